@@ -1,0 +1,97 @@
+# Compiler settings and the three target functions every folder uses:
+#   quantry_library(NAME SOURCES... DEPS...)   static library, one per folder
+#   quantry_binary(NAME SOURCES... DEPS...)    executable in build/bin
+#   quantry_test(NAME SOURCES... DEPS...)      GoogleTest executable + ctest entry
+include(GNUInstallDirs)
+
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin")
+set(QUANTRY_DEPS_DIR "${CMAKE_SOURCE_DIR}/.deps" CACHE PATH "Where scripts/bootstrap unpacks wheels")
+
+find_program(QUANTRY_CCACHE ccache)
+if(QUANTRY_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  # Precompiled headers need the sloppiness; see ccache(1).
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env
+      CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime ${QUANTRY_CCACHE})
+endif()
+find_program(QUANTRY_MOLD mold)
+if(QUANTRY_MOLD AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  add_link_options(-fuse-ld=mold)
+endif()
+# RPATH, not RUNPATH: LibTorch's own dependencies must be found through ours.
+add_link_options(-Wl,--disable-new-dtags)
+
+add_library(quantry_flags INTERFACE)
+target_include_directories(quantry_flags INTERFACE "${CMAKE_SOURCE_DIR}")
+target_compile_options(quantry_flags INTERFACE -Wall -Wextra -Wshadow -Wnon-virtual-dtor
+  $<$<BOOL:${QUANTRY_WERROR}>:-Werror> -fpch-preprocess)
+target_compile_definitions(quantry_flags INTERFACE QUANTRY_VERSION="${PROJECT_VERSION}")
+
+if(QUANTRY_BUILD_TESTS)
+  enable_testing()
+  find_package(GTest QUIET)
+  if(NOT GTest_FOUND)  # a GPU machine without packages: sources carried along
+    set(QUANTRY_GTEST_SOURCE /usr/src/googletest CACHE PATH "GoogleTest source tree")
+    add_subdirectory("${QUANTRY_GTEST_SOURCE}" "${CMAKE_BINARY_DIR}/googletest" EXCLUDE_FROM_ALL)
+    add_library(GTest::gtest_main ALIAS gtest_main)
+    add_library(GTest::gmock ALIAS gmock)
+  endif()
+  include(GoogleTest)
+endif()
+
+function(quantry_library name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  add_library(${name} STATIC ${ARG_SOURCES})
+  target_link_libraries(${name} PRIVATE quantry_flags PUBLIC ${ARG_DEPS})
+  target_include_directories(${name} PUBLIC "${CMAKE_SOURCE_DIR}")
+  quantry_use_pch(${name} ${ARG_DEPS})
+endfunction()
+
+function(quantry_binary name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  target_link_libraries(${name} PRIVATE quantry_flags ${ARG_DEPS})
+  quantry_use_pch(${name} ${ARG_DEPS})
+endfunction()
+
+function(quantry_test name)
+  if(NOT QUANTRY_BUILD_TESTS)
+    return()
+  endif()
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/tests")
+  target_link_libraries(${name} PRIVATE quantry_flags ${ARG_DEPS} GTest::gtest_main GTest::gmock)
+  target_compile_definitions(${name} PRIVATE QUANTRY_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+  quantry_use_pch(${name} ${ARG_DEPS})
+  add_test(NAME ${name} COMMAND ${name})
+  set_tests_properties(${name} PROPERTIES TIMEOUT 600)
+endfunction()
+
+# Names a header every user of `dep` precompiles: quantry_pch(quantry::torch "<ATen/ATen.h>")
+function(quantry_pch dep header)
+  set_property(GLOBAL PROPERTY "QUANTRY_PCH_${dep}" "${header}")
+endfunction()
+
+# Shares one precompiled header among the targets that name `dep` directly.
+function(quantry_use_pch target)
+  foreach(dep ${ARGN})
+    get_property(header GLOBAL PROPERTY "QUANTRY_PCH_${dep}")
+    if(header)
+      string(MAKE_C_IDENTIFIER "quantry_pch_${dep}" owner)
+      if(NOT TARGET ${owner})
+        file(WRITE "${CMAKE_BINARY_DIR}/${owner}.cc" "// owner of a shared precompiled header\n")
+        add_library(${owner} OBJECT "${CMAKE_BINARY_DIR}/${owner}.cc")
+        target_link_libraries(${owner} PRIVATE quantry_flags ${dep})
+        target_compile_definitions(${owner} PRIVATE QUANTRY_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+        target_precompile_headers(${owner} PRIVATE ${header})
+      endif()
+      target_precompile_headers(${target} REUSE_FROM ${owner})
+      return()
+    endif()
+  endforeach()
+endfunction()

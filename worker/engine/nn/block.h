@@ -1,0 +1,70 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "worker/engine/model/architecture.h"
+#include "worker/engine/model/config.h"
+#include "worker/engine/nn/rope.h"
+
+namespace quantry::engine {
+
+// y = x W^T + b. Values fp32, on the block's device.
+struct Linear {
+  std::string name;   // below the block: "self_attn.q_proj"
+  at::Tensor weight;  // [out, in]
+  at::Tensor bias;    // [out], undefined when there is none
+};
+
+// Scale (and shift) of a normalisation.
+struct Norm {
+  std::string name;   // below the block: "input_layernorm"
+  at::Tensor weight;  // [n]
+  at::Tensor bias;    // [n], undefined for RMSNorm
+};
+
+// Replaces one linear's product during a forward pass: index into
+// Block::linears and the input x [batch, tokens, in]; returns [batch, tokens,
+// out]. Methods hook inputs, put trainable weights in, or quantize
+// activations this way; the block itself knows nothing of it.
+using LinearForward = std::function<at::Tensor(int index, const at::Tensor& x)>;
+
+// One transformer block in fp32, loaded from a checkpoint. Plain data plus a
+// forward pass; copying shares tensors, Clone() does not. Not thread-safe for
+// writes. Differentiable: Forward uses out-of-place ATen ops only.
+class Block {
+ public:
+  // The arrangement comes from the architecture row: which linear is the
+  // query projection, whether the MLP is gated, which norms exist.
+  const Architecture* architecture = nullptr;
+  const ModelConfig* config = nullptr;
+  int index = 0;
+  std::vector<Linear> linears;  // in the order of architecture->linears
+  std::vector<Norm> norms;      // in the order of architecture->norms (those present)
+
+  // Output hidden states. hidden: [batch, tokens, hidden_size], causal mask,
+  // positions 0..tokens-1. `linear` empty = plain products.
+  at::Tensor Forward(const at::Tensor& hidden, const RopeTable& rope,
+                     const LinearForward& linear = {}) const;
+
+  // One part alone, its input already normalised. For methods that compare a
+  // module's output (AWQ): attention or MLP without residual.
+  at::Tensor Attention(const at::Tensor& normed, const RopeTable& rope,
+                       const LinearForward& linear = {}) const;
+  at::Tensor Mlp(const at::Tensor& normed, const LinearForward& linear = {}) const;
+
+  // y = x W^T + b of linears[i].
+  at::Tensor Apply(int i, const at::Tensor& x) const;
+
+  int LinearIndex(const std::string& name) const;  // -1 when absent
+  Norm* FindNorm(const std::string& name);         // nullptr when absent
+  Block Clone() const;
+  Block To(const at::Device& device) const;
+  int64_t Parameters() const;
+};
+
+}  // namespace quantry::engine
