@@ -1,0 +1,240 @@
+"""Bad input: a clear error naming wanted and got, nothing half-written, the server unharmed."""
+import json
+import struct
+
+import pytest
+
+from conftest import EXAMPLES, submit_args
+
+
+def read_safetensors(path):
+    raw = path.read_bytes()
+    (length,) = struct.unpack("<Q", raw[:8])
+    return json.loads(raw[8:8 + length]), raw[8 + length:]
+
+
+def write_safetensors(path, header, data):
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def edit_config(model, **changes):
+    config = json.loads((model / "config.json").read_text())
+    config.update(changes)
+    (model / "config.json").write_text(json.dumps(config))
+
+
+def unknown_model_type(model):
+    edit_config(model, model_type="gpt_bigcode", architectures=["GPTBigCodeForCausalLM"])
+
+
+def missing_shard(model):
+    header, _ = read_safetensors(model / "model.safetensors")
+    names = [name for name in header if name != "__metadata__"]
+    index = {"metadata": {}, "weight_map": {name: "model-00001-of-00002.safetensors" for name in names}}
+    (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")
+    index["weight_map"][names[-1]] = "model-00002-of-00002.safetensors"
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def index_escapes(model):
+    missing_shard(model)
+    path = model / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    last = list(index["weight_map"])[-1]
+    index["weight_map"][last] = "../x.safetensors"
+    path.write_text(json.dumps(index))
+
+
+def truncated(model):
+    path = model / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def header_length_huge(model):
+    path = model / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", 2**63) + path.read_bytes()[8:])
+
+
+def overlapping_offsets(model):
+    path = model / "model.safetensors"
+    header, data = read_safetensors(path)
+    header["model.norm.weight"]["data_offsets"] = [0, 256]
+    write_safetensors(path, header, data)
+
+
+def unknown_dtype(model):
+    path = model / "model.safetensors"
+    header, data = read_safetensors(path)
+    header["model.norm.weight"]["dtype"] = "F37"
+    write_safetensors(path, header, data)
+
+
+def nan_weights(model):
+    path = model / "model.safetensors"
+    header, data = read_safetensors(path)
+    begin, _ = header["model.layers.2.self_attn.q_proj.weight"]["data_offsets"]
+    write_safetensors(path, header, data[:begin] + struct.pack("<f", float("nan")) + data[begin + 4:])
+
+
+def shapes_contradict(model):
+    edit_config(model, intermediate_size=176)
+
+
+def small_vocabulary(model):
+    edit_config(model, vocab_size=256)
+    path = model / "model.safetensors"
+    header, data = read_safetensors(path)
+    assert header["model.embed_tokens.weight"]["data_offsets"] == [0, 131072]
+    smaller = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            begin, end = entry["data_offsets"]
+            entry = {**entry, "data_offsets": [max(0, begin - 65536), end - 65536]}
+        smaller[name] = entry
+    smaller["model.embed_tokens.weight"]["shape"] = [256, 64]
+    write_safetensors(path, smaller, data[65536:])
+
+
+def pickle_only(model):
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+
+
+BROKEN_MODELS = [
+    (unknown_model_type, "UNSUPPORTED_ARCHITECTURE", ["gpt_bigcode", "llama"]),
+    (missing_shard, "INVALID_CHECKPOINT", ["model-00002-of-00002.safetensors"]),
+    (index_escapes, "INVALID_CHECKPOINT", ["../x"]),
+    (truncated, "INVALID_CHECKPOINT", ["model.safetensors"]),
+    (header_length_huge, "INVALID_CHECKPOINT", ["9223372036854775808"]),
+    (overlapping_offsets, "INVALID_CHECKPOINT", ["model.norm.weight"]),
+    (unknown_dtype, "INVALID_CHECKPOINT", ["F37"]),
+    (nan_weights, "NON_FINITE_WEIGHTS", ["layers.2.self_attn.q_proj"]),
+    (shapes_contradict, "INVALID_CHECKPOINT", ["172", "176"]),
+    (small_vocabulary, "INVALID_TOKENIZER", ["256"]),
+]
+
+
+@pytest.fixture(scope="module")
+def shared_server(binaries, tmp_path_factory):
+    from conftest import Server
+    server = Server(binaries, tmp_path_factory.mktemp("bad") / "data", local_roots=[EXAMPLES]).start()
+    yield server
+    server.stop()
+
+
+def fails(server, args, status, reason, words):
+    done = server.cli(*args, "--wait", "--output", "json", check=status)
+    text = done.stdout + done.stderr
+    assert reason in text, text
+    for word in words:
+        assert word in text, f"{word!r} not in {text}"
+
+
+@pytest.mark.parametrize("breaks, reason, words", BROKEN_MODELS, ids=lambda value: getattr(value, "__name__", ""))
+def test_broken_model(shared_server, model_copy, breaks, reason, words):
+    breaks(model_copy)
+    fails(shared_server, submit_args(model_copy), 1, reason, words)
+
+
+def test_pickle_only_checkpoint_says_how_to_convert(shared_server, model_copy):
+    pickle_only(model_copy)
+    done = shared_server.cli(*submit_args(model_copy), check=2)
+    assert "safetensors" in done.stderr + done.stdout
+    assert "CHECKPOINT_FORMAT_REFUSED" in done.stderr + done.stdout
+
+
+def test_group_size_that_does_not_divide(shared_server, stories):
+    args = submit_args(stories, group=128)
+    done = shared_server.cli(*args, "--wait", "--output", "json")
+    text = done.stdout + done.stderr
+    assert done.returncode in (1, 2), text
+    assert "q_proj" in text and "down_proj" in text and "172" in text and "INVALID_SPEC" in text
+
+
+def test_bits_out_of_range(shared_server, stories):
+    done = shared_server.cli(*submit_args(stories, bits=5), check=2)
+    assert "5" in done.stderr and "bits" in done.stderr
+
+
+@pytest.mark.parametrize("content, reason, words", [
+    (b"", "CALIBRATION", ["empty"]),
+    (b"Once upon a time there was a fox.", "CALIBRATION", ["32", "0"]),
+    (b"Once upon a time \xff\xfe there was " * 4000, "CALIBRATION", ["UTF-8", "17"]),
+], ids=["empty", "too little", "not UTF-8"])
+def test_calibration_text(shared_server, stories, tmp_path, content, reason, words):
+    text = tmp_path / "calibration.txt"
+    text.write_bytes(content)
+    args = submit_args(stories)
+    args[args.index("--calibration") + 1] = text
+    done = shared_server.cli(*args, "--wait", "--output", "json")
+    assert done.returncode in (1, 2)
+    out = done.stdout + done.stderr
+    for word in [reason, *words]:
+        assert word in out, out
+
+
+def path_args(path):
+    args = submit_args(path, method="rtn", evaluation=False)
+    args[1:2] = ["--model-path", str(path)]
+    return args
+
+
+def test_model_path_outside_the_roots(shared_server, model_copy):
+    done = shared_server.cli(*path_args(model_copy))
+    assert done.returncode in (2, 5)
+    assert "SOURCE_FORBIDDEN" in done.stderr and str(model_copy) in done.stderr
+
+
+def test_model_path_through_a_symlink(make_server, model_copy, tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "link").symlink_to(model_copy)
+    server = make_server(local_roots=[root]).start()
+    done = server.cli(*path_args(root / "link"))
+    assert done.returncode in (2, 5)
+    assert "SOURCE_FORBIDDEN" in done.stderr
+
+
+def test_request_id_same_and_other_payload(shared_server, stories):
+    request = "11111111-2222-4333-8444-555555555555"
+    first = shared_server.json(*submit_args(stories, "--request-id", request, method="rtn", evaluation=False))
+    second = shared_server.json(*submit_args(stories, "--request-id", request, method="rtn", evaluation=False))
+    assert first["name"] == second["name"]
+    other = shared_server.cli(*submit_args(stories, "--request-id", request, method="rtn", bits=3, evaluation=False), check=2)
+    assert "REQUEST_ID_REUSED" in other.stderr
+
+
+def test_id_taken(shared_server, stories):
+    shared_server.json(*submit_args(stories, "--id", "taken", method="rtn", evaluation=False))
+    done = shared_server.cli(*submit_args(stories, "--id", "taken", method="rtn", evaluation=False), check=2)
+    assert "JOB_ID_TAKEN" in done.stderr
+
+
+def test_delete_of_a_running_job(make_server, stories):
+    server = make_server().start()
+    server.json(*submit_args(stories, "--id", "running", samples=128, length=256))
+    done = server.cli("delete", "running", check=2)
+    assert "JOB_NOT_ENDED" in done.stderr
+    assert server.json("watch", "running")["state"] == "SUCCEEDED"
+
+
+def test_two_servers_on_one_data_folder(make_server, tmp_path):
+    make_server().start()
+    second = make_server()
+    assert second.start(expect_failure=True) != 0
+    assert "DATA_DIR_LOCKED" in second.log_text() or "in use" in second.log_text()
+
+
+def test_unknown_flag_and_config_key(binaries, tmp_path):
+    import subprocess
+    config = tmp_path / "config.json"
+    config.write_text('{"data_dirr": "/tmp/x"}')
+    for arguments in (["--data-dirr=/tmp/x"], [f"--config={config}", "--check-config"]):
+        done = subprocess.run([binaries / "quantryd", *arguments], capture_output=True, text=True, timeout=20)
+        assert done.returncode == 2
+        assert "data_dir" in done.stderr.replace("-", "_")
+
+
+def test_server_unharmed_after_all_that(shared_server, stories):
+    assert shared_server.json(*submit_args(stories, "--wait"))["state"] == "SUCCEEDED"

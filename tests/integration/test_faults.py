@@ -1,0 +1,122 @@
+"""Kills, cancels and full disks while a job runs."""
+import ctypes
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+
+from conftest import submit_args, wait_for
+from test_main_job import file_hashes
+
+
+def blocks_done(server, job):
+    return int(server.json("get", job).get("progress", {}).get("blocks_done", 0))
+
+
+def long_job(stories, name):
+    return submit_args(stories, "--id", name, samples=128, length=256)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_engine_killed_resumes_with_the_same_bytes(server, stories, seed):
+    server.json(*long_job(stories, "undisturbed"))
+    undisturbed = server.json("watch", "undisturbed")
+    name = f"killed-{seed}"
+    server.json(*long_job(stories, name))
+    block = random.Random(seed).randint(1, 3)
+    wait_for(lambda: blocks_done(server, name) >= block, 60, f"block {block}")
+    pids = server.engine_pids()
+    assert pids
+    os.kill(pids[0], signal.SIGKILL)
+    job = server.json("watch", name)
+    assert job["state"] == "SUCCEEDED"
+    assert int(server.json("get", name)["epoch"]) == 2
+    log = server.cli("events", name, "--output", "json", check=0).stdout
+    assert "checkpoint" in log
+    assert file_hashes(job) == file_hashes(undisturbed)
+
+
+@pytest.mark.parametrize("stage", ["QUEUED", "CALIBRATING", "QUANTIZING", "EVALUATING"])
+def test_cancel_in_each_stage(server, stories, stage):
+    if stage == "QUEUED":
+        server.json(*long_job(stories, "ahead"))
+    server.json(*long_job(stories, "cancelled"))
+
+    def reached():
+        job = server.json("get", "cancelled")
+        if stage == "QUEUED":
+            return job["state"] == "QUEUED"
+        seen = job.get("progress", {}).get("stage", "")
+        return seen.endswith(stage) or job["state"] in ("SUCCEEDED", "FAILED")
+
+    wait_for(reached, 60, stage)
+    server.cli("cancel", "cancelled", check=0)
+    began = time.monotonic()
+    done = server.cli("watch", "cancelled", "--output", "json", check=3)
+    assert json.loads(done.stdout)["state"] == "CANCELLED"
+    if stage != "QUEUED":
+        assert not server.engine_pids()
+        assert time.monotonic() - began < 10
+    server.cli("cancel", "cancelled", check=0)  # idempotent
+
+
+def test_worker_killed(server, stories):
+    server.json(*long_job(stories, "orphan"))
+    wait_for(lambda: blocks_done(server, "orphan") >= 1, 60, "a block")
+    children = subprocess.run(["pgrep", "-P", str(server.process.pid)], capture_output=True, text=True).stdout.split()
+    worker = next(pid for pid in children if "quantry-worker" in open(f"/proc/{pid}/cmdline").read())
+    os.kill(int(worker), signal.SIGKILL)
+    wait_for(lambda: not server.engine_pids() or server.json("get", "orphan")["epoch"] != "1", 40, "the engine to go")
+    job = server.json("watch", "orphan", timeout=120)
+    assert job["state"] == "SUCCEEDED"
+
+
+def mount_tmpfs(folder, size):
+    folder.mkdir(parents=True, exist_ok=True)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"tmpfs", str(folder).encode(), b"tmpfs", 0, f"size={size}".encode()) != 0:
+        pytest.skip(f"cannot mount a tmpfs here: {os.strerror(ctypes.get_errno())}")
+    return lambda: libc.umount2(str(folder).encode(), 2)
+
+
+def test_disk_full_while_writing_the_artifact(make_server, stories, tmp_path):
+    unmount = mount_tmpfs(tmp_path / "full", "300k")
+    try:
+        server = make_server(f"--artifact-root=file://{tmp_path}/full", name="store").start()
+        done = server.cli(*submit_args(stories, "--id", "full", "--wait", "--output", "json", "--format", "dense",
+                                       "--format", "compressed-tensors", method="rtn", evaluation=False), timeout=200)
+        assert done.returncode == 1
+        assert "DISK_FULL" in done.stdout + done.stderr
+        assert server.json("get", "full")["state"] == "FAILED"
+    finally:
+        for item in [server]:
+            item.stop()
+        unmount()
+
+
+def test_disk_full_under_sqlite(make_server, stories, tmp_path):
+    unmount = mount_tmpfs(tmp_path / "data", "6m")
+    try:
+        server = make_server().start()
+        server.json(*submit_args(stories, "--id", "before", "--wait", method="rtn", evaluation=False))
+        filler = tmp_path / "data" / "filler"
+        with open(filler, "wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(b"x" * 4096)
+            except OSError:
+                pass
+        done = server.cli(*submit_args(stories, "--id", "refused", method="rtn", evaluation=False))
+        assert done.returncode != 0
+        assert "DISK_FULL" in done.stderr or "STORE_UNAVAILABLE" in done.stderr, done.stderr
+        assert server.json("get", "before")["state"] == "SUCCEEDED"
+        filler.unlink()
+        job = server.json(*submit_args(stories, "--id", "after", "--wait", method="rtn", evaluation=False))
+        assert job["state"] == "SUCCEEDED"
+    finally:
+        server.stop()
+        unmount()
