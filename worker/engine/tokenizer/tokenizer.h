@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace quantry::engine {
+
+// A Hugging Face tokenizer.json, through the tokenizers crate behind a C ABI
+// (rust/). Immutable; Encode may run on several threads.
+class Tokenizer {
+ public:
+  // Throws UserError INVALID_TOKENIZER (absent, too large, not a tokenizer).
+  static std::shared_ptr<const Tokenizer> Load(const std::string& path);
+  static std::shared_ptr<const Tokenizer> FromJson(std::string_view json, const std::string& path);
+  ~Tokenizer();
+  Tokenizer(const Tokenizer&) = delete;
+  Tokenizer& operator=(const Tokenizer&) = delete;
+
+  // Token ids of the whole text, no special tokens added. `text` is UTF-8.
+  std::vector<int32_t> Encode(std::string_view text) const;
+
+  // One more than the largest id, added tokens included.
+  int64_t vocab_size() const { return vocab_size_; }
+
+  // Refuses a tokenizer which can yield ids the model's embedding lacks:
+  // UserError INVALID_TOKENIZER.
+  void CheckFits(int64_t model_vocab_size) const;
+
+ private:
+  Tokenizer() = default;
+
+  std::string path_;
+  void* handle_ = nullptr;
+  int64_t vocab_size_ = 0;
+};
+
+}  // namespace quantry::engine
