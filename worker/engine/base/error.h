@@ -16,12 +16,12 @@ enum class FailureClass { kUser, kEnvironment, kResource, kBug };
 // do next; every value in the text is in `metadata` too.
 class EngineError : public std::runtime_error {
  public:
-  EngineError(FailureClass failure_class, std::string reason, const std::string& message,
-              std::map<std::string, std::string> metadata = {})
+  EngineError(FailureClass who, std::string why, const std::string& message,
+              std::map<std::string, std::string> values = {})
       : std::runtime_error(message),
-        failure_class(failure_class),
-        reason(std::move(reason)),
-        metadata(std::move(metadata)) {}
+        failure_class(who),
+        reason(std::move(why)),
+        metadata(std::move(values)) {}
 
   FailureClass failure_class;
   std::string reason;

@@ -1,0 +1,161 @@
+#include "worker/engine/quant/grid.h"
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+#include <set>
+
+#include "worker/engine/base/error.h"
+
+namespace quantry::engine {
+namespace {
+
+// A group narrower than this counts as constant (spec: tesseraq.md 1.2).
+constexpr double kMinRange = 1e-5;
+// Elements handled at once on the CPU, so that temporaries stay in the cache.
+constexpr int64_t kChunkElements = int64_t{1} << 18;
+
+// Rows of `weight` handled at once.
+int64_t RowsPerChunk(const at::Tensor& weight) {
+  if (!weight.device().is_cpu()) return weight.size(0);
+  return std::max<int64_t>(1, kChunkElements / std::max<int64_t>(1, weight.size(1)));
+}
+
+// [rows, in] -> [rows, groups, g]
+at::Tensor Grouped(const at::Tensor& weight, const GridSpec& spec) {
+  const int64_t group = spec.GroupSizeFor(weight.size(1));
+  return weight.contiguous().view({weight.size(0), weight.size(1) / group, group});
+}
+
+// The grid of `grouped` [rows, groups, g]: scales and zeros [rows, groups].
+GroupGrid GridOf(const at::Tensor& grouped, const GridSpec& spec, at::ScalarType scale_dtype) {
+  const double qmax = static_cast<double>(spec.qmax());
+  auto [lo, hi] = at::aminmax(grouped, -1);
+  lo.clamp_max_(0.0);
+  hi.clamp_min_(0.0);
+  if (spec.symmetric) {
+    at::Tensor range = at::maximum(hi, lo.neg()).mul_(2.0).clamp_min_(kMinRange);
+    at::Tensor scales = RoundScales(range.div_(qmax), scale_dtype);
+    at::Tensor zeros = at::full_like(scales, static_cast<double>(int64_t{1} << (spec.bits - 1)));
+    return {scales, zeros};
+  }
+  at::Tensor scales = RoundScales((hi - lo).clamp_min_(kMinRange).div_(qmax), scale_dtype);
+  at::Tensor zeros = lo.neg_().div_(scales).round_().clamp_(0.0, qmax);
+  return {scales, zeros};
+}
+
+// clamp(round(W / s) + z, 0, qmax), fp32 [rows, groups, g], a fresh tensor.
+at::Tensor CodesOf(const at::Tensor& grouped, const GridSpec& spec, const at::Tensor& scales,
+                   const at::Tensor& zeros) {
+  return grouped.div(scales.unsqueeze(-1))
+      .round_()
+      .add_(zeros.unsqueeze(-1))
+      .clamp_(0.0, static_cast<double>(spec.qmax()));
+}
+
+std::string Join(const std::vector<std::string>& parts, const std::string& separator) {
+  std::string joined;
+  for (const std::string& part : parts) joined += (joined.empty() ? "" : separator) + part;
+  return joined;
+}
+
+// Divisors of `n` that are worth a group, ascending.
+std::vector<std::string> UsefulDivisors(int64_t n) {
+  std::vector<std::string> sizes;
+  for (int64_t d = 2; d <= n && d <= 4096; ++d) {
+    if (n % d == 0) sizes.push_back(std::to_string(d));
+  }
+  return sizes;
+}
+
+}  // namespace
+
+at::ScalarType ScaleDtypeFor(at::ScalarType model_dtype) {
+  return model_dtype == at::kBFloat16 ? at::kBFloat16 : at::kHalf;
+}
+
+at::Tensor RoundScales(const at::Tensor& scales, at::ScalarType dtype) {
+  const bool half = dtype == at::kHalf;
+  const double smallest = half ? 0x1p-24 : 0x1p-126;
+  const double largest = half ? 65504.0 : static_cast<double>(0x1.fep127f);
+  return scales.clamp(smallest, largest).to(dtype).to(at::kFloat);
+}
+
+GroupGrid MinMaxGrid(const at::Tensor& weight, const GridSpec& spec, at::ScalarType scale_dtype) {
+  return GridOf(Grouped(weight, spec), spec, scale_dtype);
+}
+
+at::Tensor RoundToGrid(const at::Tensor& weight, const GridSpec& spec, const GroupGrid& grid) {
+  at::Tensor codes = at::empty(weight.sizes(), weight.options().dtype(at::kByte));
+  const int64_t step = RowsPerChunk(weight);
+  for (int64_t row = 0; row < weight.size(0); row += step) {
+    const int64_t end = std::min(row + step, weight.size(0));
+    const at::Tensor part = weight.slice(0, row, end);
+    at::Tensor rounded = CodesOf(Grouped(part, spec), spec, grid.scales.slice(0, row, end),
+                                 grid.zeros.slice(0, row, end));
+    codes.slice(0, row, end).copy_(rounded.view(part.sizes()));
+  }
+  return codes;
+}
+
+QuantizedLinear QuantizeNearest(const std::string& name, const at::Tensor& weight,
+                                const at::Tensor& bias, const GridSpec& spec,
+                                at::ScalarType scale_dtype) {
+  const GroupGrid grid = MinMaxGrid(weight, spec, scale_dtype);
+  QuantizedLinear linear;
+  linear.name = name;
+  linear.grid = spec;
+  linear.codes = RoundToGrid(weight, spec, grid).cpu();
+  linear.scales = grid.scales.cpu();
+  linear.zeros = grid.zeros.to(at::kByte).cpu();
+  if (bias.defined()) linear.bias = bias.cpu();
+  linear.scale_dtype = scale_dtype;
+  return linear;
+}
+
+at::Tensor FakeQuantize(const at::Tensor& weight, const GridSpec& spec,
+                        at::ScalarType scale_dtype) {
+  at::Tensor result = at::empty(weight.sizes(), weight.options());
+  const int64_t step = RowsPerChunk(weight);
+  for (int64_t row = 0; row < weight.size(0); row += step) {
+    const at::Tensor part = weight.slice(0, row, std::min(row + step, weight.size(0)));
+    const at::Tensor grouped = Grouped(part, spec);
+    const GroupGrid grid = GridOf(grouped, spec, scale_dtype);
+    at::Tensor values = CodesOf(grouped, spec, grid.scales, grid.zeros)
+                            .sub_(grid.zeros.unsqueeze(-1))
+                            .mul_(grid.scales.unsqueeze(-1));
+    result.slice(0, row, row + part.size(0)).copy_(values.view(part.sizes()));
+  }
+  return result;
+}
+
+void CheckGrid(const GridSpec& spec, const std::vector<NamedWidth>& linears) {
+  if (spec.bits != 2 && spec.bits != 3 && spec.bits != 4 && spec.bits != 8) {
+    const std::string got = std::to_string(spec.bits);
+    throw UserError("INVALID_SPEC", "bits must be 2, 3, 4 or 8, got " + got, {{"bits", got}});
+  }
+  const std::string size = std::to_string(spec.group_size);
+  if (spec.group_size == 0 || spec.group_size < -1) {
+    throw UserError(
+        "INVALID_SPEC",
+        "group_size must be a positive divisor of in_features or -1 (per channel), got " + size,
+        {{"group_size", size}});
+  }
+  std::vector<std::string> misfits;
+  int64_t common = 0;
+  for (const auto& [name, width] : linears) {
+    common = std::gcd(common, width);
+    if (spec.group_size > 0 && width % spec.group_size != 0) {
+      misfits.push_back(name + " (in_features " + std::to_string(width) + ")");
+    }
+  }
+  if (misfits.empty()) return;
+  const std::string fitting = Join(UsefulDivisors(common), ", ");
+  throw UserError("INVALID_SPEC",
+                  "group_size " + size + " does not divide " + Join(misfits, ", ") +
+                      "; sizes that fit every linear: " + (fitting.empty() ? "" : fitting + ", ") +
+                      "-1 (per channel)",
+                  {{"group_size", size}, {"linears", Join(misfits, ", ")}, {"fitting", fitting}});
+}
+
+}  // namespace quantry::engine

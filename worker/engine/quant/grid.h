@@ -1,0 +1,58 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "worker/engine/quant/quantized_linear.h"
+
+namespace quantry::engine {
+
+// Scale and zero point of every group of one weight, on the weight's device.
+struct GroupGrid {
+  at::Tensor scales;  // fp32 [out, groups], each exactly representable in the storage dtype
+  at::Tensor zeros;   // fp32 [out, groups], integers 0 .. qmax
+};
+
+// Storage dtype of scales for a checkpoint of dtype `model_dtype`: bf16 for
+// bf16 checkpoints, fp16 for all others (readers of packed formats know no
+// third).
+at::ScalarType ScaleDtypeFor(at::ScalarType model_dtype);
+
+// Rounds to `dtype` and back to fp32, keeping every scale positive and
+// finite: underflow becomes the smallest positive value, overflow the largest.
+at::Tensor RoundScales(const at::Tensor& scales, at::ScalarType dtype);
+
+// Min/max grid of weight [out, in] fp32. Ranges always include 0 (spec:
+// targets.md, "RTN here").
+//   asymmetric: s = max(hi - lo, 1e-5) / qmax, z = clamp(round(-lo / s), 0, qmax)
+//   symmetric:  s = absmax / ((2^b - 1) / 2),  z = 2^(b-1)
+// Scales are rounded to `scale_dtype` before zero points are computed. The
+// group size must divide `in` (CheckGroupSize).
+GroupGrid MinMaxGrid(const at::Tensor& weight, const GridSpec& spec, at::ScalarType scale_dtype);
+
+// clamp(round(W / s) + z, 0, qmax) as uint8 [out, in]; rounds half to even.
+at::Tensor RoundToGrid(const at::Tensor& weight, const GridSpec& spec, const GroupGrid& grid);
+
+// Rounding to nearest: MinMaxGrid, then RoundToGrid. Results on the CPU.
+QuantizedLinear QuantizeNearest(const std::string& name, const at::Tensor& weight,
+                                const at::Tensor& bias, const GridSpec& spec,
+                                at::ScalarType scale_dtype);
+
+// What the weight becomes on its own min/max grid, fp32 [out, in]: equals
+// QuantizeNearest(...).Dequantize() bit for bit, without making integers.
+// The search loops of the methods live in this function.
+at::Tensor FakeQuantize(const at::Tensor& weight, const GridSpec& spec, at::ScalarType scale_dtype);
+
+// Name and in_features of a linear that is to be quantized.
+using NamedWidth = std::pair<std::string, int64_t>;
+
+// Throws INVALID_SPEC unless bits are 2, 3, 4 or 8 and the group size divides
+// every width; the message lists the linears that do not divide and the sizes
+// that would fit all of them.
+void CheckGrid(const GridSpec& spec, const std::vector<NamedWidth>& linears);
+
+}  // namespace quantry::engine

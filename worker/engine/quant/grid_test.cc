@@ -1,0 +1,122 @@
+#include "worker/engine/quant/grid.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <string>
+
+#include "worker/engine/base/error.h"
+
+namespace quantry::engine {
+namespace {
+
+struct GridCase {
+  const char* name;
+  int bits;
+  int64_t group_size;
+  bool symmetric;
+  at::ScalarType scale_dtype;
+};
+
+class GridTest : public ::testing::TestWithParam<GridCase> {
+ protected:
+  GridSpec spec() const { return {GetParam().bits, GetParam().group_size, GetParam().symmetric}; }
+};
+
+TEST_P(GridTest, FakeQuantizeEqualsIntegersDequantized) {
+  at::manual_seed(1);
+  const at::Tensor weight = at::randn({37, 96});
+  const QuantizedLinear linear = QuantizeNearest("w", weight, {}, spec(), GetParam().scale_dtype);
+  EXPECT_TRUE(at::equal(linear.Dequantize(), FakeQuantize(weight, spec(), GetParam().scale_dtype)));
+}
+
+TEST_P(GridTest, ErrorIsAtMostHalfAStepInsideTheRange) {
+  at::manual_seed(2);
+  const at::Tensor weight = at::rand({16, 96}) - 0.5;
+  const QuantizedLinear linear = QuantizeNearest("w", weight, {}, spec(), GetParam().scale_dtype);
+  // A symmetric grid's upper end and a scale rounded down may clip by up to
+  // one more step.
+  const double steps = GetParam().symmetric ? 1.01 : 0.51 + 0.004 * spec().qmax();
+  const at::Tensor scales = linear.scales.repeat_interleave(96 / linear.scales.size(1), 1);
+  const at::Tensor error = (linear.Dequantize() - weight).abs() / scales;
+  EXPECT_LE(error.max().item<double>(), steps);
+  EXPECT_LE(linear.codes.max().item<int>(), spec().qmax());
+}
+
+TEST_P(GridTest, ScalesSurviveTheirStorageDtype) {
+  at::manual_seed(3);
+  const GroupGrid grid = MinMaxGrid(at::randn({8, 96}), spec(), GetParam().scale_dtype);
+  EXPECT_TRUE(at::equal(grid.scales, grid.scales.to(GetParam().scale_dtype).to(at::kFloat)));
+  EXPECT_TRUE(at::equal(grid.zeros, grid.zeros.round()));
+}
+
+// T23 of spec/tesseraq.md.
+TEST_P(GridTest, DegenerateGroupsStayFinite) {
+  const std::vector<at::Tensor> rows = {
+      at::zeros({96}),       at::full({96}, 0.7),   at::full({96}, -0.7), at::rand({96}) + 1.0,
+      -at::rand({96}) - 1.0, at::full({96}, 1e-12), at::full({96}, 3e30), at::rand({96}) * 1e-9};
+  const at::Tensor weight = at::stack(rows);
+  const QuantizedLinear linear = QuantizeNearest("w", weight, {}, spec(), GetParam().scale_dtype);
+  EXPECT_TRUE(at::isfinite(linear.Dequantize()).all().item<bool>());
+  EXPECT_GT(linear.scales.min().item<double>(), 0.0);
+  EXPECT_LE(linear.zeros.max().item<int>(), spec().qmax());
+  EXPECT_EQ(linear.Dequantize()[0].abs().max().item<double>(), 0.0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Grids, GridTest,
+                         ::testing::Values(GridCase{"asym2g32", 2, 32, false, at::kHalf},
+                                           GridCase{"asym3channel", 3, -1, false, at::kHalf},
+                                           GridCase{"asym4g48bf16", 4, 48, false, at::kBFloat16},
+                                           GridCase{"asym8g96", 8, 96, false, at::kHalf},
+                                           GridCase{"sym2channel", 2, -1, true, at::kHalf},
+                                           GridCase{"sym3g32bf16", 3, 32, true, at::kBFloat16},
+                                           GridCase{"sym4g16", 4, 16, true, at::kHalf},
+                                           GridCase{"sym8channel", 8, -1, true, at::kBFloat16}),
+                         [](const auto& param_info) { return std::string(param_info.param.name); });
+
+TEST(Grid, KnownValues) {
+  // lo = -1, hi = 2, qmax = 3: s = 1, z = 1.
+  const at::Tensor weight = at::tensor({-1.0F, 0.5F, 1.5F, 2.0F}).view({1, 4});
+  const QuantizedLinear linear = QuantizeNearest("w", weight, {}, {2, -1, false}, at::kHalf);
+  EXPECT_EQ(linear.scales.item<float>(), 1.0F);
+  EXPECT_EQ(linear.zeros.item<int>(), 1);
+  // 0.5 rounds to 0 and 1.5 to 2: half to even.
+  const at::Tensor want = at::tensor({0, 1, 3, 3}, at::kByte).view({1, 4});
+  EXPECT_TRUE(at::equal(linear.codes, want)) << linear.codes;
+}
+
+TEST(Grid, SymmetricScaleIsAbsmaxOverHalfTheLevels) {
+  const at::Tensor weight = at::tensor({-1.5F, 0.75F}).view({1, 2});
+  const QuantizedLinear linear = QuantizeNearest("w", weight, {}, {2, -1, true}, at::kHalf);
+  EXPECT_EQ(linear.scales.item<float>(), 1.0F);  // 1.5 / (3 / 2)
+  EXPECT_EQ(linear.zeros.item<int>(), 2);
+}
+
+std::string GridError(const GridSpec& spec, const std::vector<NamedWidth>& linears) {
+  try {
+    CheckGrid(spec, linears);
+  } catch (const EngineError& error) {
+    EXPECT_EQ(error.reason, "INVALID_SPEC");
+    return error.what();
+  }
+  return "";
+}
+
+TEST(CheckGrid, NamesMisfitsAndFittingSizes) {
+  const std::vector<NamedWidth> linears = {{"q_proj", 64}, {"down_proj", 172}};
+  const std::string message = GridError({4, 64, false}, linears);
+  EXPECT_NE(message.find("down_proj (in_features 172)"), std::string::npos) << message;
+  EXPECT_EQ(message.find("q_proj"), std::string::npos) << message;
+  EXPECT_NE(message.find("2, 4, -1 (per channel)"), std::string::npos) << message;
+}
+
+TEST(CheckGrid, RefusesOddBitsAndSizes) {
+  EXPECT_NE(GridError({5, 32, false}, {}).find("got 5"), std::string::npos);
+  EXPECT_NE(GridError({4, 0, false}, {}).find("got 0"), std::string::npos);
+  EXPECT_NE(GridError({4, -2, false}, {}).find("got -2"), std::string::npos);
+  EXPECT_EQ(GridError({4, -1, false}, {{"q", 7}}), "");
+  EXPECT_EQ(GridError({8, 7, true}, {{"q", 21}}), "");
+}
+
+}  // namespace
+}  // namespace quantry::engine
