@@ -1,0 +1,250 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/clock.h"
+#include "server/jobs/job.h"
+
+// Where jobs live. Contract of every implementation, tested by
+// tests/conformance/job_store_suite.h:
+// - Thread-safe. Each call is one transaction and blocks until it is durable
+//   (a write that returned OK survives power loss) or has changed nothing.
+//   UNAVAILABLE is the exception: a write may then have happened or not, and
+//   repeating the call is safe.
+// - `now` is the store's clock: the only one that decides about leases.
+// - A state change and its event are one transaction; a job's events have
+//   sequences 1, 2, 3, ... without gaps.
+// - Worker writes name (job, epoch) of their lease. A stale one gets
+//   FAILED_PRECONDITION LEASE_LOST and changes nothing. An unknown session
+//   gets FAILED_PRECONDITION UNKNOWN_WORKER.
+// - Any call: UNAVAILABLE STORE_UNAVAILABLE, RESOURCE_EXHAUSTED DISK_FULL.
+namespace quantry::server {
+
+struct SubmitRequest {
+  JobKey key;
+  std::string uid;           // new UUID
+  std::string request_id;    // "" = not idempotent
+  std::string request_hash;  // of the whole request's payload
+  std::string display_name;
+  std::map<std::string, std::string> labels;
+  v1::JobSpec spec;
+  std::string spec_digest;
+  int priority = 0;
+  std::optional<Time> expire_time;
+};
+
+struct SubmitResult {
+  Job job;
+  bool created = false;  // false: an earlier call with this request_id made it
+};
+
+struct ListQuery {
+  std::string tenant;
+  std::vector<JobState> states;               // any of; empty = all
+  std::map<std::string, std::string> labels;  // all of
+  std::string method;                         // "" = all
+  int limit = 50;
+  std::optional<Cursor> after;  // last job of the page before
+};
+
+// Newest first.
+struct JobPage {
+  std::vector<Job> jobs;
+  std::optional<Cursor> next;  // absent = no more
+};
+
+struct UpdateRequest {
+  JobKey key;
+  std::string etag;  // "" = any
+  std::optional<std::map<std::string, std::string>> labels;
+  std::optional<int> priority;
+  // Outer: whether to change it; inner: absent = never expires.
+  std::optional<std::optional<Time>> expire_time;
+};
+
+struct CancelRequest {
+  JobKey key;
+  std::string etag;  // "" = any
+  std::string reason;
+};
+
+struct DeleteRequest {
+  JobKey key;
+  std::string etag;  // "" = any
+};
+
+struct AcquireRequest {
+  std::string session;
+  std::string acquire_id;  // UUID; repeating it returns the same lease
+};
+
+// Names the attempt a worker writes for.
+struct LeaseToken {
+  std::string session;
+  JobKey job;
+  int64_t epoch = 0;
+};
+
+// Events of an attempt, numbered by the worker from 0: `events[i]` has number
+// offset + i. The store keeps those it does not have yet; sequence, time and
+// epoch are the store's. state_changed is the server's own and is not taken.
+struct AttemptEvents {
+  int64_t offset = 0;
+  std::vector<v1::JobEvent> events;
+};
+
+struct Beat {
+  JobKey job;
+  int64_t epoch = 0;
+  v1::JobProgress progress;
+  AttemptEvents events;
+};
+
+struct BeatReply {
+  JobKey job;
+  int64_t epoch = 0;
+  v1::Directive directive = v1::DIRECTIVE_CONTINUE;
+  Duration ttl{};
+  int64_t next_event_offset = 0;  // send from here
+};
+
+struct HeartbeatReply {
+  std::vector<BeatReply> jobs;  // in the order of the beats
+  v1::WorkerDirective worker = v1::WORKER_DIRECTIVE_NONE;
+};
+
+struct CompleteRequest {
+  LeaseToken lease;
+  std::string manifest_sha256;
+  int64_t total_bytes = 0;
+  int file_count = 0;
+  std::string artifact_uri;
+  v1::JobResult result;
+  AttemptEvents events;
+};
+
+struct FailRequest {
+  LeaseToken lease;
+  v1::EngineError error;
+  bool retryable = false;  // lets a USER failure be tried again
+  int exit_code = 0;
+  int exit_signal = 0;
+  std::string log_tail;
+  bool cancelled = false;  // the engine was stopped because of a cancel
+  AttemptEvents events;
+};
+
+struct EventBatch {
+  std::vector<v1::JobEvent> events;
+  JobState state = JobState::kQueued;  // in the same snapshot
+  int64_t last_sequence = 0;           // of the job, not of the batch
+};
+
+struct ArtifactPage {
+  std::vector<Artifact> artifacts;  // newest first
+  std::optional<Cursor> next;
+};
+
+// What a sweep did.
+struct SweepReport {
+  bool pushed_leases = false;  // the sweeper had stood still; nobody was judged
+  int lost = 0;                // leases that lapsed
+  int no_progress = 0;
+  int over_limit = 0;  // max_run, max_pending
+  int expired = 0;     // ended jobs removed at their expire_time
+  std::vector<JobKey> changed;
+};
+
+// From maintained counters, never a scan.
+struct StoreStats {
+  std::map<JobState, int64_t> jobs;  // all six states
+  int64_t depth = 0;                 // claimable now
+  int64_t delayed = 0;               // queued, waiting for their backoff
+  std::optional<Time> oldest_queued;
+  int live_workers = 0;
+  int busy_slots = 0;
+  int total_slots = 0;  // of live workers
+};
+
+// Bytes nothing refers to any more: everything below {root}/{tenant}/{uid}/.
+struct Garbage {
+  std::string tenant;
+  std::string job_uid;
+};
+
+class JobStore {
+ public:
+  virtual ~JobStore() = default;
+
+  // Tenant side ------------------------------------------------------------
+  // Errors: ALREADY_EXISTS JOB_ID_TAKEN, REQUEST_ID_REUSED (same request_id,
+  // other request_hash).
+  virtual absl::StatusOr<SubmitResult> Submit(const SubmitRequest& request, Time now) = 0;
+  // Errors here and below: NOT_FOUND JOB_NOT_FOUND.
+  virtual absl::StatusOr<Job> Get(const JobKey& key) = 0;
+  virtual absl::StatusOr<JobPage> List(const ListQuery& query) = 0;
+  // Errors: ABORTED ETAG_MISMATCH.
+  virtual absl::StatusOr<Job> Update(const UpdateRequest& request, Time now) = 0;
+  // QUEUED -> CANCELLED, RUNNING -> CANCELLING. Again: no change, OK. Once it
+  // returned OK the job never becomes SUCCEEDED. Errors: ABORTED
+  // ETAG_MISMATCH, FAILED_PRECONDITION JOB_ALREADY_ENDED.
+  virtual absl::StatusOr<Job> Cancel(const CancelRequest& request, Time now) = 0;
+  // Removes job, events and artifact row; the bytes become Garbage. Returns
+  // the job as it was. Errors: ABORTED ETAG_MISMATCH, FAILED_PRECONDITION
+  // JOB_NOT_ENDED.
+  virtual absl::StatusOr<Job> Delete(const DeleteRequest& request, Time now) = 0;
+  // Events with a sequence greater than `after`, oldest first.
+  virtual absl::StatusOr<EventBatch> Events(const JobKey& key, int64_t after, int limit) = 0;
+  // Errors: NOT_FOUND ARTIFACT_NOT_FOUND.
+  virtual absl::StatusOr<Artifact> GetArtifact(const std::string& tenant,
+                                               const std::string& uid) = 0;
+  virtual absl::StatusOr<ArtifactPage> ListArtifacts(const std::string& tenant, int limit,
+                                                     std::optional<Cursor> after) = 0;
+
+  // Worker side ------------------------------------------------------------
+  // `session` is a new random name for this registration; it replaces the
+  // worker's earlier one. Another incarnation means that the process died:
+  // its leases lapse at once and a drain is forgotten.
+  virtual absl::Status RegisterWorker(const v1::WorkerInfo& worker, const std::string& session,
+                                      Time now) = 0;
+  // nullopt = nothing to do (or the worker drains).
+  virtual absl::StatusOr<std::optional<Grant>> Acquire(const AcquireRequest& request, Time now) = 0;
+  virtual absl::StatusOr<HeartbeatReply> Heartbeat(const std::string& session,
+                                                   const std::vector<Beat>& beats, Time now) = 0;
+  // What the next attempt resumes from. The same again: OK, no event.
+  virtual absl::Status CommitCheckpoint(const LeaseToken& lease,
+                                        const v1::CheckpointRef& checkpoint, Time now) = 0;
+  // The commit point. Same epoch and digest again: OK. A job that was told to
+  // cancel becomes CANCELLED and the caller gets LEASE_LOST. A result whose
+  // quality gate failed ends FAILED QUALITY_GATE_FAILED with its artifact.
+  virtual absl::Status Complete(const CompleteRequest& request, Time now) = 0;
+  // Returns where the job went: QUEUED (retry), FAILED or CANCELLED.
+  virtual absl::StatusOr<JobState> Fail(const FailRequest& request, Time now) = 0;
+  // Back to QUEUED at no cost; CANCELLING -> CANCELLED.
+  virtual absl::Status Release(const LeaseToken& lease, const std::string& reason, Time now) = 0;
+
+  // Operator side ----------------------------------------------------------
+  virtual absl::StatusOr<std::vector<Worker>> ListWorkers(Time now) = 0;
+  // Errors: NOT_FOUND WORKER_NOT_FOUND.
+  virtual absl::StatusOr<Worker> DrainWorker(const std::string& worker_id, bool terminate,
+                                             Time now) = 0;
+  // Judges leases, limits and expiry. When it has not been called for more
+  // than ttl / 2 it pushes all leases to now + ttl and judges nobody.
+  virtual absl::StatusOr<SweepReport> Sweep(Time now) = 0;
+  virtual absl::StatusOr<StoreStats> Stats(Time now) = 0;
+  // Oldest first.
+  virtual absl::StatusOr<std::vector<Garbage>> ListGarbage(int limit) = 0;
+  // Call after the bytes are gone.
+  virtual absl::Status ForgetGarbage(const Garbage& garbage) = 0;
+  // Reads one row: for readiness.
+  virtual absl::Status Ping() = 0;
+};
+
+}  // namespace quantry::server
