@@ -1,0 +1,50 @@
+// A very small HTTP/1.1 server for probes and metrics: GET on a fixed set of
+// paths, one answer a connection. Made for a loopback port that anything on
+// the machine may poke at: request bytes, time and connections are bounded, a
+// slow client delays nobody else.
+//
+// One thread of its own serves all connections with poll(2); handlers run on
+// it and must be quick and thread-safe towards the rest of the program. The
+// destructor closes the port and all connections and joins the thread.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+
+namespace quantry {
+
+struct HttpResponse {
+  int status = 200;
+  std::string content_type = "text/plain; charset=utf-8";
+  std::string body = {};
+};
+
+class HttpAdmin {
+ public:
+  using Handler = std::function<HttpResponse()>;
+  using Handlers = std::map<std::string, Handler, std::less<>>;  // by path, "/metrics"
+
+  // Binds `address` (HOST:PORT, loopback only) and serves until destroyed.
+  // Errors: INVALID_ARGUMENT, FAILED_PRECONDITION (not loopback, in use).
+  static absl::StatusOr<std::unique_ptr<HttpAdmin>> Start(std::string_view address,
+                                                          Handlers handlers);
+
+  virtual ~HttpAdmin() = default;
+  // With the port that was bound.
+  virtual std::string address() const = 0;
+};
+
+// What every quantry process answers: /livez is 200 while the process runs,
+// /readyz 200 or 503 with the reason, /metrics the Prometheus text format.
+// `not_ready` returns "" when ready, else why not. Both are called on the
+// server's thread.
+HttpAdmin::Handlers StandardHandlers(std::function<std::string()> metrics_text,
+                                     std::function<std::string()> not_ready);
+
+}  // namespace quantry

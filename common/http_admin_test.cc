@@ -1,0 +1,115 @@
+#include "common/http_admin.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <string>
+
+#include "common/listen_address.h"
+#include "gtest/gtest.h"
+
+namespace quantry {
+namespace {
+
+int Connect(const HttpAdmin& server) {
+  const auto address = ParseListenAddress(server.address());
+  sockaddr_in to{};
+  to.sin_family = AF_INET;
+  to.sin_port = htons(address->port);
+  inet_pton(AF_INET, "127.0.0.1", &to.sin_addr);
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  EXPECT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to), 0);
+  return fd;
+}
+
+std::string ReadAll(int fd) {
+  std::string all;
+  char buffer[1024];
+  for (ssize_t got; (got = read(fd, buffer, sizeof buffer)) > 0;) {
+    all.append(buffer, static_cast<size_t>(got));
+  }
+  close(fd);
+  return all;
+}
+
+std::string Send(const HttpAdmin& server, const std::string& request) {
+  const int fd = Connect(server);
+  EXPECT_EQ(send(fd, request.data(), request.size(), MSG_NOSIGNAL),
+            static_cast<ssize_t>(request.size()));
+  return ReadAll(fd);
+}
+
+class HttpAdminTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    auto started = HttpAdmin::Start(
+        "127.0.0.1:0", StandardHandlers([this] { return metrics_; }, [this] { return reason_; }));
+    ASSERT_TRUE(started.ok()) << started.status();
+    server_ = *std::move(started);
+  }
+
+  std::string metrics_ = "up 1\n";
+  std::string reason_;
+  std::unique_ptr<HttpAdmin> server_;
+};
+
+TEST_F(HttpAdminTest, ServesPages) {
+  const std::string metrics = Send(*server_, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+  EXPECT_EQ(metrics.rfind("HTTP/1.1 200 OK\r\n", 0), 0u) << metrics;
+  EXPECT_NE(metrics.find("version=0.0.4"), std::string::npos);
+  EXPECT_EQ(metrics.substr(metrics.size() - 5), "up 1\n");
+  EXPECT_NE(Send(*server_, "GET /livez?x=1 HTTP/1.1\r\n\r\n").find("200 OK"), std::string::npos);
+}
+
+TEST_F(HttpAdminTest, ReadinessSaysWhyNot) {
+  reason_ = "the store is down";
+  const std::string answer = Send(*server_, "GET /readyz HTTP/1.1\r\n\r\n");
+  EXPECT_EQ(answer.rfind("HTTP/1.1 503", 0), 0u);
+  EXPECT_NE(answer.find("the store is down"), std::string::npos);
+}
+
+TEST_F(HttpAdminTest, BadRequestsGetShortAnswers) {
+  const std::pair<std::string, std::string> cases[] = {
+      {"GET /other HTTP/1.1\r\n\r\n", "404"},    {"POST /metrics HTTP/1.1\r\n\r\n", "405"},
+      {"GET /metrics\r\n\r\n", "400"},           {"\r\n\r\n", "400"},
+      {"GET  HTTP/1.1\r\n\r\n", "404"},          {std::string("\0\0\0 \r\n\r\n", 8), "400"},
+      {"GET /" + std::string(9000, 'a'), "431"},
+  };
+  for (const auto& [request, status] : cases) {
+    EXPECT_EQ(Send(*server_, request).rfind("HTTP/1.1 " + status, 0), 0u) << request.substr(0, 40);
+  }
+}
+
+TEST_F(HttpAdminTest, LargePagesArriveWhole) {
+  metrics_ = std::string(8 << 20, 'm');
+  EXPECT_GT(Send(*server_, "GET /metrics HTTP/1.1\r\n\r\n").size(), metrics_.size());
+}
+
+TEST_F(HttpAdminTest, ASilentClientDelaysNobody) {
+  const int silent = Connect(*server_);
+  const int half = Connect(*server_);
+  ASSERT_EQ(send(half, "GET /li", 7, MSG_NOSIGNAL), 7);
+  EXPECT_NE(Send(*server_, "GET /livez HTTP/1.1\r\n\r\n").find("200 OK"), std::string::npos);
+  ASSERT_EQ(send(half, "vez HTTP/1.1\r\n\r\n", 16, MSG_NOSIGNAL), 16);
+  EXPECT_NE(ReadAll(half).find("200 OK"), std::string::npos);
+  close(silent);
+}
+
+TEST_F(HttpAdminTest, StopsWithOpenConnections) {
+  const int open = Connect(*server_);
+  server_.reset();
+  EXPECT_EQ(ReadAll(open), "");
+}
+
+TEST_F(HttpAdminTest, RefusesOtherAddresses) {
+  EXPECT_EQ(HttpAdmin::Start("0.0.0.0:0", {}).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+  const auto second = HttpAdmin::Start(server_->address(), {});
+  EXPECT_EQ(second.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_NE(second.status().message().find("in use"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace quantry

@@ -1,0 +1,54 @@
+#include "common/log.h"
+
+#include <limits>
+
+#include "gtest/gtest.h"
+
+namespace quantry::log {
+namespace {
+
+constexpr std::string_view kTime = "2026-01-02T03:04:05.678Z";
+
+TEST(Log, TextLine) {
+  EXPECT_EQ(FormatLine(Format::kText, Level::kWarning, kTime, "lease expired",
+                       {{"job", "tenants/t/quantizationJobs/a"}, {"epoch", 3}, {"why", "a b"}}),
+            "2026-01-02T03:04:05.678Z WARNING lease expired job=tenants/t/quantizationJobs/a "
+            "epoch=3 why=\"a b\"");
+}
+
+TEST(Log, JsonLine) {
+  EXPECT_EQ(FormatLine(Format::kJson, Level::kInfo, kTime, "a \"b\"",
+                       {{"n", 7}, {"ok", true}, {"x", 0.5}, {"s", std::string("v\n")}}),
+            R"({"ts":"2026-01-02T03:04:05.678Z","level":"info","message":"a \"b\"",)"
+            R"("n":7,"ok":true,"x":0.5,"s":"v\n"})");
+}
+
+TEST(Log, NonFiniteNumbersStayValidJson) {
+  EXPECT_EQ(FormatLine(Format::kJson, Level::kInfo, kTime, "m",
+                       {{"x", std::numeric_limits<double>::quiet_NaN()}}),
+            R"({"ts":"2026-01-02T03:04:05.678Z","level":"info","message":"m","x":"nan"})");
+}
+
+TEST(Log, HostileValuesCannotForgeLines) {
+  for (const Format format : {Format::kText, Format::kJson}) {
+    const std::string line =
+        FormatLine(format, Level::kInfo, kTime, "m\nERROR forged", {{"k", "v\r\n\x1b[31m"}});
+    EXPECT_EQ(line.find_first_of("\r\n\x1b"), std::string::npos) << line;
+  }
+}
+
+TEST(Log, LongValuesAreCut) {
+  const std::string line =
+      FormatLine(Format::kText, Level::kInfo, kTime, "m", {{"k", std::string(100000, 'x')}});
+  EXPECT_LT(line.size(), 5000u);
+}
+
+TEST(Log, UnknownSettingsAreRefused) {
+  EXPECT_TRUE(Configure("json", "debug").ok());
+  EXPECT_FALSE(Configure("xml", "info").ok());
+  EXPECT_FALSE(Configure("text", "loud").ok());
+  EXPECT_TRUE(Configure("text", "info").ok());
+}
+
+}  // namespace
+}  // namespace quantry::log
