@@ -110,10 +110,10 @@ struct PreconditionViolation {
 };
 
 struct ErrorDetails {
-  std::map<std::string, std::string> metadata;  // every value in the message
-  std::vector<FieldViolation> field_violations;
-  std::vector<PreconditionViolation> preconditions;
-  std::optional<Duration> retry_after;
+  std::map<std::string, std::string> metadata = {};  // every value in the message
+  std::vector<FieldViolation> field_violations = {};
+  std::vector<PreconditionViolation> preconditions = {};
+  std::optional<Duration> retry_after = {};
 };
 
 // The code comes from the table. `message` says what was wanted, what was got
