@@ -1,0 +1,175 @@
+#include "server/artifacts/confined.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+
+#include <cerrno>
+#include <climits>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+
+namespace quantry::server {
+namespace {
+
+// More entries than this is no checkpoint folder.
+constexpr int kMaxFolderEntries = 10000;
+
+bool HasParentPart(std::string_view path) {
+  for (size_t begin = 0; begin <= path.size();) {
+    const size_t end = std::min(path.find('/', begin), path.size());
+    if (path.substr(begin, end - begin) == "..") return true;
+    begin = end + 1;
+  }
+  return false;
+}
+
+bool IsCleanName(std::string_view name) {
+  return !name.empty() && name.size() < PATH_MAX &&
+         name.find_first_of(std::string_view("\\\0", 2)) == std::string_view::npos &&
+         !HasParentPart(name);
+}
+
+absl::Status OpenError(std::string_view name, int error) {
+  const std::string what = absl::StrCat("'", std::string(name), "'");
+  switch (error) {
+    case ENOENT:
+    case ENOTDIR:
+      return absl::NotFoundError(absl::StrCat("there is no ", what));
+    case EXDEV:
+    case ELOOP:
+      return absl::PermissionDeniedError(
+          absl::StrCat(what, " leaves its folder through a symbolic link"));
+    case EACCES:
+    case EPERM:
+      return absl::PermissionDeniedError(absl::StrCat(what, ": ", std::strerror(error)));
+    default:
+      return absl::InternalError(absl::StrCat("cannot open ", what, ": ", std::strerror(error)));
+  }
+}
+
+struct DirCloser {
+  void operator()(DIR* dir) const { closedir(dir); }
+};
+
+// Every symbolic link directly in the folder must stay below the root.
+absl::Status CheckEntries(int root_fd, const std::string& relative) {
+  auto folder = OpenBeneath(root_fd, relative, O_RDONLY | O_DIRECTORY, Symlinks::kFollowBeneath);
+  if (!folder.ok()) return folder.status();
+  std::unique_ptr<DIR, DirCloser> dir(fdopendir(dup(folder->get())));
+  if (dir == nullptr) return OpenError(relative, errno);
+  for (int count = 0; const dirent* entry = readdir(dir.get()); ++count) {
+    if (count > kMaxFolderEntries) {
+      return absl::PermissionDeniedError(
+          absl::StrCat("'", relative, "' holds more than ", kMaxFolderEntries, " entries"));
+    }
+    if (entry->d_type != DT_LNK && entry->d_type != DT_UNKNOWN) continue;
+    const std::string_view name = entry->d_name;
+    if (name == "." || name == "..") continue;
+    const auto opened = OpenBeneath(root_fd, absl::StrCat(relative, "/", entry->d_name), O_PATH,
+                                    Symlinks::kFollowBeneath);
+    // A dangling link harms nobody; the engine names the missing file.
+    if (!opened.ok() && !absl::IsNotFound(opened.status())) return opened.status();
+  }
+  return absl::OkStatus();
+}
+
+std::string WithoutSlashes(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  return path;
+}
+
+// The part of `path` below `root`; "." for the root itself, "" when outside.
+std::string RelativeTo(std::string_view root, std::string_view path) {
+  if (path == root) return ".";
+  if (root == "/") return std::string(path.substr(1));
+  if (path.size() <= root.size() || path.substr(0, root.size()) != root ||
+      path[root.size()] != '/') {
+    return "";
+  }
+  const size_t begin = path.find_first_not_of('/', root.size());
+  return begin == std::string_view::npos ? "." : std::string(path.substr(begin));
+}
+
+}  // namespace
+
+absl::StatusOr<UniqueFd> OpenBeneath(int folder_fd, std::string_view relative, int flags,
+                                     Symlinks symlinks, unsigned mode) {
+  if (!IsCleanName(relative) || relative.front() == '/') {
+    return absl::InvalidArgumentError(
+        absl::StrCat("wanted a relative path without '..', '\\' or NUL, got '",
+                     std::string(relative.substr(0, 200)), "'"));
+  }
+  open_how how{};
+  how.flags = static_cast<std::uint64_t>(flags | O_CLOEXEC);
+  how.mode = (flags & O_CREAT) != 0 ? mode : 0;
+  how.resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS;
+  if (symlinks == Symlinks::kRefuse) how.resolve |= RESOLVE_NO_SYMLINKS;
+  const std::string name(relative);
+  long fd = -1;
+  do {
+    fd = syscall(SYS_openat2, folder_fd, name.c_str(), &how, sizeof how);
+  } while (fd < 0 && (errno == EINTR || errno == EAGAIN));
+  if (fd < 0) return OpenError(relative, errno);
+  return UniqueFd(static_cast<int>(fd));
+}
+
+absl::StatusOr<UniqueFd> OpenFolder(const std::string& path) {
+  UniqueFd fd(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd.ok()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("wanted a readable folder at '", path, "': ", std::strerror(errno)));
+  }
+  return fd;
+}
+
+absl::StatusOr<LocalRoots> LocalRoots::Open(const std::vector<std::string>& roots) {
+  LocalRoots result;
+  for (const std::string& configured : roots) {
+    const std::string root = WithoutSlashes(configured);
+    if (root.empty() || root.front() != '/') {
+      return absl::FailedPreconditionError(
+          absl::StrCat("--local-roots: wanted an absolute folder, got '", configured, "'"));
+    }
+    auto fd = OpenFolder(root);
+    if (!fd.ok()) return fd.status();
+    const std::unique_ptr<char, decltype(&std::free)> real(realpath(root.c_str(), nullptr),
+                                                           &std::free);
+    result.paths_.push_back(root);
+    if (real != nullptr && root != real.get()) {
+      result.roots_.push_back({real.get(), UniqueFd(fcntl(fd->get(), F_DUPFD_CLOEXEC, 0))});
+    }
+    result.roots_.push_back({root, *std::move(fd)});
+  }
+  return result;
+}
+
+absl::Status LocalRoots::Check(std::string_view path) const {
+  if (!IsCleanName(path) || path.front() != '/') {
+    return absl::PermissionDeniedError(absl::StrCat("wanted an absolute path without '..', got '",
+                                                    std::string(path.substr(0, 200)), "'"));
+  }
+  const std::string clean = WithoutSlashes(std::string(path));
+  for (const Root& root : roots_) {
+    const std::string relative = RelativeTo(root.path, clean);
+    if (relative.empty()) continue;
+    const auto opened = OpenBeneath(root.fd.get(), relative, O_PATH, Symlinks::kFollowBeneath);
+    if (!opened.ok()) return opened.status();
+    struct stat info {};
+    if (fstat(opened->get(), &info) != 0) return OpenError(relative, errno);
+    return S_ISDIR(info.st_mode) ? CheckEntries(root.fd.get(), relative) : absl::OkStatus();
+  }
+  return absl::PermissionDeniedError(
+      absl::StrCat("'", clean, "' is not below an allowed root (",
+                   paths_.empty() ? "none is configured; start quantryd with --local-roots=FOLDER"
+                                  : absl::StrJoin(paths_, ", "),
+                   ")"));
+}
+
+}  // namespace quantry::server
