@@ -16,7 +16,7 @@ struct DeviceRequest {
   int index = 0;  // of a CUDA device
 };
 
-// Throws UserError INVALID_DEVICE.
+// Throws UserError INVALID_SPEC.
 DeviceRequest ParseDevice(std::string_view text);
 
 // The device to compute on. Loads libtorch_cuda.so when a GPU is asked for, or

@@ -37,7 +37,7 @@ struct EvaluationOptions {
 
 // Windows: int64 [windows, length]. `quantized` empty = dense only. Streams
 // through the model block by block: holds one block and one chunk's hidden
-// states. Throws EngineError (NON_FINITE_WEIGHTS, SEQUENCE_TOO_LONG, ...) and
+// states. Throws EngineError (NON_FINITE_WEIGHTS, INVALID_SPEC, ...) and
 // whatever the callbacks throw; not cancellable otherwise.
 EvaluationResult Evaluate(const Checkpoint& checkpoint, const at::Tensor& windows,
                           const BlockProvider& quantized, const EvaluationOptions& options = {},

@@ -42,9 +42,7 @@ struct SmoothingGroup {
   std::string previous;      // name of a norm or a linear below the block
   bool previous_is_norm = false;
   ComparedModule compared = ComparedModule::kLinear;
-  // The group applies only where out_features of `previous` equals
-  // in_features of the linears: with grouped-query attention v_proj is
-  // narrower than o_proj's input. Always true for norms.
+  bool through_activation = false;  // an activation stands between (OPT: fc1, ReLU, fc2)
 };
 
 // A boolean of config.json this code relies on.
@@ -106,6 +104,24 @@ struct Architecture {
 
 // All supported architectures.
 std::span<const Architecture* const> Architectures();
+
+struct ModelConfig;
+
+// [out, in] of a linear's weight.
+struct LinearShape {
+  int64_t out = 0;
+  int64_t in = 0;
+};
+LinearShape ShapeOf(const ModelConfig& config, LinearRole role);
+bool HasBias(const ModelConfig& config, const LinearSpec& linear);
+int64_t SizeOf(const ModelConfig& config, NormRole role);  // elements of a norm
+
+// The smoothing groups that change nothing in this model: those whose previous
+// operation is as wide as the linears' input (with grouped-query attention
+// v_proj is narrower than o_proj's input), and through an activation only where
+// a positive scale passes it (ReLU).
+std::vector<SmoothingGroup> UsableSmoothingGroups(const Architecture& architecture,
+                                                  const ModelConfig& config);
 
 // The row for a model_type of config.json; nullptr when it is unknown.
 const Architecture* FindArchitecture(const std::string& model_type);

@@ -31,7 +31,7 @@ class Checkpoint {
   const Architecture& architecture() const { return *architecture_; }
 
   // Whole tensor names.
-  std::string EmbeddingName() const;
+  const std::string& EmbeddingName() const { return embedding_name_; }
   std::string HeadName() const;               // the embedding's name when tied
   std::string FinalNormName() const;          // without ".weight"
   std::string BlockPrefix(int block) const;   // "model.layers.3."
@@ -59,14 +59,16 @@ class Checkpoint {
   };
   Checkpoint() = default;
   const Entry& Find(const std::string& name) const;
-  void OpenShards();
+  void MapTensors();
   void ChoosePrefix();
   void CheckTensors();
+  void RefuseSurplus() const;
 
   std::string dir_;
   ModelConfig config_;
   const Architecture* architecture_ = nullptr;
   std::string prefix_;
+  std::string embedding_name_;
   at::ScalarType storage_dtype_ = at::kFloat;
   std::vector<std::shared_ptr<SafetensorsFile>> files_;
   std::map<std::string, Entry> tensors_;

@@ -57,7 +57,7 @@ struct ModelConfig {
 ModelConfig ParseModelConfig(std::string_view json, const Architecture** architecture);
 
 // Refuses sequences the model cannot take: longer than a sliding window, or
-// than the table of learned positions. UserError SEQUENCE_TOO_LONG.
+// than the table of learned positions. UserError INVALID_SPEC.
 void CheckSequenceLength(const Architecture& architecture, const ModelConfig& config,
                          int64_t tokens);
 

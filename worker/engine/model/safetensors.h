@@ -57,7 +57,7 @@ std::string_view SafetensorsDtypeName(at::ScalarType dtype);
 class SafetensorsFile {
  public:
   // Throws UserError INVALID_CHECKPOINT or CHECKPOINT_FORMAT_REFUSED (a pickle
-  // or zip in disguise), EngineError ENVIRONMENT "READ_FAILED".
+  // or zip in disguise), EngineError ENVIRONMENT "STORAGE_ERROR".
   static std::shared_ptr<SafetensorsFile> Open(const std::string& path);
 
   const std::string& path() const { return path_; }
@@ -100,7 +100,7 @@ struct TensorSpec {
 // data of each tensor in the same order. The bytes go to "PATH.partial"; the
 // file appears under its own name, synced, only in Finish(). A writer dropped
 // before removes the partial file. Not thread-safe. Throws EngineError
-// ENVIRONMENT "DISK_FULL" naming path and bytes wanted, or "WRITE_FAILED".
+// ENVIRONMENT "DISK_FULL" naming path and bytes wanted, or "STORAGE_ERROR".
 class SafetensorsWriter {
  public:
   SafetensorsWriter(std::string path, std::vector<TensorSpec> specs,

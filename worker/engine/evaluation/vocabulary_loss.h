@@ -1,0 +1,37 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+
+#include "worker/engine/nn/transformer.h"
+
+namespace quantry::engine {
+
+// Sums over predicted tokens, added up window by window in fp64.
+struct LossSums {
+  double nll_dense = 0;
+  double nll_quantized = 0;
+  double kl = 0;
+  int64_t same_argmax = 0;
+  int64_t tokens = 0;
+};
+
+// Negative log-likelihood, KL and argmax of final hidden states against the
+// next tokens, the vocabulary taken in chunks with running log-sum-exps, so
+// that whole logits never exist.
+class VocabularyLoss {
+ public:
+  explicit VocabularyLoss(const Checkpoint& checkpoint, const at::Device& device)
+      : head_(checkpoint, device) {}
+
+  // dense, quantized: [windows, tokens, hidden] after the last block (quantized
+  // may be undefined); ids: int64 [windows, tokens].
+  void Add(const at::Tensor& dense, const at::Tensor& quantized, const at::Tensor& ids,
+           LossSums* sums) const;
+
+ private:
+  OutputHead head_;
+};
+
+}  // namespace quantry::engine

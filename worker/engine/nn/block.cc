@@ -1,0 +1,189 @@
+#include "worker/engine/nn/block.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "worker/engine/nn/transformer.h"
+
+namespace quantry::engine {
+namespace {
+
+// Attention scores held at once, 16 MiB: what bounds attention's memory for
+// long sequences. Smaller slices would waste the matrix product's caches.
+constexpr int64_t kMaxScores = int64_t{1} << 22;
+
+at::Tensor Activate(Activation activation, const at::Tensor& x) {
+  switch (activation) {
+    case Activation::kSilu:
+      return at::silu(x);
+    case Activation::kRelu:
+      return at::relu(x);
+    case Activation::kGelu:
+      return at::gelu(x, "none");
+    case Activation::kGeluTanh:
+      return at::gelu(x, "tanh");
+  }
+  return x;
+}
+
+// Attention of queries first..first + rows - 1 over the keys up to themselves.
+// q: [groups, share, rows, d], k and v: [groups, first + rows, d].
+at::Tensor AttendRows(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                      int64_t first) {
+  const int64_t groups = q.size(0), share = q.size(1), rows = q.size(2), keys = k.size(1);
+  const at::Tensor scores = at::bmm(q.reshape({groups, share * rows, q.size(3)}), k.transpose(1, 2))
+                                .view({groups, share, rows, keys});
+  const at::Tensor future =
+      at::ones({rows, keys}, q.options().dtype(at::kBool)).triu(/*diagonal=*/first + 1);
+  const at::Tensor weights =
+      at::softmax(scores.masked_fill(future, -std::numeric_limits<float>::infinity()), -1);
+  return at::bmm(weights.view({groups, share * rows, keys}), v).view(q.sizes());
+}
+
+// Causal softmax(q k^T / sqrt(d)) v. q: [batch, heads, tokens, d]; k, v:
+// [batch, kv_heads, tokens, d]; each kv head serves heads / kv_heads queries,
+// its group. Explicit products: at::scaled_dot_product_attention's CPU kernel
+// uses a coarser exponential.
+at::Tensor CausalAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+  const int64_t tokens = q.size(2), dim = q.size(3), share = q.size(1) / k.size(1);
+  const int64_t groups = k.size(0) * k.size(1);
+  const at::Tensor queries =
+      (q / std::sqrt(static_cast<double>(dim))).reshape({groups, share, tokens, dim});
+  const at::Tensor keys = k.reshape({groups, tokens, dim});
+  const at::Tensor values = v.reshape({groups, tokens, dim});
+  const int64_t step = std::max<int64_t>(1, kMaxScores / (share * tokens * tokens));
+  const int64_t rows = std::clamp<int64_t>(kMaxScores / (share * tokens), 1, tokens);
+  std::vector<at::Tensor> slices;
+  for (int64_t g = 0; g < groups; g += step) {
+    const int64_t n = std::min(step, groups - g);
+    std::vector<at::Tensor> parts;
+    for (int64_t first = 0; first < tokens; first += rows) {
+      const int64_t count = std::min(rows, tokens - first);
+      parts.push_back(AttendRows(queries.narrow(0, g, n).narrow(2, first, count),
+                                 keys.narrow(0, g, n).narrow(1, 0, first + count),
+                                 values.narrow(0, g, n).narrow(1, 0, first + count), first));
+    }
+    slices.push_back(parts.size() == 1 ? parts[0] : at::cat(parts, 2));
+  }
+  return (slices.size() == 1 ? slices[0] : at::cat(slices, 0)).view(q.sizes());
+}
+
+}  // namespace
+
+at::Tensor ApplyNorm(const Norm& norm, NormKind kind, double eps, const at::Tensor& x) {
+  if (kind == NormKind::kLayer) {
+    return at::layer_norm(x, norm.weight.sizes(), norm.weight, norm.bias, eps,
+                          /*cudnn_enable=*/false);
+  }
+  return x * (x.square().mean(-1, /*keepdim=*/true) + eps).rsqrt() * norm.weight;
+}
+
+at::Tensor Block::Apply(int i, const at::Tensor& x) const {
+  const Linear& linear = linears.at(i);
+  return linear.bias.defined() ? at::linear(x, linear.weight, linear.bias)
+                               : at::linear(x, linear.weight);
+}
+
+at::Tensor Block::Attention(const at::Tensor& normed, const RopeTable& rope,
+                            const LinearForward& linear) const {
+  const int64_t batch = normed.size(0), tokens = normed.size(1);
+  const auto product = [&](LinearRole role, const at::Tensor& x) {
+    const int i = architecture->LinearIndex(role);
+    return linear ? linear(i, x) : Apply(i, x);
+  };
+  const auto heads = [&](LinearRole role, int64_t count) {
+    return product(role, normed).view({batch, tokens, count, config->head_dim});
+  };
+  const auto norm_heads = [&](NormRole role, const at::Tensor& x) {
+    const int i = architecture->NormIndex(role);
+    return i < 0 ? x : ApplyNorm(norms.at(i), architecture->norm_kind, config->norm_eps, x);
+  };
+  at::Tensor q = heads(LinearRole::kQuery, config->num_heads);
+  at::Tensor k = heads(LinearRole::kKey, config->num_kv_heads);
+  const at::Tensor v = heads(LinearRole::kValue, config->num_kv_heads).transpose(1, 2);
+  q = norm_heads(NormRole::kQuery, q).transpose(1, 2);
+  k = norm_heads(NormRole::kKey, k).transpose(1, 2);
+  if (rope.defined()) {
+    q = rope.Apply(q);
+    k = rope.Apply(k);
+  }
+  const at::Tensor mixed = CausalAttention(q, k, v);
+  return product(LinearRole::kAttentionOut,
+                 mixed.transpose(1, 2).reshape({batch, tokens, config->query_size()}));
+}
+
+at::Tensor Block::Mlp(const at::Tensor& normed, const LinearForward& linear) const {
+  const auto product = [&](LinearRole role, const at::Tensor& x) {
+    const int i = architecture->LinearIndex(role);
+    return linear ? linear(i, x) : Apply(i, x);
+  };
+  if (!architecture->gated_mlp) {
+    return product(LinearRole::kDown,
+                   Activate(config->activation, product(LinearRole::kUp, normed)));
+  }
+  const at::Tensor gate = Activate(config->activation, product(LinearRole::kGate, normed));
+  return product(LinearRole::kDown, gate * product(LinearRole::kUp, normed));
+}
+
+at::Tensor Block::Forward(const at::Tensor& hidden, const RopeTable& rope,
+                          const LinearForward& linear) const {
+  const auto norm = [&](NormRole role, const at::Tensor& x) {
+    return ApplyNorm(norms.at(architecture->NormIndex(role)), architecture->norm_kind,
+                     config->norm_eps, x);
+  };
+  const at::Tensor middle =
+      hidden + Attention(norm(NormRole::kAttentionInput, hidden), rope, linear);
+  return middle + Mlp(norm(NormRole::kMlpInput, middle), linear);
+}
+
+int Block::LinearIndex(const std::string& name) const {
+  for (size_t i = 0; i < linears.size(); ++i) {
+    if (linears[i].name == name) return static_cast<int>(i);
+  }
+  return -1;
+}
+
+Norm* Block::FindNorm(const std::string& name) {
+  for (Norm& norm : norms) {
+    if (norm.name == name) return &norm;
+  }
+  return nullptr;
+}
+
+namespace {
+
+template <typename Change>
+Block Changed(const Block& block, const Change& change) {
+  Block result = block;
+  for (Linear& linear : result.linears) {
+    linear.weight = change(linear.weight);
+    if (linear.bias.defined()) linear.bias = change(linear.bias);
+  }
+  for (Norm& norm : result.norms) {
+    norm.weight = change(norm.weight);
+    if (norm.bias.defined()) norm.bias = change(norm.bias);
+  }
+  return result;
+}
+
+}  // namespace
+
+Block Block::Clone() const {
+  return Changed(*this, [](const at::Tensor& t) { return t.clone(); });
+}
+
+Block Block::To(const at::Device& device) const {
+  return Changed(*this, [&](const at::Tensor& t) { return t.to(device); });
+}
+
+int64_t Block::Parameters() const {
+  int64_t total = 0;
+  Changed(*this, [&](const at::Tensor& t) {
+    total += t.numel();
+    return t;
+  });
+  return total;
+}
+
+}  // namespace quantry::engine

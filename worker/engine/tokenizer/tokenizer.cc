@@ -1,0 +1,84 @@
+#include "worker/engine/tokenizer/tokenizer.h"
+
+#include <malloc.h>
+
+#include <limits>
+
+#include "worker/engine/base/error.h"
+#include "worker/engine/base/file.h"
+#include "worker/engine/base/strings.h"
+#include "worker/engine/tokenizer/quantry_tokenizer.h"
+
+namespace quantry::engine {
+namespace {
+
+constexpr uint64_t kMaxTokenizerBytes = 256ull << 20;
+
+std::string LastError() {
+  std::string message(1000, '\0');
+  const size_t length = qt_last_error(reinterpret_cast<uint8_t*>(message.data()), message.size());
+  message.resize(std::min(length, message.size()));
+  return Printable(message, 600);
+}
+
+const uint8_t* Bytes(std::string_view text) {
+  return reinterpret_cast<const uint8_t*>(text.data());
+}
+
+EngineError Invalid(const std::string& path, const std::string& problem) {
+  return UserError("INVALID_TOKENIZER", StrCat(path, ": ", problem),
+                   {{"path", path}, {"problem", problem}});
+}
+
+}  // namespace
+
+std::shared_ptr<const Tokenizer> Tokenizer::Load(const std::string& path) {
+  return FromJson(ReadFile(path, kMaxTokenizerBytes, "INVALID_TOKENIZER"), path);
+}
+
+std::shared_ptr<const Tokenizer> Tokenizer::FromJson(std::string_view json,
+                                                     const std::string& path) {
+  QtTokenizer* handle = nullptr;
+  if (json.empty() || qt_load(Bytes(json), json.size(), &handle) != 0) {
+    throw Invalid(path, StrCat("not a tokenizer.json of Hugging Face tokenizers: ",
+                               json.empty() ? "it is empty" : LastError()));
+  }
+  std::shared_ptr<Tokenizer> tokenizer(new Tokenizer());
+  tokenizer->path_ = path;
+  tokenizer->handle_ = handle;
+  const uint64_t size = qt_vocabulary_size(handle);
+  if (size == 0 || size > uint64_t{std::numeric_limits<int32_t>::max()}) {
+    throw Invalid(path, StrCat("its vocabulary has ", size, " ids"));
+  }
+  tokenizer->vocab_size_ = static_cast<int64_t>(size);
+  return tokenizer;
+}
+
+Tokenizer::~Tokenizer() { qt_free(static_cast<QtTokenizer*>(handle_)); }
+
+std::vector<int32_t> Tokenizer::Encode(std::string_view text) const {
+  if (text.empty()) return {};
+  uint32_t* ids = nullptr;
+  size_t count = 0;
+  const auto* handle = static_cast<const QtTokenizer*>(handle_);
+  if (qt_encode(handle, Bytes(text), text.size(), &ids, &count) != 0) {
+    throw Invalid(path_, StrCat("cannot encode ", text.size(), " bytes of text: ", LastError()));
+  }
+  std::vector<int32_t> result(ids, ids + count);
+  qt_free_ids(ids, count);
+  // The crate's work space is many times the text; give it back.
+  ::malloc_trim(0);
+  return result;
+}
+
+void Tokenizer::CheckFits(int64_t model_vocab_size) const {
+  if (vocab_size_ <= model_vocab_size) return;
+  throw UserError("INVALID_TOKENIZER",
+                  StrCat(path_, " has ids up to ", vocab_size_ - 1, ", the model's vocabulary (",
+                         "vocab_size in config.json) ends at ", model_vocab_size - 1,
+                         ": tokenizer and weights belong to different models"),
+                  {{"tokenizer_ids", std::to_string(vocab_size_)},
+                   {"vocab_size", std::to_string(model_vocab_size)}});
+}
+
+}  // namespace quantry::engine
