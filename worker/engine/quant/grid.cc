@@ -6,6 +6,7 @@
 #include <set>
 
 #include "worker/engine/base/error.h"
+#include "worker/engine/base/strings.h"
 
 namespace quantry::engine {
 namespace {
@@ -51,12 +52,6 @@ at::Tensor CodesOf(const at::Tensor& grouped, const GridSpec& spec, const at::Te
       .round_()
       .add_(zeros.unsqueeze(-1))
       .clamp_(0.0, static_cast<double>(spec.qmax()));
-}
-
-std::string Join(const std::vector<std::string>& parts, const std::string& separator) {
-  std::string joined;
-  for (const std::string& part : parts) joined += (joined.empty() ? "" : separator) + part;
-  return joined;
 }
 
 // Divisors of `n` that are worth a group, ascending.
@@ -150,12 +145,12 @@ void CheckGrid(const GridSpec& spec, const std::vector<NamedWidth>& linears) {
     }
   }
   if (misfits.empty()) return;
-  const std::string fitting = Join(UsefulDivisors(common), ", ");
+  const std::string fitting = Join(UsefulDivisors(common), 64);
   throw UserError("INVALID_SPEC",
-                  "group_size " + size + " does not divide " + Join(misfits, ", ") +
+                  "group_size " + size + " does not divide " + Join(misfits) +
                       "; sizes that fit every linear: " + (fitting.empty() ? "" : fitting + ", ") +
                       "-1 (per channel)",
-                  {{"group_size", size}, {"linears", Join(misfits, ", ")}, {"fitting", fitting}});
+                  {{"group_size", size}, {"linears", Join(misfits)}, {"fitting", fitting}});
 }
 
 }  // namespace quantry::engine

@@ -1,0 +1,75 @@
+#include "worker/engine/export/packed_reader.h"
+
+#include <ATen/Parallel.h>
+
+#include <bit>
+#include <cstring>
+
+#include "worker/engine/base/error.h"
+#include "worker/engine/base/strings.h"
+
+namespace quantry::engine {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "files are little-endian");
+
+[[noreturn]] void Fail(const std::string& message) {
+  throw EngineError(FailureClass::kEnvironment, "OUTPUT_VERIFICATION_FAILED", message);
+}
+
+// Code number i of a stream of `bytes` bytes: at most 8 bits, so in two bytes.
+uint8_t CodeAt(const uint8_t* stream, int64_t bytes, int64_t i, int bits) {
+  const int64_t first_bit = i * bits;
+  const int64_t at = first_bit / 8;
+  unsigned window = stream[at];
+  if (at + 1 < bytes) window |= static_cast<unsigned>(stream[at + 1]) << 8;
+  return static_cast<uint8_t>((window >> (first_bit % 8)) & ((1U << bits) - 1U));
+}
+
+void CheckPacked(const at::Tensor& packed, int64_t words) {
+  if (packed.scalar_type() != at::kInt || packed.dim() != 2 || packed.size(1) != words) {
+    Fail(StrCat("packed codes should be int32 with ", words, " words a stream, got ",
+                c10::toString(packed.scalar_type()), " ", packed.sizes()));
+  }
+}
+
+}  // namespace
+
+at::Tensor ReadPackedRows(const at::Tensor& packed, int64_t columns, int bits) {
+  CheckPacked(packed, (columns * bits + 31) / 32);
+  const at::Tensor source = packed.contiguous();
+  const int64_t row_bytes = source.size(1) * 4;
+  at::Tensor codes = at::empty({source.size(0), columns}, at::kByte);
+  const auto* from = static_cast<const uint8_t*>(source.const_data_ptr());
+  auto* to = codes.mutable_data_ptr<uint8_t>();
+  at::parallel_for(0, source.size(0), 64, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t i = 0; i < columns; ++i) {
+        to[row * columns + i] = CodeAt(from + row * row_bytes, row_bytes, i, bits);
+      }
+    }
+  });
+  return codes;
+}
+
+at::Tensor ReadPackedColumns(const at::Tensor& packed, int64_t rows, int bits) {
+  return ReadPackedRows(packed.t().contiguous(), rows, bits).t().contiguous();
+}
+
+bool SameBytes(const at::Tensor& a, const at::Tensor& b) {
+  if (a.scalar_type() != b.scalar_type() || a.sizes() != b.sizes()) return false;
+  const at::Tensor left = a.contiguous();
+  const at::Tensor right = b.contiguous();
+  return std::memcmp(left.const_data_ptr(), right.const_data_ptr(), left.nbytes()) == 0;
+}
+
+std::string CompareIntegers(const at::Tensor& codes, const at::Tensor& scales,
+                            const at::Tensor& zeros, const QuantizedLinear& expected) {
+  if (!SameBytes(codes, expected.codes)) return "codes differ";
+  if (!SameBytes(scales, expected.scales.to(expected.scale_dtype))) return "scales differ";
+  if (!SameBytes(scales.to(at::kFloat), expected.scales)) return "scales lost precision";
+  if (!SameBytes(zeros, expected.zeros)) return "zero points differ";
+  return "";
+}
+
+}  // namespace quantry::engine

@@ -1,0 +1,89 @@
+#include <unordered_map>
+
+#include "worker/engine/export/exporter.h"
+
+namespace quantry::engine {
+namespace {
+
+// Prefix the checkpoint really uses: "model." or "".
+std::string ActualPrefix(const Checkpoint& checkpoint) {
+  const std::string name = checkpoint.EmbeddingName();
+  return name.substr(0, name.size() - checkpoint.architecture().embedding.size());
+}
+
+std::string UsualName(const Checkpoint& checkpoint, const std::string& name) {
+  if (name == checkpoint.architecture().head) return name;
+  return checkpoint.architecture().prefixes.at(0) + name.substr(ActualPrefix(checkpoint).size());
+}
+
+// Fills in what kind of tensor a block's `key` ("self_attn.q_proj.weight") is.
+void Classify(const Checkpoint& checkpoint, PlannedTensor& tensor) {
+  tensor.kind = PlannedTensor::Kind::kBlockDense;
+  for (const LinearSpec& linear : checkpoint.architecture().linears) {
+    if (tensor.key == linear.name + ".weight") {
+      tensor.kind = PlannedTensor::Kind::kLinear;
+      tensor.key = linear.name;
+      tensor.written = tensor.written.substr(0, tensor.written.size() - 7);  // ".weight"
+      tensor.shape = ShapeOf(checkpoint.config(), linear.role);
+      return;
+    }
+    if (tensor.key == linear.name + ".bias") {
+      tensor.kind = PlannedTensor::Kind::kBias;
+      tensor.key = linear.name;
+      return;
+    }
+  }
+}
+
+// Index of the block that holds a tensor, and its name below the block.
+std::pair<int, std::string> FindBlock(const Checkpoint& checkpoint, const std::string& name) {
+  const std::string front = checkpoint.BlockPrefix(0);  // "model.layers.0."
+  const std::string stem = front.substr(0, front.size() - 2);
+  if (name.compare(0, stem.size(), stem) != 0) return {-1, ""};
+  const size_t dot = name.find('.', stem.size());
+  if (dot == std::string::npos) return {-1, ""};
+  return {std::stoi(name.substr(stem.size(), dot - stem.size())), name.substr(dot + 1)};
+}
+
+}  // namespace
+
+std::vector<PlannedTensor> PlanTensors(const Checkpoint& checkpoint) {
+  std::vector<PlannedTensor> plan;
+  for (const std::string& name : checkpoint.names()) {
+    PlannedTensor tensor;
+    tensor.source = name;
+    tensor.written = UsualName(checkpoint, name);
+    std::tie(tensor.block, tensor.key) = FindBlock(checkpoint, name);
+    if (tensor.block >= 0) Classify(checkpoint, tensor);
+    const TensorInfo& info = checkpoint.Info(name);
+    tensor.dense = {tensor.written, info.dtype, info.shape};
+    plan.push_back(std::move(tensor));
+  }
+  return plan;
+}
+
+std::vector<PlannedLinear> PlannedLinears(const std::vector<PlannedTensor>& plan) {
+  std::vector<PlannedLinear> linears;
+  for (const PlannedTensor& tensor : plan) {
+    if (tensor.kind == PlannedTensor::Kind::kLinear) {
+      linears.push_back({tensor.written, tensor.shape});
+    }
+  }
+  return linears;
+}
+
+std::vector<TensorSpec> OutputSpecs(const std::vector<PlannedTensor>& plan, const Layout& layout) {
+  std::vector<TensorSpec> specs;
+  for (const PlannedTensor& tensor : plan) {
+    if (tensor.kind != PlannedTensor::Kind::kLinear) {
+      specs.push_back(tensor.dense);
+      continue;
+    }
+    for (TensorSpec& spec : layout.Specs({tensor.written, tensor.shape})) {
+      specs.push_back(std::move(spec));
+    }
+  }
+  return specs;
+}
+
+}  // namespace quantry::engine

@@ -1,0 +1,27 @@
+#pragma once
+
+#include "worker/engine/methods/method.h"
+
+namespace quantry::engine {
+
+struct AwqOptions {
+  bool search_scales = true;
+  bool search_clip = true;
+  int scale_grid_points = 20;  // candidates ratio = n / points, n = 0 .. points - 1
+};
+
+// Activation-aware weight quantization (Lin et al., arXiv 2306.00978; spec:
+// tesseraq.md 1.3 and 1.4): per-channel scale search, clip search, rounding to
+// nearest. Inputs come from the full-precision chain.
+class Awq : public Method {
+ public:
+  explicit Awq(const AwqOptions& options) : options_(options) {}
+  int64_t Steps(const Architecture& architecture, const ModelConfig& config,
+                const StreamShape& stream) const override;
+  MethodResult Quantize(const BlockTask& task, ProgressSink& progress) const override;
+
+ private:
+  AwqOptions options_;
+};
+
+}  // namespace quantry::engine

@@ -1,0 +1,26 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include "worker/engine/model/architecture.h"
+#include "worker/engine/quant/quantized_linear.h"
+
+namespace quantry::engine {
+
+struct ClippedWeight {
+  at::Tensor weight;  // fp32 [out, in], clamped
+  at::Tensor errors;  // fp32 [out, groups], mean squared partial output of the winner
+  at::Tensor levels;  // int64 [out, groups], index of the winning shrink level, 0 = unclipped
+};
+
+// Query and key projections are never clipped (spec: tesseraq.md 1.4).
+bool MayClip(LinearRole role);
+
+// For every (row, group): of the ranges p * [min, max], p = 1.00, 0.95 .. 0.55,
+// the one whose fake-quantized weight changes the group's partial output
+// x_g . w_g least, over `samples` [tokens, in]. The weight is clamped to the
+// winner (mode v1). Symmetric grids shrink +-absmax.
+ClippedWeight SearchClip(const at::Tensor& weight, const at::Tensor& samples, const GridSpec& grid,
+                         at::ScalarType scale_dtype);
+
+}  // namespace quantry::engine

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <map>
+#include <set>
+#include <vector>
+
+#include "worker/engine/methods/method.h"
+
+namespace quantry::engine {
+
+// What the searches need to know of one linear's inputs.
+struct InputStatistics {
+  at::Tensor mean_abs;  // fp32 [in], mean of |x| over all tokens
+  at::Tensor gram;      // fp32 [in, in], sum of x x^T over all tokens; only if asked for
+  at::Tensor samples;   // fp32 [about 512, in], every floor(T / 512)-th token
+};
+
+// Linears which share an input share statistics: the lowest index of the
+// smoothing group that holds linear `index`, or `index` itself.
+int InputSource(const Architecture& architecture, int index);
+
+// Windows of the stream taken at once: a few thousand tokens, so that the
+// widest activations stay small beside a block's weights.
+int64_t WindowsPerBatch(int64_t length);
+int64_t Batches(const StreamShape& stream);
+
+// Inputs of every source linear, [windows, length, in] each, in one forward
+// pass of the full-precision block over x [windows, length, hidden].
+std::map<int, at::Tensor> CaptureInputs(const Block& block, const RopeTable& rope,
+                                        const at::Tensor& x);
+
+// One pass over task.x_fp. `with_gram`: sources whose Gram matrix is wanted.
+// Advances `progress` by Batches().
+std::map<int, InputStatistics> CollectInputs(const BlockTask& task, const std::set<int>& with_gram,
+                                             ProgressSink& progress);
+
+}  // namespace quantry::engine

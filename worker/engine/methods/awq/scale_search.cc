@@ -1,0 +1,166 @@
+#include "worker/engine/methods/awq/scale_search.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "worker/engine/base/error.h"
+#include "worker/engine/base/strings.h"
+#include "worker/engine/quant/grid.h"
+
+namespace quantry::engine {
+namespace {
+
+constexpr double kSmallestScale = 1e-4;
+
+// The weight a linear effectively has when its columns are scaled by c,
+// quantized, and scaled back.
+at::Tensor TrialWeight(const BlockTask& task, const at::Tensor& weight, const at::Tensor& c) {
+  return FakeQuantize(weight * c, task.grid, task.scale_dtype).div_(c);
+}
+
+// Output of the group's compared module.
+at::Tensor ModuleOutput(const BlockTask& task, const SmoothingGroup& group, const at::Tensor& input,
+                        const LinearForward& linear) {
+  if (group.compared == ComparedModule::kAttention) {
+    return task.block.Attention(input, task.rope, linear);
+  }
+  return task.block.Mlp(input, linear);
+}
+
+// Searches one group.
+class Search {
+ public:
+  Search(const BlockTask& task, const SmoothingGroup& group, const InputStatistics& inputs,
+         int points)
+      : task_(task), group_(group), inputs_(inputs), points_(points) {
+    for (int n = 0; n < points; ++n)
+      candidates_.push_back(CandidateScale(inputs.mean_abs, Ratio(n)));
+    losses_ = at::zeros({points}, inputs.mean_abs.options().dtype(at::kDouble));
+  }
+
+  int source() const { return *std::min_element(group_.linears.begin(), group_.linears.end()); }
+
+  // Whole search through the Gram matrix of the linear's inputs.
+  void ScoreByGram(ProgressSink& progress) {
+    for (int n = 0; n < points_; ++n) {
+      for (const int index : group_.linears) {
+        const at::Tensor& weight = task_.block.linears[index].weight;
+        const at::Tensor error = TrialWeight(task_, weight, candidates_[n]).sub_(weight);
+        losses_[n] += at::mm(error, inputs_.gram).mul_(error).sum().to(at::kDouble);
+      }
+      progress.Advance(1, "searching scales");
+    }
+    for (const int index : group_.linears) {
+      outputs_ +=
+          task_.block.linears[index].weight.size(0) * task_.x_fp.size(0) * task_.x_fp.size(1);
+    }
+  }
+
+  // One batch of the module's inputs [windows, length, in].
+  void ScoreBatch(const at::Tensor& input, ProgressSink& progress) {
+    const at::Tensor wanted = ModuleOutput(task_, group_, input, {});
+    outputs_ += wanted.numel();
+    for (int n = 0; n < points_; ++n) {
+      const at::Tensor got = ModuleOutput(task_, group_, input, Trial(n));
+      losses_[n] += got.sub(wanted).square_().sum().to(at::kDouble);
+      progress.Advance(1, "searching scales");
+    }
+  }
+
+  GroupScale Finish() const {
+    GroupScale best{group_, {}, 0, {}};
+    const at::Tensor losses = losses_.cpu();
+    double lowest = std::numeric_limits<double>::infinity();
+    for (int n = 0; n < points_; ++n) {
+      const double loss = losses[n].item<double>() / static_cast<double>(outputs_);
+      best.losses.push_back(loss);
+      if (!(loss < lowest)) continue;
+      lowest = loss;
+      best.ratio = Ratio(n);
+      best.scale = candidates_[n];
+    }
+    if (!best.scale.defined()) {
+      const std::string block = std::to_string(task_.block.index);
+      throw UserError("NON_FINITE_LOSS",
+                      StrCat("block ", block, ", AWQ scale search of ", group_.previous,
+                             ": every candidate's loss is not finite; check the weights and the "
+                             "calibration text, or try method rtn"),
+                      {{"block", block}, {"step", "scale search of " + group_.previous}});
+    }
+    return best;
+  }
+
+ private:
+  double Ratio(int n) const { return static_cast<double>(n) / points_; }
+
+  // The block's products with candidate n in the group's linears.
+  LinearForward Trial(int n) const {
+    std::map<int, at::Tensor> weights;
+    for (const int index : group_.linears) {
+      weights[index] = TrialWeight(task_, task_.block.linears[index].weight, candidates_[n]);
+    }
+    return [this, weights = std::move(weights)](int index, const at::Tensor& x) {
+      const auto found = weights.find(index);
+      if (found == weights.end()) return task_.block.Apply(index, x);
+      return at::linear(x, found->second, task_.block.linears[index].bias);
+    };
+  }
+
+  const BlockTask& task_;
+  const SmoothingGroup& group_;
+  const InputStatistics& inputs_;
+  int points_;
+  std::vector<at::Tensor> candidates_;
+  at::Tensor losses_;    // [points], sums of squared errors
+  int64_t outputs_ = 0;  // numbers the sums run over
+};
+
+}  // namespace
+
+at::Tensor CandidateScale(const at::Tensor& mean_abs, double ratio) {
+  at::Tensor scale = mean_abs.pow(ratio).clamp_min_(kSmallestScale);
+  return scale.div_((scale.max() * scale.min()).sqrt_());
+}
+
+bool UsesGram(const SmoothingGroup& group) { return group.compared == ComparedModule::kLinear; }
+
+std::vector<GroupScale> SearchScales(const BlockTask& task,
+                                     const std::map<int, InputStatistics>& inputs, int points,
+                                     ProgressSink& progress) {
+  const std::vector<SmoothingGroup> groups =
+      UsableSmoothingGroups(*task.block.architecture, *task.block.config);
+  std::vector<Search> searches;
+  searches.reserve(groups.size());
+  std::vector<Search*> by_batch;
+  for (const SmoothingGroup& group : groups) {
+    const int source = InputSource(*task.block.architecture, group.linears.at(0));
+    Search& search = searches.emplace_back(task, group, inputs.at(source), points);
+    if (UsesGram(group)) {
+      search.ScoreByGram(progress);
+    } else {
+      by_batch.push_back(&search);
+    }
+  }
+  const int64_t windows = task.x_fp.size(0);
+  const int64_t step = WindowsPerBatch(task.x_fp.size(1));
+  for (int64_t first = 0; first < windows && !by_batch.empty(); first += step) {
+    const at::Tensor x = task.x_fp.slice(0, first, std::min(first + step, windows));
+    const auto batch = CaptureInputs(task.block, task.rope, x.to(task.device));
+    for (Search* search : by_batch) search->ScoreBatch(batch.at(search->source()), progress);
+  }
+  std::vector<GroupScale> scales;
+  for (const Search& search : searches) scales.push_back(search.Finish());
+  return scales;
+}
+
+int64_t ScaleSearchSteps(const Architecture& architecture, const ModelConfig& config,
+                         const StreamShape& stream, int points) {
+  int64_t steps = 0;
+  for (const SmoothingGroup& group : UsableSmoothingGroups(architecture, config)) {
+    steps += points * (UsesGram(group) ? 1 : Batches(stream));
+  }
+  return steps;
+}
+
+}  // namespace quantry::engine

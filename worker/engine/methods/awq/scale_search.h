@@ -1,0 +1,45 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <map>
+#include <vector>
+
+#include "worker/engine/methods/awq/inputs.h"
+#include "worker/engine/methods/method.h"
+
+namespace quantry::engine {
+
+// Outcome of one smoothing group's search.
+struct GroupScale {
+  SmoothingGroup group;
+  at::Tensor scale;            // fp32 [in], multiplies the linears' columns
+  double ratio = 0;            // the winner's exponent
+  std::vector<double> losses;  // mean squared output error of every candidate
+};
+
+// Candidate scale: max(mean_abs^ratio, 1e-4), divided by sqrt(max * min)
+// (spec: tesseraq.md 1.3, version v2). [in]
+at::Tensor CandidateScale(const at::Tensor& mean_abs, double ratio);
+
+// Whether a group is compared at the linear itself: its search then needs the
+// Gram matrix of its inputs, and no second pass over the tokens.
+bool UsesGram(const SmoothingGroup& group);
+
+// Searches `points` ratios for every usable smoothing group: W becomes
+// fakequant(W diag(c)) diag(1/c) for the group's linears only, and the
+// compared module's output over all of task.x_fp is set against the
+// full-precision one. The first strict minimum wins. Groups compared at the
+// linear itself use the Gram matrix of its inputs, which gives the same error
+// without passing the tokens again: |dW x|^2 summed = tr(dW H dW^T).
+// Every search looks at original weights only, so the order does not matter.
+std::vector<GroupScale> SearchScales(const BlockTask& task,
+                                     const std::map<int, InputStatistics>& inputs, int points,
+                                     ProgressSink& progress);
+
+// Steps SearchScales advances by.
+int64_t ScaleSearchSteps(const Architecture& architecture, const ModelConfig& config,
+                         const StreamShape& stream, int points);
+
+}  // namespace quantry::engine

@@ -1,0 +1,123 @@
+#include "worker/engine/methods/catalog.h"
+
+#include <nlohmann/json.hpp>
+
+#include "worker/engine/base/json_object.h"
+#include "worker/engine/methods/awq/awq.h"
+#include "worker/engine/methods/rtn/rtn.h"
+#include "worker/engine/quant/grid.h"
+
+namespace quantry::engine {
+namespace {
+
+constexpr int64_t kDefaultBits = 4;
+constexpr int64_t kDefaultGroupSize = 128;
+// A wider group than any model's in_features has no use.
+constexpr int64_t kMaxGroupSize = 1 << 20;
+// More candidates than this only cost time.
+constexpr int64_t kMaxScaleGridPoints = 1000;
+
+const std::vector<std::string> kFormats = {"compressed-tensors", "dense", "quantry"};
+
+std::vector<ParameterRow> GridParameters() {
+  return {{"grid.bits", "int32", "4", "Bits of one weight: 2, 3, 4 or 8."},
+          {"grid.group_size", "int32", "128",
+           "Columns that share one scale; -1 = per channel. Must divide in_features."},
+          {"grid.symmetric", "bool", "false",
+           "Zero point fixed to 2^(bits-1) instead of an integer per group."}};
+}
+
+std::unique_ptr<Method> CreateRtn(JsonObject&) { return std::make_unique<Rtn>(); }
+
+std::unique_ptr<Method> CreateAwq(JsonObject& options) {
+  AwqOptions awq;
+  awq.search_scales = !options.Bool("disable_scale_search", false);
+  awq.search_clip = !options.Bool("disable_clip_search", false);
+  const int64_t points = options.Int("scale_grid_points", 0, 0, kMaxScaleGridPoints);
+  if (points > 0) awq.scale_grid_points = static_cast<int>(points);
+  return std::make_unique<Awq>(awq);
+}
+
+MethodRow RtnRow() {
+  return {"rtn",
+          "Round to nearest on the min/max grid; uses no data.",
+          {2, 3, 4, 8},
+          false,
+          kFormats,
+          "docs/methods/rtn.md",
+          GridParameters(),
+          CreateRtn};
+}
+
+MethodRow AwqRow() {
+  MethodRow row = {"awq",
+                   "Activation-aware scale search and clip search, then rounding to nearest.",
+                   {2, 3, 4, 8},
+                   true,
+                   kFormats,
+                   "Lin et al., arXiv 2306.00978",
+                   GridParameters(),
+                   CreateAwq};
+  row.parameters.push_back(
+      {"disable_scale_search", "bool", "false", "Skip the per-channel scale search."});
+  row.parameters.push_back({"disable_clip_search", "bool", "false", "Skip the clip search."});
+  row.parameters.push_back({"scale_grid_points", "int32", "20",
+                            "Candidates of the scale exponent, ratio = n / points."});
+  return row;
+}
+
+nlohmann::json ParametersJson(const std::vector<ParameterRow>& parameters) {
+  nlohmann::json json = nlohmann::json::array();
+  for (const ParameterRow& row : parameters) {
+    json.push_back({{"name", row.name},
+                    {"type", row.type},
+                    {"default_value", row.default_value},
+                    {"description", row.description}});
+  }
+  return json;
+}
+
+}  // namespace
+
+std::span<const MethodRow> Methods() {
+  static const std::vector<MethodRow> table = {RtnRow(), AwqRow()};
+  return table;
+}
+
+const MethodRow* FindMethod(const std::string& name) {
+  for (const MethodRow& row : Methods()) {
+    if (row.name == name) return &row;
+  }
+  return nullptr;
+}
+
+GridSpec ParseGrid(JsonObject& options) {
+  GridSpec grid;
+  grid.bits = kDefaultBits;
+  grid.group_size = kDefaultGroupSize;
+  if (std::optional<JsonObject> object = options.Object("grid")) {
+    grid.bits = static_cast<int>(object->Int("bits", kDefaultBits, INT32_MIN, INT32_MAX));
+    const int64_t size = object->Int("group_size", 0, -1, kMaxGroupSize);
+    if (size != 0) grid.group_size = size;
+    grid.symmetric = object->Bool("symmetric", false);
+    object->Finish();
+  }
+  CheckGrid(grid, {});
+  return grid;
+}
+
+nlohmann::json MethodsJson() {
+  nlohmann::json methods = nlohmann::json::array();
+  for (const MethodRow& row : Methods()) {
+    methods.push_back({{"name", row.name},
+                       {"summary", row.summary},
+                       {"bits", row.bits},
+                       {"needs_calibration", row.needs_calibration},
+                       {"output_formats", row.output_formats},
+                       {"reference", row.reference},
+                       {"parameters", ParametersJson(row.parameters)}});
+  }
+  return {{"methods", methods}};
+}
+
+}  // namespace quantry::engine

@@ -1,0 +1,48 @@
+#pragma once
+
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "worker/engine/methods/method.h"
+
+namespace quantry::engine {
+
+class JsonObject;
+
+// A parameter as MethodDescription in method.proto shows it.
+struct ParameterRow {
+  std::string name;           // path in the method's message: "grid.bits"
+  std::string type;           // "int32", "bool"
+  std::string default_value;  // as JSON
+  std::string description;
+};
+
+// Everything outside a method's own folder that knows of it.
+struct MethodRow {
+  std::string name;  // field of Method in method.proto
+  std::string summary;
+  std::vector<int> bits;
+  bool needs_calibration = false;
+  std::vector<std::string> output_formats;
+  std::string reference;
+  std::vector<ParameterRow> parameters;
+  // Reads the method's own options (all but `grid`) out of its message.
+  std::unique_ptr<Method> (*create)(JsonObject& options) = nullptr;
+};
+
+// The table. Constant, lives as long as the process.
+std::span<const MethodRow> Methods();
+
+// nullptr when there is none of that name.
+const MethodRow* FindMethod(const std::string& name);
+
+// `grid` of a method's message; defaults filled in. Throws INVALID_SPEC.
+GridSpec ParseGrid(JsonObject& options);
+
+// {"methods": [MethodDescription, ...]}, what `quantry-engine methods` prints.
+nlohmann::json MethodsJson();
+
+}  // namespace quantry::engine

@@ -1,0 +1,69 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+
+#include "worker/engine/nn/block.h"
+#include "worker/engine/nn/rope.h"
+#include "worker/engine/quant/quantized_linear.h"
+
+namespace quantry::engine {
+
+// Hears of work done inside one block. Called on the method's own thread, at
+// least once a second of work; may throw to stop the method.
+class ProgressSink {
+ public:
+  virtual ~ProgressSink() = default;
+  // `steps` of Method::Steps are done; `what` is shown to the user.
+  virtual void Advance(int64_t steps, std::string_view what) = 0;
+};
+
+// Shape of the calibration stream, known before the first block.
+struct StreamShape {
+  int64_t windows = 0;  // 0 = no calibration data
+  int64_t length = 0;   // tokens a window
+};
+
+// One block to quantize. The method changes nothing of it.
+struct BlockTask {
+  const Block& block;  // fp32, on `device`
+  const RopeTable& rope;
+  // Inputs of this block, fp32 [windows, length, hidden], host memory: through
+  // the original and through the quantized blocks before. Undefined when the
+  // job has no calibration data.
+  at::Tensor x_fp;
+  at::Tensor x_q;
+  GridSpec grid;
+  at::ScalarType scale_dtype = at::kHalf;
+  // Storage dtype of every dense tensor (norms, biases), key below the block:
+  // "input_layernorm.weight". Folded values are rounded to it.
+  std::map<std::string, at::ScalarType> dense_dtypes;
+  uint64_t seed = 0;
+  at::Device device = at::kCPU;
+};
+
+struct MethodResult {
+  QuantizedBlock block;
+  // For the block's report: finite values, at most 64.
+  std::map<std::string, double> metrics;
+};
+
+// A quantization method: a pure function of a task. The same task, thread
+// count and device type give the same bytes. Options are fixed at
+// construction. Thread-safe.
+class Method {
+ public:
+  virtual ~Method() = default;
+  // Steps one block takes with this calibration: what Quantize reports in
+  // sum, exactly.
+  virtual int64_t Steps(const Architecture& architecture, const ModelConfig& config,
+                        const StreamShape& stream) const = 0;
+  // Throws EngineError "NON_FINITE_LOSS" naming the block and the step.
+  virtual MethodResult Quantize(const BlockTask& task, ProgressSink& progress) const = 0;
+};
+
+}  // namespace quantry::engine
