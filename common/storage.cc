@@ -1,0 +1,106 @@
+#include "common/storage.h"
+
+#include <cctype>
+
+#include "common/storage_internal.h"
+
+namespace quantry {
+namespace {
+
+constexpr std::string_view kFileScheme = "file://";
+
+// One percent-encoded or plain character; -1 when the encoding is broken.
+int DecodeAt(std::string_view text, std::size_t& i) {
+  if (text[i] != '%') return static_cast<unsigned char>(text[i]);
+  if (i + 2 >= text.size() || !std::isxdigit(static_cast<unsigned char>(text[i + 1])) ||
+      !std::isxdigit(static_cast<unsigned char>(text[i + 2]))) {
+    return -1;
+  }
+  const int value = std::stoi(std::string(text.substr(i + 1, 2)), nullptr, 16);
+  i += 2;
+  return value;
+}
+
+std::string_view SchemeOf(std::string_view uri) {
+  const std::size_t colon = uri.find("://");
+  return colon == std::string_view::npos ? std::string_view() : uri.substr(0, colon);
+}
+
+}  // namespace
+
+absl::Status CheckRelativePath(std::string_view path) {
+  const auto refuse = [&](const char* why) {
+    return absl::InvalidArgumentError("path \"" + std::string(path.substr(0, 200)) + "\" " + why +
+                                      "; a relative path such as \"a/b.json\" is needed");
+  };
+  if (path.empty()) return refuse("is empty");
+  if (path.size() > 4096) return refuse("is longer than 4096 bytes");
+  if (path.find('\\') != std::string_view::npos) return refuse("holds a backslash");
+  if (path.find('\0') != std::string_view::npos) return refuse("holds a NUL byte");
+  std::size_t begin = 0;
+  while (begin <= path.size()) {
+    const std::size_t end = std::min(path.find('/', begin), path.size());
+    const std::string_view part = path.substr(begin, end - begin);
+    if (part.empty()) return refuse("is absolute or has an empty part");
+    if (part == "." || part == "..") return refuse("holds \".\" or \"..\"");
+    begin = end + 1;
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> LocalPathFromUri(std::string_view uri) {
+  if (uri.starts_with('/')) return std::string(uri);
+  if (!uri.starts_with(kFileScheme)) {
+    return absl::InvalidArgumentError("\"" + std::string(uri) +
+                                      "\" is not a file URI (file:///folder)");
+  }
+  std::string_view rest = uri.substr(kFileScheme.size());
+  if (rest.starts_with("localhost/")) rest.remove_prefix(std::string_view("localhost").size());
+  if (!rest.starts_with('/')) {
+    return absl::InvalidArgumentError("\"" + std::string(uri) +
+                                      "\" needs an absolute path: file:///folder");
+  }
+  std::string path;
+  for (std::size_t i = 0; i < rest.size(); ++i) {
+    const int c = DecodeAt(rest, i);
+    if (c <= 0) {
+      return absl::InvalidArgumentError("\"" + std::string(uri) +
+                                        "\" has a broken percent-encoding");
+    }
+    path.push_back(static_cast<char>(c));
+  }
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  return path;
+}
+
+std::string UriFromLocalPath(std::string_view path) {
+  static constexpr char kHex[] = "0123456789ABCDEF";
+  std::string uri(kFileScheme);
+  for (const char c : path) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (std::isalnum(byte) || std::string_view("/-._~").find(c) != std::string_view::npos) {
+      uri.push_back(c);
+    } else {
+      uri += {'%', kHex[byte >> 4], kHex[byte & 15]};
+    }
+  }
+  return uri;
+}
+
+absl::StatusOr<std::unique_ptr<Storage>> OpenStorage(std::string_view uri) {
+  const std::string_view scheme = SchemeOf(uri);
+  if (scheme == "file" || uri.starts_with('/')) {
+    auto path = LocalPathFromUri(uri);
+    if (!path.ok()) return path.status();
+    return storage_internal::OpenLocalStorage(*path);
+  }
+  for (const std::string_view known : {"s3", "gs", "gcs", "abfs", "abfss"}) {
+    if (scheme == known) return storage_internal::OpenArrowStorage(uri);
+  }
+  return absl::InvalidArgumentError("storage URI \"" + std::string(uri) +
+                                    "\": wanted file://, s3://, gs:// or abfs://");
+}
+
+void FinalizeStorage() { storage_internal::FinalizeArrow(); }
+
+}  // namespace quantry

@@ -1,0 +1,101 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace quantry {
+
+// One object. `path` is relative to the storage's root, with '/' between
+// parts.
+struct StoredFile {
+  std::string path;
+  std::int64_t size_bytes = 0;
+};
+
+// What went over in one Upload or Download.
+struct Transferred {
+  std::int64_t size_bytes = 0;
+  std::string sha256;  // 64 lower-case hex digits
+};
+
+// Called with the bytes of every chunk moved. Anything but OK ends the
+// transfer with that status: how transfers are cancelled and counted.
+using TransferCheck = std::function<absl::Status(std::int64_t bytes)>;
+
+// Random access to one object. Thread-safe.
+class StoredReader {
+ public:
+  virtual ~StoredReader() = default;
+  virtual std::int64_t size_bytes() const = 0;
+  // At most `length` bytes from `offset`; fewer only at the end.
+  virtual absl::StatusOr<std::string> ReadAt(std::int64_t offset, std::int64_t length) = 0;
+};
+
+// A folder of objects named by one URI: file:, s3:, gs: or abfs:. Thread-safe.
+//
+// Relative paths are refused (INVALID_ARGUMENT) when they are absolute, empty,
+// or hold "..", ".", empty parts, backslashes or NUL: names may come from
+// attackers. Errors: NOT_FOUND, PERMISSION_DENIED, RESOURCE_EXHAUSTED (disk
+// full), UNAVAILABLE (object store; try again), INTERNAL.
+//
+// Crash: an object is there whole or not at all. Locally that is a temporary
+// file in the same folder, fsync, rename, fsync of the folder; temporaries
+// start with ".tmp-" and are never listed.
+class Storage {
+ public:
+  virtual ~Storage() = default;
+
+  // RESOURCE_EXHAUSTED when the object is larger than `max_bytes`.
+  virtual absl::StatusOr<std::string> Read(std::string_view path, std::int64_t max_bytes) = 0;
+  virtual absl::StatusOr<std::unique_ptr<StoredReader>> Open(std::string_view path) = 0;
+  virtual absl::Status Write(std::string_view path, std::string_view bytes) = 0;
+
+  // Copies into `local_file` (created or replaced, synced) and hashes on the way.
+  virtual absl::StatusOr<Transferred> Download(std::string_view path, const std::string& local_file,
+                                               const TransferCheck& check) = 0;
+  // Copies `local_file` to `path`, replacing what is there, and hashes on the way.
+  virtual absl::StatusOr<Transferred> Upload(const std::string& local_file, std::string_view path,
+                                             const TransferCheck& check) = 0;
+
+  // nullopt when there is no object of this name.
+  virtual absl::StatusOr<std::optional<StoredFile>> Stat(std::string_view path) = 0;
+  // All objects below `prefix` ("" = everything), sorted by path. A missing
+  // prefix is an empty list.
+  virtual absl::StatusOr<std::vector<StoredFile>> List(std::string_view prefix) = 0;
+
+  // Missing objects are fine in both.
+  virtual absl::Status Delete(std::string_view path) = 0;
+  virtual absl::Status DeleteTree(std::string_view prefix) = 0;
+
+  // The local folder behind a file: URI; "" for object stores.
+  virtual std::string local_root() const { return ""; }
+};
+
+// INVALID_ARGUMENT for a URI that is not a folder of a known scheme. s3, gs and
+// abfs take credentials from their usual environment variables and files, and
+// options from the query (s3://bucket/prefix?endpoint_override=host:port&scheme=http).
+absl::StatusOr<std::unique_ptr<Storage>> OpenStorage(std::string_view uri);
+
+// "file:///a/b" -> "/a/b", percent-decoded; "/a/b" stays. INVALID_ARGUMENT for
+// other schemes, relative paths and remote hosts.
+absl::StatusOr<std::string> LocalPathFromUri(std::string_view uri);
+// The inverse: "/a b" -> "file:///a%20b".
+std::string UriFromLocalPath(std::string_view path);
+
+// INVALID_ARGUMENT unless `path` is a clean relative path (see Storage).
+absl::Status CheckRelativePath(std::string_view path);
+
+// Last call before exit of a process that used object stores: the S3 client
+// may crash in static destructors otherwise.
+void FinalizeStorage();
+
+}  // namespace quantry

@@ -1,0 +1,46 @@
+// Shared by the implementations of Storage; not for users of storage.h.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/storage.h"
+
+namespace quantry::storage_internal {
+
+// Bytes moved at a time: large enough for object stores, small enough that a
+// cancelled transfer stops at once.
+inline constexpr std::int64_t kChunkBytes = 1 << 20;
+
+absl::Status ErrnoStatus(int error, std::string_view action, std::string_view path);
+
+// A file that appears under its name only when Commit succeeds; the temporary
+// is removed otherwise.
+class PendingFile {
+ public:
+  // Creates the folders on the way.
+  static absl::StatusOr<PendingFile> Create(const std::string& path);
+  PendingFile(PendingFile&& other) noexcept;
+  PendingFile& operator=(PendingFile&&) = delete;
+  ~PendingFile();
+
+  absl::Status Append(std::string_view bytes);
+  // fsync, rename over `path`, fsync of the folder.
+  absl::Status Commit();
+
+ private:
+  PendingFile(int fd, std::string temporary, std::string path)
+      : fd_(fd), temporary_(std::move(temporary)), path_(std::move(path)) {}
+  int fd_;
+  std::string temporary_;
+  std::string path_;
+};
+
+absl::StatusOr<std::unique_ptr<Storage>> OpenLocalStorage(const std::string& folder);
+absl::StatusOr<std::unique_ptr<Storage>> OpenArrowStorage(std::string_view uri);
+void FinalizeArrow();
+
+}  // namespace quantry::storage_internal

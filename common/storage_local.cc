@@ -1,0 +1,295 @@
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+
+#include "common/digest.h"
+#include "common/storage_internal.h"
+#include "common/unique_fd.h"
+
+namespace quantry::storage_internal {
+
+namespace fs = std::filesystem;
+
+absl::Status ErrnoStatus(int error, std::string_view action, std::string_view path) {
+  const std::string message =
+      std::string(action) + " " + std::string(path) + ": " + std::strerror(error);
+  switch (error) {
+    case ENOENT:
+    case ENOTDIR:
+      return absl::NotFoundError(message);
+    case EACCES:
+    case EPERM:
+    case EROFS:
+      return absl::PermissionDeniedError(message);
+    case ENOSPC:
+    case EDQUOT:
+    case EFBIG:
+    case EMFILE:
+    case ENFILE:
+    case ENOMEM:
+      return absl::ResourceExhaustedError(message);
+    default:
+      return absl::InternalError(message);
+  }
+}
+
+namespace {
+
+constexpr std::string_view kTemporaryPrefix = ".tmp-";
+
+absl::Status SyncFolder(const std::string& folder) {
+  const UniqueFd fd(open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (fd.get() < 0 || fsync(fd.get()) != 0) return ErrnoStatus(errno, "sync", folder);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<UniqueFd> OpenRegular(const std::string& path) {
+  UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (fd.get() < 0) return ErrnoStatus(errno, "open", path);
+  struct stat info;
+  if (fstat(fd.get(), &info) != 0) return ErrnoStatus(errno, "stat", path);
+  if (!S_ISREG(info.st_mode)) {
+    return absl::InvalidArgumentError(path + " is not a regular file");
+  }
+  return fd;
+}
+
+// Feeds a descriptor to `target` and the hash, chunk by chunk.
+absl::StatusOr<Transferred> Copy(int from, const std::string& name, PendingFile& target,
+                                 const TransferCheck& check) {
+  Sha256 hash;
+  std::string buffer(kChunkBytes, '\0');
+  Transferred done;
+  while (true) {
+    const ssize_t n = read(from, buffer.data(), buffer.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return ErrnoStatus(errno, "read", name);
+    if (n == 0) break;
+    const std::string_view chunk(buffer.data(), static_cast<std::size_t>(n));
+    hash.Update(chunk);
+    if (auto status = target.Append(chunk); !status.ok()) return status;
+    done.size_bytes += n;
+    if (check) {
+      if (auto status = check(n); !status.ok()) return status;
+    }
+  }
+  done.sha256 = hash.FinishHex();
+  return done;
+}
+
+absl::StatusOr<Transferred> CopyFile(const std::string& from, const std::string& to,
+                                     const TransferCheck& check) {
+  auto source = OpenRegular(from);
+  if (!source.ok()) return source.status();
+  auto target = PendingFile::Create(to);
+  if (!target.ok()) return target.status();
+  auto done = Copy(source->get(), from, *target, check);
+  if (!done.ok()) return done.status();
+  if (auto status = target->Commit(); !status.ok()) return status;
+  return done;
+}
+
+class LocalReader : public StoredReader {
+ public:
+  LocalReader(UniqueFd fd, std::int64_t size, std::string name)
+      : fd_(std::move(fd)), size_(size), name_(std::move(name)) {}
+  std::int64_t size_bytes() const override { return size_; }
+  absl::StatusOr<std::string> ReadAt(std::int64_t offset, std::int64_t length) override {
+    if (offset < 0 || length < 0) return absl::OutOfRangeError("negative offset or length");
+    length = std::min(length, std::max<std::int64_t>(0, size_ - offset));
+    std::string bytes(static_cast<std::size_t>(length), '\0');
+    std::size_t done = 0;
+    while (done < bytes.size()) {
+      const ssize_t n = pread(fd_.get(), bytes.data() + done, bytes.size() - done,
+                              offset + static_cast<std::int64_t>(done));
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0) return ErrnoStatus(errno, "read", name_);
+      if (n == 0) break;
+      done += static_cast<std::size_t>(n);
+    }
+    bytes.resize(done);
+    return bytes;
+  }
+
+ private:
+  UniqueFd fd_;
+  std::int64_t size_;
+  std::string name_;
+};
+
+// Folders are plain folders, objects plain files: users may look inside.
+class LocalStorage : public Storage {
+ public:
+  explicit LocalStorage(std::string root) : root_(std::move(root)) {}
+
+  absl::StatusOr<std::string> Read(std::string_view path, std::int64_t max_bytes) override {
+    auto reader = Open(path);
+    if (!reader.ok()) return reader.status();
+    if ((*reader)->size_bytes() > max_bytes) {
+      return absl::ResourceExhaustedError(
+          std::string(path) + " has " + std::to_string((*reader)->size_bytes()) +
+          " bytes, at most " + std::to_string(max_bytes) + " are read");
+    }
+    return (*reader)->ReadAt(0, (*reader)->size_bytes());
+  }
+
+  absl::StatusOr<std::unique_ptr<StoredReader>> Open(std::string_view path) override {
+    auto full = Full(path);
+    if (!full.ok()) return full.status();
+    auto fd = OpenRegular(*full);
+    if (!fd.ok()) return fd.status();
+    struct stat info;
+    if (fstat(fd->get(), &info) != 0) return ErrnoStatus(errno, "stat", *full);
+    return std::make_unique<LocalReader>(std::move(*fd), info.st_size, *full);
+  }
+
+  absl::Status Write(std::string_view path, std::string_view bytes) override {
+    auto full = Full(path);
+    if (!full.ok()) return full.status();
+    auto file = PendingFile::Create(*full);
+    if (!file.ok()) return file.status();
+    if (auto status = file->Append(bytes); !status.ok()) return status;
+    return file->Commit();
+  }
+
+  absl::StatusOr<Transferred> Download(std::string_view path, const std::string& local_file,
+                                       const TransferCheck& check) override {
+    auto full = Full(path);
+    if (!full.ok()) return full.status();
+    return CopyFile(*full, local_file, check);
+  }
+
+  absl::StatusOr<Transferred> Upload(const std::string& local_file, std::string_view path,
+                                     const TransferCheck& check) override {
+    auto full = Full(path);
+    if (!full.ok()) return full.status();
+    return CopyFile(local_file, *full, check);
+  }
+
+  absl::StatusOr<std::optional<StoredFile>> Stat(std::string_view path) override {
+    auto full = Full(path);
+    if (!full.ok()) return full.status();
+    struct stat info;
+    if (lstat(full->c_str(), &info) != 0) {
+      if (errno == ENOENT || errno == ENOTDIR) return std::nullopt;
+      return ErrnoStatus(errno, "stat", *full);
+    }
+    if (!S_ISREG(info.st_mode)) return std::nullopt;
+    return StoredFile{std::string(path), info.st_size};
+  }
+
+  absl::StatusOr<std::vector<StoredFile>> List(std::string_view prefix) override {
+    auto full = Folder(prefix);
+    if (!full.ok()) return full.status();
+    std::vector<StoredFile> files;
+    std::error_code error;
+    fs::recursive_directory_iterator it(*full, error), end;
+    for (; !error && it != end; it.increment(error)) {
+      std::error_code ignored;  // a file may go while we look
+      if (it->path().filename().native().starts_with(kTemporaryPrefix)) continue;
+      if (!fs::is_regular_file(it->symlink_status(ignored))) continue;
+      const auto size = fs::file_size(it->path(), ignored);
+      if (ignored) continue;
+      files.push_back({fs::relative(it->path(), root_, ignored).generic_string(),
+                       static_cast<std::int64_t>(size)});
+    }
+    if (error && error != std::errc::no_such_file_or_directory &&
+        error != std::errc::not_a_directory) {
+      return ErrnoStatus(error.value(), "list", *full);
+    }
+    std::sort(files.begin(), files.end(),
+              [](const StoredFile& a, const StoredFile& b) { return a.path < b.path; });
+    return files;
+  }
+
+  absl::Status Delete(std::string_view path) override {
+    auto full = Full(path);
+    if (!full.ok()) return full.status();
+    if (unlink(full->c_str()) != 0 && errno != ENOENT && errno != ENOTDIR) {
+      return ErrnoStatus(errno, "delete", *full);
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status DeleteTree(std::string_view prefix) override {
+    auto full = Folder(prefix);
+    if (!full.ok()) return full.status();
+    std::error_code error;
+    fs::remove_all(*full, error);
+    return error ? ErrnoStatus(error.value(), "delete", *full) : absl::OkStatus();
+  }
+
+  std::string local_root() const override { return root_; }
+
+ private:
+  absl::StatusOr<std::string> Full(std::string_view path) const {
+    if (auto status = CheckRelativePath(path); !status.ok()) return status;
+    return root_ + "/" + std::string(path);
+  }
+  absl::StatusOr<std::string> Folder(std::string_view prefix) const {
+    if (prefix.empty()) return root_;
+    return Full(prefix);
+  }
+
+  std::string root_;
+};
+
+}  // namespace
+
+absl::StatusOr<PendingFile> PendingFile::Create(const std::string& path) {
+  static std::atomic<std::uint64_t> counter{0};
+  const fs::path target(path);
+  std::error_code error;
+  fs::create_directories(target.parent_path(), error);
+  if (error) return ErrnoStatus(error.value(), "create folder", target.parent_path().native());
+  const std::string temporary =
+      (target.parent_path() /
+       (std::string(kTemporaryPrefix) + std::to_string(getpid()) + "-" + std::to_string(counter++)))
+          .native();
+  const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  if (fd < 0) return ErrnoStatus(errno, "create", temporary);
+  return PendingFile(fd, temporary, path);
+}
+
+PendingFile::PendingFile(PendingFile&& other) noexcept
+    : fd_(std::exchange(other.fd_, -1)),
+      temporary_(std::exchange(other.temporary_, "")),
+      path_(std::move(other.path_)) {}
+
+PendingFile::~PendingFile() {
+  if (fd_ >= 0) close(fd_);
+  if (!temporary_.empty()) unlink(temporary_.c_str());
+}
+
+absl::Status PendingFile::Append(std::string_view bytes) {
+  while (!bytes.empty()) {
+    const ssize_t n = write(fd_, bytes.data(), bytes.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return ErrnoStatus(errno, "write", path_);
+    bytes.remove_prefix(static_cast<std::size_t>(n));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PendingFile::Commit() {
+  if (fsync(fd_) != 0) return ErrnoStatus(errno, "sync", path_);
+  if (close(std::exchange(fd_, -1)) != 0) return ErrnoStatus(errno, "close", path_);
+  if (rename(temporary_.c_str(), path_.c_str()) != 0) return ErrnoStatus(errno, "rename to", path_);
+  temporary_.clear();
+  return SyncFolder(fs::path(path_).parent_path().native());
+}
+
+absl::StatusOr<std::unique_ptr<Storage>> OpenLocalStorage(const std::string& folder) {
+  return std::make_unique<LocalStorage>(folder);
+}
+
+}  // namespace quantry::storage_internal

@@ -1,0 +1,188 @@
+#include "common/storage.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <string>
+
+#include "gtest/gtest.h"
+
+namespace quantry {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr char kSha256OfHello[] =
+    "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
+
+// What every storage must do. Runs on a file: folder, and on an object store
+// when QUANTRY_TEST_STORAGE_URI names an empty prefix of one.
+class StorageTest : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    char name[] = "/tmp/quantry-storage-XXXXXX";
+    scratch_ = mkdtemp(name);
+    const std::string uri = GetParam().empty() ? UriFromLocalPath((scratch_ / "the store").native())
+                                               : GetParam() + "/" + scratch_.filename().native();
+    auto storage = OpenStorage(uri);
+    ASSERT_TRUE(storage.ok()) << storage.status();
+    storage_ = std::move(*storage);
+  }
+  void TearDown() override {
+    if (storage_) {
+      EXPECT_TRUE(storage_->DeleteTree("").ok());
+    }
+    fs::remove_all(scratch_);
+  }
+  std::string LocalFile(const std::string& name, const std::string& bytes) {
+    std::ofstream(scratch_ / name, std::ios::binary) << bytes;
+    return (scratch_ / name).native();
+  }
+
+  fs::path scratch_;
+  std::unique_ptr<Storage> storage_;
+};
+
+TEST_P(StorageTest, WriteReadStatDelete) {
+  ASSERT_TRUE(storage_->Write("a/b.txt", "hello").ok());
+  EXPECT_EQ(*storage_->Read("a/b.txt", 5), "hello");
+  EXPECT_EQ((*storage_->Stat("a/b.txt"))->size_bytes, 5);
+  EXPECT_FALSE((*storage_->Stat("a")).has_value());
+  ASSERT_TRUE(storage_->Write("a/b.txt", "bye").ok());
+  EXPECT_EQ(*storage_->Read("a/b.txt", 5), "bye");
+  ASSERT_TRUE(storage_->Delete("a/b.txt").ok());
+  EXPECT_TRUE(storage_->Delete("a/b.txt").ok()) << "deleting twice is fine";
+  EXPECT_FALSE((*storage_->Stat("a/b.txt")).has_value());
+}
+
+TEST_P(StorageTest, ErrorsSayWhatIsWrong) {
+  EXPECT_EQ(storage_->Read("missing", 10).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(storage_->Open("missing").status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(storage_->Download("missing", scratch_ / "x", nullptr).status().code(),
+            absl::StatusCode::kNotFound);
+  EXPECT_FALSE(fs::exists(scratch_ / "x"));
+  ASSERT_TRUE(storage_->Write("big", "0123456789").ok());
+  EXPECT_EQ(storage_->Read("big", 9).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(storage_->Upload(scratch_ / "no file", "y", nullptr).status().code(),
+            absl::StatusCode::kNotFound);
+}
+
+TEST_P(StorageTest, HostilePathsAreRefused) {
+  for (const std::string path :
+       {"", "/etc/passwd", "../x", "a/../../x", "a//b", "./a", "a/.", "a\\b", "a/"}) {
+    EXPECT_EQ(storage_->Write(path, "x").code(), absl::StatusCode::kInvalidArgument) << path;
+    EXPECT_EQ(storage_->Read(path, 1).status().code(), absl::StatusCode::kInvalidArgument) << path;
+  }
+  EXPECT_FALSE(CheckRelativePath(std::string_view("a\0b", 3)).ok());
+  EXPECT_TRUE(CheckRelativePath("..a/b..").ok());
+}
+
+TEST_P(StorageTest, TransfersHashAndCount) {
+  const std::string local = LocalFile("in", "hello");
+  std::int64_t counted = 0;
+  const TransferCheck count = [&](std::int64_t bytes) {
+    counted += bytes;
+    return absl::OkStatus();
+  };
+  auto up = storage_->Upload(local, "deep/er/file", count);
+  ASSERT_TRUE(up.ok()) << up.status();
+  EXPECT_EQ(up->sha256, kSha256OfHello);
+  EXPECT_EQ(up->size_bytes, 5);
+  auto down = storage_->Download("deep/er/file", scratch_ / "out/file", count);
+  ASSERT_TRUE(down.ok()) << down.status();
+  EXPECT_EQ(down->sha256, kSha256OfHello);
+  EXPECT_EQ(counted, 10);
+  std::ifstream out(scratch_ / "out/file");
+  EXPECT_EQ(std::string(std::istreambuf_iterator<char>(out), {}), "hello");
+}
+
+TEST_P(StorageTest, StoppedTransferLeavesNothing) {
+  const std::string local = LocalFile("in", std::string(3 << 20, 'x'));
+  const TransferCheck stop = [](std::int64_t) { return absl::CancelledError("stop"); };
+  EXPECT_EQ(storage_->Upload(local, "up", stop).status().code(), absl::StatusCode::kCancelled);
+  EXPECT_FALSE((*storage_->Stat("up")).has_value());
+  EXPECT_TRUE(storage_->List("")->empty());
+  ASSERT_TRUE(storage_->Upload(local, "up", nullptr).ok());
+  EXPECT_EQ(storage_->Download("up", scratch_ / "down", stop).status().code(),
+            absl::StatusCode::kCancelled);
+  EXPECT_FALSE(fs::exists(scratch_ / "down"));
+}
+
+TEST_P(StorageTest, ListIsRecursiveAndSorted) {
+  EXPECT_TRUE(storage_->List("")->empty());
+  EXPECT_TRUE(storage_->List("nothing/here")->empty());
+  for (const char* path : {"b", "a/2", "a/1", "c/d/e"})
+    ASSERT_TRUE(storage_->Write(path, "x").ok());
+  std::string names;
+  const auto all = storage_->List("");
+  ASSERT_TRUE(all.ok()) << all.status();
+  for (const StoredFile& file : *all) names += file.path + " ";
+  EXPECT_EQ(names, "a/1 a/2 b c/d/e ");
+  EXPECT_EQ(storage_->List("a")->size(), 2u);
+  ASSERT_TRUE(storage_->DeleteTree("a").ok());
+  EXPECT_TRUE(storage_->DeleteTree("a").ok());
+  EXPECT_EQ(storage_->List("")->size(), 2u);
+}
+
+TEST_P(StorageTest, RandomAccess) {
+  ASSERT_TRUE(storage_->Write("f", "0123456789").ok());
+  auto reader = storage_->Open("f");
+  ASSERT_TRUE(reader.ok());
+  EXPECT_EQ((*reader)->size_bytes(), 10);
+  EXPECT_EQ(*(*reader)->ReadAt(3, 4), "3456");
+  EXPECT_EQ(*(*reader)->ReadAt(8, 100), "89");
+  EXPECT_EQ(*(*reader)->ReadAt(10, 1), "");
+  EXPECT_EQ(*(*reader)->ReadAt(11, 1), "");
+  EXPECT_FALSE((*reader)->ReadAt(-1, 1).ok());
+}
+
+std::vector<std::string> Stores() {
+  std::vector<std::string> uris = {""};
+  if (const char* uri = std::getenv("QUANTRY_TEST_STORAGE_URI")) uris.push_back(uri);
+  return uris;
+}
+INSTANTIATE_TEST_SUITE_P(Stores, StorageTest, testing::ValuesIn(Stores()),
+                         [](const auto& store) { return store.param.empty() ? "file" : "object"; });
+
+TEST(StorageUriTest, Table) {
+  const struct {
+    const char* uri;
+    const char* path;  // nullptr = refused
+  } cases[] = {
+      {"file:///a/b", "/a/b"},      {"/a/b", "/a/b"},           {"file:///a%20b/", "/a b"},
+      {"file://localhost/a", "/a"}, {"file://host/a", nullptr}, {"file:///a%zz", nullptr},
+      {"file:///a%00b", nullptr},   {"a/b", nullptr},           {"s3://a/b", nullptr},
+  };
+  for (const auto& c : cases) {
+    const auto path = LocalPathFromUri(c.uri);
+    ASSERT_EQ(path.ok(), c.path != nullptr) << c.uri;
+    if (c.path != nullptr) {
+      EXPECT_EQ(*path, c.path) << c.uri;
+    }
+  }
+  EXPECT_EQ(*LocalPathFromUri(UriFromLocalPath("/a b/%/ü")), "/a b/%/ü");
+  for (const char* uri : {"", "relative/path", "http://x/y", "ftp://x"}) {
+    EXPECT_EQ(OpenStorage(uri).status().code(), absl::StatusCode::kInvalidArgument) << uri;
+  }
+}
+
+TEST(StorageUriTest, S3LibraryLoads) {
+  // No request is made: only the scheme's library and its registration.
+  setenv("AWS_EC2_METADATA_DISABLED", "true", 1);
+  const auto storage =
+      OpenStorage("s3://key:secret@bucket/prefix?scheme=http&endpoint_override=127.0.0.1:1");
+  EXPECT_TRUE(storage.ok()) << storage.status();
+}
+
+}  // namespace
+}  // namespace quantry
+
+int main(int argc, char** argv) {
+  testing::InitGoogleTest(&argc, argv);
+  const int result = RUN_ALL_TESTS();
+  quantry::FinalizeStorage();
+  return result;
+}
