@@ -1,0 +1,116 @@
+#include "worker/agent/blob_cache.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <mutex>
+#include <vector>
+
+#include "common/digest.h"
+#include "common/errors.h"
+#include "common/log.h"
+
+namespace quantry::agent {
+namespace {
+
+namespace fs = std::filesystem;
+
+bool Matches(const std::string& path, const std::string& sha256, std::int64_t size_bytes) {
+  std::error_code error;
+  const auto size = fs::file_size(path, error);
+  if (error || static_cast<std::int64_t>(size) != size_bytes) return false;
+  const auto digest = Sha256File(path);
+  return digest.ok() && digest->sha256 == sha256;
+}
+
+}  // namespace
+
+std::string BlobCache::PathOf(const std::string& sha256) const {
+  return root_ + "/" + sha256.substr(0, 2) + "/" + sha256;
+}
+
+absl::Status BlobCache::Fetch(Storage& blobs, const std::string& sha256, std::int64_t size_bytes,
+                              const std::string& cached, const TransferCheck& check) {
+  // Under a name of its own: bytes get their digest's name only once they have it.
+  const std::string fresh = cached + ".new-" + std::to_string(gettid());
+  auto moved = blobs.Download(sha256, fresh, check);
+  if (!moved.ok()) {
+    if (!absl::IsNotFound(moved.status())) return moved.status();
+    return MakeError(Reason::kSourceMissing,
+                     "blob " + sha256 + " is not in the server's store; upload it again",
+                     {{"sha256", sha256}});
+  }
+  if (moved->sha256 != sha256 || moved->size_bytes != size_bytes) {
+    unlink(fresh.c_str());
+    return MakeError(Reason::kArtifactCorrupt,
+                     "blob " + sha256 + " should have " + std::to_string(size_bytes) +
+                         " bytes with that sha256, the store holds " +
+                         std::to_string(moved->size_bytes) + " bytes with sha256 " + moved->sha256 +
+                         "; delete it there and upload it again",
+                     {{"sha256", sha256}, {"got_sha256", moved->sha256}});
+  }
+  chmod(fresh.c_str(), 0444);
+  if (rename(fresh.c_str(), cached.c_str()) != 0) {
+    return absl::InternalError("rename to " + cached + ": " + std::strerror(errno));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status BlobCache::Place(Storage& blobs, const std::string& sha256, std::int64_t size_bytes,
+                              const std::string& target, const TransferCheck& check) {
+  if (!IsSha256Hex(sha256)) {
+    return MakeError(Reason::kInvalidSpec,
+                     "wanted a sha256 of 64 lower-case hex digits, got \"" + sha256 + "\"",
+                     {{"sha256", sha256}});
+  }
+  const std::shared_lock lock(evicting_);
+  const std::string cached = PathOf(sha256);
+  if (fs::exists(cached) && !Matches(cached, sha256, size_bytes)) {
+    log::Warning("a cached blob is damaged and fetched again", {{"sha256", sha256}});
+    unlink(cached.c_str());
+  }
+  if (!fs::exists(cached)) {
+    if (auto status = Fetch(blobs, sha256, size_bytes, cached, check); !status.ok()) return status;
+  }
+  // The age that Evict goes by; the owner may set it on a read-only file.
+  utimensat(AT_FDCWD, cached.c_str(), nullptr, 0);
+  std::error_code error;
+  fs::create_directories(fs::path(target).parent_path(), error);
+  if (!error) fs::create_hard_link(cached, target, error);
+  if (error) {  // the file system knows no links
+    fs::copy_file(cached, target, fs::copy_options::overwrite_existing, error);
+  }
+  if (error) return absl::InternalError("link " + target + ": " + error.message());
+  return absl::OkStatus();
+}
+
+void BlobCache::Evict(std::int64_t bytes) {
+  const std::unique_lock lock(evicting_);
+  struct Entry {
+    fs::file_time_type used;
+    fs::path path;
+    std::int64_t size;
+  };
+  std::vector<Entry> entries;
+  std::error_code error;
+  for (fs::recursive_directory_iterator it(root_, error), end; !error && it != end;
+       it.increment(error)) {
+    std::error_code gone;
+    if (!it->is_regular_file(gone)) continue;
+    entries.push_back(
+        {it->last_write_time(gone), it->path(), static_cast<std::int64_t>(it->file_size(gone))});
+  }
+  std::sort(entries.begin(), entries.end(),
+            [](const Entry& a, const Entry& b) { return a.used < b.used; });
+  for (const Entry& entry : entries) {
+    if (bytes <= 0) return;
+    if (fs::remove(entry.path, error)) bytes -= entry.size;
+  }
+}
+
+}  // namespace quantry::agent

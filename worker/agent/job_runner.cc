@@ -1,0 +1,269 @@
+#include "worker/agent/job_runner.h"
+
+#include <filesystem>
+
+#include "common/errors.h"
+#include "common/log.h"
+#include "worker/agent/artifact_uploader.h"
+#include "worker/agent/failure.h"
+#include "worker/agent/utf8.h"
+
+namespace quantry::agent {
+namespace {
+
+using std::chrono::steady_clock;
+
+// A released job may wait this long for its last checkpoint to be committed.
+constexpr std::chrono::seconds kFlushTime{15};
+
+}  // namespace
+
+struct JobRunner::Attempt {
+  Attempt(const v1::Lease& the_lease, MonotonicTime granted)
+      : lease(the_lease),
+        session(std::make_shared<JobSession>(the_lease, granted)),
+        method(MethodName(the_lease.spec().method())) {}
+
+  // A transfer check that stops with the attempt and counts what moved.
+  TransferCheck Counter(const char* metric, std::function<void(std::int64_t)> count) {
+    return [this, metric, count = std::move(count),
+            moved = std::int64_t{0}](std::int64_t bytes) mutable {
+      moved += bytes;
+      count(bytes);
+      session->SetMetric(metric, static_cast<double>(moved));
+      return session->CheckRunning();
+    };
+  }
+
+  StopReason stop_reason() const { return session->stop_reason(steady_clock::now()); }
+
+  const v1::Lease& lease;
+  std::shared_ptr<JobSession> session;
+  std::string method;
+  AttemptDir dir;
+  EngineOutcome outcome;
+};
+
+void JobRunner::Run(const v1::Lease& lease, MonotonicTime granted) {
+  Attempt attempt(lease, granted);
+  log::Info("job started", {{"job", lease.job()},
+                            {"epoch", lease.epoch()},
+                            {"method", attempt.method},
+                            {"resume_blocks", lease.resume().blocks_done()}});
+  parts_.keeper.Add(attempt.session);
+  parts_.metrics.JobStarted(lease, attempt.session);
+  const absl::Status status = Execute(attempt);
+  Finish(attempt, status);
+  parts_.keeper.Remove(attempt.session);
+  parts_.metrics.JobEnded(*attempt.session);
+  // Who may get the job again keeps its checkpoint; who ended it does not.
+  const bool keep = !status.ok() && attempt.stop_reason() != StopReason::kCancel;
+  if (!attempt.dir.root.empty()) parts_.work_dir.RemoveAttempt(attempt.dir, keep);
+}
+
+absl::Status JobRunner::Execute(Attempt& attempt) {
+  attempt.session->EnterStage(v1::STAGE_FETCHING);
+  auto dir = parts_.work_dir.CreateAttempt(attempt.lease.job_uid(), attempt.lease.epoch());
+  if (!dir.ok()) return dir.status();
+  attempt.dir = *std::move(dir);
+  JobInputs inputs;
+  if (auto status = Prepare(attempt, &inputs); !status.ok()) return status;
+  if (attempt.stop_reason() != StopReason::kNone) return absl::CancelledError("told to stop");
+  const auto json =
+      EngineJobJson(MakeEngineJob(attempt.lease, inputs, attempt.dir, parts_.defaults));
+  if (!json.ok()) return json.status();
+  auto folder = OpenStorage(attempt.dir.root);
+  if (!folder.ok()) return folder.status();
+  if (auto status = (*folder)->Write("job.json", *json); !status.ok()) return status;
+  {
+    CheckpointUploader uploader(attempt.lease, attempt.dir, parts_.client, *attempt.session,
+                                [this](std::int64_t bytes) {
+                                  parts_.metrics.BytesUploaded(bytes);
+                                  return absl::OkStatus();
+                                });
+    if (auto status = RunEngine(attempt, uploader); !status.ok()) return status;
+  }
+  return Commit(attempt);
+}
+
+absl::Status JobRunner::Prepare(Attempt& attempt, JobInputs* inputs) {
+  const auto check = attempt.Counter(
+      "fetched_bytes", [this](std::int64_t bytes) { parts_.metrics.BytesFetched(bytes); });
+  auto fetched = parts_.materializer.Materialize(attempt.lease, attempt.dir, check);
+  if (!fetched.ok()) return fetched.status();
+  *inputs = *std::move(fetched);
+  return Restore(attempt);
+}
+
+absl::Status JobRunner::Restore(Attempt& attempt) {
+  const auto check = attempt.Counter(
+      "restored_bytes", [this](std::int64_t bytes) { parts_.metrics.BytesFetched(bytes); });
+  const auto status = RestoreCheckpoint(attempt.lease, attempt.dir, check);
+  if (absl::IsDataLoss(status) || absl::IsNotFound(status)) {
+    // Better late than never: the job starts over.
+    attempt.session->AddLog(
+        v1::LogLine::LEVEL_WARNING,
+        ToValidUtf8("checkpoint cannot be used, starting over: " + std::string(status.message())));
+    std::error_code ignored;
+    std::filesystem::remove_all(attempt.dir.checkpoint(), ignored);
+    std::filesystem::create_directories(attempt.dir.checkpoint(), ignored);
+  } else if (!status.ok()) {
+    return status;
+  }
+  parts_.work_dir.RemoveOtherAttempts(attempt.dir);
+  return absl::OkStatus();
+}
+
+void JobRunner::OnEngineEvent(Attempt& attempt, CheckpointUploader& uploader,
+                              const v1::EngineEvent& event) {
+  JobSession& session = *attempt.session;
+  switch (event.kind_case()) {
+    case v1::EngineEvent::kStarted: {
+      v1::JobProgress progress = session.progress();
+      progress.set_blocks_total(event.started().blocks_total());
+      progress.set_blocks_done(event.started().resumed_blocks());
+      session.MergeProgress(progress);
+      log::Info("engine started", {{"job", session.job()},
+                                   {"epoch", session.epoch()},
+                                   {"device", event.started().device()},
+                                   {"blocks", event.started().blocks_total()},
+                                   {"resumed", event.started().resumed_blocks()}});
+      break;
+    }
+    case v1::EngineEvent::kStage:
+      session.EnterStage(event.stage());
+      break;
+    case v1::EngineEvent::kProgress:
+      session.MergeProgress(event.progress());
+      if (event.progress().stage() != v1::STAGE_UNSPECIFIED) {
+        session.EnterStage(event.progress().stage());
+      }
+      break;
+    case v1::EngineEvent::kBlockDone:
+      parts_.metrics.BlockDone(attempt.method, session.stage(), event.block_done().seconds());
+      session.AddBlock(event.block_done());
+      log::Info("block done", {{"job", session.job()},
+                               {"epoch", session.epoch()},
+                               {"block", event.block_done().index()},
+                               {"loss_rtn", event.block_done().loss_rtn()},
+                               {"loss", event.block_done().loss_final()},
+                               {"seconds", event.block_done().seconds()}});
+      break;
+    case v1::EngineEvent::kCheckpoint:
+      uploader.Offer(event.checkpoint());
+      break;
+    case v1::EngineEvent::kLog:
+      session.AddLog(event.log().level(), event.log().message());
+      break;
+    default:  // completed, error: the runner's; others: a newer engine's
+      break;
+  }
+}
+
+absl::Status JobRunner::RunEngine(Attempt& attempt, CheckpointUploader& uploader) {
+  attempt.outcome = parts_.engine.Run(
+      attempt.dir.job_file(), attempt.dir.root, *attempt.session,
+      [&](const v1::EngineEvent& event) { OnEngineEvent(attempt, uploader, event); });
+  const EngineOutcome& outcome = attempt.outcome;
+  parts_.metrics.EngineExited(outcome.exit_signal);
+  log::Info("engine ended", {{"job", attempt.session->job()},
+                             {"epoch", attempt.session->epoch()},
+                             {"exit_code", outcome.exit_code},
+                             {"signal", outcome.exit_signal}});
+  switch (outcome.kind) {
+    case EngineOutcome::Kind::kCompleted:
+      return absl::OkStatus();
+    case EngineOutcome::Kind::kStopped:
+      if (attempt.stop_reason() <= StopReason::kReleaseNow) uploader.Flush(kFlushTime);
+      return absl::CancelledError("the engine was stopped");
+    case EngineOutcome::Kind::kFailed:
+      break;
+  }
+  // The next attempt goes on from here, so let the last block be kept.
+  if (IsRetryable(outcome.error)) uploader.Flush(kFlushTime);
+  return absl::UnknownError(outcome.error.message());
+}
+
+absl::Status JobRunner::Commit(Attempt& attempt) {
+  attempt.session->EnterStage(v1::STAGE_UPLOADING);
+  auto request = UploadArtifact(attempt.lease, attempt.dir.output(), attempt.outcome.completed,
+                                attempt.Counter("uploaded_bytes", [this](std::int64_t bytes) {
+                                  parts_.metrics.BytesUploaded(bytes);
+                                }));
+  if (!request.ok()) return request.status();
+  attempt.session->EnterStage(v1::STAGE_COMMITTING);
+  const v1::JobBeat last = attempt.session->MakeLastBeat();
+  request->set_event_offset(last.event_offset());
+  *request->mutable_events() = last.events();
+  // Only losing the lease ends the tries: the artifact is complete.
+  const auto status = parts_.client.Complete(
+      *request, [&attempt] { return attempt.stop_reason() != StopReason::kLost; });
+  if (!status.ok()) return status;
+  log::Info("job committed", {{"job", attempt.lease.job()},
+                              {"epoch", attempt.lease.epoch()},
+                              {"bytes", request->total_bytes()},
+                              {"files", request->file_count()}});
+  return absl::OkStatus();
+}
+
+void JobRunner::Finish(Attempt& attempt, const absl::Status& status) {
+  if (status.ok()) return;
+  if (HasReason(status, Reason::kLeaseLost)) attempt.session->Stop(StopReason::kLost);
+  switch (attempt.stop_reason()) {
+    case StopReason::kLost:
+      log::Warning("lease lost; job dropped",
+                   {{"job", attempt.lease.job()}, {"epoch", attempt.lease.epoch()}});
+      return;
+    case StopReason::kCancel:
+      return Fail(attempt, status, /*cancelled=*/true);
+    case StopReason::kRelease:
+    case StopReason::kReleaseNow:
+      // A failure that came by itself is told, even while shutting down.
+      if (absl::IsCancelled(status)) return Release(attempt);
+      return Fail(attempt, status, /*cancelled=*/false);
+    case StopReason::kNone:
+      return Fail(attempt, status, /*cancelled=*/false);
+  }
+}
+
+void JobRunner::Fail(Attempt& attempt, const absl::Status& status, bool cancelled) {
+  v1::FailJobRequest request;
+  request.set_job(attempt.lease.job());
+  request.set_epoch(attempt.lease.epoch());
+  request.set_cancelled(cancelled);
+  request.set_exit_code(attempt.outcome.exit_code);
+  request.set_exit_signal(attempt.outcome.exit_signal);
+  request.set_log_tail(ToValidUtf8(attempt.outcome.log_tail));
+  // UNKNOWN is what RunEngine answers for the engine's own error.
+  v1::EngineError error = absl::IsUnknown(status) ? attempt.outcome.error : ToEngineError(status);
+  error.set_message(ToValidUtf8(error.message()));
+  for (auto& [key, value] : *error.mutable_metadata()) value = ToValidUtf8(value);
+  request.set_retryable(!cancelled && IsRetryable(error));
+  *request.mutable_error() = error;
+  const v1::JobBeat last = attempt.session->MakeLastBeat();
+  request.set_event_offset(last.event_offset());
+  *request.mutable_events() = last.events();
+  const auto answer = parts_.client.Fail(
+      request, [&attempt] { return attempt.stop_reason() != StopReason::kLost; });
+  log::Warning(
+      cancelled ? "job cancelled" : "job failed",
+      {{"job", attempt.lease.job()},
+       {"epoch", attempt.lease.epoch()},
+       {"reason", error.reason()},
+       {"error", error.message()},
+       {"answer", answer.ok() ? v1::JobState_Name(answer->state()) : answer.status().ToString()}});
+}
+
+void JobRunner::Release(Attempt& attempt) {
+  v1::ReleaseJobRequest request;
+  request.set_job(attempt.lease.job());
+  request.set_epoch(attempt.lease.epoch());
+  request.set_reason("the worker stops");
+  const auto status = parts_.client.Release(
+      request, [&attempt] { return attempt.stop_reason() != StopReason::kLost; });
+  log::Info("job released", {{"job", attempt.lease.job()},
+                             {"epoch", attempt.lease.epoch()},
+                             {"answer", status.ToString()}});
+}
+
+}  // namespace quantry::agent

@@ -1,0 +1,220 @@
+#include "worker/agent/job_session.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "google/protobuf/util/time_util.h"
+
+namespace quantry::agent {
+namespace {
+
+using google::protobuf::util::TimeUtil;
+
+constexpr std::size_t kMaxLogBytes = 4096;
+constexpr int kMaxLogLines = 1000;
+constexpr int kMaxMetrics = 64;
+
+MonotonicTime::duration ToDuration(const google::protobuf::Duration& duration) {
+  return std::chrono::nanoseconds(TimeUtil::DurationToNanoseconds(duration));
+}
+
+v1::StageTime* FindStage(v1::JobProgress& progress, v1::Stage stage) {
+  for (auto& time : *progress.mutable_stage_times()) {
+    if (time.stage() == stage) return &time;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+JobSession::JobSession(const v1::Lease& lease, MonotonicTime granted)
+    : job_(lease.job()),
+      epoch_(lease.epoch()),
+      margin_(std::min<MonotonicTime::duration>(ToDuration(lease.ttl()) / 5, kMaxMargin)),
+      lease_end_(granted + ToDuration(lease.ttl())) {}
+
+void JobSession::SetWake(std::function<void()> wake) {
+  const std::lock_guard lock(mutex_);
+  wake_ = std::move(wake);
+}
+
+void JobSession::Wake() {
+  std::function<void()> wake;
+  {
+    const std::lock_guard lock(mutex_);
+    wake = wake_;
+  }
+  if (wake) wake();
+}
+
+v1::JobEvent JobSession::NewEvent() const {
+  v1::JobEvent event;
+  *event.mutable_time() = TimeUtil::GetCurrentTime();
+  event.set_epoch(epoch_);
+  return event;
+}
+
+void JobSession::Push(v1::JobEvent event) { events_.push_back(std::move(event)); }
+
+void JobSession::CloseStage() {
+  if (auto* time = FindStage(progress_, progress_.stage())) {
+    *time->mutable_end_time() = TimeUtil::GetCurrentTime();
+  }
+}
+
+void JobSession::EnterStage(v1::Stage stage) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (progress_.stage() == stage) return;
+    CloseStage();
+    progress_.set_stage(stage);
+    // A stage entered again keeps its first start: one row a stage.
+    if (auto* time = FindStage(progress_, stage)) {
+      time->clear_end_time();
+    } else {
+      auto* added = progress_.add_stage_times();
+      added->set_stage(stage);
+      *added->mutable_start_time() = TimeUtil::GetCurrentTime();
+    }
+    auto event = NewEvent();
+    event.mutable_stage_changed()->set_stage(stage);
+    Push(std::move(event));
+    progress_changed_ = true;
+  }
+  Wake();
+}
+
+void JobSession::AddBlock(const v1::BlockReport& block) {
+  {
+    const std::lock_guard lock(mutex_);
+    auto event = NewEvent();
+    *event.mutable_block_done() = block;
+    Push(std::move(event));
+  }
+  Wake();
+}
+
+void JobSession::AddLog(v1::LogLine::Level level, const std::string& message) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (log_lines_ >= kMaxLogLines) return;
+    ++log_lines_;
+    auto event = NewEvent();
+    event.mutable_log()->set_level(level);
+    event.mutable_log()->set_message(log_lines_ == kMaxLogLines
+                                         ? "too many log lines; the rest is dropped"
+                                         : message.substr(0, kMaxLogBytes));
+    Push(std::move(event));
+  }
+  Wake();
+}
+
+void JobSession::MergeProgress(const v1::JobProgress& progress) {
+  const std::lock_guard lock(mutex_);
+  v1::JobProgress merged = progress;
+  merged.set_stage(progress_.stage());
+  *merged.mutable_stage_times() = progress_.stage_times();
+  merged.set_ratio(std::clamp(std::max(progress.ratio(), progress_.ratio()), 0.0, 1.0));
+  merged.set_steps_done(std::max(progress.steps_done(), progress_.steps_done()));
+  for (const auto& [name, value] : progress_.metrics()) {
+    if (merged.metrics_size() < kMaxMetrics) merged.mutable_metrics()->insert({name, value});
+  }
+  progress_ = std::move(merged);
+  progress_changed_ = true;
+}
+
+void JobSession::SetMetric(const std::string& name, double value) {
+  if (!std::isfinite(value)) return;
+  const std::lock_guard lock(mutex_);
+  if (progress_.metrics_size() >= kMaxMetrics && !progress_.metrics().contains(name)) return;
+  (*progress_.mutable_metrics())[name] = value;
+  progress_changed_ = true;
+}
+
+v1::Stage JobSession::stage() const {
+  const std::lock_guard lock(mutex_);
+  return progress_.stage();
+}
+
+v1::JobProgress JobSession::progress() const {
+  const std::lock_guard lock(mutex_);
+  return progress_;
+}
+
+bool JobSession::HasEvents() const {
+  const std::lock_guard lock(mutex_);
+  return !events_.empty();
+}
+
+bool JobSession::HasNews() const {
+  const std::lock_guard lock(mutex_);
+  return !events_.empty() || progress_changed_;
+}
+
+v1::JobBeat JobSession::MakeBeat() {
+  const std::lock_guard lock(mutex_);
+  v1::JobBeat beat;
+  beat.set_job(job_);
+  beat.set_epoch(epoch_);
+  *beat.mutable_progress() = progress_;
+  beat.set_event_offset(first_event_);
+  for (const v1::JobEvent& event : events_) {
+    if (beat.events_size() >= kMaxEventsPerBeat) break;
+    *beat.add_events() = event;
+  }
+  progress_changed_ = false;
+  return beat;
+}
+
+v1::JobBeat JobSession::MakeLastBeat() {
+  const std::lock_guard lock(mutex_);
+  CloseStage();
+  v1::JobBeat beat;
+  beat.set_event_offset(first_event_);
+  for (const v1::JobEvent& event : events_) *beat.add_events() = event;
+  return beat;
+}
+
+void JobSession::OnAnswer(const v1::JobDirective& directive, MonotonicTime sent) {
+  const std::lock_guard lock(mutex_);
+  if (directive.epoch() != epoch_) return;
+  while (!events_.empty() && first_event_ < directive.next_event_offset()) {
+    events_.pop_front();
+    ++first_event_;
+  }
+  if (directive.directive() != v1::DIRECTIVE_LOST && directive.has_ttl()) {
+    lease_end_ = std::max(lease_end_, sent + ToDuration(directive.ttl()));
+  }
+  StopReason reason = StopReason::kNone;
+  if (directive.directive() == v1::DIRECTIVE_CANCEL) reason = StopReason::kCancel;
+  if (directive.directive() == v1::DIRECTIVE_LOST) reason = StopReason::kLost;
+  if (directive.directive() == v1::DIRECTIVE_CHECKPOINT_AND_RELEASE) reason = StopReason::kRelease;
+  stop_ = std::max(stop_, reason);
+}
+
+void JobSession::Stop(StopReason reason) {
+  const std::lock_guard lock(mutex_);
+  stop_ = std::max(stop_, reason);
+}
+
+StopReason JobSession::stop_reason(MonotonicTime now) const {
+  const std::lock_guard lock(mutex_);
+  return now + margin_ >= lease_end_ ? StopReason::kLost : stop_;
+}
+
+absl::Status JobSession::CheckRunning() const {
+  switch (stop_reason(std::chrono::steady_clock::now())) {
+    case StopReason::kNone:
+    case StopReason::kRelease:
+      return absl::OkStatus();
+    case StopReason::kReleaseNow:
+      return absl::CancelledError("the worker is shutting down");
+    case StopReason::kCancel:
+      return absl::CancelledError("the job was cancelled");
+    case StopReason::kLost:
+      return absl::CancelledError("the lease was lost");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace quantry::agent

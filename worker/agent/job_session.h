@@ -1,0 +1,95 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <string>
+
+#include "absl/status/status.h"
+#include "common/clock.h"
+#include "quantry/v1/worker_service.pb.h"
+
+namespace quantry::agent {
+
+// Why an attempt has to stop; a higher value overrules a lower one.
+enum class StopReason {
+  kNone,
+  kRelease,     // stop at the next committed checkpoint, give the job back
+  kReleaseNow,  // give it back with what is committed
+  kCancel,      // the tenant asked
+  kLost,        // another epoch may run: touch nothing, say nothing
+};
+
+// One held lease: the events and the progress of the attempt on their way to
+// the server, and the directives on their way back. Shared by the thread that
+// runs the attempt, the uploader's thread and the heartbeat loop; thread-safe.
+// Nothing survives a crash: the next attempt has a new epoch.
+//
+// Events keep their numbers until the server has confirmed them, so a beat
+// whose answer got lost is repeated with the same event_offset.
+class JobSession {
+ public:
+  // `granted` is when the lease's answer came.
+  JobSession(const v1::Lease& lease, MonotonicTime granted);
+
+  const std::string& job() const { return job_; }
+  std::int64_t epoch() const { return epoch_; }
+
+  // Called (without locks held) whenever there is something to send.
+  void SetWake(std::function<void()> wake);
+
+  void EnterStage(v1::Stage stage);
+  void AddBlock(const v1::BlockReport& block);
+  // Messages are cut at 4 KiB; after 1000 lines the rest is dropped.
+  void AddLog(v1::LogLine::Level level, const std::string& message);
+  // Takes over everything but stage, stage times and a ratio that would fall.
+  void MergeProgress(const v1::JobProgress& progress);
+  void SetMetric(const std::string& name, double value);
+
+  v1::Stage stage() const;
+  v1::JobProgress progress() const;
+  bool HasEvents() const;
+  bool HasNews() const;  // events, or progress changed since the last beat
+
+  // What to send now: at most kMaxEventsPerBeat events.
+  v1::JobBeat MakeBeat();
+  // All events not yet confirmed, for the call that ends the attempt.
+  v1::JobBeat MakeLastBeat();
+  // The answer to a beat sent at `sent`.
+  void OnAnswer(const v1::JobDirective& directive, MonotonicTime sent);
+
+  void Stop(StopReason reason);
+  // kLost once the lease ran out, whatever the server could not say.
+  StopReason stop_reason(MonotonicTime now) const;
+  // CANCELLED from the moment the attempt must not go on (kRelease may).
+  absl::Status CheckRunning() const;
+
+  static constexpr int kMaxEventsPerBeat = 500;
+  // The end of a lease is kept free for killing the engine: a fifth of the ttl,
+  // at most this.
+  static constexpr std::chrono::seconds kMaxMargin{5};
+
+ private:
+  v1::JobEvent NewEvent() const;
+  void Push(v1::JobEvent event);  // needs mutex_
+  void CloseStage();              // needs mutex_
+  void Wake();
+
+  const std::string job_;
+  const std::int64_t epoch_;
+  const MonotonicTime::duration margin_;
+
+  mutable std::mutex mutex_;
+  std::function<void()> wake_;
+  std::deque<v1::JobEvent> events_;
+  std::int64_t first_event_ = 0;  // number of events_.front()
+  int log_lines_ = 0;
+  v1::JobProgress progress_;
+  bool progress_changed_ = false;
+  StopReason stop_ = StopReason::kNone;
+  MonotonicTime lease_end_;
+};
+
+}  // namespace quantry::agent

@@ -1,0 +1,101 @@
+#include "worker/agent/lease_keeper.h"
+
+#include <algorithm>
+
+#include "common/log.h"
+
+namespace quantry::agent {
+
+using std::chrono::milliseconds;
+
+LeaseKeeper::LeaseKeeper(WorkerClient& client, OnWorkerDirective on_directive)
+    : client_(client), on_directive_(std::move(on_directive)) {}
+
+void LeaseKeeper::Add(std::shared_ptr<JobSession> session) {
+  session->SetWake([this] { Wake(); });
+  {
+    const std::lock_guard lock(mutex_);
+    sessions_.push_back(std::move(session));
+  }
+  Wake();
+}
+
+void LeaseKeeper::Remove(const std::shared_ptr<JobSession>& session) {
+  session->SetWake(nullptr);
+  const std::lock_guard lock(mutex_);
+  std::erase(sessions_, session);
+}
+
+void LeaseKeeper::Wake() {
+  {
+    const std::lock_guard lock(mutex_);
+    news_ = true;
+  }
+  wake_.notify_all();
+}
+
+void LeaseKeeper::StopAll(StopReason reason) {
+  for (const auto& session : Sessions()) session->Stop(reason);
+}
+
+std::vector<std::shared_ptr<JobSession>> LeaseKeeper::Sessions() const {
+  const std::lock_guard lock(mutex_);
+  return sessions_;
+}
+
+milliseconds LeaseKeeper::Delay() const {
+  milliseconds delay = client_.timing().heartbeat_interval;
+  for (const auto& session : Sessions()) {
+    if (session->HasEvents()) return std::min(delay, kEventDelay);
+    if (session->HasNews()) delay = std::min(delay, kProgressDelay);
+  }
+  return delay;
+}
+
+void LeaseKeeper::Run(std::stop_token stop) {
+  auto last = std::chrono::steady_clock::now();
+  bool answered = true;
+  while (!stop.stop_requested()) {
+    // A lost beat is repeated soon: each one missed eats into the lease.
+    const milliseconds delay = answered ? Delay() : kEventDelay;
+    const auto due = last + delay;
+    if (std::chrono::steady_clock::now() < due) {
+      std::unique_lock lock(mutex_);
+      news_ = false;
+      // Progress that changes without Wake is looked at once a second.
+      wake_.wait_until(lock, stop, std::min(due, std::chrono::steady_clock::now() + kProgressDelay),
+                       [this] { return news_; });
+      continue;
+    }
+    last = std::chrono::steady_clock::now();
+    answered = BeatOnce();
+  }
+}
+
+v1::HeartbeatRequest LeaseKeeper::MakeRequest(
+    const std::vector<std::shared_ptr<JobSession>>& sessions) const {
+  v1::HeartbeatRequest request;
+  for (const auto& session : sessions) *request.add_jobs() = session->MakeBeat();
+  return request;
+}
+
+bool LeaseKeeper::BeatOnce() {
+  const auto sessions = Sessions();
+  const auto sent = std::chrono::steady_clock::now();
+  const auto timing = client_.timing();
+  const auto deadline = std::clamp(timing.ttl / 6, milliseconds(100), milliseconds(5000));
+  const auto response = client_.Heartbeat(MakeRequest(sessions), deadline);
+  if (!response.ok()) {
+    log::Warning("heartbeat was not answered", {{"error", response.status().ToString()}});
+    return false;
+  }
+  for (const v1::JobDirective& directive : response->jobs()) {
+    for (const auto& session : sessions) {
+      if (session->job() == directive.job()) session->OnAnswer(directive, sent);
+    }
+  }
+  if (on_directive_) on_directive_(response->worker());
+  return true;
+}
+
+}  // namespace quantry::agent

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <stop_token>
+#include <vector>
+
+#include "worker/agent/job_session.h"
+#include "worker/agent/worker_client.h"
+
+namespace quantry::agent {
+
+// Sends the heartbeats of every held lease: each heartbeat interval, within a
+// second when progress changed, and within kEventDelay when events wait. Run
+// is one loop for one thread; the others come from any thread.
+//
+// It never decides that a lease is lost: JobSession does, from the send time of
+// the last answered beat on this machine's monotonic clock.
+class LeaseKeeper {
+ public:
+  using OnWorkerDirective = std::function<void(v1::WorkerDirective)>;
+
+  LeaseKeeper(WorkerClient& client, OnWorkerDirective on_directive);
+
+  void Add(std::shared_ptr<JobSession> session);
+  void Remove(const std::shared_ptr<JobSession>& session);
+  void Wake();
+  void StopAll(StopReason reason);
+
+  void Run(std::stop_token stop);
+  // One beat for all sessions; false when the server did not answer.
+  bool BeatOnce();
+
+  static constexpr std::chrono::milliseconds kEventDelay{250};
+  static constexpr std::chrono::milliseconds kProgressDelay{1000};
+
+ private:
+  std::vector<std::shared_ptr<JobSession>> Sessions() const;
+  // How long after the last beat the next one is due.
+  std::chrono::milliseconds Delay() const;
+  v1::HeartbeatRequest MakeRequest(const std::vector<std::shared_ptr<JobSession>>& sessions) const;
+
+  WorkerClient& client_;
+  OnWorkerDirective on_directive_;
+  mutable std::mutex mutex_;
+  std::condition_variable_any wake_;
+  bool news_ = false;
+  std::vector<std::shared_ptr<JobSession>> sessions_;
+};
+
+}  // namespace quantry::agent

@@ -1,0 +1,181 @@
+// quantry-worker: reads options, builds the agent's parts, runs them.
+#include <sys/sysinfo.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <csignal>
+#include <filesystem>
+#include <thread>
+
+#include "common/config_loader.h"
+#include "common/errors.h"
+#include "common/http_admin.h"
+#include "common/ids.h"
+#include "common/log.h"
+#include "common/storage.h"
+#include "quantry/v1/config.pb.h"
+#include "worker/agent/agent.h"
+#include "worker/agent/gpu_inventory.h"
+
+namespace quantry::agent {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string HostName() {
+  std::array<char, 256> name{};
+  gethostname(name.data(), name.size() - 1);
+  return name.data();
+}
+
+std::string DefaultWorkDir() {
+  const char* state = std::getenv("XDG_STATE_HOME");
+  const char* home = std::getenv("HOME");
+  const fs::path base = state != nullptr  ? fs::path(state)
+                        : home != nullptr ? fs::path(home) / ".local/state"
+                                          : fs::temp_directory_path();
+  return base / "quantry/worker";
+}
+
+// Computed defaults and checks; what the proto documents.
+absl::Status FinishConfig(v1::WorkerConfig& config) {
+  const auto fill = [](std::string* field, const std::string& value) {
+    if (field->empty()) *field = value;
+  };
+  fill(config.mutable_work_dir(), DefaultWorkDir());
+  fill(config.mutable_worker_id(), HostName());
+  fill(config.mutable_engine_binary(),
+       fs::read_symlink("/proc/self/exe").parent_path() / "quantry-engine");
+  if (config.slots() < 1 || config.slots() > 256) {
+    return MakeError(Reason::kInvalidConfig,
+                     "slots: wanted 1 to 256, got " + std::to_string(config.slots()));
+  }
+  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  if (config.threads() == 0) config.set_threads(std::max(1, cores / config.slots()));
+  if (config.threads() < 0) {
+    return MakeError(Reason::kInvalidConfig,
+                     "threads: wanted 1 or more, got " + std::to_string(config.threads()));
+  }
+  return absl::OkStatus();
+}
+
+v1::WorkerInfo MakeInfo(const v1::WorkerConfig& config, const EngineAbilities& engine,
+                        const GpuInventory& gpus) {
+  v1::WorkerInfo info;
+  info.set_worker_id(config.worker_id());
+  info.set_incarnation(NewUuid4());
+  info.set_version(QUANTRY_VERSION);
+  info.set_engine_version(engine.version);
+  for (const std::string& method : engine.methods) info.add_methods(method);
+  if (config.device() != "cpu") {
+    for (const GpuDescription& gpu : gpus.List()) {
+      auto* added = info.add_gpus();
+      added->set_uuid(gpu.uuid);
+      added->set_model(gpu.model);
+      added->set_memory_bytes(gpu.memory_bytes);
+      added->set_compute_capability(gpu.compute_capability);
+    }
+  }
+  info.set_slots(config.slots());
+  info.set_cores(static_cast<int>(std::thread::hardware_concurrency()));
+  struct sysinfo memory {};
+  if (sysinfo(&memory) == 0) {
+    info.set_host_memory_bytes(static_cast<std::int64_t>(memory.totalram) * memory.mem_unit);
+  }
+  return info;
+}
+
+// Hands SIGTERM and SIGINT to the agent. Both are blocked in every thread and
+// taken here, so that no handler runs anywhere.
+class SignalThread {
+ public:
+  static sigset_t Signals() {
+    sigset_t set;
+    sigemptyset(&set);
+    for (const int number : {SIGTERM, SIGINT}) sigaddset(&set, number);
+    return set;
+  }
+  static void Block() {
+    const sigset_t set = Signals();
+    pthread_sigmask(SIG_BLOCK, &set, nullptr);
+    std::signal(SIGPIPE, SIG_IGN);
+  }
+  explicit SignalThread(Agent& agent)
+      : thread_([&agent](std::stop_token stop) {
+          const sigset_t set = Signals();
+          const timespec interval{.tv_sec = 0, .tv_nsec = 200'000'000};
+          while (!stop.stop_requested()) {
+            if (sigtimedwait(&set, nullptr, &interval) > 0) agent.Drain();
+          }
+        }) {}
+
+ private:
+  std::jthread thread_;
+};
+
+absl::Status RunWorker(const v1::WorkerConfig& config) {
+  auto work_dir = WorkDir::Open(config.work_dir());
+  if (!work_dir.ok()) return work_dir.status();
+  const EngineOptions engine_options{.binary = config.engine_binary()};
+  const auto abilities = ProbeEngine(engine_options);
+  if (!abilities.ok()) {
+    return MakeError(Reason::kInvalidConfig,
+                     "the engine does not answer: " + std::string(abilities.status().message()) +
+                         "; name quantry-engine with --engine-binary",
+                     {{"engine_binary", config.engine_binary()}});
+  }
+  const auto gpus = GpuInventory::Open();
+  WorkerMetrics metrics(config.slots(), abilities->version, *gpus);
+  WorkerClient client(config.server(), MakeInfo(config, *abilities, *gpus));
+  BlobCache cache(work_dir->cache());
+  const Materializer materializer(cache,
+                                  {config.local_roots().begin(), config.local_roots().end()});
+  const EngineRunner engine(engine_options);
+  Agent agent({.slots = config.slots(),
+               .once = config.once(),
+               .max_idle = std::chrono::seconds(config.max_idle_s()),
+               .min_free_disk_bytes = config.min_free_disk_bytes(),
+               .drain_grace = std::chrono::seconds(config.drain_timeout_s())},
+              client, *work_dir, cache, materializer, engine, metrics,
+              {.device = config.device(), .threads = config.threads()});
+  auto admin = HttpAdmin::Start(config.admin_listen(),
+                                StandardHandlers([&metrics] { return metrics.Text(); },
+                                                 [&agent] { return agent.NotReady(); }));
+  if (!admin.ok()) return admin.status();
+  log::Info("quantry-worker starts", {{"version", QUANTRY_VERSION},
+                                      {"server", config.server()},
+                                      {"admin", (*admin)->address()},
+                                      {"work_dir", work_dir->path()},
+                                      {"gpus", client.info().gpus_size()}});
+  const SignalThread signals(agent);
+  return agent.Run();
+}
+
+}  // namespace
+}  // namespace quantry::agent
+
+int main(int argc, char** argv) {
+  using quantry::v1::WorkerConfig;
+  quantry::agent::SignalThread::Block();
+  WorkerConfig config;
+  const auto finish = [](google::protobuf::Message* message) {
+    return quantry::agent::FinishConfig(*static_cast<WorkerConfig*>(message));
+  };
+  if (const auto code = quantry::LoadConfigOrExit(
+          {"quantry-worker", "Runs quantization jobs for a quantryd server."}, argc, argv, &config,
+          finish)) {
+    return *code;
+  }
+  if (const auto status = quantry::log::Configure(config.log_format(), config.log_level());
+      !status.ok()) {
+    quantry::log::Error(std::string(status.message()));
+    return 2;
+  }
+  const auto status = quantry::agent::RunWorker(config);
+  quantry::FinalizeStorage();
+  if (status.ok()) return 0;
+  quantry::log::Error(std::string(status.message()));
+  return 1;
+}

@@ -1,0 +1,55 @@
+#pragma once
+
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "common/storage.h"
+#include "quantry/v1/worker_service.pb.h"
+#include "worker/agent/blob_cache.h"
+#include "worker/agent/work_dir.h"
+
+namespace quantry::agent {
+
+// Local paths of a job's inputs; "" = the job has none.
+struct JobInputs {
+  std::string model_dir;
+  std::string calibration;
+  std::string evaluation;
+};
+
+// Brings a job's inputs onto this machine and refuses what must not be read:
+// paths outside the allowed folders, pickled checkpoints, hostile file names.
+// Local folders are used in place, everything else lies below the attempt's
+// folder afterwards. Thread-safe.
+//
+// Errors (common/errors.h): SOURCE_FORBIDDEN, SOURCE_MISSING,
+// CHECKPOINT_FORMAT_REFUSED, INVALID_SPEC, ARTIFACT_CORRUPT, DISK_FULL,
+// STORAGE_ERROR; CANCELLED when `check` says so.
+class Materializer {
+ public:
+  // `local_roots` come beside those of the lease.
+  Materializer(BlobCache& cache, std::vector<std::string> local_roots)
+      : cache_(cache), local_roots_(std::move(local_roots)) {}
+
+  absl::StatusOr<JobInputs> Materialize(const v1::Lease& lease, const AttemptDir& dir,
+                                        const TransferCheck& check) const;
+
+ private:
+  struct Context;
+  absl::StatusOr<std::string> Model(const Context& context) const;
+  absl::StatusOr<std::string> LocalModel(const Context& context, std::string_view path) const;
+  absl::StatusOr<std::string> RemoteModel(const Context& context, const std::string& uri) const;
+  absl::StatusOr<std::string> BlobModel(const Context& context, const v1::BlobSet& blobs) const;
+  absl::StatusOr<std::string> Text(const Context& context, const v1::TextSource& source,
+                                   const std::string& target) const;
+  std::vector<std::string> Roots(const v1::Lease& lease) const;
+
+  BlobCache& cache_;
+  const std::vector<std::string> local_roots_;
+};
+
+// What a file of a model folder is to quantization.
+enum class ModelFile { kWanted, kIgnored, kPickle };
+ModelFile ClassifyModelFile(std::string_view path);
+
+}  // namespace quantry::agent

@@ -1,0 +1,154 @@
+#include "worker/agent/work_dir.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/statvfs.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <vector>
+
+#include "common/errors.h"
+#include "common/log.h"
+#include "common/storage.h"
+
+namespace quantry::agent {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::chrono::hours kKeepCheckpoints{24};
+
+std::vector<fs::path> Folders(const fs::path& parent) {
+  std::vector<fs::path> found;
+  std::error_code error;
+  for (fs::directory_iterator it(parent, error), end; !error && it != end; it.increment(error)) {
+    found.push_back(it->path());
+  }
+  return found;
+}
+
+void Remove(const fs::path& path) {
+  std::error_code error;
+  fs::remove_all(path, error);
+  if (error) {
+    log::Warning("cannot remove scratch files",
+                 {{"path", path.native()}, {"error", error.message()}});
+  }
+}
+
+// Everything but the checkpoint folder; the attempt itself when that is empty.
+void Strip(const fs::path& attempt) {
+  for (const fs::path& entry : Folders(attempt)) {
+    if (entry.filename() != "checkpoint") Remove(entry);
+  }
+  if (Folders(attempt / "checkpoint").empty()) Remove(attempt);
+}
+
+bool IsOld(const fs::path& path) {
+  std::error_code error;
+  const auto written = fs::last_write_time(path, error);
+  return error || fs::file_time_type::clock::now() - written > kKeepCheckpoints;
+}
+
+void RemoveIfEmpty(const fs::path& folder) {
+  std::error_code ignored;
+  fs::remove(folder, ignored);  // fails on a folder that holds something
+}
+
+}  // namespace
+
+absl::StatusOr<WorkDir> WorkDir::Open(const std::string& path) {
+  std::error_code error;
+  for (const char* part : {"jobs", "cache"}) {
+    fs::create_directories(fs::path(path) / part, error);
+    if (error) {
+      return MakeError(Reason::kInvalidConfig,
+                       "cannot create the work folder " + path + ": " + error.message() +
+                           "; name a writable one with --work-dir",
+                       {{"work_dir", path}});
+    }
+  }
+  const std::string absolute = fs::canonical(path, error).native();
+  UniqueFd lock(open((absolute + "/lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666));
+  if (!lock.ok() || flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
+    return MakeError(Reason::kDataDirLocked,
+                     "the work folder " + absolute + " is in use by another quantry-worker (" +
+                         std::strerror(errno) + "); give each one its own --work-dir",
+                     {{"work_dir", absolute}});
+  }
+  WorkDir dir(absolute, std::move(lock));
+  dir.RemoveLeftovers();
+  return dir;
+}
+
+void WorkDir::RemoveLeftovers() const {
+  for (const fs::path& job : Folders(jobs())) {
+    for (const fs::path& attempt : Folders(job)) {
+      if (IsOld(attempt / "checkpoint")) {
+        Remove(attempt);
+      } else {
+        Strip(attempt);
+      }
+    }
+    RemoveIfEmpty(job);
+  }
+}
+
+absl::StatusOr<AttemptDir> WorkDir::CreateAttempt(std::string_view job_uid,
+                                                  std::int64_t epoch) const {
+  const std::string uid(job_uid);
+  if (auto status = CheckRelativePath(uid); !status.ok()) return status;
+  if (uid.find('/') != std::string::npos || epoch < 0) {
+    return absl::InvalidArgumentError("job uid \"" + uid + "\" is no plain name");
+  }
+  AttemptDir attempt{jobs() + "/" + uid + "/" + std::to_string(epoch)};
+  Remove(attempt.root);  // same epoch again: an agent restarted within the lease
+  std::error_code error;
+  for (const std::string& folder : {attempt.root, attempt.checkpoint(), attempt.text()}) {
+    fs::create_directories(folder, error);
+    if (error) {
+      return MakeError(
+          error == std::errc::no_space_on_device ? Reason::kDiskFull : Reason::kStorageError,
+          "cannot create " + folder + ": " + error.message(), {{"path", folder}});
+    }
+  }
+  return attempt;
+}
+
+void WorkDir::RemoveAttempt(const AttemptDir& attempt, bool keep_checkpoint) const {
+  if (keep_checkpoint) {
+    Strip(attempt.root);
+  } else {
+    Remove(attempt.root);
+  }
+  RemoveIfEmpty(fs::path(attempt.root).parent_path());
+}
+
+void WorkDir::RemoveOtherAttempts(const AttemptDir& attempt) const {
+  for (const fs::path& other : Folders(fs::path(attempt.root).parent_path())) {
+    if (other != fs::path(attempt.root)) Remove(other);
+  }
+}
+
+void WorkDir::RemoveKeptCheckpoints() const {
+  for (const fs::path& job : Folders(jobs())) {
+    for (const fs::path& attempt : Folders(job)) {
+      // A running attempt has its text folder; a kept one was stripped of it.
+      if (!fs::exists(attempt / "text")) Remove(attempt);
+    }
+    RemoveIfEmpty(job);
+  }
+}
+
+absl::StatusOr<std::int64_t> WorkDir::FreeBytes() const {
+  struct statvfs info;
+  if (statvfs(path_.c_str(), &info) != 0) {
+    return absl::InternalError("statvfs " + path_ + ": " + std::strerror(errno));
+  }
+  return static_cast<std::int64_t>(info.f_bavail) * static_cast<std::int64_t>(info.f_frsize);
+}
+
+}  // namespace quantry::agent

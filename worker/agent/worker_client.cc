@@ -1,0 +1,206 @@
+#include "worker/agent/worker_client.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <random>
+#include <thread>
+#include <utility>
+
+#include "common/errors.h"
+#include "google/protobuf/util/time_util.h"
+#include "google/rpc/status.pb.h"
+#include "grpcpp/grpcpp.h"
+#include "quantry/v1/worker_service.grpc.pb.h"
+
+namespace quantry::agent {
+namespace {
+
+using google::protobuf::util::TimeUtil;
+using std::chrono::milliseconds;
+
+constexpr milliseconds kUnaryDeadline{10000};
+// Above the long poll's 20 s, so that the server always answers first.
+constexpr milliseconds kAcquireSlack{10000};
+constexpr milliseconds kFirstBackoff{100};
+constexpr milliseconds kMaxBackoff{5000};
+constexpr int kMaxMessageBytes = 16 << 20;
+
+absl::Status FromGrpc(const grpc::Status& status) {
+  if (status.ok()) return absl::OkStatus();
+  google::rpc::Status details;
+  if (!status.error_details().empty() && details.ParseFromString(status.error_details()) &&
+      details.code() == static_cast<int>(status.error_code())) {
+    return FromRpcStatus(details);
+  }
+  return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
+}
+
+bool WorthRepeating(const absl::Status& status) {
+  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsAborted(status);
+}
+
+// Full jitter: anything between nothing and the step.
+milliseconds Jitter(milliseconds step) {
+  static thread_local std::mt19937 random{std::random_device{}()};
+  return milliseconds(std::uniform_int_distribution<std::int64_t>(0, step.count())(random));
+}
+
+milliseconds NextBackoff(milliseconds step) { return std::min(step * 2, kMaxBackoff); }
+
+// Sleeps unless `stop` comes first.
+void Pause(milliseconds time, std::stop_token stop) {
+  std::mutex mutex;
+  std::condition_variable_any wake;
+  std::unique_lock lock(mutex);
+  wake.wait_for(lock, stop, time, [] { return false; });
+}
+
+// Sleeps while `keep_trying` holds, looking at it every 50 ms.
+bool PauseWhile(milliseconds time, const KeepTrying& keep_trying) {
+  const auto end = std::chrono::steady_clock::now() + time;
+  while (std::chrono::steady_clock::now() < end) {
+    if (!keep_trying()) return false;
+    const auto left = std::chrono::ceil<milliseconds>(end - std::chrono::steady_clock::now());
+    std::this_thread::sleep_for(std::clamp(left, milliseconds(0), milliseconds(50)));
+  }
+  return keep_trying();
+}
+
+milliseconds OrDefault(const google::protobuf::Duration& duration, milliseconds fallback) {
+  const std::int64_t ms = TimeUtil::DurationToMilliseconds(duration);
+  return ms > 0 ? milliseconds(ms) : fallback;
+}
+
+}  // namespace
+
+struct WorkerClient::Connection {
+  std::shared_ptr<grpc::Channel> channel;
+  std::unique_ptr<v1::WorkerService::Stub> stub;
+};
+
+WorkerClient::WorkerClient(const std::string& address, v1::WorkerInfo info)
+    : info_(std::move(info)), connection_(std::make_unique<Connection>()) {
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 60000);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20000);
+  // A restarted server is found again well within a lease.
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 200);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
+  connection_->channel =
+      grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  connection_->stub = v1::WorkerService::NewStub(connection_->channel);
+}
+
+WorkerClient::~WorkerClient() = default;
+
+std::string WorkerClient::session() const {
+  const std::lock_guard lock(mutex_);
+  return session_;
+}
+
+LeaseTiming WorkerClient::timing() const {
+  const std::lock_guard lock(mutex_);
+  return timing_;
+}
+
+absl::Status WorkerClient::RegisterOnce(std::stop_token stop) {
+  v1::RegisterWorkerRequest request;
+  *request.mutable_worker() = info_;
+  grpc::ClientContext context;
+  const std::stop_callback cancel(stop, [&context] { context.TryCancel(); });
+  context.set_deadline(std::chrono::system_clock::now() + kUnaryDeadline);
+  v1::RegisterWorkerResponse response;
+  const auto status = FromGrpc(connection_->stub->RegisterWorker(&context, request, &response));
+  if (!status.ok()) return status;
+  const std::lock_guard lock(mutex_);
+  session_ = response.session();
+  timing_.ttl = OrDefault(response.lease_ttl(), timing_.ttl);
+  timing_.heartbeat_interval = OrDefault(response.heartbeat_interval(), timing_.heartbeat_interval);
+  return absl::OkStatus();
+}
+
+absl::Status WorkerClient::Register(std::stop_token stop) {
+  milliseconds backoff = kFirstBackoff;
+  while (!stop.stop_requested()) {
+    const auto status = RegisterOnce(stop);
+    if (status.ok() || !WorthRepeating(status)) return status;
+    Pause(Jitter(backoff), stop);
+    backoff = NextBackoff(backoff);
+  }
+  return absl::CancelledError("stopped before the server answered");
+}
+
+template <typename Response, typename Request, typename Method>
+absl::StatusOr<Response> WorkerClient::Call(Method method, Request request, milliseconds deadline,
+                                            std::stop_token stop) {
+  absl::Status status;
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    request.set_session(session());
+    grpc::ClientContext context;
+    const std::stop_callback cancel(stop, [&context] { context.TryCancel(); });
+    context.set_deadline(std::chrono::system_clock::now() + deadline);
+    Response response;
+    status = FromGrpc((connection_->stub.get()->*method)(&context, request, &response));
+    if (status.ok()) return response;
+    if (!HasReason(status, Reason::kUnknownWorker)) return status;
+    if (auto registered = RegisterOnce(stop); !registered.ok()) return registered;
+  }
+  return status;
+}
+
+template <typename Response, typename Request, typename Method>
+absl::StatusOr<Response> WorkerClient::CallUntilAnswered(Method method, const Request& request,
+                                                         const KeepTrying& keep_trying) {
+  milliseconds backoff = kFirstBackoff;
+  while (true) {
+    auto response = Call<Response>(method, request, kUnaryDeadline);
+    if (response.ok() || !WorthRepeating(response.status())) return response;
+    if (!PauseWhile(Jitter(backoff), keep_trying)) return response;
+    backoff = NextBackoff(backoff);
+  }
+}
+
+absl::StatusOr<v1::AcquireJobResponse> WorkerClient::Acquire(const std::string& acquire_id,
+                                                             milliseconds wait,
+                                                             std::stop_token stop) {
+  v1::AcquireJobRequest request;
+  request.set_acquire_id(acquire_id);
+  *request.mutable_wait() = TimeUtil::MillisecondsToDuration(wait.count());
+  return Call<v1::AcquireJobResponse>(&v1::WorkerService::Stub::AcquireJob, std::move(request),
+                                      wait + kAcquireSlack, stop);
+}
+
+absl::StatusOr<v1::HeartbeatResponse> WorkerClient::Heartbeat(v1::HeartbeatRequest request,
+                                                              milliseconds deadline) {
+  return Call<v1::HeartbeatResponse>(&v1::WorkerService::Stub::Heartbeat, std::move(request),
+                                     deadline);
+}
+
+absl::Status WorkerClient::CommitCheckpoint(v1::CommitCheckpointRequest request,
+                                            const KeepTrying& keep_trying) {
+  return CallUntilAnswered<v1::CommitCheckpointResponse>(&v1::WorkerService::Stub::CommitCheckpoint,
+                                                         request, keep_trying)
+      .status();
+}
+
+absl::Status WorkerClient::Complete(v1::CompleteJobRequest request, const KeepTrying& keep_trying) {
+  return CallUntilAnswered<v1::CompleteJobResponse>(&v1::WorkerService::Stub::CompleteJob, request,
+                                                    keep_trying)
+      .status();
+}
+
+absl::StatusOr<v1::FailJobResponse> WorkerClient::Fail(v1::FailJobRequest request,
+                                                       const KeepTrying& keep_trying) {
+  return CallUntilAnswered<v1::FailJobResponse>(&v1::WorkerService::Stub::FailJob, request,
+                                                keep_trying);
+}
+
+absl::Status WorkerClient::Release(v1::ReleaseJobRequest request, const KeepTrying& keep_trying) {
+  return CallUntilAnswered<v1::ReleaseJobResponse>(&v1::WorkerService::Stub::ReleaseJob, request,
+                                                   keep_trying)
+      .status();
+}
+
+}  // namespace quantry::agent

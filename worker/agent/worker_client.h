@@ -1,0 +1,73 @@
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <stop_token>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "quantry/v1/worker_service.pb.h"
+
+namespace quantry::agent {
+
+// Timing the server asks for at registration.
+struct LeaseTiming {
+  std::chrono::milliseconds ttl{30000};
+  std::chrono::milliseconds heartbeat_interval{5000};
+};
+
+// Asked before every repeat of a call; false = give up.
+using KeepTrying = std::function<bool()>;
+
+// The worker's side of WorkerService. Thread-safe. Every call has a deadline;
+// calls that are idempotent by design are repeated on UNAVAILABLE and
+// DEADLINE_EXCEEDED with full jitter. UNKNOWN_WORKER (the server forgot the
+// session) registers again and repeats the call once, unseen by the caller.
+// Errors carry the server's reason and details (common/errors.h).
+class WorkerClient {
+ public:
+  // `address` is host:port. Connects lazily.
+  WorkerClient(const std::string& address, v1::WorkerInfo info);
+  ~WorkerClient();
+
+  // Repeats until the server answers or `stop` is requested.
+  absl::Status Register(std::stop_token stop);
+  LeaseTiming timing() const;
+  const v1::WorkerInfo& info() const { return info_; }
+
+  // One long poll; `stop` cancels it. The caller repeats with the same
+  // acquire_id until it has an answer.
+  absl::StatusOr<v1::AcquireJobResponse> Acquire(const std::string& acquire_id,
+                                                 std::chrono::milliseconds wait,
+                                                 std::stop_token stop);
+  // One try.
+  absl::StatusOr<v1::HeartbeatResponse> Heartbeat(v1::HeartbeatRequest request,
+                                                  std::chrono::milliseconds deadline);
+  absl::Status CommitCheckpoint(v1::CommitCheckpointRequest request, const KeepTrying& keep_trying);
+  absl::Status Complete(v1::CompleteJobRequest request, const KeepTrying& keep_trying);
+  absl::StatusOr<v1::FailJobResponse> Fail(v1::FailJobRequest request,
+                                           const KeepTrying& keep_trying);
+  absl::Status Release(v1::ReleaseJobRequest request, const KeepTrying& keep_trying);
+
+ private:
+  struct Connection;
+  template <typename Response, typename Request, typename Method>
+  absl::StatusOr<Response> Call(Method method, Request request, std::chrono::milliseconds deadline,
+                                std::stop_token stop = {});
+  template <typename Response, typename Request, typename Method>
+  absl::StatusOr<Response> CallUntilAnswered(Method method, const Request& request,
+                                             const KeepTrying& keep_trying);
+  absl::Status RegisterOnce(std::stop_token stop);
+  std::string session() const;
+
+  const v1::WorkerInfo info_;
+  std::unique_ptr<Connection> connection_;
+  mutable std::mutex mutex_;
+  std::string session_;
+  LeaseTiming timing_;
+};
+
+}  // namespace quantry::agent
