@@ -19,6 +19,8 @@ struct JobPolicy {
   // Losses without a checkpoint between them, on whatever worker: ends a job
   // that kills the only worker there is.
   int max_losses_without_checkpoint = 10;
+  // A worker that does not confirm a cancel for this long loses the job.
+  Duration cancel_grace = std::chrono::seconds(60);
   Duration backoff_first = std::chrono::seconds(1);
   Duration backoff_cap = std::chrono::minutes(5);
   // One level of priority is worth this much waiting, so nothing starves.

@@ -1,0 +1,129 @@
+#include "common/errors.h"
+#include "common/ids.h"
+#include "server/jobs/sqlite/worker_calls.h"
+
+namespace quantry::server::sqlite {
+namespace {
+
+absl::StatusOr<JobState> EndCancelled(const Context& context, const QueueRow& row) {
+  StateChange change{.pk = row.pk,
+                     .from = JobState::kCancelling,
+                     .to = JobState::kCancelled,
+                     .epoch = row.epoch,
+                     .reason = "the attempt has stopped"};
+  absl::Status changed = ChangeState(context.db, change, context.now);
+  if (!changed.ok()) return changed;
+  return JobState::kCancelled;
+}
+
+absl::StatusOr<JobState> End(const Context& context, const QueueRow& row, JobState to,
+                             const absl::Status& error, Duration delay) {
+  StateChange change{.pk = row.pk,
+                     .from = row.state,
+                     .to = to,
+                     .epoch = row.epoch,
+                     .reason = ReasonOf(error),
+                     .error = ToRpcStatus(error),
+                     .delay = delay};
+  absl::Status changed = ChangeState(context.db, change, context.now);
+  if (!changed.ok()) return changed;
+  return to;
+}
+
+int64_t Count(Database& db, std::string_view sql, int64_t pk) {
+  Rows rows = db.Query(sql, pk);
+  return rows.Next() ? rows.Int(0) : 0;
+}
+
+absl::Status Poisoned(const QueueRow& row, int64_t distinct, int losses) {
+  return MakeError(Reason::kPoisonJob,
+                   std::to_string(losses) + " workers in a row (" + std::to_string(distinct) +
+                       " different ones, the last was " + row.worker_id +
+                       ") vanished while they ran this job; look at their logs before you "
+                       "submit it again",
+                   {{"losses", std::to_string(losses)},
+                    {"distinct_workers", std::to_string(distinct)},
+                    {"worker", row.worker_id}});
+}
+
+// Events a worker may write into the history.
+bool IsWorkersOwn(const v1::JobEvent& event) {
+  return event.kind_case() != v1::JobEvent::KIND_NOT_SET &&
+         event.kind_case() != v1::JobEvent::kStateChanged;
+}
+
+}  // namespace
+
+absl::StatusOr<QueueRow> CheckLease(const Context& context, const LeaseToken& lease) {
+  std::optional<WorkerRow> worker = FindWorkerBySession(context.db, lease.session);
+  if (!worker) return UnknownWorker();
+  std::optional<int64_t> pk = FindJob(context.db, lease.job);
+  if (!pk) return LeaseLost(lease.job, lease.epoch, "the job is gone");
+  std::optional<QueueRow> row = ReadQueueRow(context.db, *pk);
+  if (!row) return LeaseLost(lease.job, lease.epoch, "the job has ended");
+  if (!IsLeased(row->state)) return LeaseLost(lease.job, lease.epoch, "the job is queued again");
+  if (row->epoch != lease.epoch) {
+    return LeaseLost(lease.job, lease.epoch,
+                     "attempt " + std::to_string(row->epoch) + " is running");
+  }
+  if (row->worker_id != worker->worker_id) {
+    return LeaseLost(lease.job, lease.epoch, "worker " + row->worker_id + " runs it");
+  }
+  return *row;
+}
+
+int64_t StoreEvents(const Context& context, QueueRow& row, const AttemptEvents& events) {
+  int64_t known = row.next_event_offset;
+  // Negative, or a hole before the first event: the worker sends again from
+  // `known`.
+  if (events.offset < 0 || events.offset > known) return known;
+  for (size_t i = static_cast<size_t>(known - events.offset); i < events.events.size(); ++i) {
+    const v1::JobEvent& event = events.events[i];
+    if (IsWorkersOwn(event)) AppendEvent(context.db, row.pk, row.epoch, context.now, event);
+    ++row.next_event_offset;
+  }
+  if (row.next_event_offset != known) {
+    context.db.Execute("UPDATE queue SET next_event_offset = ? WHERE pk = ?", row.next_event_offset,
+                       row.pk);
+  }
+  return row.next_event_offset;
+}
+
+absl::StatusOr<JobState> EndForGood(const Context& context, const QueueRow& row,
+                                    const absl::Status& error) {
+  if (row.state == JobState::kCancelling) return EndCancelled(context, row);
+  return End(context, row, JobState::kFailed, error, Duration(0));
+}
+
+absl::StatusOr<JobState> EndFailed(const Context& context, const QueueRow& row,
+                                   const absl::Status& error, bool final) {
+  if (row.state == JobState::kCancelling) return EndCancelled(context, row);
+  context.db.Execute("UPDATE jobs SET user_failures = user_failures + 1 WHERE pk = ?", row.pk);
+  auto failures =
+      static_cast<int>(Count(context.db, "SELECT user_failures FROM jobs WHERE pk = ?", row.pk));
+  if (final || failures >= row.max_attempts) return EndForGood(context, row, error);
+  return End(context, row, JobState::kQueued, error,
+             Backoff(context.policy, failures, context.random()));
+}
+
+absl::StatusOr<JobState> EndLost(const Context& context, const QueueRow& row,
+                                 const std::string& why) {
+  if (row.state == JobState::kCancelling) return EndCancelled(context, row);
+  int losses = row.losses_since_checkpoint + 1;
+  Database& db = context.db;
+  db.Execute("UPDATE jobs SET worker_losses = worker_losses + 1 WHERE pk = ?", row.pk);
+  db.Execute("UPDATE queue SET losses_since_checkpoint = ? WHERE pk = ?", losses, row.pk);
+  db.Execute("INSERT OR IGNORE INTO job_losses (pk, worker_id) VALUES (?, ?)", row.pk,
+             row.worker_id);
+  int64_t distinct = Count(db, "SELECT count(*) FROM job_losses WHERE pk = ?", row.pk);
+  if (distinct >= context.policy.max_distinct_losses ||
+      losses >= context.policy.max_losses_without_checkpoint) {
+    return EndForGood(context, row, Poisoned(row, distinct, losses));
+  }
+  absl::Status error = MakeError(Reason::kWorkerLost, "worker " + row.worker_id + " " + why,
+                                 {{"worker", row.worker_id}, {"why", why}});
+  return End(context, row, JobState::kQueued, error,
+             Backoff(context.policy, losses, context.random()));
+}
+
+}  // namespace quantry::server::sqlite

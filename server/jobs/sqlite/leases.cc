@@ -1,0 +1,207 @@
+#include <algorithm>
+
+#include "common/errors.h"
+#include "google/protobuf/util/message_differencer.h"
+#include "server/jobs/sqlite/worker_calls.h"
+
+// What a worker says while it holds a lease.
+namespace quantry::server::sqlite {
+namespace {
+
+constexpr size_t kMaxLogTailBytes = 16 * 1024;
+
+void Renew(const Context& context, const QueueRow& row) {
+  context.db.Execute("UPDATE queue SET lease_until = ? WHERE pk = ?",
+                     context.now + context.policy.lease_ttl, row.pk);
+}
+
+void StoreProgress(const Context& context, const QueueRow& row, const v1::JobProgress& progress) {
+  // Upsert: an UPDATE where the row exists, as after the first beat.
+  context.db.Execute(
+      "INSERT INTO job_progress (pk, progress) VALUES (?, ?)"
+      " ON CONFLICT (pk) DO UPDATE SET progress = excluded.progress",
+      row.pk, progress);
+  if (progress.steps_done() <= row.steps_done) return;
+  context.db.Execute("UPDATE queue SET steps_done = ?, progress_time = ? WHERE pk = ?",
+                     progress.steps_done(), context.now, row.pk);
+}
+
+v1::Directive DirectiveFor(const QueueRow& row, const WorkerRow& worker) {
+  if (row.state == JobState::kCancelling) return v1::DIRECTIVE_CANCEL;
+  if (worker.draining && worker.terminate) return v1::DIRECTIVE_CHECKPOINT_AND_RELEASE;
+  return v1::DIRECTIVE_CONTINUE;
+}
+
+absl::StatusOr<BeatReply> BeatOne(const Context& context, const WorkerRow& worker,
+                                  const Beat& beat) {
+  BeatReply reply{beat.job, beat.epoch};
+  auto row = CheckLease(context, {worker.session, beat.job, beat.epoch});
+  if (HasReason(row.status(), Reason::kLeaseLost)) {
+    reply.directive = v1::DIRECTIVE_LOST;
+    return reply;
+  }
+  if (!row.ok()) return row.status();
+  Renew(context, *row);
+  reply.ttl = context.policy.lease_ttl;
+  reply.next_event_offset = StoreEvents(context, *row, beat.events);
+  StoreProgress(context, *row, beat.progress);
+  reply.directive = DirectiveFor(*row, worker);
+  return reply;
+}
+
+v1::WorkerDirective DirectiveFor(const WorkerRow& worker) {
+  if (!worker.draining) return v1::WORKER_DIRECTIVE_NONE;
+  return worker.terminate ? v1::WORKER_DIRECTIVE_TERMINATE : v1::WORKER_DIRECTIVE_QUIET;
+}
+
+bool SameCheckpoint(const Context& context, const QueueRow& row,
+                    const v1::CheckpointRef& checkpoint) {
+  Rows rows =
+      context.db.Query("SELECT epoch, checkpoint FROM job_checkpoints WHERE pk = ?", row.pk);
+  if (!rows.Next() || rows.Int(0) != row.epoch) return false;
+  v1::CheckpointRef stored;
+  rows.Parse(1, &stored);
+  return google::protobuf::util::MessageDifferencer::Equals(stored, checkpoint);
+}
+
+// The job ended with exactly this commit: its reply was lost.
+bool IsRepeat(const Context& context, const CompleteRequest& request) {
+  Rows rows = context.db.Query(
+      "SELECT 1 FROM artifacts a JOIN jobs j USING (pk) WHERE j.tenant = ? AND j.id = ?"
+      " AND a.epoch = ? AND a.manifest_sha256 = ?",
+      request.lease.job.tenant, request.lease.job.id, request.lease.epoch, request.manifest_sha256);
+  return rows.Next();
+}
+
+void InsertArtifact(const Context& context, const QueueRow& row, const CompleteRequest& request) {
+  context.db.Execute(
+      "INSERT INTO artifacts (uid, pk, tenant, uri, manifest_sha256, total_bytes, file_count,"
+      " epoch, create_time) SELECT uid, pk, tenant, ?, ?, ?, ?, ?, ? FROM jobs WHERE pk = ?",
+      request.artifact_uri, request.manifest_sha256, request.total_bytes, request.file_count,
+      row.epoch, context.now, row.pk);
+}
+
+void StoreResult(const Context& context, const QueueRow& row, const CompleteRequest& request) {
+  v1::JobResult result = request.result;
+  result.set_artifact_uri(request.artifact_uri);
+  {
+    Rows rows = context.db.Query("SELECT start_time - create_time FROM jobs WHERE pk = ?", row.pk);
+    if (rows.Next()) result.mutable_timing()->set_queue_s(static_cast<double>(rows.Int(0)) / 1e6);
+  }
+  context.db.Execute("UPDATE job_payloads SET result = ? WHERE pk = ?", result, row.pk);
+}
+
+absl::Status GateFailed() {
+  return MakeError(Reason::kQualityGateFailed,
+                   "the measured quality is worse than spec.quality_gate allows; the artifact is "
+                   "kept, marked: see result.quality, then loosen the gate or use more bits");
+}
+
+// The end of `log`, cut at a character, not inside one.
+std::string Tail(const std::string& log) {
+  size_t begin = log.size() > kMaxLogTailBytes ? log.size() - kMaxLogTailBytes : 0;
+  while (begin > 0 && begin < log.size() &&
+         (static_cast<unsigned char>(log[begin]) & 0xC0) == 0x80) {
+    ++begin;
+  }
+  return log.substr(begin);
+}
+
+void StoreLogTail(const Context& context, const QueueRow& row, const std::string& log) {
+  if (log.empty()) return;
+  v1::JobEvent event;
+  event.mutable_log()->set_level(v1::LogLine::LEVEL_ERROR);
+  event.mutable_log()->set_message(Tail(log));
+  AppendEvent(context.db, row.pk, row.epoch, context.now, std::move(event));
+}
+
+absl::Status ErrorOf(const FailRequest& request) {
+  const v1::EngineError& error = request.error;
+  std::map<std::string, std::string> metadata(error.metadata().begin(), error.metadata().end());
+  if (request.exit_code != 0) metadata["exit_code"] = std::to_string(request.exit_code);
+  if (request.exit_signal != 0) metadata["exit_signal"] = std::to_string(request.exit_signal);
+  return MakeNamedError(error.reason(), error.message(), std::move(metadata));
+}
+
+}  // namespace
+
+absl::StatusOr<HeartbeatReply> Heartbeat(const Context& context, const std::string& session,
+                                         const std::vector<Beat>& beats) {
+  std::optional<WorkerRow> worker = FindWorkerBySession(context.db, session);
+  if (!worker) return UnknownWorker();
+  context.db.Execute("UPDATE workers SET last_seen = ? WHERE worker_id = ?", context.now,
+                     worker->worker_id);
+  HeartbeatReply reply;
+  reply.worker = DirectiveFor(*worker);
+  for (const Beat& beat : beats) {
+    auto one = BeatOne(context, *worker, beat);
+    if (!one.ok()) return one.status();
+    reply.jobs.push_back(*std::move(one));
+  }
+  return reply;
+}
+
+absl::Status CommitCheckpoint(const Context& context, const LeaseToken& lease,
+                              const v1::CheckpointRef& checkpoint) {
+  auto row = CheckLease(context, lease);
+  if (!row.ok()) return row.status();
+  Renew(context, *row);
+  if (SameCheckpoint(context, *row, checkpoint)) return absl::OkStatus();
+  context.db.Execute(
+      "INSERT OR REPLACE INTO job_checkpoints (pk, epoch, checkpoint) VALUES (?, ?, ?)", row->pk,
+      row->epoch, checkpoint);
+  context.db.Execute("UPDATE queue SET losses_since_checkpoint = 0 WHERE pk = ?", row->pk);
+  v1::JobEvent event;
+  event.mutable_checkpoint()->set_blocks_done(checkpoint.blocks_done());
+  int64_t bytes = 0;
+  for (const v1::ArtifactFile& file : checkpoint.files()) bytes += file.size_bytes();
+  event.mutable_checkpoint()->set_bytes(bytes);
+  AppendEvent(context.db, row->pk, row->epoch, context.now, std::move(event));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<JobState> Complete(const Context& context, const CompleteRequest& request) {
+  if (IsRepeat(context, request)) return JobState::kSucceeded;
+  auto row = CheckLease(context, request.lease);
+  if (!row.ok()) return row.status();
+  StoreEvents(context, *row, request.events);
+  // The cancel was acknowledged before this commit, so the cancel wins.
+  if (row->state == JobState::kCancelling) return EndForGood(context, *row, absl::OkStatus());
+  InsertArtifact(context, *row, request);
+  StoreResult(context, *row, request);
+  context.db.Execute("DELETE FROM job_checkpoints WHERE pk = ?", row->pk);
+  if (request.result.quality_gate_failed()) return EndForGood(context, *row, GateFailed());
+  StateChange change{.pk = row->pk,
+                     .from = row->state,
+                     .to = JobState::kSucceeded,
+                     .epoch = row->epoch,
+                     .reason = "artifact committed"};
+  absl::Status changed = ChangeState(context.db, change, context.now);
+  if (!changed.ok()) return changed;
+  return JobState::kSucceeded;
+}
+
+absl::StatusOr<JobState> Fail(const Context& context, const FailRequest& request) {
+  auto row = CheckLease(context, request.lease);
+  if (!row.ok()) return row.status();
+  StoreEvents(context, *row, request.events);
+  StoreLogTail(context, *row, request.log_tail);
+  bool final = request.error.failure_class() == v1::FAILURE_CLASS_USER && !request.retryable;
+  return EndFailed(context, *row, ErrorOf(request), final);
+}
+
+absl::Status Release(const Context& context, const LeaseToken& lease, const std::string& reason) {
+  auto row = CheckLease(context, lease);
+  if (!row.ok()) return row.status();
+  if (row->state == JobState::kCancelling) {
+    return EndForGood(context, *row, absl::OkStatus()).status();
+  }
+  StateChange change{.pk = row->pk,
+                     .from = row->state,
+                     .to = JobState::kQueued,
+                     .epoch = row->epoch,
+                     .reason = reason.empty() ? "released by the worker" : reason};
+  return ChangeState(context.db, change, context.now);
+}
+
+}  // namespace quantry::server::sqlite

@@ -1,0 +1,205 @@
+#include "common/errors.h"
+#include "server/jobs/sqlite/tenant_calls.h"
+#include "server/jobs/sqlite/worker_calls.h"
+
+// ListWorkers, DrainWorker, Sweep, Stats.
+namespace quantry::server::sqlite {
+namespace {
+
+constexpr int kMaxExpiredPerSweep = 1000;  // one transaction must stay short
+constexpr const char* kLastSweep = "last_sweep";
+
+Worker WorkerOf(const Context& context, const WorkerRow& row) {
+  Worker worker;
+  worker.info = row.info;
+  worker.session = row.session;
+  worker.last_seen = row.last_seen;
+  worker.draining = row.draining;
+  worker.terminate = row.terminate;
+  worker.live = row.last_seen + context.policy.lease_ttl > context.now;
+  for (const QueueRow& leased : ReadLeasedBy(context.db, row.worker_id)) {
+    worker.jobs.push_back(ReadKey(context.db, leased.pk));
+  }
+  return worker;
+}
+
+std::vector<std::string> Column(Rows rows) {
+  std::vector<std::string> texts;
+  while (rows.Next()) texts.push_back(rows.Text(0));
+  return texts;
+}
+
+std::vector<int64_t> Keys(Rows rows) {
+  std::vector<int64_t> keys;
+  while (rows.Next()) keys.push_back(rows.Int(0));
+  return keys;
+}
+
+// How long nobody swept; 0 the first time and when the clock stepped back.
+Duration SinceLastSweep(const Context& context) {
+  Duration since{};
+  {
+    Rows rows = context.db.Query("SELECT value FROM meta WHERE key = ?", kLastSweep);
+    if (rows.Next()) since = std::max(Duration(0), context.now - rows.At(0));
+  }
+  context.db.Execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", kLastSweep,
+                     context.now);
+  return since;
+}
+
+// After an outage nobody could beat: everyone gets a whole new ttl, and the
+// outage does not count as standing still or running.
+void PushLeases(const Context& context, Duration outage) {
+  context.db.Execute(
+      "UPDATE queue SET lease_until = max(lease_until, ?1), progress_time = progress_time + ?2,"
+      " claim_time = claim_time + ?2, cancel_time = cancel_time + ?2"
+      " WHERE worker_id IS NOT NULL",
+      context.now + context.policy.lease_ttl, outage);
+}
+
+std::string Seconds(Duration duration) { return std::to_string(duration.count() / 1'000'000); }
+
+absl::Status OverLimit(Reason reason, const std::string& what, Duration limit) {
+  return MakeError(
+      reason, "the job " + what + " for more than the " + Seconds(limit) + " s of its stop_limits",
+      {{"limit_s", Seconds(limit)}});
+}
+
+absl::Status NoProgress(const QueueRow& row) {
+  return MakeError(Reason::kNoProgress,
+                   "step " + std::to_string(row.steps_done) + " on worker " + row.worker_id +
+                       " is the last for more than " + Seconds(row.max_no_progress) +
+                       " s; raise stop_limits.max_no_progress if such steps are to be expected",
+                   {{"steps_done", std::to_string(row.steps_done)},
+                    {"worker", row.worker_id},
+                    {"limit_s", Seconds(row.max_no_progress)}});
+}
+
+// What is wrong with a leased row, dealt with. nullopt = nothing.
+std::optional<absl::StatusOr<JobState>> Judge(const Context& context, const QueueRow& row,
+                                              SweepReport& report) {
+  if (row.lease_until <= context.now) {
+    ++report.lost;
+    return EndLost(context, row, "did not report within its lease");
+  }
+  if (row.state == JobState::kCancelling) {
+    if (row.cancel_time + context.policy.cancel_grace > context.now) return std::nullopt;
+    ++report.lost;
+    return EndLost(context, row, "did not confirm the cancel");
+  }
+  if (row.max_run > Duration(0) && context.now - row.claim_time + row.run_used >= row.max_run) {
+    ++report.over_limit;
+    return EndForGood(context, row, OverLimit(Reason::kMaxRunExceeded, "ran", row.max_run));
+  }
+  if (row.progress_time + row.max_no_progress <= context.now) {
+    ++report.no_progress;
+    return EndFailed(context, row, NoProgress(row), false);
+  }
+  return std::nullopt;
+}
+
+absl::Status SweepLeases(const Context& context, SweepReport& report) {
+  for (const QueueRow& row : ReadLeased(context.db)) {
+    auto ended = Judge(context, row, report);
+    if (!ended) continue;
+    if (!ended->ok()) return ended->status();
+    report.changed.push_back(ReadKey(context.db, row.pk));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SweepPending(const Context& context, SweepReport& report) {
+  auto overdue =
+      Keys(context.db.Query("SELECT pk FROM queue WHERE state = 1 AND pending_deadline IS NOT NULL"
+                            " AND pending_deadline <= ?",
+                            context.now));
+  for (int64_t pk : overdue) {
+    std::optional<QueueRow> row = ReadQueueRow(context.db, pk);
+    if (!row) continue;
+    auto ended = EndForGood(context, *row,
+                            OverLimit(Reason::kMaxPendingExceeded, "was queued", row->max_pending));
+    if (!ended.ok()) return ended.status();
+    ++report.over_limit;
+    report.changed.push_back(ReadKey(context.db, pk));
+  }
+  return absl::OkStatus();
+}
+
+void SweepExpired(const Context& context, SweepReport& report) {
+  auto expired = Keys(context.db.Query(
+      "SELECT pk FROM jobs WHERE expire_time IS NOT NULL AND state >= 4 AND expire_time <= ?"
+      " LIMIT ?",
+      context.now, kMaxExpiredPerSweep));
+  for (int64_t pk : expired) {
+    report.changed.push_back(ReadKey(context.db, pk));
+    RemoveJob(context.db, pk, context.now);
+    ++report.expired;
+  }
+}
+
+int64_t One(Rows rows) { return rows.Next() ? rows.Int(0) : 0; }
+
+}  // namespace
+
+std::vector<Worker> ListWorkers(const Context& context) {
+  std::vector<Worker> workers;
+  for (const std::string& id :
+       Column(context.db.Query("SELECT worker_id FROM workers ORDER BY worker_id"))) {
+    std::optional<WorkerRow> row = FindWorkerById(context.db, id);
+    if (row) workers.push_back(WorkerOf(context, *row));
+  }
+  return workers;
+}
+
+absl::StatusOr<Worker> DrainWorker(const Context& context, const std::string& worker_id,
+                                   bool terminate) {
+  context.db.Execute(
+      "UPDATE workers SET draining = 1, terminate = max(terminate, ?) WHERE worker_id = ?",
+      terminate, worker_id);
+  std::optional<WorkerRow> row = FindWorkerById(context.db, worker_id);
+  if (row) return WorkerOf(context, *row);
+  return MakeError(Reason::kWorkerNotFound, "there is no worker " + worker_id + "; list workers",
+                   {{"worker", worker_id}});
+}
+
+absl::StatusOr<SweepReport> Sweep(const Context& context) {
+  SweepReport report;
+  Duration outage = SinceLastSweep(context);
+  if (outage > context.policy.lease_ttl / 2) {
+    PushLeases(context, outage);
+    report.pushed_leases = true;
+    return report;
+  }
+  absl::Status swept = SweepLeases(context, report);
+  if (swept.ok()) swept = SweepPending(context, report);
+  if (!swept.ok()) return swept;
+  SweepExpired(context, report);
+  return report;
+}
+
+StoreStats Stats(Database& db, const JobPolicy& policy, Time now) {
+  StoreStats stats;
+  {
+    Rows rows = db.Query("SELECT state, n FROM job_counts");
+    while (rows.Next()) stats.jobs[static_cast<JobState>(rows.Int(0))] = rows.Int(1);
+  }
+  stats.delayed = One(db.Query(
+      "SELECT count(*) FROM queue WHERE state = 1 AND not_before > 0 AND not_before > ?", now));
+  stats.depth = stats.jobs[JobState::kQueued] - stats.delayed;
+  {
+    Rows rows = db.Query("SELECT min(enqueue_time) FROM queue WHERE state = 1");
+    if (rows.Next()) stats.oldest_queued = rows.MaybeAt(0);
+  }
+  stats.busy_slots =
+      static_cast<int>(One(db.Query("SELECT count(*) FROM queue WHERE worker_id IS NOT NULL")));
+  Rows rows = db.Query("SELECT info FROM workers WHERE last_seen > ?", now - policy.lease_ttl);
+  while (rows.Next()) {
+    v1::WorkerInfo info;
+    rows.Parse(0, &info);
+    ++stats.live_workers;
+    stats.total_slots += info.slots();
+  }
+  return stats;
+}
+
+}  // namespace quantry::server::sqlite

@@ -1,0 +1,12 @@
+#pragma once
+
+#include "absl/status/status.h"
+#include "server/jobs/sqlite/database.h"
+
+namespace quantry::server::sqlite {
+
+// Brings the database to the newest schema, one transaction a step, counted
+// by PRAGMA user_version. A database of a newer version is refused.
+absl::Status Migrate(Database& db);
+
+}  // namespace quantry::server::sqlite

@@ -1,0 +1,203 @@
+#include <algorithm>
+
+#include "common/errors.h"
+#include "common/ids.h"
+#include "google/protobuf/util/time_util.h"
+#include "server/jobs/sqlite/rows.h"
+#include "server/jobs/sqlite/tenant_calls.h"
+
+namespace quantry::server::sqlite {
+namespace {
+
+std::optional<Duration> Limit(const google::protobuf::Duration& limit) {
+  int64_t micros = google::protobuf::util::TimeUtil::DurationToMicroseconds(limit);
+  if (micros <= 0) return std::nullopt;
+  return Duration(micros);
+}
+
+// Claims go by rank, smallest first: the time of creation, moved back by one
+// `aging` for each level of priority.
+int64_t Rank(const JobPolicy& policy, Time create_time, int priority) {
+  return ToUnixMicros(create_time) - priority * policy.aging.count();
+}
+
+// A job that names a CUDA device needs a GPU though it did not say how many.
+int GpuCount(const v1::ResourceRequest& resources) {
+  return std::max(resources.gpu_count(), resources.device().starts_with("cuda") ? 1 : 0);
+}
+
+void InsertLabels(Database& db, int64_t pk, const std::map<std::string, std::string>& labels) {
+  for (const auto& [key, value] : labels) {
+    db.Execute("INSERT INTO job_labels (pk, key, value) VALUES (?, ?, ?)", pk, key, value);
+  }
+}
+
+void InsertQueueRow(Database& db, const JobPolicy& policy, int64_t pk, const SubmitRequest& request,
+                    Time now) {
+  const v1::JobSpec& spec = request.spec;
+  std::optional<Duration> max_pending = Limit(spec.stop_limits().max_pending());
+  std::optional<Time> pending_deadline;
+  if (max_pending) pending_deadline = now + *max_pending;
+  int max_attempts = spec.retry_policy().max_attempts();
+  db.Execute(
+      "INSERT INTO queue (pk, state, method, gpu_count, min_gpu_memory, host_memory, rank,"
+      " enqueue_time, pending_deadline, max_attempts, max_pending, max_run, max_no_progress)"
+      " VALUES (?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+      pk, MethodName(spec.method()), GpuCount(spec.resources()),
+      spec.resources().min_gpu_memory_bytes(), spec.resources().host_memory_bytes(),
+      Rank(policy, now, request.priority), now, pending_deadline,
+      max_attempts > 0 ? max_attempts : policy.max_attempts, max_pending,
+      Limit(spec.stop_limits().max_run()),
+      Limit(spec.stop_limits().max_no_progress()).value_or(policy.max_no_progress));
+}
+
+int64_t InsertJob(Database& db, const SubmitRequest& request, Time now) {
+  std::optional<std::string> request_id;
+  if (!request.request_id.empty()) request_id = request.request_id;
+  db.Execute(
+      "INSERT INTO jobs (tenant, id, uid, request_id, request_hash, display_name, method,"
+      " spec_digest, priority, state, create_time, update_time, expire_time)"
+      " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 1, ?10, ?10, ?11)",
+      request.key.tenant, request.key.id, request.uid, request_id, request.request_hash,
+      request.display_name, MethodName(request.spec.method()), request.spec_digest,
+      request.priority, now, request.expire_time);
+  int64_t pk = db.LastInsertId();
+  db.Execute("INSERT INTO job_payloads (pk, spec) VALUES (?, ?)", pk, request.spec);
+  InsertLabels(db, pk, request.labels);
+  v1::JobEvent event;
+  event.mutable_state_changed()->set_to(v1::JOB_STATE_QUEUED);
+  event.mutable_state_changed()->set_reason("submitted");
+  AppendEvent(db, pk, 0, now, std::move(event));
+  return pk;
+}
+
+// The job an earlier call with the same request_id made.
+absl::StatusOr<std::optional<SubmitResult>> FindRepeat(Database& db, const SubmitRequest& request) {
+  if (request.request_id.empty()) return std::nullopt;
+  int64_t pk = 0;
+  {
+    Rows rows = db.Query("SELECT pk, request_hash FROM jobs WHERE tenant = ? AND request_id = ?",
+                         request.key.tenant, request.request_id);
+    if (!rows.Next()) return std::nullopt;
+    if (rows.Text(1) != request.request_hash) {
+      return MakeError(Reason::kRequestIdReused,
+                       "request_id " + request.request_id +
+                           " came before with another payload; use a new request_id",
+                       {{"request_id", request.request_id}});
+    }
+    pk = rows.Int(0);
+  }
+  return SubmitResult{ReadJob(db, pk), false};
+}
+
+absl::Status CheckEtag(const Job& job, const std::string& etag) {
+  if (etag.empty() || etag == EtagOf(job)) return absl::OkStatus();
+  std::string name = FormatJobName(job.key.tenant, job.key.id);
+  return MakeError(
+      Reason::kEtagMismatch,
+      name + " has etag " + EtagOf(job) + ", not " + etag + "; read it again, then retry",
+      {{"job", name}, {"wanted", etag}, {"got", EtagOf(job)}});
+}
+
+// The job, if it exists and has the etag.
+absl::StatusOr<std::pair<int64_t, Job>> Load(Database& db, const JobKey& key,
+                                             const std::string& etag) {
+  std::optional<int64_t> pk = FindJob(db, key);
+  if (!pk) return JobNotFound(key);
+  Job job = ReadJob(db, *pk);
+  absl::Status match = CheckEtag(job, etag);
+  if (!match.ok()) return match;
+  return std::pair(*pk, std::move(job));
+}
+
+}  // namespace
+
+absl::StatusOr<SubmitResult> Submit(Database& db, const JobPolicy& policy,
+                                    const SubmitRequest& request, Time now) {
+  auto repeat = FindRepeat(db, request);
+  if (!repeat.ok()) return repeat.status();
+  if (*repeat) return **repeat;
+  if (FindJob(db, request.key)) {
+    std::string name = FormatJobName(request.key.tenant, request.key.id);
+    return MakeError(Reason::kJobIdTaken, "there already is a job " + name + "; choose another id",
+                     {{"job", name}});
+  }
+  int64_t pk = InsertJob(db, request, now);
+  InsertQueueRow(db, policy, pk, request, now);
+  return SubmitResult{ReadJob(db, pk), true};
+}
+
+absl::StatusOr<Job> Update(Database& db, const JobPolicy& policy, const UpdateRequest& request,
+                           Time now) {
+  auto loaded = Load(db, request.key, request.etag);
+  if (!loaded.ok()) return loaded.status();
+  auto& [pk, job] = *loaded;
+  if (request.labels) {
+    db.Execute("DELETE FROM job_labels WHERE pk = ?", pk);
+    InsertLabels(db, pk, *request.labels);
+  }
+  if (request.priority) {
+    db.Execute("UPDATE jobs SET priority = ? WHERE pk = ?", *request.priority, pk);
+    db.Execute("UPDATE queue SET rank = ? WHERE pk = ?",
+               Rank(policy, job.create_time, *request.priority), pk);
+  }
+  if (request.expire_time) {
+    db.Execute("UPDATE jobs SET expire_time = ? WHERE pk = ?", *request.expire_time, pk);
+  }
+  db.Execute("UPDATE jobs SET version = version + 1, update_time = ? WHERE pk = ?", now, pk);
+  return ReadJob(db, pk);
+}
+
+absl::StatusOr<Job> Cancel(Database& db, const CancelRequest& request, Time now) {
+  auto loaded = Load(db, request.key, request.etag);
+  if (!loaded.ok()) return loaded.status();
+  auto& [pk, job] = *loaded;
+  StateChange change{.pk = pk, .from = job.state, .reason = request.reason};
+  if (change.reason.empty()) change.reason = "cancelled by the client";
+  switch (job.state) {
+    case JobState::kCancelling:
+    case JobState::kCancelled:
+      return job;
+    case JobState::kQueued:
+      change.to = JobState::kCancelled;
+      break;
+    case JobState::kRunning:
+      change.to = JobState::kCancelling;
+      break;
+    case JobState::kSucceeded:
+    case JobState::kFailed: {
+      std::string name = FormatJobName(job.key.tenant, job.key.id);
+      std::string state(JobStateName(job.state));
+      return MakeError(Reason::kJobAlreadyEnded, name + " is " + state + " already",
+                       {{"job", name}, {"state", state}});
+    }
+  }
+  absl::Status changed = ChangeState(db, change, now);
+  if (!changed.ok()) return changed;
+  return ReadJob(db, pk);
+}
+
+void RemoveJob(Database& db, int64_t pk, Time now) {
+  db.Execute(
+      "INSERT OR IGNORE INTO garbage (job_uid, tenant, create_time)"
+      " SELECT uid, tenant, ?1 FROM jobs WHERE pk = ?2",
+      now, pk);
+  db.Execute("DELETE FROM jobs WHERE pk = ?", pk);
+}
+
+absl::StatusOr<Job> Delete(Database& db, const DeleteRequest& request, Time now) {
+  auto loaded = Load(db, request.key, request.etag);
+  if (!loaded.ok()) return loaded.status();
+  auto& [pk, job] = *loaded;
+  if (!IsEnded(job.state)) {
+    std::string name = FormatJobName(job.key.tenant, job.key.id);
+    std::string state(JobStateName(job.state));
+    return MakeError(Reason::kJobNotEnded,
+                     name + " is " + state + "; cancel it and wait for its end, then delete it",
+                     {{"job", name}, {"state", state}});
+  }
+  RemoveJob(db, pk, now);
+  return job;
+}
+
+}  // namespace quantry::server::sqlite

@@ -1,0 +1,195 @@
+#include "server/jobs/sqlite_job_store.h"
+
+#include <random>
+#include <utility>
+
+#include "common/errors.h"
+#include "server/jobs/sqlite/connections.h"
+#include "server/jobs/sqlite/data_dir_lock.h"
+#include "server/jobs/sqlite/schema.h"
+#include "server/jobs/sqlite/tenant_calls.h"
+#include "server/jobs/sqlite/worker_calls.h"
+
+namespace quantry::server {
+namespace {
+
+using sqlite::Context;
+using sqlite::Database;
+
+// Carries an operation's value out of the transaction. The value counts only
+// when the transaction did.
+template <typename Result, typename Runner, typename Body>
+absl::StatusOr<Result> RunFor(Runner& runner, const Body& body) {
+  std::optional<Result> value;
+  absl::Status status = runner.Run([&](Database& db) -> absl::Status {
+    absl::StatusOr<Result> result = body(db);
+    if (!result.ok()) return result.status();
+    value = *std::move(result);
+    return absl::OkStatus();
+  });
+  if (!status.ok()) return status;
+  return *std::move(value);
+}
+
+class SqliteJobStore : public JobStore {
+ public:
+  SqliteJobStore(sqlite::DataDirLock lock, const JobPolicy& policy,
+                 std::unique_ptr<Database> writer, std::vector<std::unique_ptr<Database>> readers)
+      : lock_(std::move(lock)),
+        policy_(policy),
+        random_(std::random_device{}()),
+        readers_(std::move(readers)),
+        writer_(std::move(writer)) {}
+
+  absl::StatusOr<SubmitResult> Submit(const SubmitRequest& request, Time now) override {
+    return Write<SubmitResult>(
+        now, [&](const Context& c) { return sqlite::Submit(c.db, c.policy, request, c.now); });
+  }
+  absl::StatusOr<Job> Get(const JobKey& key) override {
+    return Read<Job>([&](Database& db) { return sqlite::Get(db, key); });
+  }
+  absl::StatusOr<JobPage> List(const ListQuery& query) override {
+    return Read<JobPage>([&](Database& db) { return sqlite::List(db, query); });
+  }
+  absl::StatusOr<Job> Update(const UpdateRequest& request, Time now) override {
+    return Write<Job>(
+        now, [&](const Context& c) { return sqlite::Update(c.db, c.policy, request, c.now); });
+  }
+  absl::StatusOr<Job> Cancel(const CancelRequest& request, Time now) override {
+    return Write<Job>(now, [&](const Context& c) { return sqlite::Cancel(c.db, request, c.now); });
+  }
+  absl::StatusOr<Job> Delete(const DeleteRequest& request, Time now) override {
+    return Write<Job>(now, [&](const Context& c) { return sqlite::Delete(c.db, request, c.now); });
+  }
+  absl::StatusOr<EventBatch> Events(const JobKey& key, int64_t after, int limit) override {
+    return Read<EventBatch>([&](Database& db) { return sqlite::Events(db, key, after, limit); });
+  }
+  absl::StatusOr<Artifact> GetArtifact(const std::string& tenant, const std::string& uid) override {
+    return Read<Artifact>([&](Database& db) { return sqlite::GetArtifact(db, tenant, uid); });
+  }
+  absl::StatusOr<ArtifactPage> ListArtifacts(const std::string& tenant, int limit,
+                                             std::optional<Cursor> after) override {
+    return Read<ArtifactPage>([&](Database& db) -> absl::StatusOr<ArtifactPage> {
+      return sqlite::ListArtifacts(db, tenant, limit, after);
+    });
+  }
+
+  absl::Status RegisterWorker(const v1::WorkerInfo& worker, const std::string& session,
+                              Time now) override {
+    return WriteStatus(
+        now, [&](const Context& c) { return sqlite::RegisterWorker(c, worker, session); });
+  }
+  absl::StatusOr<std::optional<Grant>> Acquire(const AcquireRequest& request, Time now) override {
+    return Write<std::optional<Grant>>(
+        now, [&](const Context& c) { return sqlite::Acquire(c, request); });
+  }
+  absl::StatusOr<HeartbeatReply> Heartbeat(const std::string& session,
+                                           const std::vector<Beat>& beats, Time now) override {
+    return Write<HeartbeatReply>(
+        now, [&](const Context& c) { return sqlite::Heartbeat(c, session, beats); });
+  }
+  absl::Status CommitCheckpoint(const LeaseToken& lease, const v1::CheckpointRef& checkpoint,
+                                Time now) override {
+    return WriteStatus(
+        now, [&](const Context& c) { return sqlite::CommitCheckpoint(c, lease, checkpoint); });
+  }
+  absl::Status Complete(const CompleteRequest& request, Time now) override {
+    auto state =
+        Write<JobState>(now, [&](const Context& c) { return sqlite::Complete(c, request); });
+    if (!state.ok()) return state.status();
+    if (*state != JobState::kCancelled) return absl::OkStatus();
+    return sqlite::LeaseLost(request.lease.job, request.lease.epoch,
+                             "the job was cancelled before this commit");
+  }
+  absl::StatusOr<JobState> Fail(const FailRequest& request, Time now) override {
+    return Write<JobState>(now, [&](const Context& c) { return sqlite::Fail(c, request); });
+  }
+  absl::Status Release(const LeaseToken& lease, const std::string& reason, Time now) override {
+    return WriteStatus(now, [&](const Context& c) { return sqlite::Release(c, lease, reason); });
+  }
+
+  absl::StatusOr<std::vector<Worker>> ListWorkers(Time now) override {
+    return Read<std::vector<Worker>>([&](Database& db) -> absl::StatusOr<std::vector<Worker>> {
+      std::mt19937_64 unused;
+      return sqlite::ListWorkers(Context{db, policy_, now, unused});
+    });
+  }
+  absl::StatusOr<Worker> DrainWorker(const std::string& worker_id, bool terminate,
+                                     Time now) override {
+    return Write<Worker>(
+        now, [&](const Context& c) { return sqlite::DrainWorker(c, worker_id, terminate); });
+  }
+  absl::StatusOr<SweepReport> Sweep(Time now) override {
+    return Write<SweepReport>(now, [&](const Context& c) { return sqlite::Sweep(c); });
+  }
+  absl::StatusOr<StoreStats> Stats(Time now) override {
+    return Read<StoreStats>([&](Database& db) -> absl::StatusOr<StoreStats> {
+      return sqlite::Stats(db, policy_, now);
+    });
+  }
+  absl::StatusOr<std::vector<Garbage>> ListGarbage(int limit) override {
+    return Read<std::vector<Garbage>>([&](Database& db) -> absl::StatusOr<std::vector<Garbage>> {
+      sqlite::Rows rows = db.Query(
+          "SELECT tenant, job_uid FROM garbage ORDER BY create_time, job_uid LIMIT ?", limit);
+      std::vector<Garbage> garbage;
+      while (rows.Next()) garbage.push_back({rows.Text(0), rows.Text(1)});
+      return garbage;
+    });
+  }
+  absl::Status ForgetGarbage(const Garbage& garbage) override {
+    return writer_.Run([&](Database& db) {
+      db.Execute("DELETE FROM garbage WHERE job_uid = ?", garbage.job_uid);
+      return absl::OkStatus();
+    });
+  }
+  absl::Status Ping() override {
+    return readers_.Run([](Database& db) {
+      db.Execute("SELECT n FROM job_counts WHERE state = 1");
+      return absl::OkStatus();
+    });
+  }
+
+ private:
+  template <typename Result, typename Body>
+  absl::StatusOr<Result> Read(const Body& body) {
+    return RunFor<Result>(readers_, body);
+  }
+  template <typename Result, typename Body>
+  absl::StatusOr<Result> Write(Time now, const Body& body) {
+    return RunFor<Result>(writer_, [&](Database& db) {
+      return body(Context{db, policy_, now, random_});
+    });
+  }
+  template <typename Body>
+  absl::Status WriteStatus(Time now, const Body& body) {
+    return writer_.Run([&](Database& db) { return body(Context{db, policy_, now, random_}); });
+  }
+
+  sqlite::DataDirLock lock_;
+  const JobPolicy policy_;
+  std::mt19937_64 random_;  // only on the writer's thread
+  sqlite::ReaderPool readers_;
+  sqlite::GroupCommitWriter writer_;  // last: its thread stops first
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<JobStore>> OpenSqliteJobStore(const SqliteOptions& options) {
+  auto lock = sqlite::DataDirLock::Acquire(options.data_dir);
+  if (!lock.ok()) return lock.status();
+  std::string path = options.data_dir + "/quantry.db";
+  auto writer = Database::Open(path, false);
+  if (!writer.ok()) return writer.status();
+  absl::Status migrated = sqlite::Migrate(**writer);
+  if (!migrated.ok()) return migrated;
+  std::vector<std::unique_ptr<Database>> readers;
+  for (int i = 0; i < std::max(options.readers, 1); ++i) {
+    auto reader = Database::Open(path, true);
+    if (!reader.ok()) return reader.status();
+    readers.push_back(*std::move(reader));
+  }
+  return std::make_unique<SqliteJobStore>(*std::move(lock), options.policy, *std::move(writer),
+                                          std::move(readers));
+}
+
+}  // namespace quantry::server
