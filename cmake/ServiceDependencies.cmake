@@ -14,6 +14,7 @@ if(NOT gRPC_FOUND)
   pkg_check_modules(GRPCPP REQUIRED IMPORTED_TARGET grpc++)
   add_library(gRPC::grpc++ ALIAS PkgConfig::GRPCPP)
 endif()
+include(Json)
 find_program(QUANTRY_GRPC_CPP_PLUGIN grpc_cpp_plugin REQUIRED)
 quantry_pch(gRPC::grpc++ "<grpcpp/grpcpp.h>")
 

@@ -17,7 +17,4 @@ foreach(dir ${QUANTRY_CUDA_LIB_DIRS})
 endforeach()
 quantry_pch(quantry::torch "<ATen/ATen.h>")
 
-find_path(QUANTRY_JSON_INCLUDE nlohmann/json.hpp REQUIRED
-  HINTS "${QUANTRY_DEPS_DIR}/include" DOC "nlohmann-json headers")
-add_library(quantry::json INTERFACE IMPORTED GLOBAL)
-target_include_directories(quantry::json SYSTEM INTERFACE "${QUANTRY_JSON_INCLUDE}")
+include(Json)

@@ -1,0 +1,25 @@
+#pragma once
+
+#include "client/cli/options.h"
+
+// Every command of the CLI; cli.cc holds the table. One file a family.
+namespace quantry::cli {
+
+void AddSubmit(CLI::App& app, Action& chosen);
+void AddQuote(CLI::App& app, Action& chosen);
+void AddGet(CLI::App& app, Action& chosen);
+void AddList(CLI::App& app, Action& chosen);
+void AddWatch(CLI::App& app, Action& chosen);
+void AddEvents(CLI::App& app, Action& chosen);
+void AddCancel(CLI::App& app, Action& chosen);
+void AddDelete(CLI::App& app, Action& chosen);
+void AddUpdate(CLI::App& app, Action& chosen);
+void AddPull(CLI::App& app, Action& chosen);
+void AddMethods(CLI::App& app, Action& chosen);
+void AddServerInfo(CLI::App& app, Action& chosen);
+void AddWorkers(CLI::App& app, Action& chosen);
+void AddQueue(CLI::App& app, Action& chosen);
+void AddCompletion(CLI::App& app, Action& chosen);
+void AddVersion(CLI::App& app, Action& chosen);
+
+}  // namespace quantry::cli

@@ -1,0 +1,112 @@
+#include "client/cli/pull.h"
+
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <ostream>
+
+#include "client/cli/commands/commands.h"
+#include "client/cli/errors.h"
+#include "client/cli/json.h"
+#include "client/cli/names.h"
+#include "client/cli/progress.h"
+#include "client/cli/spec.h"
+#include "client/cli/text.h"
+#include "client/cli/wait.h"
+
+namespace quantry::cli {
+namespace {
+
+struct PullArguments {
+  std::string source;
+  PullOptions options;
+};
+
+absl::Status NoArtifact(const v1::QuantizationJob& job) {
+  const std::string id(ShortId(job.name()));
+  absl::Status status = absl::FailedPreconditionError(
+      Cat("job ", id, " has no artifact: it is ", StateWord(job.state())));
+  return WithNext(status, IsEnded(job.state()) ? Cat("`quantry get ", id, "` shows how it ended")
+                                               : Cat("`quantry watch ", id, "` until it ends"));
+}
+
+// The artifact a user means: by its own name, or as what a job made.
+absl::StatusOr<std::string> FindArtifact(Context& context, Connection& connection,
+                                         const std::string& source) {
+  if (std::string name = ResolveArtifact(context.global.tenant, source); !name.empty()) {
+    return name;
+  }
+  absl::StatusOr<std::string> name = ResolveJob(context.global.tenant, source);
+  if (!name.ok()) return name;
+  v1::GetQuantizationJobRequest request;
+  request.set_name(*name);
+  v1::QuantizationJob job;
+  absl::Status status =
+      connection.Call(connection.jobs(), &Connection::Jobs::GetQuantizationJob, request, &job);
+  if (!status.ok()) return status;
+  if (job.artifact().empty()) return NoArtifact(job);
+  return job.artifact();
+}
+
+std::string OutputFolder(const std::string& folder, const v1::OutputSummary& output) {
+  return output.path().empty() ? folder : Cat(folder, "/", output.path());
+}
+
+void PrintSummary(Context& context, const PullSummary& summary, const std::string& artifact,
+                  const PullOptions& options) {
+  if (context.global.json()) {
+    Json json = {{"artifact", artifact},
+                 {"folder", options.folder},
+                 {"files", summary.files},
+                 {"bytes", summary.bytes},
+                 {"downloaded_files", summary.downloaded},
+                 {"downloaded_bytes", summary.downloaded_bytes},
+                 {"verified", true}};
+    json["outputs"] = MessageJson(summary.manifest)["outputs"];
+    context.env.out << Dump(json, context.env.out_is_terminal);
+    return;
+  }
+  for (const v1::OutputSummary& output : summary.manifest.outputs()) {
+    if (!options.format.empty() && output.format() != options.format) continue;
+    context.env.out << output.format() << "  " << OutputFolder(options.folder, output) << "\n";
+  }
+}
+
+absl::StatusOr<ExitCode> RunPull(Context& context, const PullArguments& arguments) {
+  Connection connection(context.env, context.global);
+  StatusLine line(context.env, context.global.quiet);
+  const absl::StatusOr<std::string> name = FindArtifact(context, connection, arguments.source);
+  if (!name.ok()) return name.status();
+  const auto summary = PullArtifact(connection, line, *name, arguments.options);
+  if (!summary.ok()) return summary.status();
+  PrintSummary(context, *summary, *name, arguments.options);
+  return ExitCode::kOk;
+}
+
+}  // namespace
+
+void AddPull(CLI::App& app, Action& chosen) {
+  CLI::App* command = app.add_subcommand("pull", "Download an artifact and verify every byte");
+  auto arguments = std::make_shared<PullArguments>();
+  PullOptions& options = arguments->options;
+  command
+      ->add_option("JOB", arguments->source, "A job that has ended, or an artifact's uid or name")
+      ->required()
+      ->type_name("JOB");
+  command->add_option("DIR", options.folder, "Where to put it; made when missing")
+      ->required()
+      ->type_name("DIR");
+  Choices(command->add_option("--format", options.format, "Only this output's files"),
+          FormatNames());
+  command->add_option("--path", options.path, "Only this file or folder of the artifact")
+      ->type_name("PATH");
+  command->add_flag("--force", options.force, "Replace files in DIR that are not the artifact's");
+  command->footer(
+      "\nEvery file is checked against the sha256 in manifest.json, and the manifest against the\n"
+      "server's record. Interrupted? Run it again: it goes on where it stopped. Complete? Run it\n"
+      "again to verify the folder.\n\nExamples:\n  quantry pull my-job ./model-w4\n"
+      "  quantry pull my-job ./model-w4 --format compressed-tensors\n");
+  Bind(*command, chosen, [arguments](Context& context) { return RunPull(context, *arguments); });
+}
+
+}  // namespace quantry::cli

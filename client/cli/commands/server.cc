@@ -1,0 +1,147 @@
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <ostream>
+
+#include "client/cli/commands/commands.h"
+#include "client/cli/completion.h"
+#include "client/cli/connection.h"
+#include "client/cli/job_text.h"
+#include "client/cli/json.h"
+
+namespace quantry::cli {
+namespace {
+
+void Print(Context& context, const Json& json, const std::string& text) {
+  context.env.out << (context.global.json() ? Dump(json, context.env.out_is_terminal) : text);
+}
+
+absl::StatusOr<ExitCode> RunMethods(Context& context) {
+  Connection connection(context.env, context.global);
+  v1::ListMethodsResponse methods;
+  absl::Status status = connection.Call(connection.jobs(), &Connection::Jobs::ListMethods,
+                                        v1::ListMethodsRequest(), &methods);
+  if (!status.ok()) return status;
+  Print(context, MessageJson(methods)["methods"], MethodsText(methods));
+  return ExitCode::kOk;
+}
+
+absl::StatusOr<ExitCode> RunServerInfo(Context& context) {
+  Connection connection(context.env, context.global);
+  v1::ServerInfo info;
+  absl::Status status = connection.Call(connection.jobs(), &Connection::Jobs::GetServerInfo,
+                                        v1::GetServerInfoRequest(), &info);
+  if (!status.ok()) return status;
+  const ServerAddress& address = connection.address();
+  Json json = MessageJson(info);
+  json["address"] = address.target;
+  Print(context, json, ServerInfoText(info, address.target + "  (from " + address.source + ")"));
+  return ExitCode::kOk;
+}
+
+absl::StatusOr<ExitCode> RunWorkers(Context& context) {
+  Connection connection(context.env, context.global);
+  v1::ListWorkersResponse workers;
+  absl::Status status = connection.Call(connection.admin(), &Connection::Admin::ListWorkers,
+                                        v1::ListWorkersRequest(), &workers);
+  if (!status.ok()) return status;
+  Print(context, MessageJson(workers)["workers"], WorkerTable(workers, context.env.now()));
+  return ExitCode::kOk;
+}
+
+struct DrainOptions {
+  std::string worker;
+  bool terminate = false;
+};
+
+absl::StatusOr<ExitCode> RunDrain(Context& context, const DrainOptions& options) {
+  Connection connection(context.env, context.global);
+  v1::DrainWorkerRequest request;
+  request.set_worker_id(options.worker);
+  request.set_terminate(options.terminate);
+  v1::WorkerStatus worker;
+  absl::Status status =
+      connection.Call(connection.admin(), &Connection::Admin::DrainWorker, request, &worker);
+  if (!status.ok()) return status;
+  v1::ListWorkersResponse one;
+  *one.add_workers() = worker;
+  Print(context, MessageJson(worker), WorkerTable(one, context.env.now()));
+  return ExitCode::kOk;
+}
+
+absl::StatusOr<ExitCode> RunQueue(Context& context) {
+  Connection connection(context.env, context.global);
+  v1::QueueStats stats;
+  absl::Status status = connection.Call(connection.admin(), &Connection::Admin::GetQueueStats,
+                                        v1::GetQueueStatsRequest(), &stats);
+  if (!status.ok()) return status;
+  Print(context, MessageJson(stats), QueueText(stats, context.env.now()));
+  return ExitCode::kOk;
+}
+
+// A family that does its first thing when named alone: `quantry workers`.
+void BindDefault(CLI::App& family, Action& chosen, Action action) {
+  family.fallthrough();
+  family.require_subcommand(0, 1);
+  family.callback([&family, &chosen, action = std::move(action)] {
+    if (family.get_subcommands().empty()) chosen = action;
+  });
+}
+
+}  // namespace
+
+void AddMethods(CLI::App& app, Action& chosen) {
+  CLI::App* command =
+      app.add_subcommand("methods", "The server's quantization methods, parameters and defaults");
+  Bind(*command, chosen, RunMethods);
+}
+
+void AddServerInfo(CLI::App& app, Action& chosen) {
+  CLI::App* command =
+      app.add_subcommand("server-info", "Address, version, model types, formats and limits");
+  Bind(*command, chosen, RunServerInfo);
+}
+
+void AddWorkers(CLI::App& app, Action& chosen) {
+  CLI::App* family = app.add_subcommand("workers", "Workers: list them, drain one");
+  BindDefault(*family, chosen, RunWorkers);
+  Bind(*family->add_subcommand("list", "Workers seen lately"), chosen, RunWorkers);
+  CLI::App* drain =
+      family->add_subcommand("drain", "Let a worker finish or give back its jobs, then rest");
+  auto options = std::make_shared<DrainOptions>();
+  drain->add_option("WORKER", options->worker, "Worker id, as `quantry workers list` shows it")
+      ->required()
+      ->type_name("WORKER");
+  drain->add_flag("--terminate", options->terminate, "It also exits afterwards");
+  drain->footer("\nExample:\n  quantry workers drain gpu-7 --terminate\n");
+  Bind(*drain, chosen, [options](Context& context) { return RunDrain(context, *options); });
+}
+
+void AddQueue(CLI::App& app, Action& chosen) {
+  CLI::App* family = app.add_subcommand("queue", "The queue: depth, ages, slots");
+  BindDefault(*family, chosen, RunQueue);
+  Bind(*family->add_subcommand("stats", "Depth, ages and states now"), chosen, RunQueue);
+}
+
+void AddCompletion(CLI::App& app, Action& chosen) {
+  CLI::App* family = app.add_subcommand("completion", "Completion script for a shell");
+  family->require_subcommand(1);
+  CLI::App* bash = family->add_subcommand("bash", "For bash");
+  bash->footer(
+      "\nExamples:\n  source <(quantry completion bash)\n"
+      "  quantry completion bash > /etc/bash_completion.d/quantry\n");
+  Bind(*bash, chosen, [&app](Context& context) {
+    context.env.out << BashCompletion(app);
+    return ExitCode::kOk;
+  });
+}
+
+void AddVersion(CLI::App& app, Action& chosen) {
+  CLI::App* command = app.add_subcommand("version", "Version of this program");
+  Bind(*command, chosen, [](Context& context) {
+    Print(context, {{"version", QUANTRY_VERSION}}, "quantry " QUANTRY_VERSION "\n");
+    return ExitCode::kOk;
+  });
+}
+
+}  // namespace quantry::cli

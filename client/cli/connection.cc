@@ -1,0 +1,116 @@
+#include "client/cli/connection.h"
+
+#include <fstream>
+
+#include "client/cli/text.h"
+
+namespace quantry::cli {
+namespace {
+
+constexpr char kDefaultServer[] = "127.0.0.1:7070";
+
+// Retries for the unary calls: creates carry a request id, the rest is
+// idempotent by nature. Streams have retries of their own with a resume point.
+constexpr char kServiceConfig[] = R"({"methodConfig": [{
+  "name": [{"service": "quantry.v1.QuantizationService"}, {"service": "quantry.v1.AdminService"},
+           {"service": "quantry.v1.ArtifactService", "method": "FindMissingBlobs"},
+           {"service": "quantry.v1.ArtifactService", "method": "GetArtifact"},
+           {"service": "quantry.v1.ArtifactService", "method": "ListArtifacts"}],
+  "retryPolicy": {"maxAttempts": 4, "initialBackoff": "0.1s", "maxBackoff": "1s",
+                  "backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"]}}, {
+  "name": [{"service": "quantry.v1.QuantizationService", "method": "WatchQuantizationJob"}]}]})";
+
+std::string FirstLine(const std::string& path) {
+  std::ifstream in(path);
+  std::string line;
+  std::getline(in, line);
+  return line;
+}
+
+// quantryd's default data folder, as proto/quantry/v1/config.proto has it.
+std::string DataDir(const Environment& env) {
+  if (std::string dir = env.variable("QUANTRY_DATA_DIR"); !dir.empty()) return dir;
+  if (const std::string dir = env.variable("XDG_STATE_HOME"); !dir.empty()) return dir + "/quantry";
+  return env.variable("HOME") + "/.local/state/quantry";
+}
+
+// gRPC's "failed to connect to all addresses; last error: ...: Connection
+// refused" comes down to its last words.
+std::string LastWords(const std::string& message) {
+  const size_t colon = message.rfind(": ");
+  return colon == std::string::npos ? message : message.substr(colon + 2);
+}
+
+bool IsLoopback(const std::string& target) {
+  return target.rfind("127.", 0) == 0 || target.rfind("localhost:", 0) == 0 ||
+         target.rfind("[::1]", 0) == 0 || target.rfind("unix:", 0) == 0;
+}
+
+grpc::ChannelArguments Arguments(const std::string& target) {
+  grpc::ChannelArguments arguments;
+  arguments.SetServiceConfigJSON(kServiceConfig);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 0);
+  // A restarted server is found again within a second or two.
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 200);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2'000);
+  // Another process's dead channel to the same target is none of ours.
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  if (IsLoopback(target)) arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  return arguments;
+}
+
+}  // namespace
+
+ServerAddress ResolveServer(const Environment& env, const GlobalOptions& global) {
+  if (!global.server.empty()) return {global.server, "--server"};
+  if (std::string server = env.variable("QUANTRY_SERVER"); !server.empty()) {
+    return {std::move(server), "QUANTRY_SERVER"};
+  }
+  const std::string file = DataDir(env) + "/run/tenant";
+  if (std::string server = FirstLine(file); !server.empty()) return {std::move(server), file};
+  return {kDefaultServer, "the default"};
+}
+
+Connection::Connection(Environment& env, const GlobalOptions& global)
+    : env_(env),
+      global_(global),
+      timeout_(static_cast<int64_t>(global.timeout_s * 1000)),
+      address_(ResolveServer(env, global)) {
+  Connect();
+}
+
+void Connection::Connect() {
+  const std::shared_ptr<grpc::Channel> channel = grpc::CreateCustomChannel(
+      address_.target, grpc::InsecureChannelCredentials(), Arguments(address_.target));
+  jobs_ = v1::QuantizationService::NewStub(channel);
+  artifacts_ = v1::ArtifactService::NewStub(channel);
+  admin_ = v1::AdminService::NewStub(channel);
+}
+
+void Connection::Refresh() {
+  ServerAddress address = ResolveServer(env_, global_);
+  if (address.target == address_.target) return;
+  address_ = std::move(address);
+  Connect();
+}
+
+absl::Status Connection::Explain(const grpc::Status& status) const {
+  const bool interrupted = env_.interrupter != nullptr && env_.interrupter->fired() != 0;
+  if (status.error_code() == grpc::StatusCode::CANCELLED && interrupted) {
+    return absl::CancelledError("interrupted");
+  }
+  const bool from_server = !status.error_details().empty();
+  if (status.error_code() == grpc::StatusCode::UNAVAILABLE && !from_server) {
+    return absl::UnavailableError(Cat("no answer from the server at ", address_.target, " (",
+                                      address_.source, "): ", LastWords(status.error_message())));
+  }
+  if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED && !from_server) {
+    return absl::DeadlineExceededError(Cat("the server at ", address_.target, " (", address_.source,
+                                           ") did not answer within ", global_.timeout_s, " s"));
+  }
+  return FromGrpc(status);
+}
+
+}  // namespace quantry::cli

@@ -1,0 +1,77 @@
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <chrono>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "client/cli/environment.h"
+#include "client/cli/errors.h"
+#include "client/cli/interrupt.h"
+#include "client/cli/options.h"
+#include "quantry/v1/admin_service.grpc.pb.h"
+#include "quantry/v1/artifact_service.grpc.pb.h"
+#include "quantry/v1/quantization_service.grpc.pb.h"
+
+namespace quantry::cli {
+
+// Where the server is and where that came from, for messages.
+struct ServerAddress {
+  std::string target;  // HOST:PORT
+  std::string source;  // "--server", "QUANTRY_SERVER", a file, "the default"
+};
+
+// --server, else QUANTRY_SERVER, else the address file a local embedded server
+// leaves in {data_dir}/run/tenant, else 127.0.0.1:7070.
+ServerAddress ResolveServer(const Environment& env, const GlobalOptions& global);
+
+// One channel to one server, made on first use. Unary calls get the user's
+// deadline and are repeated by gRPC when the server is UNAVAILABLE (each of them
+// is idempotent). Used by one thread; the interrupter cancels from its own.
+class Connection {
+ public:
+  Connection(Environment& env, const GlobalOptions& global);
+
+  using Jobs = v1::QuantizationService::StubInterface;
+  using Artifacts = v1::ArtifactService::StubInterface;
+  using Admin = v1::AdminService::StubInterface;
+  Jobs& jobs() { return *jobs_; }
+  Artifacts& artifacts() { return *artifacts_; }
+  Admin& admin() { return *admin_; }
+
+  const ServerAddress& address() const { return address_; }
+  Environment& env() { return env_; }
+
+  // Looks the address up again: a restarted local server may have another port.
+  void Refresh();
+
+  // One unary call: connection.Call(connection.jobs(), &Connection::Jobs::Get..., request,
+  // &response).
+  template <typename Stub, typename Request, typename Response>
+  absl::Status Call(Stub& stub,
+                    grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
+                    const Request& request, Response* response) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + timeout_);
+    const Interrupter::Guard guard(env_.interrupter, [&context] { context.TryCancel(); });
+    return Explain((stub.*method)(&context, request, response));
+  }
+
+  // The status in our form; a connection failure names the server.
+  absl::Status Explain(const grpc::Status& status) const;
+
+ private:
+  void Connect();
+
+  Environment& env_;
+  const GlobalOptions& global_;
+  const std::chrono::milliseconds timeout_;
+  ServerAddress address_;
+  std::unique_ptr<Jobs> jobs_;
+  std::unique_ptr<Artifacts> artifacts_;
+  std::unique_ptr<Admin> admin_;
+};
+
+}  // namespace quantry::cli

@@ -1,0 +1,95 @@
+#include "client/cli/errors.h"
+
+#include <google/rpc/error_details.pb.h>
+#include <google/rpc/status.pb.h>
+#include <grpcpp/grpcpp.h>
+
+#include "absl/strings/cord.h"
+#include "client/cli/format.h"
+#include "client/cli/hints.h"
+#include "client/cli/text.h"
+#include "common/errors.h"
+
+namespace quantry::cli {
+namespace {
+
+constexpr char kNext[] = "quantry.cli/next";
+
+void AddInfo(const google::rpc::ErrorInfo& info, ErrorReport& report) {
+  report.reason = info.reason();
+  report.metadata.insert(info.metadata().begin(), info.metadata().end());
+}
+
+// One detail message into the report; unknown types are skipped.
+void AddDetail(const google::protobuf::Any& any, ErrorReport& report) {
+  google::rpc::ErrorInfo info;
+  google::rpc::BadRequest bad;
+  google::rpc::QuotaFailure quota;
+  google::rpc::PreconditionFailure precondition;
+  google::rpc::RetryInfo retry;
+  if (any.UnpackTo(&info)) {
+    AddInfo(info, report);
+  } else if (any.UnpackTo(&bad)) {
+    for (const auto& v : bad.field_violations()) {
+      report.violations.push_back({v.field(), v.description()});
+    }
+  } else if (any.UnpackTo(&quota)) {
+    for (const auto& v : quota.violations()) {
+      report.violations.push_back({v.subject(), v.description()});
+    }
+  } else if (any.UnpackTo(&precondition)) {
+    for (const auto& v : precondition.violations()) {
+      report.violations.push_back({Cat(v.type(), " ", v.subject()), v.description()});
+    }
+  } else if (any.UnpackTo(&retry)) {
+    report.retry_after_s = static_cast<double>(retry.retry_delay().seconds()) +
+                           1e-9 * static_cast<double>(retry.retry_delay().nanos());
+  }
+}
+
+}  // namespace
+
+absl::Status FromGrpc(const grpc::Status& status) {
+  if (status.ok()) return absl::OkStatus();
+  google::rpc::Status rpc;
+  // A server's bytes: anything unreadable only costs the extra lines.
+  if (!rpc.ParseFromString(status.error_details())) rpc.Clear();
+  rpc.set_code(static_cast<int>(status.error_code()));
+  rpc.set_message(status.error_message());
+  return FromRpcStatus(rpc);
+}
+
+absl::Status WithNext(absl::Status status, std::string_view hint) {
+  if (!status.ok()) status.SetPayload(kNext, absl::Cord(std::string(hint)));
+  return status;
+}
+
+ErrorReport Describe(const google::rpc::Status& status) {
+  ErrorReport report;
+  const auto code = static_cast<absl::StatusCode>(status.code());
+  report.code = absl::StatusCodeToString(code);
+  report.message = status.message();
+  for (const auto& any : status.details()) AddDetail(any, report);
+  report.next = HintFor(report.reason, code);
+  return report;
+}
+
+ErrorReport Describe(const absl::Status& status) {
+  ErrorReport report = Describe(ToRpcStatus(status));
+  if (auto next = status.GetPayload(kNext); next.has_value()) report.next = std::string(*next);
+  return report;
+}
+
+std::string ErrorText(const ErrorReport& report) {
+  std::string text =
+      Cat("quantry: ", Plain(report.message.empty() ? report.code : report.message), "\n");
+  if (!report.reason.empty()) text += Cat("  reason: ", report.reason, "\n");
+  for (const ErrorReport::Violation& v : report.violations) {
+    text += Cat("  field:  ", Plain(v.field), ": ", Plain(v.description), "\n");
+  }
+  if (report.retry_after_s) text += Cat("  retry:  after ", Seconds(*report.retry_after_s), "\n");
+  if (!report.next.empty()) text += Cat("  next:   ", report.next, "\n");
+  return text;
+}
+
+}  // namespace quantry::cli

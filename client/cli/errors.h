@@ -1,0 +1,51 @@
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+
+namespace google::rpc {
+class Status;
+}
+namespace grpc {
+class Status;
+}
+
+// Errors as the user sees them. Inside the CLI an error is an absl::Status with
+// the details of common/errors.h, its own or the server's; here it is taken
+// apart for printing.
+namespace quantry::cli {
+
+// One error, ready to print.
+struct ErrorReport {
+  struct Violation {
+    std::string field;
+    std::string description;
+  };
+  std::string code;    // "INVALID_ARGUMENT"
+  std::string reason;  // "INVALID_SPEC"; "" when the error carries none
+  std::string message;
+  std::map<std::string, std::string> metadata;
+  std::vector<Violation> violations;  // fields, quotas and missing things alike
+  std::optional<double> retry_after_s;
+  std::string next;  // what to do now; "" when there is nothing to say
+};
+
+// Keeps code, message and details.
+absl::Status FromGrpc(const grpc::Status& status);
+
+// The same status with `hint` as its ErrorReport::next.
+absl::Status WithNext(absl::Status status, std::string_view hint);
+
+ErrorReport Describe(const absl::Status& status);
+// How a job failed: QuantizationJob.error.
+ErrorReport Describe(const google::rpc::Status& status);
+
+// Several lines, each ended by "\n", the first starting with "quantry: ".
+std::string ErrorText(const ErrorReport& report);
+
+}  // namespace quantry::cli

@@ -1,0 +1,94 @@
+#include "client/cli/hints.h"
+
+#include <array>
+#include <optional>
+
+#include "common/errors.h"
+
+namespace quantry::cli {
+namespace {
+
+struct ReasonHint {
+  std::string_view reason;
+  std::string_view hint;
+};
+
+constexpr std::string_view kTryQuote =
+    "fix the fields named above, then check with `quantry quote ...` (same flags as submit)";
+constexpr std::string_view kFixCheckpoint =
+    "repair or download the checkpoint again; `quantry quote MODEL_DIR ...` checks it without a "
+    "job";
+
+// One row a reason of the table in docs/api/errors.md that a user can act on.
+constexpr std::array kReasonHints = {
+    ReasonHint{"JOB_NOT_FOUND", "`quantry list` shows the jobs of this tenant (--tenant picks it)"},
+    ReasonHint{"ARTIFACT_NOT_FOUND",
+               "`quantry get JOB` shows whether the job has an artifact; deleted jobs keep none"},
+    ReasonHint{"WORKER_NOT_FOUND", "`quantry workers list` shows the workers"},
+    ReasonHint{"JOB_ID_TAKEN", "choose another --id, or look at that job with `quantry get ID`"},
+    ReasonHint{"REQUEST_ID_REUSED",
+               "the same --request-id was used with other flags: leave it out for a new job"},
+    ReasonHint{"INVALID_SPEC", kTryQuote},
+    ReasonHint{"INVALID_CHECKPOINT", kFixCheckpoint},
+    ReasonHint{"UNSUPPORTED_ARCHITECTURE", "`quantry server-info` lists the model types it knows"},
+    ReasonHint{"INVALID_FILTER", "see `quantry list --help` for what can be filtered"},
+    ReasonHint{"INVALID_PAGE_TOKEN", "run the command again from the start"},
+    ReasonHint{"ETAG_MISMATCH", "somebody changed it meanwhile: look again, then repeat"},
+    ReasonHint{"JOB_ALREADY_ENDED", "nothing to cancel; `quantry get JOB` shows how it ended"},
+    ReasonHint{"JOB_NOT_ENDED", "`quantry cancel JOB` first, then delete it"},
+    ReasonHint{"SOURCE_FORBIDDEN",
+               "the server reads only below its local roots (`quantry server-info` lists them); "
+               "pass the folder as MODEL_DIR to upload it instead"},
+    ReasonHint{"SOURCE_MISSING", "run the same submit again: it uploads what the server lacks"},
+    ReasonHint{"RESOURCE_LIMIT",
+               "wait until queued jobs have run, or cancel some (`quantry list --state queued`)"},
+    ReasonHint{"STORE_UNAVAILABLE",
+               "the server's store is down; the same command may be repeated safely"},
+    ReasonHint{"EVENTS_COMPACTED", "older events are gone; run the command without --after"},
+    ReasonHint{"BLOB_MISMATCH", "the file changed while it was sent: run the same command again"},
+    ReasonHint{"ARTIFACT_CORRUPT",
+               "run the same pull again; if it repeats, the stored artifact is damaged: tell the "
+               "operator"},
+    ReasonHint{
+        "POISON_JOB",
+        "the job broke several workers: `quantry events JOB` shows how; the operator has the logs"},
+    ReasonHint{"NO_PROGRESS", "the engine stood still: `quantry events JOB` shows where"},
+    ReasonHint{"WORKER_LOST", "`quantry workers list` shows which workers are alive"},
+    ReasonHint{"LEASE_LOST", "the attempt was taken over by another worker; nothing to do"},
+    ReasonHint{
+        "QUALITY_GATE_FAILED",
+        "the artifact is kept: `quantry pull JOB DIR`; try more bits, a smaller --group-size "
+        "or more calibration samples"},
+};
+
+std::string_view HintForCode(absl::StatusCode code) {
+  switch (code) {
+    case absl::StatusCode::kUnavailable:
+      return "is quantryd running there? start one with `quantryd --data-dir=DIR`, or name "
+             "another with --server HOST:PORT or QUANTRY_SERVER";
+    case absl::StatusCode::kDeadlineExceeded:
+      return "the server did not answer in time: try again, or raise --timeout";
+    case absl::StatusCode::kUnauthenticated:
+    case absl::StatusCode::kPermissionDenied:
+      return "ask the operator for access to this tenant";
+    case absl::StatusCode::kResourceExhausted:
+      return "wait, then repeat the command";
+    case absl::StatusCode::kUnimplemented:
+      return "this server does not offer that; `quantry server-info` shows its version";
+    default:
+      return "";
+  }
+}
+
+}  // namespace
+
+std::string HintFor(std::string_view reason, absl::StatusCode code) {
+  for (const ReasonHint& row : kReasonHints) {
+    if (row.reason == reason) return std::string(row.hint);
+  }
+  if (const std::string_view hint = HintForCode(code); !hint.empty()) return std::string(hint);
+  const std::optional<Reason> known = FindReason(reason);
+  return known ? std::string(InfoOf(*known).action) : "";
+}
+
+}  // namespace quantry::cli

@@ -1,0 +1,167 @@
+#include "client/cli/job_text.h"
+
+#include <utility>
+
+#include "client/cli/errors.h"
+#include "client/cli/format.h"
+#include "client/cli/names.h"
+#include "client/cli/progress.h"
+#include "client/cli/spec.h"
+#include "client/cli/text.h"
+
+namespace quantry::cli {
+namespace {
+
+using FieldList = std::vector<std::pair<std::string, std::string>>;
+
+std::string GridText(const v1::Method& method) {
+  std::string text = MethodName(method);
+  const v1::WeightGrid* grid = GridOf(method);
+  if (grid == nullptr) return text;
+  text += Cat(" ", grid->bits(), "-bit");
+  if (grid->group_size() == -1) text += " per channel";
+  if (grid->group_size() > 0) text += Cat(" g", grid->group_size());
+  return text + (grid->symmetric() ? " symmetric" : "");
+}
+
+std::string LabelsText(const google::protobuf::Map<std::string, std::string>& labels) {
+  std::string text;
+  for (const auto& [key, value] :
+       std::map<std::string, std::string>(labels.begin(), labels.end())) {
+    text += Cat(text.empty() ? "" : ",", key, "=", value);
+  }
+  return Plain(text);
+}
+
+std::string QualityText(const v1::Perplexity& perplexity) {
+  return Cat(Number(perplexity.dense()), " -> ", Number(perplexity.quantized()), "  (x",
+             Number(perplexity.quantized() / perplexity.dense(), 4), ", ", perplexity.windows(),
+             " windows of ", perplexity.sequence_length(), " tokens)");
+}
+
+void AddResult(const v1::JobResult& result, FieldList& fields) {
+  if (result.has_quality()) {
+    fields.emplace_back("perplexity", QualityText(result.quality().perplexity()));
+    fields.emplace_back("agreement", Cat(Number(result.quality().top1_agreement() * 100, 4),
+                                         "% same top token, KL ",
+                                         Number(result.quality().kl_divergence(), 3), " nats"));
+  }
+  fields.emplace_back("bits a weight",
+                      Cat(Number(result.bits().linears(), 4), " quantized linears, ",
+                          Number(result.bits().file(), 4), " whole file"));
+  const int64_t bytes = result.outputs().empty() ? 0 : result.outputs(0).bytes();
+  fields.emplace_back("weights", Cat(Bytes(result.bits().dense_bytes()), " -> ", Bytes(bytes)));
+  for (const v1::OutputSummary& output : result.outputs()) {
+    fields.emplace_back("output", Cat(Plain(output.format()), "  ", Bytes(output.bytes()), "  ",
+                                      Plain(output.compatibility())));
+  }
+  fields.emplace_back("time", Cat("queued ", Seconds(result.timing().queue_s()), ", ran ",
+                                  Seconds(result.timing().run_s())));
+  fields.emplace_back("memory", Cat(Bytes(result.peak_rss_bytes()), " at most"));
+  fields.emplace_back("artifact", Plain(result.artifact_uri()));
+  if (result.quality_gate_failed()) fields.emplace_back("quality gate", "FAILED");
+}
+
+void AddTimes(const v1::QuantizationJob& job, WallTime now, FieldList& fields) {
+  const std::string created = Rfc3339(job.create_time());
+  if (!created.empty()) {
+    fields.emplace_back("created", Cat(created, "  (", Age(job.create_time(), now), " ago)"));
+  }
+  if (job.has_start_time()) fields.emplace_back("started", Rfc3339(job.start_time()));
+  if (job.has_end_time()) fields.emplace_back("ended", Rfc3339(job.end_time()));
+}
+
+std::string NextStep(const v1::QuantizationJob& job) {
+  const std::string id(ShortId(job.name()));
+  switch (job.state()) {
+    case v1::JOB_STATE_QUEUED:
+    case v1::JOB_STATE_RUNNING:
+    case v1::JOB_STATE_CANCELLING:
+      return "quantry watch " + id;
+    case v1::JOB_STATE_SUCCEEDED:
+      return Cat("quantry pull ", id, " DIR");
+    case v1::JOB_STATE_FAILED:
+      return "quantry events " + id;
+    default:
+      return "";
+  }
+}
+
+std::string ProgressText(const v1::QuantizationJob& job) {
+  if (job.state() != v1::JOB_STATE_RUNNING) return "";
+  std::string text = Cat(Percent(job.progress().ratio()), " ", StageWord(job.progress().stage()));
+  if (job.progress().blocks_total() > 0) {
+    text += Cat(" ", job.progress().blocks_done(), "/", job.progress().blocks_total());
+  }
+  return text;
+}
+
+std::string OutcomeText(const v1::QuantizationJob& job) {
+  if (job.has_result() && job.result().has_quality()) {
+    const v1::Perplexity& perplexity = job.result().quality().perplexity();
+    return Cat(Number(perplexity.dense(), 4), " -> ", Number(perplexity.quantized(), 4));
+  }
+  if (job.state() == v1::JOB_STATE_FAILED) return Describe(job.error()).reason;
+  return "";
+}
+
+}  // namespace
+
+std::string JobText(const v1::QuantizationJob& job, WallTime now) {
+  std::string head = Cat(ShortId(job.name()), "  ", StateWord(job.state()));
+  if (!job.state_reason().empty()) head += Cat("  (", Plain(job.state_reason()), ")");
+  FieldList fields = {{"name", job.name()}, {"method", GridText(job.spec().method())}};
+  if (!job.display_name().empty()) fields.emplace_back("title", Plain(job.display_name()));
+  if (!job.labels().empty()) fields.emplace_back("labels", LabelsText(job.labels()));
+  if (job.priority() != 0) fields.emplace_back("priority", Cat(job.priority()));
+  AddTimes(job, now, fields);
+  if (job.epoch() > 1) fields.emplace_back("attempts", Cat(job.epoch()));
+  if (job.state() == v1::JOB_STATE_RUNNING) {
+    fields.emplace_back("worker", Plain(job.worker()));
+    fields.emplace_back("progress", ProgressText(job));
+  }
+  if (job.has_result()) AddResult(job.result(), fields);
+  if (job.has_error()) {
+    const ErrorReport report = Describe(job.error());
+    fields.emplace_back("error", Cat(report.reason, ": ", Plain(report.message)));
+    if (!report.next.empty()) fields.emplace_back("advice", report.next);
+  }
+  if (const std::string next = NextStep(job); !next.empty()) fields.emplace_back("next", next);
+  return head + "\n" + Fields(fields);
+}
+
+std::string JobTable(const std::vector<v1::QuantizationJob>& jobs, WallTime now) {
+  std::vector<std::vector<std::string>> rows = {
+      {"ID", "STATE", "METHOD", "AGE", "PROGRESS", "PERPLEXITY", "LABELS"}};
+  for (const v1::QuantizationJob& job : jobs) {
+    rows.push_back({std::string(ShortId(job.name())), StateWord(job.state()),
+                    GridText(job.spec().method()), Age(job.create_time(), now), ProgressText(job),
+                    OutcomeText(job), LabelsText(job.labels())});
+  }
+  return Table(rows);
+}
+
+std::string QuoteText(const v1::Quote& quote, const v1::JobSpec& spec) {
+  FieldList fields = {{"method", GridText(spec.method())},
+                      {"blocks", Cat(quote.blocks())},
+                      {"parameters", Cat(quote.parameters())},
+                      {"steps", Cat(quote.steps())},
+                      {"host memory", Cat(Bytes(quote.host_memory_bytes()), " at most")}};
+  if (quote.device_memory_bytes() > 0) {
+    fields.emplace_back("GPU memory",
+                        Cat(Bytes(quote.device_memory_bytes()), " at most, if a GPU runs it"));
+  }
+  for (const v1::OutputQuote& output : quote.outputs()) {
+    fields.emplace_back("output",
+                        Cat(FormatName(output.format()), "  ", Bytes(output.bytes()), "  ",
+                            Number(output.bits_per_weight(), 4), " bits a weight in linears"));
+  }
+  for (const std::string& problem : quote.problems()) {
+    fields.emplace_back("problem", Plain(problem));
+  }
+  if (quote.problems().empty()) fields.emplace_back("next", "the same flags with `quantry submit`");
+  return (quote.problems().empty() ? "this job can run\n" : "this job cannot run as it is\n") +
+         Fields(fields);
+}
+
+}  // namespace quantry::cli

@@ -1,0 +1,115 @@
+#include "client/cli/options.h"
+
+#include <CLI/CLI.hpp>
+#include <charconv>
+#include <sstream>
+
+#include "client/cli/text.h"
+
+namespace quantry::cli {
+namespace {
+
+constexpr size_t kNameColumns = 34;
+constexpr size_t kTextColumns = 66;
+
+// Breaks at blanks; CLI11 indents what follows a line end.
+std::string Wrapped(const std::string& text) {
+  std::string wrapped;
+  size_t column = 0;
+  std::istringstream words(text);
+  for (std::string word; words >> word;) {
+    if (column > 0 && column + 1 + word.size() > kTextColumns) {
+      wrapped += '\n';
+      column = 0;
+    } else if (column > 0) {
+      wrapped += ' ';
+      ++column;
+    }
+    wrapped += word;
+    column += word.size();
+  }
+  return wrapped;
+}
+
+class HelpFormat : public CLI::Formatter {
+ public:
+  HelpFormat() { column_width(kNameColumns); }
+
+  // Checks (":POSITIVE") show in the error when they fail; choices show here.
+  std::string make_option_opts(const CLI::Option* option) const override {
+    if (option->get_type_size() == 0 || option->get_expected_max() == 0) return "";
+    std::string type = option->get_type_name();
+    if (type.rfind(":{", 0) == 0) return " " + type.substr(1);
+    return " " + type.substr(0, type.find(':'));
+  }
+
+  std::string make_option_desc(const CLI::Option* option) const override {
+    return Wrapped(option->get_description());
+  }
+};
+
+}  // namespace
+
+void UseHelpFormat(CLI::App& app) { app.formatter(std::make_shared<HelpFormat>()); }
+
+void AddGlobalOptions(CLI::App& app, GlobalOptions& options) {
+  app.add_option("--server", options.server,
+                 "Server as HOST:PORT. Default: $QUANTRY_SERVER, else a server of yours on this "
+                 "machine, else 127.0.0.1:7070")
+      ->type_name("HOST:PORT")
+      ->group("Global options");
+  app.add_option("--tenant", options.tenant, "Tenant whose jobs are meant. Default: default")
+      ->type_name("NAME")
+      ->group("Global options");
+  Choices(
+      app.add_option("--output", options.output, "text for people; json: one JSON value on stdout"),
+      {"text", "json"})
+      ->group("Global options");
+  app.add_option("--timeout", options.timeout_s,
+                 "Seconds to wait for an answer to one call. Default: 10")
+      ->check(CLI::PositiveNumber)
+      ->type_name("SECONDS")
+      ->group("Global options");
+  app.add_flag("--quiet", options.quiet, "No progress on stderr; lists print ids only")
+      ->group("Global options");
+}
+
+void Bind(CLI::App& command, Action& chosen, Action action) {
+  command.fallthrough();
+  command.callback([&chosen, action = std::move(action)] { chosen = action; });
+}
+
+CLI::Option* Choices(CLI::Option* option, std::vector<std::string> words) {
+  return option->check(CLI::IsMember(std::move(words)))->type_name("");
+}
+
+absl::StatusOr<int> ParseGroupSize(std::string_view text) {
+  if (text == "channel") return -1;
+  int value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || value < -1) {
+    return absl::InvalidArgumentError(
+        Cat("--group-size: wanted a number of columns, or \"channel\" (-1) for one scale a row, "
+            "got \"",
+            text, "\""));
+  }
+  return value;
+}
+
+absl::StatusOr<std::map<std::string, std::string>> ParseLabels(
+    const std::vector<std::string>& pairs) {
+  std::map<std::string, std::string> labels;
+  for (const std::string& pair : pairs) {
+    const size_t equals = pair.find('=');
+    if (equals == std::string::npos || equals == 0) {
+      return absl::InvalidArgumentError(Cat("--label: wanted KEY=VALUE, got \"", pair, "\""));
+    }
+    if (!labels.emplace(pair.substr(0, equals), pair.substr(equals + 1)).second) {
+      return absl::InvalidArgumentError(
+          Cat("--label: \"", pair.substr(0, equals), "\" is given twice"));
+    }
+  }
+  return labels;
+}
+
+}  // namespace quantry::cli

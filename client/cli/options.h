@@ -1,0 +1,62 @@
+#pragma once
+
+#include <functional>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "client/cli/environment.h"
+#include "client/cli/exit_codes.h"
+
+namespace CLI {
+class App;
+class Option;
+}  // namespace CLI
+
+namespace quantry::cli {
+
+// Flags every command takes, before or after its name.
+struct GlobalOptions {
+  std::string server;  // HOST:PORT; "" = QUANTRY_SERVER, address file, default
+  std::string tenant = "default";
+  std::string output = "text";  // or "json"
+  double timeout_s = 10;        // of one call; streams and uploads take what they need
+  bool quiet = false;
+
+  bool json() const { return output == "json"; }
+};
+
+// What a chosen command runs with.
+struct Context {
+  Environment& env;
+  const GlobalOptions& global;
+};
+
+// The end of a command: an error to print, or the exit code after its own output.
+using Action = std::function<absl::StatusOr<ExitCode>(Context&)>;
+
+// Adds one command to the tree. When the user picks it, `chosen` is set.
+using AddCommand = void (*)(CLI::App& app, Action& chosen);
+
+void AddGlobalOptions(CLI::App& app, GlobalOptions& options);
+
+// Makes `command` set `chosen` when parsed, and takes global flags after it.
+void Bind(CLI::App& command, Action& chosen, Action action);
+
+// --help as people read it: wrapped, without the parser's own type words.
+void UseHelpFormat(CLI::App& app);
+
+// Only these words; they show in --help and in completion.
+CLI::Option* Choices(CLI::Option* option, std::vector<std::string> words);
+
+// "128", "-1" or "channel" (= -1). INVALID_ARGUMENT otherwise.
+absl::StatusOr<int> ParseGroupSize(std::string_view text);
+
+// {"k=v", ...} as a map. INVALID_ARGUMENT without "=", with an empty or a
+// repeated key.
+absl::StatusOr<std::map<std::string, std::string>> ParseLabels(
+    const std::vector<std::string>& pairs);
+
+}  // namespace quantry::cli

@@ -1,0 +1,45 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+#include "common/digest.h"
+#include "common/unique_fd.h"
+
+namespace quantry::cli {
+
+// A download in the making: bytes gather in "{target}.{sha256 start}.part" and
+// become `target` by one rename when complete, correct and on disk. What was
+// written before a crash or Ctrl-C is taken up by the next Open(). Not
+// thread-safe; two pulls into one folder must not run at once.
+class PartFile {
+ public:
+  // Makes missing folders; reads and hashes what an earlier try left.
+  // Errors: FAILED_PRECONDITION when the path cannot be written.
+  static absl::StatusOr<PartFile> Open(const std::string& target, const std::string& sha256);
+
+  int64_t size() const { return size_; }
+  absl::Status Append(std::string_view data);
+  // Back to zero bytes.
+  absl::Status Reset();
+  // True when the bytes so far are the whole file. Call once before Commit().
+  bool Matches(int64_t size_bytes);
+  // Syncs and renames over `target`.
+  absl::Status Commit();
+  void Discard();
+
+ private:
+  PartFile(std::string target, std::string sha256, std::string part, UniqueFd fd);
+  absl::Status Adopt();
+
+  std::string target_;
+  std::string sha256_;
+  std::string part_;
+  UniqueFd fd_;
+  Sha256 hash_;
+  int64_t size_ = 0;
+};
+
+}  // namespace quantry::cli

@@ -1,0 +1,148 @@
+// Texts about the server, its methods, workers and events: the rest of
+// job_text.h.
+#include <algorithm>
+
+#include "client/cli/errors.h"
+#include "client/cli/format.h"
+#include "client/cli/job_text.h"
+#include "client/cli/names.h"
+#include "client/cli/progress.h"
+#include "client/cli/spec.h"
+#include "client/cli/text.h"
+
+namespace quantry::cli {
+namespace {
+
+template <typename List>
+std::string Joined(const List& list) {
+  std::string text;
+  for (const auto& item : list) text += Cat(text.empty() ? "" : ", ", item);
+  return Plain(text);
+}
+
+std::string GpuText(const v1::WorkerInfo& worker) {
+  if (worker.gpus().empty()) return "none";
+  return Cat(worker.gpus_size(), "x ", Plain(worker.gpus(0).model()), " ",
+             Bytes(worker.gpus(0).memory_bytes()));
+}
+
+std::string WorkerState(const v1::WorkerStatus& status) {
+  if (!status.live()) return "gone";
+  if (status.draining()) return "draining";
+  return status.jobs().empty() ? "idle" : "busy";
+}
+
+std::string BlockText(const v1::BlockReport& block) {
+  return Cat("block ", block.index() + 1, " done in ", Seconds(block.seconds()), ", loss ",
+             Number(block.loss_rtn(), 3), " -> ", Number(block.loss_final(), 3));
+}
+
+std::string StateText(const v1::StateChanged& change) {
+  std::string text = Cat(StateWord(change.from()), " -> ", StateWord(change.to()));
+  if (change.from() == v1::JOB_STATE_UNSPECIFIED) text = StateWord(change.to());
+  if (!change.reason().empty()) text += Cat("  (", Plain(change.reason()), ")");
+  if (change.has_error()) {
+    const ErrorReport report = Describe(change.error());
+    text += Cat("  ", report.reason, ": ", Plain(report.message));
+  }
+  return text;
+}
+
+std::string EventBody(const v1::JobEvent& event) {
+  switch (event.kind_case()) {
+    case v1::JobEvent::kStateChanged:
+      return StateText(event.state_changed());
+    case v1::JobEvent::kStageChanged:
+      return StageWord(event.stage_changed().stage());
+    case v1::JobEvent::kProgress:
+      return Cat("progress ", Percent(event.progress().ratio()));
+    case v1::JobEvent::kBlockDone:
+      return BlockText(event.block_done());
+    case v1::JobEvent::kLog:
+      return Cat(Lower(v1::LogLine::Level_Name(event.log().level()), "LEVEL_"), ": ",
+                 Plain(event.log().message()));
+    case v1::JobEvent::kCheckpoint:
+      return Cat("checkpoint after block ", event.checkpoint().blocks_done(), ", ",
+                 Bytes(event.checkpoint().bytes()));
+    default:
+      return "event of a kind this version does not know";
+  }
+}
+
+}  // namespace
+
+std::string EventText(const v1::JobEvent& event) {
+  std::string number = Cat(event.sequence());
+  number.insert(0, number.size() < 5 ? 5 - number.size() : 0, ' ');
+  const std::string attempt = event.epoch() > 0 ? Cat("attempt ", event.epoch()) : "         ";
+  return Cat(number, "  ", Rfc3339(event.time()), "  ", attempt, "  ", EventBody(event));
+}
+
+std::string MethodsText(const v1::ListMethodsResponse& methods) {
+  std::string text;
+  for (const v1::MethodDescription& method : methods.methods()) {
+    text +=
+        Cat(text.empty() ? "" : "\n", Plain(method.name()), "  ", Plain(method.summary()), "\n");
+    text += Fields({{"bits", Joined(method.bits())},
+                    {"calibration", method.needs_calibration() ? "needed" : "not used"},
+                    {"formats", Joined(method.output_formats())},
+                    {"reference", Plain(method.reference())}});
+    std::vector<std::pair<std::string, std::string>> parameters;
+    for (const v1::MethodParameter& p : method.parameters()) {
+      parameters.emplace_back("  " + Plain(p.name()),
+                              Cat(Plain(p.type()), ", default ", Plain(p.default_value()), "  ",
+                                  Plain(p.description())));
+    }
+    if (!parameters.empty()) text += "  parameters (--method-config)\n" + Fields(parameters);
+  }
+  return text;
+}
+
+std::string ServerInfoText(const v1::ServerInfo& info, const std::string& address) {
+  std::vector<std::pair<std::string, std::string>> fields = {
+      {"address", address},
+      {"version",
+       Cat(Plain(info.version()), info.commit().empty() ? "" : " ", Plain(info.commit()))},
+      {"started", Rfc3339(info.start_time())},
+      {"mode", info.embedded() ? "embedded: runs its own worker" : "workers elsewhere"},
+      {"model types", Joined(info.architectures())},
+      {"formats", Joined(info.output_formats())},
+      {"local roots",
+       info.local_roots().empty() ? "none: --model-path is refused" : Joined(info.local_roots())},
+      {"largest file", Bytes(info.max_blob_bytes())}};
+  if (!info.unimplemented().empty()) {
+    fields.emplace_back("not offered", Joined(info.unimplemented()));
+  }
+  return "quantryd\n" + Fields(fields);
+}
+
+std::string WorkerTable(const v1::ListWorkersResponse& workers, WallTime now) {
+  if (workers.workers().empty()) return "no worker has registered\n";
+  std::vector<std::vector<std::string>> rows = {
+      {"WORKER", "STATE", "SEEN", "JOBS", "CORES", "MEMORY", "GPU", "METHODS", "VERSION"}};
+  for (const v1::WorkerStatus& status : workers.workers()) {
+    const v1::WorkerInfo& worker = status.worker();
+    const std::string seen = Age(status.last_seen_time(), now);
+    rows.push_back({Plain(worker.worker_id()), WorkerState(status),
+                    seen.empty() || seen == "now" ? seen : seen + " ago",
+                    Cat(status.jobs_size(), "/", worker.slots()), Cat(worker.cores()),
+                    Bytes(worker.host_memory_bytes()), GpuText(worker), Joined(worker.methods()),
+                    Plain(worker.version())});
+  }
+  return Table(rows);
+}
+
+std::string QueueText(const v1::QueueStats& stats, WallTime now) {
+  std::vector<std::pair<std::string, std::string>> fields = {
+      {"waiting", Cat(stats.depth())},
+      {"oldest waits", stats.has_oldest_queued_time() ? Age(stats.oldest_queued_time(), now) : "-"},
+      {"workers", Cat(stats.live_workers(), " live")},
+      {"slots", Cat(stats.busy_slots(), " busy of ", stats.total_slots())}};
+  for (const auto& [state, count] :
+       std::map<std::string, int64_t>(stats.jobs().begin(), stats.jobs().end())) {
+    fields.emplace_back("jobs " + Lower(state, "JOB_STATE_"), Cat(count));
+  }
+  return "queue\n" + Fields(fields);
+}
+
+}  // namespace quantry::cli

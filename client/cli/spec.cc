@@ -1,0 +1,250 @@
+#include "client/cli/spec.h"
+
+#include <google/protobuf/descriptor.h>
+#include <google/protobuf/message.h>
+#include <google/protobuf/util/json_util.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "client/cli/options.h"
+#include "client/cli/text.h"
+
+namespace quantry::cli {
+namespace {
+
+using google::protobuf::FieldDescriptor;
+using google::protobuf::OneofDescriptor;
+
+constexpr int kDefaultBits = 4;
+constexpr double kGib = 1024.0 * 1024.0 * 1024.0;
+
+const OneofDescriptor* MethodOneof() { return v1::Method::descriptor()->FindOneofByName("kind"); }
+
+std::string Join(const std::vector<std::string>& words) {
+  std::string text;
+  for (const std::string& word : words) text += (text.empty() ? "" : ", ") + word;
+  return text;
+}
+
+// The flag's word as one of the enum's values: "random" for SAMPLING_RANDOM.
+absl::StatusOr<int> EnumValue(const google::protobuf::EnumDescriptor* type, std::string_view prefix,
+                              std::string_view flag, std::string_view word) {
+  std::vector<std::string> words;
+  for (int i = 0; i < type->value_count(); ++i) {
+    if (type->value(i)->number() == 0) continue;
+    words.push_back(Lower(type->value(i)->name(), prefix));
+    if (words.back() == word) return type->value(i)->number();
+  }
+  return absl::InvalidArgumentError(
+      Cat(flag, ": wanted one of ", Join(words), ", got \"", word, "\""));
+}
+
+absl::StatusOr<v1::TextFormat> TextFormatOf(std::string_view flag, const std::string& word) {
+  if (word.empty() || word == "text") return v1::TEXT_FORMAT_TEXT;
+  if (word == "tokens") return v1::TEXT_FORMAT_TOKEN_IDS;
+  return absl::InvalidArgumentError(Cat(flag, ": wanted text or tokens, got \"", word, "\""));
+}
+
+absl::Status FromJson(const std::string& json, v1::Method* method) {
+  google::protobuf::util::JsonParseOptions options;
+  const auto parsed = google::protobuf::util::JsonStringToMessage(json, method, options);
+  if (parsed.ok()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      Cat("--method-config: wanted the JSON of one method, like "
+          "{\"awq\":{\"grid\":{\"bits\":4,\"groupSize\":64}}}, got an error: ",
+          std::string(parsed.message())));
+}
+
+// Chooses the method by the oneof's field name, keeping what the file set.
+absl::Status SelectMethod(const std::string& name, v1::Method* method) {
+  const FieldDescriptor* field = v1::Method::descriptor()->FindFieldByName(name);
+  if (field == nullptr || field->containing_oneof() != MethodOneof()) {
+    return absl::InvalidArgumentError(
+        Cat("--method: wanted one of ", Join(MethodNames()), ", got \"", name, "\""));
+  }
+  const std::string before = MethodName(*method);
+  if (!before.empty() && before != name) {
+    return absl::InvalidArgumentError(Cat("--method is \"", name, "\" but --method-config holds \"",
+                                          before, "\": leave one of them out"));
+  }
+  method->GetReflection()->MutableMessage(method, field);
+  return absl::OkStatus();
+}
+
+v1::WeightGrid* MutableGrid(v1::Method* method) {
+  const FieldDescriptor* kind =
+      method->GetReflection()->GetOneofFieldDescriptor(*method, MethodOneof());
+  if (kind == nullptr) return nullptr;
+  const FieldDescriptor* grid = kind->message_type()->FindFieldByName("grid");
+  if (grid == nullptr || grid->message_type() != v1::WeightGrid::descriptor()) return nullptr;
+  google::protobuf::Message* message = method->GetReflection()->MutableMessage(method, kind);
+  return static_cast<v1::WeightGrid*>(message->GetReflection()->MutableMessage(message, grid));
+}
+
+absl::Status ApplyGridFlags(const SpecFlags& flags, v1::Method* method) {
+  v1::WeightGrid* grid = MutableGrid(method);
+  const bool given = flags.bits || flags.symmetric || !flags.group_size.empty();
+  if (grid == nullptr) {
+    if (!given) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        Cat("--bits, --group-size and --symmetric do not apply to method \"", MethodName(*method),
+            "\": use --method-config"));
+  }
+  if (flags.bits) grid->set_bits(*flags.bits);
+  if (grid->bits() == 0) grid->set_bits(kDefaultBits);
+  if (flags.symmetric) grid->set_symmetric(*flags.symmetric);
+  if (flags.group_size.empty()) return absl::OkStatus();
+  const absl::StatusOr<int> group_size = ParseGroupSize(flags.group_size);
+  if (!group_size.ok()) return group_size.status();
+  grid->set_group_size(*group_size);
+  return absl::OkStatus();
+}
+
+absl::Status SetCalibration(const SpecFlags& flags, v1::JobSpec* spec) {
+  if (!flags.calibrate) return absl::OkStatus();
+  v1::Calibration* calibration = spec->mutable_calibration();
+  const auto format = TextFormatOf("--calibration-format", flags.calibration_format);
+  if (!format.ok()) return format.status();
+  calibration->set_format(*format);
+  calibration->set_samples(flags.calibration_samples);
+  calibration->set_sequence_length(flags.calibration_length);
+  if (flags.calibration_sampling.empty()) return absl::OkStatus();
+  const auto sampling = EnumValue(v1::Calibration::Sampling_descriptor(), "SAMPLING_",
+                                  "--calibration-sampling", flags.calibration_sampling);
+  if (!sampling.ok()) return sampling.status();
+  calibration->set_sampling(static_cast<v1::Calibration::Sampling>(*sampling));
+  return absl::OkStatus();
+}
+
+absl::Status SetEvaluation(const SpecFlags& flags, v1::JobSpec* spec) {
+  if (!flags.evaluate) {
+    if (flags.max_perplexity_ratio == 0 && flags.max_perplexity_increase == 0) {
+      return absl::OkStatus();
+    }
+    return absl::InvalidArgumentError(
+        "--max-perplexity-ratio and --max-perplexity-increase need a text to measure on: add "
+        "--evaluation FILE");
+  }
+  v1::Evaluation* evaluation = spec->mutable_evaluation();
+  const auto format = TextFormatOf("--evaluation-format", flags.evaluation_format);
+  if (!format.ok()) return format.status();
+  evaluation->set_format(*format);
+  evaluation->set_sequence_length(flags.evaluation_length);
+  evaluation->set_windows(flags.evaluation_windows);
+  if (flags.max_perplexity_ratio != 0) {
+    spec->mutable_quality_gate()->set_max_perplexity_ratio(flags.max_perplexity_ratio);
+  }
+  if (flags.max_perplexity_increase != 0) {
+    spec->mutable_quality_gate()->set_max_perplexity_increase(flags.max_perplexity_increase);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SetOutputs(const SpecFlags& flags, v1::JobSpec* spec) {
+  for (const std::string& word : flags.formats) {
+    const auto format =
+        EnumValue(v1::OutputFormat_descriptor(), "OUTPUT_FORMAT_", "--format", word);
+    if (!format.ok()) return format.status();
+    const auto value = static_cast<v1::OutputFormat>(*format);
+    const bool twice = std::any_of(spec->outputs().begin(), spec->outputs().end(),
+                                   [&](const v1::OutputSpec& o) { return o.format() == value; });
+    if (!twice) spec->add_outputs()->set_format(value);
+  }
+  return absl::OkStatus();
+}
+
+void SetResources(const SpecFlags& flags, v1::JobSpec* spec) {
+  v1::ResourceRequest resources;
+  resources.set_device(flags.device);
+  resources.set_threads(flags.threads);
+  resources.set_gpu_count(flags.gpus);
+  resources.set_min_gpu_memory_bytes(static_cast<int64_t>(flags.gpu_memory_gib * kGib));
+  if (resources.ByteSizeLong() > 0) *spec->mutable_resources() = resources;
+  if (flags.max_run_s > 0) {
+    google::protobuf::Duration* limit = spec->mutable_stop_limits()->mutable_max_run();
+    limit->set_seconds(static_cast<int64_t>(flags.max_run_s));
+    limit->set_nanos(static_cast<int32_t>(std::fmod(flags.max_run_s, 1.0) * 1e9));
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<v1::Method> BuildMethod(const SpecFlags& flags) {
+  v1::Method method;
+  if (!flags.method_config.empty()) {
+    if (absl::Status status = FromJson(flags.method_config, &method); !status.ok()) return status;
+  }
+  if (!flags.method.empty()) {
+    if (absl::Status status = SelectMethod(flags.method, &method); !status.ok()) return status;
+  }
+  if (MethodName(method).empty()) {
+    return absl::InvalidArgumentError(
+        Cat("--method: wanted one of ", Join(MethodNames()),
+            " (or --method-config FILE.json), got none; `quantry methods` explains them"));
+  }
+  if (absl::Status status = ApplyGridFlags(flags, &method); !status.ok()) return status;
+  return method;
+}
+
+absl::StatusOr<v1::JobSpec> BuildSpec(const SpecFlags& flags) {
+  v1::JobSpec spec;
+  absl::StatusOr<v1::Method> method = BuildMethod(flags);
+  if (!method.ok()) return method.status();
+  *spec.mutable_method() = *std::move(method);
+  for (const auto set : {SetCalibration, SetEvaluation, SetOutputs}) {
+    if (absl::Status status = set(flags, &spec); !status.ok()) return status;
+  }
+  SetResources(flags, &spec);
+  spec.set_seed(flags.seed);
+  return spec;
+}
+
+std::string MethodName(const v1::Method& method) {
+  const FieldDescriptor* kind =
+      method.GetReflection()->GetOneofFieldDescriptor(method, MethodOneof());
+  return kind == nullptr ? "" : kind->name();
+}
+
+const v1::WeightGrid* GridOf(const v1::Method& method) {
+  const FieldDescriptor* kind =
+      method.GetReflection()->GetOneofFieldDescriptor(method, MethodOneof());
+  if (kind == nullptr) return nullptr;
+  const FieldDescriptor* grid = kind->message_type()->FindFieldByName("grid");
+  if (grid == nullptr || grid->message_type() != v1::WeightGrid::descriptor()) return nullptr;
+  const google::protobuf::Message& message = method.GetReflection()->GetMessage(method, kind);
+  return static_cast<const v1::WeightGrid*>(&message.GetReflection()->GetMessage(message, grid));
+}
+
+std::vector<std::string> MethodNames() {
+  std::vector<std::string> names;
+  for (int i = 0; i < MethodOneof()->field_count(); ++i) {
+    names.push_back(MethodOneof()->field(i)->name());
+  }
+  return names;
+}
+
+std::string FormatName(v1::OutputFormat format) {
+  return Lower(v1::OutputFormat_Name(format), "OUTPUT_FORMAT_");
+}
+
+std::vector<std::string> FormatNames() {
+  std::vector<std::string> names;
+  const auto* type = v1::OutputFormat_descriptor();
+  for (int i = 0; i < type->value_count(); ++i) {
+    if (type->value(i)->number() == 0) continue;
+    names.push_back(Lower(type->value(i)->name(), "OUTPUT_FORMAT_"));
+  }
+  return names;
+}
+
+std::string Lower(std::string_view enum_name, std::string_view prefix) {
+  if (enum_name.substr(0, prefix.size()) == prefix) enum_name.remove_prefix(prefix.size());
+  std::string word(enum_name);
+  std::transform(word.begin(), word.end(), word.begin(), [](unsigned char c) {
+    return c == '_' ? '-' : static_cast<char>(std::tolower(c));
+  });
+  return word;
+}
+
+}  // namespace quantry::cli

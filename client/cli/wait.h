@@ -1,0 +1,31 @@
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "client/cli/connection.h"
+#include "client/cli/options.h"
+#include "client/cli/status_line.h"
+
+namespace quantry::cli {
+
+struct WaitOptions {
+  double timeout_s = 0;    // 0 = for as long as it takes
+  std::string download;    // pull into this folder after success; "" = do not
+  std::string request_id;  // printed with the result when not empty
+};
+
+// Follows a job to its end, prints the one JSON object (or the text) that ends
+// submit --wait and watch, and maps the end to an exit code.
+absl::StatusOr<ExitCode> WaitForJob(Context& context, Connection& connection, StatusLine& line,
+                                    const std::string& job_name, const WaitOptions& options);
+
+// Looks an artifact up and pulls it; says on stderr what was done.
+struct PullOptions;
+struct PullSummary;
+absl::StatusOr<PullSummary> PullArtifact(Connection& connection, StatusLine& line,
+                                         const std::string& artifact_name,
+                                         const PullOptions& options);
+
+}  // namespace quantry::cli
