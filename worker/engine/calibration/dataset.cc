@@ -79,7 +79,7 @@ std::vector<int32_t> ReadTokens(const TextSource& source, const Tokenizer* token
                                 int64_t vocab_size) {
   const std::string content = ReadFile(source.path, kMaxTextBytes, source.reason);
   if (content.find_first_not_of(" \t\r\n") == std::string::npos) {
-    throw Invalid(source, StrCat("it has no text (", content.size(), " bytes)"));
+    throw Invalid(source, StrCat("it is empty (", content.size(), " bytes, no text)"));
   }
   if (source.format == TextFormat::kTokenIds) return ParseTokenIds(content, vocab_size, source);
   if (const int64_t offset = FindInvalidUtf8(content); offset >= 0) {
