@@ -32,8 +32,9 @@ class WakeupHub {
   WakeupHub();
   ~WakeupHub();  // subscriptions may outlive the hub
 
-  // Callbacks run on the notifying thread: they must be quick and must not
-  // block; they may subscribe, unsubscribe and notify.
+  // Callbacks run on the notifying thread: they must be quick, must not block
+  // and must not notify; they may end their own subscription. One subscription's
+  // callback never runs twice at once.
   Subscription OnJobChanged(const JobKey& job, std::function<void()> callback);
   Subscription OnWorkAvailable(std::function<void()> callback);
 

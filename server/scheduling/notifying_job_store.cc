@@ -1,0 +1,127 @@
+#include "server/scheduling/notifying_job_store.h"
+
+#include <utility>
+
+namespace quantry::server {
+namespace {
+
+class Notifying : public JobStore {
+ public:
+  Notifying(std::unique_ptr<JobStore> store, WakeupHub* hub)
+      : store_(std::move(store)), hub_(hub) {}
+
+  absl::StatusOr<SubmitResult> Submit(const SubmitRequest& request, Time now) override {
+    auto result = store_->Submit(request, now);
+    if (result.ok() && result->created) hub_->WorkAvailable();
+    return result;
+  }
+  absl::StatusOr<Job> Get(const JobKey& key) override { return store_->Get(key); }
+  absl::StatusOr<JobPage> List(const ListQuery& query) override { return store_->List(query); }
+  absl::StatusOr<Job> Update(const UpdateRequest& request, Time now) override {
+    return Changed(request.key, store_->Update(request, now));
+  }
+  absl::StatusOr<Job> Cancel(const CancelRequest& request, Time now) override {
+    return Changed(request.key, store_->Cancel(request, now));
+  }
+  absl::StatusOr<Job> Delete(const DeleteRequest& request, Time now) override {
+    return Changed(request.key, store_->Delete(request, now));
+  }
+  absl::StatusOr<EventBatch> Events(const JobKey& key, int64_t after, int limit) override {
+    return store_->Events(key, after, limit);
+  }
+  absl::StatusOr<Artifact> GetArtifact(const std::string& tenant, const std::string& uid) override {
+    return store_->GetArtifact(tenant, uid);
+  }
+  absl::StatusOr<ArtifactPage> ListArtifacts(const std::string& tenant, int limit,
+                                             std::optional<Cursor> after) override {
+    return store_->ListArtifacts(tenant, limit, std::move(after));
+  }
+
+  // May give up the leases of the incarnation before.
+  absl::Status RegisterWorker(const v1::WorkerInfo& worker, const std::string& session,
+                              Time now) override {
+    auto status = store_->RegisterWorker(worker, session, now);
+    if (status.ok()) hub_->WorkAvailable();
+    return status;
+  }
+  absl::StatusOr<std::optional<Grant>> Acquire(const AcquireRequest& request, Time now) override {
+    auto grant = store_->Acquire(request, now);
+    if (grant.ok() && *grant) hub_->JobChanged((*grant)->job.key);
+    return grant;
+  }
+  absl::StatusOr<HeartbeatReply> Heartbeat(const std::string& session,
+                                           const std::vector<Beat>& beats, Time now) override {
+    auto reply = store_->Heartbeat(session, beats, now);
+    if (!reply.ok()) return reply;
+    for (const BeatReply& job : reply->jobs) {
+      if (job.directive != v1::DIRECTIVE_LOST) hub_->JobChanged(job.job);
+    }
+    return reply;
+  }
+  absl::Status CommitCheckpoint(const LeaseToken& lease, const v1::CheckpointRef& checkpoint,
+                                Time now) override {
+    return Changed(lease.job, store_->CommitCheckpoint(lease, checkpoint, now));
+  }
+  // Also when it failed: a commit that came too late ends a cancelled job.
+  absl::Status Complete(const CompleteRequest& request, Time now) override {
+    auto status = store_->Complete(request, now);
+    hub_->JobChanged(request.lease.job);
+    return status;
+  }
+  absl::StatusOr<JobState> Fail(const FailRequest& request, Time now) override {
+    auto state = Changed(request.lease.job, store_->Fail(request, now));
+    if (state.ok() && *state == JobState::kQueued) hub_->WorkAvailable();
+    return state;
+  }
+  absl::Status Release(const LeaseToken& lease, const std::string& reason, Time now) override {
+    auto status = Changed(lease.job, store_->Release(lease, reason, now));
+    if (status.ok()) hub_->WorkAvailable();
+    return status;
+  }
+
+  absl::StatusOr<std::vector<Worker>> ListWorkers(Time now) override {
+    return store_->ListWorkers(now);
+  }
+  absl::StatusOr<Worker> DrainWorker(const std::string& worker_id, bool terminate,
+                                     Time now) override {
+    return store_->DrainWorker(worker_id, terminate, now);
+  }
+  absl::StatusOr<SweepReport> Sweep(Time now) override {
+    auto report = store_->Sweep(now);
+    if (!report.ok()) return report;
+    for (const JobKey& job : report->changed) hub_->JobChanged(job);
+    if (!report->changed.empty()) hub_->WorkAvailable();
+    return report;
+  }
+  absl::StatusOr<StoreStats> Stats(Time now) override { return store_->Stats(now); }
+  absl::StatusOr<std::vector<Garbage>> ListGarbage(int limit) override {
+    return store_->ListGarbage(limit);
+  }
+  absl::Status ForgetGarbage(const Garbage& garbage) override {
+    return store_->ForgetGarbage(garbage);
+  }
+  absl::Status Ping() override { return store_->Ping(); }
+
+ private:
+  static bool IsOk(const absl::Status& status) { return status.ok(); }
+  template <typename T>
+  static bool IsOk(const absl::StatusOr<T>& result) {
+    return result.ok();
+  }
+  template <typename Result>
+  Result Changed(const JobKey& job, Result result) {
+    if (IsOk(result)) hub_->JobChanged(job);
+    return result;
+  }
+
+  std::unique_ptr<JobStore> store_;
+  WakeupHub* hub_;
+};
+
+}  // namespace
+
+std::unique_ptr<JobStore> NotifyingJobStore(std::unique_ptr<JobStore> store, WakeupHub* hub) {
+  return std::make_unique<Notifying>(std::move(store), hub);
+}
+
+}  // namespace quantry::server

@@ -1,0 +1,120 @@
+#include "server/scheduling/wakeup_hub.h"
+
+#include <algorithm>
+#include <atomic>
+#include <list>
+#include <map>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
+
+namespace quantry::server {
+
+// One subscription. `running` is held while the callback runs, so that Reset()
+// can wait for it; `runner` lets a callback end its own subscription.
+struct WakeupHub::Subscription::Entry {
+  std::function<void()> callback;
+  std::weak_ptr<State> state;
+  std::optional<JobKey> job;  // absent: waits for work
+  std::mutex running;
+  std::atomic<std::thread::id> runner{};
+  std::atomic<bool> ended{false};
+
+  void Call() {
+    std::lock_guard lock(running);
+    if (ended.load()) return;
+    runner.store(std::this_thread::get_id());
+    callback();
+    runner.store(std::thread::id());
+  }
+};
+
+struct WakeupHub::State {
+  using Entry = Subscription::Entry;
+  std::mutex mutex;
+  std::multimap<JobKey, std::shared_ptr<Entry>> jobs;
+  std::list<std::shared_ptr<Entry>> waiting;  // who was woken goes to the end
+
+  void Remove(const Entry* entry) {
+    std::lock_guard lock(mutex);
+    if (!entry->job) {
+      waiting.remove_if([&](const auto& other) { return other.get() == entry; });
+      return;
+    }
+    auto [begin, end] = jobs.equal_range(*entry->job);
+    auto found =
+        std::find_if(begin, end, [&](const auto& row) { return row.second.get() == entry; });
+    if (found != end) jobs.erase(found);
+  }
+};
+
+WakeupHub::Subscription::Subscription() = default;
+WakeupHub::Subscription::~Subscription() { Reset(); }
+WakeupHub::Subscription::Subscription(Subscription&&) noexcept = default;
+
+WakeupHub::Subscription& WakeupHub::Subscription::operator=(Subscription&& other) noexcept {
+  if (this != &other) {
+    Reset();
+    entry_ = std::move(other.entry_);
+  }
+  return *this;
+}
+
+void WakeupHub::Subscription::Reset() {
+  std::shared_ptr<Entry> entry = std::exchange(entry_, nullptr);
+  if (entry == nullptr) return;
+  entry->ended.store(true);
+  if (auto state = entry->state.lock()) state->Remove(entry.get());
+  if (entry->runner.load() == std::this_thread::get_id()) return;
+  std::lock_guard wait_until_idle(entry->running);
+}
+
+WakeupHub::WakeupHub() : state_(std::make_shared<State>()) {}
+WakeupHub::~WakeupHub() = default;
+
+WakeupHub::Subscription WakeupHub::OnJobChanged(const JobKey& job, std::function<void()> callback) {
+  Subscription subscription;
+  subscription.entry_ = std::make_shared<Subscription::Entry>();
+  subscription.entry_->callback = std::move(callback);
+  subscription.entry_->state = state_;
+  subscription.entry_->job = job;
+  std::lock_guard lock(state_->mutex);
+  state_->jobs.emplace(job, subscription.entry_);
+  return subscription;
+}
+
+WakeupHub::Subscription WakeupHub::OnWorkAvailable(std::function<void()> callback) {
+  Subscription subscription;
+  subscription.entry_ = std::make_shared<Subscription::Entry>();
+  subscription.entry_->callback = std::move(callback);
+  subscription.entry_->state = state_;
+  std::lock_guard lock(state_->mutex);
+  state_->waiting.push_back(subscription.entry_);
+  return subscription;
+}
+
+void WakeupHub::JobChanged(const JobKey& job) {
+  std::vector<std::shared_ptr<Subscription::Entry>> woken;
+  {
+    std::lock_guard lock(state_->mutex);
+    auto [begin, end] = state_->jobs.equal_range(job);
+    for (auto row = begin; row != end; ++row) woken.push_back(row->second);
+  }
+  for (const auto& entry : woken) entry->Call();
+}
+
+void WakeupHub::WorkAvailable(int waiters) {
+  std::vector<std::shared_ptr<Subscription::Entry>> woken;
+  {
+    std::lock_guard lock(state_->mutex);
+    std::list<std::shared_ptr<Subscription::Entry>>& waiting = state_->waiting;
+    for (size_t left = waiting.size(); left > 0 && waiters > 0; --left, --waiters) {
+      woken.push_back(waiting.front());
+      waiting.splice(waiting.end(), waiting, waiting.begin());
+    }
+  }
+  for (const auto& entry : woken) entry->Call();
+}
+
+}  // namespace quantry::server
