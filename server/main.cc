@@ -1,0 +1,48 @@
+// quantryd: reads options, builds the server, runs it until SIGTERM or SIGINT.
+#include <csignal>
+#include <cstdio>
+#include <string>
+
+#include "common/config_loader.h"
+#include "common/log.h"
+#include "quantry/v1/config.pb.h"
+#include "server/server_app.h"
+#include "server/server_config.h"
+
+namespace {
+
+// Blocked in all threads, so that only sigwait gets them. Children start with
+// a clean mask.
+sigset_t BlockStopSignals() {
+  sigset_t stop;
+  sigemptyset(&stop);
+  sigaddset(&stop, SIGTERM);
+  sigaddset(&stop, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &stop, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);
+  return stop;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  quantry::v1::ServerConfig config;
+  const auto done = quantry::LoadConfigOrExit(
+      {"quantryd", "quantization service: queue, leases, events, artifacts"}, argc, argv, &config,
+      [&config](google::protobuf::Message*) {
+        return quantry::server::FinishServerConfig(&config);
+      });
+  if (done) return *done;
+  const sigset_t stop = BlockStopSignals();
+  auto app = quantry::server::ServerApp::Start(config);
+  if (!app.ok()) {
+    std::fprintf(stderr, "quantryd: %s\n", std::string(app.status().message()).c_str());
+    return 1;
+  }
+  int signal_number = 0;
+  sigwait(&stop, &signal_number);
+  // A second signal ends the process at once.
+  pthread_sigmask(SIG_UNBLOCK, &stop, nullptr);
+  (*app)->Drain();
+  return 0;
+}

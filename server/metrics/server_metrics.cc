@@ -1,0 +1,218 @@
+#include "server/metrics/server_metrics.h"
+
+#include <utility>
+
+#include "prometheus/text_serializer.h"
+#include "server/jobs/job_store.h"
+
+namespace quantry::server {
+namespace {
+
+using prometheus::BuildCounter;
+using prometheus::BuildGauge;
+using prometheus::BuildHistogram;
+using Buckets = prometheus::Histogram::BucketBoundaries;
+
+// Seconds. spec/service.md §4.1.
+const Buckets& RpcBuckets() {
+  static const Buckets buckets = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
+                                  0.25,  0.5,    1,     2.5,  5,     10};
+  return buckets;
+}
+const Buckets& QueueBuckets() {
+  static const Buckets buckets = {1, 5, 15, 60, 300, 900, 3600, 14400, 43200, 86400, 259200};
+  return buckets;
+}
+const Buckets& RunBuckets() {
+  static const Buckets buckets = {10,   30,   60,    300,   900,   1800,
+                                  3600, 7200, 14400, 43200, 86400, 172800};
+  return buckets;
+}
+
+std::map<std::string, std::string> Labels(const std::vector<std::string>& names,
+                                          const std::vector<std::string>& values) {
+  std::map<std::string, std::string> labels;
+  for (size_t i = 0; i < names.size() && i < values.size(); ++i) labels[names[i]] = values[i];
+  return labels;
+}
+
+prometheus::Counter& OneCounter(prometheus::Registry* registry, const std::string& name,
+                                const std::string& help) {
+  return BuildCounter().Name(name).Help(help).Register(*registry).Add({});
+}
+
+prometheus::Gauge& OneGauge(prometheus::Registry* registry, const std::string& name,
+                            const std::string& help) {
+  return BuildGauge().Name(name).Help(help).Register(*registry).Add({});
+}
+
+}  // namespace
+
+CounterVec::CounterVec(prometheus::Registry* registry, const std::string& name,
+                       const std::string& help, std::vector<std::string> labels)
+    : family_(&BuildCounter().Name(name).Help(help).Register(*registry)),
+      labels_(std::move(labels)) {}
+
+prometheus::Counter& CounterVec::With(const std::vector<std::string>& values) {
+  return family_->Add(Labels(labels_, values));
+}
+
+HistogramVec::HistogramVec(prometheus::Registry* registry, const std::string& name,
+                           const std::string& help, std::vector<std::string> labels,
+                           Buckets buckets)
+    : family_(&BuildHistogram().Name(name).Help(help).Register(*registry)),
+      labels_(std::move(labels)),
+      buckets_(std::move(buckets)) {}
+
+prometheus::Histogram& HistogramVec::With(const std::vector<std::string>& values) {
+  return family_->Add(Labels(labels_, values), buckets_);
+}
+
+GaugeVec::GaugeVec(prometheus::Registry* registry, const std::string& name, const std::string& help,
+                   std::vector<std::string> labels)
+    : family_(&BuildGauge().Name(name).Help(help).Register(*registry)),
+      labels_(std::move(labels)) {}
+
+prometheus::Gauge& GaugeVec::With(const std::vector<std::string>& values) {
+  return family_->Add(Labels(labels_, values));
+}
+
+ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
+                             const std::vector<std::string>& quantization_methods)
+    : registry_(std::make_shared<prometheus::Registry>()),
+      call_started(registry_.get(), "grpc_server_call_started_total",
+                   "RPCs started, whether they finished or not.", {"grpc_method"}),
+      call_duration(registry_.get(), "grpc_server_call_duration_seconds",
+                    "Time from the start of an RPC to its end.", {"grpc_method", "grpc_status"},
+                    RpcBuckets()),
+      jobs(registry_.get(), "quantry_jobs", "Jobs in each state.", {"state"}),
+      queue_depth(
+          OneGauge(registry_.get(), "quantry_queue_depth", "Jobs a worker could claim now.")),
+      queue_oldest_timestamp(OneGauge(registry_.get(), "quantry_queue_oldest_timestamp_seconds",
+                                      "Creation time of the oldest queued job; 0 without one.")),
+      workers_live(
+          OneGauge(registry_.get(), "quantry_workers_live", "Workers seen within one lease time.")),
+      jobs_submitted(OneCounter(registry_.get(), "quantry_jobs_submitted_total", "Jobs accepted.")),
+      jobs_finished(registry_.get(), "quantry_jobs_finished_total", "Jobs that ended.",
+                    {"method", "outcome"}),
+      job_queue_seconds(BuildHistogram()
+                            .Name("quantry_job_queue_seconds")
+                            .Help("Time from submit to the first claim.")
+                            .Register(*registry_)
+                            .Add({}, QueueBuckets())),
+      job_run_seconds(registry_.get(), "quantry_job_run_seconds",
+                      "Time from the first claim to the end.", {"method"}, RunBuckets()),
+      job_attempts(registry_.get(), "quantry_job_attempts_total", "Attempts that ended.",
+                   {"outcome"}),
+      lease_expired(OneCounter(registry_.get(), "quantry_lease_expired_total",
+                               "Leases taken from workers that went silent.")),
+      stale_writes_rejected(registry_.get(), "quantry_stale_writes_rejected_total",
+                            "Worker writes refused because their lease was lost.", {"op"}),
+      sweeper_last_run(OneGauge(registry_.get(), "quantry_sweeper_last_run_timestamp_seconds",
+                                "When lost leases were last looked for.")),
+      watch_streams(OneGauge(registry_.get(), "quantry_watch_streams", "Open watch streams.")),
+      watch_events_sent(registry_.get(), "quantry_watch_events_sent_total",
+                        "Messages sent on watch streams.", {"kind"}),
+      watch_events_conflated(OneCounter(registry_.get(), "quantry_watch_events_conflated_total",
+                                        "Progress updates merged into a later one.")),
+      store_op_seconds(registry_.get(), "quantry_store_op_seconds", "Time of a job store call.",
+                       {"op"}, RpcBuckets()),
+      store_errors(registry_.get(), "quantry_store_errors_total",
+                   "Job store calls that failed for a fault of the store.", {"op", "code"}),
+      artifact_bytes(registry_.get(), "quantry_artifact_bytes_total",
+                     "Bytes of uploads and downloads.", {"direction"}),
+      agent_restarts(OneCounter(registry_.get(), "quantry_agent_restarts_total",
+                                "Times the embedded agent was started again.")),
+      log_errors(OneCounter(registry_.get(), "quantry_server_faults_total",
+                            "Calls that ended with a fault of the server.")),
+      build_info_(registry_.get(), "quantry_build_info", "Versions; always 1.",
+                  {"version", "engine"}) {
+  for (const std::string& method : grpc_methods) call_started.With({method});
+  for (const JobState state : kAllJobStates) jobs.With({std::string(JobStateName(state))});
+  for (const std::string& method : quantization_methods) {
+    for (const char* outcome : {"succeeded", "failed", "cancelled"}) {
+      jobs_finished.With({method, outcome});
+    }
+    job_run_seconds.With({method});
+  }
+  for (const char* outcome :
+       {"succeeded", "failed", "cancelled", "released", "lost", "no_progress"}) {
+    job_attempts.With({outcome});
+  }
+  for (const char* op : {"heartbeat", "commit_checkpoint", "complete", "fail", "release"}) {
+    stale_writes_rejected.With({op});
+  }
+  for (const char* kind : {"snapshot", "event", "progress", "keepalive", "end"}) {
+    watch_events_sent.With({kind});
+  }
+  for (const std::string& op : StoreOps()) {
+    store_op_seconds.With({op});
+    for (const char* code : {"UNAVAILABLE", "RESOURCE_EXHAUSTED", "INTERNAL"}) {
+      store_errors.With({op, code});
+    }
+  }
+  artifact_bytes.With({"upload"});
+  artifact_bytes.With({"download"});
+}
+
+std::string ServerMetrics::Render() const {
+  return prometheus::TextSerializer().Serialize(registry_->Collect());
+}
+
+void ServerMetrics::SetQueue(const StoreStats& stats) {
+  for (const auto& [state, count] : stats.jobs) {
+    jobs.With({std::string(JobStateName(state))}).Set(static_cast<double>(count));
+  }
+  queue_depth.Set(static_cast<double>(stats.depth));
+  queue_oldest_timestamp.Set(
+      stats.oldest_queued ? ToSeconds(stats.oldest_queued->time_since_epoch()) : 0);
+  workers_live.Set(stats.live_workers);
+}
+
+void ServerMetrics::SetEngineVersion(const std::string& engine_version) {
+  build_info_.With({QUANTRY_VERSION, engine_version}).Set(1);
+}
+
+std::string StatusName(absl::StatusCode code) {
+  return code == absl::StatusCode::kOk ? "OK" : absl::StatusCodeToString(code);
+}
+
+const std::vector<absl::StatusCode>& AllStatusCodes() {
+  static const std::vector<absl::StatusCode> codes = [] {
+    std::vector<absl::StatusCode> all;
+    for (int code = 0; code <= 16; ++code) all.push_back(static_cast<absl::StatusCode>(code));
+    return all;
+  }();
+  return codes;
+}
+
+const std::vector<std::string>& StoreOps() {
+  static const std::vector<std::string> ops = {"submit",
+                                               "get",
+                                               "list",
+                                               "update",
+                                               "cancel",
+                                               "delete",
+                                               "events",
+                                               "get_artifact",
+                                               "list_artifacts",
+                                               "register_worker",
+                                               "acquire",
+                                               "heartbeat",
+                                               "commit_checkpoint",
+                                               "complete",
+                                               "fail",
+                                               "release",
+                                               "list_workers",
+                                               "drain_worker",
+                                               "sweep",
+                                               "stats",
+                                               "list_garbage",
+                                               "forget_garbage",
+                                               "ping"};
+  return ops;
+}
+
+double ToSeconds(Duration duration) { return static_cast<double>(duration.count()) / 1e6; }
+
+}  // namespace quantry::server

@@ -1,0 +1,124 @@
+// The metrics of quantryd (spec/service.md §4.2), created once with every
+// label value known beforehand, so each series is exported from zero.
+// Thread-safe. Names follow gRFC A66 where one exists.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "common/clock.h"
+#include "prometheus/counter.h"
+#include "prometheus/family.h"
+#include "prometheus/gauge.h"
+#include "prometheus/histogram.h"
+#include "prometheus/registry.h"
+
+namespace quantry::server {
+
+struct StoreStats;  // server/jobs/job_store.h
+
+// One family of counters by the values of one or two labels. Values that were
+// not named at construction are created on first use: only ever pass values
+// from a fixed set.
+class CounterVec {
+ public:
+  CounterVec(prometheus::Registry* registry, const std::string& name, const std::string& help,
+             std::vector<std::string> labels);
+  prometheus::Counter& With(const std::vector<std::string>& values);
+
+ private:
+  prometheus::Family<prometheus::Counter>* family_;
+  std::vector<std::string> labels_;
+};
+
+class HistogramVec {
+ public:
+  HistogramVec(prometheus::Registry* registry, const std::string& name, const std::string& help,
+               std::vector<std::string> labels, prometheus::Histogram::BucketBoundaries buckets);
+  prometheus::Histogram& With(const std::vector<std::string>& values);
+
+ private:
+  prometheus::Family<prometheus::Histogram>* family_;
+  std::vector<std::string> labels_;
+  prometheus::Histogram::BucketBoundaries buckets_;
+};
+
+class GaugeVec {
+ public:
+  GaugeVec(prometheus::Registry* registry, const std::string& name, const std::string& help,
+           std::vector<std::string> labels);
+  prometheus::Gauge& With(const std::vector<std::string>& values);
+
+ private:
+  prometheus::Family<prometheus::Gauge>* family_;
+  std::vector<std::string> labels_;
+};
+
+class ServerMetrics {
+ private:
+  // First: the members below register themselves here.
+  std::shared_ptr<prometheus::Registry> registry_;
+
+ public:
+  // `grpc_methods`: full names ("/quantry.v1.AdminService/ListWorkers").
+  // `quantization_methods`: label values of `method`.
+  ServerMetrics(const std::vector<std::string>& grpc_methods,
+                const std::vector<std::string>& quantization_methods);
+
+  // Text exposition format.
+  std::string Render() const;
+
+  // RPC
+  CounterVec call_started;     // grpc_method
+  HistogramVec call_duration;  // grpc_method, grpc_status
+  // Queue
+  GaugeVec jobs;  // state
+  prometheus::Gauge& queue_depth;
+  prometheus::Gauge& queue_oldest_timestamp;
+  prometheus::Gauge& workers_live;
+  prometheus::Counter& jobs_submitted;
+  CounterVec jobs_finished;  // method, outcome
+  prometheus::Histogram& job_queue_seconds;
+  HistogramVec job_run_seconds;  // method
+  CounterVec job_attempts;       // outcome
+  prometheus::Counter& lease_expired;
+  CounterVec stale_writes_rejected;  // op
+  prometheus::Gauge& sweeper_last_run;
+  // Streams
+  prometheus::Gauge& watch_streams;
+  CounterVec watch_events_sent;  // kind
+  prometheus::Counter& watch_events_conflated;
+  // Store
+  HistogramVec store_op_seconds;  // op
+  CounterVec store_errors;        // op, code
+  // Bytes
+  CounterVec artifact_bytes;  // direction: upload, download
+  // Embedded agent
+  prometheus::Counter& agent_restarts;
+  prometheus::Counter& log_errors;  // calls that ended with a server-side fault
+
+  void SetQueue(const StoreStats& stats);
+  void SetEngineVersion(const std::string& engine_version);
+
+ private:
+  GaugeVec build_info_;
+};
+
+// "NOT_FOUND", as label value and in logs.
+std::string StatusName(absl::StatusCode code);
+// Every code, in numeric order.
+const std::vector<absl::StatusCode>& AllStatusCodes();
+
+// The ops of JobStore, as metric label values.
+const std::vector<std::string>& StoreOps();
+
+double ToSeconds(Duration duration);
+
+}  // namespace quantry::server

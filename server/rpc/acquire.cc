@@ -1,0 +1,128 @@
+#include "server/rpc/acquire.h"
+
+#include <algorithm>
+#include <memory>
+#include <mutex>
+#include <utility>
+
+#include "common/errors.h"
+#include "common/ids.h"
+#include "server/rpc/convert.h"
+
+namespace quantry::server {
+namespace {
+
+using std::chrono::steady_clock;
+
+// Jobs become claimable by time alone too (backoff), which wakes nobody.
+constexpr auto kPoll = std::chrono::seconds(1);
+
+class AcquireReactor : public grpc::ServerUnaryReactor {
+ public:
+  AcquireReactor(const ServiceContext* context, const v1::AcquireJobRequest& request,
+                 v1::AcquireJobResponse* response)
+      : context_(context),
+        response_(response),
+        call_("/quantry.v1.WorkerService/AcquireJob", context->runtime->metrics),
+        acquire_{.session = request.session(), .acquire_id = request.acquire_id()},
+        deadline_(steady_clock::now() + std::clamp<Duration>(FromProto(request.wait()),
+                                                             Duration::zero(), kMaxAcquireWait)) {
+    task_ = std::make_shared<SerialTask>(context->runtime->worker, [this] { Step(); });
+    context->runtime->open_streams.Add(task_);
+    task_->Kick();
+  }
+
+  void OnCancel() override {
+    {
+      const std::lock_guard lock(mutex_);
+      cancelled_ = true;
+    }
+    task_->Kick();
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  void Step() {
+    {
+      const std::lock_guard lock(mutex_);
+      if (cancelled_) return End(absl::CancelledError("the caller went away"));
+    }
+    if (context_->runtime->draining) return End(RpcRuntime::Draining());
+    if (!subscribed_) {
+      if (!IsUuid(acquire_.acquire_id)) {
+        return End(MakeError(Reason::kInvalidArgument, "acquire_id: wanted a UUID"));
+      }
+      subscribed_ = true;
+      subscription_ = context_->hub->OnWorkAvailable([task = task_] { task->Kick(); });
+    }
+    auto grant = context_->store->Acquire(acquire_, context_->clock->Now());
+    if (!grant.ok()) return End(grant.status());
+    if (grant->has_value()) {
+      FillLease(**grant);
+      return End(absl::OkStatus());
+    }
+    const auto now = steady_clock::now();
+    if (now >= deadline_) return End(absl::OkStatus());
+    WakeAt(std::min<MonotonicTime>(deadline_, now + kPoll));
+  }
+
+  void WakeAt(MonotonicTime when) {
+    const auto now = steady_clock::now();
+    if (timer_at_ > now && timer_at_ <= when) return;
+    timer_at_ = when;
+    context_->runtime->timer->At(when, [weak = std::weak_ptr<SerialTask>(task_)] {
+      if (const auto task = weak.lock()) task->Kick();
+    });
+  }
+
+  void FillLease(const Grant& grant) {
+    const Job& job = grant.job;
+    v1::Lease& lease = *response_->mutable_lease();
+    lease.set_job(FormatJobName(job.key.tenant, job.key.id));
+    lease.set_job_uid(job.uid);
+    lease.set_epoch(job.epoch);
+    *lease.mutable_ttl() = ToProto(grant.ttl);
+    *lease.mutable_spec() = job.spec;
+    lease.set_spec_digest(job.spec_digest);
+    lease.set_output_uri(context_->artifacts->OutputUri(job.key.tenant, job.uid, job.epoch));
+    lease.set_checkpoint_uri(
+        context_->artifacts->CheckpointUri(job.key.tenant, job.uid, job.epoch));
+    if (grant.resume) *lease.mutable_resume() = *grant.resume;
+    lease.set_blob_uri(context_->blobs->Uri(job.key.tenant));
+    for (const std::string& root : context_->local_roots) lease.add_local_roots(root);
+  }
+
+  // Last: the reactor may be gone when it returns.
+  void End(const absl::Status& status) {
+    subscription_.Reset();
+    context_->runtime->open_streams.Remove(task_.get());
+    task_->Stop();
+    const grpc::Status final = call_.End(status);
+    Finish(final);
+  }
+
+  const ServiceContext* const context_;
+  v1::AcquireJobResponse* const response_;
+  Call call_;
+  const AcquireRequest acquire_;
+  const MonotonicTime deadline_;
+
+  std::mutex mutex_;
+  bool cancelled_ = false;  // guarded by mutex_
+
+  // The step's own.
+  std::shared_ptr<SerialTask> task_;
+  WakeupHub::Subscription subscription_;
+  bool subscribed_ = false;
+  MonotonicTime timer_at_{};
+};
+
+}  // namespace
+
+grpc::ServerUnaryReactor* StartAcquire(const ServiceContext* context,
+                                       const v1::AcquireJobRequest& request,
+                                       v1::AcquireJobResponse* response) {
+  return new AcquireReactor(context, request, response);
+}
+
+}  // namespace quantry::server

@@ -1,0 +1,107 @@
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/errors.h"
+#include "quantry/v1/admin_service.grpc.pb.h"
+#include "server/rpc/convert.h"
+#include "server/rpc/worker_service.h"
+
+namespace quantry::server {
+namespace {
+
+using grpc::CallbackServerContext;
+using grpc::ServerUnaryReactor;
+
+class Service : public v1::AdminService::CallbackService {
+ public:
+  explicit Service(const ServiceContext* context) : context_(context), runtime_(context->runtime) {}
+
+  ServerUnaryReactor* ListWorkers(CallbackServerContext* call,
+                                  const v1::ListWorkersRequest* request,
+                                  v1::ListWorkersResponse* response) override {
+    return Run("ListWorkers", call, request, response, &Service::Workers);
+  }
+  ServerUnaryReactor* DrainWorker(CallbackServerContext* call,
+                                  const v1::DrainWorkerRequest* request,
+                                  v1::WorkerStatus* response) override {
+    return Run("DrainWorker", call, request, response, &Service::Drain);
+  }
+  ServerUnaryReactor* GetQueueStats(CallbackServerContext* call,
+                                    const v1::GetQueueStatsRequest* request,
+                                    v1::QueueStats* response) override {
+    return Run("GetQueueStats", call, request, response, &Service::Stats);
+  }
+  ServerUnaryReactor* PauseQueue(CallbackServerContext* call, const v1::PauseQueueRequest* request,
+                                 v1::PauseQueueResponse* response) override {
+    return runtime_->Unimplemented(Path("PauseQueue"), call, request, response,
+                                   "drain the workers to stop the queue");
+  }
+  ServerUnaryReactor* ResumeQueue(CallbackServerContext* call,
+                                  const v1::ResumeQueueRequest* request,
+                                  v1::ResumeQueueResponse* response) override {
+    return runtime_->Unimplemented(Path("ResumeQueue"), call, request, response,
+                                   "restart drained workers");
+  }
+  ServerUnaryReactor* SetQuota(CallbackServerContext* call, const v1::SetQuotaRequest* request,
+                               v1::SetQuotaResponse* response) override {
+    return runtime_->Unimplemented(Path("SetQuota"), call, request, response,
+                                   "tenants have no quotas yet");
+  }
+  ServerUnaryReactor* CollectGarbage(CallbackServerContext* call,
+                                     const v1::CollectGarbageRequest* request,
+                                     v1::CollectGarbageResponse* response) override {
+    return runtime_->Unimplemented(Path("CollectGarbage"), call, request, response,
+                                   "the server removes garbage of deleted jobs by itself");
+  }
+
+ private:
+  static std::string Path(std::string_view name) {
+    return absl::StrCat("/quantry.v1.AdminService/", std::string(name));
+  }
+
+  template <class Request, class Response>
+  ServerUnaryReactor* Run(std::string_view name, CallbackServerContext* call,
+                          const Request* request, Response* response,
+                          absl::Status (Service::*body)(const Request&, Response*)) {
+    return runtime_->Unary<Request, Response>(
+        runtime_->tenant, Path(name), call, request, response,
+        [this, body](const Request& in, Response* out) { return (this->*body)(in, out); });
+  }
+
+  absl::Status Workers(const v1::ListWorkersRequest&, v1::ListWorkersResponse* response) {
+    auto workers = context_->store->ListWorkers(context_->clock->Now());
+    if (!workers.ok()) return workers.status();
+    for (const Worker& worker : *workers) *response->add_workers() = ToProto(worker);
+    return absl::OkStatus();
+  }
+
+  absl::Status Drain(const v1::DrainWorkerRequest& request, v1::WorkerStatus* response) {
+    if (request.worker_id().empty()) {
+      return MakeError(Reason::kInvalidArgument, "worker_id: wanted one, see ListWorkers; got ''");
+    }
+    auto worker = context_->store->DrainWorker(request.worker_id(), request.terminate(),
+                                               context_->clock->Now());
+    if (!worker.ok()) return worker.status();
+    *response = ToProto(*worker);
+    return absl::OkStatus();
+  }
+
+  absl::Status Stats(const v1::GetQueueStatsRequest&, v1::QueueStats* response) {
+    auto stats = context_->store->Stats(context_->clock->Now());
+    if (!stats.ok()) return stats.status();
+    *response = ToProto(*stats);
+    return absl::OkStatus();
+  }
+
+  const ServiceContext* const context_;
+  RpcRuntime* const runtime_;
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> NewAdminService(const ServiceContext* context) {
+  return std::make_unique<Service>(context);
+}
+
+}  // namespace quantry::server

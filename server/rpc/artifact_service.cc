@@ -1,0 +1,126 @@
+#include "server/rpc/artifact_service.h"
+
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/errors.h"
+#include "common/ids.h"
+#include "quantry/v1/artifact_service.grpc.pb.h"
+#include "server/rpc/artifact_streams.h"
+#include "server/rpc/convert.h"
+#include "server/rpc/validation.h"
+
+namespace quantry::server {
+namespace {
+
+using grpc::CallbackServerContext;
+using grpc::ServerUnaryReactor;
+
+constexpr int kMaxBlobsPerCall = 10000;
+
+class Service : public v1::ArtifactService::CallbackService {
+ public:
+  explicit Service(const ServiceContext* context) : context_(context), runtime_(context->runtime) {}
+
+  ServerUnaryReactor* FindMissingBlobs(CallbackServerContext* call,
+                                       const v1::FindMissingBlobsRequest* request,
+                                       v1::FindMissingBlobsResponse* response) override {
+    return Run("FindMissingBlobs", call, request, response, &Service::FindMissing);
+  }
+  grpc::ServerReadReactor<v1::UploadBlobRequest>* UploadBlob(
+      CallbackServerContext*, v1::UploadBlobResponse* response) override {
+    return StartUpload(context_, response);
+  }
+  ServerUnaryReactor* GetArtifact(CallbackServerContext* call,
+                                  const v1::GetArtifactRequest* request,
+                                  v1::Artifact* response) override {
+    return Run("GetArtifact", call, request, response, &Service::Get);
+  }
+  ServerUnaryReactor* ListArtifacts(CallbackServerContext* call,
+                                    const v1::ListArtifactsRequest* request,
+                                    v1::ListArtifactsResponse* response) override {
+    return Run("ListArtifacts", call, request, response, &Service::List);
+  }
+  grpc::ServerWriteReactor<v1::ReadArtifactResponse>* ReadArtifact(
+      CallbackServerContext*, const v1::ReadArtifactRequest* request) override {
+    return StartRead(context_, *request);
+  }
+
+ private:
+  template <class Request, class Response>
+  ServerUnaryReactor* Run(std::string_view name, CallbackServerContext* call,
+                          const Request* request, Response* response,
+                          absl::Status (Service::*body)(const Request&, Response*)) {
+    return runtime_->Unary<Request, Response>(
+        runtime_->tenant, absl::StrCat("/quantry.v1.ArtifactService/", std::string(name)), call,
+        request, response,
+        [this, body](const Request& in, Response* out) { return (this->*body)(in, out); });
+  }
+
+  absl::Status FindMissing(const v1::FindMissingBlobsRequest& request,
+                           v1::FindMissingBlobsResponse* response) {
+    auto tenant = ParseTenantName(request.parent());
+    if (!tenant.ok()) return tenant.status();
+    if (request.blobs_size() > kMaxBlobsPerCall) {
+      return MakeError(Reason::kInvalidArgument,
+                       absl::StrCat("blobs: wanted at most ", kMaxBlobsPerCall, ", got ",
+                                    request.blobs_size(), "; ask in parts"));
+    }
+    for (const v1::BlobDigest& blob : request.blobs()) {
+      auto state = context_->blobs->Find(*tenant, {blob.sha256(), blob.size_bytes()});
+      if (!state.ok()) return state.status();
+      if (state->complete) continue;
+      v1::FindMissingBlobsResponse::Missing& missing = *response->add_missing();
+      *missing.mutable_blob() = blob;
+      missing.set_committed_bytes(state->committed_bytes);
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Get(const v1::GetArtifactRequest& request, v1::Artifact* response) {
+    auto name = ParseArtifactName(request.name());
+    if (!name.ok()) return name.status();
+    auto artifact = context_->store->GetArtifact(name->tenant, name->uid);
+    if (!artifact.ok()) return artifact.status();
+    auto manifest = ReadManifest(context_->artifacts, *artifact);
+    if (!manifest.ok()) return manifest.status();
+    *response = ToProto(*artifact);
+    *response->mutable_manifest() = *std::move(manifest);
+    return absl::OkStatus();
+  }
+
+  absl::Status List(const v1::ListArtifactsRequest& request, v1::ListArtifactsResponse* response) {
+    auto tenant = ParseTenantName(request.parent());
+    if (!tenant.ok()) return tenant.status();
+    auto limit = PageSize(request.page_size());
+    if (!limit.ok()) return limit.status();
+    const std::string scope = absl::StrCat("artifacts\n", *tenant);
+    std::optional<Cursor> after;
+    if (!request.page_token().empty()) {
+      auto cursor = context_->page_tokens->DecodeCursor(scope, request.page_token());
+      if (!cursor.ok()) return cursor.status();
+      after = *std::move(cursor);
+    }
+    auto page = context_->store->ListArtifacts(*tenant, *limit, std::move(after));
+    if (!page.ok()) return page.status();
+    for (const Artifact& artifact : page->artifacts) {
+      *response->add_artifacts() = ToProto(artifact);
+    }
+    if (page->next) {
+      response->set_next_page_token(context_->page_tokens->Encode(scope, *page->next));
+    }
+    return absl::OkStatus();
+  }
+
+  const ServiceContext* const context_;
+  RpcRuntime* const runtime_;
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> NewArtifactService(const ServiceContext* context) {
+  return std::make_unique<Service>(context);
+}
+
+}  // namespace quantry::server

@@ -1,0 +1,284 @@
+#include "server/rpc/artifact_streams.h"
+
+#include <algorithm>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/crc32c.h"
+#include "common/digest.h"
+#include "common/errors.h"
+#include "common/ids.h"
+#include "google/protobuf/util/json_util.h"
+
+namespace quantry::server {
+namespace {
+
+constexpr std::string_view kManifestName = "manifest.json";
+
+absl::Status Corrupt(const std::string& path, const std::string& wanted, const std::string& got) {
+  return MakeError(Reason::kArtifactCorrupt,
+                   absl::StrCat(path, ": wanted ", wanted, ", got ", got,
+                                "; the stored file changed after it was committed"),
+                   {{"path", path}, {"wanted", wanted}, {"got", got}});
+}
+
+// Reads one request at a time; the next read starts when the chunk is on disk.
+class UploadReactor : public grpc::ServerReadReactor<v1::UploadBlobRequest> {
+ public:
+  UploadReactor(const ServiceContext* context, v1::UploadBlobResponse* response)
+      : context_(context),
+        response_(response),
+        call_("/quantry.v1.ArtifactService/UploadBlob", context->runtime->metrics) {
+    grpc::ServerReadReactor<v1::UploadBlobRequest>::StartRead(&request_);
+  }
+
+  void OnReadDone(bool ok) override {
+    context_->runtime->streams->Post([this, ok] { Step(ok); });
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  void Step(bool more) {
+    if (context_->runtime->draining) return End(RpcRuntime::Draining());
+    absl::Status status = more ? Take() : Complete();
+    if (!more || !status.ok()) return End(status);
+    request_.Clear();
+    grpc::ServerReadReactor<v1::UploadBlobRequest>::StartRead(&request_);
+  }
+
+  absl::Status Take() {
+    switch (request_.kind_case()) {
+      case v1::UploadBlobRequest::kHeader:
+        return Header(request_.header());
+      case v1::UploadBlobRequest::kChunk:
+        return Chunk(request_.chunk());
+      case v1::UploadBlobRequest::KIND_NOT_SET:
+        break;
+    }
+    return MakeError(Reason::kInvalidArgument, "wanted header or chunk, got neither");
+  }
+
+  absl::Status Header(const v1::UploadBlobRequest::Header& header) {
+    if (!tenant_.empty()) {
+      return MakeError(Reason::kInvalidArgument, "wanted one header, got another");
+    }
+    auto tenant = ParseTenantName(header.parent());
+    if (!tenant.ok()) return tenant.status();
+    blob_ = {header.blob().sha256(), header.blob().size_bytes()};
+    if (blob_.size_bytes < 0 || blob_.size_bytes > context_->limits.max_blob_bytes) {
+      return MakeError(Reason::kInvalidArgument,
+                       absl::StrCat("blob.size_bytes: wanted 0 to ",
+                                    context_->limits.max_blob_bytes, ", got ", blob_.size_bytes));
+    }
+    auto state = context_->blobs->Find(*tenant, blob_);
+    if (!state.ok()) return state.status();
+    tenant_ = *std::move(tenant);
+    if (state->complete) return absl::OkStatus();  // chunks are taken and dropped
+    auto upload = context_->blobs->Begin(tenant_, blob_, header.write_offset());
+    if (!upload.ok()) return upload.status();
+    upload_ = *std::move(upload);
+    return absl::OkStatus();
+  }
+
+  absl::Status Chunk(const v1::UploadBlobRequest::Chunk& chunk) {
+    if (tenant_.empty()) {
+      return MakeError(Reason::kInvalidArgument, "wanted the header first, got a chunk");
+    }
+    if (static_cast<std::int64_t>(chunk.data().size()) > kChunkBytes) {
+      return MakeError(Reason::kInvalidArgument,
+                       absl::StrCat("wanted chunks of at most ", kChunkBytes, " bytes, got ",
+                                    chunk.data().size()));
+    }
+    if (const std::uint32_t crc = Crc32c(chunk.data()); crc != chunk.crc32c()) {
+      return MakeError(
+          Reason::kChunkCorrupt,
+          absl::StrCat("wanted crc32c ", chunk.crc32c(), ", got ", crc, "; send the chunk again"));
+    }
+    if (upload_ == nullptr) return absl::OkStatus();
+    absl::Status status = upload_->Append(chunk.data());
+    if (status.ok()) {
+      context_->runtime->metrics->artifact_bytes.With({"upload"})
+          .Increment(static_cast<double>(chunk.data().size()));
+    }
+    return status;
+  }
+
+  // The client said that it is done; a broken connection ends here too and
+  // then fails for missing bytes, which stay for the next try.
+  absl::Status Complete() {
+    if (tenant_.empty()) {
+      return MakeError(Reason::kInvalidArgument, "wanted a header, got an empty stream");
+    }
+    if (upload_ != nullptr) {
+      if (absl::Status status = upload_->Finish(); !status.ok()) return status;
+    }
+    response_->set_name(FormatBlobName(tenant_, blob_.sha256));
+    response_->set_committed_bytes(blob_.size_bytes);
+    return absl::OkStatus();
+  }
+
+  // Last: the reactor may be gone when it returns.
+  void End(const absl::Status& status) {
+    upload_.reset();  // unlocks the partial file before the client can retry
+    const grpc::Status final = call_.End(status);
+    Finish(final);
+  }
+
+  const ServiceContext* const context_;
+  v1::UploadBlobResponse* const response_;
+  Call call_;
+  v1::UploadBlobRequest request_;
+  std::string tenant_;  // empty until the header came
+  BlobId blob_;
+  std::unique_ptr<BlobUpload> upload_;  // null when the blob is here already
+};
+
+class ReadReactor : public grpc::ServerWriteReactor<v1::ReadArtifactResponse> {
+ public:
+  ReadReactor(const ServiceContext* context, const v1::ReadArtifactRequest& request)
+      : context_(context),
+        request_(request),
+        call_("/quantry.v1.ArtifactService/ReadArtifact", context->runtime->metrics) {
+    context_->runtime->streams->Post([this] { Begin(); });
+  }
+
+  void OnWriteDone(bool ok) override {
+    context_->runtime->streams->Post([this, ok] {
+      if (!ok) return End(absl::CancelledError("the caller went away"));
+      Next();
+    });
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  void Begin() {
+    if (absl::Status status = Open(); !status.ok()) return End(status);
+    Next();
+  }
+
+  absl::Status Open() {
+    auto name = ParseArtifactName(request_.name());
+    if (!name.ok()) return name.status();
+    auto artifact = context_->store->GetArtifact(name->tenant, name->uid);
+    if (!artifact.ok()) return artifact.status();
+    if (absl::Status status = FindFile(*artifact); !status.ok()) return status;
+    auto reader = context_->artifacts->Open(artifact->uri, request_.path());
+    if (!reader.ok()) return reader.status();
+    reader_ = *std::move(reader);
+    const std::int64_t size = reader_->size_bytes();
+    if (size_bytes_ >= 0 && size != size_bytes_) {
+      return Corrupt(request_.path(), absl::StrCat(size_bytes_, " bytes"),
+                     absl::StrCat(size, " bytes"));
+    }
+    offset_ = request_.read_offset();
+    if (offset_ < 0 || request_.read_limit() < 0) {
+      return MakeError(Reason::kInvalidArgument,
+                       "read_offset, read_limit: wanted 0 or more, got less");
+    }
+    if (offset_ > size) {
+      return absl::OutOfRangeError(
+          absl::StrCat("read_offset: wanted 0 to ", size, ", got ", offset_));
+    }
+    end_ = request_.read_limit() == 0 ? size
+                                      : offset_ + std::min(request_.read_limit(), size - offset_);
+    hashing_ = offset_ == 0 && end_ == size;
+    return absl::OkStatus();
+  }
+
+  // What the manifest says about the file; manifest.json by the artifact row.
+  absl::Status FindFile(const Artifact& artifact) {
+    if (request_.path() == kManifestName) {
+      sha256_ = artifact.manifest_sha256;
+      return absl::OkStatus();
+    }
+    auto manifest = ReadManifest(context_->artifacts, artifact);
+    if (!manifest.ok()) return manifest.status();
+    for (const v1::ArtifactFile& file : manifest->files()) {
+      if (file.path() != request_.path()) continue;
+      sha256_ = file.sha256();
+      size_bytes_ = file.size_bytes();
+      return absl::OkStatus();
+    }
+    return MakeError(Reason::kArtifactNotFound,
+                     absl::StrCat("wanted a path of the manifest or ", std::string(kManifestName),
+                                  ", got '", request_.path().substr(0, 500), "'"));
+  }
+
+  void Next() {
+    if (context_->runtime->draining) return End(RpcRuntime::Draining());
+    if (offset_ == end_) return End(CheckHash());
+    auto data = reader_->ReadAt(offset_, std::min(kChunkBytes, end_ - offset_));
+    if (!data.ok()) return End(data.status());
+    if (data->empty()) {
+      return End(
+          Corrupt(request_.path(), absl::StrCat(end_, " bytes"), absl::StrCat(offset_, " bytes")));
+    }
+    if (hashing_) hash_.Update(*data);
+    response_.set_offset(offset_);
+    response_.set_crc32c(Crc32c(*data));
+    offset_ += static_cast<std::int64_t>(data->size());
+    context_->runtime->metrics->artifact_bytes.With({"download"})
+        .Increment(static_cast<double>(data->size()));
+    response_.set_data(*std::move(data));
+    StartWrite(&response_);
+  }
+
+  absl::Status CheckHash() {
+    if (!hashing_ || sha256_.empty()) return absl::OkStatus();
+    const std::string actual = hash_.FinishHex();
+    return actual == sha256_ ? absl::OkStatus() : Corrupt(request_.path(), sha256_, actual);
+  }
+
+  // Last: the reactor may be gone when it returns.
+  void End(const absl::Status& status) {
+    const grpc::Status final = call_.End(status);
+    Finish(final);
+  }
+
+  const ServiceContext* const context_;
+  const v1::ReadArtifactRequest request_;
+  Call call_;
+  std::unique_ptr<ArtifactReader> reader_;
+  std::string sha256_;
+  std::int64_t size_bytes_ = -1;  // -1: not known
+  std::int64_t offset_ = 0;
+  std::int64_t end_ = 0;
+  bool hashing_ = false;  // the whole file is read: its sha256 is checked
+  Sha256 hash_;
+  v1::ReadArtifactResponse response_;
+};
+
+}  // namespace
+
+grpc::ServerReadReactor<v1::UploadBlobRequest>* StartUpload(const ServiceContext* context,
+                                                            v1::UploadBlobResponse* response) {
+  return new UploadReactor(context, response);
+}
+
+grpc::ServerWriteReactor<v1::ReadArtifactResponse>* StartRead(
+    const ServiceContext* context, const v1::ReadArtifactRequest& request) {
+  return new ReadReactor(context, request);
+}
+
+absl::StatusOr<v1::Manifest> ReadManifest(ArtifactStore* artifacts, const Artifact& artifact) {
+  const std::string name(kManifestName);
+  auto bytes = artifacts->ReadAll(artifact.uri, name, kMaxManifestBytes);
+  if (!bytes.ok()) {
+    if (!HasReason(bytes.status(), Reason::kArtifactNotFound)) return bytes.status();
+    return Corrupt(name, artifact.manifest_sha256, "no such file");
+  }
+  const std::string actual = Sha256Hex(*bytes);
+  if (actual != artifact.manifest_sha256) return Corrupt(name, artifact.manifest_sha256, actual);
+  v1::Manifest manifest;
+  google::protobuf::util::JsonParseOptions options;
+  options.ignore_unknown_fields = true;  // written by a newer engine
+  if (!google::protobuf::util::JsonStringToMessage(*bytes, &manifest, options).ok()) {
+    return Corrupt(name, "JSON of quantry.v1.Manifest", "something else");
+  }
+  return manifest;
+}
+
+}  // namespace quantry::server

@@ -1,0 +1,27 @@
+// The two byte streams of ArtifactService. Each reactor owns itself, holds one
+// chunk at a time and does its disk work on the stream executor.
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include "quantry/v1/artifact_service.pb.h"
+#include "server/rpc/service_context.h"
+
+namespace quantry::server {
+
+// Most bytes of one chunk in either direction.
+inline constexpr std::int64_t kChunkBytes = 512 << 10;
+// A manifest larger than this was not written by an engine of ours.
+inline constexpr std::int64_t kMaxManifestBytes = 64 << 20;
+
+grpc::ServerReadReactor<v1::UploadBlobRequest>* StartUpload(const ServiceContext* context,
+                                                            v1::UploadBlobResponse* response);
+
+grpc::ServerWriteReactor<v1::ReadArtifactResponse>* StartRead(
+    const ServiceContext* context, const v1::ReadArtifactRequest& request);
+
+// The committed manifest of an artifact. DATA_LOSS ARTIFACT_CORRUPT when its
+// bytes differ from what was committed or do not parse. `bytes` may be null.
+absl::StatusOr<v1::Manifest> ReadManifest(ArtifactStore* artifacts, const Artifact& artifact);
+
+}  // namespace quantry::server

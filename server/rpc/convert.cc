@@ -1,0 +1,224 @@
+#include "server/rpc/convert.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "common/digest.h"
+#include "common/errors.h"
+#include "common/ids.h"
+
+namespace quantry::server {
+namespace {
+
+// Bounds on what one worker call may carry; beyond them a broken worker would
+// fill the database.
+constexpr int kMaxEventsPerCall = 1000;
+constexpr size_t kMaxLogMessageBytes = 16 << 10;
+constexpr int kMaxProgressMetrics = 64;
+constexpr size_t kMaxNameBytes = 256;
+constexpr int kMaxCheckpointFiles = 10000;
+
+absl::Status OutOfBounds(std::string_view message) {
+  return MakeError(Reason::kInvalidArgument, message);
+}
+
+absl::Status CheckProgress(const v1::JobProgress& progress) {
+  if (progress.metrics_size() > kMaxProgressMetrics) {
+    return OutOfBounds(absl::StrCat("progress.metrics: wanted at most ", kMaxProgressMetrics,
+                                    " entries, got ", progress.metrics_size()));
+  }
+  for (const auto& [name, value] : progress.metrics()) {
+    if (!std::isfinite(value) || name.size() > kMaxNameBytes) {
+      return OutOfBounds("progress.metrics: wanted finite values and short names");
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+google::protobuf::Timestamp ToProto(Time time) {
+  google::protobuf::Timestamp proto;
+  const std::int64_t micros = ToUnixMicros(time);
+  std::int64_t seconds = micros / 1'000'000;
+  std::int64_t rest = micros % 1'000'000;
+  if (rest < 0) {
+    rest += 1'000'000;
+    --seconds;
+  }
+  proto.set_seconds(seconds);
+  proto.set_nanos(static_cast<std::int32_t>(rest * 1000));
+  return proto;
+}
+
+google::protobuf::Duration ToProto(Duration duration) {
+  google::protobuf::Duration proto;
+  proto.set_seconds(duration.count() / 1'000'000);
+  proto.set_nanos(static_cast<std::int32_t>(duration.count() % 1'000'000 * 1000));
+  return proto;
+}
+
+Duration FromProto(const google::protobuf::Duration& duration) {
+  constexpr std::int64_t kMaxSeconds = std::numeric_limits<std::int64_t>::max() / 2'000'000;
+  const std::int64_t seconds = std::clamp(duration.seconds(), -kMaxSeconds, kMaxSeconds);
+  return std::chrono::seconds(seconds) + std::chrono::microseconds(duration.nanos() / 1000);
+}
+
+v1::QuantizationJob ToProto(const Job& job) {
+  v1::QuantizationJob proto;
+  proto.set_name(FormatJobName(job.key.tenant, job.key.id));
+  proto.set_uid(job.uid);
+  proto.set_display_name(job.display_name);
+  for (const auto& [key, value] : job.labels) (*proto.mutable_labels())[key] = value;
+  *proto.mutable_spec() = job.spec;
+  proto.set_priority(job.priority);
+  proto.set_state(ToProto(job.state));
+  proto.set_state_reason(job.state_reason);
+  *proto.mutable_progress() = job.progress;
+  proto.set_epoch(job.epoch);
+  proto.set_worker(job.worker);
+  if (job.error.code() != 0) *proto.mutable_error() = job.error;
+  if (job.has_artifact) proto.set_artifact(FormatArtifactName(job.key.tenant, job.uid));
+  proto.set_spec_digest(job.spec_digest);
+  proto.set_etag(EtagOf(job));
+  *proto.mutable_create_time() = ToProto(job.create_time);
+  *proto.mutable_update_time() = ToProto(job.update_time);
+  if (job.start_time) *proto.mutable_start_time() = ToProto(*job.start_time);
+  if (job.end_time) *proto.mutable_end_time() = ToProto(*job.end_time);
+  if (job.expire_time) *proto.mutable_expire_time() = ToProto(*job.expire_time);
+  proto.set_last_sequence(job.last_sequence);
+  if (job.result) {
+    *proto.mutable_result() = *job.result;
+    if (job.start_time) {
+      const std::chrono::duration<double> queued = *job.start_time - job.create_time;
+      proto.mutable_result()->mutable_timing()->set_queue_s(queued.count());
+    }
+  }
+  proto.set_user_failures(job.user_failures);
+  proto.set_worker_losses(job.worker_losses);
+  return proto;
+}
+
+v1::Artifact ToProto(const Artifact& artifact) {
+  v1::Artifact proto;
+  proto.set_name(FormatArtifactName(artifact.job.tenant, artifact.uid));
+  proto.set_job(FormatJobName(artifact.job.tenant, artifact.job.id));
+  proto.set_uri(artifact.uri);
+  proto.set_manifest_sha256(artifact.manifest_sha256);
+  proto.set_total_bytes(artifact.total_bytes);
+  proto.set_file_count(artifact.file_count);
+  *proto.mutable_create_time() = ToProto(artifact.create_time);
+  return proto;
+}
+
+v1::WorkerStatus ToProto(const Worker& worker) {
+  v1::WorkerStatus proto;
+  *proto.mutable_worker() = worker.info;
+  *proto.mutable_last_seen_time() = ToProto(worker.last_seen);
+  for (const JobKey& job : worker.jobs) proto.add_jobs(FormatJobName(job.tenant, job.id));
+  proto.set_draining(worker.draining);
+  proto.set_live(worker.live);
+  return proto;
+}
+
+v1::QueueStats ToProto(const StoreStats& stats) {
+  v1::QueueStats proto;
+  for (const auto& [state, count] : stats.jobs) {
+    (*proto.mutable_jobs())[std::string(JobStateName(state))] = count;
+  }
+  proto.set_depth(stats.depth);
+  if (stats.oldest_queued) *proto.mutable_oldest_queued_time() = ToProto(*stats.oldest_queued);
+  proto.set_live_workers(stats.live_workers);
+  proto.set_busy_slots(stats.busy_slots);
+  proto.set_total_slots(stats.total_slots);
+  return proto;
+}
+
+v1::HeartbeatResponse ToProto(const HeartbeatReply& reply) {
+  v1::HeartbeatResponse proto;
+  for (const BeatReply& job : reply.jobs) {
+    v1::JobDirective& directive = *proto.add_jobs();
+    directive.set_job(FormatJobName(job.job.tenant, job.job.id));
+    directive.set_epoch(job.epoch);
+    directive.set_directive(job.directive);
+    *directive.mutable_ttl() = ToProto(job.ttl);
+    directive.set_next_event_offset(job.next_event_offset);
+  }
+  proto.set_worker(reply.worker);
+  return proto;
+}
+
+absl::StatusOr<LeaseToken> LeaseFromProto(const std::string& session, const std::string& job,
+                                          int64_t epoch) {
+  auto name = ParseJobName(job);
+  if (!name.ok()) return name.status();
+  return LeaseToken{.session = session, .job = {name->tenant, name->id}, .epoch = epoch};
+}
+
+absl::StatusOr<Beat> FromProto(const v1::JobBeat& beat) {
+  auto lease = LeaseFromProto("", beat.job(), beat.epoch());
+  if (!lease.ok()) return lease.status();
+  if (absl::Status status = CheckProgress(beat.progress()); !status.ok()) return status;
+  auto events = EventsFromProto(beat.event_offset(), beat.events());
+  if (!events.ok()) return events.status();
+  return Beat{.job = lease->job,
+              .epoch = beat.epoch(),
+              .progress = beat.progress(),
+              .events = *std::move(events)};
+}
+
+absl::StatusOr<AttemptEvents> EventsFromProto(
+    int64_t offset, const google::protobuf::RepeatedPtrField<v1::JobEvent>& events) {
+  if (offset < 0 || events.size() > kMaxEventsPerCall) {
+    return OutOfBounds(absl::StrCat("wanted an event_offset of 0 or more and at most ",
+                                    kMaxEventsPerCall, " events, got ", offset, " and ",
+                                    events.size()));
+  }
+  AttemptEvents result{.offset = offset, .events = {}};
+  for (const v1::JobEvent& event : events) {
+    if (event.kind_case() == v1::JobEvent::KIND_NOT_SET || event.has_state_changed()) {
+      return OutOfBounds("wanted events of a kind workers report, got none or state_changed");
+    }
+    if (event.has_progress()) {
+      if (absl::Status status = CheckProgress(event.progress()); !status.ok()) return status;
+    }
+    result.events.push_back(event);
+    if (event.has_log() && event.log().message().size() > kMaxLogMessageBytes) {
+      std::string* message = result.events.back().mutable_log()->mutable_message();
+      size_t cut = kMaxLogMessageBytes;  // not inside a UTF-8 character
+      while (cut > 0 && (static_cast<unsigned char>((*message)[cut]) & 0xc0) == 0x80) --cut;
+      message->resize(cut);
+    }
+  }
+  return result;
+}
+
+absl::Status CheckWorkerInfo(const v1::WorkerInfo& worker) {
+  if (worker.worker_id().empty() || worker.worker_id().size() > kMaxNameBytes ||
+      worker.incarnation().empty() || worker.incarnation().size() > kMaxNameBytes) {
+    return OutOfBounds("worker: wanted a worker_id and an incarnation of 1 to 256 bytes");
+  }
+  if (worker.slots() < 0 || worker.slots() > 1024 || worker.methods_size() > 256 ||
+      worker.gpus_size() > 64) {
+    return OutOfBounds("worker: wanted 0..1024 slots, at most 256 methods and 64 gpus");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckCheckpoint(const v1::CheckpointRef& checkpoint) {
+  if (checkpoint.uri().empty() || checkpoint.uri().size() > 4096 || checkpoint.blocks_done() < 0 ||
+      checkpoint.files_size() > kMaxCheckpointFiles) {
+    return OutOfBounds("checkpoint: wanted a uri, blocks_done of 0 or more, at most 10,000 files");
+  }
+  for (const v1::ArtifactFile& file : checkpoint.files()) {
+    if (file.path().empty() || file.path().size() > 1024 || file.size_bytes() < 0 ||
+        !IsSha256Hex(file.sha256())) {
+      return OutOfBounds("checkpoint.files: wanted path, size and sha256 of each");
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace quantry::server

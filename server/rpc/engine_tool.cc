@@ -1,0 +1,182 @@
+#include "server/rpc/engine_tool.h"
+
+#include <poll.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <filesystem>
+#include <memory>
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "common/errors.h"
+#include "common/ids.h"
+#include "common/process.h"
+#include "google/protobuf/struct.pb.h"
+#include "google/protobuf/util/json_util.h"
+#include "server/artifacts/file_ops.h"
+
+namespace quantry::server {
+namespace {
+
+using std::chrono::milliseconds;
+using SteadyClock = std::chrono::steady_clock;
+
+constexpr size_t kMaxOutputBytes = 4 << 20;
+constexpr size_t kMaxErrorBytes = 4 << 10;
+constexpr auto kCapabilitiesTime = std::chrono::seconds(30);
+
+struct Output {
+  ExitStatus exit;
+  std::string out;
+  std::string err;
+};
+
+// Appends what is readable now; false at the end of the stream.
+bool ReadSome(int fd, size_t limit, std::string* text) {
+  char buffer[16 << 10];
+  const ssize_t got = read(fd, buffer, sizeof buffer);
+  if (got < 0) return errno == EAGAIN || errno == EINTR;
+  const size_t room = limit - std::min(limit, text->size());
+  text->append(buffer, std::min(room, static_cast<size_t>(got)));
+  return got > 0;
+}
+
+absl::StatusOr<Output> RunChild(std::vector<std::string> argv, milliseconds timeout) {
+  constexpr std::string_view kKeep[] = {
+      "PATH", "HOME", "LANG", "LC_*", "TMPDIR", "LD_LIBRARY_PATH", "ASAN_OPTIONS"};
+  ChildOptions options;
+  options.argv = std::move(argv);
+  options.environment = CleanEnvironment(kKeep);
+  options.limits = {{RLIMIT_CORE, 0}};
+  const auto deadline = SteadyClock::now() + timeout;
+  auto child = ChildProcess::Spawn(options);
+  if (!child.ok()) return MakeError(Reason::kFileNotFound, std::string(child.status().message()));
+  Output output;
+  bool out_open = true;
+  bool err_open = true;
+  while (out_open || err_open) {
+    const auto left = std::chrono::ceil<milliseconds>(deadline - SteadyClock::now()).count();
+    if (left <= 0) break;
+    pollfd fds[] = {{out_open ? child->stdout_fd() : -1, POLLIN, 0},
+                    {err_open ? child->stderr_fd() : -1, POLLIN, 0}};
+    poll(fds, 2, static_cast<int>(std::min<std::int64_t>(left, 60'000)));
+    if (fds[0].revents != 0) {
+      out_open = ReadSome(child->stdout_fd(), kMaxOutputBytes, &output.out);
+    }
+    if (fds[1].revents != 0) err_open = ReadSome(child->stderr_fd(), kMaxErrorBytes, &output.err);
+  }
+  const auto left = std::chrono::ceil<milliseconds>(deadline - SteadyClock::now());
+  const auto exit = child->Wait(std::max(left, milliseconds(1)));
+  if (!exit) {
+    return MakeError(
+        Reason::kDeadlineExceeded,
+        absl::StrCat(options.argv[0], " did not answer within ", timeout.count() / 1000, " s"));
+  }
+  output.exit = *exit;
+  return output;
+}
+
+absl::Status ProtocolError(std::string_view what, const Output& output) {
+  return MakeError(Reason::kEngineProtocol,
+                   absl::StrCat("quantry-engine ", std::string(what), ": exit status ",
+                                output.exit.code, ", signal ", output.exit.signal, "; it wrote: ",
+                                output.err.empty() ? output.out.substr(0, 500) : output.err));
+}
+
+google::protobuf::util::JsonParseOptions Lenient() {
+  google::protobuf::util::JsonParseOptions options;
+  options.ignore_unknown_fields = true;
+  return options;
+}
+
+// The error event an engine ends with, if there is one in its output.
+absl::Status ErrorEvent(const std::string& out) {
+  for (const absl::string_view line : absl::StrSplit(out, '\n', absl::SkipEmpty())) {
+    v1::EngineEvent event;
+    if (!google::protobuf::util::JsonStringToMessage(std::string(line), &event, Lenient()).ok()) {
+      continue;
+    }
+    if (!event.has_error()) continue;
+    const v1::EngineError& error = event.error();
+    return MakeNamedError(error.reason(), error.message(),
+                          {error.metadata().begin(), error.metadata().end()});
+  }
+  return absl::OkStatus();
+}
+
+class ChildEngineTool : public EngineTool {
+ public:
+  ChildEngineTool(std::string binary, std::string scratch_dir)
+      : binary_(std::move(binary)), scratch_dir_(std::move(scratch_dir)) {}
+
+  absl::StatusOr<EngineCapabilities> Capabilities() override {
+    auto output = RunChild({binary_, "methods"}, kCapabilitiesTime);
+    if (!output.ok()) return output.status();
+    if (!output->exit.ok()) return ProtocolError("methods", *output);
+    return ParseCapabilities(output->out);
+  }
+
+  absl::StatusOr<v1::Quote> QuoteJob(const v1::EngineJob& job, milliseconds timeout) override {
+    std::string json;
+    google::protobuf::util::JsonPrintOptions print;
+    print.preserve_proto_field_names = true;
+    if (!google::protobuf::util::MessageToJsonString(job, &json, print).ok()) {
+      return MakeError(Reason::kInternal, "the job has no JSON form");
+    }
+    const std::string path = absl::StrCat(scratch_dir_, "/quote-", NewUuid4(), ".json");
+    if (absl::Status status = WriteFileAtomically(path, json); !status.ok()) return status;
+    auto output = RunChild({binary_, "quote", "--job", path}, timeout);
+    std::error_code ignored;
+    std::filesystem::remove(path, ignored);
+    if (!output.ok()) return output.status();
+    if (absl::Status status = ErrorEvent(output->out); !status.ok()) return status;
+    v1::Quote quote;
+    if (!output->exit.ok() ||
+        !google::protobuf::util::JsonStringToMessage(output->out, &quote, Lenient()).ok()) {
+      return ProtocolError("quote", *output);
+    }
+    return quote;
+  }
+
+ private:
+  std::string binary_;
+  std::string scratch_dir_;
+};
+
+}  // namespace
+
+absl::StatusOr<EngineCapabilities> ParseCapabilities(const std::string& json) {
+  v1::ListMethodsResponse methods;
+  google::protobuf::Struct object;
+  if (!google::protobuf::util::JsonStringToMessage(json, &methods, Lenient()).ok() ||
+      !google::protobuf::util::JsonStringToMessage(json, &object).ok() ||
+      methods.methods().empty()) {
+    return MakeError(Reason::kEngineProtocol,
+                     "quantry-engine methods: wanted {\"methods\": [...]}, got something else");
+  }
+  EngineCapabilities capabilities;
+  capabilities.methods = {methods.methods().begin(), methods.methods().end()};
+  const auto& fields = object.fields();
+  if (const auto field = fields.find("architectures"); field != fields.end()) {
+    for (const auto& value : field->second.list_value().values()) {
+      capabilities.architectures.push_back(value.string_value());
+    }
+  }
+  for (const char* key : {"engine_version", "version"}) {
+    if (const auto field = fields.find(key); field != fields.end()) {
+      capabilities.version = field->second.string_value();
+      break;
+    }
+  }
+  return capabilities;
+}
+
+std::unique_ptr<EngineTool> NewEngineTool(std::string engine_binary, std::string scratch_dir) {
+  return std::make_unique<ChildEngineTool>(std::move(engine_binary), std::move(scratch_dir));
+}
+
+}  // namespace quantry::server

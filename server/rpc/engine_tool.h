@@ -1,0 +1,42 @@
+// Asks quantry-engine what it can do and what a job would cost, by running it
+// as a short-lived child with bounded output and time. Thread-safe.
+#pragma once
+
+#include <chrono>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "quantry/v1/engine.pb.h"
+#include "quantry/v1/quantization_service.pb.h"
+
+namespace quantry::server {
+
+// What the fleet's engine can do.
+struct EngineCapabilities {
+  std::vector<v1::MethodDescription> methods;
+  std::vector<std::string> architectures;  // model_type values
+  std::string version;
+};
+
+class EngineTool {
+ public:
+  virtual ~EngineTool() = default;
+  // `quantry-engine methods`. NOT_FOUND FILE_NOT_FOUND without the program,
+  // INTERNAL ENGINE_PROTOCOL when its answer makes no sense.
+  virtual absl::StatusOr<EngineCapabilities> Capabilities() = 0;
+  // `quantry-engine quote --job FILE`. Problems of the job are in the quote;
+  // errors are the engine's own reasons (INVALID_CHECKPOINT, ...) or
+  // DEADLINE_EXCEEDED.
+  virtual absl::StatusOr<v1::Quote> QuoteJob(const v1::EngineJob& job,
+                                             std::chrono::milliseconds timeout) = 0;
+};
+
+// `scratch_dir` gets job files for the time of a call.
+std::unique_ptr<EngineTool> NewEngineTool(std::string engine_binary, std::string scratch_dir);
+
+// What `quantry-engine methods` printed; for tests.
+absl::StatusOr<EngineCapabilities> ParseCapabilities(const std::string& json);
+
+}  // namespace quantry::server

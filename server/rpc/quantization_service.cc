@@ -1,0 +1,300 @@
+#include "server/rpc/quantization_service.h"
+
+#include <algorithm>
+#include <functional>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/errors.h"
+#include "common/ids.h"
+#include "quantry/v1/quantization_service.grpc.pb.h"
+#include "server/rpc/convert.h"
+#include "server/rpc/filter.h"
+#include "server/rpc/validation.h"
+#include "server/rpc/watch.h"
+
+namespace quantry::server {
+namespace {
+
+using grpc::CallbackServerContext;
+using grpc::ServerUnaryReactor;
+
+// A quote reads headers only; a checkpoint with many shards still takes time.
+constexpr auto kQuoteTime = std::chrono::seconds(60);
+
+absl::StatusOr<JobKey> KeyOf(const std::string& name) {
+  auto parsed = ParseJobName(name);
+  if (!parsed.ok()) return parsed.status();
+  return JobKey{parsed->tenant, parsed->id};
+}
+
+std::string MethodPath(std::string_view name) {
+  return absl::StrCat("/quantry.v1.QuantizationService/", std::string(name));
+}
+
+class Service : public v1::QuantizationService::CallbackService {
+ public:
+  explicit Service(const ServiceContext* context) : context_(context), runtime_(context->runtime) {}
+
+  ServerUnaryReactor* CreateQuantizationJob(CallbackServerContext* call,
+                                            const v1::CreateQuantizationJobRequest* request,
+                                            v1::CreateQuantizationJobResponse* response) override {
+    Executor* executor = request->validate_only() ? runtime_->slow : runtime_->tenant;
+    return Run(executor, "CreateQuantizationJob", call, request, response, &Service::Create);
+  }
+  ServerUnaryReactor* GetQuantizationJob(CallbackServerContext* call,
+                                         const v1::GetQuantizationJobRequest* request,
+                                         v1::QuantizationJob* response) override {
+    return Run(runtime_->tenant, "GetQuantizationJob", call, request, response, &Service::Get);
+  }
+  ServerUnaryReactor* ListQuantizationJobs(CallbackServerContext* call,
+                                           const v1::ListQuantizationJobsRequest* request,
+                                           v1::ListQuantizationJobsResponse* response) override {
+    return Run(runtime_->tenant, "ListQuantizationJobs", call, request, response, &Service::List);
+  }
+  ServerUnaryReactor* UpdateQuantizationJob(CallbackServerContext* call,
+                                            const v1::UpdateQuantizationJobRequest* request,
+                                            v1::QuantizationJob* response) override {
+    return Run(runtime_->tenant, "UpdateQuantizationJob", call, request, response,
+               &Service::Update);
+  }
+  ServerUnaryReactor* CancelQuantizationJob(CallbackServerContext* call,
+                                            const v1::CancelQuantizationJobRequest* request,
+                                            v1::QuantizationJob* response) override {
+    return Run(runtime_->tenant, "CancelQuantizationJob", call, request, response,
+               &Service::Cancel);
+  }
+  ServerUnaryReactor* RetryQuantizationJob(CallbackServerContext* call,
+                                           const v1::RetryQuantizationJobRequest* request,
+                                           v1::QuantizationJob* response) override {
+    return runtime_->Unimplemented(MethodPath("RetryQuantizationJob"), call, request, response,
+                                   "submit the same spec again as a new job");
+  }
+  ServerUnaryReactor* DeleteQuantizationJob(CallbackServerContext* call,
+                                            const v1::DeleteQuantizationJobRequest* request,
+                                            google::protobuf::Empty* response) override {
+    return Run(runtime_->tenant, "DeleteQuantizationJob", call, request, response,
+               &Service::Delete);
+  }
+  grpc::ServerWriteReactor<v1::WatchQuantizationJobResponse>* WatchQuantizationJob(
+      CallbackServerContext*, const v1::WatchQuantizationJobRequest* request) override {
+    return StartWatch(context_, *request);
+  }
+  ServerUnaryReactor* ListJobEvents(CallbackServerContext* call,
+                                    const v1::ListJobEventsRequest* request,
+                                    v1::ListJobEventsResponse* response) override {
+    return Run(runtime_->tenant, "ListJobEvents", call, request, response, &Service::ListEvents);
+  }
+  ServerUnaryReactor* ListMethods(CallbackServerContext* call,
+                                  const v1::ListMethodsRequest* request,
+                                  v1::ListMethodsResponse* response) override {
+    return Run(runtime_->tenant, "ListMethods", call, request, response, &Service::Methods);
+  }
+  ServerUnaryReactor* GetServerInfo(CallbackServerContext* call,
+                                    const v1::GetServerInfoRequest* request,
+                                    v1::ServerInfo* response) override {
+    return Run(runtime_->tenant, "GetServerInfo", call, request, response, &Service::Info);
+  }
+
+ private:
+  template <class Request, class Response>
+  ServerUnaryReactor* Run(Executor* executor, std::string_view name, CallbackServerContext* call,
+                          const Request* request, Response* response,
+                          absl::Status (Service::*body)(const Request&, Response*)) {
+    return runtime_->Unary<Request, Response>(
+        executor, MethodPath(name), call, request, response,
+        [this, body](const Request& in, Response* out) { return (this->*body)(in, out); });
+  }
+
+  absl::Status Create(const v1::CreateQuantizationJobRequest& request,
+                      v1::CreateQuantizationJobResponse* response) {
+    auto submit = ValidateCreate(request, context_->limits);
+    if (!submit.ok()) return submit.status();
+    if (absl::Status status = context_->sources->Check(submit->key.tenant, submit->spec);
+        !status.ok()) {
+      return status;
+    }
+    if (request.validate_only()) return Quote(*submit, response);
+    auto result = context_->store->Submit(*submit, context_->clock->Now());
+    if (!result.ok()) return result.status();
+    *response->mutable_quantization_job() = ToProto(result->job);
+    return absl::OkStatus();
+  }
+
+  absl::Status Quote(const SubmitRequest& submit, v1::CreateQuantizationJobResponse* response) {
+    auto local = context_->sources->Materialise(submit.key.tenant, submit.spec);
+    if (!local.ok()) return local.status();
+    v1::EngineJob& job = (*local)->job;
+    job.set_job(FormatJobName(submit.key.tenant, submit.key.id));
+    job.set_job_uid(submit.uid);
+    auto quote = context_->engine->QuoteJob(job, kQuoteTime);
+    if (!quote.ok()) return quote.status();
+    *response->mutable_quote() = *std::move(quote);
+    v1::QuantizationJob& preview = *response->mutable_quantization_job();
+    preview.set_name(job.job());
+    preview.set_display_name(submit.display_name);
+    for (const auto& [key, value] : submit.labels) (*preview.mutable_labels())[key] = value;
+    *preview.mutable_spec() = submit.spec;
+    preview.set_spec_digest(submit.spec_digest);
+    preview.set_priority(submit.priority);
+    if (submit.expire_time) *preview.mutable_expire_time() = ToProto(*submit.expire_time);
+    return absl::OkStatus();
+  }
+
+  absl::Status Get(const v1::GetQuantizationJobRequest& request, v1::QuantizationJob* response) {
+    auto key = KeyOf(request.name());
+    if (!key.ok()) return key.status();
+    return Answer(context_->store->Get(*key), response);
+  }
+
+  absl::Status List(const v1::ListQuantizationJobsRequest& request,
+                    v1::ListQuantizationJobsResponse* response) {
+    auto tenant = ParseTenantName(request.parent());
+    if (!tenant.ok()) return tenant.status();
+    auto limit = PageSize(request.page_size());
+    if (!limit.ok()) return limit.status();
+    auto filter = ParseJobFilter(request.filter());
+    if (!filter.ok()) return filter.status();
+    ListQuery query{.tenant = *tenant,
+                    .states = std::move(filter->states),
+                    .labels = std::move(filter->labels),
+                    .method = std::move(filter->method),
+                    .limit = *limit,
+                    .after = std::nullopt};
+    const std::string scope = absl::StrCat("jobs\n", *tenant, "\n", request.filter());
+    if (!request.page_token().empty()) {
+      auto cursor = context_->page_tokens->DecodeCursor(scope, request.page_token());
+      if (!cursor.ok()) return cursor.status();
+      query.after = *std::move(cursor);
+    }
+    auto page = context_->store->List(query);
+    if (!page.ok()) return page.status();
+    for (const Job& job : page->jobs) *response->add_quantization_jobs() = ToProto(job);
+    if (page->next) {
+      response->set_next_page_token(context_->page_tokens->Encode(scope, *page->next));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Update(const v1::UpdateQuantizationJobRequest& request,
+                      v1::QuantizationJob* response) {
+    auto update = ValidateUpdate(request);
+    if (!update.ok()) return update.status();
+    return Answer(context_->store->Update(*update, context_->clock->Now()), response);
+  }
+
+  absl::Status Cancel(const v1::CancelQuantizationJobRequest& request,
+                      v1::QuantizationJob* response) {
+    auto key = KeyOf(request.name());
+    if (!key.ok()) return key.status();
+    constexpr size_t kMaxReasonBytes = 1024;
+    if (request.reason().size() > kMaxReasonBytes) {
+      return MakeError(Reason::kInvalidArgument, "reason: wanted at most 1024 bytes, got more");
+    }
+    return Answer(
+        context_->store->Cancel({.key = *key, .etag = request.etag(), .reason = request.reason()},
+                                context_->clock->Now()),
+        response);
+  }
+
+  absl::Status Delete(const v1::DeleteQuantizationJobRequest& request, google::protobuf::Empty*) {
+    auto key = KeyOf(request.name());
+    if (!key.ok()) return key.status();
+    const auto deleted =
+        context_->store->Delete({.key = *key, .etag = request.etag()}, context_->clock->Now());
+    if (!deleted.ok()) {
+      const bool missing = HasReason(deleted.status(), Reason::kJobNotFound);
+      return missing && request.allow_missing() ? absl::OkStatus() : deleted.status();
+    }
+    // What fails here is listed as garbage and removed by the housekeeper.
+    const Garbage garbage{.tenant = key->tenant, .job_uid = deleted->uid};
+    if (context_->artifacts->DeleteJob(garbage.tenant, garbage.job_uid).ok()) {
+      context_->store->ForgetGarbage(garbage).IgnoreError();
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status ListEvents(const v1::ListJobEventsRequest& request,
+                          v1::ListJobEventsResponse* response) {
+    auto key = KeyOf(request.parent());
+    if (!key.ok()) return key.status();
+    auto limit = PageSize(request.page_size());
+    if (!limit.ok()) return limit.status();
+    std::int64_t after = request.after_sequence();
+    const std::string scope = absl::StrCat("events\n", request.parent());
+    if (!request.page_token().empty()) {
+      auto sequence = context_->page_tokens->DecodeSequence(scope, request.page_token());
+      if (!sequence.ok()) return sequence.status();
+      after = *sequence;
+    }
+    if (after < 0) {
+      return MakeError(Reason::kInvalidArgument, "after_sequence: wanted 0 or more, got less");
+    }
+    auto batch = context_->store->Events(*key, after, *limit);
+    if (!batch.ok()) return batch.status();
+    std::int64_t last = after;
+    for (v1::JobEvent& event : batch->events) {
+      last = event.sequence();
+      *response->add_events() = std::move(event);
+    }
+    if (last < batch->last_sequence && !response->events().empty()) {
+      response->set_next_page_token(context_->page_tokens->Encode(scope, last));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Methods(const v1::ListMethodsRequest&, v1::ListMethodsResponse* response) {
+    if (context_->capabilities.methods.empty()) {
+      return MakeError(Reason::kStorageError,
+                       absl::StrCat("quantry-engine did not tell its methods at start-up: ",
+                                    context_->capabilities_error,
+                                    "; check --engine-binary and restart quantryd"));
+    }
+    for (const v1::MethodDescription& method : context_->capabilities.methods) {
+      *response->add_methods() = method;
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Info(const v1::GetServerInfoRequest&, v1::ServerInfo* response) {
+    response->set_version(QUANTRY_VERSION);
+    response->set_commit(QUANTRY_COMMIT);
+    for (const std::string& type : context_->capabilities.architectures) {
+      response->add_architectures(type);
+    }
+    for (const v1::MethodDescription& method : context_->capabilities.methods) {
+      for (const std::string& format : method.output_formats()) {
+        const auto& known = response->output_formats();
+        if (std::find(known.begin(), known.end(), format) == known.end()) {
+          response->add_output_formats(format);
+        }
+      }
+    }
+    response->set_max_blob_bytes(context_->limits.max_blob_bytes);
+    response->set_max_page_size(kMaxPageSize);
+    response->set_embedded(context_->embedded);
+    for (const std::string& root : context_->local_roots) response->add_local_roots(root);
+    for (const std::string& name : UnimplementedMethods()) response->add_unimplemented(name);
+    *response->mutable_start_time() = ToProto(context_->start_time);
+    return absl::OkStatus();
+  }
+
+  static absl::Status Answer(const absl::StatusOr<Job>& job, v1::QuantizationJob* response) {
+    if (!job.ok()) return job.status();
+    *response = ToProto(*job);
+    return absl::OkStatus();
+  }
+
+  const ServiceContext* const context_;
+  RpcRuntime* const runtime_;
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> NewQuantizationService(const ServiceContext* context) {
+  return std::make_unique<Service>(context);
+}
+
+}  // namespace quantry::server

@@ -1,0 +1,120 @@
+#include "server/rpc/rpc_server.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/errors.h"
+#include "common/listen_address.h"
+#include "quantry/v1/worker_service.grpc.pb.h"  // grpc::Service
+#include "server/rpc/artifact_service.h"
+#include "server/rpc/quantization_service.h"
+#include "server/rpc/worker_service.h"
+
+namespace quantry::server {
+namespace {
+
+// spec/service.md §3.3.
+constexpr int kTenantMessageBytes = 1 << 20;
+constexpr int kWorkerMessageBytes = 4 << 20;
+constexpr int kMaxMetadataBytes = 8 << 10;
+constexpr int kMaxStreamsPerConnection = 1000;
+constexpr int kMinPingIntervalMs = 30'000;
+
+struct Listener {
+  std::vector<std::unique_ptr<grpc::Service>> services;
+  std::unique_ptr<grpc::Server> server;
+  std::string address;
+};
+
+absl::Status Listen(std::string_view text, int max_message_bytes, Listener* listener) {
+  auto address = ParseListenAddress(text);
+  if (!address.ok()) return address.status();
+  if (absl::Status status = RequireLoopback(*address); !status.ok()) return status;
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort(address->ToString(), grpc::InsecureServerCredentials(), &port);
+  builder.SetMaxReceiveMessageSize(max_message_bytes);
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // two servers must not share a port
+  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxMetadataBytes);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreamsPerConnection);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+                             kMinPingIntervalMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  for (const auto& service : listener->services) builder.RegisterService(service.get());
+  listener->server = builder.BuildAndStart();
+  if (listener->server == nullptr || port == 0) {
+    return MakeError(Reason::kInvalidConfig,
+                     absl::StrCat("cannot listen on ", address->ToString(),
+                                  ": the port is taken or not allowed; choose another, or port 0"),
+                     {{"address", address->ToString()}});
+  }
+  address->port = static_cast<std::uint16_t>(port);
+  listener->address = address->ToString();
+  return absl::OkStatus();
+}
+
+class TwoPortServer : public RpcServer {
+ public:
+  TwoPortServer(Listener tenant, Listener worker)
+      : tenant_(std::move(tenant)), worker_(std::move(worker)) {
+    addresses_ = {tenant_.address, worker_.address};
+    SetServing(true);
+  }
+  ~TwoPortServer() override { Shutdown(std::chrono::milliseconds(0)); }
+
+  const Addresses& addresses() const override { return addresses_; }
+
+  void SetServing(bool serving) override {
+    for (const Listener* listener : {&tenant_, &worker_}) {
+      if (auto* health = listener->server->GetHealthCheckService()) {
+        health->SetServingStatus(serving);
+      }
+    }
+  }
+
+  void Shutdown(std::chrono::milliseconds grace) override {
+    if (shut_down_) return;
+    shut_down_ = true;
+    const auto deadline = std::chrono::system_clock::now() + grace;
+    tenant_.server->Shutdown(deadline);
+    worker_.server->Shutdown(deadline);
+    tenant_.server->Wait();
+    worker_.server->Wait();
+  }
+
+ private:
+  Listener tenant_;
+  Listener worker_;
+  Addresses addresses_;
+  bool shut_down_ = false;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<RpcServer>> StartRpcServer(const ServiceContext* context,
+                                                          const RpcServer::Addresses& listen) {
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  Listener tenant;
+  tenant.services.push_back(NewQuantizationService(context));
+  tenant.services.push_back(NewArtifactService(context));
+  tenant.services.push_back(NewAdminService(context));
+  Listener worker;
+  worker.services.push_back(NewWorkerService(context));
+  if (absl::Status status = Listen(listen.tenant, kTenantMessageBytes, &tenant); !status.ok()) {
+    return status;
+  }
+  if (absl::Status status = Listen(listen.worker, kWorkerMessageBytes, &worker); !status.ok()) {
+    tenant.server->Shutdown();
+    return status;
+  }
+  return std::make_unique<TwoPortServer>(std::move(tenant), std::move(worker));
+}
+
+}  // namespace quantry::server

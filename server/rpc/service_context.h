@@ -1,0 +1,46 @@
+// What the services share. Everything pointed at outlives them.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "common/clock.h"
+#include "server/artifacts/artifact_store.h"
+#include "server/artifacts/blob_store.h"
+#include "server/jobs/job_store.h"
+#include "server/rpc/call.h"
+#include "server/rpc/engine_tool.h"
+#include "server/rpc/page_token.h"
+#include "server/rpc/sources.h"
+#include "server/rpc/validation.h"
+#include "server/scheduling/wakeup_hub.h"
+
+namespace quantry::server {
+
+struct ServiceContext {
+  RpcRuntime* runtime = nullptr;
+  JobStore* store = nullptr;
+  BlobStore* blobs = nullptr;
+  ArtifactStore* artifacts = nullptr;
+  WakeupHub* hub = nullptr;
+  EngineTool* engine = nullptr;
+  const PageTokens* page_tokens = nullptr;
+  const Sources* sources = nullptr;
+  const Clock* clock = nullptr;
+
+  SpecLimits limits;
+  EngineCapabilities capabilities;  // empty methods: the engine did not answer
+  std::string capabilities_error;   // why
+  std::vector<std::string> local_roots;
+  bool embedded = true;
+  Time start_time;
+  Duration lease_ttl{};
+  Duration heartbeat_interval{};
+};
+
+// Full names of every method of the four services, for metrics and tests.
+std::vector<std::string> AllMethodNames();
+// Short names of those that answer UNIMPLEMENTED.
+const std::vector<std::string>& UnimplementedMethods();
+
+}  // namespace quantry::server

@@ -1,0 +1,168 @@
+#include "server/rpc/sources.h"
+
+#include <filesystem>
+#include <memory>
+#include <system_error>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/errors.h"
+#include "common/ids.h"
+#include "server/artifacts/file_ops.h"
+
+namespace quantry::server {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Named in one answer; the client asks FindMissingBlobs for the rest.
+constexpr size_t kMaxNamedBlobs = 20;
+constexpr std::string_view kFileScheme = "file://";
+
+struct Named {
+  std::string field;
+  std::string path;
+};
+
+// Local paths of the spec: local_path and file: URIs.
+std::vector<Named> LocalPaths(const v1::JobSpec& spec) {
+  std::vector<Named> paths;
+  const auto add = [&](const std::string& field, bool is_path, const std::string& path, bool is_uri,
+                       const std::string& uri) {
+    if (is_path) paths.push_back({field + ".local_path", path});
+    if (is_uri && uri.rfind(kFileScheme, 0) == 0) {
+      paths.push_back({field + ".uri", uri.substr(kFileScheme.size())});
+    }
+  };
+  const v1::ModelSource& model = spec.model();
+  add("model", model.has_local_path(), model.local_path(), model.has_uri(), model.uri());
+  for (const auto& [field, text] : {std::pair<std::string, const v1::TextSource&>(
+                                        "calibration.source", spec.calibration().source()),
+                                    std::pair<std::string, const v1::TextSource&>(
+                                        "evaluation.source", spec.evaluation().source())}) {
+    add(field, text.has_local_path(), text.local_path(), text.has_uri(), text.uri());
+  }
+  return paths;
+}
+
+std::vector<v1::BlobFile> BlobsOf(const v1::JobSpec& spec) {
+  std::vector<v1::BlobFile> blobs(spec.model().blobs().files().begin(),
+                                  spec.model().blobs().files().end());
+  if (spec.calibration().source().has_blob()) blobs.push_back(spec.calibration().source().blob());
+  if (spec.evaluation().source().has_blob()) blobs.push_back(spec.evaluation().source().blob());
+  return blobs;
+}
+
+absl::Status MissingError(const std::vector<v1::BlobFile>& missing) {
+  ErrorDetails details;
+  for (const v1::BlobFile& blob : missing) {
+    if (details.preconditions.size() == kMaxNamedBlobs) break;
+    details.preconditions.push_back({"MISSING", blob.sha256(), blob.path().substr(0, 100)});
+  }
+  details.metadata = {{"missing", absl::StrCat(missing.size())}};
+  return MakeDetailedError(
+      Reason::kSourceMissing,
+      absl::StrCat(missing.size(), " blobs of the spec are not on the server, the first is ",
+                   missing[0].sha256(), " (", missing[0].path().substr(0, 100),
+                   "); upload them with UploadBlob, then try again"),
+      std::move(details));
+}
+
+absl::Status Link(const std::string& target, const fs::path& link) {
+  std::error_code error;
+  fs::create_directories(link.parent_path(), error);
+  if (!error) fs::create_symlink(target, link, error);
+  if (error) return DiskError("link", link.string(), error.value());
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status Sources::Check(const std::string& tenant, const v1::JobSpec& spec) const {
+  for (const Named& named : LocalPaths(spec)) {
+    const absl::Status status = roots_->Check(named.path);
+    if (status.ok()) continue;
+    const bool missing = absl::IsNotFound(status);
+    return MakeDetailedError(
+        missing ? Reason::kSourceMissing : Reason::kSourceForbidden,
+        absl::StrCat("quantization_job.spec.", named.field, ": ", std::string(status.message()),
+                     missing ? "" : "; upload the files instead, or ask the operator for a root"),
+        {.metadata = {{"field", named.field}, {"path", named.path.substr(0, 500)}}});
+  }
+  std::vector<v1::BlobFile> missing;
+  for (const v1::BlobFile& blob : BlobsOf(spec)) {
+    auto found = blobs_->Find(tenant, {blob.sha256(), blob.size_bytes()});
+    if (!found.ok()) return found.status();
+    if (!found->complete) missing.push_back(blob);
+  }
+  return missing.empty() ? absl::OkStatus() : MissingError(missing);
+}
+
+Sources::LocalJob::~LocalJob() {
+  std::error_code ignored;
+  fs::remove_all(folder_, ignored);
+}
+
+absl::StatusOr<std::unique_ptr<Sources::LocalJob>> Sources::Materialise(
+    const std::string& tenant, const v1::JobSpec& spec) const {
+  const std::string folder = absl::StrCat(scratch_dir_, "/quote-", NewUuid4());
+  if (absl::Status status = MakeFolders(folder); !status.ok()) return status;
+  auto local = std::make_unique<LocalJob>(folder);
+  const auto object_uri = [](const std::string& field) {
+    return MakeError(Reason::kUnimplementedRpc,
+                     absl::StrCat(field,
+                                  ": quotes for object URIs are not part of this version; "
+                                  "submit the job, or quote a local copy"));
+  };
+  const auto text_path = [&](const v1::TextSource& text, const std::string& name,
+                             v1::EngineText* out) -> absl::Status {
+    if (text.has_local_path()) out->set_path(text.local_path());
+    if (text.has_blob()) out->set_path(blobs_->LocalPath(tenant, text.blob().sha256()));
+    if (!text.has_uri()) return absl::OkStatus();
+    if (text.uri().rfind(kFileScheme, 0) != 0) return object_uri(name);
+    out->set_path(text.uri().substr(kFileScheme.size()));
+    return absl::OkStatus();
+  };
+  v1::EngineJob& job = local->job;
+  if (spec.model().has_local_path()) job.set_model_dir(spec.model().local_path());
+  if (spec.model().has_uri()) {
+    if (spec.model().uri().rfind(kFileScheme, 0) != 0) return object_uri("model.uri");
+    job.set_model_dir(spec.model().uri().substr(kFileScheme.size()));
+  }
+  if (spec.model().has_blobs()) job.set_model_dir(folder + "/model");
+  for (const v1::BlobFile& blob : spec.model().blobs().files()) {
+    absl::Status status =
+        Link(blobs_->LocalPath(tenant, blob.sha256()), fs::path(folder) / "model" / blob.path());
+    if (!status.ok()) return status;
+  }
+  if (spec.has_calibration()) {
+    v1::EngineCalibration& calibration = *job.mutable_calibration();
+    absl::Status status = text_path(spec.calibration().source(), "calibration.source.uri",
+                                    calibration.mutable_text());
+    if (!status.ok()) return status;
+    calibration.mutable_text()->set_format(spec.calibration().format());
+    calibration.set_samples(spec.calibration().samples());
+    calibration.set_sequence_length(spec.calibration().sequence_length());
+    calibration.set_sampling(spec.calibration().sampling());
+  }
+  if (spec.has_evaluation()) {
+    v1::EngineEvaluation& evaluation = *job.mutable_evaluation();
+    absl::Status status =
+        text_path(spec.evaluation().source(), "evaluation.source.uri", evaluation.mutable_text());
+    if (!status.ok()) return status;
+    evaluation.mutable_text()->set_format(spec.evaluation().format());
+    evaluation.set_sequence_length(spec.evaluation().sequence_length());
+    evaluation.set_windows(spec.evaluation().windows());
+  }
+  *job.mutable_method() = spec.method();
+  *job.mutable_outputs() = spec.outputs();
+  *job.mutable_quality_gate() = spec.quality_gate();
+  job.set_seed(spec.seed());
+  job.set_device(spec.resources().device());
+  job.set_threads(spec.resources().threads());
+  job.set_output_dir(folder + "/output");
+  job.set_checkpoint_dir(folder + "/checkpoints");
+  return local;
+}
+
+}  // namespace quantry::server

@@ -1,0 +1,241 @@
+#include "server/rpc/spec_validation.h"
+
+#include <cmath>
+#include <set>
+#include <string>
+#include <string_view>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/digest.h"
+
+namespace quantry::server {
+namespace {
+
+constexpr std::string_view kSpec = "quantization_job.spec.";
+constexpr int kMaxSamples = 65536;
+constexpr int kMaxSequenceLength = 131072;
+constexpr int kMaxWindows = 1 << 20;
+constexpr int kMaxGroupSize = 65536;
+constexpr int kMaxPathBytes = 4096;
+constexpr std::int64_t kMaxSeconds = 365 * 86400;
+
+std::string At(std::string_view path) { return std::string(kSpec) + std::string(path); }
+
+bool IsCleanRelativePath(std::string_view path) {
+  if (path.empty() || path.size() > 1024 || path.front() == '/' || path.back() == '/') return false;
+  if (path.find_first_of(std::string_view("\\\0", 2)) != std::string_view::npos) return false;
+  for (size_t begin = 0; begin < path.size();) {
+    const size_t end = std::min(path.find('/', begin), path.size());
+    const std::string_view part = path.substr(begin, end - begin);
+    if (part.empty() || part == "." || part == "..") return false;
+    begin = end + 1;
+  }
+  return true;
+}
+
+void CheckBlob(const std::string& field, const v1::BlobFile& blob, const SpecLimits& limits,
+               Violations* out) {
+  if (!IsCleanRelativePath(blob.path())) {
+    out->Wanted(field + ".path", "a relative path without '..', '.', '\\' or NUL",
+                "'" + blob.path() + "'");
+  }
+  if (!IsSha256Hex(blob.sha256())) {
+    out->Wanted(field + ".sha256", "64 lower-case hex digits", "'" + blob.sha256() + "'");
+  }
+  out->Range(field + ".size_bytes", blob.size_bytes(), 0, limits.max_blob_bytes);
+}
+
+void CheckUri(const std::string& field, const std::string& uri, Violations* out) {
+  // Escapes in a file: URI could name another path here than at the worker.
+  if (uri.rfind("file:", 0) == 0 && uri.find('%') != std::string::npos) {
+    return out->Wanted(field, "a file: URI without %-escapes; use local_path", "'" + uri + "'");
+  }
+  for (const char* scheme : {"file:///", "s3://", "gs://", "abfs://"}) {
+    if (uri.rfind(scheme, 0) == 0 && uri.size() <= kMaxPathBytes &&
+        uri.find('\0') == std::string::npos) {
+      return;
+    }
+  }
+  out->Wanted(field, "file:///, s3://, gs:// or abfs:// and at most 4096 bytes", "'" + uri + "'");
+}
+
+void CheckLocalPath(const std::string& field, const std::string& path, Violations* out) {
+  if (path.empty() || path.front() != '/' || path.size() > kMaxPathBytes ||
+      path.find('\0') != std::string::npos) {
+    out->Wanted(field, "an absolute path of at most 4096 bytes", "'" + path + "'");
+  }
+}
+
+void CheckModel(const v1::ModelSource& model, const SpecLimits& limits, Violations* out) {
+  const std::string field = At("model");
+  switch (model.kind_case()) {
+    case v1::ModelSource::kLocalPath:
+      return CheckLocalPath(field + ".local_path", model.local_path(), out);
+    case v1::ModelSource::kUri:
+      return CheckUri(field + ".uri", model.uri(), out);
+    case v1::ModelSource::kBlobs:
+      break;
+    case v1::ModelSource::KIND_NOT_SET:
+      return out->Wanted(field, "one of local_path, uri, blobs", "nothing");
+  }
+  const auto& files = model.blobs().files();
+  out->Range(field + ".blobs.files", files.size(), 1, SpecLimits::kMaxBlobFiles);
+  std::set<std::string> paths;
+  for (int i = 0; i < files.size(); ++i) {
+    const std::string name = absl::StrCat(field, ".blobs.files[", i, "]");
+    CheckBlob(name, files[i], limits, out);
+    if (!paths.insert(files[i].path()).second) {
+      out->Wanted(name + ".path", "each path once", "'" + files[i].path() + "' again");
+    }
+  }
+}
+
+void CheckText(const std::string& field, const v1::TextSource& text, const SpecLimits& limits,
+               Violations* out) {
+  switch (text.kind_case()) {
+    case v1::TextSource::kLocalPath:
+      return CheckLocalPath(field + ".local_path", text.local_path(), out);
+    case v1::TextSource::kUri:
+      return CheckUri(field + ".uri", text.uri(), out);
+    case v1::TextSource::kBlob:
+      return CheckBlob(field + ".blob", text.blob(), limits, out);
+    case v1::TextSource::KIND_NOT_SET:
+      return out->Wanted(field, "one of local_path, uri, blob", "nothing");
+  }
+}
+
+void CheckGrid(const std::string& field, const v1::WeightGrid& grid, Violations* out) {
+  const int bits = grid.bits();
+  if (bits != 2 && bits != 3 && bits != 4 && bits != 8) {
+    out->Wanted(field + ".bits", "2, 3, 4 or 8", absl::StrCat(bits));
+  }
+  const int size = grid.group_size();
+  if (size < -1 || size > kMaxGroupSize) {
+    out->Wanted(field + ".group_size", "-1 (per channel), 0 (the default, 128) or 1 to 65536",
+                absl::StrCat(size));
+  }
+}
+
+void CheckMethod(const v1::Method& method, Violations* out) {
+  const std::string field = At("method");
+  switch (method.kind_case()) {
+    case v1::Method::kRtn:
+      return CheckGrid(field + ".rtn.grid", method.rtn().grid(), out);
+    case v1::Method::kAwq:
+      CheckGrid(field + ".awq.grid", method.awq().grid(), out);
+      out->Range(field + ".awq.scale_grid_points", method.awq().scale_grid_points(), 0, 1000);
+      return;
+    case v1::Method::KIND_NOT_SET:
+      return out->Wanted(field, "one of rtn, awq", "nothing");
+  }
+}
+
+void CheckCalibration(const v1::JobSpec& spec, const SpecLimits& limits, Violations* out) {
+  const std::string field = At("calibration");
+  if (!spec.has_calibration()) {
+    if (spec.method().has_awq()) {
+      out->Wanted(field, "a text to calibrate with: method awq needs one", "nothing");
+    }
+    return;
+  }
+  const v1::Calibration& calibration = spec.calibration();
+  CheckText(field + ".source", calibration.source(), limits, out);
+  out->Range(field + ".samples", calibration.samples(), 0, kMaxSamples);
+  out->Range(field + ".sequence_length", calibration.sequence_length(), 0, kMaxSequenceLength);
+  if (!v1::TextFormat_IsValid(calibration.format())) {
+    out->Wanted(field + ".format", "a known TextFormat", absl::StrCat(calibration.format()));
+  }
+  if (!v1::Calibration::Sampling_IsValid(calibration.sampling())) {
+    out->Wanted(field + ".sampling", "a known Sampling", absl::StrCat(calibration.sampling()));
+  }
+}
+
+void CheckEvaluation(const v1::JobSpec& spec, const SpecLimits& limits, Violations* out) {
+  const std::string field = At("evaluation");
+  if (spec.has_evaluation()) {
+    const v1::Evaluation& evaluation = spec.evaluation();
+    CheckText(field + ".source", evaluation.source(), limits, out);
+    out->Range(field + ".sequence_length", evaluation.sequence_length(), 0, kMaxSequenceLength);
+    out->Range(field + ".windows", evaluation.windows(), 0, kMaxWindows);
+    if (!v1::TextFormat_IsValid(evaluation.format())) {
+      out->Wanted(field + ".format", "a known TextFormat", absl::StrCat(evaluation.format()));
+    }
+  }
+  const v1::QualityGate& gate = spec.quality_gate();
+  const std::string gate_field = At("quality_gate");
+  for (const auto& [name, value] :
+       {std::pair{".max_perplexity_ratio", gate.max_perplexity_ratio()},
+        std::pair{".max_perplexity_increase", gate.max_perplexity_increase()}}) {
+    if (!std::isfinite(value) || value < 0) {
+      out->Wanted(gate_field + name, "a finite number of 0 or more", absl::StrCat(value));
+    } else if (value > 0 && !spec.has_evaluation()) {
+      out->Wanted(field, "an evaluation: the quality gate needs a measurement", "nothing");
+    }
+  }
+}
+
+void CheckOutputs(const v1::JobSpec& spec, Violations* out) {
+  const std::string field = At("outputs");
+  out->Range(field, spec.outputs_size(), 0, 8);
+  std::set<int> seen;
+  for (int i = 0; i < spec.outputs_size(); ++i) {
+    const v1::OutputFormat format = spec.outputs(i).format();
+    const std::string name = absl::StrCat(field, "[", i, "].format");
+    if (format == v1::OUTPUT_FORMAT_UNSPECIFIED || !v1::OutputFormat_IsValid(format)) {
+      out->Wanted(name, "COMPRESSED_TENSORS, DENSE or QUANTRY", absl::StrCat(format));
+    } else if (!seen.insert(format).second) {
+      out->Wanted(name, "each format once", v1::OutputFormat_Name(format) + " again");
+    }
+  }
+}
+
+bool IsDevice(std::string_view device) {
+  if (device.empty() || device == "auto" || device == "cpu" || device == "cuda") return true;
+  if (device.substr(0, 5) != "cuda:" || device.size() < 6 || device.size() > 7) return false;
+  return device.substr(5).find_first_not_of("0123456789") == std::string_view::npos;
+}
+
+void CheckDuration(const std::string& field, const google::protobuf::Duration& duration,
+                   Violations* out) {
+  out->Range(field + ".seconds", duration.seconds(), 0, kMaxSeconds);
+  out->Range(field + ".nanos", duration.nanos(), 0, 999'999'999);
+}
+
+void CheckResources(const v1::JobSpec& spec, Violations* out) {
+  const v1::ResourceRequest& resources = spec.resources();
+  const std::string field = At("resources");
+  constexpr std::int64_t kMaxMemory = std::int64_t{1} << 50;
+  out->Range(field + ".gpu_count", resources.gpu_count(), 0, 64);
+  out->Range(field + ".min_gpu_memory_bytes", resources.min_gpu_memory_bytes(), 0, kMaxMemory);
+  out->Range(field + ".host_memory_bytes", resources.host_memory_bytes(), 0, kMaxMemory);
+  out->Range(field + ".threads", resources.threads(), 0, 1024);
+  if (!IsDevice(resources.device())) {
+    out->Wanted(field + ".device", "auto, cpu, cuda or cuda:N", "'" + resources.device() + "'");
+  }
+  const std::string limits = At("stop_limits");
+  CheckDuration(limits + ".max_run", spec.stop_limits().max_run(), out);
+  CheckDuration(limits + ".max_pending", spec.stop_limits().max_pending(), out);
+  CheckDuration(limits + ".max_no_progress", spec.stop_limits().max_no_progress(), out);
+  out->Range(At("retry_policy.max_attempts"), spec.retry_policy().max_attempts(), 0, 100);
+}
+
+}  // namespace
+
+void CheckSpec(const v1::JobSpec& spec, const SpecLimits& limits, Violations* violations) {
+  const auto size = static_cast<std::int64_t>(spec.ByteSizeLong());
+  if (size > SpecLimits::kMaxSpecBytes) {
+    violations->Wanted("quantization_job.spec",
+                       absl::StrCat("at most ", SpecLimits::kMaxSpecBytes, " bytes"),
+                       absl::StrCat(size));
+    return;
+  }
+  CheckModel(spec.model(), limits, violations);
+  CheckMethod(spec.method(), violations);
+  CheckCalibration(spec, limits, violations);
+  CheckEvaluation(spec, limits, violations);
+  CheckOutputs(spec, violations);
+  CheckResources(spec, violations);
+}
+
+}  // namespace quantry::server

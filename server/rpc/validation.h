@@ -1,0 +1,50 @@
+// What tenants send, checked once and turned into domain requests that cannot
+// be invalid. All limits on a job's specification are here. Looks at the
+// request only: whether sources exist is checked by sources.h. Pure.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/clock.h"
+#include "google/protobuf/message.h"
+#include "quantry/v1/quantization_service.pb.h"
+#include "server/jobs/job_store.h"
+
+namespace quantry::server {
+
+struct SpecLimits {
+  std::int64_t max_blob_bytes = std::int64_t{1} << 40;
+  // Spec messages larger than this fill the database, not the engine.
+  static constexpr std::int64_t kMaxSpecBytes = 256 << 10;
+  static constexpr int kMaxLabels = 64;
+  static constexpr int kMaxBlobFiles = 10000;
+};
+
+// Where "" stands for the tenant of a name that does not say one: never. The
+// tenant comes from `parent`.
+// Errors: INVALID_ARGUMENT INVALID_SPEC with every field violation;
+// INVALID_NAME for a malformed parent or id. Defaults are filled in, the spec
+// digest is set, `key.id` is chosen when the request has none.
+absl::StatusOr<SubmitRequest> ValidateCreate(const v1::CreateQuantizationJobRequest& request,
+                                             const SpecLimits& limits);
+
+// Labels, priority and expire_time by update_mask.
+absl::StatusOr<UpdateRequest> ValidateUpdate(const v1::UpdateQuantizationJobRequest& request);
+
+// Fills every default of a valid spec, so that the same job always has the
+// same bytes.
+void FillDefaults(v1::JobSpec* spec);
+
+// Deterministic serialization: the input of digests.
+std::string CanonicalBytes(const google::protobuf::Message& message);
+// sha256 hex of the canonical bytes.
+std::string DigestOf(const google::protobuf::Message& message);
+
+// 0 = 50, at most 1000. INVALID_ARGUMENT when negative.
+absl::StatusOr<int> PageSize(int requested);
+inline constexpr int kMaxPageSize = 1000;
+
+}  // namespace quantry::server

@@ -1,0 +1,236 @@
+#include "server/rpc/watch.h"
+
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/errors.h"
+#include "common/ids.h"
+#include "server/rpc/convert.h"
+
+namespace quantry::server {
+namespace {
+
+using Message = v1::WatchQuantizationJobResponse;
+using std::chrono::steady_clock;
+
+constexpr std::string_view kMethod = "/quantry.v1.QuantizationService/WatchQuantizationJob";
+// A watch that is told nothing looks for itself this often.
+constexpr auto kPoll = std::chrono::seconds(10);
+
+// All members below `task_` belong to the step, which never runs twice at
+// once; reactions of gRPC only set the flags and kick it.
+class WatchReactor : public grpc::ServerWriteReactor<Message> {
+ public:
+  WatchReactor(const ServiceContext* context, const v1::WatchQuantizationJobRequest& request)
+      : context_(context),
+        call_(kMethod, context->runtime->metrics),
+        name_(request.name()),
+        after_(request.after_sequence()),
+        interval_(request.has_min_interval() ? FromProto(request.min_interval())
+                                             : Duration(kDefaultWatchInterval)) {
+    context_->runtime->metrics->watch_streams.Increment();
+    task_ = std::make_shared<SerialTask>(context->runtime->streams, [this] { Step(); });
+    context->runtime->open_streams.Add(task_);
+    task_->Kick();
+  }
+
+  void OnWriteDone(bool ok) override {
+    {
+      const std::lock_guard lock(mutex_);
+      writing_ = false;
+      if (!ok) cancelled_ = true;
+    }
+    task_->Kick();
+  }
+
+  void OnCancel() override {
+    {
+      const std::lock_guard lock(mutex_);
+      cancelled_ = true;
+    }
+    task_->Kick();
+  }
+
+  void OnDone() override {
+    context_->runtime->metrics->watch_streams.Decrement();
+    delete this;
+  }
+
+ private:
+  void Step() {
+    {
+      const std::lock_guard lock(mutex_);
+      if (writing_) return;  // OnWriteDone kicks again
+      if (cancelled_) return End(absl::CancelledError("the caller went away"));
+    }
+    if (ended_) return End(absl::OkStatus());
+    if (context_->runtime->draining) return End(RpcRuntime::Draining());
+    absl::Status status = started_ ? Continue() : Begin();
+    if (!status.ok()) End(status);
+  }
+
+  absl::Status Begin() {
+    auto parsed = ParseJobName(name_);
+    if (!parsed.ok()) return parsed.status();
+    if (after_ < 0 || interval_ < Duration::zero()) {
+      return MakeError(Reason::kInvalidArgument,
+                       "after_sequence, min_interval: wanted 0 or more, got less");
+    }
+    key_ = {parsed->tenant, parsed->id};
+    // Subscribed before the first read: a change in between kicks again.
+    subscription_ = context_->hub->OnJobChanged(key_, [task = task_] { task->Kick(); });
+    auto job = context_->store->Get(key_);
+    if (!job.ok()) return job.status();
+    if (after_ > job->last_sequence) {
+      return MakeError(Reason::kEventsCompacted,
+                       absl::StrCat("after_sequence ", after_, " is beyond the job's last, ",
+                                    job->last_sequence, "; watch again without it"),
+                       {{"last_sequence", absl::StrCat(job->last_sequence)}});
+    }
+    started_ = true;
+    sent_sequence_ = after_ == 0 ? job->last_sequence : after_;
+    sent_progress_ = job->progress.SerializeAsString();
+    sent_progress_time_ = steady_clock::now();
+    Message message;
+    *message.mutable_snapshot() = ToProto(*job);
+    Send(std::move(message), "snapshot");
+    return absl::OkStatus();
+  }
+
+  // Sends the next thing there is, or arranges to be woken.
+  absl::Status Continue() {
+    if (events_.empty()) {
+      auto job = context_->store->Get(key_);
+      if (!job.ok()) return job.status();
+      if (job->last_sequence > sent_sequence_) {
+        if (absl::Status status = ReadEvents(); !status.ok()) return status;
+      } else if (IsEnded(job->state)) {
+        Message message;
+        *message.mutable_end()->mutable_job() = ToProto(*job);
+        ended_ = true;
+        Send(std::move(message), "end");
+        return absl::OkStatus();
+      } else {
+        return SendProgressOrWait(*job);
+      }
+    }
+    if (events_.empty()) return absl::OkStatus();
+    Message message;
+    *message.mutable_event() = std::move(events_.front());
+    events_.pop_front();
+    sent_sequence_ = message.event().sequence();
+    Send(std::move(message), "event");
+    return absl::OkStatus();
+  }
+
+  absl::Status ReadEvents() {
+    auto batch = context_->store->Events(key_, sent_sequence_, kWatchBatch);
+    if (!batch.ok()) return batch.status();
+    if (!batch->events.empty() && batch->events.front().sequence() != sent_sequence_ + 1) {
+      return MakeError(Reason::kEventsCompacted,
+                       absl::StrCat("the events after sequence ", sent_sequence_,
+                                    " are gone; watch again without after_sequence"));
+    }
+    for (v1::JobEvent& event : batch->events) events_.push_back(std::move(event));
+    return absl::OkStatus();
+  }
+
+  absl::Status SendProgressOrWait(const Job& job) {
+    const auto now = steady_clock::now();
+    std::string progress = job.progress.SerializeAsString();
+    auto wake = now + kPoll;
+    if (progress != sent_progress_) {
+      const auto due = sent_progress_time_ + interval_;
+      if (now >= due) {
+        Message message;
+        *message.mutable_progress() = job.progress;
+        sent_progress_ = std::move(progress);
+        sent_progress_time_ = now;
+        waiting_progress_.clear();
+        Send(std::move(message), "progress");
+        return absl::OkStatus();
+      }
+      if (!waiting_progress_.empty() && waiting_progress_ != progress) {
+        context_->runtime->metrics->watch_events_conflated.Increment();
+      }
+      waiting_progress_ = std::move(progress);
+      wake = std::min(wake, due);
+    }
+    if (now >= last_write_ + kWatchKeepalive) {
+      Message message;
+      *message.mutable_keepalive()->mutable_time() = ToProto(context_->clock->Now());
+      Send(std::move(message), "keepalive");
+      return absl::OkStatus();
+    }
+    WakeAt(std::min(wake, last_write_ + kWatchKeepalive));
+    return absl::OkStatus();
+  }
+
+  // At most one timer is pending for what matters: a later one is not asked
+  // for while an earlier one will come.
+  void WakeAt(MonotonicTime when) {
+    const auto now = steady_clock::now();
+    if (timer_at_ > now && timer_at_ <= when) return;
+    timer_at_ = when;
+    context_->runtime->timer->At(when, [weak = std::weak_ptr<SerialTask>(task_)] {
+      if (const auto task = weak.lock()) task->Kick();
+    });
+  }
+
+  void Send(Message message, const std::string& kind) {
+    message_ = std::move(message);
+    last_write_ = steady_clock::now();
+    context_->runtime->metrics->watch_events_sent.With({kind}).Increment();
+    {
+      const std::lock_guard lock(mutex_);
+      writing_ = true;
+    }
+    StartWrite(&message_);
+  }
+
+  // The last thing a step does: the reactor may be gone when it returns.
+  void End(const absl::Status& status) {
+    subscription_.Reset();
+    context_->runtime->open_streams.Remove(task_.get());
+    task_->Stop();
+    const grpc::Status final = call_.End(status);
+    Finish(final);
+  }
+
+  const ServiceContext* const context_;
+  Call call_;
+  const std::string name_;
+  const std::int64_t after_;
+  const Duration interval_;
+
+  std::mutex mutex_;
+  bool writing_ = false;    // guarded by mutex_
+  bool cancelled_ = false;  // guarded by mutex_
+
+  std::shared_ptr<SerialTask> task_;
+  JobKey key_;
+  WakeupHub::Subscription subscription_;
+  bool started_ = false;
+  bool ended_ = false;
+  std::int64_t sent_sequence_ = 0;
+  std::deque<v1::JobEvent> events_;
+  std::string sent_progress_;     // serialized, as last sent
+  std::string waiting_progress_;  // seen but not due yet
+  MonotonicTime sent_progress_time_{};
+  MonotonicTime last_write_{};
+  MonotonicTime timer_at_{};
+  Message message_;  // being written
+};
+
+}  // namespace
+
+grpc::ServerWriteReactor<Message>* StartWatch(const ServiceContext* context,
+                                              const v1::WatchQuantizationJobRequest& request) {
+  return new WatchReactor(context, request);
+}
+
+}  // namespace quantry::server

@@ -1,0 +1,212 @@
+#include "server/rpc/worker_service.h"
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/digest.h"
+#include "common/errors.h"
+#include "common/ids.h"
+#include "common/log.h"
+#include "quantry/v1/worker_service.grpc.pb.h"
+#include "server/rpc/acquire.h"
+#include "server/rpc/artifact_streams.h"
+#include "server/rpc/convert.h"
+
+namespace quantry::server {
+namespace {
+
+using grpc::CallbackServerContext;
+using grpc::ServerUnaryReactor;
+
+constexpr int kMaxBeatsPerCall = 1024;
+constexpr size_t kMaxLogTailBytes = 16 << 10;
+constexpr size_t kMaxErrorMessageBytes = 8 << 10;
+
+class Service : public v1::WorkerService::CallbackService {
+ public:
+  explicit Service(const ServiceContext* context) : context_(context), runtime_(context->runtime) {}
+
+  ServerUnaryReactor* RegisterWorker(CallbackServerContext* call,
+                                     const v1::RegisterWorkerRequest* request,
+                                     v1::RegisterWorkerResponse* response) override {
+    return Run("RegisterWorker", call, request, response, &Service::Register);
+  }
+  ServerUnaryReactor* AcquireJob(CallbackServerContext*, const v1::AcquireJobRequest* request,
+                                 v1::AcquireJobResponse* response) override {
+    return StartAcquire(context_, *request, response);
+  }
+  ServerUnaryReactor* Heartbeat(CallbackServerContext* call, const v1::HeartbeatRequest* request,
+                                v1::HeartbeatResponse* response) override {
+    return Run("Heartbeat", call, request, response, &Service::Beats);
+  }
+  ServerUnaryReactor* CommitCheckpoint(CallbackServerContext* call,
+                                       const v1::CommitCheckpointRequest* request,
+                                       v1::CommitCheckpointResponse* response) override {
+    return Run("CommitCheckpoint", call, request, response, &Service::Checkpoint);
+  }
+  ServerUnaryReactor* CompleteJob(CallbackServerContext* call,
+                                  const v1::CompleteJobRequest* request,
+                                  v1::CompleteJobResponse* response) override {
+    return Run("CompleteJob", call, request, response, &Service::Complete);
+  }
+  ServerUnaryReactor* FailJob(CallbackServerContext* call, const v1::FailJobRequest* request,
+                              v1::FailJobResponse* response) override {
+    return Run("FailJob", call, request, response, &Service::Fail);
+  }
+  ServerUnaryReactor* ReleaseJob(CallbackServerContext* call, const v1::ReleaseJobRequest* request,
+                                 v1::ReleaseJobResponse* response) override {
+    return Run("ReleaseJob", call, request, response, &Service::Release);
+  }
+
+ private:
+  template <class Request, class Response>
+  ServerUnaryReactor* Run(std::string_view name, CallbackServerContext* call,
+                          const Request* request, Response* response,
+                          absl::Status (Service::*body)(const Request&, Response*)) {
+    return runtime_->Unary<Request, Response>(
+        runtime_->worker, absl::StrCat("/quantry.v1.WorkerService/", std::string(name)), call,
+        request, response,
+        [this, body](const Request& in, Response* out) { return (this->*body)(in, out); });
+  }
+
+  absl::Status Register(const v1::RegisterWorkerRequest& request,
+                        v1::RegisterWorkerResponse* response) {
+    if (absl::Status status = CheckWorkerInfo(request.worker()); !status.ok()) return status;
+    const std::string session = NewUuid4();
+    absl::Status status =
+        context_->store->RegisterWorker(request.worker(), session, context_->clock->Now());
+    if (!status.ok()) return status;
+    log::Info("worker registered", {{"worker", request.worker().worker_id()},
+                                    {"incarnation", request.worker().incarnation()},
+                                    {"slots", request.worker().slots()}});
+    response->set_session(session);
+    *response->mutable_lease_ttl() = ToProto(context_->lease_ttl);
+    *response->mutable_heartbeat_interval() = ToProto(context_->heartbeat_interval);
+    return absl::OkStatus();
+  }
+
+  absl::Status Beats(const v1::HeartbeatRequest& request, v1::HeartbeatResponse* response) {
+    if (request.jobs_size() > kMaxBeatsPerCall) {
+      return MakeError(
+          Reason::kInvalidArgument,
+          absl::StrCat("jobs: wanted at most ", kMaxBeatsPerCall, ", got ", request.jobs_size()));
+    }
+    std::vector<Beat> beats;
+    for (const v1::JobBeat& job : request.jobs()) {
+      auto beat = FromProto(job);
+      if (!beat.ok()) return beat.status();
+      beats.push_back(*std::move(beat));
+    }
+    auto reply = context_->store->Heartbeat(request.session(), beats, context_->clock->Now());
+    if (!reply.ok()) return reply.status();
+    *response = ToProto(*reply);
+    return absl::OkStatus();
+  }
+
+  absl::Status Checkpoint(const v1::CommitCheckpointRequest& request,
+                          v1::CommitCheckpointResponse*) {
+    auto lease = LeaseFromProto(request.session(), request.job(), request.epoch());
+    if (!lease.ok()) return lease.status();
+    if (absl::Status status = CheckCheckpoint(request.checkpoint()); !status.ok()) return status;
+    return context_->store->CommitCheckpoint(*lease, request.checkpoint(), context_->clock->Now());
+  }
+
+  absl::Status Complete(const v1::CompleteJobRequest& request, v1::CompleteJobResponse*) {
+    auto lease = LeaseFromProto(request.session(), request.job(), request.epoch());
+    if (!lease.ok()) return lease.status();
+    if (!IsSha256Hex(request.manifest_sha256())) {
+      return MakeError(Reason::kInvalidArgument,
+                       "manifest_sha256: wanted 64 lower-case hex digits");
+    }
+    auto events = EventsFromProto(request.event_offset(), request.events());
+    if (!events.ok()) return events.status();
+    auto job = context_->store->Get(lease->job);
+    if (!job.ok()) return job.status();
+    CompleteRequest complete{.lease = *lease,
+                             .manifest_sha256 = request.manifest_sha256(),
+                             .total_bytes = request.total_bytes(),
+                             .file_count = request.file_count(),
+                             .artifact_uri = context_->artifacts->OutputUri(
+                                 lease->job.tenant, job->uid, request.epoch()),
+                             .result = request.result(),
+                             .events = *std::move(events)};
+    complete.result.set_artifact_uri(complete.artifact_uri);
+    // A stale epoch is refused by the store; it need not have its files.
+    if (job->epoch == request.epoch() && !IsEnded(job->state)) {
+      if (absl::Status status = CheckArtifact(complete); !status.ok()) return status;
+    }
+    return context_->store->Complete(complete, context_->clock->Now());
+  }
+
+  // Nothing becomes visible that is not there whole.
+  absl::Status CheckArtifact(const CompleteRequest& complete) {
+    Artifact artifact;
+    artifact.uri = complete.artifact_uri;
+    artifact.manifest_sha256 = complete.manifest_sha256;
+    auto manifest = ReadManifest(context_->artifacts, artifact);
+    if (!manifest.ok()) return manifest.status();
+    for (const v1::ArtifactFile& file : manifest->files()) {
+      auto reader = context_->artifacts->Open(artifact.uri, file.path());
+      if (!reader.ok() && !HasReason(reader.status(), Reason::kArtifactNotFound)) {
+        return reader.status();
+      }
+      const std::int64_t size = reader.ok() ? (*reader)->size_bytes() : -1;
+      if (size != file.size_bytes()) {
+        return MakeError(Reason::kArtifactCorrupt,
+                         absl::StrCat(file.path(), ": wanted ", file.size_bytes(), " bytes, got ",
+                                      size < 0 ? "no file" : absl::StrCat(size)),
+                         {{"path", file.path()}});
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Fail(const v1::FailJobRequest& request, v1::FailJobResponse* response) {
+    auto lease = LeaseFromProto(request.session(), request.job(), request.epoch());
+    if (!lease.ok()) return lease.status();
+    if (request.log_tail().size() > kMaxLogTailBytes ||
+        request.error().message().size() > kMaxErrorMessageBytes) {
+      return MakeError(Reason::kInvalidArgument,
+                       "wanted a log_tail of at most 16 KiB and a message of at most 8 KiB");
+    }
+    auto events = EventsFromProto(request.event_offset(), request.events());
+    if (!events.ok()) return events.status();
+    auto state = context_->store->Fail({.lease = *lease,
+                                        .error = request.error(),
+                                        .retryable = request.retryable(),
+                                        .exit_code = request.exit_code(),
+                                        .exit_signal = request.exit_signal(),
+                                        .log_tail = request.log_tail(),
+                                        .cancelled = request.cancelled(),
+                                        .events = *std::move(events)},
+                                       context_->clock->Now());
+    if (!state.ok()) return state.status();
+    log::Info("attempt failed", {{"job", request.job()},
+                                 {"epoch", request.epoch()},
+                                 {"reason", request.error().reason()},
+                                 {"error", request.error().message()},
+                                 {"state", JobStateName(*state)}});
+    response->set_state(ToProto(*state));
+    return absl::OkStatus();
+  }
+
+  absl::Status Release(const v1::ReleaseJobRequest& request, v1::ReleaseJobResponse*) {
+    auto lease = LeaseFromProto(request.session(), request.job(), request.epoch());
+    if (!lease.ok()) return lease.status();
+    return context_->store->Release(*lease, request.reason().substr(0, 1024),
+                                    context_->clock->Now());
+  }
+
+  const ServiceContext* const context_;
+  RpcRuntime* const runtime_;
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> NewWorkerService(const ServiceContext* context) {
+  return std::make_unique<Service>(context);
+}
+
+}  // namespace quantry::server

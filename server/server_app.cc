@@ -1,0 +1,277 @@
+#include "server/server_app.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <filesystem>
+#include <mutex>
+#include <stop_token>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/clock.h"
+#include "common/errors.h"
+#include "common/http_admin.h"
+#include "common/log.h"
+#include "server/artifacts/confined.h"
+#include "server/artifacts/file_ops.h"
+#include "server/artifacts/local_artifact_store.h"
+#include "server/artifacts/local_blob_store.h"
+#include "server/embedded_agent.h"
+#include "server/jobs/sqlite_job_store.h"
+#include "server/metrics/metered_job_store.h"
+#include "server/scheduling/notifying_job_store.h"
+#include "server/scheduling/sweeper.h"
+
+namespace quantry::server {
+namespace {
+
+namespace fs = std::filesystem;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+// Store calls wait for fsync; group commit turns many waiting threads into few
+// commits, so there are more threads than cores.
+constexpr int kTenantThreads = 16;
+constexpr int kWorkerThreads = 8;
+constexpr int kStreamThreads = 8;
+constexpr int kSlowThreads = 2;
+constexpr size_t kTenantQueue = 4096;
+constexpr size_t kWorkerQueue = 4096;
+constexpr size_t kSlowQueue = 16;
+constexpr int kGarbageBatch = 100;
+
+class App : public ServerApp {
+ public:
+  explicit App(const v1::ServerConfig& config) : config_(config) {}
+
+  ~App() override {
+    runtime_.Drain();
+    if (agent_ != nullptr) agent_->Stop(milliseconds(0));
+    if (rpc_ != nullptr) rpc_->Shutdown(milliseconds(0));
+    admin_.reset();
+    sweeper_thread_ = {};
+    // The executors' threads use what is declared before them.
+  }
+
+  absl::Status Open() {
+    for (const auto& step :
+         {&App::OpenStores, &App::AskEngine, &App::Listen, &App::WriteAddresses}) {
+      if (absl::Status status = (this->*step)(); !status.ok()) return status;
+    }
+    StartLoops();
+    log::Info("quantryd is ready", {{"tenant", addresses().tenant},
+                                    {"worker", addresses().worker},
+                                    {"admin", admin_->address()},
+                                    {"data_dir", config_.data_dir()},
+                                    {"version", QUANTRY_VERSION}});
+    return absl::OkStatus();
+  }
+
+  const RpcServer::Addresses& addresses() const override { return rpc_->addresses(); }
+  std::string admin_address() const override { return admin_->address(); }
+
+  void Drain() override {
+    log::Info("draining");
+    const auto deadline = std::chrono::steady_clock::now() + seconds(config_.drain_timeout_s());
+    const auto left = [&] {
+      return std::max(milliseconds(0), std::chrono::duration_cast<milliseconds>(
+                                           deadline - std::chrono::steady_clock::now()));
+    };
+    rpc_->SetServing(false);
+    runtime_.Drain();
+    // The agent still needs the worker port to give its jobs back.
+    if (agent_ != nullptr) agent_->Stop(left() * 9 / 10);
+    rpc_->Shutdown(left());
+    RemoveAddresses();
+    log::Info("drained");
+  }
+
+ private:
+  absl::Status OpenStores() {
+    const std::string& data = config_.data_dir();
+    JobPolicy policy;
+    policy.lease_ttl = seconds(config_.lease_ttl_s());
+    policy.first_lease_ttl = std::min<Duration>(policy.first_lease_ttl, policy.lease_ttl);
+    policy.max_no_progress = seconds(config_.max_no_progress_s());
+    auto store = OpenSqliteJobStore({.data_dir = data, .policy = policy});
+    if (!store.ok()) return store.status();
+    store_ = NotifyingJobStore(MeteredJobStore(*std::move(store), &clock_, &metrics_), &hub_);
+
+    for (const std::string& folder : {config_.run_dir(), data + "/tmp", data + "/worker"}) {
+      if (absl::Status status = MakeFolders(folder); !status.ok()) return status;
+    }
+    RemoveAddresses();  // of an earlier process that was killed
+    auto roots = LocalRoots::Open({config_.local_roots().begin(), config_.local_roots().end()});
+    if (!roots.ok()) return roots.status();
+    roots_ = *std::move(roots);
+    auto blobs = OpenLocalBlobStore(data + "/blobs");
+    if (!blobs.ok()) return blobs.status();
+    blobs_ = *std::move(blobs);
+    auto artifacts = OpenLocalArtifactStore(config_.artifact_root());
+    if (!artifacts.ok()) return artifacts.status();
+    artifacts_ = *std::move(artifacts);
+    auto tokens = PageTokens::Open(data + "/page_token.key");
+    if (!tokens.ok()) return tokens.status();
+    page_tokens_ = *std::move(tokens);
+    sources_.emplace(&*roots_, blobs_.get(), data + "/tmp");
+    engine_ = NewEngineTool(config_.engine_binary(), data + "/tmp");
+    return absl::OkStatus();
+  }
+
+  // A server without an engine still serves what is there.
+  absl::Status AskEngine() {
+    auto capabilities = engine_->Capabilities();
+    if (capabilities.ok()) {
+      context_.capabilities = *std::move(capabilities);
+    } else {
+      context_.capabilities_error = std::string(capabilities.status().message());
+      log::Warning("the engine did not tell its methods",
+                   {{"engine", config_.engine_binary()}, {"error", context_.capabilities_error}});
+    }
+    metrics_.SetEngineVersion(context_.capabilities.version);
+    return absl::OkStatus();
+  }
+
+  absl::Status Listen() {
+    context_.runtime = &runtime_;
+    context_.store = store_.get();
+    context_.blobs = blobs_.get();
+    context_.artifacts = artifacts_.get();
+    context_.hub = &hub_;
+    context_.engine = engine_.get();
+    context_.page_tokens = &*page_tokens_;
+    context_.sources = &*sources_;
+    context_.clock = &clock_;
+    context_.limits.max_blob_bytes = config_.max_blob_bytes();
+    context_.local_roots = roots_->paths();
+    context_.embedded = config_.embedded();
+    context_.start_time = clock_.Now();
+    context_.lease_ttl = seconds(config_.lease_ttl_s());
+    context_.heartbeat_interval = seconds(config_.heartbeat_interval_s());
+    auto rpc = StartRpcServer(&context_, {config_.listen(), config_.worker_listen()});
+    if (!rpc.ok()) return rpc.status();
+    rpc_ = *std::move(rpc);
+    auto admin = HttpAdmin::Start(
+        config_.admin_listen(),
+        StandardHandlers([this] { return metrics_.Render(); }, [this] { return NotReady(); }));
+    if (!admin.ok()) return admin.status();
+    admin_ = *std::move(admin);
+    return absl::OkStatus();
+  }
+
+  std::string NotReady() {
+    if (runtime_.draining) return "the server is shutting down";
+    const absl::Status status = store_->Ping();
+    return status.ok() ? "" : absl::StrCat("the store: ", std::string(status.message()));
+  }
+
+  absl::Status WriteAddresses() {
+    for (const auto& [name, address] :
+         {std::pair("worker", addresses().worker), std::pair("admin", admin_->address()),
+          std::pair("tenant", addresses().tenant)}) {
+      absl::Status status =
+          WriteFileAtomically(absl::StrCat(config_.run_dir(), "/", name), address + "\n");
+      if (!status.ok()) return status;
+    }
+    return absl::OkStatus();
+  }
+
+  void RemoveAddresses() {
+    std::error_code ignored;
+    for (const char* name : {"tenant", "worker", "admin"}) {
+      fs::remove(absl::StrCat(config_.run_dir(), "/", name), ignored);
+    }
+  }
+
+  void StartLoops() {
+    Sweeper::Options options;
+    options.interval = seconds(config_.sweep_interval_s());
+    options.on_sweep = [this](const absl::StatusOr<SweepReport>& report) { OnSweep(report); };
+    sweeper_.emplace(store_.get(), &clock_, std::move(options));
+    sweeper_thread_ = std::jthread([this](std::stop_token stop) { sweeper_->Run(stop); });
+    if (!config_.embedded()) return;
+    EmbeddedAgent::Options agent;
+    agent.argv = {config_.worker_binary(),
+                  absl::StrCat("--server=", addresses().worker),
+                  absl::StrCat("--work-dir=", config_.data_dir(), "/worker"),
+                  "--worker-id=embedded",
+                  "--admin-listen=127.0.0.1:0",
+                  absl::StrCat("--slots=", config_.embedded_slots()),
+                  absl::StrCat("--engine-binary=", config_.engine_binary()),
+                  absl::StrCat("--log-format=", config_.log_format()),
+                  absl::StrCat("--log-level=", config_.log_level())};
+    agent.on_restart = [this] { metrics_.agent_restarts.Increment(); };
+    agent_ = std::make_unique<EmbeddedAgent>(std::move(agent));
+  }
+
+  // The sweep's beat also refreshes gauges, health and deleted jobs' bytes.
+  void OnSweep(const absl::StatusOr<SweepReport>& report) {
+    if (!runtime_.draining) rpc_->SetServing(report.ok());
+    if (!report.ok()) {
+      log::Error("sweep failed", {{"error", std::string(report.status().message())}});
+      return;
+    }
+    if (report->lost + report->no_progress + report->over_limit > 0) {
+      log::Warning("took jobs from their workers", {{"lost", report->lost},
+                                                    {"no_progress", report->no_progress},
+                                                    {"over_limit", report->over_limit}});
+    }
+    if (const auto stats = store_->Stats(clock_.Now()); stats.ok()) metrics_.SetQueue(*stats);
+    const auto garbage = store_->ListGarbage(kGarbageBatch);
+    if (!garbage.ok()) return;
+    for (const Garbage& item : *garbage) {
+      const absl::Status removed = artifacts_->DeleteJob(item.tenant, item.job_uid);
+      if (removed.ok()) {
+        store_->ForgetGarbage(item).IgnoreError();
+      } else {
+        log::Warning("cannot remove a deleted job's files",
+                     {{"uid", item.job_uid}, {"error", std::string(removed.message())}});
+      }
+    }
+  }
+
+  // Destroyed from the bottom up: threads first, what they use last.
+  const v1::ServerConfig config_;
+  SystemClock clock_;
+  ServerMetrics metrics_{AllMethodNames(), {"rtn", "awq"}};
+  WakeupHub hub_;
+  std::unique_ptr<JobStore> store_;
+  std::optional<LocalRoots> roots_;
+  std::unique_ptr<BlobStore> blobs_;
+  std::unique_ptr<ArtifactStore> artifacts_;
+  std::optional<PageTokens> page_tokens_;
+  std::optional<Sources> sources_;
+  std::unique_ptr<EngineTool> engine_;
+  ServiceContext context_;
+  Executor tenant_executor_{kTenantThreads, kTenantQueue};
+  Executor worker_executor_{kWorkerThreads, kWorkerQueue};
+  Executor stream_executor_{kStreamThreads, 0};
+  Executor slow_executor_{kSlowThreads, kSlowQueue};
+  Timer timer_;
+  RpcRuntime runtime_{.clock = &clock_,
+                      .metrics = &metrics_,
+                      .tenant = &tenant_executor_,
+                      .worker = &worker_executor_,
+                      .streams = &stream_executor_,
+                      .slow = &slow_executor_,
+                      .timer = &timer_};
+  std::unique_ptr<RpcServer> rpc_;
+  std::unique_ptr<HttpAdmin> admin_;
+  std::optional<Sweeper> sweeper_;
+  std::jthread sweeper_thread_;
+  std::unique_ptr<EmbeddedAgent> agent_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ServerApp>> ServerApp::Start(const v1::ServerConfig& config) {
+  auto app = std::make_unique<App>(config);
+  if (absl::Status status = app->Open(); !status.ok()) return status;
+  return app;
+}
+
+}  // namespace quantry::server

@@ -1,0 +1,14 @@
+// The checked configuration of quantryd: defaults that depend on the machine
+// are filled in and wrong values refused before anything is started.
+#pragma once
+
+#include "absl/status/status.h"
+#include "quantry/v1/config.pb.h"
+
+namespace quantry::server {
+
+// INVALID_ARGUMENT INVALID_CONFIG names the flag, what was wanted and got;
+// FAILED_PRECONDITION for an address beyond loopback.
+absl::Status FinishServerConfig(v1::ServerConfig* config);
+
+}  // namespace quantry::server
