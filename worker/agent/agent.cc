@@ -126,6 +126,7 @@ void Agent::RunSlot() {
   JobRunner runner(parts_);
   milliseconds backoff{100};
   std::string acquire_id = NewUuid4();
+  bool open_question = false;  // an acquire call that was never answered
   while (!drain_.stop_requested()) {
     if (!MayAcquire()) {
       Pause(kLookAgain);
@@ -133,6 +134,7 @@ void Agent::RunSlot() {
     }
     const auto answer = client_.Acquire(acquire_id, options_.acquire_wait, drain_.get_token());
     const auto granted = steady_clock::now();
+    open_question = !answer.ok();
     if (!answer.ok()) {
       // The same id again: a lease whose answer got lost comes back.
       if (drain_.stop_requested()) break;
@@ -154,7 +156,7 @@ void Agent::RunSlot() {
     idle_since_ = steady_clock::now();
     if (options_.once) drain_.request_stop();
   }
-  ReturnUnwanted(acquire_id);
+  if (open_question) ReturnUnwanted(acquire_id);
   const std::lock_guard lock(mutex_);
   --running_slots_;
   changed_.notify_all();

@@ -40,6 +40,16 @@ absl::Status Corrupt(const v1::ArtifactFile& file, const Transferred& sent) {
                    {{"path", file.path()}, {"got_sha256", sent.sha256}});
 }
 
+// Writing the artifact is this machine's and the store's business: nothing a
+// user could have asked differently.
+absl::Status StoreError(const std::string& uri, const absl::Status& status) {
+  if (absl::IsCancelled(status) || !ReasonOf(status).empty()) return status;
+  const bool full = absl::IsResourceExhausted(status);
+  return MakeError(full ? Reason::kDiskFull : Reason::kStorageError,
+                   "cannot store the artifact: " + std::string(status.message()),
+                   {{"output_uri", uri}});
+}
+
 }  // namespace
 
 v1::JobResult ResultFromManifest(const v1::Manifest& manifest, const std::string& artifact_uri) {
@@ -73,7 +83,7 @@ absl::StatusOr<v1::CompleteJobRequest> UploadArtifact(const v1::Lease& lease,
   auto manifest = ParseManifest(*json);
   if (!manifest.ok()) return manifest.status();
   auto target = OpenStorage(lease.output_uri());
-  if (!target.ok()) return target.status();
+  if (!target.ok()) return StoreError(lease.output_uri(), target.status());
 
   v1::CompleteJobRequest request;
   for (const v1::ArtifactFile& file : manifest->files()) {
@@ -81,13 +91,15 @@ absl::StatusOr<v1::CompleteJobRequest> UploadArtifact(const v1::Lease& lease,
       return ProtocolError("manifest.json: " + std::string(status.message()));
     }
     auto sent = (*target)->Upload(output_dir + "/" + file.path(), file.path(), check);
-    if (!sent.ok()) return sent.status();
+    if (!sent.ok()) return StoreError(lease.output_uri(), sent.status());
     if (sent->sha256 != file.sha256() || sent->size_bytes != file.size_bytes()) {
       return Corrupt(file, *sent);
     }
     request.set_total_bytes(request.total_bytes() + sent->size_bytes);
   }
-  if (auto status = (*target)->Write(kManifest, *json); !status.ok()) return status;
+  if (auto status = (*target)->Write(kManifest, *json); !status.ok()) {
+    return StoreError(lease.output_uri(), status);
+  }
   if (check) {
     if (auto status = check(static_cast<std::int64_t>(json->size())); !status.ok()) return status;
   }

@@ -4,6 +4,7 @@
 
 #include "common/errors.h"
 #include "google/protobuf/util/json_util.h"
+#include "quantry/v1/quantization_service.pb.h"
 #include "worker/agent/engine_runner.h"
 
 namespace quantry::agent {
@@ -41,6 +42,21 @@ absl::StatusOr<std::string> EngineJobJson(const v1::EngineJob& job) {
   const auto status = google::protobuf::util::MessageToJsonString(job, &json, options);
   if (!status.ok()) return absl::InternalError(std::string(status.message()));
   return json;
+}
+
+absl::StatusOr<std::vector<std::string>> MethodNames(const std::string& json) {
+  v1::ListMethodsResponse response;
+  JsonParseOptions options;
+  options.ignore_unknown_fields = true;
+  const auto status = google::protobuf::util::JsonStringToMessage(json, &response, options);
+  if (!status.ok() || response.methods().empty()) {
+    return MakeError(
+        Reason::kEngineProtocol,
+        "quantry-engine methods: wanted {\"methods\": [...]}, got \"" + json.substr(0, 100) + "\"");
+  }
+  std::vector<std::string> names;
+  for (const v1::MethodDescription& method : response.methods()) names.push_back(method.name());
+  return names;
 }
 
 v1::EngineError ClassifyExit(int exit_code, int exit_signal, bool oom, std::string_view log_tail) {

@@ -250,12 +250,9 @@ absl::StatusOr<EngineAbilities> ProbeEngine(const EngineOptions& options) {
   // "quantry-engine 0.1.0" or "0.1.0".
   const std::string_view text = Trim(*version);
   abilities.version = std::string(text.substr(text.rfind(' ') + 1));
-  std::istringstream lines(*methods);
-  // The first word of each line is a method's name.
-  for (std::string line; std::getline(lines, line);) {
-    const std::string_view name = Trim(line);
-    if (!name.empty()) abilities.methods.emplace_back(name.substr(0, name.find_first_of(" \t")));
-  }
+  auto names = MethodNames(*methods);
+  if (!names.ok()) return names.status();
+  abilities.methods = *std::move(names);
   return abilities;
 }
 

@@ -58,6 +58,10 @@ class EngineRunner {
   EngineOptions options_;
 };
 
+// The names in what `quantry-engine methods` prints, the proto JSON of
+// ListMethodsResponse and more.
+absl::StatusOr<std::vector<std::string>> MethodNames(const std::string& json);
+
 // What a signal, an exit status or a silent end means; `oom` says that the
 // kernel killed something for memory meanwhile.
 v1::EngineError ClassifyExit(int exit_code, int exit_signal, bool oom, std::string_view log_tail);

@@ -1,0 +1,230 @@
+// An engine without numerics for tests of the agent: it follows a script, the
+// job's calibration text, one command a line:
+//   block            one block: files, block_done and checkpoint events; a block
+//                    that is already in checkpoint_dir is skipped
+//   artifact         writes the artifact with its manifest
+//   complete         the completed event, exit 0
+//   error CLASS REASON TEXT   an error event, exit 1
+//   stage NAME       a stage event ("QUANTIZING")
+//   garbage          lines on stdout that are no events
+//   stderr TEXT      one line of log
+//   touch FILE       says "I am here"
+//   wait FILE        until the file exists
+//   ignore-term      SIGTERM does nothing from here on
+//   hang             for ever
+//   signal N         kills itself
+//   exit N
+// The artifact depends only on the number of blocks, so a resumed job can be
+// compared with an undisturbed one.
+#include <signal.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <iostream>
+#include <iterator>
+#include <map>
+#include <sstream>
+#include <string>
+#include <thread>
+
+#include "common/digest.h"
+#include "google/protobuf/util/json_util.h"
+#include "quantry/v1/engine.pb.h"
+
+namespace {
+
+namespace fs = std::filesystem;
+namespace v1 = quantry::v1;
+
+std::string ReadFile(const fs::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+void WriteFile(const fs::path& path, const std::string& bytes) {
+  fs::create_directories(path.parent_path());
+  std::ofstream(path, std::ios::binary) << bytes;
+}
+
+void Emit(const v1::EngineEvent& event) {
+  google::protobuf::util::JsonPrintOptions options;
+  options.preserve_proto_field_names = true;
+  std::string line;
+  (void)google::protobuf::util::MessageToJsonString(event, &line, options);
+  std::cout << line << std::endl;
+}
+
+v1::ArtifactFile Describe(const fs::path& folder, const std::string& name) {
+  const std::string bytes = ReadFile(folder / name);
+  v1::ArtifactFile file;
+  file.set_path(name);
+  file.set_size_bytes(static_cast<std::int64_t>(bytes.size()));
+  file.set_sha256(quantry::Sha256Hex(bytes));
+  return file;
+}
+
+class SyntheticEngine {
+ public:
+  explicit SyntheticEngine(v1::EngineJob job) : job_(std::move(job)) {}
+
+  int Run() {
+    std::istringstream script(ReadFile(job_.calibration().text().path()));
+    while (fs::exists(fs::path(job_.checkpoint_dir()) / BlockName(resumed_))) ++resumed_;
+    v1::EngineEvent started;
+    started.mutable_started()->set_engine_version("synthetic");
+    started.mutable_started()->set_device("cpu");
+    started.mutable_started()->set_blocks_total(4);
+    started.mutable_started()->set_resumed_blocks(resumed_);
+    Emit(started);
+    for (std::string line; std::getline(script, line);) {
+      std::istringstream words(line);
+      std::string command;
+      words >> command;
+      std::string rest;
+      std::getline(words >> std::ws, rest);
+      if (const int status = Do(command, rest); status >= 0) return status;
+    }
+    return 0;
+  }
+
+ private:
+  static std::string BlockName(int index) { return "block-" + std::to_string(index); }
+  static std::string StreamName(int index) { return "streams-" + std::to_string(index); }
+
+  // The exit status, or -1 to go on.
+  int Do(const std::string& command, const std::string& rest) {
+    if (command == "block") Block();
+    if (command == "artifact") Artifact();
+    if (command == "stage") Stage(rest);
+    if (command == "garbage") std::cout << "not json\n{\"started\": 7}\n\x01\xff\n" << std::endl;
+    if (command == "stderr") std::cerr << rest << std::endl;
+    if (command == "touch") WriteFile(rest, std::to_string(getpid()));
+    if (command == "wait") WaitFor([&] { return fs::exists(rest); });
+    if (command == "ignore-term") signal(SIGTERM, SIG_IGN);
+    if (command == "hang") WaitFor([] { return false; });
+    if (command == "signal") kill(getpid(), std::atoi(rest.c_str()));
+    if (command == "exit") return std::atoi(rest.c_str());
+    if (command == "error") return Error(rest);
+    if (command == "complete") return Complete();
+    return -1;
+  }
+
+  static void WaitFor(const std::function<bool()>& done) {
+    while (!done()) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+
+  void Stage(const std::string& name) {
+    v1::EngineEvent event;
+    v1::Stage stage = v1::STAGE_UNSPECIFIED;
+    v1::Stage_Parse("STAGE_" + name, &stage);
+    event.set_stage(stage);
+    Emit(event);
+  }
+
+  void Block() {
+    const int index = blocks_++;
+    if (index < resumed_) return;
+    const fs::path folder(job_.checkpoint_dir());
+    WriteFile(folder / BlockName(index), "block " + std::to_string(index * 31));
+    WriteFile(folder / StreamName(index), std::string(1000, static_cast<char>('a' + index)));
+    fs::remove(folder / StreamName(index - 1));
+    v1::EngineEvent progress;
+    progress.mutable_progress()->set_blocks_done(blocks_);
+    progress.mutable_progress()->set_blocks_total(4);
+    progress.mutable_progress()->set_steps_done(blocks_);
+    progress.mutable_progress()->set_ratio(blocks_ / 4.0);
+    progress.mutable_progress()->set_loss_after(0.5);
+    progress.mutable_progress()->mutable_eta()->set_seconds(4 - blocks_);
+    Emit(progress);
+    v1::EngineEvent done;
+    done.mutable_block_done()->set_index(index);
+    done.mutable_block_done()->set_loss_rtn(1);
+    done.mutable_block_done()->set_loss_final(0.5);
+    done.mutable_block_done()->set_seconds(0.25);
+    Emit(done);
+    v1::EngineEvent checkpoint;
+    checkpoint.mutable_checkpoint()->set_blocks_done(blocks_);
+    for (int i = 0; i < blocks_; ++i) {
+      *checkpoint.mutable_checkpoint()->add_files() = Describe(folder, BlockName(i));
+    }
+    *checkpoint.mutable_checkpoint()->add_files() = Describe(folder, StreamName(index));
+    Emit(checkpoint);
+  }
+
+  void Artifact() {
+    const fs::path output(job_.output_dir());
+    std::string weights;
+    for (int i = 0; i < blocks_; ++i) {
+      weights += ReadFile(fs::path(job_.checkpoint_dir()) / BlockName(i));
+    }
+    WriteFile(output / "model.safetensors", weights);
+    WriteFile(output / "nested/config.json", "{}");
+    v1::Manifest manifest;
+    manifest.set_schema("quantry.manifest.v1");
+    manifest.set_job(job_.job());
+    *manifest.add_files() = Describe(output, "model.safetensors");
+    *manifest.add_files() = Describe(output, "nested/config.json");
+    manifest.mutable_quality()->mutable_perplexity()->set_dense(4);
+    manifest.mutable_quality()->mutable_perplexity()->set_quantized(5);
+    manifest.mutable_bits()->set_linears(4.25);
+    manifest.set_peak_rss_bytes(123);
+    auto* output_summary = manifest.add_outputs();
+    output_summary->set_format("compressed-tensors");
+    output_summary->set_bytes(static_cast<std::int64_t>(weights.size()));
+    std::string json;
+    (void)google::protobuf::util::MessageToJsonString(manifest, &json);
+    WriteFile(output / "manifest.json", json);
+  }
+
+  int Error(const std::string& rest) {
+    std::istringstream words(rest);
+    std::string failure_class, reason, text;
+    words >> failure_class >> reason;
+    std::getline(words >> std::ws, text);
+    v1::EngineEvent event;
+    v1::FailureClass value = v1::FAILURE_CLASS_BUG;
+    v1::FailureClass_Parse("FAILURE_CLASS_" + failure_class, &value);
+    event.mutable_error()->set_failure_class(value);
+    event.mutable_error()->set_reason(reason);
+    event.mutable_error()->set_message(text);
+    Emit(event);
+    return 1;
+  }
+
+  int Complete() {
+    v1::EngineEvent event;
+    event.mutable_completed()->set_manifest_sha256(
+        quantry::Sha256Hex(ReadFile(fs::path(job_.output_dir()) / "manifest.json")));
+    Emit(event);
+    return 0;
+  }
+
+  v1::EngineJob job_;
+  int resumed_ = 0;
+  int blocks_ = 0;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string command = argc > 1 ? argv[1] : "";
+  if (command == "--version") {
+    std::cout << "quantry-engine synthetic" << std::endl;
+    return 0;
+  }
+  if (command == "methods") {
+    std::cout << R"({"methods": [{"name": "rtn"}, {"name": "awq"}]})" << std::endl;
+    return 0;
+  }
+  v1::EngineJob job;
+  if (command != "run" || argc != 4 ||
+      !google::protobuf::util::JsonStringToMessage(ReadFile(argv[3]), &job).ok()) {
+    std::cerr << "usage: synthetic_engine run --job FILE" << std::endl;
+    return 2;
+  }
+  return SyntheticEngine(std::move(job)).Run();
+}
