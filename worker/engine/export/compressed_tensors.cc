@@ -10,9 +10,9 @@
 namespace quantry::engine {
 namespace {
 
-// First release of the library whose readers unpack 3-bit codes the dense way
+// A release of the library whose readers unpack 3-bit codes the dense way
 // (formats.md 3c, "Version trap"); 2, 4 and 8 bits read the same in all.
-constexpr char kLibraryVersion[] = "0.18.0";
+constexpr char kLibraryVersion[] = "0.20.0";
 
 nlohmann::ordered_json WeightScheme(const GridSpec& grid) {
   nlohmann::ordered_json weights = {{"num_bits", grid.bits},

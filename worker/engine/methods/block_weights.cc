@@ -5,13 +5,12 @@
 
 namespace quantry::engine {
 
-std::vector<QuantizedLinear> RoundLinears(const Block& block, const GridSpec& grid,
-                                          at::ScalarType scale_dtype) {
-  std::vector<QuantizedLinear> linears;
-  for (const Linear& linear : block.linears) {
-    linears.push_back(QuantizeNearest(linear.name, linear.weight, linear.bias, grid, scale_dtype));
+Block RoundToNearest(const Block& block, const GridSpec& grid, at::ScalarType scale_dtype) {
+  Block rounded = block;
+  for (Linear& linear : rounded.linears) {
+    linear.weight = FakeQuantize(linear.weight, grid, scale_dtype);
   }
-  return linears;
+  return rounded;
 }
 
 std::map<std::string, at::Tensor> DenseTensors(

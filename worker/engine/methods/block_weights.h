@@ -9,9 +9,9 @@
 
 namespace quantry::engine {
 
-// Every linear of `block` rounded to nearest; biases as they are.
-std::vector<QuantizedLinear> RoundLinears(const Block& block, const GridSpec& grid,
-                                          at::ScalarType scale_dtype);
+// The block with every linear rounded to nearest on its plain grid; shares the
+// other tensors.
+Block RoundToNearest(const Block& block, const GridSpec& grid, at::ScalarType scale_dtype);
 
 // Norms of a block as QuantizedBlock::dense wants them: CPU, in the dtype of
 // `dtypes`.

@@ -8,6 +8,7 @@
 #include "worker/engine/methods/awq/fold.h"
 #include "worker/engine/methods/awq/inputs.h"
 #include "worker/engine/methods/awq/scale_search.h"
+#include "worker/engine/methods/batches.h"
 #include "worker/engine/methods/block_weights.h"
 #include "worker/engine/quant/grid.h"
 

@@ -2,10 +2,11 @@
 
 #include <algorithm>
 
+#include "worker/engine/methods/batches.h"
+
 namespace quantry::engine {
 namespace {
 
-constexpr int64_t kBatchTokens = 2048;
 constexpr int64_t kSampledTokens = 512;
 
 // Adds one batch x [tokens, in]; `first_token` is its place in the stream.
@@ -47,13 +48,6 @@ int InputSource(const Architecture& architecture, int index) {
     }
   }
   return index;
-}
-
-int64_t WindowsPerBatch(int64_t length) { return std::max<int64_t>(1, kBatchTokens / length); }
-
-int64_t Batches(const StreamShape& stream) {
-  const int64_t step = WindowsPerBatch(stream.length);
-  return (stream.windows + step - 1) / step;
 }
 
 std::map<int, at::Tensor> CaptureInputs(const Block& block, const RopeTable& rope,

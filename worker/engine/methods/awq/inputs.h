@@ -22,11 +22,6 @@ struct InputStatistics {
 // smoothing group that holds linear `index`, or `index` itself.
 int InputSource(const Architecture& architecture, int index);
 
-// Windows of the stream taken at once: a few thousand tokens, so that the
-// widest activations stay small beside a block's weights.
-int64_t WindowsPerBatch(int64_t length);
-int64_t Batches(const StreamShape& stream);
-
 // Inputs of every source linear, [windows, length, in] each, in one forward
 // pass of the full-precision block over x [windows, length, hidden].
 std::map<int, at::Tensor> CaptureInputs(const Block& block, const RopeTable& rope,

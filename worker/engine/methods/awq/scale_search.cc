@@ -6,6 +6,7 @@
 
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/strings.h"
+#include "worker/engine/methods/batches.h"
 #include "worker/engine/quant/grid.h"
 
 namespace quantry::engine {

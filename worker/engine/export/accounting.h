@@ -1,0 +1,29 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "worker/engine/export/exporter.h"
+#include "worker/engine/export/layout.h"
+#include "worker/engine/model/checkpoint.h"
+
+namespace quantry::engine {
+
+// Bits a weight takes, two ways (BitAccounting in artifact.proto).
+struct BitAccounting {
+  double linears = 0;  // (codes + scales + zero points) / weights, the papers' way
+  double file = 0;     // weight files of the primary output * 8 / all parameters
+  int64_t linear_weights = 0;
+  int64_t parameters = 0;
+  uint64_t theoretical_bytes = 0;  // of the primary output, without any padding
+  uint64_t dense_bytes = 0;        // weight bytes of the source checkpoint
+};
+
+// `file_bytes`: weight files of the primary output, 0 when not yet known.
+BitAccounting CountBits(const Checkpoint& checkpoint, const std::vector<PlannedTensor>& plan,
+                        const Layout& primary, uint64_t file_bytes);
+
+// Bytes the tensors of an output take, headers not counted.
+uint64_t OutputBytes(const std::vector<PlannedTensor>& plan, const Layout& layout);
+
+}  // namespace quantry::engine

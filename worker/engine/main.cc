@@ -1,0 +1,133 @@
+// quantry-engine: one process a job. See proto/quantry/v1/engine.proto.
+#include <signal.h>
+#include <unistd.h>
+
+#include <ATen/ATen.h>
+
+#include <chrono>
+#include <cstring>
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "worker/engine/base/error.h"
+#include "worker/engine/evaluation/tools.h"
+#include "worker/engine/methods/catalog.h"
+#include "worker/engine/pipeline/events.h"
+#include "worker/engine/pipeline/job.h"
+#include "worker/engine/pipeline/run.h"
+
+namespace quantry::engine {
+namespace {
+
+constexpr int kTerminated = 143;  // 128 + SIGTERM
+constexpr int kUsage = 2;
+
+constexpr char kHelp[] = R"(quantry-engine: quantizes one model, measures it, writes verified files.
+
+  quantry-engine run --job FILE      run a job; events as JSON lines on stdout
+  quantry-engine quote --job FILE    what that job would cost, as JSON; reads headers only
+  quantry-engine methods             methods and their parameters as JSON
+  quantry-engine eval --model DIR --text FILE [--length 256] [--windows 0]
+                                     perplexity of a dense checkpoint
+  quantry-engine logits --model DIR --tokens FILE --output FILE
+                                     logits of token windows as safetensors
+  quantry-engine inspect --model DIR architecture, shapes and parameters
+  quantry-engine unpack --input DIR --output DIR
+                                     a quantry or compressed-tensors folder as a dense checkpoint
+  quantry-engine --version | --help
+
+A job is the JSON of EngineJob in proto/quantry/v1/engine.proto. The smallest useful one:
+
+  {"model_dir": "examples/stories260k", "output_dir": "out", "checkpoint_dir": "checkpoint",
+   "method": {"awq": {"grid": {"bits": 4, "group_size": -1}}},
+   "calibration": {"text": {"path": "examples/text/calibration.txt"},
+                   "samples": 128, "sequence_length": 256},
+   "evaluation": {"text": {"path": "examples/text/evaluation.txt"}, "sequence_length": 256},
+   "outputs": [{"format": "OUTPUT_FORMAT_COMPRESSED_TENSORS"}]}
+
+Killed at any moment, the same command goes on after the last whole block and gives the same bytes.
+Exit status: 0 done, 1 an error event (or message) says what, 2 wrong usage, 143 stopped by SIGTERM.
+)";
+
+void StopAtOnce(int) { _exit(kTerminated); }
+
+double SteadySeconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// The error an exception stands for.
+EngineError Translate(const std::exception& error) {
+  if (const auto* own = dynamic_cast<const EngineError*>(&error)) return *own;
+  if (dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr ||
+      dynamic_cast<const std::bad_alloc*>(&error) != nullptr ||
+      std::strstr(error.what(), "not enough memory") != nullptr) {
+    return EngineError(FailureClass::kResource, "OUT_OF_MEMORY",
+                       std::string("not enough memory; ask for a machine with more, or use fewer "
+                                   "or shorter calibration windows: ") +
+                           error.what());
+  }
+  return EngineError(FailureClass::kBug, "INTERNAL",
+                     std::string("unexpected failure, please report it: ") + error.what());
+}
+
+// The value of the only flag a sub-command takes; empty when it is not there.
+std::string OnlyFlag(int argc, char** argv, const std::string& flag) {
+  return argc == 3 && argv[1] == flag ? argv[2] : "";
+}
+
+int RunSubcommand(int argc, char** argv) {
+  const std::string path = OnlyFlag(argc, argv, "--job");
+  if (path.empty()) {
+    std::cerr << "usage: quantry-engine run --job FILE\n";
+    return kUsage;
+  }
+  EventWriter events(STDOUT_FILENO);
+  try {
+    RunJob(ReadJobFile(path), events, SteadySeconds);
+    return 0;
+  } catch (const std::exception& error) {
+    events.Error(Translate(error));
+    return 1;
+  }
+}
+
+int Dispatch(int argc, char** argv) {
+  const std::string command = argc > 1 ? argv[1] : "--help";
+  if (command == "run") return RunSubcommand(argc - 1, argv + 1);
+  if (command == "eval") return RunEval(argc - 1, argv + 1);
+  if (command == "logits") return RunLogits(argc - 1, argv + 1);
+  if (command == "inspect") return RunInspect(argc - 1, argv + 1);
+  if (command == "methods") {
+    std::cout << MethodsJson().dump(2) << "\n";
+    return 0;
+  }
+  if (command == "--version") {
+    std::cout << "quantry-engine " << QUANTRY_VERSION << "\n";
+    return 0;
+  }
+  if (command == "--help" || command == "help" || command == "-h") {
+    std::cout << kHelp;
+    return argc > 1 ? 0 : kUsage;
+  }
+  std::cerr << "quantry-engine: unknown command " << command << "; see quantry-engine --help\n";
+  return kUsage;
+}
+
+}  // namespace
+
+int Main(int argc, char** argv) {
+  signal(SIGTERM, StopAtOnce);
+  signal(SIGPIPE, SIG_IGN);
+  try {
+    return Dispatch(argc, argv);
+  } catch (const std::exception& error) {
+    const EngineError translated = Translate(error);
+    std::cerr << "quantry-engine: " << translated.reason << ": " << translated.what() << "\n";
+    return 1;
+  }
+}
+
+}  // namespace quantry::engine
+
+int main(int argc, char** argv) { return quantry::engine::Main(argc, argv); }

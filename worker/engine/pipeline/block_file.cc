@@ -1,0 +1,160 @@
+#include "worker/engine/pipeline/block_file.h"
+
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "worker/engine/base/error.h"
+#include "worker/engine/base/sha256.h"
+#include "worker/engine/base/strings.h"
+#include "worker/engine/model/safetensors.h"
+#include "worker/engine/quant/packing.h"
+
+namespace quantry::engine {
+namespace {
+
+constexpr char kSchema[] = "quantry.block.v1";
+constexpr char kDensePrefix[] = "dense.";
+
+[[noreturn]] void Corrupt(const std::string& path, const std::string& how) {
+  throw EngineError(FailureClass::kEnvironment, "CHECKPOINT_CORRUPT",
+                    StrCat(path, ": ", how, "; delete the checkpoint folder to start over"),
+                    {{"path", path}});
+}
+
+void HashTensor(Sha256& hash, const std::string& name, const at::Tensor& tensor) {
+  if (!tensor.defined()) return;
+  const std::string head =
+      StrCat(name, "|", c10::toString(tensor.scalar_type()), "|", tensor.sizes(), "|");
+  hash.Update(head.data(), head.size());
+  const at::Tensor values = tensor.contiguous();
+  hash.Update(values.const_data_ptr(), values.nbytes());
+}
+
+// Tensors of the file, in the order they are written.
+std::vector<std::pair<std::string, at::Tensor>> FileTensors(const QuantizedBlock& block) {
+  std::vector<std::pair<std::string, at::Tensor>> tensors;
+  for (const QuantizedLinear& linear : block.linears) {
+    tensors.emplace_back(linear.name + ".codes", PackRows(linear.codes, linear.grid.bits));
+    tensors.emplace_back(linear.name + ".scales", linear.scales.to(linear.scale_dtype));
+    tensors.emplace_back(linear.name + ".zeros", linear.zeros);
+    if (linear.bias.defined()) tensors.emplace_back(linear.name + ".bias", linear.bias);
+  }
+  for (const auto& [key, value] : block.dense) tensors.emplace_back(kDensePrefix + key, value);
+  return tensors;
+}
+
+nlohmann::json Describe(const QuantizedBlock& block, const BlockReport& report) {
+  nlohmann::json linears = nlohmann::json::array();
+  for (const QuantizedLinear& linear : block.linears) {
+    linears.push_back({{"name", linear.name},
+                       {"bits", linear.grid.bits},
+                       {"group_size", linear.grid.group_size},
+                       {"symmetric", linear.grid.symmetric},
+                       {"columns", linear.codes.size(1)}});
+  }
+  return {{"schema", kSchema},
+          {"index", block.index},
+          {"digest", BlockDigest(block)},
+          {"linears", linears},
+          {"report", ToJson(report)}};
+}
+
+BlockReport ReportFrom(const nlohmann::json& json) {
+  BlockReport report;
+  report.index = json.at("index").get<int>();
+  const auto number = [&](const char* name) {
+    return json.at(name).is_number() ? json.at(name).get<double>() : 0.0;
+  };
+  report.loss_rtn = number("loss_rtn");
+  report.loss_final = number("loss_final");
+  report.seconds = number("seconds");
+  for (const auto& [name, value] : json.at("metrics").items()) report.metrics[name] = value;
+  return report;
+}
+
+// A copy that outlives the mapping.
+at::Tensor Copy(const SafetensorsFile& file, const std::string& name) {
+  const TensorInfo* info = file.Find(name);
+  if (info == nullptr) Corrupt(file.path(), "tensor " + name + " is absent");
+  at::Tensor value = file.View(*info).clone();
+  file.Release(*info);
+  return value;
+}
+
+QuantizedLinear LinearFrom(const SafetensorsFile& file, const nlohmann::json& json) {
+  QuantizedLinear linear;
+  linear.name = json.at("name").get<std::string>();
+  linear.grid = {json.at("bits").get<int>(), json.at("group_size").get<int64_t>(),
+                 json.at("symmetric").get<bool>()};
+  linear.codes = UnpackRows(Copy(file, linear.name + ".codes"), json.at("columns").get<int64_t>(),
+                            linear.grid.bits);
+  const at::Tensor scales = Copy(file, linear.name + ".scales");
+  linear.scale_dtype = scales.scalar_type();
+  linear.scales = scales.to(at::kFloat);
+  linear.zeros = Copy(file, linear.name + ".zeros");
+  if (file.Find(linear.name + ".bias") != nullptr) linear.bias = Copy(file, linear.name + ".bias");
+  return linear;
+}
+
+StoredBlock Parse(const SafetensorsFile& file, const nlohmann::json& json) {
+  StoredBlock stored;
+  stored.block.index = json.at("index").get<int>();
+  stored.report = ReportFrom(json.at("report"));
+  for (const nlohmann::json& linear : json.at("linears")) {
+    stored.block.linears.push_back(LinearFrom(file, linear));
+  }
+  const std::string prefix = kDensePrefix;
+  for (const TensorInfo& info : file.tensors()) {
+    if (info.name.compare(0, prefix.size(), prefix) != 0) continue;
+    stored.block.dense[info.name.substr(prefix.size())] = Copy(file, info.name);
+  }
+  if (BlockDigest(stored.block) != json.at("digest").get<std::string>()) {
+    Corrupt(file.path(), "values do not match their digest");
+  }
+  return stored;
+}
+
+}  // namespace
+
+std::string BlockFileName(int index) {
+  char name[48];
+  std::snprintf(name, sizeof(name), "block-%05d.safetensors", index);
+  return name;
+}
+
+std::string BlockDigest(const QuantizedBlock& block) {
+  Sha256 hash;
+  for (const QuantizedLinear& linear : block.linears) {
+    HashTensor(hash, linear.name + ".codes", linear.codes);
+    HashTensor(hash, linear.name + ".scales", linear.scales);
+    HashTensor(hash, linear.name + ".zeros", linear.zeros);
+    HashTensor(hash, linear.name + ".bias", linear.bias);
+  }
+  for (const auto& [key, value] : block.dense) HashTensor(hash, key, value);
+  return hash.Finish();
+}
+
+void WriteBlockFile(const std::string& path, const QuantizedBlock& block,
+                    const BlockReport& report) {
+  const auto tensors = FileTensors(block);
+  std::vector<TensorSpec> specs;
+  for (const auto& [name, value] : tensors) {
+    specs.push_back({name, value.scalar_type(), value.sizes().vec()});
+  }
+  SafetensorsWriter writer(path, specs, {{"quantry", Describe(block, report).dump()}});
+  for (const auto& [name, value] : tensors) writer.Append(name, value);
+  writer.Finish();
+}
+
+StoredBlock ReadBlockFile(const std::string& path) {
+  const auto file = SafetensorsFile::Open(path);
+  const auto found = file->metadata().find("quantry");
+  if (found == file->metadata().end()) Corrupt(path, "it is no quantized block");
+  try {
+    return Parse(*file, nlohmann::json::parse(found->second));
+  } catch (const nlohmann::json::exception& error) {
+    Corrupt(path, StrCat("its description is malformed: ", error.what()));
+  }
+}
+
+}  // namespace quantry::engine

@@ -1,0 +1,173 @@
+#include "worker/engine/pipeline/checkpoints.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "worker/engine/base/error.h"
+#include "worker/engine/base/file.h"
+#include "worker/engine/base/sha256.h"
+#include "worker/engine/base/strings.h"
+
+namespace quantry::engine {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr char kSchema[] = "quantry.checkpoint.v1";
+constexpr char kState[] = "state.json";
+constexpr uint64_t kMaxStateBytes = uint64_t{16} << 20;
+
+std::string StreamsFileName(int block) {
+  char name[48];
+  std::snprintf(name, sizeof(name), "streams-%05d.safetensors", block);
+  return name;
+}
+
+bool IsStreams(const std::string& name) { return name.rfind("streams-", 0) == 0; }
+bool IsOurs(const std::string& name) {
+  return IsStreams(name) || name.rfind("block-", 0) == 0 || name.rfind(kState, 0) == 0;
+}
+
+HashedFile Hash(const std::string& dir, const std::string& name) {
+  const FileDigest digest = Sha256OfFile(dir + "/" + name);
+  return {name, digest.bytes, digest.sha256};
+}
+
+// A checkpoint that cannot be used; the text says why.
+struct Unusable {
+  std::string why;
+};
+
+HashedFile Listed(const nlohmann::json& json) {
+  HashedFile file{json.at("path").get<std::string>(), json.at("size_bytes").get<uint64_t>(),
+                  json.at("sha256").get<std::string>()};
+  if (file.path.find('/') != std::string::npos || !IsOurs(file.path)) {
+    throw Unusable{"it names a foreign file " + Printable(file.path)};
+  }
+  return file;
+}
+
+}  // namespace
+
+Checkpoints::Checkpoints(std::string dir, std::string fingerprint)
+    : dir_(std::move(dir)), fingerprint_(std::move(fingerprint)) {
+  std::error_code error;
+  fs::create_directories(dir_, error);
+  if (error) {
+    throw EngineError(FailureClass::kEnvironment, "WRITE_FAILED",
+                      "creating checkpoint folder " + dir_ + ": " + error.message(),
+                      {{"path", dir_}});
+  }
+}
+
+int Checkpoints::Resume(int blocks_total, Streams* streams,
+                        const std::function<void(const std::string&)>& warn) {
+  int done = 0;
+  if (IsRegularFile(PathOf(kState))) {
+    try {
+      done = Read(blocks_total, streams);
+    } catch (const Unusable& unusable) {
+      warn(StrCat("checkpoint in ", dir_, " is ignored: ", unusable.why));
+    } catch (const EngineError& error) {
+      warn(StrCat("checkpoint in ", dir_, " is ignored: ", error.what()));
+    } catch (const nlohmann::json::exception& error) {
+      warn(StrCat("checkpoint in ", dir_, " is ignored: state.json is malformed: ", error.what()));
+    }
+  }
+  if (done == 0) {
+    files_.clear();
+    if (streams != nullptr) *streams = Streams();
+  }
+  RemoveStrangers();
+  return done;
+}
+
+int Checkpoints::Read(int blocks_total, Streams* streams) {
+  const auto state =
+      nlohmann::json::parse(ReadFile(PathOf(kState), kMaxStateBytes, "CHECKPOINT_CORRUPT"));
+  if (state.at("schema") != kSchema) throw Unusable{"its schema is another"};
+  if (state.at("fingerprint") != fingerprint_) {
+    throw Unusable{"it belongs to another job, input, engine version, thread count or device type"};
+  }
+  const int done = state.at("blocks_done").get<int>();
+  if (done < 0 || done > blocks_total) throw Unusable{"it has more blocks than the model"};
+  files_.clear();
+  for (const nlohmann::json& entry : state.at("files")) {
+    const HashedFile wanted = Listed(entry);
+    const HashedFile got = Hash(dir_, wanted.path);
+    if (got.bytes != wanted.bytes || got.sha256 != wanted.sha256) {
+      throw Unusable{wanted.path + " is damaged"};
+    }
+    files_.push_back(wanted);
+  }
+  for (int i = 0; i < done; ++i) Load(i);
+  if (streams != nullptr && done < blocks_total) {
+    *streams = ReadStreams(PathOf(StreamsFileName(done)));
+  }
+  return done;
+}
+
+void Checkpoints::RemoveStrangers() const {
+  std::vector<fs::path> doomed;
+  for (const auto& entry : fs::directory_iterator(dir_)) {
+    const std::string name = entry.path().filename().string();
+    const bool kept = std::any_of(files_.begin(), files_.end(),
+                                  [&](const HashedFile& file) { return file.path == name; });
+    if (IsOurs(name) && !kept && (name != kState || files_.empty())) doomed.push_back(entry.path());
+  }
+  for (const fs::path& path : doomed) fs::remove(path);
+}
+
+void Checkpoints::StoreBlock(const QuantizedBlock& block, const BlockReport& report) {
+  WriteBlockFile(PathOf(BlockFileName(block.index)), block, report);
+}
+
+const std::vector<HashedFile>& Checkpoints::Commit(int blocks_done, const Streams* streams) {
+  std::vector<std::string> old;
+  for (const HashedFile& file : files_) {
+    if (IsStreams(file.path)) old.push_back(file.path);
+  }
+  files_.erase(std::remove_if(files_.begin(), files_.end(),
+                              [](const HashedFile& file) { return IsStreams(file.path); }),
+               files_.end());
+  files_.push_back(Hash(dir_, BlockFileName(blocks_done - 1)));
+  if (streams != nullptr) {
+    WriteStreams(PathOf(StreamsFileName(blocks_done)), *streams);
+    files_.push_back(Hash(dir_, StreamsFileName(blocks_done)));
+  }
+  WriteState(blocks_done);
+  for (const std::string& name : old) fs::remove(PathOf(name));
+  listed_ = files_;
+  listed_.push_back(Hash(dir_, kState));
+  return listed_;
+}
+
+void Checkpoints::WriteState(int blocks_done) {
+  nlohmann::ordered_json files = nlohmann::ordered_json::array();
+  for (const HashedFile& file : files_) files.push_back(ToJson(file));
+  const nlohmann::ordered_json state = {{"schema", kSchema},
+                                        {"fingerprint", fingerprint_},
+                                        {"blocks_done", blocks_done},
+                                        {"files", files}};
+  WriteFileAtomically(PathOf(kState), state.dump(2) + "\n");
+}
+
+StoredBlock Checkpoints::Load(int index) const {
+  StoredBlock stored = ReadBlockFile(PathOf(BlockFileName(index)));
+  if (stored.block.index != index) {
+    throw EngineError(FailureClass::kEnvironment, "CHECKPOINT_CORRUPT",
+                      StrCat(PathOf(BlockFileName(index)), " holds block ", stored.block.index));
+  }
+  return stored;
+}
+
+void Checkpoints::Clear() {
+  files_.clear();
+  RemoveStrangers();
+  std::error_code ignored;
+  fs::remove(dir_, ignored);  // only when nothing else is in it
+}
+
+}  // namespace quantry::engine

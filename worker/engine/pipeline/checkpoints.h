@@ -1,0 +1,54 @@
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "worker/engine/pipeline/block_file.h"
+#include "worker/engine/pipeline/events.h"
+#include "worker/engine/pipeline/streams.h"
+
+namespace quantry::engine {
+
+// The folder a job resumes from:
+//   block-00000.safetensors ..   quantized blocks, one a block done
+//   streams-00003.safetensors    inputs of block 3, the newest only
+//   state.json                   fingerprint, blocks done, size and sha256 of each file
+// state.json is replaced last, after everything it names is durable, and old
+// streams are removed after that: whatever moment the process dies, the folder
+// holds one whole checkpoint. A folder that does not fit is ignored, never an
+// error. One process at a time.
+class Checkpoints {
+ public:
+  // Creates `dir`. `fingerprint` stands for everything that decides the bytes
+  // of a block; a checkpoint with another one is foreign.
+  Checkpoints(std::string dir, std::string fingerprint);
+
+  // Blocks done (0 = start over), and the streams after them when `streams` is
+  // wanted and not all blocks are done. `warn` hears why a checkpoint is ignored.
+  int Resume(int blocks_total, Streams* streams,
+             const std::function<void(const std::string&)>& warn);
+
+  // Makes block `index` durable; then (Commit) the checkpoint after it.
+  void StoreBlock(const QuantizedBlock& block, const BlockReport& report);
+  // `streams`: inputs of the next block, nullptr when there are none. Returns
+  // the files that make up the checkpoint.
+  const std::vector<HashedFile>& Commit(int blocks_done, const Streams* streams);
+
+  StoredBlock Load(int index) const;
+  // Removes every file of the checkpoint.
+  void Clear();
+
+ private:
+  std::string PathOf(const std::string& name) const { return dir_ + "/" + name; }
+  int Read(int blocks_total, Streams* streams);
+  void WriteState(int blocks_done);
+  void RemoveStrangers() const;
+
+  std::string dir_;
+  std::string fingerprint_;
+  std::vector<HashedFile> files_;   // without state.json
+  std::vector<HashedFile> listed_;  // with it
+};
+
+}  // namespace quantry::engine

@@ -1,0 +1,116 @@
+#include "worker/engine/pipeline/inputs.h"
+
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "worker/engine/base/file.h"
+#include "worker/engine/base/sha256.h"
+#include "worker/engine/methods/linear_shapes.h"
+#include "worker/engine/pipeline/versions.h"
+#include "worker/engine/tokenizer/tokenizer.h"
+
+namespace quantry::engine {
+namespace {
+
+bool NeedsTokenizer(const std::optional<TextJob>& text) {
+  return text && text->source.format == TextFormat::kText;
+}
+
+at::Tensor Windows(const TextJob& text, const Tokenizer* tokenizer, const Checkpoint& checkpoint) {
+  CheckSequenceLength(checkpoint.architecture(), checkpoint.config(), text.windows.length);
+  const std::vector<int32_t> tokens =
+      ReadTokens(text.source, tokenizer, checkpoint.config().vocab_size);
+  return CutWindows(tokens, text.windows, text.source);
+}
+
+HashedFile Hash(const std::string& path, const std::string& name) {
+  const FileDigest digest = Sha256OfFile(path);
+  return {name, digest.bytes, digest.sha256};
+}
+
+std::string FileName(const std::string& path) {
+  return std::filesystem::path(path).filename().string();
+}
+
+// Names are by role and file name: the same inputs in another place are the
+// same inputs.
+std::vector<HashedFile> HashInputs(const Job& job, const Checkpoint& checkpoint) {
+  std::vector<HashedFile> files;
+  for (const char* name : {"config.json", "tokenizer.json"}) {
+    const std::string path = job.model_dir + "/" + name;
+    if (IsRegularFile(path)) files.push_back(Hash(path, std::string("model/") + name));
+  }
+  for (const std::string& path : checkpoint.files()) {
+    files.push_back(Hash(path, "model/" + FileName(path)));
+  }
+  if (job.calibration) {
+    const std::string& path = job.calibration->source.path;
+    files.push_back(Hash(path, "calibration/" + FileName(path)));
+  }
+  if (job.evaluation) {
+    const std::string& path = job.evaluation->source.path;
+    files.push_back(Hash(path, "evaluation/" + FileName(path)));
+  }
+  return files;
+}
+
+}  // namespace
+
+Inputs OpenInputs(const Job& job) {
+  Inputs inputs;
+  inputs.checkpoint = Checkpoint::Open(job.model_dir);
+  const Checkpoint& checkpoint = *inputs.checkpoint;
+  CheckGrid(job.grid, LinearWidths(checkpoint.architecture(), checkpoint.config()));
+  std::shared_ptr<const Tokenizer> tokenizer;
+  if (NeedsTokenizer(job.calibration) || NeedsTokenizer(job.evaluation)) {
+    tokenizer = Tokenizer::Load(job.model_dir + "/tokenizer.json");
+  }
+  if (job.calibration) {
+    inputs.calibration = Windows(*job.calibration, tokenizer.get(), checkpoint);
+  }
+  if (job.evaluation) {
+    inputs.evaluation = Windows(*job.evaluation, tokenizer.get(), checkpoint);
+  }
+  inputs.files = HashInputs(job, checkpoint);
+  return inputs;
+}
+
+std::string Fingerprint(const Job& job, const Inputs& inputs, const at::Device& device) {
+  nlohmann::ordered_json files = nlohmann::ordered_json::array();
+  for (const HashedFile& file : inputs.files) {
+    if (file.path.rfind("evaluation/", 0) != 0) files.push_back(file.sha256);
+  }
+  nlohmann::ordered_json all = {{"versions", Versions()},
+                                {"files", files},
+                                {"method", job.method_json},
+                                {"seed", job.seed},
+                                {"spec_digest", job.spec_digest},
+                                {"threads", at::get_num_threads()},
+                                {"instructions", at::get_cpu_capability()},
+                                {"device", device.is_cuda() ? "cuda" : "cpu"}};
+  if (job.calibration) {
+    const WindowSpec& windows = job.calibration->windows;
+    all["calibration"] = {windows.windows, windows.length, static_cast<int>(windows.sampling),
+                          static_cast<int>(job.calibration->source.format)};
+  }
+  return Sha256OfText(all.dump());
+}
+
+std::map<std::string, at::ScalarType> DenseDtypes(const Checkpoint& checkpoint, int block) {
+  const std::string prefix = checkpoint.BlockPrefix(block);
+  std::map<std::string, at::ScalarType> dtypes;
+  const auto add = [&](const std::string& key) {
+    if (checkpoint.Has(prefix + key)) dtypes[key] = checkpoint.Info(prefix + key).dtype;
+  };
+  for (const NormSpec& norm : checkpoint.architecture().norms) {
+    add(norm.name + ".weight");
+    add(norm.name + ".bias");
+  }
+  for (const LinearSpec& linear : checkpoint.architecture().linears) add(linear.name + ".bias");
+  return dtypes;
+}
+
+}  // namespace quantry::engine

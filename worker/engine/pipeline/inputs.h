@@ -1,0 +1,34 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "worker/engine/model/checkpoint.h"
+#include "worker/engine/pipeline/events.h"
+#include "worker/engine/pipeline/job.h"
+
+namespace quantry::engine {
+
+// Everything a job reads, opened and checked before any work is done.
+struct Inputs {
+  std::shared_ptr<const Checkpoint> checkpoint;
+  at::Tensor calibration;         // int64 [windows, length]; undefined when there is none
+  at::Tensor evaluation;          // the same
+  std::vector<HashedFile> files;  // model, calibration and evaluation files with hashes
+};
+
+// Opens and checks the model, tokenizes both texts, hashes every file read.
+// Throws UserError naming what does not fit.
+Inputs OpenInputs(const Job& job);
+
+// SHA-256 over all that decides the bytes of a quantized block: inputs,
+// method, calibration, seed, versions, thread count, device type.
+std::string Fingerprint(const Job& job, const Inputs& inputs, const at::Device& device);
+
+// Storage dtypes of a block's dense tensors, key below the block.
+std::map<std::string, at::ScalarType> DenseDtypes(const Checkpoint& checkpoint, int block);
+
+}  // namespace quantry::engine

@@ -1,0 +1,161 @@
+#include "worker/engine/pipeline/job.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "worker/engine/base/error.h"
+#include "worker/engine/base/file.h"
+#include "worker/engine/base/json_object.h"
+#include "worker/engine/base/strings.h"
+
+namespace quantry::engine {
+namespace {
+
+constexpr int64_t kDefaultSamples = 128;
+constexpr int64_t kDefaultLength = 2048;
+
+TextSource ParseText(JsonObject& parent, const std::string& what, const std::string& reason) {
+  TextSource source;
+  source.what = what;
+  source.reason = reason;
+  std::optional<JsonObject> text = parent.Object("text");
+  if (!text) parent.Refuse("text", "an object with path and format");
+  source.path = text->Required("path");
+  const int format = text->Choice(
+      "format", {"TEXT_FORMAT_UNSPECIFIED", "TEXT_FORMAT_TEXT", "TEXT_FORMAT_TOKEN_IDS"}, 0);
+  source.format = format == 2 ? TextFormat::kTokenIds : TextFormat::kText;
+  text->Finish();
+  return source;
+}
+
+int64_t ParseLength(JsonObject& object, int64_t fallback) {
+  const int64_t length = object.Int("sequence_length", 0, 0, JobLimits::kSequenceLength);
+  if (length == 1) object.Refuse("sequence_length", "at least 2 tokens (0 = default)");
+  return length == 0 ? fallback : length;
+}
+
+TextJob ParseCalibration(JsonObject object, uint64_t seed) {
+  TextJob calibration;
+  calibration.source = ParseText(object, "calibration", "INVALID_CALIBRATION");
+  const int64_t samples = object.Int("samples", 0, 0, JobLimits::kSamples);
+  calibration.windows.windows = samples == 0 ? kDefaultSamples : samples;
+  calibration.windows.length = ParseLength(object, kDefaultLength);
+  const int sampling = object.Choice(
+      "sampling", {"SAMPLING_UNSPECIFIED", "SAMPLING_CONTIGUOUS", "SAMPLING_RANDOM"}, 0);
+  calibration.windows.sampling = sampling == 2 ? Sampling::kRandom : Sampling::kContiguous;
+  calibration.windows.seed = seed;
+  object.Finish();
+  return calibration;
+}
+
+TextJob ParseEvaluation(JsonObject object, int64_t default_length) {
+  TextJob evaluation;
+  evaluation.source = ParseText(object, "evaluation", "INVALID_EVALUATION");
+  evaluation.windows.length = ParseLength(object, default_length);
+  evaluation.windows.windows = object.Int("windows", 0, 0, JobLimits::kSamples);
+  object.Finish();
+  return evaluation;
+}
+
+void ParseMethod(JsonObject& parent, Job& job) {
+  std::optional<JsonObject> kinds = parent.Object("method");
+  std::vector<std::string> known;
+  for (const MethodRow& row : Methods()) known.push_back(row.name);
+  if (!kinds) parent.Refuse("method", StrCat("an object with one of ", Join(known)));
+  for (const MethodRow& row : Methods()) {
+    std::optional<JsonObject> options = kinds->Object(row.name);
+    if (!options) continue;
+    if (job.method_row != nullptr) parent.Refuse("method", "one method, not two");
+    job.method_row = &row;
+    job.grid = ParseGrid(*options);
+    job.method = row.create(*options);
+    options->Finish();
+    job.method_json = kinds->value().dump();
+  }
+  kinds->Finish();
+  if (job.method_row == nullptr) parent.Refuse("method", StrCat("one of ", Join(known)));
+}
+
+void ParseOutputs(JsonObject& parent, Job& job) {
+  for (JsonObject& output : parent.Objects("outputs")) {
+    const std::string wanted = output.String("format", "OUTPUT_FORMAT_UNSPECIFIED");
+    output.Finish();
+    const OutputFormatRow* found = nullptr;
+    std::vector<std::string> known;
+    for (const OutputFormatRow& row : OutputFormats()) {
+      known.push_back(row.enum_name);
+      if (row.enum_name == wanted) found = &row;
+    }
+    if (found == nullptr) output.Refuse("format", StrCat("one of ", Join(known)));
+    if (std::find(job.outputs.begin(), job.outputs.end(), found) != job.outputs.end()) {
+      output.Refuse("format", "a format that is not asked for twice");
+    }
+    job.outputs.push_back(found);
+  }
+  if (job.outputs.empty()) job.outputs.push_back(&OutputFormats().front());
+}
+
+QualityGate ParseGate(JsonObject& parent) {
+  QualityGate gate;
+  if (std::optional<JsonObject> object = parent.Object("quality_gate")) {
+    gate.max_perplexity_ratio = object->Number("max_perplexity_ratio", 0, 0);
+    gate.max_perplexity_increase = object->Number("max_perplexity_increase", 0, 0);
+    object->Finish();
+  }
+  return gate;
+}
+
+void CheckWhole(JsonObject& object, const Job& job) {
+  if (job.method_row->needs_calibration && !job.calibration) {
+    object.Refuse("calibration", StrCat("given: method ", job.method_row->name, " needs it"));
+  }
+  const bool gate =
+      job.quality_gate.max_perplexity_ratio > 0 || job.quality_gate.max_perplexity_increase > 0;
+  if (gate && !job.evaluation) {
+    object.Refuse("evaluation", "given: quality_gate compares what it measures");
+  }
+}
+
+}  // namespace
+
+Job ParseJob(const nlohmann::json& json) {
+  JsonObject object(json, "job");
+  Job job;
+  job.name = object.String("job", "");
+  job.uid = object.String("job_uid", "");
+  job.epoch = object.Int("epoch", 0, 0, INT64_MAX);
+  job.model_dir = object.Required("model_dir");
+  job.seed = object.Int("seed", 0, INT64_MIN, INT64_MAX);
+  ParseMethod(object, job);
+  if (std::optional<JsonObject> calibration = object.Object("calibration")) {
+    job.calibration = ParseCalibration(*calibration, static_cast<uint64_t>(job.seed));
+  }
+  if (std::optional<JsonObject> evaluation = object.Object("evaluation")) {
+    const int64_t length = job.calibration ? job.calibration->windows.length : kDefaultLength;
+    job.evaluation = ParseEvaluation(*evaluation, length);
+  }
+  ParseOutputs(object, job);
+  job.quality_gate = ParseGate(object);
+  job.device = object.String("device", "");
+  if (job.device.empty()) job.device = "auto";
+  job.threads = static_cast<int>(object.Int("threads", 0, 0, JobLimits::kThreads));
+  job.output_dir = object.Required("output_dir");
+  job.checkpoint_dir = object.String("checkpoint_dir", "");
+  job.spec_digest = object.String("spec_digest", "");
+  job.spec_json = object.String("spec_json", "");
+  object.Finish();
+  CheckWhole(object, job);
+  return job;
+}
+
+Job ReadJobFile(const std::string& path) {
+  const std::string text = ReadFile(path, JobLimits::kFileBytes, "INVALID_SPEC");
+  const nlohmann::json json = nlohmann::json::parse(text, nullptr, false);
+  if (json.is_discarded()) {
+    throw UserError("INVALID_SPEC", path + " is not valid JSON (engine.proto, EngineJob)",
+                    {{"path", path}});
+  }
+  return ParseJob(json);
+}
+
+}  // namespace quantry::engine

@@ -1,0 +1,62 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "worker/engine/calibration/dataset.h"
+#include "worker/engine/export/layout.h"
+#include "worker/engine/methods/catalog.h"
+
+namespace quantry::engine {
+
+// Bounds of a job's numbers; larger ones are mistakes.
+struct JobLimits {
+  static constexpr int64_t kSamples = 1 << 20;
+  static constexpr int64_t kSequenceLength = 1 << 20;
+  static constexpr int64_t kThreads = 4096;
+  static constexpr uint64_t kFileBytes = uint64_t{16} << 20;
+};
+
+struct TextJob {
+  TextSource source;
+  WindowSpec windows;
+};
+
+struct QualityGate {
+  double max_perplexity_ratio = 0;     // 0 = no gate
+  double max_perplexity_increase = 0;  // 0 = no gate
+};
+
+// EngineJob of engine.proto, checked: everything that can be known without
+// opening the model holds.
+struct Job {
+  std::string name;
+  std::string uid;
+  int64_t epoch = 0;
+  std::string model_dir;
+  std::optional<TextJob> calibration;
+  std::optional<TextJob> evaluation;
+  const MethodRow* method_row = nullptr;
+  std::unique_ptr<Method> method;
+  std::string method_json;  // the method's message as given, compact
+  GridSpec grid;
+  std::vector<const OutputFormatRow*> outputs;  // distinct; the first is the primary one
+  QualityGate quality_gate;
+  int64_t seed = 0;
+  std::string device = "auto";
+  int threads = 0;
+  std::string output_dir;
+  std::string checkpoint_dir;  // empty: below output_dir, removed at the end
+  std::string spec_digest;
+  std::string spec_json;
+};
+
+// Throws UserError INVALID_SPEC naming the field.
+Job ParseJob(const nlohmann::json& json);
+Job ReadJobFile(const std::string& path);
+
+}  // namespace quantry::engine

@@ -1,0 +1,77 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "worker/engine/methods/method.h"
+#include "worker/engine/pipeline/events.h"
+
+namespace quantry::engine {
+
+// Seconds since some fixed point; passed in so that tests own the time.
+using Seconds = std::function<double()>;
+
+// Steps of a whole job, fixed before the first block.
+struct StepPlan {
+  int blocks = 0;
+  int64_t calibrating = 0;
+  int64_t per_block = 0;
+  int64_t packing = 0;
+  int64_t evaluating = 0;
+  // Cost of one evaluating step relative to the forward pass of one block over
+  // the calibration stream; for the ETA.
+  double evaluating_weight = 0;
+
+  int64_t total() const { return calibrating + blocks * per_block + packing + evaluating; }
+};
+
+// Counts steps and tells the world: at most a few events a second, at least
+// one a second of steady work, steps_done strictly growing from event to
+// event. Not thread-safe.
+class ProgressTracker : public ProgressSink {
+ public:
+  ProgressTracker(const StepPlan& plan, EventWriter& events, Seconds clock,
+                  std::function<int64_t()> device_memory);
+
+  void EnterStage(Stage stage);
+  // Blocks taken over from a checkpoint; their steps count as done.
+  void Resume(int blocks);
+  void Advance(int64_t steps, std::string_view what) override;
+  void BlockStarted();
+  // `stream_seconds`: the part of the block's time spent on one forward pass
+  // of the stream through one block.
+  void BlockDone(const BlockReport& report, double stream_seconds);
+
+  int64_t steps_done() const { return done_; }
+  // Wall time of every stage entered so far, the running one included.
+  std::map<std::string, double> stage_seconds() const;
+
+ private:
+  void Emit();
+  std::optional<double> Eta() const;
+
+  StepPlan plan_;
+  EventWriter& events_;
+  Seconds clock_;
+  std::function<int64_t()> device_memory_;
+  Stage stage_ = Stage::kLoading;
+  double stage_began_;
+  std::map<std::string, double> stage_seconds_;
+  int blocks_done_ = 0;
+  int64_t done_ = 0;
+  int64_t emitted_ = -1;
+  double emitted_at_ = -1e9;
+  double block_began_ = 0;
+  int timed_blocks_ = 0;
+  double timed_seconds_ = 0;
+  double stream_seconds_ = 0;
+  double evaluating_began_ = 0;
+  int64_t evaluating_done_ = 0;
+  std::optional<BlockReport> last_;
+};
+
+}  // namespace quantry::engine

@@ -1,0 +1,286 @@
+#include "worker/engine/pipeline/run.h"
+
+#include <cmath>
+#include <ctime>
+#include <filesystem>
+#include <limits>
+
+#include "worker/engine/base/error.h"
+#include "worker/engine/base/sha256.h"
+#include "worker/engine/base/strings.h"
+#include "worker/engine/device/device.h"
+#include "worker/engine/evaluation/evaluator.h"
+#include "worker/engine/methods/batches.h"
+#include "worker/engine/methods/block_weights.h"
+#include "worker/engine/nn/transformer.h"
+#include "worker/engine/pipeline/checkpoints.h"
+#include "worker/engine/pipeline/inputs.h"
+#include "worker/engine/pipeline/manifest.h"
+#include "worker/engine/pipeline/output_folders.h"
+#include "worker/engine/pipeline/streams.h"
+#include "worker/engine/quant/grid.h"
+
+namespace quantry::engine {
+namespace {
+
+constexpr double kHeadShare = 1.3;  // an evaluation step against its blocks alone
+
+std::string CheckpointDir(const Job& job) {
+  return job.checkpoint_dir.empty() ? job.output_dir + "/.checkpoint" : job.checkpoint_dir;
+}
+
+std::string UtcNow() {
+  const std::time_t now = std::time(nullptr);
+  std::tm utc{};
+  gmtime_r(&now, &utc);
+  char text[32];
+  std::strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%SZ", &utc);
+  return text;
+}
+
+StreamShape ShapeOfStream(const at::Tensor& windows) {
+  if (!windows.defined()) return {};
+  return {windows.size(0), windows.size(1)};
+}
+
+// One job's run; each stage is one method.
+class Run {
+ public:
+  Run(const Job& job, EventWriter& events, const Seconds& clock)
+      : job_(job), events_(events), clock_(clock), began_(clock()) {}
+
+  void Execute() {
+    events_.StageChanged(Stage::kLoading);
+    Load();
+    Calibrate();
+    Quantize();
+    Pack();
+    Evaluate();
+    Finish();
+  }
+
+ private:
+  void Load();
+  void Calibrate();
+  void Quantize();
+  void QuantizeBlock(int index);
+  BlockLosses Advance(const Block& block, const QuantizedBlock& quantized);
+  void Pack();
+  void PackOutput(const Layout& layout);
+  void Evaluate();
+  void Finish();
+
+  StepPlan PlanSteps() const;
+  void Warn(const std::string& message) {
+    manifest_.warnings.push_back(message);
+    events_.Warning(message);
+  }
+  const Checkpoint& checkpoint() const { return *inputs_.checkpoint; }
+  int blocks() const { return static_cast<int>(checkpoint().config().num_layers); }
+  EvaluationOptions evaluation_options() const {
+    EvaluationOptions options;
+    options.device = device_;
+    return options;
+  }
+
+  const Job& job_;
+  EventWriter& events_;
+  const Seconds& clock_;
+  double began_;
+  at::Device device_ = at::kCPU;
+  Inputs inputs_;
+  at::ScalarType scale_dtype_ = at::kHalf;
+  std::unique_ptr<Checkpoints> checkpoints_;
+  std::unique_ptr<ProgressTracker> progress_;
+  Streams streams_;
+  RopeTable rope_;
+  int resumed_ = 0;
+  std::vector<std::string> digests_;  // of every block, as it was computed
+  Manifest manifest_;
+};
+
+StepPlan Run::PlanSteps() const {
+  StepPlan plan;
+  plan.blocks = blocks();
+  const StreamShape stream = ShapeOfStream(inputs_.calibration);
+  plan.calibrating = Batches(stream);
+  plan.per_block = job_.method->Steps(checkpoint().architecture(), checkpoint().config(), stream) +
+                   Batches(stream) + 1;
+  plan.packing = 2 * static_cast<int64_t>(job_.outputs.size()) * plan.blocks;
+  if (!inputs_.evaluation.defined()) return plan;
+  const int64_t windows = inputs_.evaluation.size(0);
+  const int64_t length = inputs_.evaluation.size(1);
+  plan.evaluating = EvaluationSteps(checkpoint(), windows, length, true, evaluation_options());
+  const auto tokens = static_cast<double>(2 * windows * length * plan.blocks);
+  const auto calibration =
+      static_cast<double>(std::max<int64_t>(stream.windows * stream.length, 1));
+  plan.evaluating_weight = kHeadShare * tokens / static_cast<double>(plan.evaluating) / calibration;
+  return plan;
+}
+
+void Run::Load() {
+  ConfigureRuntime(job_.threads);
+  device_ = OpenDevice(job_.device);
+  inputs_ = OpenInputs(job_);
+  scale_dtype_ = ScaleDtypeFor(checkpoint().storage_dtype());
+  CreateOutputFolder(job_.output_dir);
+  checkpoints_ =
+      std::make_unique<Checkpoints>(CheckpointDir(job_), Fingerprint(job_, inputs_, device_));
+  resumed_ = checkpoints_->Resume(blocks(), inputs_.calibration.defined() ? &streams_ : nullptr,
+                                  [&](const std::string& message) { Warn(message); });
+  for (int i = 0; i < resumed_; ++i) {
+    const StoredBlock stored = checkpoints_->Load(i);
+    manifest_.blocks.push_back(stored.report);
+    digests_.push_back(BlockDigest(stored.block));
+  }
+  progress_ = std::make_unique<ProgressTracker>(PlanSteps(), events_, clock_,
+                                                [this] { return PeakDeviceBytes(device_); });
+  events_.Started(DescribeDevice(device_), blocks(), resumed_, checkpoint().parameters());
+}
+
+void Run::Calibrate() {
+  progress_->EnterStage(Stage::kCalibrating);
+  if (!inputs_.calibration.defined()) return;
+  if (resumed_ > 0) {
+    progress_->Advance(Batches(ShapeOfStream(inputs_.calibration)), "taken from the checkpoint");
+  } else {
+    streams_ = EmbedWindows(checkpoint(), inputs_.calibration, device_,
+                            [&] { progress_->Advance(1, "embedding"); });
+  }
+  rope_ = MakeRopeTable(checkpoint().architecture(), checkpoint().config(),
+                        inputs_.calibration.size(1), device_);
+}
+
+void Run::Quantize() {
+  progress_->EnterStage(Stage::kQuantizing);
+  progress_->Resume(resumed_);
+  for (int index = resumed_; index < blocks(); ++index) QuantizeBlock(index);
+  streams_ = Streams();
+}
+
+BlockLosses Run::Advance(const Block& block, const QuantizedBlock& quantized) {
+  const Block final = Rebuild(block, quantized);
+  if (job_.method_row->name == "rtn") {
+    return AdvanceStreams({block, final, final}, rope_, device_, streams_, *progress_);
+  }
+  const Block rtn = RoundToNearest(block, job_.grid, scale_dtype_);
+  return AdvanceStreams({block, rtn, final}, rope_, device_, streams_, *progress_);
+}
+
+void Run::QuantizeBlock(int index) {
+  const double began = clock_();
+  progress_->BlockStarted();
+  const Block block = LoadBlock(checkpoint(), index, device_);
+  const BlockTask task{block,
+                       rope_,
+                       streams_.x_fp,
+                       streams_.x_q,
+                       job_.grid,
+                       scale_dtype_,
+                       DenseDtypes(checkpoint(), index),
+                       static_cast<uint64_t>(job_.seed),
+                       device_};
+  MethodResult result = job_.method->Quantize(task, *progress_);
+  BlockReport report;
+  report.index = index;
+  report.metrics = std::move(result.metrics);
+  report.loss_rtn = report.loss_final = std::numeric_limits<double>::quiet_NaN();
+  BlockLosses losses;
+  if (streams_.defined()) {
+    losses = Advance(block, result.block);
+    report.loss_rtn = losses.rtn;
+    report.loss_final = losses.final;
+  }
+  report.seconds = clock_() - began;
+  digests_.push_back(BlockDigest(result.block));
+  checkpoints_->StoreBlock(result.block, report);
+  const bool last = index + 1 == blocks();
+  const auto& files =
+      checkpoints_->Commit(index + 1, streams_.defined() && !last ? &streams_ : nullptr);
+  manifest_.blocks.push_back(report);
+  progress_->Advance(1, "checkpoint");
+  progress_->BlockDone(report, losses.seconds);
+  events_.BlockDone(report);
+  events_.Checkpoint(index + 1, files);
+}
+
+void Run::PackOutput(const Layout& layout) {
+  const std::string folder(layout.format());
+  const std::string dir = job_.output_dir + "/" + folder;
+  PrepareFormatFolder(dir);
+  // What the engine computed, whatever has happened to the files since.
+  const auto read = [&](int index) {
+    QuantizedBlock block = checkpoints_->Load(index).block;
+    if (BlockDigest(block) == digests_.at(index)) return block;
+    throw EngineError(FailureClass::kEnvironment, "CHECKPOINT_CORRUPT",
+                      StrCat("block ", index, " in ", CheckpointDir(job_),
+                             " changed after it was computed; run the job again"));
+  };
+  Exporter exporter(checkpoint(), layout, dir);
+  for (int index = 0; index < blocks(); ++index) {
+    exporter.Add(read(index));
+    progress_->Advance(1, "packing");
+  }
+  OutputSummary summary = exporter.Finish();
+  exporter.Verify(read, [&] { progress_->Advance(1, "verifying"); });
+  summary.path = folder;
+  summary.verified = true;
+  manifest_.outputs.push_back(summary);
+  for (const std::string& warning : exporter.warnings()) Warn(warning);
+  for (const std::string& name : exporter.files()) {
+    const FileDigest digest = Sha256OfFile(dir + "/" + name);
+    manifest_.files.push_back({folder + "/" + name, digest.bytes, digest.sha256});
+  }
+}
+
+void Run::Pack() {
+  progress_->EnterStage(Stage::kPacking);
+  for (const OutputFormatRow* row : job_.outputs) {
+    PackOutput(*row->create(job_.grid, scale_dtype_));
+  }
+  manifest_.bits =
+      CountBits(checkpoint(), PlanTensors(checkpoint()),
+                *job_.outputs[0]->create(job_.grid, scale_dtype_), manifest_.outputs[0].bytes);
+}
+
+void Run::Evaluate() {
+  if (!inputs_.evaluation.defined()) return;
+  progress_->EnterStage(Stage::kEvaluating);
+  int64_t told = 0;
+  manifest_.quality = quantry::engine::Evaluate(
+      checkpoint(), inputs_.evaluation,
+      [&](int index) {
+        return Rebuild(LoadBlock(checkpoint(), index, device_), checkpoints_->Load(index).block);
+      },
+      evaluation_options(),
+      [&](int64_t done, int64_t) {
+        progress_->Advance(done - told, "evaluating");
+        told = done;
+      });
+  manifest_.evaluation_length = inputs_.evaluation.size(1);
+  if (!std::isfinite(manifest_.quality->perplexity_quantized)) {
+    Warn("the perplexity of the quantized model is not finite and left out");
+  }
+  manifest_.quality_gate_failed = GateFails(job_.quality_gate, *manifest_.quality);
+}
+
+void Run::Finish() {
+  manifest_.inputs = inputs_.files;
+  manifest_.run_seconds = clock_() - began_;
+  manifest_.stage_seconds = progress_->stage_seconds();
+  manifest_.peak_rss_bytes = PeakRssBytes();
+  manifest_.device = DescribeDevice(device_);
+  manifest_.model_type = checkpoint().config().model_type;
+  manifest_.create_time = UtcNow();
+  const std::string sha256 = WriteManifest(job_, manifest_);
+  if (job_.checkpoint_dir.empty()) checkpoints_->Clear();
+  events_.Completed(sha256, manifest_.quality_gate_failed);
+}
+
+}  // namespace
+
+void RunJob(const Job& job, EventWriter& events, const Seconds& clock) {
+  Run(job, events, clock).Execute();
+}
+
+}  // namespace quantry::engine

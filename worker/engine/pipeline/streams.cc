@@ -1,0 +1,100 @@
+#include "worker/engine/pipeline/streams.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "worker/engine/base/error.h"
+#include "worker/engine/base/strings.h"
+#include "worker/engine/methods/batches.h"
+#include "worker/engine/model/safetensors.h"
+#include "worker/engine/nn/transformer.h"
+
+namespace quantry::engine {
+namespace {
+
+void CheckLoss(const char* step, int block, double loss) {
+  if (std::isfinite(loss)) return;
+  throw UserError("NON_FINITE_LOSS",
+                  StrCat("block ", block, ", ", step, ": the loss is ", loss,
+                         "; activations overflow in this block: check the checkpoint's weights "
+                         "and the calibration text"),
+                  {{"block", std::to_string(block)}, {"step", step}});
+}
+
+double SquaredError(const at::Tensor& a, const at::Tensor& b) {
+  return (a - b).square_().sum(at::kDouble).item<double>();
+}
+
+}  // namespace
+
+Streams EmbedWindows(const Checkpoint& checkpoint, const at::Tensor& windows,
+                     const at::Device& device, const std::function<void()>& done) {
+  Streams streams;
+  streams.x_fp = at::empty({windows.size(0), windows.size(1), checkpoint.config().hidden_size});
+  const int64_t step = WindowsPerBatch(windows.size(1));
+  for (int64_t first = 0; first < windows.size(0); first += step) {
+    const int64_t last = std::min(first + step, windows.size(0));
+    streams.x_fp.slice(0, first, last)
+        .copy_(Embed(checkpoint, windows.slice(0, first, last), device));
+    done();
+  }
+  streams.x_q = streams.x_fp.clone();
+  return streams;
+}
+
+BlockLosses AdvanceStreams(const BlockVariants& blocks, const RopeTable& rope,
+                           const at::Device& device, Streams& streams, ProgressSink& progress) {
+  const auto begin = std::chrono::steady_clock::now();
+  BlockLosses losses;
+  const bool same = &blocks.rtn == &blocks.final;
+  const int64_t windows = streams.x_fp.size(0);
+  const int64_t step = WindowsPerBatch(streams.x_fp.size(1));
+  for (int64_t first = 0; first < windows; first += step) {
+    at::Tensor fp = streams.x_fp.slice(0, first, std::min(first + step, windows));
+    at::Tensor q = streams.x_q.slice(0, first, std::min(first + step, windows));
+    const at::Tensor wanted = blocks.original.Forward(fp.to(device), rope);
+    const at::Tensor input = q.to(device);
+    const at::Tensor got = blocks.final.Forward(input, rope);
+    losses.final += SquaredError(got, wanted);
+    losses.rtn += SquaredError(same ? got : blocks.rtn.Forward(input, rope), wanted);
+    fp.copy_(wanted);
+    q.copy_(got);
+    progress.Advance(1, "advancing the streams");
+  }
+  const auto tokens = static_cast<double>(windows * streams.x_fp.size(1));
+  losses.rtn /= tokens;
+  losses.final /= tokens;
+  CheckLoss("rounding to nearest", blocks.original.index, losses.rtn);
+  CheckLoss("quantized block", blocks.original.index, losses.final);
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
+  losses.seconds = elapsed.count() / (same ? 2 : 3);  // forward passes a batch
+  return losses;
+}
+
+void WriteStreams(const std::string& path, const Streams& streams) {
+  const auto spec = [](const char* name, const at::Tensor& x) {
+    return TensorSpec{name, x.scalar_type(), x.sizes().vec()};
+  };
+  SafetensorsWriter writer(path, {spec("x_fp", streams.x_fp), spec("x_q", streams.x_q)});
+  writer.Append("x_fp", streams.x_fp);
+  writer.Append("x_q", streams.x_q);
+  writer.Finish();
+}
+
+Streams ReadStreams(const std::string& path) {
+  const auto file = SafetensorsFile::Open(path);
+  const auto read = [&](const char* name) {
+    const TensorInfo* info = file->Find(name);
+    if (info == nullptr || info->dtype != at::kFloat) {
+      throw EngineError(FailureClass::kEnvironment, "CHECKPOINT_CORRUPT",
+                        StrCat(path, ": no fp32 tensor ", name));
+    }
+    at::Tensor value = file->View(*info).clone();
+    file->Release(*info);
+    return value;
+  };
+  return {read("x_fp"), read("x_q")};
+}
+
+}  // namespace quantry::engine
