@@ -120,8 +120,11 @@ std::string OptionCases(const std::vector<std::pair<std::string, const CLI::App*
       words.insert(words.end(), names.begin(), names.end());
       if (names.empty() && positional.empty()) positional = ValueAction(*option);
     }
-    if (path.empty()) global = words;
-    words.insert(words.end(), global.begin(), global.end());
+    if (path.empty()) {
+      global = words;
+    } else {
+      words.insert(words.end(), global.begin(), global.end());
+    }
     std::vector<std::string> names;
     for (const CLI::App* child : Children(*app)) names.push_back(child->get_name());
     if (!names.empty()) {

@@ -80,7 +80,7 @@ void Bind(CLI::App& command, Action& chosen, Action action) {
 }
 
 CLI::Option* Choices(CLI::Option* option, std::vector<std::string> words) {
-  return option->check(CLI::IsMember(std::move(words)))->type_name("");
+  return option->check(CLI::IsMember(std::move(words), CLI::ignore_case))->type_name("");
 }
 
 absl::StatusOr<int> ParseGroupSize(std::string_view text) {

@@ -93,17 +93,20 @@ void BindDefault(CLI::App& family, Action& chosen, Action action) {
 void AddMethods(CLI::App& app, Action& chosen) {
   CLI::App* command =
       app.add_subcommand("methods", "The server's quantization methods, parameters and defaults");
+  command->footer("\nExample:\n  quantry methods --output json | jq '.[].name'\n");
   Bind(*command, chosen, RunMethods);
 }
 
 void AddServerInfo(CLI::App& app, Action& chosen) {
   CLI::App* command =
       app.add_subcommand("server-info", "Address, version, model types, formats and limits");
+  command->footer("\nExample:\n  quantry server-info --server gpu-box:7070\n");
   Bind(*command, chosen, RunServerInfo);
 }
 
 void AddWorkers(CLI::App& app, Action& chosen) {
   CLI::App* family = app.add_subcommand("workers", "Workers: list them, drain one");
+  family->footer("\nExamples:\n  quantry workers\n  quantry workers drain gpu-7\n");
   BindDefault(*family, chosen, RunWorkers);
   Bind(*family->add_subcommand("list", "Workers seen lately"), chosen, RunWorkers);
   CLI::App* drain =
@@ -119,6 +122,7 @@ void AddWorkers(CLI::App& app, Action& chosen) {
 
 void AddQueue(CLI::App& app, Action& chosen) {
   CLI::App* family = app.add_subcommand("queue", "The queue: depth, ages, slots");
+  family->footer("\nExample:\n  quantry queue\n");
   BindDefault(*family, chosen, RunQueue);
   Bind(*family->add_subcommand("stats", "Depth, ages and states now"), chosen, RunQueue);
 }
@@ -126,6 +130,7 @@ void AddQueue(CLI::App& app, Action& chosen) {
 void AddCompletion(CLI::App& app, Action& chosen) {
   CLI::App* family = app.add_subcommand("completion", "Completion script for a shell");
   family->require_subcommand(1);
+  family->footer("\nExample:\n  source <(quantry completion bash)\n");
   CLI::App* bash = family->add_subcommand("bash", "For bash");
   bash->footer(
       "\nExamples:\n  source <(quantry completion bash)\n"
@@ -138,6 +143,7 @@ void AddCompletion(CLI::App& app, Action& chosen) {
 
 void AddVersion(CLI::App& app, Action& chosen) {
   CLI::App* command = app.add_subcommand("version", "Version of this program");
+  command->footer("\nExample:\n  quantry version\n");
   Bind(*command, chosen, [](Context& context) {
     Print(context, {{"version", QUANTRY_VERSION}}, "quantry " QUANTRY_VERSION "\n");
     return ExitCode::kOk;

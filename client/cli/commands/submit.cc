@@ -88,6 +88,8 @@ absl::StatusOr<Submission> Prepare(const GlobalOptions& global, const SubmitOpti
   absl::StatusOr<std::string> config = ReadConfig(options.method_config);
   if (!config.ok()) return config.status();
   flags.method_config = *std::move(config);
+  flags.calibrate = !options.calibration.empty();
+  flags.evaluate = !options.evaluation.empty();
   absl::StatusOr<v1::JobSpec> spec = BuildSpec(flags);
   if (!spec.ok()) return spec.status();
   const auto labels = ParseLabels(options.labels);

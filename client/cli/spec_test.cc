@@ -1,0 +1,127 @@
+#include "client/cli/spec.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "client/cli/options.h"
+#include "client/cli/spec_check.h"
+
+namespace quantry::cli {
+namespace {
+
+using testing::HasSubstr;
+
+TEST(BuildMethod, FlagsAndFileTogether) {
+  struct Case {
+    const char* name;
+    SpecFlags flags;
+    const char* wanted;  // text format of the method, "" = an error
+    const char* error;
+  };
+  std::vector<Case> cases;
+  const auto add = [&cases](const char* name, const char* wanted, const char* error = "") {
+    cases.push_back({name, {}, wanted, error});
+    return &cases.back().flags;
+  };
+  add("method only", "awq { grid { bits: 4 } }")->method = "awq";
+  SpecFlags* f = add("all flags", "rtn { grid { bits: 3 group_size: 64 symmetric: true } }");
+  f->method = "rtn", f->bits = 3, f->group_size = "64", f->symmetric = true;
+  f = add("channel", "rtn { grid { bits: 4 group_size: -1 } }");
+  f->method = "rtn", f->group_size = "channel";
+  f = add("file only", "awq { grid { bits: 2 group_size: 32 } disable_clip_search: true }");
+  f->method_config =
+      R"({"awq": {"grid": {"bits": 2, "groupSize": 32}, "disable_clip_search": true}})";
+  f = add("flag over file", "awq { grid { bits: 8 group_size: 32 } }");
+  f->method_config = R"({"awq": {"grid": {"bits": 2, "group_size": 32}}})", f->bits = 8;
+  f = add("file and its own method", "awq { grid { bits: 2 } scale_grid_points: 40 }");
+  f->method = "awq";
+  f->method_config = R"({"awq": {"grid": {"bits": 2}, "scaleGridPoints": 40}})";
+  add("nothing", "", "quantry methods");
+  add("unknown method", "", "rtn, awq")->method = "magic";
+  add("the oneof is no method", "", "--method")->method = "kind";
+  f = add("two methods", "", "--method-config holds \"awq\"");
+  f->method = "rtn", f->method_config = R"({"awq": {}})";
+  add("broken JSON", "", "--method-config")->method_config = "{";
+  add("unknown key", "", "--method-config")->method_config = R"({"awq": {"magic": 1}})";
+  f = add("group size of words", "", "--group-size");
+  f->method = "rtn", f->group_size = "many";
+  f = add("group size -2", "", "--group-size");
+  f->method = "rtn", f->group_size = "-2";
+  for (const Case& c : cases) {
+    const auto method = BuildMethod(c.flags);
+    if (*c.error != '\0') {
+      EXPECT_EQ(method.status().code(), absl::StatusCode::kInvalidArgument) << c.name;
+      EXPECT_THAT(std::string(method.status().message()), HasSubstr(c.error)) << c.name;
+      continue;
+    }
+    ASSERT_TRUE(method.ok()) << c.name << ": " << method.status();
+    EXPECT_EQ(method->ShortDebugString(), c.wanted) << c.name;
+  }
+}
+
+TEST(BuildSpec, EveryFlagArrives) {
+  SpecFlags flags;
+  flags.method = "awq";
+  flags.calibrate = flags.evaluate = true;
+  flags.calibration_format = "tokens";
+  flags.calibration_sampling = "random";
+  flags.calibration_samples = 16;
+  flags.calibration_length = 256;
+  flags.evaluation_length = 128;
+  flags.evaluation_windows = 9;
+  flags.formats = {"dense", "quantry", "dense"};
+  flags.max_perplexity_ratio = 1.5;
+  flags.device = "cuda:1";
+  flags.threads = 2;
+  flags.gpus = 1;
+  flags.gpu_memory_gib = 0.5;
+  flags.max_run_s = 90.5;
+  flags.seed = 7;
+  const auto spec = BuildSpec(flags);
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  EXPECT_EQ(spec->ShortDebugString(),
+            "calibration { format: TEXT_FORMAT_TOKEN_IDS samples: 16 sequence_length: 256 "
+            "sampling: SAMPLING_RANDOM } method { awq { grid { bits: 4 } } } "
+            "outputs { format: OUTPUT_FORMAT_DENSE } outputs { format: OUTPUT_FORMAT_QUANTRY } "
+            "evaluation { format: TEXT_FORMAT_TEXT sequence_length: 128 windows: 9 } "
+            "quality_gate { max_perplexity_ratio: 1.5 } resources { gpu_count: 1 "
+            "min_gpu_memory_bytes: 536870912 device: \"cuda:1\" threads: 2 } "
+            "stop_limits { max_run { seconds: 90 nanos: 500000000 } } seed: 7");
+}
+
+TEST(BuildSpec, AGateNeedsAMeasurement) {
+  SpecFlags flags;
+  flags.method = "rtn";
+  flags.max_perplexity_increase = 0.1;
+  EXPECT_THAT(std::string(BuildSpec(flags).status().message()), HasSubstr("--evaluation FILE"));
+}
+
+TEST(ParseLabels, Pairs) {
+  const auto labels = ParseLabels({"a=1", "b=x=y", "c="});
+  ASSERT_TRUE(labels.ok());
+  EXPECT_EQ(*labels, (std::map<std::string, std::string>{{"a", "1"}, {"b", "x=y"}, {"c", ""}}));
+  for (const char* bad : {"a", "=1", ""}) EXPECT_FALSE(ParseLabels({bad}).ok()) << bad;
+  EXPECT_FALSE(ParseLabels({"a=1", "a=2"}).ok());
+}
+
+TEST(CheckSpec, AgainstTheServersMethods) {
+  v1::ListMethodsResponse methods;
+  v1::MethodDescription* rtn = methods.add_methods();
+  rtn->set_name("rtn");
+  rtn->add_bits(4);
+  rtn->add_output_formats("dense");
+  SpecFlags flags;
+  flags.method = "rtn";
+  EXPECT_TRUE(CheckSpec(*BuildSpec(flags), methods).ok());
+  flags.bits = 3;
+  EXPECT_THAT(std::string(CheckSpec(*BuildSpec(flags), methods).message()), HasSubstr("got 3"));
+  flags.bits = 4;
+  flags.formats = {"quantry"};
+  EXPECT_THAT(std::string(CheckSpec(*BuildSpec(flags), methods).message()), HasSubstr("dense"));
+  flags.formats = {};
+  flags.method = "awq";
+  EXPECT_THAT(std::string(CheckSpec(*BuildSpec(flags), methods).message()), HasSubstr("rtn"));
+}
+
+}  // namespace
+}  // namespace quantry::cli

@@ -1,0 +1,374 @@
+// submit, quote and watch against a server that misbehaves on purpose.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "client/cli/testing/fake_server.h"
+#include "client/cli/testing/run.h"
+#include "common/digest.h"
+
+namespace quantry::cli {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::Not;
+
+constexpr char kJob[] = "tenants/default/quantizationJobs/my-job";
+
+v1::QuantizationJob Job(v1::JobState state) {
+  v1::QuantizationJob job;
+  job.set_name(kJob);
+  job.set_state(state);
+  return job;
+}
+
+v1::WatchQuantizationJobResponse Snapshot(v1::JobState state, int64_t sequence) {
+  v1::WatchQuantizationJobResponse message;
+  *message.mutable_snapshot() = Job(state);
+  message.mutable_snapshot()->set_last_sequence(sequence);
+  return message;
+}
+
+v1::WatchQuantizationJobResponse Block(int64_t sequence, int index) {
+  v1::WatchQuantizationJobResponse message;
+  message.mutable_event()->set_sequence(sequence);
+  v1::BlockReport* block = message.mutable_event()->mutable_block_done();
+  block->set_index(index);
+  block->set_seconds(1.5);
+  block->set_loss_rtn(0.02);
+  block->set_loss_final(0.01);
+  return message;
+}
+
+v1::WatchQuantizationJobResponse End(v1::JobState state) {
+  v1::WatchQuantizationJobResponse message;
+  *message.mutable_end()->mutable_job() = Job(state);
+  return message;
+}
+
+v1::QuantizationJob Succeeded() {
+  v1::QuantizationJob job = Job(v1::JOB_STATE_SUCCEEDED);
+  job.set_artifact("tenants/default/artifacts/u");
+  v1::JobResult* result = job.mutable_result();
+  result->mutable_quality()->mutable_perplexity()->set_dense(4.2);
+  result->mutable_quality()->mutable_perplexity()->set_quantized(4.3);
+  result->mutable_bits()->set_linears(4.25);
+  result->mutable_bits()->set_file(6.5);
+  v1::OutputSummary* output = result->add_outputs();
+  output->set_format("compressed-tensors");
+  output->set_path("compressed-tensors");
+  output->set_bytes(3'000'000'000);
+  output->set_compatibility("vllm");
+  result->mutable_timing()->set_queue_s(0.5);
+  result->mutable_timing()->set_run_s(12);
+  result->mutable_timing()->add_blocks_s(1.5);
+  result->set_peak_rss_bytes(300'000'000);
+  result->set_artifact_uri("file:///a");
+  return job;
+}
+
+class SubmitTest : public testing::Test {
+ protected:
+  SubmitTest() {
+    folder.Write("model/config.json", "{}");
+    folder.Write("model/model.safetensors", std::string(1'500'000, 'w'));
+    folder.Write("model/tokenizer.json", "{\"t\":1}");
+    folder.Write("model/modeling_custom.py", "import os");
+    folder.Write("model/pytorch_model.bin", "pickle");
+    folder.Write("train.txt", "Once upon a time");
+    folder.Write("test.txt", "there was a fox");
+  }
+
+  std::vector<std::string> Arguments(const std::vector<std::string>& more) {
+    std::vector<std::string> all = {"submit",
+                                    folder / "model",
+                                    "--method",
+                                    "awq",
+                                    "--calibration",
+                                    folder / "train.txt",
+                                    "--evaluation",
+                                    folder / "test.txt",
+                                    "--id",
+                                    "my-job",
+                                    "--server",
+                                    server.address(),
+                                    "--group-size",
+                                    "-1",
+                                    "--symmetric=false"};
+    all.insert(all.end(), more.begin(), more.end());
+    return all;
+  }
+
+  FakeServer server;
+  TempFolder folder;
+};
+
+TEST_F(SubmitTest, UploadsTheModelAndNothingElse) {
+  const CliRun run =
+      RunForTest(Arguments({"--label", "team=a", "--label", "run=7", "--output", "json"}));
+  ASSERT_EQ(run.code, 0) << run.err;
+  ASSERT_EQ(server.creates.size(), 1u);
+  const auto& request = server.creates[0];
+  std::vector<std::string> names;
+  for (const auto& file : request.quantization_job().spec().model().blobs().files()) {
+    names.push_back(file.path());
+    EXPECT_EQ(server.blobs.count(file.sha256()), 1u) << file.path();
+  }
+  EXPECT_THAT(names, ElementsAre("config.json", "model.safetensors", "tokenizer.json"));
+  EXPECT_EQ(server.blobs.size(), 5u);
+  const v1::JobSpec& spec = request.quantization_job().spec();
+  EXPECT_EQ(spec.calibration().source().blob().sha256(), Sha256Hex("Once upon a time"));
+  EXPECT_EQ(spec.evaluation().source().blob().path(), "test.txt");
+  EXPECT_EQ(spec.method().awq().grid().group_size(), -1);
+  EXPECT_EQ(request.quantization_job().labels().at("run"), "7");
+  EXPECT_EQ(run.json()["name"], kJob);
+  EXPECT_EQ(run.json()["state"], "QUEUED");
+  EXPECT_EQ(run.json()["request_id"], request.request_id());
+  EXPECT_THAT(request.request_id(), testing::SizeIs(36));
+}
+
+TEST_F(SubmitTest, ASecondSubmitSendsNoBytes) {
+  ASSERT_EQ(RunForTest(Arguments({})).code, 0);
+  const size_t uploads = server.upload_offsets.size();
+  const CliRun again = RunForTest(Arguments({}));
+  ASSERT_EQ(again.code, 0);
+  EXPECT_EQ(server.upload_offsets.size(), uploads);
+  EXPECT_THAT(again.err, HasSubstr("the server has all 5 files"));
+}
+
+TEST_F(SubmitTest, ABrokenUploadGoesOnWhereItStopped) {
+  server.upload_breaks_after = 600'000;
+  const CliRun run = RunForTest(Arguments({}));
+  ASSERT_EQ(run.code, 0) << run.err;
+  EXPECT_THAT(server.upload_offsets, testing::Contains(testing::Gt(500'000)));
+  EXPECT_EQ(server.blobs.at(Sha256Hex(std::string(1'500'000, 'w'))).size(), 1'500'000u);
+}
+
+TEST_F(SubmitTest, CollectedBlobsAreSentAgain) {
+  server.create_status = RpcError(grpc::FAILED_PRECONDITION, "SOURCE_MISSING", "gone");
+  const CliRun run = RunForTest(Arguments({}));
+  EXPECT_EQ(run.code, 0) << run.err;
+  ASSERT_EQ(server.creates.size(), 2u);
+  EXPECT_EQ(server.creates[0].request_id(), server.creates[1].request_id());
+}
+
+TEST_F(SubmitTest, WaitSurvivesABrokenConnectionWithoutGapOrRepeat) {
+  server.watch_calls = {
+      {{Snapshot(v1::JOB_STATE_RUNNING, 3), Block(4, 0)}, {grpc::UNAVAILABLE, "reset"}},
+      {{}, {grpc::UNAVAILABLE, "refused"}},
+      {{Snapshot(v1::JOB_STATE_RUNNING, 5), Block(4, 0), Block(5, 1), End(v1::JOB_STATE_SUCCEEDED)},
+       grpc::Status::OK}};
+  server.jobs[kJob] = Succeeded();
+  const CliRun run = RunForTest(Arguments({"--wait", "--output", "json"}));
+  ASSERT_EQ(run.code, 0) << run.err;
+  EXPECT_THAT(server.watched_after, ElementsAre(0, 4, 4));
+  EXPECT_THAT(run.err, HasSubstr("my-job: block 2 done"));
+  const size_t first = run.err.find("block 1 done");
+  EXPECT_EQ(run.err.find("block 1 done", first + 1), std::string::npos) << run.err;
+  EXPECT_THAT(run.err, HasSubstr("connected again"));
+}
+
+TEST_F(SubmitTest, TheJsonThatEndsAWait) {
+  server.watch_calls = {{{End(v1::JOB_STATE_SUCCEEDED)}, grpc::Status::OK}};
+  server.jobs[kJob] = Succeeded();
+  const nlohmann::json json = RunForTest(Arguments({"--wait", "--output", "json"})).json();
+  EXPECT_EQ(json["name"], kJob);
+  EXPECT_EQ(json["state"], "SUCCEEDED");
+  EXPECT_EQ(json["quality"]["perplexity"]["dense"], 4.2);
+  EXPECT_EQ(json["quality"]["perplexity"]["quantized"], 4.3);
+  EXPECT_EQ(json["bits"]["linears"], 4.25);
+  EXPECT_EQ(json["bits"]["file"], 6.5);
+  EXPECT_EQ(json["artifact"]["uri"], "file:///a");
+  EXPECT_EQ(json["artifact"]["name"], "tenants/default/artifacts/u");
+  EXPECT_EQ(json["outputs"][0]["format"], "compressed-tensors");
+  EXPECT_EQ(json["outputs"][0]["bytes"], 3'000'000'000);
+  EXPECT_EQ(json["outputs"][0]["compatibility"], "vllm");
+  EXPECT_EQ(json["timing"]["queue_s"], 0.5);
+  EXPECT_EQ(json["timing"]["blocks_s"], nlohmann::json::array({1.5}));
+  EXPECT_EQ(json["peak_rss_bytes"], 300'000'000);
+}
+
+TEST_F(SubmitTest, AFailedJobSaysWhyAndExitsOne) {
+  server.watch_calls = {{{End(v1::JOB_STATE_FAILED)}, grpc::Status::OK}};
+  v1::QuantizationJob& job = server.jobs[kJob];
+  job = Job(v1::JOB_STATE_FAILED);
+  google::rpc::Status error;
+  ASSERT_TRUE(error.ParseFromString(
+      RpcError(grpc::INVALID_ARGUMENT, "INVALID_CHECKPOINT", "shard 2 is missing", {{"file", "x"}})
+          .error_details()));
+  *job.mutable_error() = error;
+  const CliRun run = RunForTest(Arguments({"--wait", "--output", "json"}));
+  EXPECT_EQ(run.code, 1);
+  EXPECT_EQ(run.json()["state"], "FAILED");
+  EXPECT_EQ(run.json()["error"]["reason"], "INVALID_CHECKPOINT");
+  EXPECT_EQ(run.json()["error"]["message"], "shard 2 is missing");
+  EXPECT_EQ(run.json()["error"]["metadata"]["file"], "x");
+  EXPECT_THAT(run.err, HasSubstr("shard 2 is missing"));
+}
+
+TEST_F(SubmitTest, ACancelledJobExitsThree) {
+  server.watch_calls = {{{End(v1::JOB_STATE_CANCELLED)}, grpc::Status::OK}};
+  server.jobs[kJob] = Job(v1::JOB_STATE_CANCELLED);
+  EXPECT_EQ(RunForTest(Arguments({"--wait"})).code, 3);
+}
+
+TEST_F(SubmitTest, AServerThatStaysAwayIsGivenUpAfterTwoMinutes) {
+  server.watch_calls = {{{Snapshot(v1::JOB_STATE_RUNNING, 3)}, {grpc::UNAVAILABLE, "reset"}},
+                        {{}, {grpc::UNAVAILABLE, "refused"}}};
+  const CliRun run = RunForTest(Arguments({"--wait"}));
+  EXPECT_EQ(run.code, 7);
+  EXPECT_GE(run.slept, std::chrono::minutes(2));
+  EXPECT_THAT(run.err, HasSubstr("quantry watch my-job"));
+}
+
+TEST_F(SubmitTest, ADrainingServersReasonIsNoEnd) {
+  server.watch_calls = {
+      {{Snapshot(v1::JOB_STATE_RUNNING, 3)}, RpcError(grpc::UNAVAILABLE, "SERVER_DRAINING", "bye")},
+      {{End(v1::JOB_STATE_SUCCEEDED)}, grpc::Status::OK}};
+  server.jobs[kJob] = Succeeded();
+  EXPECT_EQ(RunForTest(Arguments({"--wait"})).code, 0);
+}
+
+TEST_F(SubmitTest, CompactedEventsStartFromASnapshot) {
+  server.watch_calls = {
+      {{Snapshot(v1::JOB_STATE_RUNNING, 3)}, {grpc::UNAVAILABLE, "reset"}},
+      {{}, RpcError(grpc::OUT_OF_RANGE, "EVENTS_COMPACTED", "older events are gone")},
+      {{End(v1::JOB_STATE_SUCCEEDED)}, grpc::Status::OK}};
+  server.jobs[kJob] = Succeeded();
+  EXPECT_EQ(RunForTest(Arguments({"--wait"})).code, 0);
+  EXPECT_THAT(server.watched_after, ElementsAre(0, 3, 0));
+}
+
+TEST_F(SubmitTest, AWaitTimeoutLeavesTheJobRunning) {
+  server.watch_calls = {{{Snapshot(v1::JOB_STATE_RUNNING, 3)}, {grpc::UNAVAILABLE, "reset"}}};
+  const CliRun run = RunForTest(Arguments({"--wait", "--wait-timeout", "5", "--output", "json"}));
+  EXPECT_EQ(run.code, 8);
+  EXPECT_EQ(run.json()["state"], "RUNNING");
+  EXPECT_THAT(run.err, HasSubstr("quantry cancel my-job"));
+}
+
+TEST_F(SubmitTest, ADeletedJobIsNotFound) {
+  server.watch_calls = {{{}, RpcError(grpc::NOT_FOUND, "JOB_NOT_FOUND", "no such job")}};
+  EXPECT_EQ(RunForTest(Arguments({"--wait"})).code, 4);
+}
+
+TEST_F(SubmitTest, ServerErrorsKeepReasonFieldsAndExitCode) {
+  const struct {
+    grpc::Status status;
+    int code;
+  } kCases[] = {
+      {RpcError(grpc::INVALID_ARGUMENT, "INVALID_SPEC", "bad"), 2},
+      {RpcError(grpc::ALREADY_EXISTS, "JOB_ID_TAKEN", "taken"), 2},
+      {RpcError(grpc::PERMISSION_DENIED, "SOURCE_FORBIDDEN", "no"), 5},
+      {RpcError(grpc::UNAUTHENTICATED, "UNAUTHENTICATED", "who"), 5},
+      {RpcError(grpc::RESOURCE_EXHAUSTED, "RESOURCE_LIMIT", "full"), 6},
+      {RpcError(grpc::NOT_FOUND, "JOB_NOT_FOUND", "none"), 4},
+      {RpcError(grpc::INTERNAL, "INTERNAL", "bug"), 1},
+  };
+  for (const auto& c : kCases) {
+    server.creates.clear();
+    server.create_status = c.status;
+    const CliRun run = RunForTest(Arguments({"--output", "json"}));
+    EXPECT_EQ(run.code, c.code) << run.err;
+    EXPECT_EQ(run.json()["error"]["message"], c.status.error_message());
+    EXPECT_THAT(run.err, HasSubstr(run.json()["error"]["reason"].get<std::string>()));
+  }
+}
+
+TEST_F(SubmitTest, WhatTheServerRefusesAnywayIsNotUploaded) {
+  const struct {
+    std::vector<std::string> arguments;
+    std::string says;
+  } kCases[] = {
+      {Arguments({"--bits", "5"}), "bits: awq takes 2, 3, 4, 8, got 5"},
+      {{"submit", folder / "model", "--method", "awq", "--server", server.address()},
+       "calibration"},
+  };
+  for (const auto& c : kCases) {
+    const CliRun run = RunForTest(c.arguments);
+    EXPECT_EQ(run.code, 2);
+    EXPECT_THAT(run.err, HasSubstr(c.says));
+    EXPECT_THAT(run.err, HasSubstr("INVALID_SPEC"));
+  }
+  EXPECT_TRUE(server.blobs.empty());
+}
+
+TEST_F(SubmitTest, AQuoteWithProblemsExitsTwo) {
+  server.quote.set_blocks(5);
+  server.quote.set_host_memory_bytes(12345);
+  std::vector<std::string> arguments = {"quote",    folder / "model", "--method", "rtn",
+                                        "--server", server.address(), "--output", "json"};
+  CliRun run = RunForTest(arguments);
+  EXPECT_EQ(run.code, 0) << run.err;
+  EXPECT_EQ(run.json()["blocks"], 5);
+  EXPECT_EQ(run.json()["host_memory_bytes"], 12345);
+  EXPECT_TRUE(server.creates.back().validate_only());
+  server.quote.add_problems("down_proj is 172 wide");
+  run = RunForTest(arguments);
+  EXPECT_EQ(run.code, 2);
+  EXPECT_THAT(run.out, HasSubstr("172"));
+}
+
+TEST_F(SubmitTest, NoServerIsSevenAndSaysWhereItLooked) {
+  const CliRun run = RunForTest({"get", "my-job"}, {{"QUANTRY_SERVER", "127.0.0.1:1"}});
+  EXPECT_EQ(run.code, 7);
+  EXPECT_THAT(run.err, HasSubstr("127.0.0.1:1 (QUANTRY_SERVER)"));
+  EXPECT_THAT(run.err, HasSubstr("next:"));
+}
+
+TEST_F(SubmitTest, AnAddressFileIsFoundAndFollowedToANewPort) {
+  FakeServer restarted;
+  const std::string file = folder.Write("state/quantry/run/tenant", server.address() + "\n");
+  server.watch_calls = {{{Snapshot(v1::JOB_STATE_RUNNING, 3)}, {grpc::UNAVAILABLE, "reset"}}};
+  server.jobs[kJob] = Job(v1::JOB_STATE_RUNNING);
+  restarted.watch_calls = {{{End(v1::JOB_STATE_SUCCEEDED)}, grpc::Status::OK}};
+  restarted.jobs[kJob] = Succeeded();
+  std::ostringstream out;
+  std::ostringstream err;
+  Environment env{.out = out, .err = err};
+  env.variable = [&](std::string_view name) {
+    return name == "XDG_STATE_HOME" ? folder / "state" : std::string();
+  };
+  // The server comes back on another port while the CLI waits.
+  env.sleep = [&](std::chrono::milliseconds) {
+    folder.Write("state/quantry/run/tenant", restarted.address() + "\n");
+  };
+  EXPECT_EQ(RunCli({"watch", "my-job"}, env), 0) << err.str();
+  EXPECT_THAT(restarted.watched_after, ElementsAre(3));
+}
+
+TEST_F(SubmitTest, ListPagesThroughAndKeepsItsFilter) {
+  for (int i = 0; i < 5; ++i) {
+    v1::QuantizationJob job = Job(v1::JOB_STATE_QUEUED);
+    job.set_name("tenants/default/quantizationJobs/job-" + std::to_string(i));
+    server.listed.push_back(job);
+  }
+  CliRun run = RunForTest({"list", "--state", "RUNNING", "--label", "a=b\"c", "--limit", "0",
+                           "--server", server.address(), "--output", "json"});
+  ASSERT_EQ(run.code, 0) << run.err;
+  EXPECT_EQ(run.json().size(), 5u);
+  ASSERT_EQ(server.lists.size(), 3u);
+  EXPECT_EQ(server.lists[2].filter(), "state = RUNNING AND labels.a = \"b\\\"c\"");
+  run = RunForTest({"list", "--limit", "3", "--quiet", "--server", server.address()});
+  EXPECT_EQ(run.out, "job-0\njob-1\njob-2\n");
+  run = RunForTest({"list", "--limit", "3", "--server", server.address()});
+  EXPECT_THAT(run.err, HasSubstr("--limit 0"));
+}
+
+TEST_F(SubmitTest, UpdateChangesOnlyWhatIsAsked) {
+  v1::QuantizationJob job = Job(v1::JOB_STATE_QUEUED);
+  (*job.mutable_labels())["keep"] = "1";
+  (*job.mutable_labels())["drop"] = "1";
+  job.set_etag("\"7\"");
+  server.jobs[kJob] = job;
+  const CliRun run = RunForTest({"update", "my-job", "--label", "new=2", "--remove-label", "drop",
+                                 "--server", server.address(), "--output", "json"});
+  ASSERT_EQ(run.code, 0) << run.err;
+  ASSERT_EQ(server.updates.size(), 1u);
+  EXPECT_THAT(server.updates[0].update_mask().paths(), ElementsAre("labels"));
+  EXPECT_EQ(server.updates[0].quantization_job().etag(), "\"7\"");
+  EXPECT_EQ(run.json()["labels"], nlohmann::json({{"keep", "1"}, {"new", "2"}}));
+}
+
+}  // namespace
+}  // namespace quantry::cli

@@ -1,0 +1,95 @@
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "quantry/v1/admin_service.grpc.pb.h"
+#include "quantry/v1/artifact_service.grpc.pb.h"
+#include "quantry/v1/quantization_service.grpc.pb.h"
+
+namespace quantry::cli {
+
+// One server in the test's own process, on a free loopback port, that does what
+// its script says: faults included. Fill the script before the calls; read the
+// record after them. Thread-safe where gRPC needs it.
+class FakeServer : public v1::QuantizationService::Service, public v1::ArtifactService::Service {
+ public:
+  // One WatchQuantizationJob call: what it sends and how it ends.
+  struct WatchCall {
+    std::vector<v1::WatchQuantizationJobResponse> messages;
+    grpc::Status status;
+  };
+  // One thing to go wrong in ReadArtifact, used up by one call.
+  struct ReadFault {
+    enum Kind { kBreak, kBadCrc, kBadContent, kStayCorrupt } kind = kBreak;
+    int64_t after_bytes = 0;
+  };
+
+  FakeServer();
+  ~FakeServer() override;
+
+  const std::string& address() const { return address_; }
+
+  // Script.
+  v1::ListMethodsResponse methods;
+  std::map<std::string, v1::QuantizationJob> jobs;  // by name
+  std::vector<v1::QuantizationJob> listed;          // pages of two
+  std::vector<WatchCall> watch_calls;               // the last one repeats
+  v1::Quote quote;
+  grpc::Status create_status;        // of the first create
+  int64_t upload_breaks_after = -1;  // bytes; once
+  v1::Artifact artifact;
+  std::map<std::string, std::string> files;  // of the artifact
+  std::vector<ReadFault> read_faults;        // one a data-carrying call
+
+  // Record.
+  std::vector<v1::CreateQuantizationJobRequest> creates;
+  std::vector<v1::ListQuantizationJobsRequest> lists;
+  std::vector<v1::UpdateQuantizationJobRequest> updates;
+  std::vector<int64_t> watched_after;
+  std::vector<int64_t> upload_offsets;
+  std::vector<std::pair<std::string, int64_t>> reads;  // path, offset
+  std::map<std::string, std::string> blobs;            // complete ones, by sha256
+
+  // Adds the files, their manifest and the artifact record.
+  void Publish(const std::string& job_name, std::map<std::string, std::string> contents);
+
+ private:
+  using Context = grpc::ServerContext;
+  grpc::Status CreateQuantizationJob(Context*, const v1::CreateQuantizationJobRequest*,
+                                     v1::CreateQuantizationJobResponse*) override;
+  grpc::Status GetQuantizationJob(Context*, const v1::GetQuantizationJobRequest*,
+                                  v1::QuantizationJob*) override;
+  grpc::Status ListQuantizationJobs(Context*, const v1::ListQuantizationJobsRequest*,
+                                    v1::ListQuantizationJobsResponse*) override;
+  grpc::Status UpdateQuantizationJob(Context*, const v1::UpdateQuantizationJobRequest*,
+                                     v1::QuantizationJob*) override;
+  grpc::Status WatchQuantizationJob(Context*, const v1::WatchQuantizationJobRequest*,
+                                    grpc::ServerWriter<v1::WatchQuantizationJobResponse>*) override;
+  grpc::Status ListMethods(Context*, const v1::ListMethodsRequest*,
+                           v1::ListMethodsResponse*) override;
+  grpc::Status FindMissingBlobs(Context*, const v1::FindMissingBlobsRequest*,
+                                v1::FindMissingBlobsResponse*) override;
+  grpc::Status UploadBlob(Context*, grpc::ServerReader<v1::UploadBlobRequest>*,
+                          v1::UploadBlobResponse*) override;
+  grpc::Status GetArtifact(Context*, const v1::GetArtifactRequest*, v1::Artifact*) override;
+  grpc::Status ReadArtifact(Context*, const v1::ReadArtifactRequest*,
+                            grpc::ServerWriter<v1::ReadArtifactResponse>*) override;
+  grpc::Status Store(const std::string& sha256, const std::string& data);
+
+  std::mutex mutex_;
+  std::string address_;
+  std::map<std::string, std::string> partial_;  // uploads in the making
+  std::unique_ptr<grpc::Server> server_;
+};
+
+// A status with ErrorInfo, as quantryd sends it.
+grpc::Status RpcError(grpc::StatusCode code, const std::string& reason, const std::string& message,
+                      const std::map<std::string, std::string>& metadata = {});
+
+}  // namespace quantry::cli

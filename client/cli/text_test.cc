@@ -1,0 +1,231 @@
+// Names, numbers, paths, filters, errors: the small pure parts.
+#include <gmock/gmock.h>
+#include <google/rpc/error_details.pb.h>
+#include <google/rpc/status.pb.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include <limits>
+
+#include "client/cli/backoff.h"
+#include "client/cli/errors.h"
+#include "client/cli/exit_codes.h"
+#include "client/cli/format.h"
+#include "client/cli/hints.h"
+#include "client/cli/interrupt.h"
+#include "client/cli/job_filter.h"
+#include "client/cli/names.h"
+#include "client/cli/safe_path.h"
+#include "client/cli/testing/run.h"
+#include "common/errors.h"
+
+namespace quantry::cli {
+namespace {
+
+using testing::HasSubstr;
+
+TEST(ResolveJob, ShortIdsAndFullNames) {
+  EXPECT_EQ(*ResolveJob("default", "my-job"), "tenants/default/quantizationJobs/my-job");
+  EXPECT_EQ(*ResolveJob("default", "tenants/a/quantizationJobs/my-job"),
+            "tenants/a/quantizationJobs/my-job");
+  for (const char* bad : {"", "My-Job", "a/b", "tenants/a/artifacts/my-job", "../my-job"}) {
+    EXPECT_FALSE(ResolveJob("default", bad).ok()) << bad;
+  }
+  EXPECT_FALSE(ResolveJob("No Tenant", "my-job").ok());
+}
+
+TEST(ResolveArtifact, ByUidOrName) {
+  const std::string uid = "0a1b2c3d-1111-4222-8333-444455556666";
+  EXPECT_EQ(ResolveArtifact("default", uid), "tenants/default/artifacts/" + uid);
+  EXPECT_EQ(ResolveArtifact("default", "tenants/a/artifacts/" + uid), "tenants/a/artifacts/" + uid);
+  EXPECT_EQ(ResolveArtifact("default", "my-job"), "");
+}
+
+TEST(Format, Numbers) {
+  EXPECT_EQ(Bytes(0), "0 B");
+  EXPECT_EQ(Bytes(999), "999 B");
+  EXPECT_EQ(Bytes(1000), "1.0 kB");
+  EXPECT_EQ(Bytes(999'960), "1.0 MB");
+  EXPECT_EQ(Bytes(13'500'000'000), "13.5 GB");
+  EXPECT_EQ(Seconds(0.04), "0.0 s");
+  EXPECT_EQ(Seconds(12.3), "12 s");
+  EXPECT_EQ(Seconds(184), "3m 04s");
+  EXPECT_EQ(Seconds(7500), "2h 05m");
+  EXPECT_EQ(Seconds(-1), "?");
+  EXPECT_EQ(Seconds(std::numeric_limits<double>::infinity()), "?");
+  EXPECT_EQ(Percent(0.999), " 99%");
+  EXPECT_EQ(Number(4.23184), "4.2318");
+  EXPECT_EQ(Number(std::numeric_limits<double>::quiet_NaN()), "n/a");
+}
+
+TEST(Format, TimesOfAHostileServerDoNotCrash) {
+  google::protobuf::Timestamp time;
+  EXPECT_EQ(Rfc3339(time), "");
+  time.set_seconds(1'700'000'000);
+  EXPECT_EQ(Rfc3339(time), "2023-11-14T22:13:20Z");
+  EXPECT_EQ(Age(time, std::chrono::system_clock::from_time_t(1'700'000'090)), "90 s");
+  time.set_seconds(std::numeric_limits<int64_t>::max());
+  EXPECT_EQ(Rfc3339(time), "invalid");
+}
+
+TEST(Format, TablesAlign) {
+  EXPECT_EQ(Table({{"ID", "STATE"}, {"a-long-id", "x"}}), "ID         STATE\na-long-id  x\n");
+  EXPECT_EQ(Fields({{"a", "1"}, {"long", "2"}}), "  a     1\n  long  2\n");
+}
+
+TEST(JoinBelow, OnlyPlainRelativeNames) {
+  EXPECT_EQ(*JoinBelow("out", "a/b.json"), "out/a/b.json");
+  EXPECT_EQ(*JoinBelow("out/", "a"), "out/a");
+  for (const std::string& bad :
+       {std::string(""), std::string("/a"), std::string("a/"), std::string("a//b"),
+        std::string("."), std::string("a/./b"), std::string(".."), std::string("a/../b"),
+        std::string("a\\b"), std::string("a\nb"), std::string("a\0b", 3), std::string(300, 'a'),
+        std::string(1025, 'a')}) {
+    const auto joined = JoinBelow("out", bad);
+    EXPECT_EQ(joined.status().code(), absl::StatusCode::kDataLoss) << bad;
+  }
+}
+
+TEST(FilterText, Terms) {
+  EXPECT_EQ(FilterText({}), "");
+  EXPECT_EQ(FilterText({"running", "awq", {{"a", "1"}, {"b", "x\"\\"}}}),
+            "state = RUNNING AND method = awq AND labels.a = \"1\" AND labels.b = \"x\\\"\\\\\"");
+}
+
+TEST(ExitCodes, FollowTheTable) {
+  const std::pair<absl::StatusCode, int> kCases[] = {
+      {absl::StatusCode::kOk, 0},
+      {absl::StatusCode::kInvalidArgument, 2},
+      {absl::StatusCode::kFailedPrecondition, 2},
+      {absl::StatusCode::kAlreadyExists, 2},
+      {absl::StatusCode::kNotFound, 4},
+      {absl::StatusCode::kPermissionDenied, 5},
+      {absl::StatusCode::kUnauthenticated, 5},
+      {absl::StatusCode::kResourceExhausted, 6},
+      {absl::StatusCode::kUnavailable, 7},
+      {absl::StatusCode::kDeadlineExceeded, 7},
+      {absl::StatusCode::kDataLoss, 1},
+      {absl::StatusCode::kInternal, 1},
+      {absl::StatusCode::kCancelled, 130},
+  };
+  for (const auto& [code, wanted] : kCases) {
+    EXPECT_EQ(static_cast<int>(ExitCodeFor(absl::Status(code, "m"))), wanted)
+        << absl::StatusCodeToString(code);
+  }
+  EXPECT_EQ(static_cast<int>(ExitCodeFor(v1::JOB_STATE_SUCCEEDED)), 0);
+  EXPECT_EQ(static_cast<int>(ExitCodeFor(v1::JOB_STATE_FAILED)), 1);
+  EXPECT_EQ(static_cast<int>(ExitCodeFor(v1::JOB_STATE_CANCELLED)), 3);
+}
+
+TEST(Errors, DetailsComeOutAndTerminalsStayWhole) {
+  google::rpc::Status rpc;
+  rpc.set_code(grpc::INVALID_ARGUMENT);
+  rpc.set_message("bad\x1b[31m spec");
+  google::rpc::ErrorInfo info;
+  info.set_reason("INVALID_SPEC");
+  (*info.mutable_metadata())["bits"] = "5";
+  rpc.add_details()->PackFrom(info);
+  google::rpc::BadRequest bad;
+  auto* violation = bad.add_field_violations();
+  violation->set_field("spec.bits");
+  violation->set_description("wanted 2, 3, 4, 8");
+  rpc.add_details()->PackFrom(bad);
+  google::rpc::RetryInfo retry;
+  retry.mutable_retry_delay()->set_seconds(3);
+  rpc.add_details()->PackFrom(retry);
+  const ErrorReport report = Describe(
+      FromGrpc(grpc::Status(grpc::INVALID_ARGUMENT, rpc.message(), rpc.SerializeAsString())));
+  EXPECT_EQ(report.reason, "INVALID_SPEC");
+  EXPECT_EQ(report.metadata.at("bits"), "5");
+  EXPECT_EQ(report.retry_after_s, 3.0);
+  EXPECT_EQ(ErrorText(report),
+            "quantry: bad [31m spec\n  reason: INVALID_SPEC\n"
+            "  field:  spec.bits: wanted 2, 3, 4, 8\n  retry:  after 3.0 s\n  next:   " +
+                HintFor("INVALID_SPEC", absl::StatusCode::kInvalidArgument) + "\n");
+}
+
+TEST(Errors, DetailsThatAreGarbageCostOnlyThemselves) {
+  const ErrorReport report =
+      Describe(FromGrpc(grpc::Status(grpc::NOT_FOUND, "no job", "\xff\xff garbage")));
+  EXPECT_EQ(report.code, "NOT_FOUND");
+  EXPECT_EQ(report.message, "no job");
+}
+
+TEST(Hints, EveryReasonOfTheTableSaysWhatToDo) {
+  for (const ReasonInfo& row : AllReasons()) {
+    EXPECT_NE(HintFor(row.name, row.code), "") << row.name;
+  }
+  EXPECT_EQ(HintFor("NOT_IN_ANY_TABLE", absl::StatusCode::kInternal), "");
+}
+
+TEST(Backoff, DoublesUpToItsLimitAndJitters) {
+  using std::chrono::milliseconds;
+  Backoff backoff(milliseconds(100), milliseconds(300));
+  EXPECT_EQ(backoff.Next(0), milliseconds(50));
+  EXPECT_EQ(backoff.Next(0.5), milliseconds(150));
+  EXPECT_EQ(backoff.Next(0.5), milliseconds(225));
+  EXPECT_EQ(backoff.Next(0.5), milliseconds(225));
+  backoff.Reset();
+  EXPECT_EQ(backoff.Next(0), milliseconds(50));
+}
+
+TEST(Interrupter, FiresOnceAndEndsSleeps) {
+  Interrupter interrupter;
+  int calls = 0;
+  {
+    const Interrupter::Guard guard(&interrupter, [&calls] { ++calls; });
+    interrupter.Fire(2);
+  }
+  EXPECT_EQ(calls, 1);
+  EXPECT_EQ(interrupter.fired(), 2);
+  interrupter.SleepFor(std::chrono::hours(1));
+  const Interrupter::Guard late(&interrupter, [&calls] { ++calls; });
+  EXPECT_EQ(calls, 2);
+}
+
+TEST(RunCli, UsageErrorsAreTwoAndPointToHelp) {
+  const struct {
+    std::vector<std::string> arguments;
+    const char* says;
+  } kCases[] = {
+      {{}, "--help"},
+      {{"lst"}, "no command \"lst\""},
+      {{"get"}, "`quantry get --help`"},
+      {{"get", "a-job", "--flag"}, "--flag"},
+      {{"list", "--state", "sleeping"}, "queued"},
+      {{"submit"}, "MODEL_DIR"},
+      {{"submit", "a", "--model-path", "/b", "--method", "rtn"}, "only one"},
+      {{"submit", "--model-path", "/b"}, "--method"},
+      {{"submit", "--model-path", "/b", "--method", "rtn", "--id", "A"}, "INVALID_NAME"},
+      {{"submit", "--model-path", "/b", "--method", "rtn", "--label", "x"}, "KEY=VALUE"},
+      {{"update", "a-job"}, "--priority"},
+      {{"get", "No Name"}, "INVALID_NAME"},
+      {{"workers", "drain"}, "WORKER"},
+  };
+  for (const auto& c : kCases) {
+    const CliRun run = RunForTest(c.arguments);
+    EXPECT_EQ(run.code, 2) << c.says << run.err;
+    EXPECT_THAT(run.err, HasSubstr(c.says));
+    EXPECT_EQ(run.out, "");
+  }
+}
+
+TEST(RunCli, UsageErrorsAsJson) {
+  const CliRun run = RunForTest({"get", "--output", "json"});
+  EXPECT_EQ(run.code, 2);
+  EXPECT_EQ(run.json()["error"]["code"], "INVALID_ARGUMENT");
+}
+
+TEST(RunCli, HelpIsOnStdoutWithExamples) {
+  for (const char* command :
+       {"submit", "quote", "get", "list", "watch", "events", "cancel", "delete", "update", "pull",
+        "methods", "server-info", "workers", "queue", "completion", "version"}) {
+    const CliRun run = RunForTest({command, "--help"});
+    EXPECT_EQ(run.code, 0) << command;
+    EXPECT_THAT(run.out, HasSubstr("Example")) << command;
+    EXPECT_EQ(run.err, "") << command;
+  }
+}
+
+}  // namespace
+}  // namespace quantry::cli
