@@ -1,0 +1,233 @@
+#pragma once
+
+#include "tests/conformance/job_store_fixture.h"
+
+// Leases that lapse, limits, expiry, outages, restarts.
+namespace quantry::server {
+
+TEST_P(JobStoreSuite, AFirstLeaseLapsesSooner) {
+  Sweep();
+  Submit("job-one");
+  Acquire(Register("w1"));
+  AdvanceSweeping(Seconds(14));
+  EXPECT_EQ(StateOf("job-one"), JobState::kRunning);
+  AdvanceSweeping(Seconds(1));
+  EXPECT_EQ(StateOf("job-one"), JobState::kQueued);
+  EXPECT_EQ(Get("job-one").state_reason, "WORKER_LOST");
+}
+
+TEST_P(JobStoreSuite, ASilentWorkerLosesTheJobAndItsLateCommitIsRefused) {
+  Sweep();
+  Job job = Submit("job-one");
+  LeaseToken zombie = Acquire(Register("w1"));
+  SendBeat(zombie);
+  AdvanceSweeping(Seconds(29));
+  EXPECT_EQ(StateOf("job-one"), JobState::kRunning);
+  Advance(Seconds(1));
+  SweepReport report = Sweep();
+  EXPECT_EQ(report.lost, 1);
+  EXPECT_EQ(report.changed, std::vector<JobKey>{Key("job-one")});
+  EXPECT_EQ(Complete(zombie), "LEASE_LOST");
+  LeaseToken heir = AcquireAgain(Register("w2"));
+  EXPECT_EQ(heir.epoch, 2);
+  EXPECT_EQ(Complete(zombie), "LEASE_LOST");
+  EXPECT_EQ(Complete(heir, "the heir's"), "OK");
+  EXPECT_EQ(store().GetArtifact("acme", job.uid)->manifest_sha256, "the heir's");
+  EXPECT_EQ(Complete(zombie), "LEASE_LOST");
+  EXPECT_EQ(Get("job-one").worker_losses, 1);
+  EXPECT_EQ(Get("job-one").user_failures, 0);
+}
+
+TEST_P(JobStoreSuite, AnExpiredLeaseThatNobodyReclaimedCanBeRenewed) {
+  Sweep();
+  Submit("job-one");
+  LeaseToken lease = Acquire(Register("w1"));
+  Advance(Seconds(100));
+  EXPECT_EQ(SendBeat(lease).directive, v1::DIRECTIVE_CONTINUE);
+}
+
+TEST_P(JobStoreSuite, LossesOnThreeWorkersPoisonAJob) {
+  Sweep();
+  Submit("job-one");
+  for (const char* worker : {"w1", "w1", "w2", "w3"}) {
+    EXPECT_EQ(StateOf("job-one"), JobState::kQueued) << worker;
+    std::string session = Register(worker);
+    AdvanceSweeping(policy_.backoff_cap);
+    Acquire(session);
+    AdvanceSweeping(policy_.first_lease_ttl);
+  }
+  EXPECT_EQ(StateOf("job-one"), JobState::kFailed);
+  EXPECT_EQ(ReasonOf(FromRpcStatus(Get("job-one").error)), "POISON_JOB");
+  EXPECT_EQ(Get("job-one").worker_losses, 4);
+}
+
+TEST_P(JobStoreSuite, TheOnlyWorkerIsNotKilledForever) {
+  Sweep();
+  std::string session = Register("w1");
+  Submit("job-one");
+  int attempts = 0;
+  for (; StateOf("job-one") == JobState::kQueued && attempts < 50; ++attempts) {
+    AdvanceSweeping(policy_.backoff_cap);
+    Acquire(session);
+    AdvanceSweeping(policy_.first_lease_ttl);
+  }
+  EXPECT_EQ(attempts, policy_.max_losses_without_checkpoint);
+  EXPECT_EQ(StateOf("job-one"), JobState::kFailed);
+}
+
+TEST_P(JobStoreSuite, ACancelledJobOfALostWorkerIsCancelled) {
+  Sweep();
+  Submit("job-one");
+  Acquire(Register("w1"));
+  ASSERT_EQ(Outcome(store().Cancel({Key("job-one"), "", ""}, now())), "OK");
+  AdvanceSweeping(Seconds(20));
+  EXPECT_EQ(StateOf("job-one"), JobState::kCancelled);
+}
+
+TEST_P(JobStoreSuite, AWorkerThatNeverConfirmsACancelLosesTheJob) {
+  Sweep();
+  Submit("job-one");
+  LeaseToken lease = Acquire(Register("w1"));
+  ASSERT_EQ(Outcome(store().Cancel({Key("job-one"), "", ""}, now())), "OK");
+  for (int beats = 0; beats < 12; ++beats) {
+    EXPECT_EQ(SendBeat(lease, beats).directive, v1::DIRECTIVE_CANCEL);
+    AdvanceSweeping(Seconds(5));
+  }
+  EXPECT_EQ(StateOf("job-one"), JobState::kCancelled);
+  EXPECT_EQ(SendBeat(lease).directive, v1::DIRECTIVE_LOST);
+}
+
+TEST_P(JobStoreSuite, AJobThatStandsStillIsTakenAway) {
+  Sweep();
+  SubmitRequest request = Request("job-one");
+  request.spec.mutable_stop_limits()->mutable_max_no_progress()->set_seconds(60);
+  Submit(request);
+  LeaseToken lease = Acquire(Register("w1"));
+  int beats = 0;
+  for (; StateOf("job-one") == JobState::kRunning && beats < 100; ++beats) {
+    SendBeat(lease, std::min(beats, 6));  // stands still after the seventh
+    AdvanceSweeping(Seconds(5));
+  }
+  EXPECT_EQ(beats, 6 + 60 / 5);
+  EXPECT_EQ(Get("job-one").state_reason, "NO_PROGRESS");
+  EXPECT_EQ(Get("job-one").user_failures, 1);
+  EXPECT_EQ(SendBeat(lease).directive, v1::DIRECTIVE_LOST);
+}
+
+TEST_P(JobStoreSuite, MaxRunCountsAllAttempts) {
+  Sweep();
+  SubmitRequest request = Request("job-one");
+  request.spec.mutable_stop_limits()->mutable_max_run()->set_seconds(60);
+  Submit(request);
+  std::string session = Register("w1");
+  LeaseToken lease = Acquire(session);
+  auto run = [&](int seconds) {
+    for (int s = 0; s < seconds; s += 5) {
+      SendBeat(lease, s + 1);
+      AdvanceSweeping(Seconds(5));
+    }
+  };
+  run(40);
+  ASSERT_EQ(Outcome(store().Release(lease, "", now())), "OK");
+  AdvanceSweeping(Seconds(500));  // queued: does not count
+  lease = Acquire(session);
+  run(15);
+  EXPECT_EQ(StateOf("job-one"), JobState::kRunning);
+  run(5);
+  EXPECT_EQ(StateOf("job-one"), JobState::kFailed);
+  EXPECT_EQ(Get("job-one").state_reason, "MAX_RUN_EXCEEDED");
+}
+
+TEST_P(JobStoreSuite, MaxPending) {
+  Sweep();
+  SubmitRequest request = Request("job-one");
+  request.spec.mutable_stop_limits()->mutable_max_pending()->set_seconds(20);
+  Submit(request);
+  Submit("patient");
+  AdvanceSweeping(Seconds(19));
+  EXPECT_EQ(StateOf("job-one"), JobState::kQueued);
+  AdvanceSweeping(Seconds(1));
+  EXPECT_EQ(StateOf("job-one"), JobState::kFailed);
+  EXPECT_EQ(Get("job-one").state_reason, "MAX_PENDING_EXCEEDED");
+  EXPECT_EQ(StateOf("patient"), JobState::kQueued);
+}
+
+TEST_P(JobStoreSuite, EndedJobsAreRemovedWhenTheyExpire) {
+  Sweep();
+  for (const char* id : {"ended", "queued"}) {
+    SubmitRequest request = Request(id);
+    request.expire_time = now() + Seconds(10);
+    Submit(request);
+  }
+  ASSERT_EQ(Outcome(store().Cancel({Key("ended"), "", ""}, now())), "OK");
+  AdvanceSweeping(Seconds(9));
+  EXPECT_EQ(StateOf("ended"), JobState::kCancelled);
+  AdvanceSweeping(Seconds(1));
+  EXPECT_EQ(Outcome(store().Get(Key("ended"))), "JOB_NOT_FOUND");
+  EXPECT_EQ(StateOf("queued"), JobState::kQueued);
+  EXPECT_EQ(store().ListGarbage(10)->size(), 1u);
+}
+
+TEST_P(JobStoreSuite, AnOutageDoesNotCostLeases) {
+  Sweep();
+  Submit("job-one");
+  LeaseToken lease = Acquire(Register("w1"));
+  SendBeat(lease, 1);
+  Advance(std::chrono::hours(1));
+  EXPECT_TRUE(Sweep().pushed_leases);
+  AdvanceSweeping(policy_.lease_ttl - Seconds(1));
+  EXPECT_EQ(StateOf("job-one"), JobState::kRunning);
+  EXPECT_EQ(SendBeat(lease, 1).directive, v1::DIRECTIVE_CONTINUE);
+  EXPECT_FALSE(Sweep().pushed_leases);
+  EXPECT_EQ(StateOf("job-one"), JobState::kRunning) << "the outage is not lack of progress";
+  AdvanceSweeping(policy_.lease_ttl);
+  EXPECT_EQ(StateOf("job-one"), JobState::kQueued);
+}
+
+TEST_P(JobStoreSuite, ARestartKeepsEverything) {
+  Sweep();
+  std::string session = Register("w1");
+  SubmitRequest request = Request("job-one");
+  request.request_id = "r1";
+  Submit(request);
+  LeaseToken lease = Acquire(session);
+  Beat beat = BeatOf(lease, 3);
+  beat.events.events = {LogEvent("0")};
+  SendBeat(lease, beat);
+  Submit("job-two");
+  Reopen();
+  Advance(Seconds(60));
+  EXPECT_TRUE(Sweep().pushed_leases);
+  EXPECT_FALSE(store().Submit(request, now())->created);
+  beat.events.events.push_back(LogEvent("1"));
+  BeatReply reply = SendBeat(lease, beat);
+  EXPECT_EQ(reply.directive, v1::DIRECTIVE_CONTINUE);
+  EXPECT_EQ(reply.next_event_offset, 2);
+  EXPECT_EQ(Complete(lease), "OK");
+  Reopen();
+  EXPECT_EQ(Complete(lease), "OK") << "a repeat";
+  EXPECT_EQ(StatesOf("job-one"), "QUEUED RUNNING SUCCEEDED");
+  EXPECT_EQ(Acquire(session).job, Key("job-two"));
+}
+
+TEST_P(JobStoreSuite, StatsCountDelayedAndOldest) {
+  EXPECT_EQ(store().Stats(now())->oldest_queued, std::nullopt);
+  Time first = now();
+  Submit("job-one");
+  Advance(Seconds(1));
+  Submit("job-two");
+  auto stats = store().Stats(now());
+  EXPECT_EQ(stats->depth, 2);
+  EXPECT_EQ(stats->oldest_queued, first);
+  LeaseToken lease = Acquire(Register("w1"));
+  ASSERT_EQ(Outcome(store().Fail(Failure(lease), now())), "OK");
+  stats = store().Stats(now());
+  EXPECT_EQ(stats->depth, 1);
+  EXPECT_EQ(stats->delayed, 1);
+  Advance(policy_.backoff_cap);
+  stats = store().Stats(now());
+  EXPECT_EQ(stats->depth, 2);
+  EXPECT_EQ(stats->delayed, 0);
+}
+
+}  // namespace quantry::server

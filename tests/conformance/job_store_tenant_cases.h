@@ -1,0 +1,267 @@
+#pragma once
+
+#include <thread>
+
+#include "tests/conformance/job_store_fixture.h"
+
+// Submit, Get, List, Update, Cancel, Delete, Events.
+namespace quantry::server {
+
+TEST_P(JobStoreSuite, SubmitStoresEverything) {
+  SubmitRequest request = Request("job-one", "awq");
+  request.display_name = "My job";
+  request.labels = {{"team", "ml"}, {"", "empty key"}};
+  request.priority = 5;
+  request.expire_time = now() + Seconds(60);
+  auto result = store().Submit(request, now());
+  ASSERT_EQ(Outcome(result), "OK");
+  EXPECT_TRUE(result->created);
+  for (const Job& job : {result->job, Get("job-one")}) {
+    EXPECT_EQ(job.key, request.key);
+    EXPECT_EQ(job.uid, request.uid);
+    EXPECT_EQ(job.display_name, "My job");
+    EXPECT_EQ(job.labels, request.labels);
+    EXPECT_EQ(job.spec.SerializeAsString(), request.spec.SerializeAsString());
+    EXPECT_EQ(job.spec_digest, "digest");
+    EXPECT_EQ(job.priority, 5);
+    EXPECT_EQ(job.state, JobState::kQueued);
+    EXPECT_EQ(job.epoch, 0);
+    EXPECT_EQ(job.create_time, now());
+    EXPECT_EQ(job.expire_time, request.expire_time);
+    EXPECT_EQ(job.start_time, std::nullopt);
+    EXPECT_EQ(job.last_sequence, 1);
+  }
+}
+
+TEST_P(JobStoreSuite, SubmitRepeatedWithTheSamePayloadReturnsTheFirstJob) {
+  SubmitRequest request = Request("job-one");
+  request.request_id = "r1";
+  Job first = Submit(request);
+  SubmitRequest repeat = request;
+  repeat.uid = NewUuid4();
+  repeat.key = Key("chosen-by-the-server-2");
+  auto again = store().Submit(repeat, now() + Seconds(9));
+  ASSERT_EQ(Outcome(again), "OK");
+  EXPECT_FALSE(again->created);
+  EXPECT_EQ(again->job.uid, first.uid);
+  EXPECT_EQ(again->job.key, first.key);
+}
+
+TEST_P(JobStoreSuite, SubmitRefusals) {
+  SubmitRequest request = Request("job-one");
+  request.request_id = "r1";
+  Submit(request);
+  SubmitRequest other = Request("job-two");
+  other.request_id = "r1";
+  other.request_hash = "another payload";
+  EXPECT_EQ(Outcome(store().Submit(other, now())), "REQUEST_ID_REUSED");
+  EXPECT_EQ(Outcome(store().Get(Key("job-two"))), "JOB_NOT_FOUND");
+  EXPECT_EQ(Outcome(store().Submit(Request("job-one"), now())), "JOB_ID_TAKEN");
+  SubmitRequest elsewhere = Request("job-one");
+  elsewhere.key.tenant = "other";
+  elsewhere.request_id = "r1";
+  elsewhere.request_hash = "another payload";
+  EXPECT_EQ(Outcome(store().Submit(elsewhere, now())), "OK");
+}
+
+TEST_P(JobStoreSuite, SixtyFourParallelSubmitsWithOneRequestIdMakeOneJob) {
+  std::vector<absl::StatusOr<SubmitResult>> results(64, absl::UnknownError("not run"));
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < results.size(); ++i) {
+    threads.emplace_back([&, i] {
+      SubmitRequest request = Request("job-" + std::to_string(i));
+      request.request_id = "r1";
+      results[i] = store().Submit(request, now());
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  int created = 0;
+  for (const auto& result : results) {
+    ASSERT_EQ(Outcome(result), "OK");
+    created += result->created;
+    EXPECT_EQ(result->job.uid, results[0]->job.uid);
+  }
+  EXPECT_EQ(created, 1);
+}
+
+TEST_P(JobStoreSuite, UnknownJobsAreNotFound) {
+  Submit("job-one");
+  JobKey other{"other", "job-one"};
+  EXPECT_EQ(Outcome(store().Get(other)), "JOB_NOT_FOUND");
+  EXPECT_EQ(Outcome(store().Events(other, 0, 10)), "JOB_NOT_FOUND");
+  UpdateRequest update;
+  update.key = other;
+  EXPECT_EQ(Outcome(store().Update(update, now())), "JOB_NOT_FOUND");
+  EXPECT_EQ(Outcome(store().Cancel({other, "", ""}, now())), "JOB_NOT_FOUND");
+  EXPECT_EQ(Outcome(store().Delete({other, ""}, now())), "JOB_NOT_FOUND");
+  EXPECT_EQ(Outcome(store().GetArtifact("acme", NewUuid4())), "ARTIFACT_NOT_FOUND");
+}
+
+TEST_P(JobStoreSuite, ListPagesNewestFirstWithoutGapsOrRepeats) {
+  for (int i = 0; i < 7; ++i) {
+    Submit("job-" + std::to_string(i));
+    if (i % 2 == 0) Advance(Seconds(1));  // pairs share a time: the uid decides
+  }
+  std::vector<std::string> seen;
+  ListQuery query;
+  query.tenant = "acme";
+  query.limit = 2;
+  std::optional<Cursor> before;
+  for (int pages = 0; pages < 4; ++pages) {
+    auto page = store().List(query);
+    ASSERT_EQ(Outcome(page), "OK");
+    for (const Job& job : page->jobs) {
+      Cursor cursor{job.create_time, job.uid};
+      if (before) {
+        EXPECT_TRUE(std::pair(cursor.create_time, cursor.uid) <
+                    std::pair(before->create_time, before->uid));
+      }
+      before = cursor;
+      seen.push_back(job.key.id);
+    }
+    EXPECT_EQ(page->next.has_value(), pages < 3);
+    query.after = page->next;
+    Submit("late-" + std::to_string(pages));  // must not disturb later pages
+  }
+  EXPECT_EQ(seen.size(), 7u);
+}
+
+TEST_P(JobStoreSuite, ListFilters) {
+  SubmitRequest labelled = Request("labelled", "awq");
+  labelled.labels = {{"team", "ml"}, {"it's", "\"odd\" %_' OR 1=1"}};
+  Submit(labelled);
+  Submit("cancelled");
+  ASSERT_EQ(Outcome(store().Cancel({Key("cancelled"), "", ""}, now())), "OK");
+  Submit("queued");
+  auto ids = [&](const ListQuery& query) {
+    auto page = store().List(query);
+    EXPECT_EQ(Outcome(page), "OK");
+    std::set<std::string> found;
+    for (const Job& job : page->jobs) found.insert(job.key.id);
+    return found;
+  };
+  using Ids = std::set<std::string>;
+  ListQuery query;
+  query.tenant = "acme";
+  EXPECT_EQ(ids(query), (Ids{"labelled", "cancelled", "queued"}));
+  query.states = {JobState::kQueued};
+  EXPECT_EQ(ids(query), (Ids{"labelled", "queued"}));
+  query.states = {JobState::kCancelled, JobState::kFailed};
+  EXPECT_EQ(ids(query), Ids{"cancelled"});
+  query.states.clear();
+  query.labels = labelled.labels;
+  EXPECT_EQ(ids(query), Ids{"labelled"});
+  query.labels["team"] = "other";
+  EXPECT_EQ(ids(query), Ids{});
+  query.labels.clear();
+  query.method = "awq";
+  EXPECT_EQ(ids(query), Ids{"labelled"});
+  query.tenant = "other";
+  EXPECT_EQ(ids(query), Ids{});
+}
+
+TEST_P(JobStoreSuite, UpdateChangesOnlyWhatItNames) {
+  SubmitRequest request = Request("job-one");
+  request.labels = {{"a", "1"}};
+  Job before = Submit(request);
+  Advance(Seconds(1));
+  UpdateRequest update;
+  update.key = Key("job-one");
+  update.etag = EtagOf(before);
+  update.labels = {{{"b", "2"}}};
+  auto after = store().Update(update, now());
+  ASSERT_EQ(Outcome(after), "OK");
+  EXPECT_EQ(after->labels, (std::map<std::string, std::string>{{"b", "2"}}));
+  EXPECT_EQ(after->priority, before.priority);
+  EXPECT_EQ(after->expire_time, std::nullopt);
+  EXPECT_EQ(after->update_time, now());
+  EXPECT_NE(EtagOf(*after), EtagOf(before));
+  EXPECT_EQ(Outcome(store().Update(update, now())), "ETAG_MISMATCH");
+  update.etag = EtagOf(*after);
+  update.labels = std::nullopt;
+  update.expire_time = now() + Seconds(5);
+  EXPECT_EQ(store().Update(update, now())->expire_time, now() + Seconds(5));
+  update.etag = "";
+  update.expire_time.emplace(std::nullopt);
+  EXPECT_EQ(store().Update(update, now())->expire_time, std::nullopt);
+  EXPECT_EQ(Get("job-one").labels.size(), 1u);
+}
+
+TEST_P(JobStoreSuite, CancelInEachState) {
+  std::string session = Register("w1");
+  Submit("queued");
+  ASSERT_EQ(store().Cancel({Key("queued"), "", "not needed"}, now())->state, JobState::kCancelled);
+  EXPECT_EQ(Get("queued").state_reason, "not needed");
+  EXPECT_EQ(TryAcquire(session), std::nullopt);
+  int64_t events = Get("queued").last_sequence;
+  EXPECT_EQ(store().Cancel({Key("queued"), "", ""}, now())->state, JobState::kCancelled);
+  EXPECT_EQ(Get("queued").last_sequence, events) << "a repeat must not add an event";
+
+  Submit("running");
+  LeaseToken lease = Acquire(session);
+  EXPECT_EQ(Outcome(store().Cancel({Key("running"), "\"0\"", ""}, now())), "ETAG_MISMATCH");
+  EXPECT_EQ(store().Cancel({Key("running"), "", ""}, now())->state, JobState::kCancelling);
+  EXPECT_EQ(store().Cancel({Key("running"), "", ""}, now())->state, JobState::kCancelling);
+  EXPECT_EQ(SendBeat(lease).directive, v1::DIRECTIVE_CANCEL);
+  FailRequest stopped = Failure(lease);
+  stopped.cancelled = true;
+  EXPECT_EQ(store().Fail(stopped, now()).value(), JobState::kCancelled);
+  EXPECT_EQ(StatesOf("running"), "QUEUED RUNNING CANCELLING CANCELLED");
+  EXPECT_EQ(Get("running").user_failures, 0);
+
+  Submit("succeeded");
+  LeaseToken done = Acquire(session);
+  ASSERT_EQ(Complete(done), "OK");
+  EXPECT_EQ(Outcome(store().Cancel({Key("succeeded"), "", ""}, now())), "JOB_ALREADY_ENDED");
+  EXPECT_EQ(StateOf("succeeded"), JobState::kSucceeded);
+}
+
+TEST_P(JobStoreSuite, DeleteRemovesEndedJobsOnly) {
+  std::string session = Register("w1");
+  Job job = Submit("job-one");
+  EXPECT_EQ(Outcome(store().Delete({Key("job-one"), ""}, now())), "JOB_NOT_ENDED");
+  LeaseToken lease = Acquire(session);
+  EXPECT_EQ(Outcome(store().Delete({Key("job-one"), ""}, now())), "JOB_NOT_ENDED");
+  ASSERT_EQ(Complete(lease), "OK");
+  EXPECT_EQ(Outcome(store().Delete({Key("job-one"), "\"1\""}, now())), "ETAG_MISMATCH");
+  auto deleted = store().Delete({Key("job-one"), ""}, now());
+  ASSERT_EQ(Outcome(deleted), "OK");
+  EXPECT_EQ(deleted->uid, job.uid);
+  EXPECT_EQ(Outcome(store().Get(Key("job-one"))), "JOB_NOT_FOUND");
+  EXPECT_EQ(Outcome(store().Events(Key("job-one"), 0, 10)), "JOB_NOT_FOUND");
+  EXPECT_EQ(Outcome(store().GetArtifact("acme", job.uid)), "ARTIFACT_NOT_FOUND");
+  EXPECT_EQ(Complete(lease), "LEASE_LOST");
+  auto garbage = store().ListGarbage(10);
+  ASSERT_EQ(garbage->size(), 1u);
+  EXPECT_EQ(garbage->at(0).job_uid, job.uid);
+  EXPECT_EQ(garbage->at(0).tenant, "acme");
+  ASSERT_EQ(Outcome(store().ForgetGarbage(garbage->at(0))), "OK");
+  EXPECT_TRUE(store().ListGarbage(10)->empty());
+  Submit("job-one");  // the id is free again, with a history of its own
+  EXPECT_EQ(Get("job-one").last_sequence, 1);
+  EXPECT_EQ(Get("job-one").epoch, 0);
+}
+
+TEST_P(JobStoreSuite, EventsPageBySequence) {
+  std::string session = Register("w1");
+  Submit("job-one");
+  LeaseToken lease = Acquire(session);
+  Beat beat = BeatOf(lease);
+  for (int i = 0; i < 5; ++i) beat.events.events.push_back(LogEvent(std::to_string(i)));
+  SendBeat(lease, beat);
+  std::vector<int64_t> sequences;
+  int64_t after = 0;
+  while (true) {
+    auto batch = store().Events(Key("job-one"), after, 3);
+    ASSERT_EQ(Outcome(batch), "OK");
+    EXPECT_EQ(batch->last_sequence, 7);
+    EXPECT_EQ(batch->state, JobState::kRunning);
+    if (batch->events.empty()) break;
+    for (const auto& event : batch->events) sequences.push_back(event.sequence());
+    after = sequences.back();
+  }
+  EXPECT_EQ(sequences, (std::vector<int64_t>{1, 2, 3, 4, 5, 6, 7}));
+  EXPECT_TRUE(store().Events(Key("job-one"), 99, 3)->events.empty());
+}
+
+}  // namespace quantry::server

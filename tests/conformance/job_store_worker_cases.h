@@ -1,0 +1,434 @@
+#pragma once
+
+#include "tests/conformance/job_store_fixture.h"
+
+// Register, Acquire, Heartbeat, CommitCheckpoint, Complete, Fail, Release.
+namespace quantry::server {
+
+TEST_P(JobStoreSuite, AcquireGivesTheLeaseAndCountsEpochs) {
+  std::string session = Register("w1");
+  EXPECT_EQ(TryAcquire(session), std::nullopt);
+  Submit("job-one");
+  Advance(Seconds(3));
+  auto grant = TryAcquire(session);
+  ASSERT_TRUE(grant);
+  EXPECT_EQ(grant->job.key, Key("job-one"));
+  EXPECT_EQ(grant->job.epoch, 1);
+  EXPECT_EQ(grant->job.state, JobState::kRunning);
+  EXPECT_EQ(grant->job.worker, "w1");
+  EXPECT_EQ(grant->job.start_time, now());
+  EXPECT_EQ(grant->job.spec.seed(), 7);
+  EXPECT_EQ(grant->ttl, policy_.first_lease_ttl);
+  EXPECT_FALSE(grant->resume);
+  EXPECT_EQ(TryAcquire(session), std::nullopt);
+  EXPECT_EQ(StatesOf("job-one"), "QUEUED RUNNING");
+}
+
+TEST_P(JobStoreSuite, AcquireRepeatedReturnsTheSameLease) {
+  std::string session = Register("w1");
+  Submit("job-one");
+  Submit("job-two");
+  auto first = TryAcquire(session, "a1");
+  ASSERT_TRUE(first);
+  Advance(Seconds(10));
+  auto again = TryAcquire(session, "a1");
+  ASSERT_TRUE(again);
+  EXPECT_EQ(again->job.key, first->job.key);
+  EXPECT_EQ(again->job.epoch, 1);
+  EXPECT_EQ(Get(again->job.key.id).last_sequence, 2);
+  auto other = TryAcquire(session, "a2");
+  ASSERT_TRUE(other);
+  EXPECT_NE(other->job.key, first->job.key);
+}
+
+TEST_P(JobStoreSuite, AcquireOrdersByPriorityThenAgeAndNothingStarves) {
+  auto submit = [&](const std::string& id, int priority) {
+    SubmitRequest request = Request(id);
+    request.priority = priority;
+    Submit(request);
+    Advance(Seconds(1));
+  };
+  submit("old-low", -1);
+  submit("first", 0);
+  submit("second", 0);
+  submit("urgent", 5);
+  Advance(Seconds(70));
+  submit("late-low", 0);
+  std::string session = Register("w1");
+  std::vector<std::string> order;
+  while (auto grant = TryAcquire(session)) order.push_back(grant->job.key.id);
+  // old-low has waited for more than one level's 60 s longer than late-low.
+  EXPECT_EQ(order, (std::vector<std::string>{"urgent", "first", "second", "old-low", "late-low"}));
+}
+
+TEST_P(JobStoreSuite, UpdatedPriorityCounts) {
+  Submit("first");
+  Submit("second");
+  UpdateRequest update;
+  update.key = Key("second");
+  update.priority = 10;
+  ASSERT_EQ(Outcome(store().Update(update, now())), "OK");
+  EXPECT_EQ(Acquire(Register("w1")).job, Key("second"));
+}
+
+TEST_P(JobStoreSuite, AcquireOnlyWhatTheWorkerCanRun) {
+  SubmitRequest awq = Request("awq-job", "awq");
+  SubmitRequest gpu = Request("gpu-job");
+  gpu.spec.mutable_resources()->set_gpu_count(1);
+  gpu.spec.mutable_resources()->set_min_gpu_memory_bytes(1000);
+  SubmitRequest cuda = Request("cuda-job");
+  cuda.spec.mutable_resources()->set_device("cuda:0");
+  SubmitRequest memory = Request("memory-job");
+  memory.spec.mutable_resources()->set_host_memory_bytes(5000);
+  for (const SubmitRequest& request : {awq, gpu, cuda, memory}) Submit(request);
+
+  v1::WorkerInfo plain = Info("plain");
+  plain.clear_methods();
+  plain.add_methods("rtn");
+  plain.set_host_memory_bytes(4999);
+  EXPECT_EQ(TryAcquire(Register(plain)), std::nullopt);
+
+  v1::WorkerInfo small = plain;
+  small.set_worker_id("small-gpu");
+  small.add_gpus()->set_memory_bytes(999);
+  std::string small_session = Register(small);
+  EXPECT_EQ(Acquire(small_session).job, Key("cuda-job"));
+  EXPECT_EQ(TryAcquire(small_session), std::nullopt);
+
+  v1::WorkerInfo large = Info("large");
+  large.add_gpus()->set_memory_bytes(10);
+  large.add_gpus()->set_memory_bytes(1000);
+  std::string large_session = Register(large);
+  std::set<std::string> got;
+  while (auto grant = TryAcquire(large_session)) got.insert(grant->job.key.id);
+  EXPECT_EQ(got, (std::set<std::string>{"awq-job", "gpu-job", "memory-job"}));
+}
+
+TEST_P(JobStoreSuite, UnknownSessions) {
+  LeaseToken lease{"no-such-session", Key("job-one"), 1};
+  EXPECT_EQ(Outcome(store().Acquire({"no-such-session", "a"}, now())), "UNKNOWN_WORKER");
+  EXPECT_EQ(Outcome(store().Heartbeat("no-such-session", {}, now())), "UNKNOWN_WORKER");
+  EXPECT_EQ(Outcome(store().CommitCheckpoint(lease, {}, now())), "UNKNOWN_WORKER");
+  EXPECT_EQ(Complete(lease), "UNKNOWN_WORKER");
+  EXPECT_EQ(Outcome(store().Fail(Failure(lease), now())), "UNKNOWN_WORKER");
+  EXPECT_EQ(Outcome(store().Release(lease, "", now())), "UNKNOWN_WORKER");
+  std::string old_session = Register("w1");
+  Register("w1");
+  EXPECT_EQ(Outcome(store().Heartbeat(old_session, {}, now())), "UNKNOWN_WORKER");
+}
+
+TEST_P(JobStoreSuite, RegisteringAgainKeepsTheLeases) {
+  Submit("job-one");
+  LeaseToken lease = Acquire(Register("w1"));
+  lease.session = Register("w1");
+  EXPECT_EQ(SendBeat(lease).directive, v1::DIRECTIVE_CONTINUE);
+  EXPECT_EQ(Complete(lease), "OK");
+}
+
+TEST_P(JobStoreSuite, AnotherIncarnationLosesTheLeasesOfTheDeadOne) {
+  Submit("job-one");
+  LeaseToken lease = Acquire(Register("w1"));
+  v1::WorkerInfo restarted = Info("w1");
+  restarted.set_incarnation("another");
+  std::string session = Register(restarted);
+  EXPECT_EQ(StateOf("job-one"), JobState::kQueued);
+  EXPECT_EQ(Get("job-one").worker_losses, 1);
+  lease.session = session;
+  EXPECT_EQ(SendBeat(lease).directive, v1::DIRECTIVE_LOST);
+  EXPECT_EQ(AcquireAgain(session).epoch, 2);
+}
+
+TEST_P(JobStoreSuite, HeartbeatStoresProgressAndRenews) {
+  Sweep();
+  Submit("job-one");
+  LeaseToken lease = Acquire(Register("w1"));
+  for (int i = 1; i <= 10; ++i) {
+    AdvanceSweeping(Seconds(10));
+    BeatReply reply = SendBeat(lease, i);
+    EXPECT_EQ(reply.directive, v1::DIRECTIVE_CONTINUE);
+    EXPECT_EQ(reply.ttl, policy_.lease_ttl);
+  }
+  EXPECT_EQ(Get("job-one").progress.steps_done(), 10);
+  EXPECT_EQ(Get("job-one").version, 2) << "progress must not change the etag";
+  EXPECT_EQ(Get("job-one").worker_losses, 0);
+}
+
+TEST_P(JobStoreSuite, EventsOfAnAttemptAreStoredOnce) {
+  Submit("job-one");
+  LeaseToken lease = Acquire(Register("w1"));
+  Beat beat = BeatOf(lease);
+  beat.events.events = {LogEvent("0"), LogEvent("1")};
+  EXPECT_EQ(SendBeat(lease, beat).next_event_offset, 2);
+  EXPECT_EQ(SendBeat(lease, beat).next_event_offset, 2);
+  beat.events.events.push_back(LogEvent("2"));
+  EXPECT_EQ(SendBeat(lease, beat).next_event_offset, 3);
+  beat.events.offset = 7;  // a hole: 3..6 never came
+  EXPECT_EQ(SendBeat(lease, beat).next_event_offset, 3);
+  beat.events.offset = -1;
+  EXPECT_EQ(SendBeat(lease, beat).next_event_offset, 3);
+  CompleteRequest done = Completion(lease);
+  done.events.offset = 2;
+  done.events.events = {LogEvent("2"), LogEvent("3")};
+  ASSERT_EQ(Outcome(store().Complete(done, now())), "OK");
+  std::string log;
+  for (const auto& event : EventsOf("job-one")) {
+    log += event.log().message();
+    if (event.has_log()) {
+      EXPECT_EQ(event.epoch(), 1);
+    }
+  }
+  EXPECT_EQ(log, "0123");
+}
+
+TEST_P(JobStoreSuite, WorkersCannotWriteStateChanges) {
+  Submit("job-one");
+  LeaseToken lease = Acquire(Register("w1"));
+  Beat beat = BeatOf(lease);
+  v1::JobEvent forged;
+  forged.mutable_state_changed()->set_to(v1::JOB_STATE_SUCCEEDED);
+  beat.events.events = {forged, v1::JobEvent(), LogEvent("fine")};
+  EXPECT_EQ(SendBeat(lease, beat).next_event_offset, 3);
+  EXPECT_EQ(StatesOf("job-one"), "QUEUED RUNNING");
+  EXPECT_EQ(Get("job-one").last_sequence, 3);
+}
+
+TEST_P(JobStoreSuite, StaleWritesChangeNothing) {
+  Submit("job-one");
+  std::string session = Register("w1");
+  LeaseToken stale = Acquire(session);
+  ASSERT_EQ(Outcome(store().Release(stale, "", now())), "OK");
+  auto check = [&](const LeaseToken& lease) {
+    Job before = Get("job-one");
+    Beat beat = BeatOf(lease, 99);
+    beat.events.events = {LogEvent("from the dead")};
+    EXPECT_EQ(SendBeat(lease, beat).directive, v1::DIRECTIVE_LOST);
+    v1::CheckpointRef checkpoint;
+    checkpoint.set_blocks_done(9);
+    EXPECT_EQ(Outcome(store().CommitCheckpoint(lease, checkpoint, now())), "LEASE_LOST");
+    EXPECT_EQ(Complete(lease), "LEASE_LOST");
+    EXPECT_EQ(Outcome(store().Fail(Failure(lease), now())), "LEASE_LOST");
+    EXPECT_EQ(Outcome(store().Release(lease, "", now())), "LEASE_LOST");
+    Job after = Get("job-one");
+    EXPECT_EQ(after.state, before.state);
+    EXPECT_EQ(after.version, before.version);
+    EXPECT_EQ(after.last_sequence, before.last_sequence);
+    EXPECT_EQ(after.progress.steps_done(), before.progress.steps_done());
+    EXPECT_FALSE(after.has_artifact);
+  };
+  check(stale);  // queued
+  LeaseToken current = Acquire(session);
+  EXPECT_EQ(current.epoch, 2);
+  check(stale);                                         // another attempt runs
+  check({Register("w2"), current.job, current.epoch});  // another worker
+  check({session, current.job, 3});                     // an epoch to come
+  ASSERT_EQ(Outcome(store().Cancel({Key("job-one"), "", ""}, now())), "OK");
+  ASSERT_EQ(Outcome(store().Release(current, "", now())), "OK");
+  check(current);  // ended
+}
+
+TEST_P(JobStoreSuite, CompleteIsTheCommitPoint) {
+  Job job = Submit("job-one");
+  Advance(Seconds(4));
+  LeaseToken lease = Acquire(Register("w1"));
+  Advance(Seconds(5));
+  ASSERT_EQ(Complete(lease), "OK");
+  Job done = Get("job-one");
+  EXPECT_EQ(done.state, JobState::kSucceeded);
+  EXPECT_EQ(done.end_time, now());
+  ASSERT_TRUE(done.result);
+  EXPECT_EQ(done.result->peak_rss_bytes(), 42);
+  EXPECT_EQ(done.result->artifact_uri(), "file:///artifacts/job-one");
+  EXPECT_DOUBLE_EQ(done.result->timing().queue_s(), 4.0);
+  auto artifact = store().GetArtifact("acme", job.uid);
+  ASSERT_EQ(Outcome(artifact), "OK");
+  EXPECT_EQ(artifact->job, Key("job-one"));
+  EXPECT_EQ(artifact->uri, "file:///artifacts/job-one");
+  EXPECT_EQ(artifact->manifest_sha256, "sha");
+  EXPECT_EQ(artifact->total_bytes, 1000);
+  EXPECT_EQ(artifact->file_count, 3);
+  EXPECT_EQ(artifact->epoch, 1);
+  EXPECT_EQ(artifact->create_time, now());
+  EXPECT_EQ(Outcome(store().GetArtifact("other", job.uid)), "ARTIFACT_NOT_FOUND");
+  EXPECT_EQ(Complete(lease), "OK") << "a repeat";
+  EXPECT_EQ(Complete(lease, "another sha"), "LEASE_LOST");
+  EXPECT_EQ(Get("job-one").last_sequence, done.last_sequence);
+}
+
+TEST_P(JobStoreSuite, CommitAfterAnAcknowledgedCancelIsTooLate) {
+  Job job = Submit("job-one");
+  LeaseToken lease = Acquire(Register("w1"));
+  ASSERT_EQ(Outcome(store().Cancel({Key("job-one"), "", ""}, now())), "OK");
+  EXPECT_EQ(Complete(lease), "LEASE_LOST");
+  EXPECT_EQ(StateOf("job-one"), JobState::kCancelled);
+  EXPECT_EQ(Outcome(store().GetArtifact("acme", job.uid)), "ARTIFACT_NOT_FOUND");
+}
+
+TEST_P(JobStoreSuite, FailedQualityGateKeepsTheArtifact) {
+  Job job = Submit("job-one");
+  LeaseToken lease = Acquire(Register("w1"));
+  CompleteRequest request = Completion(lease);
+  request.result.set_quality_gate_failed(true);
+  ASSERT_EQ(Outcome(store().Complete(request, now())), "OK");
+  EXPECT_EQ(StateOf("job-one"), JobState::kFailed);
+  EXPECT_EQ(ReasonOf(FromRpcStatus(Get("job-one").error)), "QUALITY_GATE_FAILED");
+  EXPECT_EQ(Outcome(store().GetArtifact("acme", job.uid)), "OK");
+  EXPECT_EQ(Outcome(store().Complete(request, now())), "OK") << "a repeat";
+}
+
+TEST_P(JobStoreSuite, ArtifactsPageNewestFirst) {
+  std::string session = Register("w1");
+  for (int i = 0; i < 3; ++i) {
+    Submit("job-" + std::to_string(i));
+    ASSERT_EQ(Complete(Acquire(session)), "OK");
+    Advance(Seconds(1));
+  }
+  auto page = store().ListArtifacts("acme", 2, std::nullopt);
+  ASSERT_EQ(Outcome(page), "OK");
+  ASSERT_EQ(page->artifacts.size(), 2u);
+  EXPECT_EQ(page->artifacts[0].job, Key("job-2"));
+  ASSERT_TRUE(page->next);
+  page = store().ListArtifacts("acme", 2, page->next);
+  ASSERT_EQ(page->artifacts.size(), 1u);
+  EXPECT_EQ(page->artifacts[0].job, Key("job-0"));
+  EXPECT_FALSE(page->next);
+  EXPECT_TRUE(store().ListArtifacts("other", 2, std::nullopt)->artifacts.empty());
+}
+
+TEST_P(JobStoreSuite, FailuresAreRetriedWithBackoffThenFinal) {
+  std::string session = Register("w1");
+  Submit("job-one");
+  for (int attempt = 1; attempt <= 3; ++attempt) {
+    LeaseToken lease = AcquireAgain(session);
+    EXPECT_EQ(lease.epoch, attempt);
+    FailRequest failure = Failure(lease, v1::FAILURE_CLASS_BUG, "ENGINE_CRASHED");
+    failure.exit_signal = 9;
+    failure.log_tail = "last words";
+    auto state = store().Fail(failure, now());
+    ASSERT_EQ(Outcome(state), "OK");
+    EXPECT_EQ(*state, attempt < 3 ? JobState::kQueued : JobState::kFailed);
+    EXPECT_EQ(TryAcquire(session), std::nullopt) << "must wait for the backoff";
+  }
+  Job job = Get("job-one");
+  EXPECT_EQ(job.user_failures, 3);
+  absl::Status error = FromRpcStatus(job.error);
+  EXPECT_EQ(ReasonOf(error), "ENGINE_CRASHED");
+  EXPECT_EQ(MetadataOf(error, "exit_signal"), "9");
+  int tails = 0;
+  for (const auto& event : EventsOf("job-one")) tails += event.log().message() == "last words";
+  EXPECT_EQ(tails, 3);
+}
+
+TEST_P(JobStoreSuite, UserFailuresAreFinalUnlessRetryable) {
+  std::string session = Register("w1");
+  Submit("final");
+  FailRequest failure = Failure(Acquire(session), v1::FAILURE_CLASS_USER, "INVALID_CHECKPOINT");
+  EXPECT_EQ(store().Fail(failure, now()).value(), JobState::kFailed);
+  EXPECT_EQ(Get("final").state_reason, "INVALID_CHECKPOINT");
+  Submit("retryable");
+  failure = Failure(Acquire(session), v1::FAILURE_CLASS_USER, "SOURCE_MISSING");
+  failure.retryable = true;
+  EXPECT_EQ(store().Fail(failure, now()).value(), JobState::kQueued);
+}
+
+TEST_P(JobStoreSuite, MaxAttemptsOfTheSpec) {
+  SubmitRequest request = Request("job-one");
+  request.spec.mutable_retry_policy()->set_max_attempts(1);
+  Submit(request);
+  EXPECT_EQ(store().Fail(Failure(Acquire(Register("w1"))), now()).value(), JobState::kFailed);
+}
+
+TEST_P(JobStoreSuite, LogTailsAreCutAtACharacter) {
+  Submit("job-one");
+  FailRequest failure = Failure(Acquire(Register("w1")));
+  for (int i = 0; i < 20000; ++i) failure.log_tail += "\u00e9";  // 2 bytes each
+  failure.log_tail += "x";                                       // an odd end
+  ASSERT_EQ(Outcome(store().Fail(failure, now())), "OK");
+  std::string tail;
+  for (const auto& event : EventsOf("job-one")) tail += event.log().message();
+  EXPECT_LE(tail.size(), 16u * 1024);
+  EXPECT_GT(tail.size(), 16u * 1024 - 4);
+  EXPECT_EQ(tail.substr(0, 2), "\u00e9");
+}
+
+TEST_P(JobStoreSuite, ReleaseCostsNothing) {
+  std::string session = Register("w1");
+  Submit("job-one");
+  for (int i = 1; i <= 5; ++i) {
+    LeaseToken lease = Acquire(session);  // at once: no backoff
+    EXPECT_EQ(lease.epoch, i);
+    ASSERT_EQ(Outcome(store().Release(lease, "drain", now())), "OK");
+  }
+  EXPECT_EQ(Get("job-one").user_failures, 0);
+  EXPECT_EQ(Get("job-one").worker_losses, 0);
+  EXPECT_EQ(Get("job-one").state_reason, "drain");
+}
+
+TEST_P(JobStoreSuite, TheNextAttemptResumesFromTheCommittedCheckpoint) {
+  std::string session = Register("w1");
+  Submit("job-one");
+  LeaseToken lease = Acquire(session);
+  v1::CheckpointRef checkpoint;
+  checkpoint.set_uri("file:///artifacts/1/checkpoint");
+  checkpoint.set_blocks_done(2);
+  checkpoint.add_files()->set_size_bytes(10);
+  checkpoint.add_files()->set_size_bytes(20);
+  ASSERT_EQ(Outcome(store().CommitCheckpoint(lease, checkpoint, now())), "OK");
+  ASSERT_EQ(Outcome(store().CommitCheckpoint(lease, checkpoint, now())), "OK") << "a repeat";
+  int events = 0;
+  for (const auto& event : EventsOf("job-one")) {
+    if (!event.has_checkpoint()) continue;
+    ++events;
+    EXPECT_EQ(event.checkpoint().blocks_done(), 2);
+    EXPECT_EQ(event.checkpoint().bytes(), 30);
+  }
+  EXPECT_EQ(events, 1);
+  ASSERT_EQ(Outcome(store().Release(lease, "", now())), "OK");
+  auto grant = TryAcquire(session);
+  ASSERT_TRUE(grant && grant->resume);
+  EXPECT_EQ(grant->resume->SerializeAsString(), checkpoint.SerializeAsString());
+}
+
+TEST_P(JobStoreSuite, Draining) {
+  EXPECT_EQ(Outcome(store().DrainWorker("w1", false, now())), "WORKER_NOT_FOUND");
+  std::string session = Register("w1");
+  Submit("job-one");
+  LeaseToken lease = Acquire(session);
+  Submit("job-two");
+  auto worker = store().DrainWorker("w1", false, now());
+  ASSERT_EQ(Outcome(worker), "OK");
+  EXPECT_TRUE(worker->draining);
+  EXPECT_EQ(worker->jobs, std::vector<JobKey>{Key("job-one")});
+  EXPECT_EQ(TryAcquire(session), std::nullopt);
+  auto reply = store().Heartbeat(session, {BeatOf(lease)}, now());
+  EXPECT_EQ(reply->worker, v1::WORKER_DIRECTIVE_QUIET);
+  EXPECT_EQ(reply->jobs[0].directive, v1::DIRECTIVE_CONTINUE);
+  ASSERT_EQ(Outcome(store().DrainWorker("w1", true, now())), "OK");
+  reply = store().Heartbeat(session, {BeatOf(lease)}, now());
+  EXPECT_EQ(reply->worker, v1::WORKER_DIRECTIVE_TERMINATE);
+  EXPECT_EQ(reply->jobs[0].directive, v1::DIRECTIVE_CHECKPOINT_AND_RELEASE);
+  v1::WorkerInfo restarted = Info("w1");
+  restarted.set_incarnation("another");
+  EXPECT_TRUE(TryAcquire(Register(restarted)));
+}
+
+TEST_P(JobStoreSuite, ListWorkersTellsWhoLives) {
+  std::string session = Register("w1");
+  Register("w2");
+  Submit("job-one");
+  Acquire(session);
+  Advance(Seconds(20));
+  ASSERT_EQ(Outcome(store().Heartbeat(session, {}, now())), "OK");
+  Advance(Seconds(20));
+  auto workers = store().ListWorkers(now());
+  ASSERT_EQ(workers->size(), 2u);
+  EXPECT_TRUE(workers->at(0).live);
+  EXPECT_EQ(workers->at(0).jobs.size(), 1u);
+  EXPECT_EQ(workers->at(0).info.slots(), 2);
+  EXPECT_FALSE(workers->at(1).live);
+  auto stats = store().Stats(now());
+  EXPECT_EQ(stats->live_workers, 1);
+  EXPECT_EQ(stats->total_slots, 2);
+  EXPECT_EQ(stats->busy_slots, 1);
+}
+
+}  // namespace quantry::server
