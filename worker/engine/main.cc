@@ -13,6 +13,7 @@
 #include "worker/engine/base/error.h"
 #include "worker/engine/evaluation/tools.h"
 #include "worker/engine/methods/catalog.h"
+#include "worker/engine/model/architecture.h"
 #include "worker/engine/pipeline/events.h"
 #include "worker/engine/pipeline/job.h"
 #include "worker/engine/pipeline/run.h"
@@ -92,16 +93,25 @@ int RunSubcommand(int argc, char** argv) {
   }
 }
 
+// What a server tells its clients about this engine.
+int PrintMethods() {
+  nlohmann::json json = MethodsJson();
+  json["engine_version"] = QUANTRY_VERSION;
+  json["architectures"] = nlohmann::json::array();
+  for (const Architecture* row : Architectures()) {
+    for (const std::string& type : row->model_types) json["architectures"].push_back(type);
+  }
+  std::cout << json.dump(2) << "\n";
+  return 0;
+}
+
 int Dispatch(int argc, char** argv) {
   const std::string command = argc > 1 ? argv[1] : "--help";
   if (command == "run") return RunSubcommand(argc - 1, argv + 1);
   if (command == "eval") return RunEval(argc - 1, argv + 1);
   if (command == "logits") return RunLogits(argc - 1, argv + 1);
   if (command == "inspect") return RunInspect(argc - 1, argv + 1);
-  if (command == "methods") {
-    std::cout << MethodsJson().dump(2) << "\n";
-    return 0;
-  }
+  if (command == "methods") return PrintMethods();
   if (command == "--version") {
     std::cout << "quantry-engine " << QUANTRY_VERSION << "\n";
     return 0;
