@@ -117,7 +117,7 @@ std::string JobText(const v1::QuantizationJob& job, WallTime now) {
   AddTimes(job, now, fields);
   if (job.epoch() > 1) fields.emplace_back("attempts", Cat(job.epoch()));
   if (job.state() == v1::JOB_STATE_RUNNING) {
-    fields.emplace_back("worker", Plain(job.worker()));
+    if (!job.worker().empty()) fields.emplace_back("worker", Plain(job.worker()));
     fields.emplace_back("progress", ProgressText(job));
   }
   if (job.has_result()) AddResult(job.result(), fields);

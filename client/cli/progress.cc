@@ -80,6 +80,9 @@ std::vector<std::string> JobView::Apply(const v1::WatchQuantizationJobResponse& 
       return ApplySnapshot(message.snapshot());
     case v1::WatchQuantizationJobResponse::kEvent:
       return ApplyEvent(message.event());
+    case v1::WatchQuantizationJobResponse::kProgress:
+      *job_.mutable_progress() = message.progress();
+      return {};
     case v1::WatchQuantizationJobResponse::kEnd:
       ended_ = true;
       job_ = message.end().job();

@@ -86,10 +86,10 @@ TEST(JobView, TellsEachThingOnce) {
   EXPECT_TRUE(view.ended());
 }
 
-TEST(JobView, ProgressWithoutASequenceIsTakenAndMovesNothing) {
+TEST(JobView, LiveProgressIsTakenAndMovesNothing) {
   JobView view;
-  auto progress = Event(0);
-  progress.mutable_event()->mutable_progress()->set_ratio(0.5);
+  v1::WatchQuantizationJobResponse progress;
+  progress.mutable_progress()->set_ratio(0.5);
   EXPECT_THAT(view.Apply(progress), IsEmpty());
   EXPECT_EQ(view.job().progress().ratio(), 0.5);
   EXPECT_EQ(view.last_sequence(), 0);

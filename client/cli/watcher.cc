@@ -8,6 +8,9 @@ namespace quantry::cli {
 namespace {
 
 constexpr auto kFirstWait = std::chrono::milliseconds(250);
+// Without a terminal a line comes at least this often, so that a log shows life.
+constexpr auto kLongestSilence = std::chrono::seconds(60);
+constexpr int kLogColumns = 120;
 // The deadline runs on another clock than TimedOut() and must not come first.
 constexpr auto kClockSlack = std::chrono::milliseconds(50);
 constexpr auto kLongestWait = std::chrono::seconds(5);
@@ -37,6 +40,7 @@ Watcher::Watcher(Connection& connection, StatusLine& line, WatchLimits limits)
       limits_(limits),
       start_(connection.env().ticks()),
       last_heard_(start_),
+      last_said_(start_),
       backoff_(kFirstWait, kLongestWait) {}
 
 bool Watcher::TimedOut() const {
@@ -54,9 +58,15 @@ void Watcher::Show(const v1::WatchQuantizationJobResponse& message) {
     line_.Draw(ProgressLine(view_.job(), line_.columns()));
     return;
   }
-  for (const std::string& line : lines) {
-    line_.Say(Cat(ShortId(view_.job().name()), ": ", line));
-  }
+  const std::string prefix = Cat(ShortId(view_.job().name()), ": ");
+  for (const std::string& line : lines) Say(prefix + line);
+  const bool silent = connection_.env().ticks() - last_said_ >= kLongestSilence;
+  if (silent && !view_.job().name().empty()) Say(ProgressLine(view_.job(), kLogColumns));
+}
+
+void Watcher::Say(const std::string& line) {
+  line_.Say(line);
+  last_said_ = connection_.env().ticks();
 }
 
 absl::Status Watcher::Stream(const std::string& job_name, bool* heard) {

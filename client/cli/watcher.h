@@ -41,6 +41,7 @@ class Watcher {
   // brought a message.
   absl::Status Stream(const std::string& job_name, bool* heard);
   void Show(const v1::WatchQuantizationJobResponse& message);
+  void Say(const std::string& line);
   bool TimedOut() const;
   bool Interrupted() const;
   // What to do after a stream that did not end the job: OK = try again.
@@ -51,6 +52,7 @@ class Watcher {
   const WatchLimits limits_;
   const std::chrono::steady_clock::time_point start_;
   std::chrono::steady_clock::time_point last_heard_;
+  std::chrono::steady_clock::time_point last_said_;
   Backoff backoff_;
   bool said_lost_ = false;
   JobView view_;

@@ -25,7 +25,7 @@ struct PullArguments {
 absl::Status NoArtifact(const v1::QuantizationJob& job) {
   const std::string id(ShortId(job.name()));
   absl::Status status = absl::FailedPreconditionError(
-      Cat("job ", id, " has no artifact: it is ", StateWord(job.state())));
+      Cat("job ", id, " has no artifact: its state is ", StateWord(job.state())));
   return WithNext(status, IsEnded(job.state()) ? Cat("`quantry get ", id, "` shows how it ended")
                                                : Cat("`quantry watch ", id, "` until it ends"));
 }
