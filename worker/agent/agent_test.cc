@@ -15,6 +15,7 @@
 #include "common/digest.h"
 #include "common/errors.h"
 #include "gtest/gtest.h"
+#include "worker/agent/checkpoint_uploader.h"
 #include "worker/agent/testing/fake_worker_service.h"
 
 namespace quantry::agent {
@@ -186,11 +187,14 @@ TEST_F(AgentTest, WholeJob) {
             "STAGE_FETCHING STAGE_LOADING STAGE_QUANTIZING 0 1 2 3 STAGE_PACKING STAGE_UPLOADING "
             "STAGE_COMMITTING ");
   EXPECT_TRUE(fs::is_empty(root_ / "work/jobs"));
+  EXPECT_EQ(state.last_progress.stage(), v1::STAGE_COMMITTING);
+  EXPECT_EQ(state.last_progress.ratio(), 1);
+  EXPECT_TRUE(request.result().timing().stages_s().contains("STAGE_FETCHING"));
 }
 
 TEST_F(AgentTest, CheckpointsAreCommittedAndSupersededFilesRemoved) {
-  std::string script = "block\nblock\ntouch " + Path("two") + "\nwait " + Path("go") +
-                       "\nblock\nblock\nartifact\ncomplete\n";
+  std::string script =
+      "block\nblock\ntouch " + Path("two") + "\nwait " + Path("go") + "\nblock\nhang\n";
   Queue(Lease(script));
   Start();
   ASSERT_TRUE(server_.WaitFor([](const State& state) {
@@ -200,13 +204,23 @@ TEST_F(AgentTest, CheckpointsAreCommittedAndSupersededFilesRemoved) {
   ASSERT_EQ(ref.files_size(), 3);
   const fs::path folder = root_ / "store/acme/uid-1/checkpoints/1";
   for (const auto& file : ref.files()) {
-    EXPECT_EQ(Sha256Hex(ReadFile(folder / file.path())), file.sha256()) << file.path();
+    EXPECT_EQ(Sha256Hex(ReadFile(folder / StoredName(file))), file.sha256()) << file.path();
   }
-  // Superseded files go after the commit; the stop of the agent waits for it.
+  // Drained at its next checkpoint: only what that one needs is left.
+  agent_->agent().Drain();
   WriteFile(root_ / "go", "");
-  ASSERT_TRUE(server_.WaitFor([](const State& state) { return state.AnyEnd(); }));
-  EXPECT_TRUE(agent_->End().ok());
-  EXPECT_FALSE(fs::exists(folder / "streams-0"));
+  EXPECT_TRUE(agent_->Join().ok());
+  const auto last = Result().checkpoints.back().checkpoint();
+  EXPECT_EQ(last.blocks_done(), 3);
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder), fs::directory_iterator()),
+            last.files_size());
+  EXPECT_EQ(last.files(0).sha256(), ref.files(0).sha256());
+}
+
+TEST_F(AgentTest, CheckpointsAreRemovedOnceTheJobSucceeded) {
+  RunJob(Lease(kWholeScript));
+  EXPECT_EQ(Result().completed.size(), 1u);
+  EXPECT_FALSE(fs::exists(root_ / "store/acme/uid-1/checkpoints/1"));
 }
 
 TEST_F(AgentTest, CancelKillsAStubbornEngine) {
@@ -392,7 +406,8 @@ TEST_F(ResumeTest, FromTheSameMachineWithoutTheStore) {
 
 TEST_F(ResumeTest, DamagedCheckpointStartsOver) {
   CrashAfterTwoBlocks();
-  WriteFile(root_ / "store/acme/uid-1/checkpoints/1/block-1", "flipped");
+  const auto ref = Result().checkpoints.back().checkpoint();
+  WriteFile(root_ / "store/acme/uid-1/checkpoints/1" / StoredName(ref.files(1)), "flipped");
   EXPECT_EQ(ResumedBlocks(SecondLease(), "other-machine"), "0123");
   EXPECT_EQ(ReadFile(root_ / "store/acme/uid-1/2/model.safetensors"), Undisturbed());
 }

@@ -1,8 +1,8 @@
 #include "worker/agent/checkpoint_uploader.h"
 
 #include <filesystem>
-#include <set>
 
+#include "common/digest.h"
 #include "common/errors.h"
 #include "common/log.h"
 
@@ -46,7 +46,25 @@ std::vector<std::string> FilesBelow(const std::string& folder) {
   return paths;
 }
 
+void RemoveTree(const std::string& uri) {
+  auto storage = OpenStorage(uri);
+  const auto status = storage.ok() ? (*storage)->DeleteTree("") : storage.status();
+  if (!status.ok()) {
+    log::Warning("cannot remove old checkpoints", {{"uri", uri}, {"error", status.ToString()}});
+  }
+}
+
 }  // namespace
+
+std::string StoredName(const v1::ArtifactFile& file) {
+  return file.path() + "." + file.sha256().substr(0, 16);
+}
+
+void RemoveStoredCheckpoints(const v1::Lease& lease) {
+  for (const std::string& uri : {lease.checkpoint_uri(), lease.resume().uri()}) {
+    if (!uri.empty()) RemoveTree(uri);
+  }
+}
 
 absl::Status RestoreCheckpoint(const v1::Lease& lease, const AttemptDir& dir,
                                const TransferCheck& check) {
@@ -57,7 +75,7 @@ absl::Status RestoreCheckpoint(const v1::Lease& lease, const AttemptDir& dir,
   for (const v1::ArtifactFile& file : lease.resume().files()) {
     const std::string target = dir.checkpoint() + "/" + file.path();
     if (TakeFromSibling(dir, file, target, check)) continue;
-    auto moved = (*storage)->Download(file.path(), target, check);
+    auto moved = (*storage)->Download(StoredName(file), target, check);
     if (!moved.ok()) return moved.status();
     if (moved->sha256 != file.sha256()) {
       return absl::DataLossError("checkpoint file " + file.path() + " should have sha256 " +
@@ -71,6 +89,7 @@ CheckpointUploader::CheckpointUploader(const v1::Lease& lease, const AttemptDir&
                                        WorkerClient& client, JobSession& session,
                                        TransferCheck check)
     : uri_(lease.checkpoint_uri()),
+      resumed_uri_(lease.resume().uri()),
       dir_(dir),
       client_(client),
       session_(session),
@@ -104,8 +123,9 @@ void CheckpointUploader::Offer(const v1::EngineCheckpoint& checkpoint) {
     fs::create_hard_link(source, link, error);
     if (error) fs::copy_file(source, link, error);
     if (error) {
-      log::Warning("a checkpoint file is gone before it could be uploaded",
-                   {{"job", session_.job()}, {"path", file.path()}, {"error", error.message()}});
+      // The engine is ahead of us: its next checkpoint comes.
+      log::Info("a checkpoint was superseded before it could be uploaded",
+                {{"job", session_.job()}, {"path", file.path()}, {"error", error.message()}});
       fs::remove_all(staged.folder, error);
       return;
     }
@@ -136,7 +156,7 @@ void CheckpointUploader::Run(std::stop_token stop) {
       staged = *std::exchange(pending_, std::nullopt);
       busy_ = true;
     }
-    const auto status = stop.stop_requested() ? absl::CancelledError("ended") : Upload(staged);
+    const auto status = Upload(staged, stop);
     if (HasReason(status, Reason::kLeaseLost)) session_.Stop(StopReason::kLost);
     if (!status.ok() && !absl::IsCancelled(status)) {
       log::Warning("checkpoint was not committed", {{"job", session_.job()},
@@ -153,73 +173,72 @@ void CheckpointUploader::Run(std::stop_token stop) {
   }
 }
 
-bool CheckpointUploader::Conflicts(const v1::EngineCheckpoint& checkpoint) const {
-  for (const v1::ArtifactFile& file : checkpoint.files()) {
-    const auto found = stored_.find(base_ + file.path());
-    if (found != stored_.end() && found->second != file.sha256()) return true;
-  }
-  return false;
+absl::Status CheckpointUploader::CheckGoingOn(const std::stop_token& stop) const {
+  return stop.stop_requested() ? absl::CancelledError("the engine has ended")
+                               : session_.CheckRunning();
 }
 
 absl::Status CheckpointUploader::SendFile(Storage& storage, const Staged& staged,
-                                          const std::string& base, v1::ArtifactFile& file) {
-  const std::string path = base + file.path();
-  const auto found = stored_.find(path);
-  if (found != stored_.end() && found->second == file.sha256()) return absl::OkStatus();
-  const TransferCheck check = [this](std::int64_t bytes) {
-    if (auto status = session_.CheckRunning(); !status.ok()) return status;
+                                          v1::ArtifactFile& file, const std::stop_token& stop) {
+  const std::string local = staged.folder + "/" + file.path();
+  if (file.sha256().empty()) {
+    const auto digest = Sha256File(local);
+    if (!digest.ok()) return digest.status();
+    file.set_sha256(digest->sha256);
+    file.set_size_bytes(digest->size_bytes);
+  }
+  const std::string name = StoredName(file);
+  if (stored_.contains(name)) return absl::OkStatus();
+  const TransferCheck check = [&](std::int64_t bytes) {
+    if (auto status = CheckGoingOn(stop); !status.ok()) return status;
     return check_ ? check_(bytes) : absl::OkStatus();
   };
-  auto sent = storage.Upload(staged.folder + "/" + file.path(), path, check);
+  auto sent = storage.Upload(local, name, check);
   if (!sent.ok()) return sent.status();
-  if (!file.sha256().empty() && file.sha256() != sent->sha256) {
+  if (file.sha256() != sent->sha256) {
     return absl::DataLossError("checkpoint file " + file.path() + " changed while it was read");
   }
-  file.set_sha256(sent->sha256);
   file.set_size_bytes(sent->size_bytes);
-  stored_[path] = sent->sha256;
+  stored_.insert(name);
   return absl::OkStatus();
 }
 
-absl::Status CheckpointUploader::Upload(const Staged& staged) {
+absl::Status CheckpointUploader::Upload(const Staged& staged, const std::stop_token& stop) {
+  if (auto status = CheckGoingOn(stop); !status.ok()) return status;
   auto storage = OpenStorage(uri_);
   if (!storage.ok()) return storage.status();
-  std::string base = base_;
-  if (Conflicts(staged.checkpoint)) {
-    base = "blocks-" + std::to_string(staged.checkpoint.blocks_done()) + "/";
-  }
   v1::CommitCheckpointRequest request;
   request.set_job(session_.job());
   request.set_epoch(session_.epoch());
   v1::CheckpointRef& ref = *request.mutable_checkpoint();
-  ref.set_uri(base.empty() ? uri_ : uri_ + "/" + base.substr(0, base.size() - 1));
+  ref.set_uri(uri_);
   ref.set_blocks_done(staged.checkpoint.blocks_done());
   for (v1::ArtifactFile file : staged.checkpoint.files()) {
-    if (auto status = SendFile(**storage, staged, base, file); !status.ok()) return status;
+    if (auto status = SendFile(**storage, staged, file, stop); !status.ok()) return status;
     *ref.add_files() = file;
   }
-  auto status = client_.CommitCheckpoint(request, [this] { return session_.CheckRunning().ok(); });
+  auto status = client_.CommitCheckpoint(request, [&] { return CheckGoingOn(stop).ok(); });
   if (!status.ok()) return status;
-  base_ = base;
-  RemoveSuperseded(**storage, base, ref);
+  RemoveSuperseded(**storage, ref);
   return absl::OkStatus();
 }
 
-void CheckpointUploader::RemoveSuperseded(Storage& storage, const std::string& base,
-                                          const v1::CheckpointRef& committed) {
+void CheckpointUploader::RemoveSuperseded(Storage& storage, const v1::CheckpointRef& committed) {
   std::set<std::string> keep;
-  for (const v1::ArtifactFile& file : committed.files()) keep.insert(base + file.path());
+  for (const v1::ArtifactFile& file : committed.files()) keep.insert(StoredName(file));
   for (auto it = stored_.begin(); it != stored_.end();) {
-    if (keep.contains(it->first)) {
+    if (keep.contains(*it)) {
       ++it;
       continue;
     }
-    if (auto status = storage.Delete(it->first); !status.ok()) {
+    if (auto status = storage.Delete(*it); !status.ok()) {
       log::Warning("cannot remove an old checkpoint file",
-                   {{"path", it->first}, {"error", status.ToString()}});
+                   {{"path", *it}, {"error", status.ToString()}});
     }
     it = stored_.erase(it);
   }
+  const std::string resumed = std::exchange(resumed_uri_, "");
+  if (!resumed.empty() && resumed != uri_) RemoveTree(resumed);
 }
 
 }  // namespace quantry::agent

@@ -2,10 +2,11 @@
 
 #include <chrono>
 #include <condition_variable>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
+#include <stop_token>
 #include <string>
 #include <thread>
 #include <vector>
@@ -19,6 +20,9 @@
 
 namespace quantry::agent {
 
+// Removes what this job has stored as checkpoints; for jobs that ended well.
+void RemoveStoredCheckpoints(const v1::Lease& lease);
+
 // Brings `lease.resume` into `dir.checkpoint()`: from another attempt's folder
 // on this machine when the bytes are the same, else from the store. Every file
 // is verified by sha256. Without a resume: nothing. DATA_LOSS or NOT_FOUND when
@@ -26,15 +30,18 @@ namespace quantry::agent {
 absl::Status RestoreCheckpoint(const v1::Lease& lease, const AttemptDir& dir,
                                const TransferCheck& check);
 
+// The object a checkpoint file is stored as: its path and the start of its
+// sha256. A file that changes under its name thus never replaces one that the
+// committed checkpoint still needs, and an unchanged one is never sent twice.
+std::string StoredName(const v1::ArtifactFile& file);
+
 // Copies block checkpoints to the store beside the running engine and commits
 // them. Only the newest offered checkpoint counts: when uploads are slower than
-// blocks, the ones between are skipped. A file that is already in the store is
-// not sent again; one that changed under its name moves the whole checkpoint to
-// a folder of its own, so that the committed one stays readable until the next
-// commit.
+// blocks, the ones between are skipped. After a commit the objects only older
+// checkpoints needed are removed.
 //
-// Owns one thread. Offer and Flush belong to the thread that runs the engine.
-// Failures are logged and leave the last committed checkpoint in force.
+// Owns one thread; destruction abandons an upload in progress. Offer and Flush belong to the thread
+// that runs the engine. Failures are logged and leave the last committed checkpoint in force.
 class CheckpointUploader {
  public:
   CheckpointUploader(const v1::Lease& lease, const AttemptDir& dir, WorkerClient& client,
@@ -55,22 +62,20 @@ class CheckpointUploader {
     v1::EngineCheckpoint checkpoint;
   };
   void Run(std::stop_token stop);
-  absl::Status Upload(const Staged& staged);
-  absl::Status SendFile(Storage& storage, const Staged& staged, const std::string& base,
-                        v1::ArtifactFile& file);
-  bool Conflicts(const v1::EngineCheckpoint& checkpoint) const;
-  void RemoveSuperseded(Storage& storage, const std::string& base,
-                        const v1::CheckpointRef& committed);
+  absl::Status Upload(const Staged& staged, const std::stop_token& stop);
+  absl::Status SendFile(Storage& storage, const Staged& staged, v1::ArtifactFile& file,
+                        const std::stop_token& stop);
+  absl::Status CheckGoingOn(const std::stop_token& stop) const;
+  void RemoveSuperseded(Storage& storage, const v1::CheckpointRef& committed);
 
   const std::string uri_;
+  std::string resumed_uri_;  // an older attempt's folder, removed once replaced
   const AttemptDir dir_;
   WorkerClient& client_;
   JobSession& session_;
   const TransferCheck check_;
 
-  // Used by the thread only: what lies in the store, by path below uri_.
-  std::map<std::string, std::string> stored_;  // path -> sha256
-  std::string base_;                           // "" or "blocks-7/"
+  std::set<std::string> stored_;  // objects below uri_; the thread's own
 
   mutable std::mutex mutex_;
   std::condition_variable_any changed_;

@@ -4,6 +4,7 @@
 
 #include "common/errors.h"
 #include "common/log.h"
+#include "google/protobuf/util/time_util.h"
 #include "worker/agent/artifact_uploader.h"
 #include "worker/agent/failure.h"
 #include "worker/agent/utf8.h"
@@ -11,10 +12,27 @@
 namespace quantry::agent {
 namespace {
 
+using google::protobuf::util::TimeUtil;
 using std::chrono::steady_clock;
 
 // A released job may wait this long for its last checkpoint to be committed.
 constexpr std::chrono::seconds kFlushTime{15};
+
+// The agent's own stages beside those the engine has measured.
+void AddStageSeconds(const v1::JobProgress& progress, v1::Timing& timing) {
+  for (const v1::StageTime& time : progress.stage_times()) {
+    const std::string name = v1::Stage_Name(time.stage());
+    if (!time.has_end_time() || timing.stages_s().contains(name)) continue;
+    const auto spent = time.end_time() - time.start_time();
+    (*timing.mutable_stages_s())[name] =
+        static_cast<double>(TimeUtil::DurationToMicroseconds(spent)) / 1e6;
+  }
+}
+
+// For the log: messages of engines may go on for pages.
+std::string FirstLine(const std::string& text) {
+  return text.substr(0, std::min<std::size_t>(text.find('\n'), 500));
+}
 
 }  // namespace
 
@@ -42,6 +60,7 @@ struct JobRunner::Attempt {
   std::string method;
   AttemptDir dir;
   EngineOutcome outcome;
+  bool ended = false;  // as far as this worker knows, nobody runs the job again
 };
 
 void JobRunner::Run(const v1::Lease& lease, MonotonicTime granted) {
@@ -57,8 +76,9 @@ void JobRunner::Run(const v1::Lease& lease, MonotonicTime granted) {
   parts_.keeper.Remove(attempt.session);
   parts_.metrics.JobEnded(*attempt.session);
   // Who may get the job again keeps its checkpoint; who ended it does not.
-  const bool keep = !status.ok() && attempt.stop_reason() != StopReason::kCancel;
-  if (!attempt.dir.root.empty()) parts_.work_dir.RemoveAttempt(attempt.dir, keep);
+  if (!attempt.dir.root.empty()) {
+    parts_.work_dir.RemoveAttempt(attempt.dir, /*keep_checkpoint=*/!attempt.ended);
+  }
 }
 
 absl::Status JobRunner::Execute(Attempt& attempt) {
@@ -191,7 +211,11 @@ absl::Status JobRunner::Commit(Attempt& attempt) {
                                   parts_.metrics.BytesUploaded(bytes);
                                 }));
   if (!request.ok()) return request.status();
+  attempt.session->MarkDone();
   attempt.session->EnterStage(v1::STAGE_COMMITTING);
+  AddStageSeconds(attempt.session->progress(), *request->mutable_result()->mutable_timing());
+  // CompleteJob carries events but no progress: the last word on it goes ahead.
+  parts_.keeper.BeatOnce();
   const v1::JobBeat last = attempt.session->MakeLastBeat();
   request->set_event_offset(last.event_offset());
   *request->mutable_events() = last.events();
@@ -199,6 +223,7 @@ absl::Status JobRunner::Commit(Attempt& attempt) {
   const auto status = parts_.client.Complete(
       *request, [&attempt] { return attempt.stop_reason() != StopReason::kLost; });
   if (!status.ok()) return status;
+  RemoveStoredCheckpoints(attempt.lease);
   log::Info("job committed", {{"job", attempt.lease.job()},
                               {"epoch", attempt.lease.epoch()},
                               {"bytes", request->total_bytes()},
@@ -207,6 +232,7 @@ absl::Status JobRunner::Commit(Attempt& attempt) {
 }
 
 void JobRunner::Finish(Attempt& attempt, const absl::Status& status) {
+  attempt.ended = status.ok();
   if (status.ok()) return;
   if (HasReason(status, Reason::kLeaseLost)) attempt.session->Stop(StopReason::kLost);
   switch (attempt.stop_reason()) {
@@ -250,7 +276,7 @@ void JobRunner::Fail(Attempt& attempt, const absl::Status& status, bool cancelle
       {{"job", attempt.lease.job()},
        {"epoch", attempt.lease.epoch()},
        {"reason", error.reason()},
-       {"error", error.message()},
+       {"error", FirstLine(error.message())},
        {"answer", answer.ok() ? v1::JobState_Name(answer->state()) : answer.status().ToString()}});
 }
 

@@ -123,6 +123,14 @@ void JobSession::MergeProgress(const v1::JobProgress& progress) {
   progress_changed_ = true;
 }
 
+void JobSession::MarkDone() {
+  const std::lock_guard lock(mutex_);
+  progress_.set_ratio(1);
+  progress_.set_steps_done(std::max(progress_.steps_done(), progress_.steps_total()));
+  progress_.clear_eta();
+  progress_changed_ = true;
+}
+
 void JobSession::SetMetric(const std::string& name, double value) {
   if (!std::isfinite(value)) return;
   const std::lock_guard lock(mutex_);

@@ -46,6 +46,8 @@ class JobSession {
   void AddLog(v1::LogLine::Level level, const std::string& message);
   // Takes over everything but stage, stage times and a ratio that would fall.
   void MergeProgress(const v1::JobProgress& progress);
+  // Nothing but the commit is left: ratio 1, all steps done, no ETA.
+  void MarkDone();
   void SetMetric(const std::string& name, double value);
 
   v1::Stage stage() const;

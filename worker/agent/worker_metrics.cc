@@ -226,8 +226,8 @@ struct WorkerMetrics::State {
           .Name("quantry_artifact_bytes_total")
           .Help("Bytes of inputs, checkpoints and artifacts moved by this process.")
           .Register(registry);
-  prometheus::Counter& fetched = bytes.Add({{"direction", "in"}});
-  prometheus::Counter& uploaded = bytes.Add({{"direction", "out"}});
+  prometheus::Counter& fetched = bytes.Add({{"direction", "download"}});
+  prometheus::Counter& uploaded = bytes.Add({{"direction", "upload"}});
   JobSeries jobs;
   GpuSeries gpu_series;
 };
