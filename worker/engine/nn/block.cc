@@ -9,9 +9,12 @@
 namespace quantry::engine {
 namespace {
 
-// Attention scores held at once, 16 MiB: what bounds attention's memory for
-// long sequences. Smaller slices would waste the matrix product's caches.
-constexpr int64_t kMaxScores = int64_t{1} << 22;
+// Attention scores held at once, 8 MiB: what bounds attention's memory for
+// long sequences.
+constexpr int64_t kMaxScores = int64_t{1} << 21;
+// Queries of one slice. Keys after a slice's last query are never touched, so
+// smaller slices save products; much smaller ones waste the caches.
+constexpr int64_t kMaxQueries = 128;
 
 at::Tensor Activate(Activation activation, const at::Tensor& x) {
   switch (activation) {
@@ -32,13 +35,13 @@ at::Tensor Activate(Activation activation, const at::Tensor& x) {
 at::Tensor AttendRows(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                       int64_t first) {
   const int64_t groups = q.size(0), share = q.size(1), rows = q.size(2), keys = k.size(1);
-  const at::Tensor scores = at::bmm(q.reshape({groups, share * rows, q.size(3)}), k.transpose(1, 2))
-                                .view({groups, share, rows, keys});
-  const at::Tensor future =
-      at::ones({rows, keys}, q.options().dtype(at::kBool)).triu(/*diagonal=*/first + 1);
-  const at::Tensor weights =
-      at::softmax(scores.masked_fill(future, -std::numeric_limits<float>::infinity()), -1);
-  return at::bmm(weights.view({groups, share * rows, keys}), v).view(q.sizes());
+  at::Tensor scores = at::bmm(q.reshape({groups, share * rows, q.size(3)}), k.transpose(1, 2))
+                          .view({groups, share, rows, keys});
+  const at::Tensor mask =
+      at::full({rows, keys}, -std::numeric_limits<float>::infinity(), q.options()).triu_(first + 1);
+  // In place only where autograd does not watch: it would keep a copy.
+  scores = scores.requires_grad() ? scores + mask : scores.add_(mask);
+  return at::bmm(at::softmax(scores, -1).view({groups, share * rows, keys}), v).view(q.sizes());
 }
 
 // Causal softmax(q k^T / sqrt(d)) v. q: [batch, heads, tokens, d]; k, v:
@@ -52,8 +55,9 @@ at::Tensor CausalAttention(const at::Tensor& q, const at::Tensor& k, const at::T
       (q / std::sqrt(static_cast<double>(dim))).reshape({groups, share, tokens, dim});
   const at::Tensor keys = k.reshape({groups, tokens, dim});
   const at::Tensor values = v.reshape({groups, tokens, dim});
-  const int64_t step = std::max<int64_t>(1, kMaxScores / (share * tokens * tokens));
-  const int64_t rows = std::clamp<int64_t>(kMaxScores / (share * tokens), 1, tokens);
+  const int64_t rows =
+      std::clamp<int64_t>(kMaxScores / (share * tokens), 1, std::min(tokens, kMaxQueries));
+  const int64_t step = std::max<int64_t>(1, kMaxScores / (share * rows * tokens));
   std::vector<at::Tensor> slices;
   for (int64_t g = 0; g < groups; g += step) {
     const int64_t n = std::min(step, groups - g);

@@ -1,5 +1,7 @@
 #include "worker/engine/nn/transformer.h"
 
+#include <algorithm>
+
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/strings.h"
 
@@ -53,20 +55,28 @@ Block LoadBlock(const Checkpoint& checkpoint, int index, const at::Device& devic
 
 at::Tensor Embed(const Checkpoint& checkpoint, const at::Tensor& ids, const at::Device& device) {
   const Architecture& row = checkpoint.architecture();
-  const std::string name = checkpoint.EmbeddingName();
+  const ModelConfig& config = checkpoint.config();
   const at::Tensor flat = ids.to(at::kCPU).reshape({-1});
-  at::Tensor hidden = checkpoint.View(name).index_select(0, flat).to(at::kFloat);
-  checkpoint.Release(name);
-  CheckFinite(hidden, name);
-  hidden = hidden.view({ids.size(0), ids.size(1), checkpoint.config().hidden_size});
-  if (row.positions == PositionKind::kLearned) {
-    CheckSequenceLength(row, checkpoint.config(), ids.size(1));
-    const std::string positions = checkpoint.PositionEmbeddingName();
-    hidden = hidden +
-             checkpoint.View(positions).narrow(0, row.position_offset, ids.size(1)).to(at::kFloat);
-    checkpoint.Release(positions);
+  const at::Tensor hidden = at::empty({flat.size(0), config.hidden_size}, at::kFloat);
+  const at::Tensor table = checkpoint.View(checkpoint.EmbeddingName());
+  // Row by row a text touches most pages of the table; they are dropped on the
+  // way so that it is never resident as a whole.
+  constexpr int64_t kRows = 1024;
+  for (int64_t first = 0; first < flat.size(0); first += kRows) {
+    const int64_t n = std::min(kRows, flat.size(0) - first);
+    hidden.narrow(0, first, n).copy_(table.index_select(0, flat.narrow(0, first, n)));
+    checkpoint.Release(checkpoint.EmbeddingName());
   }
-  return hidden.to(device);
+  CheckFinite(hidden, checkpoint.EmbeddingName());
+  at::Tensor result = hidden.view({ids.size(0), ids.size(1), config.hidden_size});
+  if (row.positions == PositionKind::kLearned) {
+    CheckSequenceLength(row, config, ids.size(1));
+    const std::string name = checkpoint.PositionEmbeddingName();
+    result += checkpoint.View(name).narrow(0, row.position_offset, ids.size(1)).to(at::kFloat);
+    checkpoint.Release(name);
+    CheckFinite(result, name);
+  }
+  return result.to(device);
 }
 
 OutputHead::OutputHead(const Checkpoint& checkpoint, const at::Device& device)
