@@ -81,6 +81,10 @@ enum class Reason {
   kOutOfMemory,
   kDeviceUnavailable,
   kFileNotFound,
+  kReadFailed,
+  kWriteFailed,
+  kCheckpointCorrupt,
+  kEventsClosed,
   kInternal,
 };
 
