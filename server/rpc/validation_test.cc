@@ -1,0 +1,293 @@
+#include "server/rpc/validation.h"
+
+#include <functional>
+#include <limits>
+
+#include "common/errors.h"
+#include "google/rpc/error_details.pb.h"
+#include "google/rpc/status.pb.h"
+#include "gtest/gtest.h"
+
+namespace quantry::server {
+namespace {
+
+using Request = v1::CreateQuantizationJobRequest;
+
+v1::BlobFile Blob(const std::string& path) {
+  v1::BlobFile blob;
+  blob.set_path(path);
+  blob.set_sha256(std::string(64, 'a'));
+  blob.set_size_bytes(10);
+  return blob;
+}
+
+Request ValidRequest() {
+  Request request;
+  request.set_parent("tenants/acme");
+  request.set_quantization_job_id("my-job");
+  v1::JobSpec& spec = *request.mutable_quantization_job()->mutable_spec();
+  *spec.mutable_model()->mutable_blobs()->add_files() = Blob("config.json");
+  spec.mutable_method()->mutable_awq()->mutable_grid()->set_bits(4);
+  *spec.mutable_calibration()->mutable_source()->mutable_blob() = Blob("text");
+  return request;
+}
+
+std::vector<google::rpc::BadRequest::FieldViolation> ViolationsOf(const absl::Status& status) {
+  const google::rpc::Status proto = ToRpcStatus(status);
+  for (const auto& detail : proto.details()) {
+    google::rpc::BadRequest bad;
+    if (detail.UnpackTo(&bad))
+      return {bad.field_violations().begin(), bad.field_violations().end()};
+  }
+  return {};
+}
+
+TEST(ValidateCreate, FillsDefaultsAndDigest) {
+  const auto submit = ValidateCreate(ValidRequest(), {});
+  ASSERT_TRUE(submit.ok()) << submit.status();
+  EXPECT_EQ(submit->key, (JobKey{"acme", "my-job"}));
+  EXPECT_EQ(submit->spec.calibration().samples(), 128);
+  EXPECT_EQ(submit->spec.calibration().sequence_length(), 2048);
+  EXPECT_EQ(submit->spec.calibration().format(), v1::TEXT_FORMAT_TEXT);
+  EXPECT_EQ(submit->spec.method().awq().grid().group_size(), 128);
+  EXPECT_EQ(submit->spec.method().awq().scale_grid_points(), 20);
+  ASSERT_EQ(submit->spec.outputs_size(), 1);
+  EXPECT_EQ(submit->spec.outputs(0).format(), v1::OUTPUT_FORMAT_COMPRESSED_TENSORS);
+  EXPECT_EQ(submit->spec.resources().device(), "auto");
+  EXPECT_EQ(submit->spec.retry_policy().max_attempts(), 3);
+  EXPECT_EQ(submit->spec_digest.size(), 64u);
+}
+
+TEST(ValidateCreate, DefaultsWrittenOutGiveTheSameDigest) {
+  const auto implicit = ValidateCreate(ValidRequest(), {});
+  Request explicit_request = ValidRequest();
+  *explicit_request.mutable_quantization_job()->mutable_spec() = implicit->spec;
+  EXPECT_EQ(ValidateCreate(explicit_request, {})->spec_digest, implicit->spec_digest);
+  Request other = ValidRequest();
+  other.mutable_quantization_job()->mutable_spec()->set_seed(1);
+  EXPECT_NE(ValidateCreate(other, {})->spec_digest, implicit->spec_digest);
+}
+
+TEST(ValidateCreate, RequestHashCoversThePayloadOnly) {
+  Request request = ValidRequest();
+  (*request.mutable_quantization_job()->mutable_labels())["a"] = "1";
+  (*request.mutable_quantization_job()->mutable_labels())["b"] = "2";
+  const std::string hash = ValidateCreate(request, {})->request_hash;
+  request.set_request_id("123e4567-e89b-42d3-a456-426614174000");
+  EXPECT_EQ(ValidateCreate(request, {})->request_hash, hash);
+  (*request.mutable_quantization_job()->mutable_labels())["b"] = "3";
+  EXPECT_NE(ValidateCreate(request, {})->request_hash, hash);
+}
+
+TEST(ValidateCreate, ChoosesAnId) {
+  Request request = ValidRequest();
+  request.clear_quantization_job_id();
+  const auto first = ValidateCreate(request, {});
+  const auto second = ValidateCreate(request, {});
+  ASSERT_TRUE(first.ok() && second.ok());
+  EXPECT_NE(first->key.id, second->key.id);
+  EXPECT_EQ(first->request_hash, second->request_hash);
+}
+
+struct BadCase {
+  const char* name;
+  std::function<void(Request*)> damage;
+  const char* field;   // of the first violation
+  const char* wanted;  // part of its description
+};
+
+v1::JobSpec* Spec(Request* request) { return request->mutable_quantization_job()->mutable_spec(); }
+v1::WeightGrid* Grid(Request* request) {
+  return Spec(request)->mutable_method()->mutable_awq()->mutable_grid();
+}
+
+class BadSpec : public testing::TestWithParam<BadCase> {};
+
+TEST_P(BadSpec, NamesTheFieldWantedAndGot) {
+  Request request = ValidRequest();
+  GetParam().damage(&request);
+  const auto submit = ValidateCreate(request, {.max_blob_bytes = 1000});
+  ASSERT_FALSE(submit.ok());
+  EXPECT_EQ(submit.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(HasReason(submit.status(), Reason::kInvalidSpec)) << submit.status();
+  const auto violations = ViolationsOf(submit.status());
+  ASSERT_EQ(violations.size(), 1u) << submit.status();
+  EXPECT_EQ(violations[0].field(), GetParam().field);
+  EXPECT_NE(violations[0].description().find(GetParam().wanted), std::string::npos)
+      << violations[0].description();
+}
+
+const BadCase kBadCases[] = {
+    {"bits", [](Request* r) { Grid(r)->set_bits(5); }, "quantization_job.spec.method.awq.grid.bits",
+     "wanted 2, 3, 4 or 8, got 5"},
+    {"bits_missing", [](Request* r) { Grid(r)->clear_bits(); },
+     "quantization_job.spec.method.awq.grid.bits", "got 0"},
+    {"group_size", [](Request* r) { Grid(r)->set_group_size(-2); },
+     "quantization_job.spec.method.awq.grid.group_size", "got -2"},
+    {"grid_points",
+     [](Request* r) { Spec(r)->mutable_method()->mutable_awq()->set_scale_grid_points(-1); },
+     "quantization_job.spec.method.awq.scale_grid_points", "wanted 0 to 1000"},
+    {"no_method", [](Request* r) { Spec(r)->clear_method(); }, "quantization_job.spec.method",
+     "one of rtn, awq"},
+    {"no_model", [](Request* r) { Spec(r)->clear_model(); }, "quantization_job.spec.model",
+     "one of local_path, uri, blobs"},
+    {"no_files", [](Request* r) { Spec(r)->mutable_model()->mutable_blobs()->clear_files(); },
+     "quantization_job.spec.model.blobs.files", "wanted 1 to 10000"},
+    {"path_up",
+     [](Request* r) {
+       Spec(r)->mutable_model()->mutable_blobs()->mutable_files(0)->set_path("../x");
+     },
+     "quantization_job.spec.model.blobs.files[0].path", "got '../x'"},
+    {"path_backslash",
+     [](Request* r) {
+       Spec(r)->mutable_model()->mutable_blobs()->mutable_files(0)->set_path("a\\b");
+     },
+     "quantization_job.spec.model.blobs.files[0].path", "relative path"},
+    {"path_absolute",
+     [](Request* r) {
+       Spec(r)->mutable_model()->mutable_blobs()->mutable_files(0)->set_path("/etc/x");
+     },
+     "quantization_job.spec.model.blobs.files[0].path", "relative path"},
+    {"path_twice",
+     [](Request* r) {
+       *Spec(r)->mutable_model()->mutable_blobs()->add_files() = Blob("config.json");
+     },
+     "quantization_job.spec.model.blobs.files[1].path", "each path once"},
+    {"sha256",
+     [](Request* r) {
+       Spec(r)->mutable_model()->mutable_blobs()->mutable_files(0)->set_sha256("abc");
+     },
+     "quantization_job.spec.model.blobs.files[0].sha256", "64 lower-case hex digits"},
+    {"blob_size",
+     [](Request* r) {
+       Spec(r)->mutable_model()->mutable_blobs()->mutable_files(0)->set_size_bytes(1001);
+     },
+     "quantization_job.spec.model.blobs.files[0].size_bytes", "wanted 0 to 1000, got 1001"},
+    {"relative_local", [](Request* r) { Spec(r)->mutable_model()->set_local_path("models/x"); },
+     "quantization_job.spec.model.local_path", "absolute path"},
+    {"scheme", [](Request* r) { Spec(r)->mutable_model()->set_uri("http://x/y"); },
+     "quantization_job.spec.model.uri", "file:///, s3://"},
+    {"escaped_file_uri",
+     [](Request* r) { Spec(r)->mutable_model()->set_uri("file:///a/%2e%2e/b"); },
+     "quantization_job.spec.model.uri", "without %-escapes"},
+    {"no_calibration", [](Request* r) { Spec(r)->clear_calibration(); },
+     "quantization_job.spec.calibration", "awq needs one"},
+    {"samples", [](Request* r) { Spec(r)->mutable_calibration()->set_samples(-1); },
+     "quantization_job.spec.calibration.samples", "got -1"},
+    {"length", [](Request* r) { Spec(r)->mutable_calibration()->set_sequence_length(1 << 20); },
+     "quantization_job.spec.calibration.sequence_length", "got 1048576"},
+    {"format",
+     [](Request* r) { Spec(r)->mutable_calibration()->set_format(static_cast<v1::TextFormat>(9)); },
+     "quantization_job.spec.calibration.format", "a known TextFormat"},
+    {"evaluation_source", [](Request* r) { Spec(r)->mutable_evaluation(); },
+     "quantization_job.spec.evaluation.source", "one of local_path, uri, blob"},
+    {"gate_without_evaluation",
+     [](Request* r) { Spec(r)->mutable_quality_gate()->set_max_perplexity_ratio(1.1); },
+     "quantization_job.spec.evaluation", "the quality gate needs a measurement"},
+    {"gate_nan",
+     [](Request* r) {
+       Spec(r)->mutable_quality_gate()->set_max_perplexity_increase(
+           std::numeric_limits<double>::quiet_NaN());
+     },
+     "quantization_job.spec.quality_gate.max_perplexity_increase", "finite"},
+    {"output_unknown", [](Request* r) { Spec(r)->add_outputs(); },
+     "quantization_job.spec.outputs[0].format", "COMPRESSED_TENSORS, DENSE or QUANTRY"},
+    {"output_twice",
+     [](Request* r) {
+       Spec(r)->add_outputs()->set_format(v1::OUTPUT_FORMAT_DENSE);
+       Spec(r)->add_outputs()->set_format(v1::OUTPUT_FORMAT_DENSE);
+     },
+     "quantization_job.spec.outputs[1].format", "each format once"},
+    {"device", [](Request* r) { Spec(r)->mutable_resources()->set_device("tpu"); },
+     "quantization_job.spec.resources.device", "got 'tpu'"},
+    {"device_number", [](Request* r) { Spec(r)->mutable_resources()->set_device("cuda:x"); },
+     "quantization_job.spec.resources.device", "cuda:N"},
+    {"threads", [](Request* r) { Spec(r)->mutable_resources()->set_threads(-1); },
+     "quantization_job.spec.resources.threads", "got -1"},
+    {"max_run",
+     [](Request* r) { Spec(r)->mutable_stop_limits()->mutable_max_run()->set_seconds(-1); },
+     "quantization_job.spec.stop_limits.max_run.seconds", "got -1"},
+    {"attempts", [](Request* r) { Spec(r)->mutable_retry_policy()->set_max_attempts(101); },
+     "quantization_job.spec.retry_policy.max_attempts", "got 101"},
+    {"priority", [](Request* r) { r->mutable_quantization_job()->set_priority(101); },
+     "quantization_job.priority", "wanted -100 to 100, got 101"},
+    {"label_key",
+     [](Request* r) { (*r->mutable_quantization_job()->mutable_labels())["A b"] = "x"; },
+     "quantization_job.labels", "got 'A b'"},
+    {"label_value",
+     [](Request* r) { (*r->mutable_quantization_job()->mutable_labels())["a"] = "x\ny"; },
+     "quantization_job.labels[a]", "control characters"},
+    {"display_name",
+     [](Request* r) { r->mutable_quantization_job()->set_display_name(std::string(257, 'x')); },
+     "quantization_job.display_name", "at most 256 bytes"},
+    {"request_id", [](Request* r) { r->set_request_id("again"); }, "request_id", "a UUID"},
+    {"spec_size",
+     [](Request* r) { Spec(r)->mutable_model()->set_uri("s3://" + std::string(300000, 'x')); },
+     "quantization_job.spec", "at most 262144 bytes"},
+};
+
+INSTANTIATE_TEST_SUITE_P(Table, BadSpec, testing::ValuesIn(kBadCases),
+                         [](const auto& test) { return std::string(test.param.name); });
+
+TEST(ValidateCreate, AllViolationsAreReportedAtOnce) {
+  Request request = ValidRequest();
+  Grid(&request)->set_bits(7);
+  Spec(&request)->mutable_calibration()->set_samples(-1);
+  request.mutable_quantization_job()->set_priority(1000);
+  const auto submit = ValidateCreate(request, {});
+  EXPECT_EQ(ViolationsOf(submit.status()).size(), 3u);
+  EXPECT_NE(submit.status().message().find("and 2 more"), std::string::npos) << submit.status();
+}
+
+TEST(ValidateCreate, ManyViolationsStaySmallOnTheWire) {
+  Request request = ValidRequest();
+  for (int i = 0; i < 2000; ++i) {
+    *Spec(&request)->mutable_model()->mutable_blobs()->add_files() = Blob(std::string(60, '\\'));
+  }
+  const auto submit = ValidateCreate(request, {});
+  ASSERT_FALSE(submit.ok());
+  EXPECT_LT(ToRpcStatus(submit.status()).ByteSizeLong(), 6000u);
+}
+
+TEST(ValidateCreate, NamesAreChecked) {
+  for (const char* parent : {"", "acme", "tenants/", "tenants/A", "tenants/a/b", "tenants/../x"}) {
+    Request request = ValidRequest();
+    request.set_parent(parent);
+    EXPECT_TRUE(HasReason(ValidateCreate(request, {}).status(), Reason::kInvalidName)) << parent;
+  }
+  for (const char* id : {"abc", "Job-1", "1job", "a_b_c", "a/bc"}) {
+    Request request = ValidRequest();
+    request.set_quantization_job_id(id);
+    EXPECT_TRUE(HasReason(ValidateCreate(request, {}).status(), Reason::kInvalidName)) << id;
+  }
+}
+
+TEST(ValidateUpdate, TakesThreeFields) {
+  v1::UpdateQuantizationJobRequest request;
+  request.mutable_quantization_job()->set_name("tenants/acme/quantizationJobs/my-job");
+  request.mutable_quantization_job()->set_priority(7);
+  (*request.mutable_quantization_job()->mutable_labels())["a"] = "b";
+  request.mutable_update_mask()->add_paths("priority");
+  auto update = ValidateUpdate(request);
+  ASSERT_TRUE(update.ok()) << update.status();
+  EXPECT_EQ(update->priority, 7);
+  EXPECT_FALSE(update->labels.has_value());
+  request.mutable_update_mask()->add_paths("expire_time");
+  update = ValidateUpdate(request);
+  ASSERT_TRUE(update->expire_time.has_value());
+  EXPECT_FALSE(update->expire_time->has_value());  // cleared
+  request.mutable_update_mask()->add_paths("spec");
+  EXPECT_EQ(ViolationsOf(ValidateUpdate(request).status())[0].field(), "update_mask");
+  request.clear_update_mask();
+  EXPECT_FALSE(ValidateUpdate(request).ok());
+}
+
+TEST(PageSize, DefaultsAndBounds) {
+  EXPECT_EQ(*PageSize(0), 50);
+  EXPECT_EQ(*PageSize(7), 7);
+  EXPECT_EQ(*PageSize(5000), 1000);
+  EXPECT_FALSE(PageSize(-1).ok());
+}
+
+}  // namespace
+}  // namespace quantry::server
