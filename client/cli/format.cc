@@ -10,6 +10,8 @@
 namespace quantry::cli {
 namespace {
 
+constexpr size_t kValueColumns = 80;
+
 template <typename... Args>
 std::string Printf(const char* format, Args... args) {
   std::array<char, 64> buffer;
@@ -26,6 +28,20 @@ size_t Width(std::string_view text) {
 std::string Pad(const std::string& text, size_t width) {
   const size_t have = Width(text);
   return have >= width ? text : text + std::string(width - have, ' ');
+}
+
+// Broken at blanks where a value grows too long; a word is never broken.
+std::string Wrapped(const std::string& text, const std::string& indent) {
+  std::string wrapped = text;
+  size_t start = 0;
+  while (wrapped.size() - start > kValueColumns) {
+    size_t blank = wrapped.rfind(' ', start + kValueColumns);
+    if (blank == std::string::npos || blank <= start) blank = wrapped.find(' ', start);
+    if (blank == std::string::npos || blank <= start) break;
+    wrapped.replace(blank, 1, "\n" + indent);
+    start = blank + 1 + indent.size();
+  }
+  return wrapped;
 }
 
 }  // namespace
@@ -116,7 +132,10 @@ std::string Fields(const std::vector<std::pair<std::string, std::string>>& field
   size_t width = 0;
   for (const auto& field : fields) width = std::max(width, Width(field.first));
   std::string text;
-  for (const auto& [name, value] : fields) text += "  " + Pad(name, width + 2) + value + "\n";
+  const std::string indent(width + 4, ' ');
+  for (const auto& [name, value] : fields) {
+    text += "  " + Pad(name, width + 2) + Wrapped(value, indent) + "\n";
+  }
   return text;
 }
 

@@ -28,7 +28,8 @@ std::string Plain(std::string_view text);
 // head. Cells that only hold a number are not treated specially.
 std::string Table(const std::vector<std::vector<std::string>>& rows);
 
-// "  name      value" lines with the values aligned.
+// "  name      value" lines with the values aligned; long values go on in the
+// next line, below their start.
 std::string Fields(const std::vector<std::pair<std::string, std::string>>& fields);
 
 }  // namespace quantry::cli

@@ -116,6 +116,19 @@ bool Shown(const Message& message, const FieldDescriptor* field) {
   return true;
 }
 
+// Manifests name stages as the proto does; elsewhere in this JSON they are
+// words: "LOADING".
+Json TimingJson(const v1::Timing& timing) {
+  Json json = MessageJson(timing);
+  Json stages = Json::object();
+  constexpr std::string_view kPrefix = "STAGE_";
+  for (const auto& [stage, seconds] : json["stages_s"].items()) {
+    stages[stage.rfind(kPrefix, 0) == 0 ? stage.substr(kPrefix.size()) : stage] = seconds;
+  }
+  json["stages_s"] = std::move(stages);
+  return json;
+}
+
 // The result's parts at the top level, where scripts look for them.
 void AddResult(const v1::QuantizationJob& job, Json& json) {
   const v1::JobResult& result = job.result();
@@ -126,7 +139,7 @@ void AddResult(const v1::QuantizationJob& job, Json& json) {
   json["quality_gate_failed"] = result.quality_gate_failed();
   json["bits"] = MessageJson(result.bits());
   json["outputs"] = MessageJson(result)["outputs"];
-  json["timing"] = MessageJson(result.timing());
+  json["timing"] = TimingJson(result.timing());
   json["blocks"] = MessageJson(result)["blocks"];
   json["peak_rss_bytes"] = result.peak_rss_bytes();
 }

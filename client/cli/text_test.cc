@@ -71,6 +71,11 @@ TEST(Format, TimesOfAHostileServerDoNotCrash) {
 TEST(Format, TablesAlign) {
   EXPECT_EQ(Table({{"ID", "STATE"}, {"a-long-id", "x"}}), "ID         STATE\na-long-id  x\n");
   EXPECT_EQ(Fields({{"a", "1"}, {"long", "2"}}), "  a     1\n  long  2\n");
+  const std::string word(50, 'x');
+  EXPECT_EQ(Fields({{"a", word + " " + word + " " + word}}),
+            "  a  " + word + "\n     " + word + "\n     " + word + "\n");
+  EXPECT_EQ(Fields({{"a", word + word}}), "  a  " + word + word + "\n");
+  EXPECT_EQ(Fields({{"a", word + word + " b"}}), "  a  " + word + word + "\n     b\n");
 }
 
 TEST(JoinBelow, OnlyPlainRelativeNames) {
