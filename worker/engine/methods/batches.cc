@@ -1,11 +1,17 @@
 #include "worker/engine/methods/batches.h"
 
+#include <ATen/Parallel.h>
+
 #include <algorithm>
 
 namespace quantry::engine {
 namespace {
 
 constexpr int64_t kBatchTokens = 2048;
+// Activations of all workers together.
+constexpr int64_t kActivationBytes = int64_t{192} << 20;
+// Widest activations alive at once in a block's forward pass.
+constexpr int64_t kAliveActivations = 5;
 
 }  // namespace
 
@@ -15,6 +21,33 @@ int64_t Batches(const StreamShape& stream) {
   if (stream.windows == 0) return 0;
   const int64_t step = WindowsPerBatch(stream.length);
   return (stream.windows + step - 1) / step;
+}
+
+int BatchWorkers(const ModelConfig& config, const StreamShape& stream, const at::Device& device) {
+  if (!device.is_cpu()) return 1;
+  const int64_t windows = WindowsPerBatch(stream.length);
+  const int64_t scores = windows * config.num_heads * stream.length * stream.length;
+  const int64_t widest = std::max(
+      windows * stream.length * std::max(config.intermediate_size, config.hidden_size), scores);
+  const int64_t fitting =
+      kActivationBytes / (kAliveActivations * widest * static_cast<int64_t>(sizeof(float)));
+  const int64_t useful = std::min<int64_t>(at::get_num_threads(), Batches(stream));
+  return static_cast<int>(fitting < useful ? 1 : std::max<int64_t>(useful, 1));
+}
+
+void ForEachBatch(const StreamShape& stream, int workers,
+                  const std::function<void(int worker, const Batch& batch)>& work) {
+  const int64_t batches = Batches(stream);
+  const int64_t step = WindowsPerBatch(stream.length);
+  const auto run = [&](int64_t worker) {
+    for (int64_t i = worker; i < batches; i += workers) {
+      work(static_cast<int>(worker), {i, i * step, std::min((i + 1) * step, stream.windows)});
+    }
+  };
+  if (workers == 1) return run(0);
+  at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker) run(worker);
+  });
 }
 
 }  // namespace quantry::engine

@@ -13,8 +13,8 @@
 
 namespace quantry::engine {
 
-// Hears of work done inside one block. Called on the method's own thread, at
-// least once a second of work; may throw to stop the method.
+// Hears of work done inside one block, at least once a second of work.
+// Thread-safe; may throw to stop the method.
 class ProgressSink {
  public:
   virtual ~ProgressSink() = default;

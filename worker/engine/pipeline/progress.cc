@@ -21,12 +21,12 @@ std::string DurationText(double seconds) {
 }  // namespace
 
 ProgressTracker::ProgressTracker(const StepPlan& plan, EventWriter& events, Seconds clock,
-                                 std::function<int64_t()> device_memory)
+                                 double began, std::function<int64_t()> device_memory)
     : plan_(plan),
       events_(events),
       clock_(std::move(clock)),
       device_memory_(std::move(device_memory)),
-      stage_began_(clock_()) {}
+      stage_began_(began) {}
 
 void ProgressTracker::EnterStage(Stage stage) {
   const double now = clock_();
@@ -49,6 +49,7 @@ void ProgressTracker::Resume(int blocks) {
 }
 
 void ProgressTracker::Advance(int64_t steps, std::string_view) {
+  const std::lock_guard lock(mutex_);
   done_ += steps;
   if (stage_ == Stage::kEvaluating) evaluating_done_ += steps;
   if (clock_() - emitted_at_ >= kSecondsBetweenEvents) Emit();

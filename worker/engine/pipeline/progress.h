@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -31,10 +32,11 @@ struct StepPlan {
 
 // Counts steps and tells the world: at most a few events a second, at least
 // one a second of steady work, steps_done strictly growing from event to
-// event. Not thread-safe.
+// event. Only Advance may be called from several threads at once.
 class ProgressTracker : public ProgressSink {
  public:
-  ProgressTracker(const StepPlan& plan, EventWriter& events, Seconds clock,
+  // `began`: when the job, and with it the loading stage, began.
+  ProgressTracker(const StepPlan& plan, EventWriter& events, Seconds clock, double began,
                   std::function<int64_t()> device_memory);
 
   void EnterStage(Stage stage);
@@ -58,6 +60,7 @@ class ProgressTracker : public ProgressSink {
   EventWriter& events_;
   Seconds clock_;
   std::function<int64_t()> device_memory_;
+  std::mutex mutex_;
   Stage stage_ = Stage::kLoading;
   double stage_began_;
   std::map<std::string, double> stage_seconds_;

@@ -133,7 +133,7 @@ void Run::Load() {
     manifest_.blocks.push_back(stored.report);
     digests_.push_back(BlockDigest(stored.block));
   }
-  progress_ = std::make_unique<ProgressTracker>(PlanSteps(), events_, clock_,
+  progress_ = std::make_unique<ProgressTracker>(PlanSteps(), events_, clock_, began_,
                                                 [this] { return PeakDeviceBytes(device_); });
   events_.Started(DescribeDevice(device_), blocks(), resumed_, checkpoint().parameters());
 }

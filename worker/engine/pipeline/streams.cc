@@ -46,23 +46,28 @@ Streams EmbedWindows(const Checkpoint& checkpoint, const at::Tensor& windows,
 BlockLosses AdvanceStreams(const BlockVariants& blocks, const RopeTable& rope,
                            const at::Device& device, Streams& streams, ProgressSink& progress) {
   const auto begin = std::chrono::steady_clock::now();
-  BlockLosses losses;
   const bool same = &blocks.rtn == &blocks.final;
-  const int64_t windows = streams.x_fp.size(0);
-  const int64_t step = WindowsPerBatch(streams.x_fp.size(1));
-  for (int64_t first = 0; first < windows; first += step) {
-    at::Tensor fp = streams.x_fp.slice(0, first, std::min(first + step, windows));
-    at::Tensor q = streams.x_q.slice(0, first, std::min(first + step, windows));
+  const StreamShape stream{streams.x_fp.size(0), streams.x_fp.size(1)};
+  const int workers = BatchWorkers(*blocks.original.config, stream, device);
+  std::vector<BlockLosses> parts(Batches(stream));
+  ForEachBatch(stream, workers, [&](int, const Batch& batch) {
+    at::Tensor fp = streams.x_fp.slice(0, batch.first, batch.last);
+    at::Tensor q = streams.x_q.slice(0, batch.first, batch.last);
     const at::Tensor wanted = blocks.original.Forward(fp.to(device), rope);
     const at::Tensor input = q.to(device);
     const at::Tensor got = blocks.final.Forward(input, rope);
-    losses.final += SquaredError(got, wanted);
-    losses.rtn += SquaredError(same ? got : blocks.rtn.Forward(input, rope), wanted);
+    parts[batch.index].final = SquaredError(got, wanted);
+    parts[batch.index].rtn = SquaredError(same ? got : blocks.rtn.Forward(input, rope), wanted);
     fp.copy_(wanted);
     q.copy_(got);
     progress.Advance(1, "advancing the streams");
+  });
+  BlockLosses losses;
+  for (const BlockLosses& part : parts) {
+    losses.rtn += part.rtn;
+    losses.final += part.final;
   }
-  const auto tokens = static_cast<double>(windows * streams.x_fp.size(1));
+  const auto tokens = static_cast<double>(stream.windows * stream.length);
   losses.rtn /= tokens;
   losses.final /= tokens;
   CheckLoss("rounding to nearest", blocks.original.index, losses.rtn);

@@ -1,5 +1,7 @@
 #include "worker/engine/methods/awq/clip_search.h"
 
+#include <ATen/Parallel.h>
+
 #include <algorithm>
 
 #include "worker/engine/quant/grid.h"
@@ -9,8 +11,9 @@ namespace {
 
 constexpr int kShrinkLevels = 10;
 constexpr double kShrinkStep = 0.05;
-constexpr int64_t kRowsAtOnce = 256;
-// Partial outputs [groups, tokens, rows] held at once: 16 MB.
+// Rows of one piece on the CPU, where pieces run side by side, and on a GPU.
+constexpr int64_t kRowsAtOnce = 32;
+// Partial outputs [groups, tokens, rows] of one piece: at most 16 MB.
 constexpr int64_t kPartialOutputs = int64_t{1} << 22;
 
 struct Range {
@@ -69,18 +72,26 @@ ClippedWeight SearchClip(const at::Tensor& weight, const at::Tensor& samples, co
       samples.view({samples.size(0), groups, group}).permute({1, 0, 2}).contiguous();
   const int64_t rows =
       std::clamp<int64_t>(kPartialOutputs / (groups * samples.size(0)), 1, kRowsAtOnce);
-  ClippedWeight result{at::empty_like(weight), {}, {}};
-  std::vector<at::Tensor> errors;
-  std::vector<at::Tensor> levels;
-  for (int64_t row = 0; row < weight.size(0); row += rows) {
-    const int64_t end = std::min(row + rows, weight.size(0));
-    const ClippedWeight part = SearchRows(weight.slice(0, row, end), x, grid, scale_dtype);
-    result.weight.slice(0, row, end).copy_(part.weight);
-    errors.push_back(part.errors);
-    levels.push_back(part.levels);
+  const int64_t parts = (weight.size(0) + rows - 1) / rows;
+  ClippedWeight result{at::empty_like(weight),
+                       at::empty({weight.size(0), groups}, weight.options()),
+                       at::empty({weight.size(0), groups}, weight.options().dtype(at::kLong))};
+  const auto search = [&](int64_t part) {
+    const int64_t begin = part * rows;
+    const int64_t end = std::min(begin + rows, weight.size(0));
+    const ClippedWeight best = SearchRows(weight.slice(0, begin, end), x, grid, scale_dtype);
+    result.weight.slice(0, begin, end).copy_(best.weight);
+    result.errors.slice(0, begin, end).copy_(best.errors);
+    result.levels.slice(0, begin, end).copy_(best.levels);
+  };
+  const auto some = [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) search(part);
+  };
+  if (weight.is_cpu()) {
+    at::parallel_for(0, parts, 1, some);
+  } else {
+    some(0, parts);
   }
-  result.errors = at::cat(errors);
-  result.levels = at::cat(levels);
   return result;
 }
 

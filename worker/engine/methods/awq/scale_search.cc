@@ -37,44 +37,41 @@ class Search {
       : task_(task), group_(group), inputs_(inputs), points_(points) {
     for (int n = 0; n < points; ++n)
       candidates_.push_back(CandidateScale(inputs.mean_abs, Ratio(n)));
-    losses_ = at::zeros({points}, inputs.mean_abs.options().dtype(at::kDouble));
+    const int64_t batches = Batches({task.x_fp.size(0), task.x_fp.size(1)});
+    losses_ = at::zeros({batches, points}, inputs.mean_abs.options().dtype(at::kDouble));
   }
 
   int source() const { return *std::min_element(group_.linears.begin(), group_.linears.end()); }
 
-  // Whole search through the Gram matrix of the linear's inputs.
+  // Whole search through the Gram matrix of the linears' inputs.
   void ScoreByGram(ProgressSink& progress) {
     for (int n = 0; n < points_; ++n) {
       for (const int index : group_.linears) {
         const at::Tensor& weight = task_.block.linears[index].weight;
         const at::Tensor error = TrialWeight(task_, weight, candidates_[n]).sub_(weight);
-        losses_[n] += at::mm(error, inputs_.gram).mul_(error).sum().to(at::kDouble);
+        losses_[0][n] += at::mm(error, inputs_.gram).mul_(error).sum();
       }
       progress.Advance(1, "searching scales");
     }
-    for (const int index : group_.linears) {
-      outputs_ +=
-          task_.block.linears[index].weight.size(0) * task_.x_fp.size(0) * task_.x_fp.size(1);
-    }
   }
 
-  // One batch of the module's inputs [windows, length, in].
-  void ScoreBatch(const at::Tensor& input, ProgressSink& progress) {
+  // One batch of the module's inputs [windows, length, in]. Batches may run
+  // side by side.
+  void ScoreBatch(int64_t batch, const at::Tensor& input, ProgressSink& progress) {
     const at::Tensor wanted = ModuleOutput(task_, group_, input, {});
-    outputs_ += wanted.numel();
     for (int n = 0; n < points_; ++n) {
       const at::Tensor got = ModuleOutput(task_, group_, input, Trial(n));
-      losses_[n] += got.sub(wanted).square_().sum().to(at::kDouble);
+      losses_[batch][n] = got.sub(wanted).square_().sum();
       progress.Advance(1, "searching scales");
     }
   }
 
   GroupScale Finish() const {
     GroupScale best{group_, {}, 0, {}};
-    const at::Tensor losses = losses_.cpu();
+    const at::Tensor losses = losses_.sum(0).div_(static_cast<double>(Outputs())).cpu();
     double lowest = std::numeric_limits<double>::infinity();
     for (int n = 0; n < points_; ++n) {
-      const double loss = losses[n].item<double>() / static_cast<double>(outputs_);
+      const auto loss = losses[n].item<double>();
       best.losses.push_back(loss);
       if (!(loss < lowest)) continue;
       lowest = loss;
@@ -93,6 +90,15 @@ class Search {
   }
 
  private:
+  // Numbers the sums of squares run over.
+  int64_t Outputs() const {
+    const int64_t tokens = task_.x_fp.size(0) * task_.x_fp.size(1);
+    if (!UsesGram(group_)) return tokens * task_.block.config->hidden_size;
+    int64_t rows = 0;
+    for (const int index : group_.linears) rows += task_.block.linears[index].weight.size(0);
+    return tokens * rows;
+  }
+
   double Ratio(int n) const { return static_cast<double>(n) / points_; }
 
   // The block's products with candidate n in the group's linears.
@@ -113,8 +119,7 @@ class Search {
   const InputStatistics& inputs_;
   int points_;
   std::vector<at::Tensor> candidates_;
-  at::Tensor losses_;    // [points], sums of squared errors
-  int64_t outputs_ = 0;  // numbers the sums run over
+  at::Tensor losses_;  // [batches, points], sums of squared errors
 };
 
 }  // namespace
@@ -143,13 +148,16 @@ std::vector<GroupScale> SearchScales(const BlockTask& task,
       by_batch.push_back(&search);
     }
   }
-  const int64_t windows = task.x_fp.size(0);
-  const int64_t step = WindowsPerBatch(task.x_fp.size(1));
-  for (int64_t first = 0; first < windows && !by_batch.empty(); first += step) {
-    const at::Tensor x = task.x_fp.slice(0, first, std::min(first + step, windows));
-    const auto batch = CaptureInputs(task.block, task.rope, x.to(task.device));
-    for (Search* search : by_batch) search->ScoreBatch(batch.at(search->source()), progress);
-  }
+  const StreamShape stream{task.x_fp.size(0), task.x_fp.size(1)};
+  const int workers = BatchWorkers(*task.block.config, stream, task.device);
+  const auto score = [&](int, const Batch& batch) {
+    const at::Tensor x = task.x_fp.slice(0, batch.first, batch.last).to(task.device);
+    const auto captured = CaptureInputs(task.block, task.rope, x);
+    for (Search* search : by_batch) {
+      search->ScoreBatch(batch.index, captured.at(search->source()), progress);
+    }
+  };
+  if (!by_batch.empty()) ForEachBatch(stream, workers, score);
   std::vector<GroupScale> scales;
   for (const Search& search : searches) scales.push_back(search.Finish());
   return scales;
