@@ -7,7 +7,7 @@
 
 namespace quantry::cli {
 
-// Process exit codes, the contract with shells and pipelines (docs/cli.md).
+// Process exit codes, the contract with shells and pipelines (docs/getting-started.md).
 // They never change meaning; new ones are added at the end.
 enum class ExitCode : int {
   kOk = 0,             // succeeded

@@ -13,6 +13,8 @@ namespace {
 
 constexpr int kLeastBar = 10;
 constexpr int kWidestBar = 30;
+constexpr int kBesideBar = 80;      // id, stage, blocks, percent, eta and losses
+constexpr size_t kStageWidth = 11;  // "calibrating"
 
 double EtaSeconds(const v1::JobProgress& progress) {
   return static_cast<double>(progress.eta().seconds()) + 1e-9 * progress.eta().nanos();
@@ -41,18 +43,20 @@ void Append(const std::string& part, int columns, std::string& line) {
 std::string RunningLine(const v1::QuantizationJob& job, int columns) {
   const v1::JobProgress& progress = job.progress();
   std::string line(ShortId(job.name()));
-  Append(progress.stage() == v1::STAGE_UNSPECIFIED ? "running" : StageWord(progress.stage()),
-         columns, line);
+  std::string stage =
+      progress.stage() == v1::STAGE_UNSPECIFIED ? "running" : StageWord(progress.stage());
+  stage.resize(std::max(stage.size(), kStageWidth), ' ');
+  Append(stage, columns, line);
   if (progress.blocks_total() > 0) {
     Append(Cat("block ", progress.blocks_done(), "/", progress.blocks_total()), columns, line);
   }
   const std::string eta = progress.has_eta() ? "eta " + Seconds(EtaSeconds(progress)) : "";
-  const std::string losses = Losses(progress);
-  const int rest = columns - static_cast<int>(line.size() + losses.size() + eta.size()) - 16;
-  Append(Bar(progress.ratio(), std::clamp(rest, kLeastBar, kWidestBar)), columns, line);
+  // By the terminal's width alone, so that the bar does not breathe.
+  Append(Bar(progress.ratio(), std::clamp(columns - kBesideBar, kLeastBar, kWidestBar)), columns,
+         line);
   Append(Percent(progress.ratio()), columns, line);
   Append(eta, columns, line);
-  Append(losses, columns, line);
+  Append(Losses(progress), columns, line);
   return line;
 }
 

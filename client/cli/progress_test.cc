@@ -26,10 +26,11 @@ v1::QuantizationJob Running() {
 
 TEST(ProgressLine, FitsTheTerminal) {
   EXPECT_EQ(ProgressLine(Running(), 120),
-            "my-job  quantizing  block 2/5  [============>                 ]   42%  eta 12 s  "
+            "my-job  quantizing   block 2/5  [============>                 ]   42%  eta 12 s  "
             "loss 0.0123 -> 0.0045");
   EXPECT_EQ(ProgressLine(Running(), 80),
-            "my-job  quantizing  block 2/5  [====>     ]   42%  eta 12 s");
+            "my-job  quantizing   block 2/5  [====>     ]   42%  eta 12 s");
+  EXPECT_EQ(ProgressLine(Running(), 40), "my-job  quantizing   block 2/5   42%");
   for (int columns = 1; columns < 200; ++columns) {
     const std::string line = ProgressLine(Running(), columns);
     EXPECT_TRUE(line.size() < static_cast<size_t>(columns) || line == "my-job") << columns;
