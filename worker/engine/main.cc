@@ -5,17 +5,21 @@
 #include <ATen/ATen.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <string>
 
 #include "worker/engine/base/error.h"
 #include "worker/engine/evaluation/tools.h"
+#include "worker/engine/export/unpack.h"
 #include "worker/engine/methods/catalog.h"
 #include "worker/engine/model/architecture.h"
 #include "worker/engine/pipeline/events.h"
 #include "worker/engine/pipeline/job.h"
+#include "worker/engine/pipeline/quote.h"
 #include "worker/engine/pipeline/run.h"
 
 namespace quantry::engine {
@@ -53,6 +57,16 @@ Exit status: 0 done, 1 an error event (or message) says what, 2 wrong usage, 143
 
 void StopAtOnce(int) { _exit(kTerminated); }
 
+// OpenMP reads its settings when it is loaded, before main. Its default, to
+// spin at each barrier, costs up to ten times the time where another process
+// wants a core (benchmarks/README.md), so the engine starts itself again once
+// with sleeping waits, unless the user has said how to wait.
+void WaitWithoutSpinning(char** argv) {
+  if (getenv("OMP_WAIT_POLICY") != nullptr) return;
+  setenv("OMP_WAIT_POLICY", "PASSIVE", 0);
+  execv("/proc/self/exe", argv);  // returns only where there is no /proc: then spin
+}
+
 double SteadySeconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -60,6 +74,10 @@ double SteadySeconds() {
 // The error an exception stands for.
 EngineError Translate(const std::exception& error) {
   if (const auto* own = dynamic_cast<const EngineError*>(&error)) return *own;
+  if (const auto* files = dynamic_cast<const std::filesystem::filesystem_error*>(&error)) {
+    return EngineError(FailureClass::kEnvironment, "WRITE_FAILED", files->what(),
+                       {{"path", files->path1().string()}});
+  }
   if (dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr ||
       dynamic_cast<const std::bad_alloc*>(&error) != nullptr ||
       std::strstr(error.what(), "not enough memory") != nullptr) {
@@ -68,13 +86,25 @@ EngineError Translate(const std::exception& error) {
                                    "or shorter calibration windows: ") +
                            error.what());
   }
+  const auto* torch = dynamic_cast<const c10::Error*>(&error);
   return EngineError(FailureClass::kBug, "INTERNAL",
-                     std::string("unexpected failure, please report it: ") + error.what());
+                     std::string("unexpected failure, please report it: ") +
+                         (torch != nullptr ? torch->what_without_backtrace() : error.what()));
 }
 
 // The value of the only flag a sub-command takes; empty when it is not there.
 std::string OnlyFlag(int argc, char** argv, const std::string& flag) {
   return argc == 3 && argv[1] == flag ? argv[2] : "";
+}
+
+int QuoteSubcommand(int argc, char** argv) {
+  const std::string path = OnlyFlag(argc, argv, "--job");
+  if (path.empty()) {
+    std::cerr << "usage: quantry-engine quote --job FILE\n";
+    return kUsage;
+  }
+  std::cout << QuoteJson(ReadJobFile(path)).dump() << "\n";
+  return 0;
 }
 
 int RunSubcommand(int argc, char** argv) {
@@ -127,6 +157,7 @@ int Dispatch(int argc, char** argv) {
 }  // namespace
 
 int Main(int argc, char** argv) {
+  WaitWithoutSpinning(argv);
   signal(SIGTERM, StopAtOnce);
   signal(SIGPIPE, SIG_IGN);
   try {
