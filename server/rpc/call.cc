@@ -14,9 +14,18 @@ namespace {
 constexpr size_t kMaxMessageBytes = 1500;
 constexpr size_t kMaxDetailBytes = 4500;
 
-bool IsServerFault(absl::StatusCode code) {
-  return code == absl::StatusCode::kInternal || code == absl::StatusCode::kUnknown ||
-         code == absl::StatusCode::kDataLoss || code == absl::StatusCode::kUnavailable;
+// Codes a client cannot cause, but for two reasons.
+bool IsServerFault(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kInternal:
+    case absl::StatusCode::kUnknown:
+    case absl::StatusCode::kDataLoss:
+    case absl::StatusCode::kUnavailable:
+      return !HasReason(status, Reason::kServerDraining) &&
+             !HasReason(status, Reason::kBlobMismatch);
+    default:
+      return false;
+  }
 }
 
 }  // namespace
@@ -44,7 +53,7 @@ grpc::Status Call::End(const absl::Status& status) {
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start_;
   const std::string code = StatusName(status.code());
   metrics_->call_duration.With({method_, code}).Observe(took.count());
-  if (IsServerFault(status.code()) && !HasReason(status, Reason::kServerDraining)) {
+  if (IsServerFault(status)) {
     metrics_->log_errors.Increment();
     log::Error("call failed", {{"method", method_},
                                {"code", code},

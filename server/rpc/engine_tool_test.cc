@@ -1,0 +1,99 @@
+#include "server/rpc/engine_tool.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "common/errors.h"
+#include "gtest/gtest.h"
+
+namespace quantry::server {
+namespace {
+
+namespace fs = std::filesystem;
+using std::chrono::milliseconds;
+
+// A shell script stands in for the engine.
+class EngineToolTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    root_ = testing::TempDir() + "engine-tool-" + std::to_string(getpid());
+    fs::remove_all(root_);
+    fs::create_directories(root_);
+  }
+  void TearDown() override { fs::remove_all(root_); }
+
+  std::unique_ptr<EngineTool> Tool(const std::string& script) {
+    const std::string path = root_ + "/engine";
+    std::ofstream(path) << "#!/bin/sh\n" << script << "\n";
+    chmod(path.c_str(), 0700);
+    return NewEngineTool(path, root_);
+  }
+  absl::StatusOr<v1::Quote> Quote(const std::string& script,
+                                  milliseconds time = milliseconds(20000)) {
+    v1::EngineJob job;
+    job.set_model_dir("/models/x");
+    return Tool(script)->QuoteJob(job, time);
+  }
+  bool JobFileLeft() const {
+    for (const auto& entry : fs::directory_iterator(root_)) {
+      if (entry.path().extension() == ".json") return true;
+    }
+    return false;
+  }
+
+  std::string root_;
+};
+
+TEST_F(EngineToolTest, Capabilities) {
+  const auto capabilities =
+      Tool(
+          R"(test "$1" = methods && echo '{"methods": [{"name": "rtn"}], "architectures": ["opt"]}')")
+          ->Capabilities();
+  ASSERT_TRUE(capabilities.ok()) << capabilities.status();
+  EXPECT_EQ(capabilities->methods[0].name(), "rtn");
+  EXPECT_EQ(capabilities->architectures[0], "opt");
+}
+
+TEST_F(EngineToolTest, QuoteReadsTheJobFile) {
+  const auto quote = Quote(
+      R"(test "$1 $2" = "quote --job" && grep -q '"model_dir":"/models/x"' "$3" &&
+echo '{"steps": "12", "blocks": 3, "problems": ["too large"], "later": 1}')");
+  ASSERT_TRUE(quote.ok()) << quote.status();
+  EXPECT_EQ(quote->steps(), 12);
+  EXPECT_EQ(quote->problems(0), "too large");
+  EXPECT_FALSE(JobFileLeft());
+}
+
+TEST_F(EngineToolTest, TheEnginesErrorsKeepTheirReason) {
+  const auto quote = Quote(
+      R"(echo '{"error": {"failure_class": "FAILURE_CLASS_USER", "reason": "UNSUPPORTED_ARCHITECTURE",
+"message": "wanted llama, got x", "metadata": {"got": "x"}}}' | tr '\n' ' '; exit 1)");
+  EXPECT_TRUE(HasReason(quote.status(), Reason::kUnsupportedArchitecture)) << quote.status();
+  EXPECT_EQ(MetadataOf(quote.status(), "got"), "x");
+}
+
+TEST_F(EngineToolTest, NonsenseAndCrashesAreProtocolErrors) {
+  for (const char* script : {"echo nonsense", "exit 3", "kill -SEGV $$", "echo '{}' ; exit 1",
+                             "head -c 9000000 /dev/zero", "echo broken >&2; exit 1"}) {
+    const auto quote = Quote(script);
+    EXPECT_TRUE(HasReason(quote.status(), Reason::kEngineProtocol)) << script << quote.status();
+    EXPECT_FALSE(JobFileLeft());
+  }
+}
+
+TEST_F(EngineToolTest, AHangingEngineIsKilled) {
+  const auto quote = Quote("sleep 1000", milliseconds(100));
+  EXPECT_TRUE(HasReason(quote.status(), Reason::kDeadlineExceeded)) << quote.status();
+}
+
+TEST_F(EngineToolTest, AMissingEngineIsNamed) {
+  const auto capabilities = NewEngineTool("/nonexistent/engine", root_)->Capabilities();
+  EXPECT_TRUE(HasReason(capabilities.status(), Reason::kFileNotFound));
+  EXPECT_NE(capabilities.status().message().find("/nonexistent/engine"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace quantry::server

@@ -1,0 +1,69 @@
+#include "server/server_config.h"
+
+#include <functional>
+
+#include "common/config_loader.h"
+#include "gtest/gtest.h"
+
+namespace quantry::server {
+namespace {
+
+v1::ServerConfig Defaults() {
+  v1::ServerConfig config;
+  EXPECT_TRUE(LoadConfig({}, &config).ok());
+  config.set_data_dir("/data/x");
+  return config;
+}
+
+TEST(ServerConfig, PathsFollowTheDataFolder) {
+  v1::ServerConfig config = Defaults();
+  config.set_data_dir("/data/./x/y/..");
+  ASSERT_TRUE(FinishServerConfig(&config).ok());
+  EXPECT_EQ(config.artifact_root(), "file:///data/x/artifacts");
+  EXPECT_EQ(config.run_dir(), "/data/x/run");
+  EXPECT_NE(config.worker_binary().find("/quantry-worker"), std::string::npos);
+  EXPECT_NE(config.engine_binary().find("/quantry-engine"), std::string::npos);
+}
+
+TEST(ServerConfig, DataFolderComesFromTheEnvironment) {
+  setenv("XDG_STATE_HOME", "/state", 1);
+  v1::ServerConfig config = Defaults();
+  config.clear_data_dir();
+  ASSERT_TRUE(FinishServerConfig(&config).ok());
+  EXPECT_EQ(config.data_dir(), "/state/quantry");
+  unsetenv("XDG_STATE_HOME");
+  setenv("HOME", "/home/me", 1);
+  config.clear_data_dir();
+  ASSERT_TRUE(FinishServerConfig(&config).ok());
+  EXPECT_EQ(config.data_dir(), "/home/me/.local/state/quantry");
+}
+
+TEST(ServerConfig, WrongValuesNameTheirFlag) {
+  struct Case {
+    std::function<void(v1::ServerConfig*)> damage;
+    const char* wanted;
+  };
+  const Case cases[] = {
+      {[](auto* c) { c->set_listen("0.0.0.0:7070"); }, "--listen: refusing to listen on 0.0.0.0"},
+      {[](auto* c) { c->set_worker_listen("[::]:1"); }, "--worker-listen: refusing"},
+      {[](auto* c) { c->set_admin_listen("7072"); }, "--admin-listen: wanted an address"},
+      {[](auto* c) { c->set_lease_ttl_s(1); }, "--lease-ttl-s: wanted 3 to 3600, got 1"},
+      {[](auto* c) { c->set_heartbeat_interval_s(11); }, "--heartbeat-interval-s: wanted 1 to 10"},
+      {[](auto* c) { c->set_sweep_interval_s(16); }, "--sweep-interval-s: wanted 1 to 15"},
+      {[](auto* c) { c->set_drain_timeout_s(0); }, "--drain-timeout-s"},
+      {[](auto* c) { c->set_max_blob_bytes(0); }, "--max-blob-bytes"},
+      {[](auto* c) { c->set_embedded_slots(0); }, "--embedded-slots: wanted 1 to 256, got 0"},
+      {[](auto* c) { c->set_log_format("xml"); }, "wanted text or json, got 'xml'"},
+      {[](auto* c) { c->set_log_level("loud"); }, "got 'loud'"},
+  };
+  for (const Case& test : cases) {
+    v1::ServerConfig config = Defaults();
+    test.damage(&config);
+    const absl::Status status = FinishServerConfig(&config);
+    EXPECT_FALSE(status.ok()) << test.wanted;
+    EXPECT_NE(status.message().find(test.wanted), std::string::npos) << status;
+  }
+}
+
+}  // namespace
+}  // namespace quantry::server

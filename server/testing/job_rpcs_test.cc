@@ -1,0 +1,262 @@
+// The tenant's calls on jobs over real gRPC.
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "common/errors.h"
+#include "common/ids.h"
+#include "server/testing/test_server.h"
+
+namespace quantry::server::testing {
+namespace {
+
+class JobRpcs : public ::testing::Test {
+ protected:
+  JobRpcs() : server_("job-rpcs") { server_.Start(); }
+
+  absl::Status Create(const v1::CreateQuantizationJobRequest& request,
+                      v1::QuantizationJob* job = nullptr) {
+    grpc::ClientContext context;
+    v1::CreateQuantizationJobResponse response;
+    const grpc::Status status = server_.jobs->CreateQuantizationJob(&context, request, &response);
+    if (job != nullptr) *job = response.quantization_job();
+    return FromGrpc(status);
+  }
+
+  absl::Status List(const v1::ListQuantizationJobsRequest& request,
+                    v1::ListQuantizationJobsResponse* response) {
+    grpc::ClientContext context;
+    return FromGrpc(server_.jobs->ListQuantizationJobs(&context, request, response));
+  }
+
+  absl::Status Cancel(const std::string& id, v1::QuantizationJob* job) {
+    grpc::ClientContext context;
+    v1::CancelQuantizationJobRequest request;
+    request.set_name(NameOf(id));
+    return FromGrpc(server_.jobs->CancelQuantizationJob(&context, request, job));
+  }
+
+  absl::Status Delete(const std::string& id, bool allow_missing = false) {
+    grpc::ClientContext context;
+    v1::DeleteQuantizationJobRequest request;
+    request.set_name(NameOf(id));
+    request.set_allow_missing(allow_missing);
+    google::protobuf::Empty response;
+    return FromGrpc(server_.jobs->DeleteQuantizationJob(&context, request, &response));
+  }
+
+  TestServer server_;
+};
+
+TEST_F(JobRpcs, CreateIsDurableAndReadable) {
+  const v1::QuantizationJob created = server_.Create("first");
+  EXPECT_EQ(created.name(), NameOf("first"));
+  EXPECT_EQ(created.state(), v1::JOB_STATE_QUEUED);
+  EXPECT_EQ(created.spec().method().rtn().grid().group_size(), 128);
+  server_.Stop();
+  server_.Start();
+  EXPECT_EQ(server_.Get("first").SerializeAsString(), created.SerializeAsString());
+}
+
+TEST_F(JobRpcs, RequestIdMakesCreateIdempotent) {
+  v1::CreateQuantizationJobRequest request = server_.JobRequest("");
+  request.set_request_id(NewUuid4());
+  v1::QuantizationJob first;
+  v1::QuantizationJob second;
+  ASSERT_TRUE(Create(request, &first).ok());
+  ASSERT_TRUE(Create(request, &second).ok());
+  EXPECT_EQ(first.uid(), second.uid());
+  request.mutable_quantization_job()->set_display_name("other");
+  EXPECT_TRUE(HasReason(Create(request), Reason::kRequestIdReused));
+  EXPECT_EQ(server_.Metric("quantry_jobs_submitted_total"), 1);
+}
+
+TEST_F(JobRpcs, IdsAreTakenOnce) {
+  server_.Create("first");
+  EXPECT_TRUE(HasReason(Create(server_.JobRequest("first")), Reason::kJobIdTaken));
+}
+
+TEST_F(JobRpcs, ManyParallelCreatesWithOneRequestIdMakeOneJob) {
+  v1::CreateQuantizationJobRequest request = server_.JobRequest("");
+  request.set_request_id(NewUuid4());
+  std::vector<std::thread> threads;
+  std::vector<v1::QuantizationJob> jobs(32);
+  for (v1::QuantizationJob& job : jobs) {
+    threads.emplace_back([&] { EXPECT_TRUE(Create(request, &job).ok()); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const v1::QuantizationJob& job : jobs) EXPECT_EQ(job.uid(), jobs[0].uid());
+}
+
+TEST_F(JobRpcs, InvalidSpecsNameTheirFields) {
+  v1::CreateQuantizationJobRequest request = server_.JobRequest("bad-job");
+  request.mutable_quantization_job()
+      ->mutable_spec()
+      ->mutable_method()
+      ->mutable_rtn()
+      ->mutable_grid()
+      ->set_bits(5);
+  const absl::Status status = Create(request);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(HasReason(status, Reason::kInvalidSpec));
+  EXPECT_NE(status.message().find("grid.bits: wanted 2, 3, 4 or 8, got 5"), std::string::npos);
+}
+
+TEST_F(JobRpcs, MissingBlobsAreNamed) {
+  v1::CreateQuantizationJobRequest request = server_.JobRequest("bad-job");
+  v1::BlobFile& file = *request.mutable_quantization_job()
+                            ->mutable_spec()
+                            ->mutable_model()
+                            ->mutable_blobs()
+                            ->add_files();
+  file.set_path("model.safetensors");
+  file.set_sha256(std::string(64, 'b'));
+  file.set_size_bytes(5);
+  const absl::Status status = Create(request);
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_TRUE(HasReason(status, Reason::kSourceMissing));
+  EXPECT_NE(status.message().find(file.sha256()), std::string::npos);
+}
+
+TEST_F(JobRpcs, LocalPathsOutsideTheRootsAreForbidden) {
+  v1::CreateQuantizationJobRequest request = server_.JobRequest("bad-job");
+  v1::JobSpec& spec = *request.mutable_quantization_job()->mutable_spec();
+  spec.mutable_model()->set_local_path("/etc");
+  EXPECT_TRUE(HasReason(Create(request), Reason::kSourceForbidden));
+  spec.mutable_model()->set_uri("file:///etc");
+  EXPECT_TRUE(HasReason(Create(request), Reason::kSourceForbidden));
+}
+
+TEST_F(JobRpcs, UnknownJobsAreNotFound) {
+  grpc::ClientContext context;
+  v1::GetQuantizationJobRequest request;
+  request.set_name(NameOf("nobody"));
+  v1::QuantizationJob job;
+  const absl::Status status = FromGrpc(server_.jobs->GetQuantizationJob(&context, request, &job));
+  EXPECT_TRUE(HasReason(status, Reason::kJobNotFound));
+}
+
+TEST_F(JobRpcs, ListPagesNewestFirst) {
+  for (const char* id : {"job-a", "job-b", "job-c", "job-d", "job-e"}) server_.Create(id);
+  v1::ListQuantizationJobsRequest request;
+  request.set_parent("tenants/acme");
+  request.set_page_size(2);
+  std::vector<std::string> names;
+  int pages = 0;
+  do {
+    v1::ListQuantizationJobsResponse response;
+    ASSERT_TRUE(List(request, &response).ok());
+    for (const auto& job : response.quantization_jobs()) names.push_back(job.name());
+    request.set_page_token(response.next_page_token());
+    ++pages;
+  } while (!request.page_token().empty());
+  EXPECT_EQ(pages, 3);
+  EXPECT_EQ(names, (std::vector<std::string>{NameOf("job-e"), NameOf("job-d"), NameOf("job-c"),
+                                             NameOf("job-b"), NameOf("job-a")}));
+}
+
+TEST_F(JobRpcs, ListRefusesForeignTokensAndBadFilters) {
+  for (const char* id : {"job-a", "job-b"}) server_.Create(id);
+  v1::ListQuantizationJobsRequest request;
+  request.set_parent("tenants/acme");
+  request.set_page_size(1);
+  v1::ListQuantizationJobsResponse response;
+  ASSERT_TRUE(List(request, &response).ok());
+  request.set_page_token(response.next_page_token());
+  request.set_filter("state = QUEUED");
+  EXPECT_TRUE(HasReason(List(request, &response), Reason::kInvalidPageToken));
+  request.set_page_token("Zm9yZ2Vk");
+  EXPECT_TRUE(HasReason(List(request, &response), Reason::kInvalidPageToken));
+  request.clear_page_token();
+  request.set_filter("state = FLYING");
+  EXPECT_TRUE(HasReason(List(request, &response), Reason::kInvalidFilter));
+}
+
+TEST_F(JobRpcs, UpdateChangesLabelsAndPriority) {
+  server_.Create("job-a");
+  grpc::ClientContext context;
+  v1::UpdateQuantizationJobRequest request;
+  request.mutable_quantization_job()->set_name(NameOf("job-a"));
+  request.mutable_quantization_job()->set_priority(9);
+  (*request.mutable_quantization_job()->mutable_labels())["team"] = "nlp";
+  request.mutable_update_mask()->add_paths("labels");
+  request.mutable_update_mask()->add_paths("priority");
+  v1::QuantizationJob job;
+  ASSERT_TRUE(FromGrpc(server_.jobs->UpdateQuantizationJob(&context, request, &job)).ok());
+  EXPECT_EQ(job.priority(), 9);
+  v1::ListQuantizationJobsRequest list;
+  list.set_parent("tenants/acme");
+  list.set_filter("labels.team = nlp AND state = QUEUED AND method = rtn");
+  v1::ListQuantizationJobsResponse found;
+  ASSERT_TRUE(List(list, &found).ok());
+  EXPECT_EQ(found.quantization_jobs_size(), 1);
+  grpc::ClientContext stale;
+  request.mutable_quantization_job()->set_etag("\"99\"");
+  EXPECT_TRUE(HasReason(FromGrpc(server_.jobs->UpdateQuantizationJob(&stale, request, &job)),
+                        Reason::kEtagMismatch));
+}
+
+TEST_F(JobRpcs, CancelAndDelete) {
+  server_.Create("job-a");
+  v1::QuantizationJob job;
+  EXPECT_TRUE(HasReason(Delete("job-a"), Reason::kJobNotEnded));
+  ASSERT_TRUE(Cancel("job-a", &job).ok());
+  EXPECT_EQ(job.state(), v1::JOB_STATE_CANCELLED);
+  ASSERT_TRUE(Cancel("job-a", &job).ok());  // idempotent
+  EXPECT_TRUE(Delete("job-a").ok());
+  EXPECT_TRUE(HasReason(Delete("job-a"), Reason::kJobNotFound));
+  EXPECT_TRUE(Delete("job-a", /*allow_missing=*/true).ok());
+  EXPECT_EQ(server_.Metric("quantry_jobs_finished_total{method=\"rtn\",outcome=\"cancelled\"}"), 1);
+}
+
+TEST_F(JobRpcs, EventsArePaged) {
+  server_.Create("job-a");
+  v1::QuantizationJob job;
+  ASSERT_TRUE(Cancel("job-a", &job).ok());
+  v1::ListJobEventsRequest request;
+  request.set_parent(NameOf("job-a"));
+  request.set_page_size(1);
+  std::vector<std::int64_t> sequences;
+  do {
+    grpc::ClientContext context;
+    v1::ListJobEventsResponse response;
+    ASSERT_TRUE(FromGrpc(server_.jobs->ListJobEvents(&context, request, &response)).ok());
+    for (const auto& event : response.events()) sequences.push_back(event.sequence());
+    request.set_page_token(response.next_page_token());
+  } while (!request.page_token().empty());
+  EXPECT_EQ(sequences, (std::vector<std::int64_t>{1, 2}));
+  request.set_page_token("x");
+  grpc::ClientContext context;
+  v1::ListJobEventsResponse response;
+  EXPECT_TRUE(HasReason(FromGrpc(server_.jobs->ListJobEvents(&context, request, &response)),
+                        Reason::kInvalidPageToken));
+}
+
+TEST_F(JobRpcs, WithoutAnEngineMethodsSayWhy) {
+  grpc::ClientContext context;
+  v1::ListMethodsResponse response;
+  const absl::Status status = FromGrpc(server_.jobs->ListMethods(&context, {}, &response));
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_NE(status.message().find("--engine-binary"), std::string::npos);
+}
+
+TEST_F(JobRpcs, ServerInfo) {
+  grpc::ClientContext context;
+  v1::ServerInfo info;
+  ASSERT_TRUE(FromGrpc(server_.jobs->GetServerInfo(&context, {}, &info)).ok());
+  EXPECT_EQ(info.version(), QUANTRY_VERSION);
+  EXPECT_EQ(info.max_page_size(), 1000);
+  EXPECT_EQ(info.unimplemented_size(), 5);
+}
+
+TEST_F(JobRpcs, LaterRpcsSayUnimplemented) {
+  grpc::ClientContext context;
+  v1::RetryQuantizationJobRequest request;
+  v1::QuantizationJob job;
+  const absl::Status status = FromGrpc(server_.jobs->RetryQuantizationJob(&context, request, &job));
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_TRUE(HasReason(status, Reason::kUnimplementedRpc));
+}
+
+}  // namespace
+}  // namespace quantry::server::testing

@@ -1,0 +1,197 @@
+// Watch over real gRPC: order, resume, merging, end and drain.
+#include <gtest/gtest.h>
+
+#include <future>
+#include <thread>
+
+#include "common/errors.h"
+#include "server/testing/test_server.h"
+
+namespace quantry::server::testing {
+namespace {
+
+using Message = v1::WatchQuantizationJobResponse;
+
+// One open watch.
+struct Stream {
+  Stream(TestServer* server, const std::string& id, std::int64_t after, int min_interval_ms = 1) {
+    v1::WatchQuantizationJobRequest request;
+    request.set_name(NameOf(id));
+    request.set_after_sequence(after);
+    request.mutable_min_interval()->set_nanos(min_interval_ms * 1'000'000);
+    reader = server->jobs->WatchQuantizationJob(&context, request);
+  }
+  // The next message that is not a keepalive; KIND_NOT_SET at the end.
+  Message Next() {
+    Message message;
+    while (reader->Read(&message)) {
+      if (!message.has_keepalive()) return message;
+    }
+    return {};
+  }
+  absl::Status Finish() { return FromGrpc(reader->Finish()); }
+
+  grpc::ClientContext context;
+  std::unique_ptr<grpc::ClientReader<Message>> reader;
+};
+
+v1::JobEvent LogEvent(const std::string& text) {
+  v1::JobEvent event;
+  event.mutable_log()->set_message(text);
+  return event;
+}
+
+class WatchRpc : public ::testing::Test {
+ protected:
+  WatchRpc() : server_("watch-rpc") { server_.Start(); }
+  TestServer server_;
+};
+
+TEST_F(WatchRpc, FollowsAWholeJobWithoutAGap) {
+  server_.Create("job-a");
+  Stream stream(&server_, "job-a", 0);
+  const Message first = stream.Next();
+  ASSERT_TRUE(first.has_snapshot());
+  std::int64_t sequence = first.snapshot().last_sequence();
+  EXPECT_EQ(sequence, 1);
+
+  FakeWorker worker(&server_, "w1");
+  const v1::Lease lease = worker.Acquire();
+  ASSERT_EQ(lease.job(), NameOf("job-a"));
+  worker.Beat(lease, 1, {LogEvent("one"), LogEvent("two")});
+  ASSERT_TRUE(worker.Complete(worker.WriteArtifact(lease)).ok());
+
+  std::vector<std::string> logs;
+  bool succeeded = false;
+  Message message;
+  for (message = stream.Next(); message.has_event() || message.has_progress();
+       message = stream.Next()) {
+    if (message.has_progress()) continue;
+    EXPECT_EQ(message.event().sequence(), ++sequence);
+    if (message.event().has_log()) logs.push_back(message.event().log().message());
+    succeeded |= message.event().state_changed().to() == v1::JOB_STATE_SUCCEEDED;
+  }
+  ASSERT_TRUE(message.has_end());
+  EXPECT_EQ(message.end().job().state(), v1::JOB_STATE_SUCCEEDED);
+  EXPECT_EQ(message.end().job().last_sequence(), sequence);
+  EXPECT_TRUE(succeeded);
+  EXPECT_EQ(logs, (std::vector<std::string>{"one", "two"}));
+  EXPECT_EQ(stream.Next().kind_case(), Message::KIND_NOT_SET);
+  EXPECT_TRUE(stream.Finish().ok());
+}
+
+TEST_F(WatchRpc, ResumesAfterASequence) {
+  server_.Create("job-a");
+  FakeWorker worker(&server_, "w1");
+  const v1::Lease lease = worker.Acquire();
+  std::vector<v1::JobEvent> events;
+  for (int i = 0; i < 100; ++i) events.push_back(LogEvent(std::to_string(i)));
+  worker.Beat(lease, 1, events);
+  const std::int64_t last = server_.Get("job-a").last_sequence();
+  for (const std::int64_t after : {std::int64_t{1}, std::int64_t{40}, last}) {
+    Stream stream(&server_, "job-a", after);
+    EXPECT_TRUE(stream.Next().has_snapshot());
+    for (std::int64_t sequence = after + 1; sequence <= last; ++sequence) {
+      const Message message = stream.Next();
+      ASSERT_TRUE(message.has_event());
+      EXPECT_EQ(message.event().sequence(), sequence);
+    }
+    stream.context.TryCancel();
+    EXPECT_TRUE(absl::IsCancelled(stream.Finish()));
+  }
+}
+
+TEST_F(WatchRpc, AnEndedJobEndsAtOnce) {
+  server_.Create("job-a");
+  grpc::ClientContext context;
+  v1::CancelQuantizationJobRequest cancel;
+  cancel.set_name(NameOf("job-a"));
+  v1::QuantizationJob job;
+  ASSERT_TRUE(server_.jobs->CancelQuantizationJob(&context, cancel, &job).ok());
+  Stream stream(&server_, "job-a", 0);
+  EXPECT_TRUE(stream.Next().has_snapshot());
+  EXPECT_TRUE(stream.Next().has_end());
+  EXPECT_TRUE(stream.Finish().ok());
+}
+
+TEST_F(WatchRpc, ProgressIsMergedToTheLatest) {
+  server_.Create("job-a");
+  FakeWorker worker(&server_, "w1");
+  const v1::Lease lease = worker.Acquire();
+  // A long interval: of 200 updates only the first windows' latest get through.
+  Stream stream(&server_, "job-a", 0, /*min_interval_ms=*/300);
+  EXPECT_TRUE(stream.Next().has_snapshot());
+  for (int step = 1; step <= 200; ++step) worker.Beat(lease, step);
+  ASSERT_TRUE(worker.Complete(worker.WriteArtifact(lease)).ok());
+  int progress = 0;
+  Message message;
+  for (message = stream.Next(); !message.has_end(); message = stream.Next()) {
+    ASSERT_NE(message.kind_case(), Message::KIND_NOT_SET);
+    progress += message.has_progress();
+  }
+  EXPECT_LT(progress, 50);
+  EXPECT_EQ(message.end().job().progress().steps_done(), 200);
+}
+
+TEST_F(WatchRpc, ManyWatchersSeeTheSame) {
+  server_.Create("job-a");
+  FakeWorker worker(&server_, "w1");
+  const v1::Lease lease = worker.Acquire();
+  std::vector<std::future<std::int64_t>> watchers;
+  for (int i = 0; i < 50; ++i) {
+    watchers.push_back(std::async(std::launch::async, [this] {
+      Stream stream(&server_, "job-a", 1);
+      std::int64_t sequence = 1;
+      for (Message m = stream.Next(); m.kind_case() != Message::KIND_NOT_SET; m = stream.Next()) {
+        if (m.has_event() && m.event().sequence() != ++sequence) return std::int64_t{-1};
+      }
+      return stream.Finish().ok() ? sequence : -2;
+    }));
+  }
+  for (int i = 0; i < 20; ++i) worker.Beat(lease, i + 1, {LogEvent("x")}, i);
+  ASSERT_TRUE(worker.Complete(worker.WriteArtifact(lease)).ok());
+  const std::int64_t last = server_.Get("job-a").last_sequence();
+  for (auto& watcher : watchers) EXPECT_EQ(watcher.get(), last);
+  EXPECT_EQ(server_.Metric("quantry_watch_streams"), 0);
+}
+
+TEST_F(WatchRpc, MistakesAreAnswered) {
+  Stream unknown(&server_, "nobody", 0);
+  EXPECT_EQ(unknown.Next().kind_case(), Message::KIND_NOT_SET);
+  EXPECT_TRUE(HasReason(unknown.Finish(), Reason::kJobNotFound));
+  server_.Create("job-a");
+  Stream beyond(&server_, "job-a", 1000);
+  beyond.Next();
+  EXPECT_TRUE(HasReason(beyond.Finish(), Reason::kEventsCompacted));
+  Stream negative(&server_, "job-a", -1);
+  negative.Next();
+  EXPECT_TRUE(HasReason(negative.Finish(), Reason::kInvalidArgument));
+}
+
+TEST_F(WatchRpc, DrainEndsStreamsWithUnavailable) {
+  server_.Create("job-a");
+  Stream stream(&server_, "job-a", 0);
+  EXPECT_TRUE(stream.Next().has_snapshot());
+  FakeWorker worker(&server_, "w1");
+  const v1::Lease lease = worker.Acquire();
+  std::thread drain([this] { server_.app().Drain(); });
+  Message message;
+  do {
+    message = stream.Next();
+  } while (message.kind_case() != Message::KIND_NOT_SET);
+  const absl::Status status = stream.Finish();
+  drain.join();
+  EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+  EXPECT_TRUE(HasReason(status, Reason::kServerDraining));
+  server_.Stop();
+  server_.Start();
+  // The other side goes on where it was.
+  Stream resumed(&server_, "job-a", 1);
+  EXPECT_TRUE(resumed.Next().has_snapshot());
+  EXPECT_EQ(resumed.Next().event().sequence(), 2);
+  resumed.context.TryCancel();
+  resumed.Finish().IgnoreError();
+}
+
+}  // namespace
+}  // namespace quantry::server::testing
