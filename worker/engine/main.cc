@@ -103,8 +103,13 @@ int QuoteSubcommand(int argc, char** argv) {
     std::cerr << "usage: quantry-engine quote --job FILE\n";
     return kUsage;
   }
-  std::cout << QuoteJson(ReadJobFile(path)).dump() << "\n";
-  return 0;
+  try {
+    std::cout << QuoteJson(ReadJobFile(path)).dump() << "\n";
+    return 0;
+  } catch (const std::exception& error) {
+    EventWriter(STDOUT_FILENO).Error(Translate(error));
+    return 1;
+  }
 }
 
 int RunSubcommand(int argc, char** argv) {
@@ -141,6 +146,8 @@ int Dispatch(int argc, char** argv) {
   if (command == "eval") return RunEval(argc - 1, argv + 1);
   if (command == "logits") return RunLogits(argc - 1, argv + 1);
   if (command == "inspect") return RunInspect(argc - 1, argv + 1);
+  if (command == "quote") return QuoteSubcommand(argc - 1, argv + 1);
+  if (command == "unpack") return RunUnpack(argc - 1, argv + 1);
   if (command == "methods") return PrintMethods();
   if (command == "--version") {
     std::cout << "quantry-engine " << QUANTRY_VERSION << "\n";

@@ -17,13 +17,12 @@
 #include "worker/engine/pipeline/inputs.h"
 #include "worker/engine/pipeline/manifest.h"
 #include "worker/engine/pipeline/output_folders.h"
+#include "worker/engine/pipeline/steps.h"
 #include "worker/engine/pipeline/streams.h"
 #include "worker/engine/quant/grid.h"
 
 namespace quantry::engine {
 namespace {
-
-constexpr double kHeadShare = 1.3;  // an evaluation step against its blocks alone
 
 std::string CheckpointDir(const Job& job) {
   return job.checkpoint_dir.empty() ? job.output_dir + "/.checkpoint" : job.checkpoint_dir;
@@ -70,7 +69,6 @@ class Run {
   void Evaluate();
   void Finish();
 
-  StepPlan PlanSteps() const;
   void Warn(const std::string& message) {
     manifest_.warnings.push_back(message);
     events_.Warning(message);
@@ -99,25 +97,6 @@ class Run {
   Manifest manifest_;
 };
 
-StepPlan Run::PlanSteps() const {
-  StepPlan plan;
-  plan.blocks = blocks();
-  const StreamShape stream = ShapeOfStream(inputs_.calibration);
-  plan.calibrating = Batches(stream);
-  plan.per_block = job_.method->Steps(checkpoint().architecture(), checkpoint().config(), stream) +
-                   Batches(stream) + 1;
-  plan.packing = 2 * static_cast<int64_t>(job_.outputs.size()) * plan.blocks;
-  if (!inputs_.evaluation.defined()) return plan;
-  const int64_t windows = inputs_.evaluation.size(0);
-  const int64_t length = inputs_.evaluation.size(1);
-  plan.evaluating = EvaluationSteps(checkpoint(), windows, length, true, evaluation_options());
-  const auto tokens = static_cast<double>(2 * windows * length * plan.blocks);
-  const auto calibration =
-      static_cast<double>(std::max<int64_t>(stream.windows * stream.length, 1));
-  plan.evaluating_weight = kHeadShare * tokens / static_cast<double>(plan.evaluating) / calibration;
-  return plan;
-}
-
 void Run::Load() {
   ConfigureRuntime(job_.threads);
   device_ = OpenDevice(job_.device);
@@ -133,8 +112,10 @@ void Run::Load() {
     manifest_.blocks.push_back(stored.report);
     digests_.push_back(BlockDigest(stored.block));
   }
-  progress_ = std::make_unique<ProgressTracker>(PlanSteps(), events_, clock_, began_,
-                                                [this] { return PeakDeviceBytes(device_); });
+  progress_ = std::make_unique<ProgressTracker>(
+      PlanSteps(job_, checkpoint(), ShapeOfStream(inputs_.calibration),
+                ShapeOfStream(inputs_.evaluation), evaluation_options()),
+      events_, clock_, began_, [this] { return PeakDeviceBytes(device_); });
   events_.Started(DescribeDevice(device_), blocks(), resumed_, checkpoint().parameters());
 }
 

@@ -33,7 +33,7 @@ Range RangeOf(const at::Tensor& grouped, bool symmetric) {
 // Mean over tokens of the squared partial output of `error` [rows, groups, g];
 // x: [groups, tokens, g]. Returns [rows, groups].
 at::Tensor PartialError(const at::Tensor& x, const at::Tensor& error) {
-  return at::bmm(x, error.permute({1, 2, 0})).square_().mean(1).t();
+  return at::bmm(x, error.permute({1, 2, 0})).square_().mean(1).t().contiguous();
 }
 
 // SearchClip of some rows; x: [groups, tokens, g].
@@ -48,7 +48,7 @@ ClippedWeight SearchRows(const at::Tensor& weight, const at::Tensor& x, const Gr
     const at::Tensor quantized = FakeQuantize(clipped.view(weight.sizes()), grid, scale_dtype);
     const at::Tensor errors = PartialError(x, quantized.view(grouped.sizes()).sub_(grouped));
     if (level == 0) {
-      best = {clipped, errors.contiguous(), at::zeros_like(errors, at::kLong)};
+      best = {clipped, errors, at::zeros_like(errors, at::kLong)};
       continue;
     }
     const at::Tensor better = errors < best.errors;

@@ -1,0 +1,126 @@
+#include "worker/engine/pipeline/quote.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "worker/engine/base/error.h"
+#include "worker/engine/base/file.h"
+#include "worker/engine/export/accounting.h"
+#include "worker/engine/methods/batches.h"
+#include "worker/engine/methods/linear_shapes.h"
+#include "worker/engine/pipeline/steps.h"
+#include "worker/engine/quant/grid.h"
+
+namespace quantry::engine {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr int64_t kLibraryBytes = int64_t{300} << 20;
+constexpr int64_t kBlockCopies = 4;
+constexpr int64_t kFloatBytes = 4;
+// Activations alive at once in a block's forward pass, in widest tensors.
+constexpr int64_t kAliveActivations = 6;
+
+int64_t BlockBytes(const Checkpoint& checkpoint) {
+  int64_t weights = 0;
+  for (const LinearSpec& linear : checkpoint.architecture().linears) {
+    const LinearShape shape = ShapeOf(checkpoint.config(), linear.role);
+    weights += shape.out * shape.in;
+  }
+  return weights * kFloatBytes;
+}
+
+int64_t BatchBytes(const Checkpoint& checkpoint, const StreamShape& stream) {
+  if (stream.windows == 0) return 0;
+  const ModelConfig& config = checkpoint.config();
+  const int64_t tokens = WindowsPerBatch(stream.length) * stream.length;
+  const int64_t widest = std::max(config.intermediate_size, config.num_heads * stream.length);
+  return tokens * widest * kFloatBytes * kAliveActivations;
+}
+
+StreamShape ShapeOfText(const std::optional<TextJob>& text) {
+  if (!text) return {};
+  return {text->windows.windows, text->windows.length};
+}
+
+// A file that must be there for the job to start.
+void CheckFile(const std::string& what, const std::string& path, Json& problems) {
+  if (!IsRegularFile(path)) problems.push_back(what + " is not a file: " + path);
+}
+
+void CheckInputs(const Job& job, const Checkpoint& checkpoint, Json& problems) {
+  const auto note = [&](const auto& check) {
+    try {
+      check();
+    } catch (const EngineError& error) {
+      problems.push_back(std::string(error.reason) + ": " + error.what());
+    }
+  };
+  note([&] { CheckGrid(job.grid, LinearWidths(checkpoint.architecture(), checkpoint.config())); });
+  for (const auto* text : {&job.calibration, &job.evaluation}) {
+    if (!*text) continue;
+    note([&] {
+      CheckSequenceLength(checkpoint.architecture(), checkpoint.config(), (*text)->windows.length);
+    });
+    CheckFile((*text)->source.what + " text", (*text)->source.path, problems);
+    if ((*text)->source.format == TextFormat::kText) {
+      CheckFile("tokenizer", job.model_dir + "/tokenizer.json", problems);
+    }
+  }
+}
+
+Json OutputsJson(const Job& job, const Checkpoint& checkpoint) {
+  const std::vector<PlannedTensor> plan = PlanTensors(checkpoint);
+  const at::ScalarType scale_dtype = ScaleDtypeFor(checkpoint.storage_dtype());
+  Json outputs = Json::array();
+  for (const OutputFormatRow* row : job.outputs) {
+    const auto layout = row->create(job.grid, scale_dtype);
+    outputs.push_back(
+        {{"format", row->enum_name},
+         {"bytes", OutputBytes(plan, *layout)},
+         {"bits_per_weight",
+          row->name == "dense" ? 16.0 : CountBits(checkpoint, plan, *layout, 0).linears}});
+  }
+  return outputs;
+}
+
+}  // namespace
+
+int64_t HostMemoryBytes(const Checkpoint& checkpoint, const StreamShape& calibration) {
+  const int64_t streams =
+      2 * calibration.windows * calibration.length * checkpoint.config().hidden_size * kFloatBytes;
+  return streams + kBlockCopies * BlockBytes(checkpoint) + BatchBytes(checkpoint, calibration) +
+         kLibraryBytes;
+}
+
+int64_t DeviceMemoryBytes(const Checkpoint& checkpoint, const StreamShape& calibration) {
+  return kBlockCopies * BlockBytes(checkpoint) + BatchBytes(checkpoint, calibration);
+}
+
+Json QuoteJson(const Job& job) {
+  Json problems = Json::array();
+  std::shared_ptr<const Checkpoint> checkpoint;
+  try {
+    checkpoint = Checkpoint::Open(job.model_dir);
+  } catch (const EngineError& error) {
+    problems.push_back(error.reason + ": " + error.what());
+    return {{"problems", problems}};
+  }
+  CheckInputs(job, *checkpoint, problems);
+  const StreamShape calibration = ShapeOfText(job.calibration);
+  // All windows of a text (0) cannot be counted without reading it: at least 1.
+  StreamShape evaluation = ShapeOfText(job.evaluation);
+  if (job.evaluation) evaluation.windows = std::max<int64_t>(evaluation.windows, 1);
+  Json quote = {{"steps", PlanSteps(job, *checkpoint, calibration, evaluation, {}).total()},
+                {"blocks", checkpoint->config().num_layers},
+                {"parameters", checkpoint->parameters()},
+                {"host_memory_bytes", HostMemoryBytes(*checkpoint, calibration)},
+                {"device_memory_bytes", DeviceMemoryBytes(*checkpoint, calibration)}};
+  const bool fits = problems.empty();
+  quote["outputs"] = fits ? OutputsJson(job, *checkpoint) : Json::array();
+  quote["problems"] = problems;
+  return quote;
+}
+
+}  // namespace quantry::engine

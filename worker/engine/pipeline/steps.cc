@@ -1,0 +1,33 @@
+#include "worker/engine/pipeline/steps.h"
+
+#include <algorithm>
+
+#include "worker/engine/methods/batches.h"
+
+namespace quantry::engine {
+namespace {
+
+constexpr double kHeadShare = 1.3;  // an evaluation step against its blocks alone
+
+}  // namespace
+
+StepPlan PlanSteps(const Job& job, const Checkpoint& checkpoint, const StreamShape& calibration,
+                   const StreamShape& evaluation, const EvaluationOptions& options) {
+  StepPlan plan;
+  plan.blocks = static_cast<int>(checkpoint.config().num_layers);
+  plan.calibrating = Batches(calibration);
+  plan.per_block = job.method->Steps(checkpoint.architecture(), checkpoint.config(), calibration) +
+                   Batches(calibration) + 1;
+  plan.packing = 2 * static_cast<int64_t>(job.outputs.size()) * plan.blocks;
+  if (evaluation.windows == 0) return plan;
+  plan.evaluating =
+      EvaluationSteps(checkpoint, evaluation.windows, evaluation.length, true, options);
+  const auto tokens = static_cast<double>(2 * evaluation.windows * evaluation.length * plan.blocks);
+  const auto calibrated =
+      static_cast<double>(std::max<int64_t>(calibration.windows * calibration.length, 1));
+  plan.evaluating_weight =
+      kHeadShare * tokens / static_cast<double>(std::max<int64_t>(plan.evaluating, 1)) / calibrated;
+  return plan;
+}
+
+}  // namespace quantry::engine
