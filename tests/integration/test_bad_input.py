@@ -107,7 +107,7 @@ BROKEN_MODELS = [
     (index_escapes, "INVALID_CHECKPOINT", ["../x"]),
     (truncated, "INVALID_CHECKPOINT", ["model.safetensors"]),
     (header_length_huge, "INVALID_CHECKPOINT", ["9223372036854775808"]),
-    (overlapping_offsets, "INVALID_CHECKPOINT", ["model.norm.weight"]),
+    (overlapping_offsets, "INVALID_CHECKPOINT", ["overlaps"]),
     (unknown_dtype, "INVALID_CHECKPOINT", ["F37"]),
     (nan_weights, "NON_FINITE_WEIGHTS", ["layers.2.self_attn.q_proj"]),
     (shapes_contradict, "INVALID_CHECKPOINT", ["172", "176"]),
@@ -123,18 +123,28 @@ def shared_server(binaries, tmp_path_factory):
     server.stop()
 
 
-def fails(server, args, status, reason, words):
-    done = server.cli(*args, "--wait", "--output", "json", check=status)
+def fails(server, args, reason, words):
+    """The CLI refuses before the upload (2), or the job fails (1)."""
+    done = server.cli(*args, "--wait", "--output", "json")
     text = done.stdout + done.stderr
+    assert done.returncode in (1, 2), text
     assert reason in text, text
     for word in words:
         assert word in text, f"{word!r} not in {text}"
 
 
-@pytest.mark.parametrize("breaks, reason, words", BROKEN_MODELS, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize("breaks, reason, words", BROKEN_MODELS, ids=[row[0].__name__ for row in BROKEN_MODELS])
 def test_broken_model(shared_server, model_copy, breaks, reason, words):
     breaks(model_copy)
-    fails(shared_server, submit_args(model_copy), 1, reason, words)
+    fails(shared_server, submit_args(model_copy), reason, words)
+
+
+@pytest.mark.parametrize("breaks, reason, words", [row for row in BROKEN_MODELS if row[0] in (missing_shard, index_escapes)],
+                         ids=["missing_shard", "index_escapes"])
+def test_broken_index_below_a_root(make_server, model_copy, breaks, reason, words):
+    breaks(model_copy)
+    server = make_server(local_roots=[model_copy.parent]).start()
+    fails(server, path_args(model_copy), reason, words)
 
 
 def test_pickle_only_checkpoint_says_how_to_convert(shared_server, model_copy):
