@@ -97,6 +97,23 @@ absl::Status CheckChunk(const v1::ReadArtifactResponse& chunk, const v1::Artifac
                  file.path());
 }
 
+v1::ArtifactFile ManifestEntry(const v1::Artifact& artifact, const std::string& bytes) {
+  v1::ArtifactFile entry;
+  entry.set_path(kManifest);
+  entry.set_sha256(artifact.manifest_sha256());
+  entry.set_size_bytes(static_cast<int64_t>(bytes.size()));
+  return entry;
+}
+
+absl::Status WriteManifest(const std::string& target, const v1::Artifact& artifact,
+                           const std::string& bytes) {
+  absl::StatusOr<PartFile> part = PartFile::Open(target, artifact.manifest_sha256());
+  if (!part.ok()) return part.status();
+  if (absl::Status status = part->Reset(); !status.ok()) return status;
+  if (absl::Status status = part->Append(bytes); !status.ok()) return status;
+  return part->Commit();
+}
+
 bool Retryable(const absl::Status& status) {
   return status.code() == absl::StatusCode::kUnavailable ||
          status.code() == absl::StatusCode::kDeadlineExceeded ||
@@ -261,13 +278,8 @@ absl::StatusOr<PullSummary> Puller::Pull(const v1::Artifact& artifact, const Pul
   }
   const auto files = ChooseFiles(summary.manifest, options);
   if (!files.ok()) return files.status();
-
-  v1::ArtifactFile manifest;
-  manifest.set_path(kManifest);
-  manifest.set_sha256(artifact.manifest_sha256());
-  manifest.set_size_bytes(static_cast<int64_t>(bytes->size()));
-  const std::string target = options.folder + "/" + kManifest;
-  const bool ours = HoldsExactly(target, manifest);
+  const std::string target = Cat(options.folder, "/", kManifest);
+  const bool ours = HoldsExactly(target, ManifestEntry(artifact, *bytes));
   if (!ours && std::filesystem::exists(target) && !options.force) {
     return Occupied(target, "another artifact's manifest");
   }
@@ -281,11 +293,7 @@ absl::StatusOr<PullSummary> Puller::Pull(const v1::Artifact& artifact, const Pul
   line_.Clear();
   summary.seconds = meter.seconds();
   if (ours) return summary;
-  absl::StatusOr<PartFile> part = PartFile::Open(target, artifact.manifest_sha256());
-  if (!part.ok()) return part.status();
-  if (absl::Status status = part->Reset(); !status.ok()) return status;
-  if (absl::Status status = part->Append(*bytes); !status.ok()) return status;
-  if (absl::Status status = part->Commit(); !status.ok()) return status;
+  if (absl::Status status = WriteManifest(target, artifact, *bytes); !status.ok()) return status;
   return summary;
 }
 

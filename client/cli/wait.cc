@@ -43,7 +43,7 @@ ExitCode StillRunning(Context& context, StatusLine& line, const v1::Quantization
   line.Clear();
   context.env.err << "quantry: "
                   << (end == WaitEnd::kTimedOut ? "--wait-timeout passed" : "interrupted") << "; "
-                  << id << " goes on without us\n"
+                  << id << " goes on\n"
                   << "  watch:  quantry watch " << id << "\n"
                   << "  cancel: quantry cancel " << id << "\n"
                   << std::flush;
