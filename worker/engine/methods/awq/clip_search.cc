@@ -45,8 +45,8 @@ ClippedWeight SearchRows(const at::Tensor& weight, const at::Tensor& x, const Gr
   for (int level = 0; level < kShrinkLevels; ++level) {
     const double keep = 1.0 - kShrinkStep * level;
     const at::Tensor clipped = grouped.clamp(range.lo * keep, range.hi * keep);
-    const at::Tensor quantized = FakeQuantize(clipped.view(weight.sizes()), grid, scale_dtype);
-    const at::Tensor errors = PartialError(x, quantized.view(grouped.sizes()).sub_(grouped));
+    const at::Tensor quantized = FakeQuantize(clipped.reshape(weight.sizes()), grid, scale_dtype);
+    const at::Tensor errors = PartialError(x, quantized.reshape(grouped.sizes()).sub_(grouped));
     if (level == 0) {
       best = {clipped, errors, at::zeros_like(errors, at::kLong)};
       continue;
@@ -56,7 +56,7 @@ ClippedWeight SearchRows(const at::Tensor& weight, const at::Tensor& x, const Gr
     best.levels.masked_fill_(better, level);
     best.weight = at::where(better.unsqueeze(-1), clipped, best.weight);
   }
-  best.weight = best.weight.view(weight.sizes());
+  best.weight = best.weight.reshape(weight.sizes());
   return best;
 }
 
@@ -69,7 +69,7 @@ ClippedWeight SearchClip(const at::Tensor& weight, const at::Tensor& samples, co
   const int64_t group = grid.GroupSizeFor(weight.size(1));
   const int64_t groups = weight.size(1) / group;
   const at::Tensor x =
-      samples.view({samples.size(0), groups, group}).permute({1, 0, 2}).contiguous();
+      samples.reshape({samples.size(0), groups, group}).permute({1, 0, 2}).contiguous();
   const int64_t rows =
       std::clamp<int64_t>(kPartialOutputs / (groups * samples.size(0)), 1, kRowsAtOnce);
   const int64_t parts = (weight.size(0) + rows - 1) / rows;
