@@ -60,7 +60,8 @@ absl::Status CheckValues(const v1::ServerConfig& config) {
         CheckRange("lease_ttl_s", config.lease_ttl_s(), 3, 3600),
         CheckRange("heartbeat_interval_s", config.heartbeat_interval_s(), 1,
                    config.lease_ttl_s() / 3),
-        CheckRange("sweep_interval_s", config.sweep_interval_s(), 1, config.lease_ttl_s() / 2),
+        // A sweep later than ttl / 2 reads as an outage and judges nobody.
+        CheckRange("sweep_interval_s", config.sweep_interval_s(), 1, config.lease_ttl_s() / 3),
         CheckRange("max_no_progress_s", config.max_no_progress_s(), 1, 30 * 86400),
         CheckRange("drain_timeout_s", config.drain_timeout_s(), 1, 3600),
         CheckRange("max_blob_bytes", config.max_blob_bytes(), 1, std::int64_t{1} << 50),

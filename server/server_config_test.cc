@@ -49,7 +49,7 @@ TEST(ServerConfig, WrongValuesNameTheirFlag) {
       {[](auto* c) { c->set_admin_listen("7072"); }, "--admin-listen: wanted an address"},
       {[](auto* c) { c->set_lease_ttl_s(1); }, "--lease-ttl-s: wanted 3 to 3600, got 1"},
       {[](auto* c) { c->set_heartbeat_interval_s(11); }, "--heartbeat-interval-s: wanted 1 to 10"},
-      {[](auto* c) { c->set_sweep_interval_s(16); }, "--sweep-interval-s: wanted 1 to 15"},
+      {[](auto* c) { c->set_sweep_interval_s(11); }, "--sweep-interval-s: wanted 1 to 10"},
       {[](auto* c) { c->set_drain_timeout_s(0); }, "--drain-timeout-s"},
       {[](auto* c) { c->set_max_blob_bytes(0); }, "--max-blob-bytes"},
       {[](auto* c) { c->set_embedded_slots(0); }, "--embedded-slots: wanted 1 to 256, got 0"},
