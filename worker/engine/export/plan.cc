@@ -7,13 +7,19 @@ namespace {
 
 // Prefix the checkpoint really uses: "model." or "".
 std::string ActualPrefix(const Checkpoint& checkpoint) {
-  const std::string name = checkpoint.EmbeddingName();
-  return name.substr(0, name.size() - checkpoint.architecture().embedding.size());
+  const std::string below = checkpoint.architecture().block_prefix + "0.";
+  const std::string name = checkpoint.BlockPrefix(0);
+  return name.substr(0, name.size() - below.size());
 }
 
+// A tied embedding may be stored under the head's name alone; readers look for
+// it under its own.
 std::string UsualName(const Checkpoint& checkpoint, const std::string& name) {
-  if (name == checkpoint.architecture().head) return name;
-  return checkpoint.architecture().prefixes.at(0) + name.substr(ActualPrefix(checkpoint).size());
+  const Architecture& architecture = checkpoint.architecture();
+  if (name == checkpoint.EmbeddingName())
+    return architecture.prefixes.at(0) + architecture.embedding;
+  if (name == architecture.head) return name;
+  return architecture.prefixes.at(0) + name.substr(ActualPrefix(checkpoint).size());
 }
 
 // Fills in what kind of tensor a block's `key` ("self_attn.q_proj.weight") is.

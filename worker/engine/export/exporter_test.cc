@@ -1,0 +1,269 @@
+#include "worker/engine/export/exporter.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "worker/engine/base/error.h"
+#include "worker/engine/base/file.h"
+#include "worker/engine/export/accounting.h"
+#include "worker/engine/export/output_reader.h"
+#include "worker/engine/export/unpack.h"
+#include "worker/engine/nn/transformer.h"
+#include "worker/engine/quant/grid.h"
+#include "worker/engine/testing/errors.h"
+#include "worker/engine/testing/temp_dir.h"
+#include "worker/engine/testing/tiny_model.h"
+
+namespace quantry::engine {
+namespace {
+
+// A tiny checkpoint and its blocks rounded to a grid.
+class ExporterTest : public ::testing::TestWithParam<std::string> {
+ protected:
+  void Open(const std::string& architecture, const GridSpec& grid,
+            const nlohmann::json& changes = nlohmann::json::object()) {
+    std::filesystem::create_directories(Source());
+    test::MakeTinyModel(architecture, changes).Write(Source());
+    std::ofstream(Source() + "/tokenizer.json") << "{\"not\": \"parsed\" }\n";
+    std::ofstream(Source() + "/generation_config.json") << "{}";
+    std::ofstream(Source() + "/modeling_evil.py") << "import os";
+    checkpoint_ = Checkpoint::Open(Source());
+    grid_ = grid;
+    for (int i = 0; i < checkpoint_->config().num_layers; ++i) blocks_.push_back(Quantize(i));
+  }
+
+  QuantizedBlock Quantize(int index) const {
+    const Block block = LoadBlock(*checkpoint_, index);
+    QuantizedBlock quantized;
+    quantized.index = index;
+    for (const Linear& linear : block.linears) {
+      quantized.linears.push_back(
+          QuantizeNearest(linear.name, linear.weight, linear.bias, grid_, ScaleDtype()));
+    }
+    const std::string prefix = checkpoint_->BlockPrefix(index);
+    for (const Norm& norm : block.norms) {
+      const auto add = [&](const std::string& key, const at::Tensor& value) {
+        if (value.defined()) {
+          quantized.dense[key] = value.to(checkpoint_->Info(prefix + key).dtype);
+        }
+      };
+      add(norm.name + ".weight", norm.weight);
+      add(norm.name + ".bias", norm.bias);
+    }
+    return quantized;
+  }
+
+  at::ScalarType ScaleDtype() const { return ScaleDtypeFor(checkpoint_->storage_dtype()); }
+  std::string Source() const { return dir_.File("source"); }
+  std::string Folder(const std::string& name) const {
+    std::filesystem::create_directories(dir_.File(name));
+    return dir_.File(name);
+  }
+
+  std::unique_ptr<Layout> MakeLayout(const std::string& format) const {
+    for (const OutputFormatRow& row : OutputFormats()) {
+      if (row.name == format) return row.create(grid_, ScaleDtype());
+    }
+    return nullptr;
+  }
+
+  OutputSummary Write(Exporter& exporter) const {
+    for (const QuantizedBlock& block : blocks_) exporter.Add(block);
+    return exporter.Finish();
+  }
+
+  BlockReader Reader() const {
+    return [this](int index) { return blocks_.at(index); };
+  }
+
+  test::TempDir dir_;
+  std::shared_ptr<const Checkpoint> checkpoint_;
+  GridSpec grid_;
+  std::vector<QuantizedBlock> blocks_;
+};
+
+void FlipBit(const std::string& path, int64_t from_end) {
+  std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+  file.seekg(-from_end, std::ios::end);
+  const char byte = static_cast<char>(file.get());
+  file.seekp(-from_end, std::ios::end);
+  file.put(static_cast<char>(byte ^ 1));
+}
+
+TEST_P(ExporterTest, WritesAndVerifiesEveryArchitecture) {
+  for (const char* architecture : {"llama", "qwen2", "qwen3", "opt"}) {
+    blocks_.clear();
+    std::filesystem::remove_all(Source());
+    Open(architecture, {3, 8, false});
+    const auto layout = MakeLayout(GetParam());
+    Exporter exporter(*checkpoint_, *layout, Folder(GetParam() + architecture));
+    const OutputSummary summary = Write(exporter);
+    EXPECT_GT(summary.bytes, OutputBytes(PlanTensors(*checkpoint_), *layout));
+    EXPECT_FALSE(summary.compatibility.empty());
+    EXPECT_NO_THROW(exporter.Verify(Reader())) << architecture;
+  }
+}
+
+TEST_P(ExporterTest, VerifySeesOneFlippedBitAnywhere) {
+  Open("llama", {4, 8, false});
+  const auto layout = MakeLayout(GetParam());
+  const std::string folder = Folder(GetParam());
+  Exporter exporter(*checkpoint_, *layout, folder);
+  Write(exporter);
+  const std::string path = folder + "/" + std::string(layout->file_stem()) + ".safetensors";
+  const auto data = static_cast<int64_t>(OutputBytes(PlanTensors(*checkpoint_), *layout));
+  for (int64_t at = 1; at <= data; at += data / 97 + 1) {
+    FlipBit(path, at);
+    const EngineError error = test::ErrorOf([&] { exporter.Verify(Reader()); });
+    EXPECT_EQ(error.reason, "OUTPUT_VERIFICATION_FAILED") << at << ": " << error.what();
+    FlipBit(path, at);
+  }
+  EXPECT_NO_THROW(exporter.Verify(Reader()));
+}
+
+TEST_P(ExporterTest, VerifySeesOtherIntegers) {
+  Open("llama", {4, 8, true});
+  const auto layout = MakeLayout(GetParam());
+  Exporter exporter(*checkpoint_, *layout, Folder(GetParam()));
+  Write(exporter);
+  const auto changed = [&](int index) {
+    QuantizedBlock block = blocks_.at(index);
+    at::Tensor codes = block.linears.back().codes.clone();
+    codes[0][0] = (codes[0][0].item<int>() + 1) % 16;
+    block.linears.back().codes = codes;
+    return block;
+  };
+  EXPECT_THROW(exporter.Verify(changed), EngineError);
+}
+
+TEST_P(ExporterTest, SplitsIntoShardsWithAnIndex) {
+  Open("llama", {2, -1, false});
+  const auto layout = MakeLayout(GetParam());
+  const std::string folder = Folder(GetParam());
+  Exporter exporter(*checkpoint_, *layout, folder, 2000);
+  Write(exporter);
+  EXPECT_NO_THROW(exporter.Verify(Reader()));
+  const std::string stem(layout->file_stem());
+  EXPECT_FALSE(IsRegularFile(folder + "/" + stem + ".safetensors"));
+  const auto index = nlohmann::json::parse(
+      ReadFile(folder + "/" + stem + ".safetensors.index.json", 1 << 20, "TEST"));
+  EXPECT_EQ(index.at("metadata").at("total_size").get<uint64_t>(),
+            OutputBytes(PlanTensors(*checkpoint_), *layout));
+  for (const auto& [name, shard] : index.at("weight_map").items()) {
+    EXPECT_TRUE(IsRegularFile(folder + "/" + shard.get<std::string>())) << name;
+  }
+}
+
+TEST_P(ExporterTest, KeepsConfigAndTokenizerDropsCode) {
+  Open("llama", {4, 8, false},
+       {{"auto_map", {{"AutoModel", "modeling_evil.Evil"}}}, {"unusual_key", {1, 2.5, "x"}}});
+  const auto layout = MakeLayout(GetParam());
+  const std::string folder = Folder(GetParam());
+  Exporter exporter(*checkpoint_, *layout, folder);
+  Write(exporter);
+  const auto before = nlohmann::json::parse(checkpoint_->config().json);
+  auto after = nlohmann::json::parse(ReadFile(folder + "/config.json", 1 << 20, "TEST"));
+  EXPECT_EQ(after.contains("quantization_config"), GetParam() != "dense");
+  after.erase("quantization_config");
+  after["auto_map"] = before.at("auto_map");
+  EXPECT_EQ(after, before);
+  EXPECT_EQ(exporter.warnings().size(), 1u);
+  EXPECT_EQ(ReadFile(folder + "/tokenizer.json", 1 << 20, "TEST"), "{\"not\": \"parsed\" }\n");
+  EXPECT_TRUE(IsRegularFile(folder + "/generation_config.json"));
+  EXPECT_FALSE(IsRegularFile(folder + "/modeling_evil.py"));
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, ExporterTest,
+                         ::testing::Values("compressed-tensors", "dense", "quantry"),
+                         [](const auto& param_info) {
+                           return param_info.param == "compressed-tensors" ? "ct"
+                                                                           : param_info.param;
+                         });
+
+using CompressedTensorsTest = ExporterTest;
+
+TEST_F(CompressedTensorsTest, TensorsAndConfigAsReadersWantThem) {
+  Open("llama", {3, -1, false});
+  const auto layout = MakeLayout("compressed-tensors");
+  const std::string folder = Folder("ct");
+  Exporter exporter(*checkpoint_, *layout, folder);
+  Write(exporter);
+  const OutputReader reader(folder, "model");
+  const std::string module = checkpoint_->BlockPrefix(0) + "self_attn.q_proj";
+  const auto& linear = blocks_[0].linears[0];
+  const int64_t rows = linear.codes.size(0);
+  const int64_t columns = linear.codes.size(1);
+  EXPECT_EQ(reader.Read(module + ".weight_packed").sizes(),
+            (std::vector<int64_t>{rows, (columns * 3 + 31) / 32}));
+  EXPECT_EQ(reader.Read(module + ".weight_scale").sizes(), (std::vector<int64_t>{rows, 1}));
+  EXPECT_EQ(reader.Read(module + ".weight_zero_point").sizes(),
+            (std::vector<int64_t>{(rows * 3 + 31) / 32, 1}));
+  EXPECT_TRUE(
+      at::equal(reader.Read(module + ".weight_shape"), at::tensor({rows, columns}, at::kLong)));
+  EXPECT_FALSE(reader.Has(module + ".weight"));
+  const auto config = nlohmann::json::parse(ReadFile(folder + "/config.json", 1 << 20, "TEST"))
+                          .at("quantization_config");
+  const auto& group = config.at("config_groups").at("group_0");
+  EXPECT_EQ(config.at("ignore"), nlohmann::json::array({"lm_head"}));
+  EXPECT_EQ(group.at("targets"), nlohmann::json::array({"Linear"}));
+  EXPECT_EQ(group.at("weights").at("strategy"), "channel");
+  EXPECT_TRUE(group.at("weights").at("group_size").is_null());
+  EXPECT_EQ(group.at("weights").at("zp_dtype"), "torch.int8");
+}
+
+TEST_F(CompressedTensorsTest, UnpackGivesTheDenseOutput) {
+  for (const bool symmetric : {false, true}) {
+    blocks_.clear();
+    std::filesystem::remove_all(Source());
+    Open("llama", {4, 8, symmetric});
+    for (const char* format : {"compressed-tensors", "quantry", "dense"}) {
+      const auto layout = MakeLayout(format);
+      Exporter exporter(*checkpoint_, *layout, Folder(format));
+      Write(exporter);
+    }
+    const OutputReader dense(Folder("dense"), "model");
+    for (const char* format : {"compressed-tensors", "quantry"}) {
+      UnpackFolder(Folder(format), Folder(std::string("unpacked-") + format));
+      const OutputReader unpacked(Folder(std::string("unpacked-") + format), "model");
+      ASSERT_EQ(unpacked.names(), dense.names());
+      for (const std::string& name : dense.names()) {
+        EXPECT_TRUE(at::equal(unpacked.Read(name), dense.Read(name))) << format << " " << name;
+      }
+    }
+  }
+}
+
+TEST_F(CompressedTensorsTest, UnpackRefusesWhatIsNoOutput) {
+  Open("llama", {4, 8, false});
+  EXPECT_EQ(test::ErrorOf([&] { UnpackFolder(Source(), Folder("u")); }).reason,
+            "INVALID_CHECKPOINT");
+}
+
+TEST_F(CompressedTensorsTest, WritesUsualNamesWhateverTheSourceHas) {
+  std::filesystem::create_directories(Source());
+  test::TinyModel model = test::MakeTinyModel("llama", {{"tie_word_embeddings", true}});
+  const auto embedding = model.tensors.extract("model.embed_tokens.weight");
+  ASSERT_FALSE(embedding.empty());
+  model.tensors.erase("lm_head.weight");
+  model.tensors["lm_head.weight"] = embedding.mapped();
+  model.Write(Source());
+  checkpoint_ = Checkpoint::Open(Source());
+  for (const PlannedTensor& tensor : PlanTensors(*checkpoint_)) {
+    EXPECT_EQ(tensor.written.rfind("model.", 0), 0u) << tensor.written;
+    EXPECT_EQ(tensor.written.find(".."), std::string::npos) << tensor.written;
+  }
+}
+
+TEST_F(CompressedTensorsTest, CountsBits) {
+  Open("llama", {4, 8, false});
+  const auto layout = MakeLayout("compressed-tensors");
+  const BitAccounting bits = CountBits(*checkpoint_, PlanTensors(*checkpoint_), *layout, 1000);
+  EXPECT_DOUBLE_EQ(bits.linears, 4 + (16 + 4) / 8.0);
+  EXPECT_DOUBLE_EQ(bits.file, 8000.0 / static_cast<double>(checkpoint_->parameters()));
+}
+
+}  // namespace
+}  // namespace quantry::engine

@@ -1,0 +1,237 @@
+#include "worker/engine/methods/awq/awq.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <string>
+
+#include "worker/engine/base/json_object.h"
+#include "worker/engine/methods/awq/clip_search.h"
+#include "worker/engine/methods/awq/fold.h"
+#include "worker/engine/methods/awq/scale_search.h"
+#include "worker/engine/methods/batches.h"
+#include "worker/engine/methods/block_weights.h"
+#include "worker/engine/methods/catalog.h"
+#include "worker/engine/methods/rtn/rtn.h"
+#include "worker/engine/model/checkpoint.h"
+#include "worker/engine/nn/transformer.h"
+#include "worker/engine/quant/grid.h"
+#include "worker/engine/testing/temp_dir.h"
+#include "worker/engine/testing/tiny_model.h"
+
+namespace quantry::engine {
+namespace {
+
+class Counter : public ProgressSink {
+ public:
+  void Advance(int64_t steps, std::string_view) override { steps_ += steps; }
+  int64_t steps() const { return steps_; }
+
+ private:
+  std::atomic<int64_t> steps_ = 0;
+};
+
+// A random model of one architecture with a random calibration stream.
+struct Setting {
+  explicit Setting(const std::string& architecture,
+                   const nlohmann::json& changes = nlohmann::json::object()) {
+    test::MakeTinyModel(architecture, changes).Write(dir.path());
+    checkpoint = Checkpoint::Open(dir.path());
+    block = LoadBlock(*checkpoint, 0);
+    rope = MakeRopeTable(checkpoint->architecture(), checkpoint->config(), 16);
+    at::manual_seed(7);
+    x = at::randn({40, 16, checkpoint->config().hidden_size}) *
+        (at::rand({checkpoint->config().hidden_size}) * 3).exp();
+  }
+
+  BlockTask Task(const GridSpec& grid, at::ScalarType dense = at::kFloat) const {
+    BlockTask task{block, rope, x, x, grid, at::kHalf, {}, 0, at::kCPU};
+    for (const Norm& norm : block.norms) task.dense_dtypes[norm.name + ".weight"] = dense;
+    return task;
+  }
+
+  test::TempDir dir;
+  std::shared_ptr<const Checkpoint> checkpoint;
+  Block block;
+  RopeTable rope;
+  at::Tensor x;
+};
+
+double RelativeError(const at::Tensor& got, const at::Tensor& wanted) {
+  return ((got - wanted).norm() / wanted.norm()).item<double>();
+}
+
+const GridSpec kTwoBits = {2, -1, false};
+
+class AwqTest : public ::testing::TestWithParam<const char*> {};
+
+// T20: scaling changes nothing in full precision, whatever the norms are
+// stored in.
+TEST_P(AwqTest, FoldingPreservesTheFunction) {
+  for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    const Setting setting(GetParam());
+    const BlockTask task = setting.Task(kTwoBits, dtype);
+    Counter counter;
+    const auto inputs = CollectInputs(task, {0, 1, 2, 3, 4, 5, 6}, counter);
+    Block folded = setting.block;
+    for (const GroupScale& found : SearchScales(task, inputs, 4, counter)) {
+      // Not the winner, which may be 1 everywhere, but a scale that moves.
+      const at::Tensor scale = at::linspace(0.5, 2.0, found.scale.numel());
+      FoldScale(found.group, scale, task.dense_dtypes, folded);
+      if (!found.group.previous_is_norm) continue;
+      const at::Tensor weight = folded.FindNorm(found.group.previous)->weight;
+      if (dtype == at::kFloat) continue;
+      EXPECT_LT((weight - RoundToStorage(weight, dtype)).abs().max().item<double>(), 1e-12);
+    }
+    const at::Tensor wanted = setting.block.Forward(setting.x, setting.rope);
+    EXPECT_LT(RelativeError(folded.Forward(setting.x, setting.rope), wanted), 2e-5)
+        << c10::toString(dtype);
+  }
+}
+
+// T20: ratio 0 (no scaling) is a candidate, so the winner is never worse; and
+// the loss of ratio 0 is that of plain rounding, computed here the long way.
+TEST_P(AwqTest, WinnerIsNoWorseThanRounding) {
+  const Setting setting(GetParam());
+  const BlockTask task = setting.Task(kTwoBits);
+  Counter counter;
+  const auto inputs = CollectInputs(task, {0, 1, 2, 3, 4, 5, 6}, counter);
+  for (const GroupScale& found : SearchScales(task, inputs, 5, counter)) {
+    const auto best = *std::min_element(found.losses.begin(), found.losses.end());
+    EXPECT_LE(best, found.losses.at(0));
+    if (!UsesGram(found.group)) continue;
+    const int index = found.group.linears.at(0);
+    const at::Tensor x = CaptureInputs(setting.block, setting.rope, setting.x)
+                             .at(InputSource(setting.checkpoint->architecture(), index));
+    const at::Tensor& weight = setting.block.linears[index].weight;
+    const at::Tensor error = FakeQuantize(weight, kTwoBits, at::kHalf) - weight;
+    const double loss = at::matmul(x, error.t()).square().mean().item<double>();
+    EXPECT_NEAR(found.losses.at(0) / loss, 1.0, 1e-4) << found.group.previous;
+  }
+}
+
+TEST_P(AwqTest, TakesExactlyTheStepsItPromises) {
+  const Setting setting(GetParam());
+  for (const AwqOptions& options : {AwqOptions{}, AwqOptions{false, true, 20},
+                                    AwqOptions{true, false, 3}, AwqOptions{false, false, 20}}) {
+    const Awq awq(options);
+    Counter counter;
+    awq.Quantize(setting.Task(kTwoBits), counter);
+    EXPECT_EQ(counter.steps(), awq.Steps(setting.checkpoint->architecture(),
+                                         setting.checkpoint->config(), {40, 16}));
+  }
+}
+
+TEST_P(AwqTest, SameTaskSameBytes) {
+  const Setting setting(GetParam());
+  Counter counter;
+  const auto first = Awq({}).Quantize(setting.Task({3, -1, true}), counter);
+  const auto second = Awq({}).Quantize(setting.Task({3, -1, true}), counter);
+  for (size_t i = 0; i < first.block.linears.size(); ++i) {
+    EXPECT_TRUE(at::equal(first.block.linears[i].codes, second.block.linears[i].codes));
+    EXPECT_TRUE(at::equal(first.block.linears[i].scales, second.block.linears[i].scales));
+  }
+  EXPECT_EQ(first.metrics, second.metrics);
+}
+
+TEST_P(AwqTest, BeatsRoundingOnSkewedInputs) {
+  const Setting setting(GetParam());
+  Counter counter;
+  const BlockTask task = setting.Task(kTwoBits);
+  const at::Tensor wanted = setting.block.Forward(setting.x, setting.rope);
+  const auto loss = [&](const Method& method) {
+    const Block block = Rebuild(setting.block, method.Quantize(task, counter).block);
+    return RelativeError(block.Forward(setting.x, setting.rope), wanted);
+  };
+  EXPECT_LT(loss(Awq({})), loss(Rtn()));
+}
+
+INSTANTIATE_TEST_SUITE_P(Architectures, AwqTest,
+                         ::testing::Values("llama", "mistral", "qwen2", "qwen3", "opt"),
+                         [](const auto& param_info) { return std::string(param_info.param); });
+
+// T22: with grouped-query attention v_proj is narrower than o_proj's input.
+TEST(Awq, SkipsAttentionOutputWithGroupedQueries) {
+  const auto previous = [](int kv_heads) {
+    const Setting setting("llama", {{"num_key_value_heads", kv_heads}});
+    std::vector<std::string> names;
+    for (const auto& group :
+         UsableSmoothingGroups(setting.checkpoint->architecture(), setting.checkpoint->config())) {
+      names.push_back(group.previous);
+    }
+    return names;
+  };
+  const Setting probe("llama");
+  const auto all = static_cast<int>(probe.checkpoint->config().num_heads);
+  const auto has_v = [](const std::vector<std::string>& names) {
+    return std::find(names.begin(), names.end(), "self_attn.v_proj") != names.end();
+  };
+  EXPECT_TRUE(has_v(previous(all)));
+  EXPECT_FALSE(has_v(previous(all / 2)));
+}
+
+// T21: p = 1 is a candidate, and query and key are left alone.
+TEST(Clip, IsNoWorseThanUnclippedInEveryGroup) {
+  at::manual_seed(3);
+  const at::Tensor weight = at::randn({50, 64}).pow(3);
+  const at::Tensor samples = at::randn({300, 64});
+  for (const GridSpec& grid : {GridSpec{2, 16, false}, GridSpec{3, -1, true}}) {
+    const ClippedWeight found = SearchClip(weight, samples, grid, at::kHalf);
+    const int64_t group = grid.GroupSizeFor(64);
+    const at::Tensor error =
+        (FakeQuantize(weight, grid, at::kHalf) - weight).view({50, 64 / group, group});
+    const at::Tensor plain =
+        at::einsum("tgi,ogi->tog", {samples.view({300, 64 / group, group}), error})
+            .square()
+            .mean(0);
+    EXPECT_TRUE((found.errors <= plain * (1 + 1e-4)).all().item<bool>());
+    EXPECT_GT(found.levels.ne(0).sum().item<int64_t>(), 0);
+    EXPECT_LE((found.weight.abs() - weight.abs()).max().item<double>(), 0.0);
+  }
+  EXPECT_FALSE(MayClip(LinearRole::kQuery));
+  EXPECT_FALSE(MayClip(LinearRole::kKey));
+  EXPECT_TRUE(MayClip(LinearRole::kDown));
+}
+
+TEST(Clip, LeavesQueryAndKeyUntouched) {
+  const Setting setting("llama");
+  Counter counter;
+  const auto result = Awq({false, true, 20}).Quantize(setting.Task(kTwoBits), counter);
+  for (const char* name : {"self_attn.q_proj", "self_attn.k_proj"}) {
+    const int index = setting.block.LinearIndex(name);
+    const auto plain =
+        QuantizeNearest(name, setting.block.linears[index].weight, {}, kTwoBits, at::kHalf);
+    EXPECT_TRUE(at::equal(result.block.linears[index].codes, plain.codes)) << name;
+  }
+}
+
+TEST(Batches, CoverTheStreamOnceWithAnyNumberOfWorkers) {
+  for (const int workers : {1, 2, 5}) {
+    std::vector<std::atomic<int>> seen(131);
+    ForEachBatch({131, 256}, workers, [&](int, const Batch& batch) {
+      for (int64_t i = batch.first; i < batch.last; ++i) ++seen[i];
+    });
+    for (const auto& count : seen) EXPECT_EQ(count, 1);
+  }
+  EXPECT_EQ(Batches({131, 256}), 17);
+  EXPECT_EQ(Batches({3, 100000}), 3);
+  EXPECT_EQ(Batches({}), 0);
+}
+
+TEST(Catalog, DescribesEveryMethodAndReadsItsOptions) {
+  const nlohmann::json methods = MethodsJson().at("methods");
+  ASSERT_EQ(methods.size(), Methods().size());
+  EXPECT_EQ(FindMethod("nonsense"), nullptr);
+  const nlohmann::json options = {{"grid", {{"bits", 3}, {"symmetric", true}}},
+                                  {"scale_grid_points", 5}};
+  JsonObject object(options, "awq");
+  const GridSpec grid = ParseGrid(object);
+  EXPECT_EQ(grid.bits, 3);
+  EXPECT_EQ(grid.group_size, 128);
+  EXPECT_TRUE(grid.symmetric);
+  EXPECT_NE(FindMethod("awq")->create(object), nullptr);
+  object.Finish();
+}
+
+}  // namespace
+}  // namespace quantry::engine

@@ -1,0 +1,238 @@
+#include <gtest/gtest.h>
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "worker/engine/base/file.h"
+#include "worker/engine/pipeline/block_file.h"
+#include "worker/engine/pipeline/checkpoints.h"
+#include "worker/engine/pipeline/job.h"
+#include "worker/engine/pipeline/manifest.h"
+#include "worker/engine/pipeline/progress.h"
+#include "worker/engine/quant/grid.h"
+#include "worker/engine/testing/errors.h"
+#include "worker/engine/testing/temp_dir.h"
+
+namespace quantry::engine {
+namespace {
+
+nlohmann::json GoodJob() {
+  return {
+      {"model_dir", "/m"},
+      {"output_dir", "/o"},
+      {"epoch", "3"},
+      {"seed", "-5"},
+      {"method", {{"awq", {{"grid", {{"bits", 3}, {"group_size", 64}}}}}}},
+      {"calibration", {{"text", {{"path", "/c"}}}, {"samples", 4}, {"sequence_length", 32}}},
+      {"evaluation", {{"text", {{"path", "/e"}, {"format", "TEXT_FORMAT_TOKEN_IDS"}}}}},
+      {"outputs", {{{"format", "OUTPUT_FORMAT_QUANTRY"}}, {{"format", "OUTPUT_FORMAT_DENSE"}}}}};
+}
+
+TEST(Job, ReadsProtoJson) {
+  const Job job = ParseJob(GoodJob());
+  EXPECT_EQ(job.epoch, 3);
+  EXPECT_EQ(job.seed, -5);
+  EXPECT_EQ(job.method_row->name, "awq");
+  EXPECT_EQ(job.grid.bits, 3);
+  EXPECT_EQ(job.calibration->windows.windows, 4);
+  EXPECT_EQ(job.evaluation->windows.length, 32);  // the calibration's
+  EXPECT_EQ(job.evaluation->source.format, TextFormat::kTokenIds);
+  ASSERT_EQ(job.outputs.size(), 2u);
+  EXPECT_EQ(job.outputs[0]->name, "quantry");
+  EXPECT_EQ(job.device, "auto");
+}
+
+struct BadJob {
+  const char* name;
+  const char* patch;  // JSON merge patch
+  const char* words;  // in the message
+};
+
+class BadJobTest : public ::testing::TestWithParam<BadJob> {};
+
+TEST_P(BadJobTest, IsRefusedWithTheField) {
+  nlohmann::json json = GoodJob();
+  json.merge_patch(nlohmann::json::parse(GetParam().patch));
+  const EngineError error = test::ErrorOf([&] { ParseJob(json); });
+  EXPECT_EQ(error.reason, "INVALID_SPEC");
+  EXPECT_TRUE(test::Mentions(error, GetParam().words)) << error.what();
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Jobs, BadJobTest,
+    ::testing::Values(
+        BadJob{"unknown_field", R"({"modle_dir": "/m"})", "job.modle_dir"},
+        BadJob{"unknown_option", R"({"method": {"awq": {"bits": 4}}})", "job.method.awq.bits"},
+        BadJob{"no_model", R"({"model_dir": null})", "job.model_dir"},
+        BadJob{"five_bits", R"({"method": {"awq": {"grid": {"bits": 5}}}})", "got 5"},
+        BadJob{"zero_bits", R"({"method": {"awq": {"grid": {"bits": 0}}}})", "got 0"},
+        BadJob{"negative_group", R"({"method": {"awq": {"grid": {"group_size": -2}}}})", "-2"},
+        BadJob{"two_methods", R"({"method": {"rtn": {}}})", "one method"},
+        BadJob{"unknown_method", R"({"method": {"awq": null, "gptq": {}}})", "gptq"},
+        BadJob{"no_method", R"({"method": null})", "rtn, awq"},
+        BadJob{"no_calibration", R"({"calibration": null})", "awq needs it"},
+        BadJob{"many_samples", R"({"calibration": {"samples": 99999999}})", "samples"},
+        BadJob{"one_token", R"({"calibration": {"sequence_length": 1}})", "at least 2"},
+        BadJob{"bad_format", R"({"outputs": [{"format": "GGUF"}]})", "OUTPUT_FORMAT_DENSE"},
+        BadJob{
+            "format_twice",
+            R"({"outputs": [{"format": "OUTPUT_FORMAT_DENSE"},{"format": "OUTPUT_FORMAT_DENSE"}]})",
+            "twice"},
+        BadJob{"gate_without_evaluation",
+               R"({"evaluation": null, "quality_gate": {"max_perplexity_ratio": 1.1}})",
+               "quality_gate"},
+        BadJob{"gate_below_zero", R"({"quality_gate": {"max_perplexity_ratio": -1}})", "ratio"}),
+    [](const auto& param_info) { return std::string(param_info.param.name); });
+
+QuantizedBlock MakeBlock(int index) {
+  at::manual_seed(index);
+  QuantizedBlock block;
+  block.index = index;
+  block.linears.push_back(
+      QuantizeNearest("q", at::randn({9, 22}), at::randn({9}), {3, 11, false}, at::kHalf));
+  block.linears.push_back(
+      QuantizeNearest("k", at::randn({5, 22}), {}, {3, -1, true}, at::kBFloat16));
+  block.dense["norm.weight"] = at::randn({22}).to(at::kBFloat16);
+  return block;
+}
+
+void Damage(const std::string& path) {
+  std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+  file.seekp(-3, std::ios::end);
+  file.put('\x5a');
+}
+
+TEST(BlockFile, RoundTripsAndSeesDamage) {
+  const test::TempDir dir;
+  BlockReport report;
+  report.index = 4;
+  report.loss_rtn = 0.1;
+  report.loss_final = 1.0 / 3.0;
+  report.metrics["m"] = 2.5;
+  const QuantizedBlock block = MakeBlock(4);
+  WriteBlockFile(dir.File("b"), block, report);
+  const StoredBlock stored = ReadBlockFile(dir.File("b"));
+  EXPECT_EQ(BlockDigest(stored.block), BlockDigest(block));
+  EXPECT_EQ(stored.block.index, 4);
+  EXPECT_EQ(stored.report.loss_final, report.loss_final);
+  EXPECT_EQ(stored.report.metrics, report.metrics);
+  EXPECT_NE(BlockDigest(block), BlockDigest(MakeBlock(5)));
+  Damage(dir.File("b"));
+  EXPECT_EQ(test::ErrorOf([&] { ReadBlockFile(dir.File("b")); }).reason, "CHECKPOINT_CORRUPT");
+}
+
+class CheckpointsTest : public ::testing::Test {
+ protected:
+  // Two blocks done of three.
+  void Fill() {
+    Checkpoints checkpoints(dir_.path(), "print");
+    for (int i = 0; i < 2; ++i) {
+      checkpoints.StoreBlock(MakeBlock(i), {});
+      const Streams streams{at::full({2, 3, 4}, i + 1.0), at::full({2, 3, 4}, i + 1.5)};
+      files_ = checkpoints.Commit(i + 1, &streams);
+    }
+  }
+
+  int Resume(const std::string& fingerprint) {
+    Checkpoints checkpoints(dir_.path(), fingerprint);
+    return checkpoints.Resume(3, &streams_, [&](const std::string& text) { warnings_ += text; });
+  }
+
+  test::TempDir dir_;
+  std::vector<HashedFile> files_;
+  Streams streams_;
+  std::string warnings_;
+};
+
+TEST_F(CheckpointsTest, ResumesFromTheNewest) {
+  Fill();
+  EXPECT_EQ(files_.size(), 4u);  // two blocks, one stream, state.json
+  EXPECT_FALSE(IsRegularFile(dir_.File("streams-00001.safetensors")));
+  EXPECT_EQ(Resume("print"), 2);
+  EXPECT_EQ(streams_.x_fp[0][0][0].item<float>(), 2.0F);
+  EXPECT_EQ(streams_.x_q[1][2][3].item<float>(), 2.5F);
+  EXPECT_EQ(warnings_, "");
+}
+
+TEST_F(CheckpointsTest, IgnoresForeignAndDamagedOnes) {
+  Fill();
+  EXPECT_EQ(Resume("other"), 0);
+  EXPECT_NE(warnings_.find("another job"), std::string::npos) << warnings_;
+  EXPECT_FALSE(IsRegularFile(dir_.File("state.json")));
+  for (const char* name : {"block-00000.safetensors", "streams-00002.safetensors", "state.json"}) {
+    warnings_.clear();
+    Fill();
+    Damage(dir_.File(name));
+    EXPECT_EQ(Resume("print"), 0) << name;
+    EXPECT_NE(warnings_, "") << name;
+    EXPECT_FALSE(streams_.defined());
+  }
+}
+
+TEST_F(CheckpointsTest, ADeathBeforeTheStateLeavesTheOlderCheckpoint) {
+  Fill();
+  Checkpoints checkpoints(dir_.path(), "print");
+  checkpoints.StoreBlock(MakeBlock(2), {});  // and then dies
+  EXPECT_EQ(Resume("print"), 2);
+  EXPECT_FALSE(IsRegularFile(dir_.File("block-00002.safetensors")));
+}
+
+TEST(Progress, GrowsStrictlyAndTellsTheTimeLeft) {
+  const test::TempDir dir;
+  const int fd = open(dir.File("events").c_str(), O_CREAT | O_WRONLY, 0600);
+  double now = 0;
+  {
+    EventWriter events(fd);
+    ProgressTracker tracker(
+        {2, 1, 10, 2, 4, 1.0}, events, [&] { return now; }, 0, [] { return int64_t{0}; });
+    tracker.EnterStage(Stage::kQuantizing);
+    for (int block = 0; block < 2; ++block) {
+      tracker.BlockStarted();
+      for (int i = 0; i < 10; ++i) {
+        now += 0.3;
+        tracker.Advance(1, "");
+      }
+      BlockReport report;
+      report.loss_rtn = std::nan("");
+      tracker.BlockDone(report, 0.5);
+    }
+  }
+  close(fd);
+  std::istringstream lines(ReadFile(dir.File("events"), 1 << 20, "TEST"));
+  std::string line;
+  int64_t last = 0;
+  int with_eta = 0;
+  while (std::getline(lines, line)) {
+    const auto event = nlohmann::json::parse(line);
+    if (!event.contains("progress")) continue;
+    const auto& progress = event.at("progress");
+    EXPECT_GT(progress.at("steps_done").get<int64_t>(), last);
+    last = progress.at("steps_done").get<int64_t>();
+    EXPECT_EQ(progress.at("steps_total").get<int64_t>(), 27);
+    EXPECT_FALSE(progress.contains("loss_before"));
+    with_eta += progress.contains("eta");
+    EXPECT_EQ(progress.contains("eta"), progress.at("blocks_done") != 0);
+  }
+  EXPECT_EQ(last, 20);
+  EXPECT_GT(with_eta, 0);
+}
+
+TEST(Gate, ComparesRatioAndIncrease) {
+  EvaluationResult quality;
+  quality.perplexity_dense = 10;
+  quality.perplexity_quantized = 12;
+  EXPECT_FALSE(GateFails({0, 0}, quality));
+  EXPECT_FALSE(GateFails({1.2, 2}, quality));
+  EXPECT_TRUE(GateFails({1.19, 0}, quality));
+  EXPECT_TRUE(GateFails({0, 1.9}, quality));
+  quality.perplexity_quantized = std::nan("");
+  EXPECT_TRUE(GateFails({1.2, 0}, quality));
+}
+
+}  // namespace
+}  // namespace quantry::engine
