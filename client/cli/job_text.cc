@@ -142,11 +142,14 @@ std::string JobTable(const std::vector<v1::QuantizationJob>& jobs, WallTime now)
 }
 
 std::string QuoteText(const v1::Quote& quote, const v1::JobSpec& spec) {
-  FieldList fields = {{"method", GridText(spec.method())},
-                      {"blocks", Cat(quote.blocks())},
-                      {"parameters", Cat(quote.parameters())},
-                      {"steps", Cat(quote.steps())},
-                      {"host memory", Cat(Bytes(quote.host_memory_bytes()), " at most")}};
+  FieldList fields = {{"method", GridText(spec.method())}};
+  // A checkpoint that cannot be read has no numbers.
+  if (quote.blocks() > 0) fields.emplace_back("blocks", Cat(quote.blocks()));
+  if (quote.parameters() > 0) fields.emplace_back("parameters", Cat(quote.parameters()));
+  if (quote.steps() > 0) fields.emplace_back("steps", Cat(quote.steps()));
+  if (quote.host_memory_bytes() > 0) {
+    fields.emplace_back("host memory", Cat(Bytes(quote.host_memory_bytes()), " at most"));
+  }
   if (quote.device_memory_bytes() > 0) {
     fields.emplace_back("GPU memory",
                         Cat(Bytes(quote.device_memory_bytes()), " at most, if a GPU runs it"));
