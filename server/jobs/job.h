@@ -49,7 +49,7 @@ struct JobKey {
   std::string tenant;
   std::string id;
   bool operator==(const JobKey&) const = default;
-  auto operator<=>(const JobKey&) const = default;
+  auto operator<=>(const JobKey&) const = default;  // NOLINT(modernize-use-nullptr): false alarm
 };
 
 struct Job {

@@ -16,7 +16,7 @@ constexpr int64_t kUnlimited = std::numeric_limits<int64_t>::max();
 struct Candidate {
   int64_t rank = 0;
   int64_t pk = 0;
-  auto operator<=>(const Candidate&) const = default;
+  auto operator<=>(const Candidate&) const = default;  // NOLINT(modernize-use-nullptr)
 };
 
 // The first job of one method and GPU count; queue_claimable yields it without

@@ -8,7 +8,7 @@
 namespace quantry::server::sqlite {
 namespace {
 
-constexpr size_t kMaxLogTailBytes = 16 * 1024;
+constexpr size_t kMaxLogTailBytes = size_t{16} * 1024;
 
 void Renew(const Context& context, const QueueRow& row) {
   context.db.Execute("UPDATE queue SET lease_until = ? WHERE pk = ?",
