@@ -16,8 +16,10 @@ typedef struct QtTokenizer QtTokenizer;
 int32_t qt_load(const uint8_t* json, size_t length, QtTokenizer** out);
 
 // Ids of UTF-8 text without added special tokens; free them with qt_free_ids.
-int32_t qt_encode(const QtTokenizer* tokenizer, const uint8_t* text, size_t length, uint32_t** ids,
-                  size_t* count);
+// `piece` > 0: work in pieces of about that many bytes where that provably
+// gives the same ids (rust/src/pieces.rs); 0: the whole text at once.
+int32_t qt_encode(const QtTokenizer* tokenizer, const uint8_t* text, size_t length, size_t piece,
+                  uint32_t** ids, size_t* count);
 void qt_free_ids(uint32_t* ids, size_t count);
 
 // One more than the largest id, added tokens included; 0 when empty.

@@ -56,12 +56,12 @@ std::shared_ptr<const Tokenizer> Tokenizer::FromJson(std::string_view json,
 
 Tokenizer::~Tokenizer() { qt_free(static_cast<QtTokenizer*>(handle_)); }
 
-std::vector<int32_t> Tokenizer::Encode(std::string_view text) const {
+std::vector<int32_t> Tokenizer::Encode(std::string_view text, size_t piece_bytes) const {
   if (text.empty()) return {};
   uint32_t* ids = nullptr;
   size_t count = 0;
   const auto* handle = static_cast<const QtTokenizer*>(handle_);
-  if (qt_encode(handle, Bytes(text), text.size(), &ids, &count) != 0) {
+  if (qt_encode(handle, Bytes(text), text.size(), piece_bytes, &ids, &count) != 0) {
     throw Invalid(path_, StrCat("cannot encode ", text.size(), " bytes of text: ", LastError()));
   }
   std::vector<int32_t> result(ids, ids + count);

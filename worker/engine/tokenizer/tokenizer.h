@@ -19,8 +19,13 @@ class Tokenizer {
   Tokenizer(const Tokenizer&) = delete;
   Tokenizer& operator=(const Tokenizer&) = delete;
 
+  // Pieces a long text is worked on in; bounds the work space to some 10 MB.
+  static constexpr size_t kPieceBytes = 64 << 10;
+
   // Token ids of the whole text, no special tokens added. `text` is UTF-8.
-  std::vector<int32_t> Encode(std::string_view text) const;
+  // The ids do not depend on piece_bytes (0 = all at once), which is used only
+  // where that holds: see rust/src/pieces.rs.
+  std::vector<int32_t> Encode(std::string_view text, size_t piece_bytes = kPieceBytes) const;
 
   // One more than the largest id, added tokens included.
   int64_t vocab_size() const { return vocab_size_; }

@@ -2,9 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <nlohmann/json.hpp>
 #include <string>
 #include <thread>
 
+#include "worker/engine/base/random.h"
 #include "worker/engine/testing/errors.h"
 
 namespace quantry::engine {
@@ -30,6 +32,56 @@ constexpr char kTokenizer[] = R"({
   "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
     "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
     "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}})";
+
+constexpr char kLlama3[] =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+)";
+constexpr char kQwen[] =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+)";
+
+std::string Split(const std::string& pattern) {
+  return R"({"type":"Sequence","pretokenizers":[{"type":"Split","pattern":{"Regex":")" + pattern +
+         R"("},"behavior":"Isolated","invert":false},{"type":"ByteLevel","add_prefix_space":false,)"
+         R"("trim_offsets":true,"use_regex":false}]})";
+}
+
+// Bytes as GPT-2 writes them, and some merges across them.
+std::string ByteLevelTokenizer(const std::string& normalizer, const std::string& pre_tokenizer) {
+  nlohmann::json vocab, merges = nlohmann::json::array();
+  const auto add = [&](const std::string& token) { vocab.emplace(token, vocab.size()); };
+  const auto utf8 = [](int code) {
+    std::string text;
+    if (code < 0x80) return std::string(1, static_cast<char>(code));
+    text += static_cast<char>(0xc0 | code >> 6);
+    return text + static_cast<char>(0x80 | (code & 0x3f));
+  };
+  int shifted = 256;
+  for (int byte = 0; byte < 256; ++byte) {
+    const bool printable = (byte >= 33 && byte <= 126) || (byte >= 161 && byte != 173);
+    add(utf8(printable ? byte : shifted++));
+  }
+  const std::string space = utf8(288), line = utf8(266);
+  for (const auto& [a, b] : std::vector<std::pair<std::string, std::string>>{{line, line},
+                                                                             {space, space},
+                                                                             {space, "a"},
+                                                                             {"t", "i"},
+                                                                             {"ti", "m"},
+                                                                             {"'", "s"},
+                                                                             {"!", line},
+                                                                             {"1", "2"},
+                                                                             {"12", "3"},
+                                                                             {"x", line},
+                                                                             {line, "x"},
+                                                                             {"u", "p"}}) {
+    merges.push_back({a, b});
+    add(a + b);
+  }
+  const nlohmann::json model = {{"type", "BPE"}, {"vocab", vocab}, {"merges", merges}};
+  return R"({"version":"1.0","added_tokens":[{"id":)" + std::to_string(vocab.size()) +
+         R"(,"content":"<s>","single_word":false,"lstrip":false,"rstrip":false,)"
+         R"("normalized":false,"special":true}],"normalizer":)" +
+         normalizer + R"(,"pre_tokenizer":)" + pre_tokenizer +
+         R"(,"post_processor":null,"decoder":null,"model":)" + model.dump() + "}";
+}
 
 std::shared_ptr<const Tokenizer> Make() { return Tokenizer::FromJson(kTokenizer, "t.json"); }
 
@@ -80,6 +132,43 @@ TEST(TokenizerTest, ThreadsShareOne) {
     }
   }
   for (const auto& ids : found) EXPECT_EQ(ids.size(), 10'000u);
+}
+
+// Text with everything that could trip a cut: runs of spaces and line breaks,
+// other alphabets, bytes without a token, contractions, added tokens.
+std::string TrickyText(const std::vector<std::string>& words) {
+  Random random(11);
+  std::string text;
+  for (int i = 0; i < 1500; ++i) text += words[random.Below(words.size())];
+  return text;
+}
+
+const std::vector<std::string> kWords = {
+    "Once",    "upon",   " a",     " time", "\n",     "\n",     "\n\n",       " ",
+    "  ",      "   ",    "\t",     "\r\n",  "'s",     "'ll",    "don't",      "123",
+    "4567",    "!",      "...",    "?!",    "\u00e9", "\u20ac", "\U0001f600", "\u4e2d\u6587",
+    "e\u0301", "\u00a0", "\u2581", "x",     "Y",      "_",      "-",          "\n\u0301"};
+
+TEST(TokenizerTest, PiecesGiveTheIdsOfTheWhole) {
+  std::vector<std::shared_ptr<const Tokenizer>> tokenizers = {
+      Tokenizer::Load(QUANTRY_SOURCE_DIR "/examples/stories260k/tokenizer.json"),
+      Tokenizer::FromJson(ByteLevelTokenizer("null", R"({"type":"ByteLevel",
+          "add_prefix_space":false,"trim_offsets":true,"use_regex":true})"),
+                          "gpt2"),
+      Tokenizer::FromJson(ByteLevelTokenizer(R"({"type":"NFC"})", Split(kQwen)), "qwen"),
+      Tokenizer::FromJson(ByteLevelTokenizer("null", Split(kLlama3)), "llama3")};
+  std::vector<std::string> with_special = kWords;
+  with_special.push_back("<s>");
+  for (const auto& tokenizer : tokenizers) {
+    for (const auto& words : {kWords, with_special}) {
+      const std::string text = TrickyText(words);
+      const std::vector<int32_t> whole = tokenizer->Encode(text, 0);
+      EXPECT_GT(whole.size(), 1000u);
+      for (const size_t piece : {1, 2, 3, 7, 20, 100, 1000}) {
+        EXPECT_EQ(tokenizer->Encode(text, piece), whole) << piece;
+      }
+    }
+  }
 }
 
 TEST(TokenizerTest, TheExampleModel) {

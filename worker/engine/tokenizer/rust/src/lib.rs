@@ -7,6 +7,8 @@ use std::slice;
 
 use tokenizers::Tokenizer;
 
+mod pieces;
+
 thread_local! {
     static LAST_ERROR: RefCell<String> = const { RefCell::new(String::new()) };
 }
@@ -60,13 +62,18 @@ pub unsafe extern "C" fn qt_encode(
     tokenizer: *const QtTokenizer,
     text: *const u8,
     length: usize,
+    piece: usize,
     ids: *mut *mut u32,
     count: *mut usize,
 ) -> i32 {
     guarded(|| {
+        let tokenizer = &(*tokenizer).0;
         let text = std::str::from_utf8(slice::from_raw_parts(text, length)).map_err(|e| e.to_string())?;
-        let encoding = (*tokenizer).0.encode_fast(text, false).map_err(|e| e.to_string())?;
-        let found: Box<[u32]> = encoding.get_ids().into();
+        let in_pieces = if piece > 0 { pieces::encode(tokenizer, text, piece)? } else { None };
+        let found: Box<[u32]> = match in_pieces {
+            Some(found) => found.into(),
+            None => tokenizer.encode_fast(text, false).map_err(|e| e.to_string())?.get_ids().into(),
+        };
         *count = found.len();
         *ids = Box::into_raw(found) as *mut u32;
         Ok(())
