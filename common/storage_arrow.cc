@@ -72,6 +72,15 @@ absl::Status LoadS3() {
   return absl::OkStatus();
 }
 
+// Small S3 objects in one request instead of a multipart upload of three.
+std::string WithSinglePuts(std::string_view uri) {
+  constexpr std::string_view kOption = "allow_delayed_open=";
+  std::string text(uri);
+  if (!uri.starts_with("s3://") || uri.find(kOption) != std::string_view::npos) return text;
+  text += uri.find('?') == std::string_view::npos ? "?" : "&";
+  return text.append(kOption).append("true");
+}
+
 class ArrowReader : public StoredReader {
  public:
   ArrowReader(std::shared_ptr<arrow::io::RandomAccessFile> file, std::int64_t size,
@@ -277,7 +286,7 @@ absl::StatusOr<std::unique_ptr<Storage>> OpenArrowStorage(std::string_view uri) 
   }
   object_store_used = true;
   std::string base;
-  auto fs = afs::FileSystemFromUri(std::string(uri), &base);
+  auto fs = afs::FileSystemFromUri(WithSinglePuts(uri), &base);
   if (!fs.ok()) return FromArrow(fs.status(), "open storage", uri);
   while (base.ends_with('/')) base.pop_back();
   if (base.empty()) {

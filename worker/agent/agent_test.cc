@@ -235,6 +235,8 @@ TEST_F(AgentTest, CancelKillsAStubbornEngine) {
   EXPECT_TRUE(Result().failed[0].cancelled());
   EXPECT_FALSE(Result().failed[0].retryable());
   EXPECT_TRUE(IsGone(engine));
+  EXPECT_TRUE(agent_->End().ok());
+  EXPECT_TRUE(fs::is_empty(root_ / "work/jobs")) << "nobody comes back for the checkpoint";
 }
 
 TEST_F(AgentTest, LostLeaseIsDroppedSilently) {
@@ -417,6 +419,8 @@ TEST_F(AgentTest, DrainReleasesAfterTheNextCheckpoint) {
   Start();
   const pid_t engine = WaitForTouch("here");
   ASSERT_GT(engine, 0);
+  // The agent has seen the first checkpoint: the next one is the second.
+  ASSERT_TRUE(server_.WaitFor([](const State& state) { return !state.checkpoints.empty(); }));
   agent_->agent().Drain();
   EXPECT_EQ(agent_->agent().NotReady(), "draining");
   WriteFile(root_ / "go", "");
@@ -442,6 +446,7 @@ TEST_F(AgentTest, ReleaseDirectiveStopsAtTheNextCheckpoint) {
   Queue(Lease("block\ntouch " + Path("here") + "\nwait " + Path("go") + "\nblock\nhang\n"));
   Start();
   ASSERT_GT(WaitForTouch("here"), 0);
+  ASSERT_TRUE(server_.WaitFor([](const State& state) { return !state.checkpoints.empty(); }));
   int beats = 0;
   server_.With([&](State& state) {
     state.orders[kJob] = v1::DIRECTIVE_CHECKPOINT_AND_RELEASE;

@@ -265,12 +265,13 @@ void JobRunner::Fail(Attempt& attempt, const absl::Status& status, bool cancelle
   error.set_message(ToValidUtf8(error.message()));
   for (auto& [key, value] : *error.mutable_metadata()) value = ToValidUtf8(value);
   request.set_retryable(!cancelled && IsRetryable(error));
-  *request.mutable_error() = error;
+  if (!cancelled) *request.mutable_error() = error;
   const v1::JobBeat last = attempt.session->MakeLastBeat();
   request.set_event_offset(last.event_offset());
   *request.mutable_events() = last.events();
   const auto answer = parts_.client.Fail(
       request, [&attempt] { return attempt.stop_reason() != StopReason::kLost; });
+  attempt.ended = answer.ok() && answer->state() != v1::JOB_STATE_QUEUED;
   log::Warning(
       cancelled ? "job cancelled" : "job failed",
       {{"job", attempt.lease.job()},

@@ -172,7 +172,9 @@ grpc::Status FakeWorkerService::FailJob(grpc::ServerContext*, const v1::FailJobR
   if (status.ok()) {
     Keep(request->job(), request->event_offset(), request->events());
     state_.failed.push_back(*request);
-    response->set_state(request->cancelled() ? v1::JOB_STATE_CANCELLED : v1::JOB_STATE_FAILED);
+    response->set_state(request->cancelled()   ? v1::JOB_STATE_CANCELLED
+                        : request->retryable() ? v1::JOB_STATE_QUEUED
+                                               : v1::JOB_STATE_FAILED);
   }
   changed_.notify_all();
   return status;
