@@ -169,7 +169,9 @@ fn encode_bpe(bpe: &BPE, text: &str, piece: usize) -> Result<Option<Vec<u32>>, S
         let at_end = start + part.len() == text.len();
         let fits = |token: &&Token| at_end || token.offsets.1 <= piece;
         let mut kept = tokens.iter().take_while(fits).count().max(1);
-        while kept < tokens.len() && edge(&tokens[kept - 1], part).is_none() {
+        // Both tokens at the joint must stand for their text.
+        let known = |i: usize| edge(&tokens[i], part).is_some();
+        while kept < tokens.len() && !(known(kept - 1) && known(kept)) {
             kept += 1;
         }
         before = edge(&tokens[kept - 1], part);
