@@ -58,8 +58,7 @@ class App : public ServerApp {
   }
 
   absl::Status Open() {
-    for (const auto& step :
-         {&App::OpenStores, &App::AskEngine, &App::Listen, &App::WriteAddresses}) {
+    for (const auto& step : {&App::OpenStores, &App::Listen, &App::WriteAddresses}) {
       if (absl::Status status = (this->*step)(); !status.ok()) return status;
     }
     StartLoops();
@@ -119,21 +118,17 @@ class App : public ServerApp {
     page_tokens_ = *std::move(tokens);
     sources_.emplace(&*roots_, blobs_.get(), data + "/tmp");
     engine_ = NewEngineTool(config_.engine_binary(), data + "/tmp");
+    capabilities_.emplace(engine_.get(), [this](const auto& answer) { OnCapabilities(answer); });
     return absl::OkStatus();
   }
 
   // A server without an engine still serves what is there.
-  absl::Status AskEngine() {
-    auto capabilities = engine_->Capabilities();
-    if (capabilities.ok()) {
-      context_.capabilities = *std::move(capabilities);
-    } else {
-      context_.capabilities_error = std::string(capabilities.status().message());
-      log::Warning("the engine did not tell its methods",
-                   {{"engine", config_.engine_binary()}, {"error", context_.capabilities_error}});
-    }
-    metrics_.SetEngineVersion(context_.capabilities.version);
-    return absl::OkStatus();
+  void OnCapabilities(const absl::StatusOr<EngineCapabilities>& answer) {
+    metrics_.SetEngineVersion(answer.ok() ? answer->version : "");
+    if (answer.ok()) return;
+    log::Warning(
+        "the engine did not tell its methods",
+        {{"engine", config_.engine_binary()}, {"error", std::string(answer.status().message())}});
   }
 
   absl::Status Listen() {
@@ -143,6 +138,7 @@ class App : public ServerApp {
     context_.artifacts = artifacts_.get();
     context_.hub = &hub_;
     context_.engine = engine_.get();
+    context_.capabilities = &*capabilities_;
     context_.page_tokens = &*page_tokens_;
     context_.sources = &*sources_;
     context_.clock = &clock_;
@@ -246,6 +242,7 @@ class App : public ServerApp {
   std::optional<PageTokens> page_tokens_;
   std::optional<Sources> sources_;
   std::unique_ptr<EngineTool> engine_;
+  std::optional<CapabilitiesCache> capabilities_;
   ServiceContext context_;
   Executor tenant_executor_{kTenantThreads, kTenantQueue};
   Executor worker_executor_{kWorkerThreads, kWorkerQueue};

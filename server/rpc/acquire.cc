@@ -63,16 +63,7 @@ class AcquireReactor : public grpc::ServerUnaryReactor {
     }
     const auto now = steady_clock::now();
     if (now >= deadline_) return End(absl::OkStatus());
-    WakeAt(std::min<MonotonicTime>(deadline_, now + kPoll));
-  }
-
-  void WakeAt(MonotonicTime when) {
-    const auto now = steady_clock::now();
-    if (timer_at_ > now && timer_at_ <= when) return;
-    timer_at_ = when;
-    context_->runtime->timer->At(when, [weak = std::weak_ptr<SerialTask>(task_)] {
-      if (const auto task = weak.lock()) task->Kick();
-    });
+    task_->KickAt(context_->runtime->timer, std::min<MonotonicTime>(deadline_, now + kPoll));
   }
 
   void FillLease(const Grant& grant) {
@@ -114,7 +105,6 @@ class AcquireReactor : public grpc::ServerUnaryReactor {
   std::shared_ptr<SerialTask> task_;
   WakeupHub::Subscription subscription_;
   bool subscribed_ = false;
-  MonotonicTime timer_at_{};
 };
 
 }  // namespace

@@ -27,7 +27,7 @@ using SteadyClock = std::chrono::steady_clock;
 
 constexpr size_t kMaxOutputBytes = 4 << 20;
 constexpr size_t kMaxErrorBytes = 4 << 10;
-constexpr auto kCapabilitiesTime = std::chrono::seconds(30);
+constexpr auto kCapabilitiesTime = std::chrono::seconds(20);
 
 struct Output {
   ExitStatus exit;
@@ -173,6 +173,32 @@ absl::StatusOr<EngineCapabilities> ParseCapabilities(const std::string& json) {
     }
   }
   return capabilities;
+}
+
+CapabilitiesCache::CapabilitiesCache(EngineTool* engine,
+                                     std::function<void(const Result&)> on_answer)
+    : thread_([this, engine, on_answer = std::move(on_answer)] {
+        Result result = engine->Capabilities();
+        on_answer(result);
+        {
+          const std::lock_guard lock(mutex_);
+          result_ = std::move(result);
+        }
+        answered_.notify_all();
+      }) {}
+
+CapabilitiesCache::~CapabilitiesCache() { thread_.join(); }
+
+CapabilitiesCache::Result CapabilitiesCache::Get(milliseconds wait) const {
+  std::unique_lock lock(mutex_);
+  if (answered_.wait_for(lock, wait, [this] { return result_.has_value(); })) return *result_;
+  return MakeError(Reason::kStorageError,
+                   "quantry-engine has not answered yet; try again in a few seconds");
+}
+
+bool CapabilitiesCache::answered() const {
+  const std::lock_guard lock(mutex_);
+  return result_.has_value();
 }
 
 std::unique_ptr<EngineTool> NewEngineTool(std::string engine_binary, std::string scratch_dir) {

@@ -3,7 +3,13 @@
 #pragma once
 
 #include <chrono>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -31,6 +37,29 @@ class EngineTool {
   // DEADLINE_EXCEEDED.
   virtual absl::StatusOr<v1::Quote> QuoteJob(const v1::EngineJob& job,
                                              std::chrono::milliseconds timeout) = 0;
+};
+
+// Asks an engine once, in the background: loading the engine's libraries from a
+// cold disk takes seconds, and a server must not wait for that to listen.
+// Thread-safe.
+class CapabilitiesCache {
+ public:
+  using Result = absl::StatusOr<EngineCapabilities>;
+
+  // `on_answer` runs on the background thread. `engine` outlives the object.
+  CapabilitiesCache(EngineTool* engine, std::function<void(const Result&)> on_answer);
+  ~CapabilitiesCache();  // waits for the answer
+
+  // Waits at most `wait` for the answer. UNAVAILABLE until it is there.
+  Result Get(std::chrono::milliseconds wait) const;
+  // Whether Get answers at once.
+  bool answered() const;
+
+ private:
+  mutable std::mutex mutex_;
+  mutable std::condition_variable answered_;
+  std::optional<Result> result_;  // guarded by mutex_
+  std::thread thread_;
 };
 
 // `scratch_dir` gets job files for the time of a call.

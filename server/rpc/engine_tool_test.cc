@@ -57,6 +57,29 @@ TEST_F(EngineToolTest, Capabilities) {
   EXPECT_EQ(capabilities->architectures[0], "opt");
 }
 
+TEST_F(EngineToolTest, TheCacheAsksOnceInTheBackground) {
+  const auto tool =
+      Tool(R"(echo x >> )" + root_ + R"(/asked; echo '{"methods": [{"name": "awq"}]}')");
+  int answers = 0;
+  {
+    CapabilitiesCache cache(tool.get(), [&](const auto&) { ++answers; });
+    for (int i = 0; i < 3; ++i) EXPECT_TRUE(cache.Get(milliseconds(20000)).ok());
+    EXPECT_TRUE(cache.answered());
+  }
+  EXPECT_EQ(answers, 1);
+  EXPECT_EQ(fs::file_size(root_ + "/asked"), 2u);
+}
+
+TEST_F(EngineToolTest, TheCacheDoesNotWaitForASlowEngine) {
+  ASSERT_EQ(mkfifo((root_ + "/gate").c_str(), 0600), 0);
+  const auto tool = Tool("read line < " + root_ + "/gate; echo nonsense");
+  CapabilitiesCache cache(tool.get(), [](const auto&) {});
+  EXPECT_TRUE(absl::IsUnavailable(cache.Get(milliseconds(1)).status()));
+  EXPECT_FALSE(cache.answered());
+  std::ofstream(root_ + "/gate") << "go\n";
+  EXPECT_TRUE(HasReason(cache.Get(milliseconds(20000)).status(), Reason::kEngineProtocol));
+}
+
 TEST_F(EngineToolTest, QuoteReadsTheJobFile) {
   const auto quote = Quote(
       R"(test "$1 $2" = "quote --job" && grep -q '"model_dir":"/models/x"' "$3" &&

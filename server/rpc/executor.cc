@@ -1,6 +1,5 @@
 #include "server/rpc/executor.h"
 
-#include <algorithm>
 #include <utility>
 
 namespace quantry::server {
@@ -61,32 +60,39 @@ Timer::~Timer() {
   thread_.join();
 }
 
-void Timer::At(MonotonicTime when, std::function<void()> callback) {
+Timer::Handle Timer::At(MonotonicTime when, std::function<void()> callback) {
+  Handle handle{.when = when};
+  bool earliest = false;
   {
     const std::lock_guard lock(mutex_);
-    heap_.push_back({when, std::move(callback)});
-    std::push_heap(heap_.begin(), heap_.end());
+    handle.id = ++last_id_;
+    const auto inserted = pending_.emplace(handle, std::move(callback)).first;
+    earliest = inserted == pending_.begin();
   }
-  wake_.notify_all();
+  if (earliest) wake_.notify_all();
+  return handle;
+}
+
+void Timer::Cancel(const Handle& handle) {
+  const std::lock_guard lock(mutex_);
+  pending_.erase(handle);
 }
 
 void Timer::Loop() {
   std::unique_lock lock(mutex_);
   while (!stopping_) {
-    if (heap_.empty()) {
+    if (pending_.empty()) {
       wake_.wait(lock);
       continue;
     }
-    const MonotonicTime next = heap_.front().when;
+    const MonotonicTime next = pending_.begin()->first.when;
     if (std::chrono::steady_clock::now() < next) {
       wake_.wait_until(lock, next);
       continue;
     }
-    std::pop_heap(heap_.begin(), heap_.end());
-    const Entry entry = std::move(heap_.back());
-    heap_.pop_back();
+    auto node = pending_.extract(pending_.begin());
     lock.unlock();
-    entry.callback();
+    node.mapped()();
     lock.lock();
   }
 }
@@ -104,7 +110,16 @@ void SerialTask::Kick() {
   executor_->Post([self = shared_from_this()] { self->Run(); });
 }
 
+void SerialTask::KickAt(Timer* timer, MonotonicTime when) {
+  timer->Cancel(alarm_);
+  alarm_timer_ = timer;
+  alarm_ = timer->At(when, [weak = weak_from_this()] {
+    if (const auto task = weak.lock()) task->Kick();
+  });
+}
+
 void SerialTask::Stop() {
+  if (alarm_timer_ != nullptr) alarm_timer_->Cancel(alarm_);
   const std::lock_guard lock(mutex_);
   stopped_ = true;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <map>
@@ -44,22 +45,27 @@ class Executor {
 // is pending at destruction is dropped. Thread-safe.
 class Timer {
  public:
+  // Names one pending callback; unique in a process's life, never 0.
+  struct Handle {
+    MonotonicTime when{};
+    std::uint64_t id = 0;
+    auto operator<=>(const Handle&) const = default;
+  };
+
   Timer();
   ~Timer();
-  void At(MonotonicTime when, std::function<void()> callback);
+  Handle At(MonotonicTime when, std::function<void()> callback);
+  // The callback may be running, or have run; later it never starts.
+  void Cancel(const Handle& handle);
 
  private:
-  struct Entry {
-    MonotonicTime when;
-    std::function<void()> callback;
-    bool operator<(const Entry& other) const { return when > other.when; }  // earliest on top
-  };
   void Loop();
 
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::vector<Entry> heap_;  // guarded by mutex_
-  bool stopping_ = false;    // guarded by mutex_
+  std::map<Handle, std::function<void()>> pending_;  // guarded by mutex_
+  std::uint64_t last_id_ = 0;                        // guarded by mutex_
+  bool stopping_ = false;                            // guarded by mutex_
   std::thread thread_;
 };
 
@@ -74,10 +80,15 @@ class SerialTask : public std::enable_shared_from_this<SerialTask> {
   void Kick();
   // Only from inside the step.
   void Stop();
+  // Kicks at `when`, once, in place of an earlier KickAt. Only from inside the
+  // step.
+  void KickAt(Timer* timer, MonotonicTime when);
 
  private:
   void Run();
 
+  Timer* alarm_timer_ = nullptr;  // the step's own, like alarm_
+  Timer::Handle alarm_;
   Executor* const executor_;
   const std::function<void()> step_;
   std::mutex mutex_;

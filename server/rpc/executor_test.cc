@@ -48,6 +48,35 @@ TEST(Timer, RunsInOrder) {
   EXPECT_EQ(order, (std::vector<int>{1, 2}));
 }
 
+TEST(Timer, CancelledCallbacksDoNotRun) {
+  Timer timer;
+  std::promise<void> done;
+  std::atomic<bool> ran{false};
+  const auto now = std::chrono::steady_clock::now();
+  const auto handle = timer.At(now + std::chrono::milliseconds(10), [&] { ran = true; });
+  timer.Cancel(handle);
+  timer.At(now + std::chrono::milliseconds(20), [&] { done.set_value(); });
+  done.get_future().wait();
+  EXPECT_FALSE(ran);
+}
+
+TEST(SerialTask, KickAtReplacesTheEarlierOne) {
+  Executor executor(2, 0);
+  Timer timer;
+  std::atomic<int> runs{0};
+  std::promise<void> done;
+  std::shared_ptr<SerialTask> task;
+  task = std::make_shared<SerialTask>(&executor, [&] {
+    if (++runs == 2) return done.set_value();
+    const auto now = std::chrono::steady_clock::now();
+    task->KickAt(&timer, now + std::chrono::hours(1));
+    task->KickAt(&timer, now + std::chrono::milliseconds(5));
+  });
+  task->Kick();
+  done.get_future().wait();
+  EXPECT_EQ(runs, 2);
+}
+
 TEST(SerialTask, NeverOverlapsAndNeverLosesAKick) {
   Executor executor(4, 0);
   std::atomic<int> wanted{0};

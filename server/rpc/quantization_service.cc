@@ -23,6 +23,8 @@ using grpc::ServerUnaryReactor;
 
 // A quote reads headers only; a checkpoint with many shards still takes time.
 constexpr auto kQuoteTime = std::chrono::seconds(60);
+// Right after a start the engine may still be loading.
+constexpr auto kCapabilitiesWait = std::chrono::seconds(5);
 
 absl::StatusOr<JobKey> KeyOf(const std::string& name) {
   auto parsed = ParseJobName(name);
@@ -90,15 +92,20 @@ class Service : public v1::QuantizationService::CallbackService {
   ServerUnaryReactor* ListMethods(CallbackServerContext* call,
                                   const v1::ListMethodsRequest* request,
                                   v1::ListMethodsResponse* response) override {
-    return Run(runtime_->tenant, "ListMethods", call, request, response, &Service::Methods);
+    return Run(EngineExecutor(), "ListMethods", call, request, response, &Service::Methods);
   }
   ServerUnaryReactor* GetServerInfo(CallbackServerContext* call,
                                     const v1::GetServerInfoRequest* request,
                                     v1::ServerInfo* response) override {
-    return Run(runtime_->tenant, "GetServerInfo", call, request, response, &Service::Info);
+    return Run(EngineExecutor(), "GetServerInfo", call, request, response, &Service::Info);
   }
 
  private:
+  // Only while the engine has not answered do these calls wait.
+  Executor* EngineExecutor() const {
+    return context_->capabilities->answered() ? runtime_->tenant : runtime_->slow;
+  }
+
   template <class Request, class Response>
   ServerUnaryReactor* Run(Executor* executor, std::string_view name, CallbackServerContext* call,
                           const Request* request, Response* response,
@@ -246,13 +253,14 @@ class Service : public v1::QuantizationService::CallbackService {
   }
 
   absl::Status Methods(const v1::ListMethodsRequest&, v1::ListMethodsResponse* response) {
-    if (context_->capabilities.methods.empty()) {
+    const auto capabilities = context_->capabilities->Get(kCapabilitiesWait);
+    if (!capabilities.ok()) {
       return MakeError(Reason::kStorageError,
-                       absl::StrCat("quantry-engine did not tell its methods at start-up: ",
-                                    context_->capabilities_error,
-                                    "; check --engine-binary and restart quantryd"));
+                       absl::StrCat("the engine's methods are not known: ",
+                                    std::string(capabilities.status().message()),
+                                    "; check --engine-binary of quantryd"));
     }
-    for (const v1::MethodDescription& method : context_->capabilities.methods) {
+    for (const v1::MethodDescription& method : capabilities->methods) {
       *response->add_methods() = method;
     }
     return absl::OkStatus();
@@ -261,10 +269,11 @@ class Service : public v1::QuantizationService::CallbackService {
   absl::Status Info(const v1::GetServerInfoRequest&, v1::ServerInfo* response) {
     response->set_version(QUANTRY_VERSION);
     response->set_commit(QUANTRY_COMMIT);
-    for (const std::string& type : context_->capabilities.architectures) {
-      response->add_architectures(type);
-    }
-    for (const v1::MethodDescription& method : context_->capabilities.methods) {
+    // Without an engine the rest is still true.
+    const auto known_engine = context_->capabilities->Get(kCapabilitiesWait);
+    const EngineCapabilities engine = known_engine.ok() ? *known_engine : EngineCapabilities();
+    for (const std::string& type : engine.architectures) response->add_architectures(type);
+    for (const v1::MethodDescription& method : engine.methods) {
       for (const std::string& format : method.output_formats()) {
         const auto& known = response->output_formats();
         if (std::find(known.begin(), known.end(), format) == known.end()) {

@@ -24,13 +24,12 @@ struct ServiceContext {
   ArtifactStore* artifacts = nullptr;
   WakeupHub* hub = nullptr;
   EngineTool* engine = nullptr;
+  const CapabilitiesCache* capabilities = nullptr;
   const PageTokens* page_tokens = nullptr;
   const Sources* sources = nullptr;
   const Clock* clock = nullptr;
 
   SpecLimits limits;
-  EngineCapabilities capabilities;  // empty methods: the engine did not answer
-  std::string capabilities_error;   // why
   std::vector<std::string> local_roots;
   bool embedded = true;
   Time start_time;

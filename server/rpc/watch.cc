@@ -55,10 +55,7 @@ class WatchReactor : public grpc::ServerWriteReactor<Message> {
     task_->Kick();
   }
 
-  void OnDone() override {
-    context_->runtime->metrics->watch_streams.Decrement();
-    delete this;
-  }
+  void OnDone() override { delete this; }
 
  private:
   void Step() {
@@ -166,19 +163,8 @@ class WatchReactor : public grpc::ServerWriteReactor<Message> {
       Send(std::move(message), "keepalive");
       return absl::OkStatus();
     }
-    WakeAt(std::min(wake, last_write_ + kWatchKeepalive));
+    task_->KickAt(context_->runtime->timer, std::min(wake, last_write_ + kWatchKeepalive));
     return absl::OkStatus();
-  }
-
-  // At most one timer is pending for what matters: a later one is not asked
-  // for while an earlier one will come.
-  void WakeAt(MonotonicTime when) {
-    const auto now = steady_clock::now();
-    if (timer_at_ > now && timer_at_ <= when) return;
-    timer_at_ = when;
-    context_->runtime->timer->At(when, [weak = std::weak_ptr<SerialTask>(task_)] {
-      if (const auto task = weak.lock()) task->Kick();
-    });
   }
 
   void Send(Message message, const std::string& kind) {
@@ -197,6 +183,7 @@ class WatchReactor : public grpc::ServerWriteReactor<Message> {
     subscription_.Reset();
     context_->runtime->open_streams.Remove(task_.get());
     task_->Stop();
+    context_->runtime->metrics->watch_streams.Decrement();
     const grpc::Status final = call_.End(status);
     Finish(final);
   }
@@ -222,7 +209,6 @@ class WatchReactor : public grpc::ServerWriteReactor<Message> {
   std::string waiting_progress_;  // seen but not due yet
   MonotonicTime sent_progress_time_{};
   MonotonicTime last_write_{};
-  MonotonicTime timer_at_{};
   Message message_;  // being written
 };
 
