@@ -70,7 +70,7 @@ def test_worker_killed(server, stories):
     children = subprocess.run(["pgrep", "-P", str(server.process.pid)], capture_output=True, text=True).stdout.split()
     worker = next(pid for pid in children if "quantry-worker" in open(f"/proc/{pid}/cmdline").read())
     os.kill(int(worker), signal.SIGKILL)
-    wait_for(lambda: not server.engine_pids() or server.json("get", "orphan")["epoch"] != "1", 40, "the engine to go")
+    wait_for(lambda: not server.engine_pids() or int(server.json("get", "orphan")["epoch"]) != 1, 40, "the engine to go")
     job = server.json("watch", "orphan", timeout=120)
     assert job["state"] == "SUCCEEDED"
 
