@@ -34,11 +34,13 @@ absl::StatusOr<Result> RunFor(Runner& runner, const Body& body) {
 class SqliteJobStore : public JobStore {
  public:
   SqliteJobStore(sqlite::DataDirLock lock, const JobPolicy& policy,
-                 std::unique_ptr<Database> writer, std::vector<std::unique_ptr<Database>> readers)
+                 std::unique_ptr<Database> writer, std::unique_ptr<Database> checkpointer,
+                 std::vector<std::unique_ptr<Database>> readers)
       : lock_(std::move(lock)),
         policy_(policy),
         random_(std::random_device{}()),
         readers_(std::move(readers)),
+        checkpointer_(std::move(checkpointer)),
         writer_(std::move(writer)) {}
 
   absl::StatusOr<SubmitResult> Submit(const SubmitRequest& request, Time now) override {
@@ -169,6 +171,7 @@ class SqliteJobStore : public JobStore {
   const JobPolicy policy_;
   std::mt19937_64 random_;  // only on the writer's thread
   sqlite::ReaderPool readers_;
+  sqlite::Checkpointer checkpointer_;
   sqlite::GroupCommitWriter writer_;  // last: its thread stops first
 };
 
@@ -182,6 +185,8 @@ absl::StatusOr<std::unique_ptr<JobStore>> OpenSqliteJobStore(const SqliteOptions
   if (!writer.ok()) return writer.status();
   absl::Status migrated = sqlite::Migrate(**writer);
   if (!migrated.ok()) return migrated;
+  auto checkpointer = Database::Open(path, false);
+  if (!checkpointer.ok()) return checkpointer.status();
   std::vector<std::unique_ptr<Database>> readers;
   for (int i = 0; i < std::max(options.readers, 1); ++i) {
     auto reader = Database::Open(path, true);
@@ -189,7 +194,7 @@ absl::StatusOr<std::unique_ptr<JobStore>> OpenSqliteJobStore(const SqliteOptions
     readers.push_back(*std::move(reader));
   }
   return std::make_unique<SqliteJobStore>(*std::move(lock), options.policy, *std::move(writer),
-                                          std::move(readers));
+                                          *std::move(checkpointer), std::move(readers));
 }
 
 }  // namespace quantry::server

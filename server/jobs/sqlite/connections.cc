@@ -1,5 +1,6 @@
 #include "server/jobs/sqlite/connections.h"
 
+#include <chrono>
 #include <utility>
 
 namespace quantry::server::sqlite {
@@ -7,6 +8,7 @@ namespace {
 
 // Bounds how long the first caller of a batch waits for the others.
 constexpr size_t kMaxBatch = 256;
+constexpr auto kCheckpointInterval = std::chrono::seconds(1);
 
 void Rollback(Database& db) {
   db.ClearError();
@@ -92,6 +94,21 @@ void GroupCommitWriter::Finish(const std::vector<Pending*>& batch) {
   std::lock_guard lock(mutex_);
   for (Pending* pending : batch) pending->done = true;
   finished_.notify_all();
+}
+
+Checkpointer::Checkpointer(std::unique_ptr<Database> db)
+    : db_(std::move(db)), thread_([this](std::stop_token stop) { Loop(stop); }) {}
+
+void Checkpointer::Loop(std::stop_token stop) {
+  std::mutex mutex;
+  std::condition_variable_any stopped;
+  std::unique_lock lock(mutex);
+  while (!stop.stop_requested()) {
+    // A failure (disk full) leaves the log as it is: nothing is lost.
+    db_->Execute("PRAGMA wal_checkpoint(PASSIVE)");
+    db_->ClearError();
+    stopped.wait_for(lock, stop, kCheckpointInterval, [] { return false; });
+  }
 }
 
 ReaderPool::ReaderPool(std::vector<std::unique_ptr<Database>> connections)

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <stop_token>
 #include <thread>
 #include <vector>
 
@@ -49,6 +50,21 @@ class GroupCommitWriter {
   std::deque<Pending*> queue_;
   bool stopping_ = false;
   std::thread thread_;
+};
+
+// Moves the write-ahead log into the database file once a second, on its own
+// connection and without blocking anyone, so that no commit has to wait for
+// it. Under load that never lets up the log still grows; the writer then
+// moves it itself (wal_autocheckpoint in database.cc).
+class Checkpointer {
+ public:
+  explicit Checkpointer(std::unique_ptr<Database> db);
+
+ private:
+  void Loop(std::stop_token stop);
+
+  std::unique_ptr<Database> db_;
+  std::jthread thread_;  // last: stops before the connection closes
 };
 
 // Connections for readers; each Run() sees one snapshot. Waits for a free
