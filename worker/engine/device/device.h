@@ -32,7 +32,7 @@ std::vector<at::Device> AvailableDevices();
 // device type then give the same bytes.
 void ConfigureRuntime(int threads);
 
-// Makes a Generator-free, reproducible start: "cpu" or "cuda:0 (NVIDIA ...)".
+// For reports and manifests: "cpu" or "cuda:0".
 std::string DescribeDevice(const at::Device& device);
 
 // Highest resident set of this process so far, bytes; 0 when unknown.
