@@ -25,10 +25,9 @@ int64_t Batches(const StreamShape& stream) {
 
 int BatchWorkers(const ModelConfig& config, const StreamShape& stream, const at::Device& device) {
   if (!device.is_cpu()) return 1;
-  const int64_t windows = WindowsPerBatch(stream.length);
-  const int64_t scores = windows * config.num_heads * stream.length * stream.length;
-  const int64_t widest = std::max(
-      windows * stream.length * std::max(config.intermediate_size, config.hidden_size), scores);
+  // Attention scores are held in small pieces (nn/block.cc) and do not count.
+  const int64_t widest = WindowsPerBatch(stream.length) * stream.length *
+                         std::max(config.intermediate_size, config.hidden_size);
   const int64_t fitting =
       kActivationBytes / (kAliveActivations * widest * static_cast<int64_t>(sizeof(float)));
   const int64_t useful = std::min<int64_t>(at::get_num_threads(), Batches(stream));

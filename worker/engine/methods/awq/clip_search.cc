@@ -11,10 +11,14 @@ namespace {
 
 constexpr int kShrinkLevels = 10;
 constexpr double kShrinkStep = 0.05;
-// Rows of one piece on the CPU, where pieces run side by side, and on a GPU.
-constexpr int64_t kRowsAtOnce = 32;
-// Partial outputs [groups, tokens, rows] of one piece: at most 16 MB.
-constexpr int64_t kPartialOutputs = int64_t{1} << 22;
+// Rows of one piece, and partial outputs [groups, tokens, rows] of it. Pieces
+// run side by side on the CPU and stay in its caches; a GPU wants few and large.
+struct PieceLimits {
+  int64_t rows;
+  int64_t partial_outputs;
+};
+constexpr PieceLimits kCpuPiece = {32, int64_t{1} << 22};
+constexpr PieceLimits kGpuPiece = {4096, int64_t{1} << 26};
 
 struct Range {
   at::Tensor lo;  // [rows, groups, 1]
@@ -70,8 +74,9 @@ ClippedWeight SearchClip(const at::Tensor& weight, const at::Tensor& samples, co
   const int64_t groups = weight.size(1) / group;
   const at::Tensor x =
       samples.reshape({samples.size(0), groups, group}).permute({1, 0, 2}).contiguous();
+  const PieceLimits& limits = weight.is_cpu() ? kCpuPiece : kGpuPiece;
   const int64_t rows =
-      std::clamp<int64_t>(kPartialOutputs / (groups * samples.size(0)), 1, kRowsAtOnce);
+      std::clamp<int64_t>(limits.partial_outputs / (groups * samples.size(0)), 1, limits.rows);
   const int64_t parts = (weight.size(0) + rows - 1) / rows;
   ClippedWeight result{at::empty_like(weight),
                        at::empty({weight.size(0), groups}, weight.options()),
