@@ -28,6 +28,14 @@ at::Tensor Grouped(const at::Tensor& weight, const GridSpec& spec) {
   return weight.contiguous().view({weight.size(0), weight.size(1) / group, group});
 }
 
+// Towards zero. The extremes of a symmetric group lie half a step beyond its
+// codes, on a tie: a scale rounded up would send -absmax to the inner code.
+at::Tensor RoundScalesDown(const at::Tensor& scales, at::ScalarType dtype) {
+  const at::Tensor nearest = RoundScales(scales, dtype);
+  const at::Tensor below = nearest.to(dtype).view(at::kShort).sub(1).view(dtype).to(at::kFloat);
+  return at::where(nearest > scales, RoundScales(below, dtype), nearest);
+}
+
 // The grid of `grouped` [rows, groups, g]: scales and zeros [rows, groups].
 GroupGrid GridOf(const at::Tensor& grouped, const GridSpec& spec, at::ScalarType scale_dtype) {
   const double qmax = static_cast<double>(spec.qmax());
@@ -36,7 +44,7 @@ GroupGrid GridOf(const at::Tensor& grouped, const GridSpec& spec, at::ScalarType
   hi.clamp_min_(0.0);
   if (spec.symmetric) {
     at::Tensor range = at::maximum(hi, lo.neg()).mul_(2.0).clamp_min_(kMinRange);
-    at::Tensor scales = RoundScales(range.div_(qmax), scale_dtype);
+    at::Tensor scales = RoundScalesDown(range.div_(qmax), scale_dtype);
     at::Tensor zeros = at::full_like(scales, static_cast<double>(int64_t{1} << (spec.bits - 1)));
     return {scales, zeros};
   }
