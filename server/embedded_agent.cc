@@ -21,7 +21,9 @@ std::vector<std::string> AgentEnvironment() {
   std::vector<std::string> environment;
   for (char** entry = environ; *entry != nullptr; ++entry) {
     const std::string_view text = *entry;
-    if (text.substr(0, 8) != "QUANTRY_") environment.emplace_back(text);
+    // The one setting of the worker's own that no flag below carries.
+    const bool kept = text.starts_with("QUANTRY_MIN_FREE_DISK_BYTES=");
+    if (kept || !text.starts_with("QUANTRY_")) environment.emplace_back(text);
   }
   return environment;
 }

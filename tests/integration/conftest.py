@@ -72,7 +72,8 @@ def wait_for(condition, seconds, what):
 class Server:
     """One quantryd on free loopback ports."""
 
-    def __init__(self, binaries, data_dir, *flags, local_roots=()):
+    def __init__(self, binaries, data_dir, *flags, local_roots=(), env=None):
+        self.env = {**os.environ, **(env or {})}
         self.binaries, self.data_dir, self.flags = binaries, pathlib.Path(data_dir), list(flags)
         self.flags += [f"--local-roots={root}" for root in local_roots]
         self.log_path = self.data_dir.parent / (self.data_dir.name + ".log")
@@ -88,7 +89,7 @@ class Server:
             "--worker-listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", *self.flags,
         ]
         self.log = open(self.log_path, "ab")
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, env=self.env)
         if expect_failure:
             return self.process.wait(timeout=20)
 

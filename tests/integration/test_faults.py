@@ -108,9 +108,10 @@ def test_disk_full_while_writing_the_artifact(make_server, stories, tmp_path):
 
 
 def test_disk_full_under_sqlite(make_server, stories, tmp_path):
-    unmount = mount_tmpfs(tmp_path / "data", "6m")
+    unmount = mount_tmpfs(tmp_path / "data", "40m")
     try:
-        server = make_server().start()
+        # The embedded worker inherits this; else it takes no job on so small a disk.
+        server = make_server(env={"QUANTRY_MIN_FREE_DISK_BYTES": "1"}).start()
         server.json(*submit_args(stories, "--id", "before", "--wait", method="rtn", evaluation=False))
         filler = tmp_path / "data" / "filler"
         with open(filler, "wb", buffering=0) as file:
