@@ -18,18 +18,18 @@ class ConfinedTest : public testing::Test {
   void SetUp() override {
     base_ = testing::TempDir() + "confined-" + std::to_string(getpid());
     fs::remove_all(base_);
-    fs::create_directories(base_ + "/root/model");
-    fs::create_directories(base_ + "/root/cache");
+    fs::create_directories(base_ + "/allowed/model");
+    fs::create_directories(base_ + "/allowed/cache");
     fs::create_directories(base_ + "/outside");
     std::ofstream(base_ + "/outside/secret") << "s";
-    std::ofstream(base_ + "/root/cache/blob") << "b";
-    std::ofstream(base_ + "/root/model/config.json") << "{}";
-    fs::create_symlink("../cache/blob", base_ + "/root/model/weights");
+    std::ofstream(base_ + "/allowed/cache/blob") << "b";
+    std::ofstream(base_ + "/allowed/model/config.json") << "{}";
+    fs::create_symlink("../cache/blob", base_ + "/allowed/model/weights");
   }
   void TearDown() override { fs::remove_all(base_); }
 
   absl::StatusCode Check(const std::string& path) {
-    const auto roots = LocalRoots::Open({base_ + "/root"});
+    const auto roots = LocalRoots::Open({base_ + "/allowed"});
     EXPECT_TRUE(roots.ok()) << roots.status();
     return roots->Check(path).code();
   }
@@ -38,42 +38,42 @@ class ConfinedTest : public testing::Test {
 };
 
 TEST_F(ConfinedTest, AllowsWhatLiesBelow) {
-  EXPECT_EQ(Check(base_ + "/root/model"), absl::StatusCode::kOk);
-  EXPECT_EQ(Check(base_ + "/root/model/"), absl::StatusCode::kOk);
-  EXPECT_EQ(Check(base_ + "/root"), absl::StatusCode::kOk);
-  EXPECT_EQ(Check(base_ + "/root/model/weights"), absl::StatusCode::kOk);  // link inside
-  EXPECT_EQ(Check(base_ + "/root//model/config.json"), absl::StatusCode::kOk);
+  EXPECT_EQ(Check(base_ + "/allowed/model"), absl::StatusCode::kOk);
+  EXPECT_EQ(Check(base_ + "/allowed/model/"), absl::StatusCode::kOk);
+  EXPECT_EQ(Check(base_ + "/allowed"), absl::StatusCode::kOk);
+  EXPECT_EQ(Check(base_ + "/allowed/model/weights"), absl::StatusCode::kOk);  // link inside
+  EXPECT_EQ(Check(base_ + "/allowed//model/config.json"), absl::StatusCode::kOk);
 }
 
 TEST_F(ConfinedTest, RefusesWhatLiesOutside) {
-  fs::create_symlink(base_ + "/outside", base_ + "/root/absolute_link");
-  fs::create_symlink("../outside", base_ + "/root/relative_link");
-  fs::create_directories(base_ + "/rootless");
-  const std::string with_nul = base_ + "/root/model" + std::string(1, '\0') + "/x";
+  fs::create_symlink(base_ + "/outside", base_ + "/allowed/absolute_link");
+  fs::create_symlink("../outside", base_ + "/allowed/relative_link");
+  fs::create_directories(base_ + "/allowedless");
+  const std::string with_nul = base_ + "/allowed/model" + std::string(1, '\0') + "/x";
   for (const std::string& path :
-       {std::string(), std::string("model"), std::string("/etc/passwd"), base_, base_ + "/rootless",
-        base_ + "/root/../outside", base_ + "/root/absolute_link", base_ + "/root/relative_link",
-        base_ + "/root/relative_link/secret", base_ + "/root/a\\b", with_nul,
-        "/" + std::string(5000, 'a')}) {
+       {std::string(), std::string("model"), std::string("/etc/passwd"), base_,
+        base_ + "/allowedless", base_ + "/allowed/../outside", base_ + "/allowed/absolute_link",
+        base_ + "/allowed/relative_link", base_ + "/allowed/relative_link/secret",
+        base_ + "/allowed/a\\b", with_nul, "/" + std::string(5000, 'a')}) {
     EXPECT_EQ(Check(path), absl::StatusCode::kPermissionDenied) << path;
   }
 }
 
 TEST_F(ConfinedTest, RefusesAFolderWithAnEscapingLink) {
-  fs::create_symlink("../../outside/secret", base_ + "/root/model/tokenizer.json");
-  EXPECT_EQ(Check(base_ + "/root/model"), absl::StatusCode::kPermissionDenied);
+  fs::create_symlink("../../outside/secret", base_ + "/allowed/model/tokenizer.json");
+  EXPECT_EQ(Check(base_ + "/allowed/model"), absl::StatusCode::kPermissionDenied);
 }
 
 TEST_F(ConfinedTest, SaysWhenNothingIsThere) {
-  EXPECT_EQ(Check(base_ + "/root/missing"), absl::StatusCode::kNotFound);
+  EXPECT_EQ(Check(base_ + "/allowed/missing"), absl::StatusCode::kNotFound);
 }
 
 TEST_F(ConfinedTest, ARootMayBeReachedThroughALink) {
-  fs::create_symlink(base_ + "/root", base_ + "/alias");
+  fs::create_symlink(base_ + "/allowed", base_ + "/alias");
   const auto roots = LocalRoots::Open({base_ + "/alias/"});
   ASSERT_TRUE(roots.ok());
   EXPECT_TRUE(roots->Check(base_ + "/alias/model").ok());
-  EXPECT_TRUE(roots->Check(base_ + "/root/model").ok());
+  EXPECT_TRUE(roots->Check(base_ + "/allowed/model").ok());
 }
 
 TEST_F(ConfinedTest, WithoutRootsTheMessageSaysWhatToDo) {
@@ -96,7 +96,7 @@ TEST_F(ConfinedTest, MagicLinksAreNotFollowed) {
 }
 
 TEST_F(ConfinedTest, SymlinksCanBeRefusedAltogether) {
-  const auto root = OpenFolder(base_ + "/root");
+  const auto root = OpenFolder(base_ + "/allowed");
   ASSERT_TRUE(root.ok());
   EXPECT_TRUE(OpenBeneath(root->get(), "cache/blob", O_RDONLY, Symlinks::kRefuse).ok());
   EXPECT_FALSE(OpenBeneath(root->get(), "model/weights", O_RDONLY, Symlinks::kRefuse).ok());
