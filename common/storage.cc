@@ -104,3 +104,19 @@ absl::StatusOr<std::unique_ptr<Storage>> OpenStorage(std::string_view uri) {
 void FinalizeStorage() { storage_internal::FinalizeArrow(); }
 
 }  // namespace quantry
+
+namespace quantry::storage_internal {
+
+absl::StatusOr<std::string> ReadWhole(Storage& storage, std::string_view path,
+                                      std::int64_t max_bytes) {
+  auto reader = storage.Open(path);
+  if (!reader.ok()) return reader.status();
+  if ((*reader)->size_bytes() > max_bytes) {
+    return absl::ResourceExhaustedError(
+        std::string(path) + " has " + std::to_string((*reader)->size_bytes()) + " bytes, at most " +
+        std::to_string(max_bytes) + " are read");
+  }
+  return (*reader)->ReadAt(0, (*reader)->size_bytes());
+}
+
+}  // namespace quantry::storage_internal

@@ -108,14 +108,7 @@ class ArrowStorage : public Storage {
       : fs_(std::move(fs)), base_(std::move(base)) {}
 
   absl::StatusOr<std::string> Read(std::string_view path, std::int64_t max_bytes) override {
-    auto reader = Open(path);
-    if (!reader.ok()) return reader.status();
-    if ((*reader)->size_bytes() > max_bytes) {
-      return absl::ResourceExhaustedError(
-          std::string(path) + " has " + std::to_string((*reader)->size_bytes()) +
-          " bytes, at most " + std::to_string(max_bytes) + " are read");
-    }
-    return (*reader)->ReadAt(0, (*reader)->size_bytes());
+    return ReadWhole(*this, path, max_bytes);
   }
 
   absl::StatusOr<std::unique_ptr<StoredReader>> Open(std::string_view path) override {

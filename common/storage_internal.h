@@ -39,6 +39,10 @@ class PendingFile {
   std::string path_;
 };
 
+// Storage::Read of every kind of storage: the whole object, at most max_bytes.
+absl::StatusOr<std::string> ReadWhole(Storage& storage, std::string_view path,
+                                      std::int64_t max_bytes);
+
 absl::StatusOr<std::unique_ptr<Storage>> OpenLocalStorage(const std::string& folder);
 absl::StatusOr<std::unique_ptr<Storage>> OpenArrowStorage(std::string_view uri);
 void FinalizeArrow();
