@@ -40,7 +40,7 @@ absl::Status FromArrow(const arrow::Status& status, std::string_view action,
   if (const int error = arrow::internal::ErrnoFromStatus(status); error != 0) {
     return ErrnoStatus(error, action, path);
   }
-  const std::string text = status.message();
+  const std::string& text = status.message();
   if (Mentions(text, {"NOT_FOUND", "NO_SUCH", "does not exist", "NotFound", "404"})) {
     return absl::NotFoundError(message);
   }
