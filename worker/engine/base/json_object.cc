@@ -81,6 +81,19 @@ double JsonObject::Number(const std::string& name, double fallback, double lowes
   return number;
 }
 
+std::vector<double> JsonObject::Numbers(const std::string& name) {
+  const nlohmann::json* found = Find(name);
+  if (found == nullptr) return {};
+  if (!found->is_array()) Refuse(name, "a list of numbers");
+  std::vector<double> numbers;
+  for (const nlohmann::json& item : *found) {
+    const double number = item.is_number() ? item.get<double>() : NAN;
+    if (!std::isfinite(number)) Refuse(name, "a list of finite numbers");
+    numbers.push_back(number);
+  }
+  return numbers;
+}
+
 bool JsonObject::Bool(const std::string& name, bool fallback) {
   const nlohmann::json* found = Find(name);
   if (found == nullptr) return fallback;

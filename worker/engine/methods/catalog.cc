@@ -5,13 +5,13 @@
 #include "worker/engine/base/json_object.h"
 #include "worker/engine/methods/awq/awq.h"
 #include "worker/engine/methods/rtn/rtn.h"
+#include "worker/engine/methods/tesseraq/options.h"
+#include "worker/engine/methods/tesseraq/tesseraq.h"
 #include "worker/engine/quant/grid.h"
 
 namespace quantry::engine {
 namespace {
 
-constexpr int64_t kDefaultBits = 4;
-constexpr int64_t kDefaultGroupSize = 128;
 // A wider group than any model's in_features has no use.
 constexpr int64_t kMaxGroupSize = 1 << 20;
 // More candidates than this only cost time.
@@ -66,6 +66,38 @@ MethodRow AwqRow() {
   return row;
 }
 
+std::unique_ptr<Method> CreateTesseraq(JsonObject& options) {
+  return std::make_unique<Tesseraq>(ParseTesseraqOptions(options));
+}
+
+MethodRow TesseraqRow() {
+  MethodRow row = {"tesseraq",
+                   "Learned rounding, hardened step by step, with tuned scales; for 2 to 4 bits.",
+                   {2, 3, 4, 8},
+                   true,
+                   kFormats,
+                   "Li and Panda, arXiv 2410.19103",
+                   GridParameters(),
+                   CreateTesseraq,
+                   ParseTesseraqGrid};
+  const std::vector<ParameterRow> own = {
+      {"recipe", "string", "\"\"", "Settings under one name: tesseraq-w2g128, tesseraq-w2g64, ..."},
+      {"init", "enum", "\"INIT_AWQ\"", "Start: INIT_NONE or INIT_AWQ."},
+      {"stages", "int32", "20", "Stages of hardening."},
+      {"schedule", "list of double", "[]", "Soft fraction left after each stage, falling."},
+      {"steps_per_stage", "int32", "250", "Adam steps of a stage."},
+      {"learning_rate", "double", "0.001", "Rate of the rounding logits."},
+      {"scale_learning_rate", "double", "0.001", "Rate of the scale logits."},
+      {"scale_weight_decay", "double", "0.0001", "L2 decay of the scale logits; -1 = none."},
+      {"batch_size", "int32", "4", "Calibration windows a step."},
+      {"disable_scale_tuning", "bool", "false", "Leave the scales as the grid has them."},
+      {"budget", "enum", "\"BUDGET_FULL\"",
+       "BUDGET_BALANCED and BUDGET_FAST take a fifth and a tenth of the steps."},
+  };
+  row.parameters.insert(row.parameters.end(), own.begin(), own.end());
+  return row;
+}
+
 nlohmann::json ParametersJson(const std::vector<ParameterRow>& parameters) {
   nlohmann::json json = nlohmann::json::array();
   for (const ParameterRow& row : parameters) {
@@ -80,7 +112,7 @@ nlohmann::json ParametersJson(const std::vector<ParameterRow>& parameters) {
 }  // namespace
 
 std::span<const MethodRow> Methods() {
-  static const std::vector<MethodRow> table = {RtnRow(), AwqRow()};
+  static const std::vector<MethodRow> table = {RtnRow(), AwqRow(), TesseraqRow()};
   return table;
 }
 
@@ -91,15 +123,14 @@ const MethodRow* FindMethod(const std::string& name) {
   return nullptr;
 }
 
-GridSpec ParseGrid(JsonObject& options) {
-  GridSpec grid;
-  grid.bits = kDefaultBits;
-  grid.group_size = kDefaultGroupSize;
+GridSpec ParseGrid(JsonObject& options, const GridSpec& defaults) {
+  GridSpec grid = defaults;
   if (std::optional<JsonObject> object = options.Object("grid")) {
-    grid.bits = static_cast<int>(object->Int("bits", kDefaultBits, INT32_MIN, INT32_MAX));
+    const int64_t bits = object->Int("bits", 0, INT32_MIN, INT32_MAX);
+    if (bits != 0) grid.bits = static_cast<int>(bits);
     const int64_t size = object->Int("group_size", 0, -1, kMaxGroupSize);
     if (size != 0) grid.group_size = size;
-    grid.symmetric = object->Bool("symmetric", false);
+    grid.symmetric = object->Bool("symmetric", defaults.symmetric);
     object->Finish();
   }
   CheckGrid(grid, {});

@@ -31,6 +31,8 @@ struct MethodRow {
   std::vector<ParameterRow> parameters;
   // Reads the method's own options (all but `grid`) out of its message.
   std::unique_ptr<Method> (*create)(JsonObject& options) = nullptr;
+  // Reads `grid`; nullptr = ParseGrid.
+  GridSpec (*parse_grid)(JsonObject& options) = nullptr;
 };
 
 // The table. Constant, lives as long as the process.
@@ -39,8 +41,9 @@ std::span<const MethodRow> Methods();
 // nullptr when there is none of that name.
 const MethodRow* FindMethod(const std::string& name);
 
-// `grid` of a method's message; defaults filled in. Throws INVALID_SPEC.
-GridSpec ParseGrid(JsonObject& options);
+// `grid` of a method's message; what it leaves open is taken from `defaults`.
+// Throws INVALID_SPEC.
+GridSpec ParseGrid(JsonObject& options, const GridSpec& defaults = {});
 
 // {"methods": [MethodDescription, ...]}, what `quantry-engine methods` prints.
 nlohmann::json MethodsJson();

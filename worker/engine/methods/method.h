@@ -20,6 +20,9 @@ class ProgressSink {
   virtual ~ProgressSink() = default;
   // `steps` of Method::Steps are done; `what` is shown to the user.
   virtual void Advance(int64_t steps, std::string_view what) = 0;
+  // Figures of the work in progress, finite, for whoever watches: they stand
+  // beside the next progress until the block is done or others replace them.
+  virtual void Measure(const std::map<std::string, double>&) {}
 };
 
 // Shape of the calibration stream, known before the first block.
@@ -27,6 +30,8 @@ struct StreamShape {
   int64_t windows = 0;  // 0 = no calibration data
   int64_t length = 0;   // tokens a window
 };
+
+class StageStore;  // reconstruct/progressive_rounding.h
 
 // One block to quantize. The method changes nothing of it.
 struct BlockTask {
@@ -44,6 +49,9 @@ struct BlockTask {
   std::map<std::string, at::ScalarType> dense_dtypes;
   uint64_t seed = 0;
   at::Device device = at::kCPU;
+  // Where a method that works in stages keeps them; nullptr = nowhere. Not
+  // owned.
+  StageStore* stages = nullptr;
 };
 
 struct MethodResult {
@@ -62,6 +70,14 @@ class Method {
   // sum, exactly.
   virtual int64_t Steps(const Architecture& architecture, const ModelConfig& config,
                         const StreamShape& stream) const = 0;
+  // Host memory a block takes beyond the two streams and four fp32 copies of it.
+  virtual int64_t WorkingBytes(const Architecture&, const ModelConfig&, const StreamShape&) const {
+    return 0;
+  }
+  // Calibration for a job that leaves windows or length open.
+  virtual StreamShape DefaultCalibration() const { return {128, 2048}; }
+  // Throws UserError when the method cannot work with this calibration.
+  virtual void Check(const StreamShape&) const {}
   // Throws EngineError "NON_FINITE_LOSS" naming the block and the step.
   virtual MethodResult Quantize(const BlockTask& task, ProgressSink& progress) const = 0;
 };

@@ -11,7 +11,6 @@
 namespace quantry::engine {
 namespace {
 
-constexpr int64_t kDefaultSamples = 128;
 constexpr int64_t kDefaultLength = 2048;
 
 TextSource ParseText(JsonObject& parent, const std::string& what, const std::string& reason) {
@@ -34,12 +33,12 @@ int64_t ParseLength(JsonObject& object, int64_t fallback) {
   return length == 0 ? fallback : length;
 }
 
-TextJob ParseCalibration(JsonObject object, uint64_t seed) {
+TextJob ParseCalibration(JsonObject object, uint64_t seed, const StreamShape& defaults) {
   TextJob calibration;
   calibration.source = ParseText(object, "calibration", "INVALID_CALIBRATION");
   const int64_t samples = object.Int("samples", 0, 0, JobLimits::kSamples);
-  calibration.windows.windows = samples == 0 ? kDefaultSamples : samples;
-  calibration.windows.length = ParseLength(object, kDefaultLength);
+  calibration.windows.windows = samples == 0 ? defaults.windows : samples;
+  calibration.windows.length = ParseLength(object, defaults.length);
   const int sampling = object.Choice(
       "sampling", {"SAMPLING_UNSPECIFIED", "SAMPLING_CONTIGUOUS", "SAMPLING_RANDOM"}, 0);
   calibration.windows.sampling = sampling == 2 ? Sampling::kRandom : Sampling::kContiguous;
@@ -67,7 +66,7 @@ void ParseMethod(JsonObject& parent, Job& job) {
     if (!options) continue;
     if (job.method_row != nullptr) parent.Refuse("method", "one method, not two");
     job.method_row = &row;
-    job.grid = ParseGrid(*options);
+    job.grid = row.parse_grid == nullptr ? ParseGrid(*options) : row.parse_grid(*options);
     job.method = row.create(*options);
     options->Finish();
     job.method_json = kinds->value().dump();
@@ -128,7 +127,9 @@ Job ParseJob(const nlohmann::json& json) {
   job.seed = object.Int("seed", 0, INT64_MIN, INT64_MAX);
   ParseMethod(object, job);
   if (std::optional<JsonObject> calibration = object.Object("calibration")) {
-    job.calibration = ParseCalibration(*calibration, static_cast<uint64_t>(job.seed));
+    job.calibration = ParseCalibration(*calibration, static_cast<uint64_t>(job.seed),
+                                       job.method->DefaultCalibration());
+    job.method->Check({job.calibration->windows.windows, job.calibration->windows.length});
   }
   if (std::optional<JsonObject> evaluation = object.Object("evaluation")) {
     const int64_t length = job.calibration ? job.calibration->windows.length : kDefaultLength;

@@ -112,11 +112,14 @@ Json QuoteJson(const Job& job) {
   // All windows of a text (0) cannot be counted without reading it: at least 1.
   StreamShape evaluation = ShapeOfText(job.evaluation);
   if (job.evaluation) evaluation.windows = std::max<int64_t>(evaluation.windows, 1);
-  Json quote = {{"steps", PlanSteps(job, *checkpoint, calibration, evaluation, {}).total()},
-                {"blocks", checkpoint->config().num_layers},
-                {"parameters", checkpoint->parameters()},
-                {"host_memory_bytes", HostMemoryBytes(*checkpoint, calibration)},
-                {"device_memory_bytes", DeviceMemoryBytes(*checkpoint, calibration)}};
+  Json quote = {
+      {"steps", PlanSteps(job, *checkpoint, calibration, evaluation, {}).total()},
+      {"blocks", checkpoint->config().num_layers},
+      {"parameters", checkpoint->parameters()},
+      {"host_memory_bytes",
+       HostMemoryBytes(*checkpoint, calibration) +
+           job.method->WorkingBytes(checkpoint->architecture(), checkpoint->config(), calibration)},
+      {"device_memory_bytes", DeviceMemoryBytes(*checkpoint, calibration)}};
   const bool fits = problems.empty();
   quote["outputs"] = fits ? OutputsJson(job, *checkpoint) : Json::array();
   quote["problems"] = problems;

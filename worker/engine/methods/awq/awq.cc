@@ -24,16 +24,38 @@ std::set<int> GramSources(const Block& block) {
   return sources;
 }
 
-// Scales `block` in place, and the sampled inputs with it.
-void SmoothBlock(const BlockTask& task, int points, std::map<int, InputStatistics>& inputs,
-                 Block& block, std::map<std::string, double>& metrics, ProgressSink& progress) {
+// Scales the block in place. Returns the scale of every source of inputs.
+std::map<int, at::Tensor> SmoothBlock(const BlockTask& task, int points,
+                                      const std::map<int, InputStatistics>& inputs,
+                                      AwqBlock& result, ProgressSink& progress) {
+  std::map<int, at::Tensor> scales;
   for (const GroupScale& found : SearchScales(task, inputs, points, progress)) {
-    const at::Tensor scale = FoldScale(found.group, found.scale, task.dense_dtypes, block);
-    const int source = InputSource(*block.architecture, found.group.linears.at(0));
-    inputs.at(source).samples.div_(scale);
-    const std::string& name = block.linears[found.group.linears.at(0)].name;
-    metrics["scale_ratio." + name] = found.ratio;
+    const int first = found.group.linears.at(0);
+    scales[InputSource(*task.block.architecture, first)] =
+        FoldScale(found.group, found.scale, task.dense_dtypes, result.block);
+    result.metrics["scale_ratio." + result.block.linears[first].name] = found.ratio;
   }
+  return scales;
+}
+
+// Clamps the weights in place.
+void ClipBlock(const BlockTask& task, const std::map<int, InputStatistics>& inputs,
+               AwqBlock& result, ProgressSink& progress) {
+  double groups = 0;
+  double clipped = 0;
+  for (size_t i = 0; i < result.block.linears.size(); ++i) {
+    Linear& linear = result.block.linears[i];
+    if (MayClip(task.block.architecture->linears[i].role)) {
+      const int source = InputSource(*task.block.architecture, static_cast<int>(i));
+      const ClippedWeight found =
+          SearchClip(linear.weight, inputs.at(source).samples, task.grid, task.scale_dtype);
+      linear.weight = found.weight;
+      groups += static_cast<double>(found.levels.numel());
+      clipped += found.levels.ne(0).sum().item<double>();
+    }
+    progress.Advance(1, linear.name);
+  }
+  if (groups > 0) result.metrics["clipped_share"] = clipped / groups;
 }
 
 void CheckFinite(const Block& block, const Linear& linear) {
@@ -46,48 +68,64 @@ void CheckFinite(const Block& block, const Linear& linear) {
                   {{"block", index}, {"step", "clip search of " + linear.name}});
 }
 
+// Inputs the clip search samples, scaled as the block's are by then.
+std::map<int, InputStatistics> ClipInputs(const BlockTask& task, const at::Tensor& stream,
+                                          const std::map<int, at::Tensor>& scales,
+                                          ProgressSink& progress) {
+  BlockTask other = task;
+  other.x_fp = stream;
+  std::map<int, InputStatistics> inputs = CollectInputs(other, {}, progress);
+  for (const auto& [source, scale] : scales) inputs.at(source).samples.div_(scale);
+  return inputs;
+}
+
 }  // namespace
+
+int64_t AwqSearchSteps(const AwqOptions& options, const Architecture& architecture,
+                       const ModelConfig& config, const StreamShape& stream) {
+  int64_t steps = 0;
+  if (options.search_scales) {
+    steps +=
+        Batches(stream) + ScaleSearchSteps(architecture, config, stream, options.scale_grid_points);
+  }
+  if (options.search_clip) {
+    steps += Batches(stream) + static_cast<int64_t>(architecture.linears.size());
+  }
+  return steps;
+}
+
+AwqBlock SearchAwq(const BlockTask& task, const AwqOptions& options, const at::Tensor& clip_inputs,
+                   ProgressSink& progress) {
+  AwqBlock result{task.block, {}};  // folding and clipping replace tensors, never write to them
+  std::map<int, at::Tensor> scales;
+  if (options.search_scales) {
+    const auto inputs = CollectInputs(task, GramSources(task.block), progress);
+    scales = SmoothBlock(task, options.scale_grid_points, inputs, result, progress);
+  }
+  if (options.search_clip) {
+    ClipBlock(task, ClipInputs(task, clip_inputs, scales, progress), result, progress);
+  }
+  for (const Linear& linear : result.block.linears) CheckFinite(result.block, linear);
+  return result;
+}
 
 int64_t Awq::Steps(const Architecture& architecture, const ModelConfig& config,
                    const StreamShape& stream) const {
-  int64_t steps = static_cast<int64_t>(architecture.linears.size());  // clip and round each
-  if (!options_.search_scales && !options_.search_clip) return steps;
-  steps += Batches(stream);
-  if (!options_.search_scales) return steps;
-  return steps + ScaleSearchSteps(architecture, config, stream, options_.scale_grid_points);
+  return AwqSearchSteps(options_, architecture, config, stream) +
+         static_cast<int64_t>(architecture.linears.size());
 }
 
 MethodResult Awq::Quantize(const BlockTask& task, ProgressSink& progress) const {
   MethodResult result;
   result.block.index = task.block.index;
-  Block block = task.block;  // folding and clipping replace tensors, never write to them
-  std::map<int, InputStatistics> inputs;
-  if (options_.search_scales || options_.search_clip) {
-    const bool gram = options_.search_scales;
-    inputs = CollectInputs(task, gram ? GramSources(block) : std::set<int>(), progress);
-  }
-  if (options_.search_scales) {
-    SmoothBlock(task, options_.scale_grid_points, inputs, block, result.metrics, progress);
-  }
-  double groups = 0;
-  double clipped = 0;
-  for (size_t i = 0; i < block.linears.size(); ++i) {
-    Linear& linear = block.linears[i];
-    if (options_.search_clip && MayClip(block.architecture->linears[i].role)) {
-      const int source = InputSource(*block.architecture, static_cast<int>(i));
-      const ClippedWeight found =
-          SearchClip(linear.weight, inputs.at(source).samples, task.grid, task.scale_dtype);
-      linear.weight = found.weight;
-      groups += static_cast<double>(found.levels.numel());
-      clipped += found.levels.ne(0).sum().item<double>();
-    }
-    CheckFinite(block, linear);
+  const AwqBlock found = SearchAwq(task, options_, task.x_fp, progress);
+  for (const Linear& linear : found.block.linears) {
     result.block.linears.push_back(
         QuantizeNearest(linear.name, linear.weight, linear.bias, task.grid, task.scale_dtype));
     progress.Advance(1, linear.name);
   }
-  if (groups > 0) result.metrics["clipped_share"] = clipped / groups;
-  result.block.dense = DenseTensors(block, task.dense_dtypes);
+  result.metrics = found.metrics;
+  result.block.dense = DenseTensors(found.block, task.dense_dtypes);
   return result;
 }
 

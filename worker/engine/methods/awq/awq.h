@@ -10,6 +10,20 @@ struct AwqOptions {
   int scale_grid_points = 20;  // candidates ratio = n / points, n = 0 .. points - 1
 };
 
+// What the searches make of a block, not yet rounded.
+struct AwqBlock {
+  Block block;  // norms and weights folded, weights clamped; fp32 on the task's device
+  std::map<std::string, double> metrics;
+};
+
+// Scale search, then clip search, over task.x_fp. The clip search's inputs
+// come from `clip_inputs` [windows, length, hidden], task.x_fp or task.x_q.
+// Advances `progress` by AwqSearchSteps. Throws NON_FINITE_LOSS.
+AwqBlock SearchAwq(const BlockTask& task, const AwqOptions& options, const at::Tensor& clip_inputs,
+                   ProgressSink& progress);
+int64_t AwqSearchSteps(const AwqOptions& options, const Architecture& architecture,
+                       const ModelConfig& config, const StreamShape& stream);
+
 // Activation-aware weight quantization (Lin et al., arXiv 2306.00978; spec:
 // tesseraq.md 1.3 and 1.4): per-channel scale search, clip search, rounding to
 // nearest. Inputs come from the full-precision chain.

@@ -1,0 +1,106 @@
+#include "worker/engine/methods/tesseraq/options.h"
+
+#include <algorithm>
+
+#include "worker/engine/base/error.h"
+#include "worker/engine/base/json_object.h"
+#include "worker/engine/base/strings.h"
+#include "worker/engine/methods/catalog.h"
+#include "worker/engine/reconstruct/rounding_schedule.h"
+
+namespace quantry::engine {
+namespace {
+
+// More stages or steps than this only cost time.
+constexpr int64_t kMaxStages = 1000;
+constexpr int64_t kMaxSteps = 1000000;
+constexpr int64_t kMaxBatch = 4096;
+constexpr double kDefaultRate = 1e-3;
+constexpr double kDefaultDecay = 1e-4;
+constexpr int64_t kDefaultSteps = 250;
+
+struct Budget {
+  int64_t divisor;  // of the steps; the rate grows by it
+};
+constexpr Budget kBudgets[] = {{1}, {1}, {5}, {10}};
+
+const TesseraqRecipe* FindRecipe(JsonObject& options) {
+  const std::string name = options.String("recipe", "");
+  if (name.empty()) return nullptr;
+  std::vector<std::string> known;
+  for (const TesseraqRecipe& recipe : TesseraqRecipes()) {
+    if (recipe.name == name) return &recipe;
+    known.push_back(recipe.name);
+  }
+  options.Refuse("recipe", StrCat("one of ", Join(known, known.size())));
+}
+
+std::vector<double> ParseSchedule(JsonObject& options, int default_stages) {
+  const int64_t stages = options.Int("stages", 0, 0, kMaxStages);
+  std::vector<double> schedule = options.Numbers("schedule");
+  if (schedule.empty()) return ScheduleOf(stages == 0 ? default_stages : static_cast<int>(stages));
+  if (stages != 0) options.Refuse("stages", "left out when schedule is given");
+  CheckSchedule(schedule);
+  return schedule;
+}
+
+// 0 = not given; negative is refused.
+double ParseRate(JsonObject& options, const std::string& name) {
+  const double rate = options.Number(name, 0, -1e30);
+  if (rate < 0) options.Refuse(name, "above 0 (left out = default)");
+  return rate;
+}
+
+StepRates ParseRates(JsonObject& options, double budget) {
+  StepRates rates;
+  const double rate = ParseRate(options, "learning_rate");
+  rates.rounding = rate > 0 ? rate : kDefaultRate * budget;
+  const double scale_rate = ParseRate(options, "scale_learning_rate");
+  rates.scale = scale_rate > 0 ? scale_rate : rates.rounding;
+  const double decay = options.Number("scale_weight_decay", 0, -1);
+  rates.scale_weight_decay = decay == 0 ? kDefaultDecay : std::max(decay, 0.0);
+  rates.tune_scale = !options.Bool("disable_scale_tuning", false);
+  if (options.Number("rounding_weight_decay", 0, -1e30) != 0) {
+    options.Refuse("rounding_weight_decay",
+                   "0 (decay pulls decided roundings back and turns hardened ones into NaN)");
+  }
+  return rates;
+}
+
+}  // namespace
+
+GridSpec ParseTesseraqGrid(JsonObject& options) {
+  const TesseraqRecipe* recipe = FindRecipe(options);
+  if (recipe == nullptr) return ParseGrid(options);
+  const GridSpec grid = ParseGrid(options, recipe->grid);
+  if (grid.bits == recipe->grid.bits && grid.group_size == recipe->grid.group_size) return grid;
+  const auto text = [](const GridSpec& g) {
+    return StrCat(g.bits, " bits, group size ", g.group_size);
+  };
+  options.Refuse(
+      "grid", StrCat("left out, or ", text(recipe->grid), " as recipe ", recipe->name, " has it"));
+}
+
+TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
+  const TesseraqRecipe* recipe = FindRecipe(options);
+  TesseraqOptions result;
+  const int init = options.Choice(
+      "init", {"INIT_UNSPECIFIED", "INIT_NONE", "INIT_AWQ", "INIT_OMNIQUANT", "INIT_QUAROT"}, 0);
+  if (init > 2) options.Refuse("init", "INIT_NONE or INIT_AWQ");
+  result.init = init == 1 ? RoundingInit::kNone : RoundingInit::kAwq;
+  const int64_t divisor =
+      kBudgets[options.Choice(
+                   "budget",
+                   {"BUDGET_UNSPECIFIED", "BUDGET_FULL", "BUDGET_BALANCED", "BUDGET_FAST"}, 0)]
+          .divisor;
+  result.rounding.schedule = ParseSchedule(options, recipe == nullptr ? 20 : recipe->stages);
+  const int64_t steps = options.Int("steps_per_stage", 0, 0, kMaxSteps);
+  result.rounding.steps_per_stage = steps > 0 ? steps : kDefaultSteps / divisor;
+  const int64_t batch = options.Int("batch_size", 0, 0, kMaxBatch);
+  if (batch > 0) result.rounding.batch_size = batch;
+  result.rounding.rates = ParseRates(options, static_cast<double>(divisor));
+  if (recipe != nullptr) result.calibration = recipe->calibration;
+  return result;
+}
+
+}  // namespace quantry::engine

@@ -1,0 +1,47 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "worker/engine/methods/awq/awq.h"
+#include "worker/engine/methods/method.h"
+#include "worker/engine/reconstruct/progressive_rounding.h"
+#include "worker/engine/reconstruct/soft_rounding.h"
+
+namespace quantry::engine {
+
+class JsonObject;
+
+// What progressive rounding starts from (spec: tesseraq.md 1).
+enum class RoundingInit { kNone, kAwq, kOmniquant, kQuarot };
+
+// TesseraqMethod of method.proto with recipe and defaults filled in.
+struct TesseraqOptions {
+  RoundingInit init = RoundingInit::kAwq;
+  AwqOptions awq;
+  ProgressiveRoundingOptions rounding;
+  ScaleCurve scale_curve = ScaleCurve::kRectifiedSigmoid;
+  StreamShape calibration;  // what the recipe was made for
+};
+
+// One row of the recipes (docs/methods/tesseraq.md).
+struct TesseraqRecipe {
+  std::string name;
+  std::string summary;
+  GridSpec grid;
+  int activation_bits = 16;
+  int stages = 20;
+  StreamShape calibration = {512, 2048};
+};
+
+const std::vector<TesseraqRecipe>& TesseraqRecipes();
+
+// The method's grid: the recipe's where one is named. Throws INVALID_SPEC when
+// both are given and differ.
+GridSpec ParseTesseraqGrid(JsonObject& options);
+
+// Everything but the grid. Throws INVALID_SPEC naming the field.
+TesseraqOptions ParseTesseraqOptions(JsonObject& options);
+
+}  // namespace quantry::engine

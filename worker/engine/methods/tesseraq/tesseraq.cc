@@ -1,0 +1,136 @@
+#include "worker/engine/methods/tesseraq/tesseraq.h"
+
+#include <algorithm>
+
+#include "worker/engine/base/error.h"
+#include "worker/engine/base/strings.h"
+#include "worker/engine/methods/batches.h"
+#include "worker/engine/methods/block_weights.h"
+#include "worker/engine/quant/grid.h"
+#include "worker/engine/reconstruct/block_objective.h"
+
+namespace quantry::engine {
+namespace {
+
+// Bytes a weight: gradient of two shares, soft weight, offset, logit with two
+// moments and its index, three bytes of decisions.
+constexpr int64_t kBytesPerWeight = 2 * 4 + 4 + 4 + 16 + 3;
+// Activations that autograd keeps, in tensors as wide as the widest.
+constexpr int64_t kKeptActivations = 12;
+
+AwqOptions Switched(const TesseraqOptions& options) {
+  AwqOptions awq = options.awq;
+  if (options.init == RoundingInit::kNone) awq.search_scales = awq.search_clip = false;
+  return awq;
+}
+
+// Outputs of the original block on its own chain: what the block should give.
+at::Tensor Targets(const BlockTask& task, ProgressSink& progress) {
+  at::Tensor targets = at::empty_like(task.x_fp);
+  const StreamShape stream{task.x_fp.size(0), task.x_fp.size(1)};
+  ForEachBatch(stream, BatchWorkers(*task.block.config, stream, task.device),
+               [&](int, const Batch& batch) {
+                 const at::Tensor x = task.x_fp.slice(0, batch.first, batch.last).to(task.device);
+                 targets.slice(0, batch.first, batch.last).copy_(task.block.Forward(x, task.rope));
+                 progress.Advance(1, "targets");
+               });
+  return targets;
+}
+
+// Loss when everything is rounded to nearest on the starting grid.
+double NearestLoss(const BlockTask& task, const Block& block, const BlockObjective& objective) {
+  TrainableTensors nearest;
+  for (const Linear& linear : block.linears) {
+    nearest.weights.push_back(FakeQuantize(linear.weight, task.grid, task.scale_dtype));
+  }
+  return objective.Loss(nearest);
+}
+
+void AddFigures(const std::vector<SoftRounding>& linears, std::map<std::string, double>& metrics) {
+  double weights = 0;
+  double flips = 0;
+  double smallest = 1e30;
+  double largest = 0;
+  for (const SoftRounding& linear : linears) {
+    const auto count = static_cast<double>(linear.rows() * linear.columns());
+    weights += count;
+    flips += count * linear.flip_ratio();
+    const auto [low, high] = at::aminmax(linear.factors());
+    smallest = std::min(smallest, low.item<double>());
+    largest = std::max(largest, high.item<double>());
+  }
+  metrics["flip_ratio"] = flips / weights;
+  metrics["scale_factor_min"] = smallest;
+  metrics["scale_factor_max"] = largest;
+}
+
+}  // namespace
+
+int64_t Tesseraq::Steps(const Architecture& architecture, const ModelConfig& config,
+                        const StreamShape& stream) const {
+  return AwqSearchSteps(Switched(options_), architecture, config, stream) + 2 * Batches(stream) +
+         ProgressiveRounding::Steps(options_.rounding);
+}
+
+int64_t Tesseraq::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
+                               const StreamShape& stream) const {
+  int64_t weights = 0;
+  for (const LinearSpec& linear : architecture.linears) {
+    const LinearShape shape = ShapeOf(config, linear.role);
+    weights += shape.out * shape.in;
+  }
+  const int64_t widest = std::max(config.intermediate_size, config.num_heads * stream.length);
+  const int64_t activations = options_.rounding.batch_size * stream.length * widest *
+                              kKeptActivations * static_cast<int64_t>(sizeof(float));
+  const int64_t targets =
+      stream.windows * stream.length * config.hidden_size * static_cast<int64_t>(sizeof(float));
+  return weights * kBytesPerWeight + activations + targets;
+}
+
+StreamShape Tesseraq::DefaultCalibration() const {
+  return options_.calibration.windows > 0 ? options_.calibration : Method::DefaultCalibration();
+}
+
+void Tesseraq::Check(const StreamShape& stream) const {
+  if (options_.rounding.batch_size <= stream.windows) return;
+  const std::string batch = std::to_string(options_.rounding.batch_size);
+  throw UserError("INVALID_SPEC",
+                  StrCat("batch_size ", batch, " is larger than the ", stream.windows,
+                         " calibration windows: ask for more samples or a smaller batch"),
+                  {{"batch_size", batch}, {"windows", std::to_string(stream.windows)}});
+}
+
+AwqBlock Tesseraq::Initialize(const BlockTask& task, ProgressSink& progress) const {
+  return SearchAwq(task, Switched(options_), task.x_q, progress);
+}
+
+MethodResult Tesseraq::Quantize(const BlockTask& task, ProgressSink& progress) const {
+  const at::Tensor targets = Targets(task, progress);
+  const AwqBlock start = Initialize(task, progress);
+  const BlockObjective objective(start.block, task.rope, task.x_q, targets, task.device);
+  MethodResult result;
+  result.metrics = start.metrics;
+  result.metrics["loss_init"] = NearestLoss(task, start.block, objective);
+  progress.Advance(Batches({task.x_q.size(0), task.x_q.size(1)}), "loss of the start");
+  std::vector<SoftRounding> linears;
+  for (const Linear& linear : start.block.linears) {
+    linears.emplace_back(linear.weight, MinMaxGrid(linear.weight, task.grid, task.scale_dtype),
+                         task.grid, options_.scale_curve);
+  }
+  ProgressiveRoundingOptions rounding = options_.rounding;
+  rounding.seed = task.seed;
+  const RoundingReport report = ProgressiveRounding(task.block.index, objective, rounding, progress)
+                                    .Run(linears, task.stages);
+  result.metrics["loss_soft"] = report.loss_soft;
+  result.metrics["retries"] = report.retries;
+  AddFigures(linears, result.metrics);
+  result.block.index = task.block.index;
+  for (size_t i = 0; i < linears.size(); ++i) {
+    const Linear& linear = start.block.linears[i];
+    result.block.linears.push_back(linears[i].Finish(linear.name, linear.bias, task.scale_dtype));
+  }
+  result.block.dense = DenseTensors(start.block, task.dense_dtypes);
+  return result;
+}
+
+}  // namespace quantry::engine

@@ -1,0 +1,28 @@
+#pragma once
+
+#include "worker/engine/methods/method.h"
+#include "worker/engine/methods/tesseraq/options.h"
+
+namespace quantry::engine {
+
+// TesseraQ (Li and Panda, arXiv 2410.19103; spec: tesseraq.md): transformed
+// and clipped weights, then progressive adaptive rounding of all linears of a
+// block together against the full-precision chain, scales tuned along.
+class Tesseraq : public Method {
+ public:
+  explicit Tesseraq(const TesseraqOptions& options) : options_(options) {}
+  int64_t Steps(const Architecture& architecture, const ModelConfig& config,
+                const StreamShape& stream) const override;
+  int64_t WorkingBytes(const Architecture& architecture, const ModelConfig& config,
+                       const StreamShape& stream) const override;
+  StreamShape DefaultCalibration() const override;
+  void Check(const StreamShape& stream) const override;
+  MethodResult Quantize(const BlockTask& task, ProgressSink& progress) const override;
+
+ private:
+  AwqBlock Initialize(const BlockTask& task, ProgressSink& progress) const;
+
+  TesseraqOptions options_;
+};
+
+}  // namespace quantry::engine

@@ -1,0 +1,129 @@
+#include "worker/engine/reconstruct/block_objective.h"
+
+#include <ATen/Parallel.h>
+#include <c10/core/GradMode.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "worker/engine/methods/batches.h"
+
+namespace quantry::engine {
+namespace {
+
+at::Tensor Leaf(const at::Tensor& value, const at::Device& device) {
+  return value.detach().to(device).requires_grad_(true);
+}
+
+// The block with leaves in place of what is trained.
+struct Leaves {
+  Leaves(const Block& source, const TrainableTensors& at, const at::Device& device)
+      : block(source) {
+    for (size_t i = 0; i < block.linears.size(); ++i) {
+      block.linears[i].weight = Leaf(at.weights[i], device);
+    }
+    const std::vector<at::Tensor*> dense = DenseParameters(block);
+    for (size_t i = 0; i < at.dense.size(); ++i) *dense[i] = Leaf(at.dense[i], device);
+  }
+
+  Block block;
+};
+
+at::Tensor GradientOf(const at::Tensor& leaf) {
+  const at::Tensor& gradient = leaf.grad();
+  return gradient.defined() ? gradient.to(at::kCPU).contiguous() : at::zeros_like(leaf);
+}
+
+void AddTo(std::vector<at::Tensor>& sums, const std::vector<at::Tensor>& parts) {
+  for (size_t i = 0; i < sums.size(); ++i) sums[i].add_(parts[i]);
+}
+
+}  // namespace
+
+std::vector<at::Tensor*> DenseParameters(Block& block) {
+  std::vector<at::Tensor*> dense;
+  const auto add = [&](at::Tensor& tensor) {
+    if (tensor.defined()) dense.push_back(&tensor);
+  };
+  for (Norm& norm : block.norms) {
+    add(norm.weight);
+    add(norm.bias);
+  }
+  for (Linear& linear : block.linears) add(linear.bias);
+  return dense;
+}
+
+BlockObjective::BlockObjective(const Block& block, const RopeTable& rope, at::Tensor inputs,
+                               at::Tensor targets, const at::Device& device)
+    : block_(block),
+      rope_(rope),
+      inputs_(std::move(inputs)),
+      targets_(std::move(targets)),
+      device_(device) {}
+
+BlockObjective::Result BlockObjective::Part(const std::vector<int64_t>& windows, double tokens,
+                                            const TrainableTensors& at) const {
+  const at::Tensor index = at::tensor(windows, at::kLong);
+  const at::Tensor input = inputs_.index_select(0, index).to(device_);
+  const at::Tensor target = targets_.index_select(0, index).to(device_);
+  c10::AutoGradMode with_gradients(true);
+  Leaves leaves(block_, at, device_);
+  const at::Tensor output = leaves.block.Forward(input, rope_);
+  const at::Tensor error = output.detach() - target;
+  Result result;
+  result.loss = error.square().sum(at::kDouble).item<double>() / tokens;
+  output.backward(error.mul(2.0 / tokens));
+  for (const Linear& linear : leaves.block.linears) {
+    result.weight_gradients.push_back(GradientOf(linear.weight));
+  }
+  const std::vector<at::Tensor*> dense = DenseParameters(leaves.block);
+  for (size_t i = 0; i < at.dense.size(); ++i) {
+    result.dense_gradients.push_back(GradientOf(*dense[i]));
+  }
+  return result;
+}
+
+BlockObjective::Result BlockObjective::Gradients(const std::vector<int64_t>& windows,
+                                                 const TrainableTensors& at) const {
+  const auto count = static_cast<int64_t>(windows.size());
+  const double tokens = static_cast<double>(count * inputs_.size(1));
+  const int64_t shares =
+      device_.is_cpu() && count % at::get_num_threads() == 0 ? at::get_num_threads() : 1;
+  if (shares == 1) return Part(windows, tokens, at);
+  std::vector<Result> parts(shares);
+  at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t share = begin; share < end; ++share) {
+      const auto first = windows.begin() + share * count / shares;
+      parts[share] = Part({first, first + count / shares}, tokens, at);
+    }
+  });
+  for (int64_t share = 1; share < shares; ++share) {
+    parts[0].loss += parts[share].loss;
+    AddTo(parts[0].weight_gradients, parts[share].weight_gradients);
+    AddTo(parts[0].dense_gradients, parts[share].dense_gradients);
+  }
+  return std::move(parts[0]);
+}
+
+double BlockObjective::Loss(const TrainableTensors& at) const {
+  const StreamShape stream{inputs_.size(0), inputs_.size(1)};
+  Block block = block_;
+  for (size_t i = 0; i < block.linears.size(); ++i) {
+    block.linears[i].weight = at.weights[i].to(device_);
+  }
+  const std::vector<at::Tensor*> dense = DenseParameters(block);
+  for (size_t i = 0; i < at.dense.size(); ++i) *dense[i] = at.dense[i].to(device_);
+  std::vector<double> parts(Batches(stream));
+  ForEachBatch(stream, BatchWorkers(*block.config, stream, device_), [&](int, const Batch& batch) {
+    const c10::AutoGradMode without_gradients(false);
+    const at::Tensor output =
+        block.Forward(inputs_.slice(0, batch.first, batch.last).to(device_), rope_);
+    const at::Tensor target = targets_.slice(0, batch.first, batch.last).to(device_);
+    parts[batch.index] = (output - target).square_().sum(at::kDouble).item<double>();
+  });
+  double sum = 0;
+  for (const double part : parts) sum += part;
+  return sum / static_cast<double>(stream.windows * stream.length);
+}
+
+}  // namespace quantry::engine

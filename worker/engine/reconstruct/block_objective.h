@@ -1,0 +1,59 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "worker/engine/nn/block.h"
+#include "worker/engine/nn/rope.h"
+
+namespace quantry::engine {
+
+// Tensors of a block that a reconstruction may change: every linear's weight,
+// and with `norms` also norm weights and biases (of norms and linears).
+struct TrainableTensors {
+  std::vector<at::Tensor> weights;  // [out, in] of every linear, in block order
+  std::vector<at::Tensor> dense;    // norm weights and biases, see DenseParameters
+};
+
+// What reconstruction minimises: the distance between the outputs a block
+// should have and those it has (spec: tesseraq.md 2.4),
+//   mean over windows and tokens of sum over hidden of (target - output)^2.
+// Large models split an operation over the cores; small ones the windows of a
+// batch, one share a core. Results depend on the thread count only.
+class BlockObjective {
+ public:
+  // block: what is fixed (architecture, biases, norms); its weights are not
+  // used. inputs, targets: fp32 [windows, length, hidden] in host memory.
+  BlockObjective(const Block& block, const RopeTable& rope, at::Tensor inputs, at::Tensor targets,
+                 const at::Device& device);
+
+  struct Result {
+    double loss = 0;
+    std::vector<at::Tensor> weight_gradients;  // [out, in], as TrainableTensors::weights
+    std::vector<at::Tensor> dense_gradients;   // as TrainableTensors::dense
+  };
+
+  // Loss and gradients on the given windows.
+  Result Gradients(const std::vector<int64_t>& windows, const TrainableTensors& at) const;
+  // Loss on all windows.
+  double Loss(const TrainableTensors& at) const;
+
+  int64_t windows() const { return inputs_.size(0); }
+
+ private:
+  Result Part(const std::vector<int64_t>& windows, double tokens, const TrainableTensors& at) const;
+
+  Block block_;
+  const RopeTable& rope_;
+  at::Tensor inputs_;
+  at::Tensor targets_;
+  at::Device device_;
+};
+
+// Norm weights and biases, linears' biases of a block that exist, in a fixed
+// order: what TrainableTensors::dense stands for.
+std::vector<at::Tensor*> DenseParameters(Block& block);
+
+}  // namespace quantry::engine

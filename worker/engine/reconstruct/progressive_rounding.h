@@ -1,0 +1,83 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "worker/engine/methods/method.h"
+#include "worker/engine/reconstruct/block_objective.h"
+#include "worker/engine/reconstruct/soft_rounding.h"
+
+namespace quantry::engine {
+
+// Progressive adaptive rounding of one block (spec: tesseraq.md 2 to 4).
+struct ProgressiveRoundingOptions {
+  std::vector<double> schedule;  // soft fraction after each stage's hardening
+  int64_t steps_per_stage = 250;
+  int64_t batch_size = 4;  // windows a step
+  StepRates rates;
+  uint64_t seed = 0;
+};
+
+// State after a whole stage, enough to go on from with the same bytes.
+struct StageState {
+  int stages_done = 0;
+  double learning_rate_share = 1;        // of the configured rates, after retries
+  std::vector<at::Tensor> logits;        // of every linear
+  std::vector<at::Tensor> scale_logits;  // of every linear
+};
+
+// Where stages are kept between two runs; absent = nowhere.
+class StageStore {
+ public:
+  virtual ~StageStore() = default;
+  virtual std::optional<StageState> Load(int block) = 0;
+  virtual void Save(int block, const StageState& state) = 0;
+};
+
+struct RoundingReport {
+  double loss_soft = 0;  // mean training loss of the last stage
+  std::vector<double> stage_losses;
+  int retries = 0;  // times the rates were halved after a loss that was not finite
+};
+
+// Trains the roundings of all linears of a block together, stage by stage:
+// harden, then `steps_per_stage` Adam steps on random windows. Leaves every
+// entry hard. Advances `progress` by Steps(). Throws EngineError
+// "NON_FINITE_LOSS" naming block and step when lower rates do not help either.
+class ProgressiveRounding {
+ public:
+  ProgressiveRounding(int block, const BlockObjective& objective,
+                      const ProgressiveRoundingOptions& options, ProgressSink& progress);
+
+  static int64_t Steps(const ProgressiveRoundingOptions& options);
+
+  RoundingReport Run(std::vector<SoftRounding>& linears, StageStore* store);
+
+ private:
+  // Mean loss of the stage; not finite when training broke down.
+  double Train(int stage, std::vector<SoftRounding>& linears, int64_t& steps_told);
+  void Report(int stage, double loss, const std::vector<SoftRounding>& linears);
+  [[noreturn]] void GiveUp(int stage) const;
+
+  int block_;
+  const BlockObjective& objective_;
+  const ProgressiveRoundingOptions& options_;
+  ProgressSink& progress_;
+  double rate_share_ = 1;
+};
+
+// The first `count` of a random permutation of 0 .. windows-1: never the same
+// index twice. Depends on the arguments alone.
+std::vector<int64_t> DrawWindows(int64_t windows, int64_t count, uint64_t seed);
+
+// Applies gradients to all linears, every core at work.
+void StepAll(std::vector<SoftRounding>& linears, const std::vector<at::Tensor>& gradients,
+             const StepRates& rates);
+
+}  // namespace quantry::engine

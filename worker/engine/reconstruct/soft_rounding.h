@@ -1,0 +1,117 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "worker/engine/quant/grid.h"
+#include "worker/engine/quant/quantized_linear.h"
+
+namespace quantry::engine {
+
+// How the factor on a group's scale follows from its logit v.
+enum class ScaleCurve {
+  kRectifiedSigmoid,  // 2 rsig(v), in [0, 2]; the authors' code
+  kExponential,       // exp(v): cannot saturate
+};
+
+// Rates of one Adam step (betas 0.9 and 0.999, eps 1e-8).
+struct StepRates {
+  double rounding = 1e-3;
+  double scale = 1e-3;
+  double scale_weight_decay = 1e-4;  // L2, added to the gradient of v
+  bool tune_scale = true;            // false: every factor stays as it is
+};
+
+// One linear whose rounding is learned (spec: tesseraq.md 2 and 3). Per weight
+// a logit nu, per group a logit v:
+//   u = floor(W / s) + rsig(nu) + z,   W~ = (clamp(u, 0, qmax) - z) s f(v)
+// W, s and z never change. Hardened entries (nu = +-inf) keep their decision
+// for good; their state is dropped, so that late stages cost less (6.3).
+// CPU memory; results do not depend on the number of threads.
+class SoftRounding {
+ public:
+  // weight: fp32 [out, in]. Starts with W~ = W inside the range, f = 1.
+  SoftRounding(const at::Tensor& weight, const GroupGrid& grid, const GridSpec& spec,
+               ScaleCurve curve);
+
+  // W~ [out, in], the same storage throughout, kept current by every call.
+  const at::Tensor& weight() const { return weight_; }
+
+  // Freezes the most decided entries so that about `soft_fraction` of all
+  // stays soft (2.2), and forgets Adam's moments (a fresh optimizer a stage).
+  void Harden(double soft_fraction);
+  // Everything: up where nu > 0.
+  void HardenAll();
+
+  // One Adam step along dL/dW~ [out, in].
+  void Step(const at::Tensor& gradient, const StepRates& rates);
+  // The same in parts, so that several linears share all cores: rows
+  // [first, last) only. Every row once between two BeginStep.
+  void BeginStep(const StepRates& rates);
+  void StepRows(const at::Tensor& gradient, int64_t first, int64_t last);
+
+  // Integers and scales: codes from the decisions (nu > 0 = up), scale = s f
+  // rounded to `scale_dtype`. Every entry counts as hard.
+  QuantizedLinear Finish(const std::string& name, const at::Tensor& bias,
+                         at::ScalarType scale_dtype) const;
+
+  int64_t rows() const { return weight_.size(0); }
+  int64_t columns() const { return weight_.size(1); }
+  int64_t live() const { return static_cast<int64_t>(live_.size()); }
+  double hard_fraction() const;
+  // Share of codes that differ from rounding to nearest on the same grid.
+  double flip_ratio() const;
+  // f(v) of every group.
+  at::Tensor factors() const;
+
+  // State between two stages, for a checkpoint: nu [out, in] with +-inf for
+  // hard entries, v [out, groups].
+  at::Tensor logits() const;
+  at::Tensor scale_logits() const;
+  void Restore(const at::Tensor& logits, const at::Tensor& scale_logits);
+
+ private:
+  struct Live {
+    int32_t index;  // row * in + column
+    float nu;
+    float mean;    // Adam's first moment
+    float square;  // and second
+  };
+  struct Group {
+    float scale;
+    float zero;
+    float v;
+    float factor;
+    float mean;
+    float square;
+  };
+
+  void Decide(const Live& entry, bool up);
+  void Materialize();
+  void ForgetMoments();
+  float Factor(float v) const;
+  float FactorSlope(float v) const;
+  int64_t GroupOf(int64_t index) const { return index / group_size_; }
+  float SoftInteger(int64_t index, float rounding) const;
+
+  GridSpec spec_;
+  ScaleCurve curve_;
+  int64_t group_size_;
+  float qmax_;
+  at::Tensor weight_;                // W~
+  std::vector<int8_t> base_;         // floor(W / s) + z, clamped to [-2, qmax + 1]
+  std::vector<uint8_t> nearest_up_;  // rounding to nearest would go up
+  std::vector<uint8_t> hard_up_;     // decision of hard entries
+  std::vector<float> offset_;        // clamp(u) - z
+  std::vector<Live> live_;           // ascending index
+  std::vector<Group> groups_;
+  StepRates rates_;
+  int64_t step_ = 0;  // of this stage
+  float mean_correction_ = 1;
+  float square_correction_ = 1;
+};
+
+}  // namespace quantry::engine
