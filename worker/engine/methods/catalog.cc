@@ -126,8 +126,7 @@ const MethodRow* FindMethod(const std::string& name) {
 GridSpec ParseGrid(JsonObject& options, const GridSpec& defaults) {
   GridSpec grid = defaults;
   if (std::optional<JsonObject> object = options.Object("grid")) {
-    const int64_t bits = object->Int("bits", 0, INT32_MIN, INT32_MAX);
-    if (bits != 0) grid.bits = static_cast<int>(bits);
+    grid.bits = static_cast<int>(object->Int("bits", defaults.bits, INT32_MIN, INT32_MAX));
     const int64_t size = object->Int("group_size", 0, -1, kMaxGroupSize);
     if (size != 0) grid.group_size = size;
     grid.symmetric = object->Bool("symmetric", defaults.symmetric);

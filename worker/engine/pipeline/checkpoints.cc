@@ -26,8 +26,10 @@ std::string StreamsFileName(int block) {
 }
 
 bool IsStreams(const std::string& name) { return name.rfind("streams-", 0) == 0; }
+bool IsStage(const std::string& name) { return name.rfind("stage-", 0) == 0; }
+bool IsPassing(const std::string& name) { return IsStreams(name) || IsStage(name); }
 bool IsOurs(const std::string& name) {
-  return IsStreams(name) || name.rfind("block-", 0) == 0 || name.rfind(kState, 0) == 0;
+  return IsPassing(name) || name.rfind("block-", 0) == 0 || name.rfind(kState, 0) == 0;
 }
 
 HashedFile Hash(const std::string& dir, const std::string& name) {
@@ -64,7 +66,7 @@ Checkpoints::Checkpoints(std::string dir, std::string fingerprint)
 
 int Checkpoints::Resume(int blocks_total, Streams* streams,
                         const std::function<void(const std::string&)>& warn) {
-  int done = 0;
+  int done = -1;
   if (IsRegularFile(PathOf(kState))) {
     try {
       done = Read(blocks_total, streams);
@@ -76,8 +78,9 @@ int Checkpoints::Resume(int blocks_total, Streams* streams,
       warn(StrCat("checkpoint in ", dir_, " is ignored: state.json is malformed: ", error.what()));
     }
   }
-  if (done == 0) {
-    files_.clear();
+  if (done < 0) files_.clear();
+  if (done <= 0) {
+    done = 0;
     if (streams != nullptr) *streams = Streams();
   }
   RemoveStrangers();
@@ -103,7 +106,7 @@ int Checkpoints::Read(int blocks_total, Streams* streams) {
     files_.push_back(wanted);
   }
   for (int i = 0; i < done; ++i) Load(i);
-  if (streams != nullptr && done < blocks_total) {
+  if (streams != nullptr && done > 0 && done < blocks_total) {
     *streams = ReadStreams(PathOf(StreamsFileName(done)));
   }
   return done;
@@ -125,13 +128,7 @@ void Checkpoints::StoreBlock(const QuantizedBlock& block, const BlockReport& rep
 }
 
 const std::vector<HashedFile>& Checkpoints::Commit(int blocks_done, const Streams* streams) {
-  std::vector<std::string> old;
-  for (const HashedFile& file : files_) {
-    if (IsStreams(file.path)) old.push_back(file.path);
-  }
-  files_.erase(std::remove_if(files_.begin(), files_.end(),
-                              [](const HashedFile& file) { return IsStreams(file.path); }),
-               files_.end());
+  const std::vector<std::string> old = Drop(IsPassing);
   files_.push_back(Hash(dir_, BlockFileName(blocks_done - 1)));
   if (streams != nullptr) {
     WriteStreams(PathOf(StreamsFileName(blocks_done)), *streams);
@@ -139,9 +136,46 @@ const std::vector<HashedFile>& Checkpoints::Commit(int blocks_done, const Stream
   }
   WriteState(blocks_done);
   for (const std::string& name : old) fs::remove(PathOf(name));
+  return List();
+}
+
+const std::vector<HashedFile>& Checkpoints::CommitStage(int blocks_done, const StageState& state) {
+  const std::vector<std::string> old = Drop(IsStage);
+  const std::string name = StageFileName(blocks_done, state.stages_done);
+  WriteStageFile(PathOf(name), blocks_done, state);
+  files_.push_back(Hash(dir_, name));
+  WriteState(blocks_done);
+  for (const std::string& gone : old) {
+    if (gone != name) fs::remove(PathOf(gone));
+  }
+  return List();
+}
+
+std::optional<StageState> Checkpoints::LoadStage(int block) const {
+  for (const HashedFile& file : files_) {
+    if (IsStage(file.path)) return ReadStageFile(PathOf(file.path), block);
+  }
+  return std::nullopt;
+}
+
+const std::vector<HashedFile>& Checkpoints::List() {
   listed_ = files_;
   listed_.push_back(Hash(dir_, kState));
   return listed_;
+}
+
+std::vector<std::string> Checkpoints::Drop(bool (*is)(const std::string& name)) {
+  std::vector<std::string> names;
+  std::vector<HashedFile> kept;
+  for (const HashedFile& file : files_) {
+    if (is(file.path)) {
+      names.push_back(file.path);
+    } else {
+      kept.push_back(file);
+    }
+  }
+  files_ = kept;
+  return names;
 }
 
 void Checkpoints::WriteState(int blocks_done) {

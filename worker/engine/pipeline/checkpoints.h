@@ -1,11 +1,13 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "worker/engine/pipeline/block_file.h"
 #include "worker/engine/pipeline/events.h"
+#include "worker/engine/pipeline/stage_file.h"
 #include "worker/engine/pipeline/streams.h"
 
 namespace quantry::engine {
@@ -13,6 +15,7 @@ namespace quantry::engine {
 // The folder a job resumes from:
 //   block-00000.safetensors ..   quantized blocks, one a block done
 //   streams-00003.safetensors    inputs of block 3, the newest only
+//   stage-00003-007.safetensors  block 3 after 7 of its stages, the newest only
 //   state.json                   fingerprint, blocks done, size and sha256 of each file
 // state.json is replaced last, after everything it names is durable, and old
 // streams are removed after that: whatever moment the process dies, the folder
@@ -35,6 +38,11 @@ class Checkpoints {
   // the files that make up the checkpoint.
   const std::vector<HashedFile>& Commit(int blocks_done, const Streams* streams);
 
+  // Makes what block `blocks_done` has learned so far part of the checkpoint.
+  const std::vector<HashedFile>& CommitStage(int blocks_done, const StageState& state);
+  // The newest stage of that block; none, or one that cannot be read, is empty.
+  std::optional<StageState> LoadStage(int block) const;
+
   StoredBlock Load(int index) const;
   // Removes every file of the checkpoint.
   void Clear();
@@ -43,6 +51,9 @@ class Checkpoints {
   std::string PathOf(const std::string& name) const { return dir_ + "/" + name; }
   int Read(int blocks_total, Streams* streams);
   void WriteState(int blocks_done);
+  const std::vector<HashedFile>& List();
+  // Takes the files which `is` names off the list; they go after the next state.
+  std::vector<std::string> Drop(bool (*is)(const std::string& name));
   void RemoveStrangers() const;
 
   std::string dir_;

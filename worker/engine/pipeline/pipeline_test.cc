@@ -47,6 +47,44 @@ TEST(Job, ReadsProtoJson) {
   EXPECT_EQ(job.device, "auto");
 }
 
+TEST(Job, ARecipeDecidesWhatIsLeftOpen) {
+  nlohmann::json json = GoodJob();
+  json["method"] = {{"tesseraq", {{"recipe", "tesseraq-w2g64"}}}};
+  json["calibration"].erase("samples");
+  json["calibration"].erase("sequence_length");
+  const Job job = ParseJob(json);
+  EXPECT_EQ(job.grid.bits, 2);
+  EXPECT_EQ(job.grid.group_size, 64);
+  EXPECT_EQ(job.calibration->windows.windows, 512);
+  EXPECT_EQ(job.calibration->windows.length, 2048);
+}
+
+// A job of the good one's kind with these TesseraQ options.
+EngineError TesseraqError(const std::string& options) {
+  nlohmann::json json = GoodJob();
+  json["method"] = {{"tesseraq", nlohmann::json::parse(options)}};
+  return test::ErrorOf([&] { ParseJob(json); });
+}
+
+TEST(Job, T5_RefusesTesseraqOptionsThatCannotWork) {
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {R"({"rounding_weight_decay": 0.1})", "rounding_weight_decay"},
+      {R"({"learning_rate": -1})", "learning_rate"},
+      {R"({"schedule": [0.5, 0.6]})", "schedule"},
+      {R"({"schedule": [0.5, 0.4], "stages": 2})", "stages"},
+      {R"({"stages": -3})", "stages"},
+      {R"({"batch_size": 5})", "batch_size 5"},
+      {R"({"recipe": "best"})", "tesseraq-w2g128"},
+      {R"({"recipe": "tesseraq-w2g64", "grid": {"bits": 3}})", "tesseraq-w2g64"},
+      {R"({"init": "INIT_GUESS"})", "init"},
+  };
+  for (const auto& [options, words] : cases) {
+    const EngineError error = TesseraqError(options);
+    EXPECT_EQ(error.reason, "INVALID_SPEC") << options;
+    EXPECT_TRUE(test::Mentions(error, words)) << options << ": " << error.what();
+  }
+}
+
 struct BadJob {
   const char* name;
   const char* patch;  // JSON merge patch
@@ -172,6 +210,32 @@ TEST_F(CheckpointsTest, IgnoresForeignAndDamagedOnes) {
     EXPECT_NE(warnings_, "") << name;
     EXPECT_FALSE(streams_.defined());
   }
+}
+
+TEST_F(CheckpointsTest, KeepsTheNewestStageOfTheBlockInProgress) {
+  const auto state = [](int stages) {
+    return StageState{stages, 0.5, {at::full({2, 3}, 1.0 * stages)}, {at::ones({2, 1})}, {at::ones(3)}};
+  };
+  const auto reopened = [&](int blocks_done) {
+    Checkpoints checkpoints(dir_.path(), "print");
+    Streams streams;
+    EXPECT_EQ(checkpoints.Resume(3, &streams, [](const std::string&) {}), blocks_done);
+    return checkpoints.LoadStage(blocks_done);
+  };
+  Checkpoints checkpoints(dir_.path(), "print");
+  checkpoints.CommitStage(0, state(2));  // before any block is done
+  ASSERT_TRUE(reopened(0).has_value());
+  checkpoints.CommitStage(0, state(7));
+  const std::optional<StageState> found = reopened(0);
+  ASSERT_TRUE(found.has_value());
+  EXPECT_EQ(found->stages_done, 7);
+  EXPECT_EQ(found->learning_rate_share, 0.5);
+  EXPECT_TRUE(found->logits.at(0).eq(7).all().item<bool>());
+  EXPECT_EQ(found->dense.size(), 1u);
+  checkpoints.StoreBlock(MakeBlock(0), {});
+  const Streams streams{at::ones({1, 2, 3}), at::ones({1, 2, 3})};
+  checkpoints.Commit(1, &streams);
+  EXPECT_FALSE(reopened(1).has_value());
 }
 
 TEST_F(CheckpointsTest, ADeathBeforeTheStateLeavesTheOlderCheckpoint) {

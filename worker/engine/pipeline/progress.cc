@@ -55,6 +55,11 @@ void ProgressTracker::Advance(int64_t steps, std::string_view) {
   if (clock_() - emitted_at_ >= kSecondsBetweenEvents) Emit();
 }
 
+void ProgressTracker::Measure(const std::map<std::string, double>& figures) {
+  const std::lock_guard lock(mutex_);
+  for (const auto& [name, value] : figures) measured_[name] = value;
+}
+
 void ProgressTracker::BlockStarted() { block_began_ = clock_(); }
 
 void ProgressTracker::BlockDone(const BlockReport& report, double stream_seconds) {
@@ -63,6 +68,7 @@ void ProgressTracker::BlockDone(const BlockReport& report, double stream_seconds
   timed_seconds_ += clock_() - block_began_;
   stream_seconds_ = stream_seconds;
   last_ = report;
+  measured_.clear();
   Emit();
 }
 
@@ -94,11 +100,14 @@ void ProgressTracker::Emit() {
       {"peak_rss_bytes", PeakRssBytes()},
       {"device_memory_bytes", device_memory_()}};
   if (const std::optional<double> eta = Eta()) progress["eta"] = DurationText(*eta);
+  nlohmann::ordered_json metrics = nlohmann::ordered_json::object();
   if (last_) {
     progress["loss_before"] = Finite(last_->loss_rtn);
     progress["loss_after"] = Finite(last_->loss_final);
-    progress["metrics"] = ToJson(*last_)["metrics"];
+    metrics = ToJson(*last_)["metrics"];
   }
+  for (const auto& [name, value] : measured_) metrics[name] = Finite(value);
+  if (!metrics.empty()) progress["metrics"] = metrics;
   events_.Progress(progress);
 }
 

@@ -43,6 +43,7 @@ class ProgressTracker : public ProgressSink {
   // Blocks taken over from a checkpoint; their steps count as done.
   void Resume(int blocks);
   void Advance(int64_t steps, std::string_view what) override;
+  void Measure(const std::map<std::string, double>& figures) override;
   void BlockStarted();
   // `stream_seconds`: the part of the block's time spent on one forward pass
   // of the stream through one block.
@@ -75,6 +76,7 @@ class ProgressTracker : public ProgressSink {
   double evaluating_began_ = 0;
   int64_t evaluating_done_ = 0;
   std::optional<BlockReport> last_;
+  std::map<std::string, double> measured_;  // of the block in progress
 };
 
 }  // namespace quantry::engine

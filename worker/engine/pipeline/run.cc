@@ -28,6 +28,10 @@ namespace {
 constexpr int64_t kLeastEvaluationBytes = int64_t{64} << 20;
 constexpr int64_t kMostEvaluationBytes = int64_t{1} << 30;
 
+// Least time between two stage checkpoints, absolute and in costs of one.
+constexpr double kSecondsBetweenStages = 30;
+constexpr double kStageInterval = 30;
+
 std::string CheckpointDir(const Job& job) {
   return job.checkpoint_dir.empty() ? job.output_dir + "/.checkpoint" : job.checkpoint_dir;
 }
@@ -45,6 +49,31 @@ StreamShape ShapeOfStream(const at::Tensor& windows) {
   if (!windows.defined()) return {};
   return {windows.size(0), windows.size(1)};
 }
+
+// Keeps stages of a block in the checkpoint, but not so often that it costs
+// more than a few percent of the time.
+class StageKeeper : public StageStore {
+ public:
+  StageKeeper(Checkpoints& checkpoints, EventWriter& events, const Seconds& clock)
+      : checkpoints_(checkpoints), events_(events), clock_(clock), saved_at_(clock()) {}
+
+  std::optional<StageState> Load(int block) override { return checkpoints_.LoadStage(block); }
+
+  void Save(int block, const StageState& state) override {
+    const double now = clock_();
+    if (now - saved_at_ < std::max(kSecondsBetweenStages, kStageInterval * cost_)) return;
+    events_.Checkpoint(block, checkpoints_.CommitStage(block, state));
+    saved_at_ = clock_();
+    cost_ = saved_at_ - now;
+  }
+
+ private:
+  Checkpoints& checkpoints_;
+  EventWriter& events_;
+  const Seconds& clock_;
+  double saved_at_;
+  double cost_ = 0;
+};
 
 // One job's run; each stage is one method.
 class Run {
@@ -162,6 +191,7 @@ void Run::QuantizeBlock(int index) {
   const double began = clock_();
   progress_->BlockStarted();
   const Block block = LoadBlock(checkpoint(), index, device_);
+  StageKeeper stages(*checkpoints_, events_, clock_);
   const BlockTask task{block,
                        rope_,
                        streams_.x_fp,
@@ -170,7 +200,8 @@ void Run::QuantizeBlock(int index) {
                        scale_dtype_,
                        DenseDtypes(checkpoint(), index),
                        static_cast<uint64_t>(job_.seed),
-                       device_};
+                       device_,
+                       &stages};
   MethodResult result = job_.method->Quantize(task, *progress_);
   BlockReport report;
   report.index = index;

@@ -17,26 +17,60 @@ constexpr int kMaxRetries = 3;
 // Weights one task of StepAll takes.
 constexpr int64_t kTaskWeights = int64_t{1} << 14;
 
-TrainableTensors Current(const std::vector<SoftRounding>& linears) {
+TrainableTensors Current(const TrainedBlock& trained) {
   TrainableTensors current;
-  for (const SoftRounding& linear : linears) current.weights.push_back(linear.weight());
+  for (const SoftRounding& linear : trained.linears) current.weights.push_back(linear.weight());
+  current.dense = trained.dense;
   return current;
 }
 
-StageState Snapshot(const std::vector<SoftRounding>& linears, int stages_done, double share) {
-  StageState state{stages_done, share, {}, {}};
-  for (const SoftRounding& linear : linears) {
+StageState Snapshot(const TrainedBlock& trained, int stages_done, double share) {
+  StageState state{stages_done, share, {}, {}, {}};
+  for (const SoftRounding& linear : trained.linears) {
     state.logits.push_back(linear.logits());
     state.scale_logits.push_back(linear.scale_logits());
   }
+  for (const at::Tensor& tensor : trained.dense) state.dense.push_back(tensor.clone());
   return state;
 }
 
-void Restore(const StageState& state, std::vector<SoftRounding>& linears) {
-  for (size_t i = 0; i < linears.size(); ++i) {
-    linears[i].Restore(state.logits.at(i), state.scale_logits.at(i));
+void Restore(const StageState& state, TrainedBlock& trained) {
+  for (size_t i = 0; i < trained.linears.size(); ++i) {
+    trained.linears[i].Restore(state.logits.at(i), state.scale_logits.at(i));
   }
+  for (size_t i = 0; i < trained.dense.size(); ++i) trained.dense[i].copy_(state.dense.at(i));
 }
+
+// Adam over the dense tensors; lives for one stage.
+class DenseAdam {
+ public:
+  explicit DenseAdam(const std::vector<at::Tensor>& tensors) {
+    for (const at::Tensor& tensor : tensors) {
+      means_.push_back(at::zeros_like(tensor));
+      squares_.push_back(at::zeros_like(tensor));
+      sizes_.push_back(std::max(tensor.square().mean().sqrt().item<double>(), 1e-3));
+    }
+  }
+
+  void Step(const std::vector<at::Tensor>& gradients, double rate,
+            std::vector<at::Tensor>& tensors) {
+    ++step_;
+    const double mean_correction = 1.0 - std::pow(0.9, step_);
+    const double square_correction = std::sqrt(1.0 - std::pow(0.999, step_));
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      means_[i].lerp_(gradients[i], 0.1);
+      squares_[i].mul_(0.999).addcmul_(gradients[i], gradients[i], 0.001);
+      const at::Tensor root = squares_[i].sqrt().div_(square_correction).add_(1e-8);
+      tensors[i].addcdiv_(means_[i], root, -rate * sizes_[i] / mean_correction);
+    }
+  }
+
+ private:
+  int64_t step_ = 0;
+  std::vector<at::Tensor> means_;
+  std::vector<at::Tensor> squares_;
+  std::vector<double> sizes_;
+};
 
 }  // namespace
 
@@ -79,37 +113,81 @@ ProgressiveRounding::ProgressiveRounding(int block, const BlockObjective& object
     : block_(block), objective_(objective), options_(options), progress_(progress) {}
 
 int64_t ProgressiveRounding::Steps(const ProgressiveRoundingOptions& options) {
-  return static_cast<int64_t>(options.schedule.size()) * options.steps_per_stage;
+  return static_cast<int64_t>(options.schedule.size()) * options.steps_per_stage +
+         options.final_steps;
 }
 
-double ProgressiveRounding::Train(int stage, std::vector<SoftRounding>& linears,
-                                  int64_t& steps_told) {
-  const TrainableTensors current = Current(linears);
+int64_t ProgressiveRounding::StepsOf(int stage) const {
+  return stage < static_cast<int>(options_.schedule.size()) ? options_.steps_per_stage
+                                                            : options_.final_steps;
+}
+
+StepRates ProgressiveRounding::RatesAt(int stage, int64_t step) const {
   StepRates rates = options_.rates;
-  rates.rounding *= rate_share_;
-  rates.scale *= rate_share_;
+  const auto stages = static_cast<double>(options_.schedule.size());
+  const double place = static_cast<double>(step) / static_cast<double>(StepsOf(stage));
+  double share = rate_share_;
+  if (stage < static_cast<int>(options_.schedule.size())) {
+    share *= 1.0 - (1.0 - options_.final_rate_share) * (stage + place) / stages;
+  } else {
+    share *= options_.final_rate_share * (1.0 - place);
+  }
+  rates.rounding *= share;
+  rates.scale *= share;
+  rates.dense = options_.dense_rate * share;
+  return rates;
+}
+
+double ProgressiveRounding::Train(int stage, TrainedBlock& trained, int64_t& steps_told) {
+  const TrainableTensors current = Current(trained);
+  DenseAdam dense(trained.dense);
+  const int64_t steps = StepsOf(stage);
+  const uint64_t stream = Random(options_.seed ^ (static_cast<uint64_t>(block_) << 40)).Next() +
+                          static_cast<uint64_t>(stage * options_.steps_per_stage);
   double sum = 0;
-  for (int64_t step = 0; step < options_.steps_per_stage; ++step) {
-    const uint64_t number = static_cast<uint64_t>(stage * options_.steps_per_stage + step);
-    const uint64_t seed =
-        Random(options_.seed ^ (static_cast<uint64_t>(block_) << 40)).Next() + number;
-    const BlockObjective::Result result =
-        objective_.Gradients(DrawWindows(objective_.windows(), options_.batch_size, seed), current);
+  for (int64_t step = 0; step < steps; ++step) {
+    const BlockObjective::Result result = objective_.Gradients(
+        DrawWindows(objective_.windows(), options_.batch_size, stream + step), current);
     if (!std::isfinite(result.loss)) return result.loss;
     sum += result.loss;
-    StepAll(linears, result.weight_gradients, rates);
+    const StepRates rates = RatesAt(stage, step);
+    StepAll(trained.linears, result.weight_gradients, rates);
+    dense.Step(result.dense_gradients, rates.dense, trained.dense);
     if (step < steps_told) continue;  // again, after a retry
     ++steps_told;
     progress_.Advance(1, "learning roundings");
   }
-  return sum / static_cast<double>(options_.steps_per_stage);
+  return sum / static_cast<double>(steps);
 }
 
-void ProgressiveRounding::Report(int stage, double loss, const std::vector<SoftRounding>& linears) {
+double ProgressiveRounding::TrainWithRetries(int stage, TrainedBlock& trained,
+                                             RoundingReport& report) {
+  const StageState before = Snapshot(trained, stage, rate_share_);
+  int64_t steps_told = 0;
+  for (int attempt = 0; attempt <= kMaxRetries; ++attempt) {
+    if (attempt > 0) {
+      Restore(before, trained);
+      rate_share_ /= 2;
+      ++report.retries;
+    }
+    for (SoftRounding& linear : trained.linears) {
+      if (stage < static_cast<int>(options_.schedule.size())) {
+        linear.Harden(options_.schedule[stage]);
+      } else {
+        linear.HardenAll();
+      }
+    }
+    const double loss = Train(stage, trained, steps_told);
+    if (std::isfinite(loss)) return loss;
+  }
+  GiveUp(stage);
+}
+
+void ProgressiveRounding::Report(int stage, double loss, const TrainedBlock& trained) {
   double weights = 0;
   double hard = 0;
   double flips = 0;
-  for (const SoftRounding& linear : linears) {
+  for (const SoftRounding& linear : trained.linears) {
     const auto count = static_cast<double>(linear.rows() * linear.columns());
     weights += count;
     hard += count * linear.hard_fraction();
@@ -131,12 +209,12 @@ void ProgressiveRounding::GiveUp(int stage) const {
                   {{"block", std::to_string(block_)}, {"step", step}});
 }
 
-RoundingReport ProgressiveRounding::Run(std::vector<SoftRounding>& linears, StageStore* store) {
+RoundingReport ProgressiveRounding::Run(TrainedBlock& trained, StageStore* store) {
   RoundingReport report;
   int stage = 0;
   if (store != nullptr) {
     if (const std::optional<StageState> found = store->Load(block_)) {
-      Restore(*found, linears);
+      Restore(*found, trained);
       stage = found->stages_done;
       rate_share_ = found->learning_rate_share;
       progress_.Advance(stage * options_.steps_per_stage, "taken from the checkpoint");
@@ -144,25 +222,17 @@ RoundingReport ProgressiveRounding::Run(std::vector<SoftRounding>& linears, Stag
   }
   const auto stages = static_cast<int>(options_.schedule.size());
   for (; stage < stages; ++stage) {
-    const StageState before = Snapshot(linears, stage, rate_share_);
-    int64_t steps_told = 0;
-    double loss = std::numeric_limits<double>::quiet_NaN();
-    for (int attempt = 0; !std::isfinite(loss); ++attempt) {
-      if (attempt > kMaxRetries) GiveUp(stage);
-      if (attempt > 0) {
-        Restore(before, linears);
-        rate_share_ /= 2;
-        ++report.retries;
-      }
-      for (SoftRounding& linear : linears) linear.Harden(options_.schedule[stage]);
-      loss = Train(stage, linears, steps_told);
-    }
-    report.loss_soft = loss;
+    const double loss = TrainWithRetries(stage, trained, report);
     report.stage_losses.push_back(loss);
-    Report(stage, loss, linears);
-    if (store != nullptr) store->Save(block_, Snapshot(linears, stage + 1, rate_share_));
+    report.loss_soft = loss;
+    Report(stage, loss, trained);
+    if (store != nullptr) store->Save(block_, Snapshot(trained, stage + 1, rate_share_));
   }
-  for (SoftRounding& linear : linears) linear.HardenAll();
+  if (options_.final_steps > 0) {
+    report.loss_soft = TrainWithRetries(stages, trained, report);
+  } else {
+    for (SoftRounding& linear : trained.linears) linear.HardenAll();
+  }
   return report;
 }
 

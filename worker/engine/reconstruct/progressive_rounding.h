@@ -21,7 +21,22 @@ struct ProgressiveRoundingOptions {
   int64_t steps_per_stage = 250;
   int64_t batch_size = 4;  // windows a step
   StepRates rates;
+  // Rate of norm weights and of biases, relative to the root mean square of
+  // each tensor; 0 = they stay as they are.
+  double dense_rate = 0;
+  // Rates fall linearly over the run to this share of themselves.
+  double final_rate_share = 1;
+  // Steps after the last hardening, for scales and dense tensors alone, rates
+  // falling to 0.
+  int64_t final_steps = 0;
   uint64_t seed = 0;
+};
+
+// What is trained: roundings and scales of every linear, and the dense tensors
+// of the block (DenseParameters), fp32; left empty when they are not trained.
+struct TrainedBlock {
+  std::vector<SoftRounding> linears;
+  std::vector<at::Tensor> dense;
 };
 
 // State after a whole stage, enough to go on from with the same bytes.
@@ -30,6 +45,7 @@ struct StageState {
   double learning_rate_share = 1;        // of the configured rates, after retries
   std::vector<at::Tensor> logits;        // of every linear
   std::vector<at::Tensor> scale_logits;  // of every linear
+  std::vector<at::Tensor> dense;
 };
 
 // Where stages are kept between two runs; absent = nowhere.
@@ -57,12 +73,16 @@ class ProgressiveRounding {
 
   static int64_t Steps(const ProgressiveRoundingOptions& options);
 
-  RoundingReport Run(std::vector<SoftRounding>& linears, StageStore* store);
+  RoundingReport Run(TrainedBlock& trained, StageStore* store);
 
  private:
-  // Mean loss of the stage; not finite when training broke down.
-  double Train(int stage, std::vector<SoftRounding>& linears, int64_t& steps_told);
-  void Report(int stage, double loss, const std::vector<SoftRounding>& linears);
+  // Mean loss of the stage; not finite when training broke down. Stage
+  // `schedule.size()` is the one after the last hardening.
+  double Train(int stage, TrainedBlock& trained, int64_t& steps_told);
+  double TrainWithRetries(int stage, TrainedBlock& trained, RoundingReport& report);
+  StepRates RatesAt(int stage, int64_t step) const;
+  int64_t StepsOf(int stage) const;
+  void Report(int stage, double loss, const TrainedBlock& trained);
   [[noreturn]] void GiveUp(int stage) const;
 
   int block_;

@@ -22,6 +22,7 @@ struct StepRates {
   double rounding = 1e-3;
   double scale = 1e-3;
   double scale_weight_decay = 1e-4;  // L2, added to the gradient of v
+  double dense = 0;                  // of norms and biases; not SoftRounding's own
   bool tune_scale = true;            // false: every factor stays as it is
 };
 

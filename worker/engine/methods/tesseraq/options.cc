@@ -99,6 +99,17 @@ TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
   const int64_t batch = options.Int("batch_size", 0, 0, kMaxBatch);
   if (batch > 0) result.rounding.batch_size = batch;
   result.rounding.rates = ParseRates(options, static_cast<double>(divisor));
+  result.rounding.dense_rate = ParseRate(options, "dense_learning_rate");
+  result.rounding.final_steps = options.Int("final_steps", 0, 0, kMaxSteps);
+  const double share = options.Number("final_rate_share", 0, 0);
+  if (share > 1) options.Refuse("final_rate_share", "at most 1 (left out = 1)");
+  if (share > 0) result.rounding.final_rate_share = share;
+  if (options.Choice(
+          "scale_curve",
+          {"SCALE_CURVE_UNSPECIFIED", "SCALE_CURVE_RECTIFIED_SIGMOID", "SCALE_CURVE_EXPONENTIAL"},
+          0) == 2) {
+    result.scale_curve = ScaleCurve::kExponential;
+  }
   if (recipe != nullptr) result.calibration = recipe->calibration;
   return result;
 }

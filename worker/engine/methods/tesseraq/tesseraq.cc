@@ -112,25 +112,50 @@ MethodResult Tesseraq::Quantize(const BlockTask& task, ProgressSink& progress) c
   result.metrics = start.metrics;
   result.metrics["loss_init"] = NearestLoss(task, start.block, objective);
   progress.Advance(Batches({task.x_q.size(0), task.x_q.size(1)}), "loss of the start");
-  std::vector<SoftRounding> linears;
-  for (const Linear& linear : start.block.linears) {
-    linears.emplace_back(linear.weight, MinMaxGrid(linear.weight, task.grid, task.scale_dtype),
-                         task.grid, options_.scale_curve);
-  }
+  TrainedBlock trained = Trained(task, start.block);
   ProgressiveRoundingOptions rounding = options_.rounding;
   rounding.seed = task.seed;
   const RoundingReport report = ProgressiveRounding(task.block.index, objective, rounding, progress)
-                                    .Run(linears, task.stages);
+                                    .Run(trained, task.stages);
   result.metrics["loss_soft"] = report.loss_soft;
   result.metrics["retries"] = report.retries;
-  AddFigures(linears, result.metrics);
-  result.block.index = task.block.index;
-  for (size_t i = 0; i < linears.size(); ++i) {
-    const Linear& linear = start.block.linears[i];
-    result.block.linears.push_back(linears[i].Finish(linear.name, linear.bias, task.scale_dtype));
-  }
-  result.block.dense = DenseTensors(start.block, task.dense_dtypes);
+  AddFigures(trained.linears, result.metrics);
+  result.block = Finish(task, start.block, trained);
   return result;
+}
+
+TrainedBlock Tesseraq::Trained(const BlockTask& task, const Block& start) const {
+  TrainedBlock trained;
+  for (const Linear& linear : start.linears) {
+    trained.linears.emplace_back(linear.weight,
+                                 MinMaxGrid(linear.weight, task.grid, task.scale_dtype), task.grid,
+                                 options_.scale_curve);
+  }
+  if (options_.rounding.dense_rate == 0) return trained;
+  Block copy = start;
+  for (const at::Tensor* tensor : DenseParameters(copy)) {
+    trained.dense.push_back(tensor->to(at::kCPU, at::kFloat).clone());
+  }
+  return trained;
+}
+
+QuantizedBlock Tesseraq::Finish(const BlockTask& task, const Block& start,
+                                const TrainedBlock& trained) {
+  Block final = start;
+  const std::vector<at::Tensor*> dense = DenseParameters(final);
+  for (size_t i = 0; i < trained.dense.size(); ++i) *dense[i] = trained.dense[i];
+  QuantizedBlock block;
+  block.index = task.block.index;
+  for (size_t i = 0; i < trained.linears.size(); ++i) {
+    Linear& linear = final.linears[i];
+    if (linear.bias.defined()) {
+      linear.bias =
+          RoundToStorage(linear.bias, StorageDtype(task.dense_dtypes, linear.name + ".bias"));
+    }
+    block.linears.push_back(trained.linears[i].Finish(linear.name, linear.bias, task.scale_dtype));
+  }
+  block.dense = DenseTensors(final, task.dense_dtypes);
+  return block;
 }
 
 }  // namespace quantry::engine

@@ -21,6 +21,9 @@ class Tesseraq : public Method {
 
  private:
   AwqBlock Initialize(const BlockTask& task, ProgressSink& progress) const;
+  TrainedBlock Trained(const BlockTask& task, const Block& start) const;
+  static QuantizedBlock Finish(const BlockTask& task, const Block& start,
+                               const TrainedBlock& trained);
 
   TesseraqOptions options_;
 };

@@ -1,0 +1,313 @@
+#include "worker/engine/reconstruct/soft_rounding.h"
+
+#include <c10/core/GradMode.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <set>
+
+#include "worker/engine/quant/grid.h"
+#include "worker/engine/reconstruct/order_statistic.h"
+#include "worker/engine/reconstruct/rectified_sigmoid.h"
+#include "worker/engine/reconstruct/rounding_schedule.h"
+
+namespace quantry::engine {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+const GridSpec kGrid = {2, 16, false};
+
+at::Tensor RandomWeight(int64_t rows, int64_t columns, uint64_t seed = 3) {
+  at::manual_seed(seed);
+  return at::randn({rows, columns}) * 0.1;
+}
+
+SoftRounding Make(const at::Tensor& weight, const GridSpec& spec = kGrid,
+                  ScaleCurve curve = ScaleCurve::kRectifiedSigmoid) {
+  return SoftRounding(weight, MinMaxGrid(weight, spec, at::kHalf), spec, curve);
+}
+
+// The definition itself, in ATen and autograd (spec: tesseraq.md 2.1, 3).
+struct Reference {
+  Reference(const at::Tensor& weight, const GridSpec& grid) : spec(grid) {
+    const GroupGrid found = MinMaxGrid(weight, spec, at::kHalf);
+    w = weight.to(at::kDouble).view({-1, spec.group_size});
+    s = found.scales.to(at::kDouble).view({-1, 1});
+    z = found.zeros.to(at::kDouble).view({-1, 1});
+    const at::Tensor fraction = w / s - (w / s).floor();
+    nu = (1.2 / (fraction + 0.1) - 1).log().neg();
+    v = at::zeros_like(s);
+  }
+
+  static at::Tensor Rsig(const at::Tensor& t) { return (at::sigmoid(t) * 1.2 - 0.1).clamp(0, 1); }
+
+  at::Tensor Soft() const {
+    const at::Tensor u = (w / s).floor() + Rsig(nu) + z;
+    return (u.clamp(0, static_cast<double>(spec.qmax())) - z) * s * 2 * Rsig(v);
+  }
+
+  GridSpec spec;
+  at::Tensor w, s, z, nu, v;
+};
+
+TEST(RectifiedSigmoidTest, T1_InverseIsExactAndEndsAreFinite) {
+  for (float y = 0; y <= 1.0F; y += 1.0F / 64) {
+    EXPECT_NEAR(RectifiedSigmoid(InverseRectifiedSigmoid(y)), y, 1e-6);
+  }
+  EXPECT_EQ(RectifiedSigmoid(0), 0.5F);
+  EXPECT_EQ(RectifiedSigmoid(kInfinity), 1.0F);
+  EXPECT_EQ(RectifiedSigmoid(-kInfinity), 0.0F);
+  EXPECT_NEAR(InverseRectifiedSigmoid(0), -std::log(11.0), 1e-5);
+  EXPECT_NEAR(InverseRectifiedSigmoid(1), std::log(11.0), 1e-5);
+  for (const float t : {kInfinity, -kInfinity, 2.5F, -2.5F}) {
+    EXPECT_EQ(RectifiedSigmoidSlope(t), 0.0F);
+  }
+}
+
+TEST(SoftRoundingTest, T2_StartsAtTheWeight) {
+  const at::Tensor weight = RandomWeight(32, 64);
+  const GroupGrid grid = MinMaxGrid(weight, kGrid, at::kHalf);
+  const SoftRounding linear = Make(weight);
+  const at::Tensor s = grid.scales.repeat_interleave(16, 1);
+  const at::Tensor position = weight / s + grid.zeros.repeat_interleave(16, 1);
+  const at::Tensor inside = (position >= 0).logical_and_(position <= 3.0);
+  const at::Tensor error = (linear.weight() - weight).abs() / s;
+  EXPECT_GT(inside.to(at::kFloat).mean().item<double>(), 0.8);
+  EXPECT_LE(error.masked_select(inside).max().item<double>(), 1e-5);
+  EXPECT_LE(error.max().item<double>(), 0.51);
+}
+
+TEST(SoftRoundingTest, T3_FactorsStartAtOne) {
+  for (const auto curve : {ScaleCurve::kRectifiedSigmoid, ScaleCurve::kExponential}) {
+    EXPECT_TRUE(Make(RandomWeight(4, 32), kGrid, curve).factors().eq(1).all().item<bool>());
+  }
+}
+
+TEST(ReferenceTest, T4_AutogradMatchesFiniteDifferences) {
+  Reference reference(RandomWeight(4, 32), kGrid);
+  const at::Tensor direction = at::randn({8, 16}, at::kDouble);
+  reference.nu[0][3] = std::numeric_limits<double>::infinity();
+  reference.nu[1][2] = 3.0;  // saturated
+  reference.nu.requires_grad_(true);
+  reference.v.requires_grad_(true);
+  (reference.Soft() * direction).sum().backward();
+  const at::Tensor nu_gradient = reference.nu.grad().clone();
+  const at::Tensor v_gradient = reference.v.grad().clone();
+  EXPECT_FALSE(nu_gradient.isnan().any().item<bool>());
+  EXPECT_EQ(nu_gradient[0][3].item<double>(), 0);
+  EXPECT_EQ(nu_gradient[1][2].item<double>(), 0);
+  const c10::AutoGradMode no_gradients(false);
+  const auto value = [&] { return (reference.Soft() * direction).sum().item<double>(); };
+  const double h = 1e-6;
+  for (int64_t r = 0; r < 8; ++r) {
+    for (at::Tensor entry : {reference.v[r][0], reference.nu[r][5], reference.nu[r][11]}) {
+      const double before = entry.item<double>();
+      entry.fill_(before + h);
+      const double up = value();
+      entry.fill_(before - h);
+      const double down = value();
+      entry.fill_(before);
+      const bool scale = entry.data_ptr() == reference.v[r][0].data_ptr();
+      const int64_t column = entry.data_ptr() == reference.nu[r][5].data_ptr() ? 5 : 11;
+      const double wanted =
+          scale ? v_gradient[r][0].item<double>() : nu_gradient[r][column].item<double>();
+      EXPECT_NEAR((up - down) / (2 * h), wanted, 1e-7 + 1e-5 * std::abs(wanted));
+    }
+  }
+}
+
+// The fused step does what autograd and Adam do to the definition.
+TEST(SoftRoundingTest, T4_StepsMatchAutogradAndAdam) {
+  const at::Tensor weight = RandomWeight(6, 48);
+  SoftRounding linear = Make(weight);
+  Reference reference(weight, kGrid);
+  const StepRates rates{0.02, 0.01, 1e-3, 0, true};
+  at::Tensor m = at::zeros_like(reference.nu), q = at::zeros_like(reference.nu);
+  at::Tensor mv = at::zeros_like(reference.v), qv = at::zeros_like(reference.v);
+  const auto adam = [](at::Tensor& mean, at::Tensor& square, const at::Tensor& g, double rate,
+                       int t) {
+    mean = mean * 0.9 + g * 0.1;
+    square = square * 0.999 + g * g * 0.001;
+    return mean / (1 - std::pow(0.9, t)) / ((square / (1 - std::pow(0.999, t))).sqrt() + 1e-8) *
+           rate;
+  };
+  for (int t = 1; t <= 20; ++t) {
+    const at::Tensor gradient = at::randn({6, 48});
+    reference.nu = reference.nu.detach().requires_grad_(true);
+    reference.v = reference.v.detach().requires_grad_(true);
+    (reference.Soft() * gradient.to(at::kDouble).view({-1, 16})).sum().backward();
+    const c10::AutoGradMode no_gradients(false);
+    const at::Tensor nu = reference.nu.detach(), v = reference.v.detach();
+    reference.nu = nu - adam(m, q, reference.nu.grad(), rates.rounding, t);
+    reference.v =
+        v - adam(mv, qv, reference.v.grad() + rates.scale_weight_decay * v, rates.scale, t);
+    linear.Step(gradient, rates);
+  }
+  const at::Tensor nu = linear.logits().view({-1, 16}).to(at::kDouble);
+  EXPECT_LT((nu - reference.nu).abs().max().item<double>(), 2e-4);
+  EXPECT_LT((linear.scale_logits().view({-1, 1}) - reference.v).abs().max().item<double>(), 1e-4);
+  EXPECT_LT((linear.weight().view({-1, 16}) - reference.Soft()).abs().max().item<double>(), 2e-5);
+}
+
+TEST(SoftRoundingTest, T6_T7_T8_T9_HardeningFollowsTheSchedule) {
+  const at::Tensor weight = RandomWeight(64, 128);
+  SoftRounding linear = Make(weight);
+  const double count = 64 * 128;
+  const GroupGrid grid = MinMaxGrid(weight, kGrid, at::kHalf);
+  const at::Tensor nearest = RoundToGrid(weight, kGrid, grid);
+  at::Tensor before = linear.logits();
+  bool first = true;
+  for (const double tau : TwentyStageSchedule()) {
+    linear.Harden(tau);
+    EXPECT_NEAR(linear.hard_fraction(), 1 - tau, 2 / count) << tau;
+    const at::Tensor after = linear.logits();
+    const at::Tensor was_hard = before.isinf();
+    EXPECT_TRUE(after.eq(before).logical_or(was_hard.logical_not()).all().item<bool>());
+    // The newly frozen ones are the largest |nu| among the soft ones.
+    const at::Tensor fresh = after.isinf().logical_and(was_hard.logical_not());
+    const at::Tensor soft = after.isinf().logical_not();
+    EXPECT_GE(before.abs().masked_select(fresh).min().item<float>(),
+              before.abs().masked_select(soft).max().item<float>());
+    if (first) {  // nothing was trained: only decisions that rounding agrees with
+      const QuantizedLinear codes = linear.Finish("x", {}, at::kHalf);
+      EXPECT_TRUE(
+          codes.codes.eq(nearest).logical_or(after.isinf().logical_not()).all().item<bool>());
+      first = false;
+    }
+    linear.Step(at::randn({64, 128}), {0.05, 0.05, 1e-4, 0, true});
+    before = linear.logits();
+    EXPECT_TRUE(before.eq(after).logical_or(soft).all().item<bool>());
+  }
+}
+
+TEST(SoftRoundingTest, T10_T11_MovesAreBounded) {
+  const at::Tensor weight = RandomWeight(16, 64);
+  SoftRounding linear = Make(weight);
+  const at::Tensor start = linear.logits();
+  const double rate = 0.01;
+  for (int step = 1; step <= 30; ++step) {
+    linear.Step(at::randn({16, 64}), {rate, rate, 0, 0, true});
+    const double moved = (linear.logits() - start).abs().max().item<double>();
+    if (step == 1) {
+      EXPECT_LE(moved, rate * 1.001);
+    }
+    EXPECT_LE(moved, 3.2 * rate * step);
+  }
+  linear.Harden(0.5);  // a fresh optimizer
+  const at::Tensor hardened = linear.logits();
+  linear.Step(at::randn({16, 64}), {rate, rate, 0, 0, true});
+  const at::Tensor moved = (linear.logits() - hardened).nan_to_num(0, 0, 0).abs();
+  EXPECT_LE(moved.max().item<double>(), rate * 1.001);
+}
+
+TEST(SoftRoundingTest, T15_T16_T17_IntegersComeFromTheDecisions) {
+  const at::Tensor weight = RandomWeight(32, 64);
+  SoftRounding linear = Make(weight);
+  for (int step = 0; step < 40; ++step) {
+    linear.Step(at::randn({32, 64}), {0.1, 0.02, 1e-4, 0, true});
+  }
+  linear.HardenAll();
+  const QuantizedLinear done = linear.Finish("x", {}, at::kHalf);
+  const GroupGrid grid = MinMaxGrid(weight, kGrid, at::kHalf);
+  const at::Tensor s = grid.scales.repeat_interleave(16, 1);
+  const at::Tensor base = (weight / s).floor() + grid.zeros.repeat_interleave(16, 1);
+  const at::Tensor up = done.codes.to(at::kFloat) - base;
+  const at::Tensor inside = (base >= 0).logical_and(base < 3);
+  EXPECT_TRUE(up.eq(0).logical_or(up.eq(1)).logical_or(inside.logical_not()).all().item<bool>());
+  EXPECT_LE(done.codes.max().item<int>(), 3);
+  const at::Tensor nearest = RoundToGrid(weight, kGrid, grid);
+  EXPECT_LE((done.codes.to(at::kInt) - nearest.to(at::kInt)).abs().max().item<int>(), 1);
+  EXPECT_GT(linear.flip_ratio(), 0.01);
+  const double flips = done.codes.ne(nearest).to(at::kDouble).mean().item<double>();
+  EXPECT_NEAR(linear.flip_ratio(), flips, 1e-9);
+  // On-grid values round to the same integers on the frozen grid, but not on a
+  // grid derived again from them (T18).
+  const at::Tensor merged = (done.codes.to(at::kFloat) - grid.zeros.repeat_interleave(16, 1)) * s;
+  EXPECT_TRUE(RoundToGrid(merged, kGrid, grid).equal(done.codes));
+  // What training saw is what the integers give, but for the scales' rounding.
+  EXPECT_LT(((done.Dequantize() - linear.weight()).abs() / s).max().item<double>(), 4e-3);
+}
+
+TEST(SoftRoundingTest, T18_AGridFromMergedWeightsIsAnother) {
+  const at::Tensor weight = RandomWeight(64, 128);
+  SoftRounding linear = Make(weight);
+  at::manual_seed(5);
+  const at::Tensor along = at::randn({64, 128});
+  for (int step = 0; step < 60; ++step) linear.Step(along, {0.1, 0, 0, 0, false});
+  const QuantizedLinear done = linear.Finish("x", {}, at::kHalf);
+  const GroupGrid grid = MinMaxGrid(weight, kGrid, at::kHalf);
+  const at::Tensor s = grid.scales.repeat_interleave(16, 1);
+  const at::Tensor nearest = RoundToGrid(weight, kGrid, grid).to(at::kFloat);
+  const at::Tensor merged = weight + (done.codes.to(at::kFloat) - nearest) * 0.5 * s;
+  const at::Tensor again = RoundToGrid(merged, kGrid, MinMaxGrid(merged, kGrid, at::kHalf));
+  EXPECT_GT(again.ne(done.codes).to(at::kDouble).mean().item<double>(), 0.02);
+}
+
+TEST(SoftRoundingTest, T23_DegenerateGroupsStayFinite) {
+  at::Tensor weight = at::zeros({4, 16});
+  weight[1].fill_(0.3);                    // constant
+  weight[2] = at::linspace(0.1, 0.4, 16);  // one-signed
+  weight[3] = at::linspace(-0.4, -0.1, 16);
+  SoftRounding linear = Make(weight);
+  for (const double tau : TenStageSchedule()) {
+    linear.Harden(tau);
+    linear.Step(at::randn({4, 16}), {});
+  }
+  linear.HardenAll();
+  const QuantizedLinear done = linear.Finish("x", {}, at::kHalf);
+  EXPECT_TRUE(at::isfinite(done.Dequantize()).all().item<bool>());
+  EXPECT_TRUE((done.scales > 0).all().item<bool>());
+}
+
+TEST(SoftRoundingTest, StateRestoresExactly) {
+  const at::Tensor weight = RandomWeight(8, 64);
+  SoftRounding one = Make(weight);
+  one.Harden(0.7);
+  for (int i = 0; i < 5; ++i) one.Step(at::randn({8, 64}), {0.02, 0.02, 1e-4, 0, true});
+  SoftRounding two = Make(weight);
+  two.Restore(one.logits(), one.scale_logits());
+  EXPECT_TRUE(two.weight().equal(one.weight()));
+  for (SoftRounding* linear : {&one, &two}) {
+    at::manual_seed(1);
+    linear->Harden(0.4);
+    for (int i = 0; i < 5; ++i) linear->Step(at::randn({8, 64}), {0.02, 0.02, 1e-4, 0, true});
+  }
+  EXPECT_TRUE(two.weight().equal(one.weight()));
+  EXPECT_TRUE(two.logits().equal(one.logits()));
+}
+
+TEST(OrderStatisticTest, MatchesAtQuantileAndCountsTheHardOnes) {
+  at::manual_seed(2);
+  const at::Tensor all = at::rand({1001}) * 0.5;
+  for (const double fraction : {0.0, 0.1, 0.333, 0.8, 1.0}) {
+    std::vector<float> values(all.data_ptr<float>(), all.data_ptr<float>() + 1001);
+    EXPECT_NEAR(InterpolatedQuantile(values, 1001, 0.5F, fraction),
+                at::quantile(all, fraction).item<float>(), 1e-6);
+  }
+  const at::Tensor padded = at::cat({all, at::full({999}, 0.5)});
+  for (const double fraction : {0.2, 0.4999, 0.501, 0.9}) {
+    std::vector<float> values(all.data_ptr<float>(), all.data_ptr<float>() + 1001);
+    EXPECT_NEAR(InterpolatedQuantile(values, 2000, 0.5F, fraction),
+                at::quantile(padded, fraction).item<float>(), 1e-6);
+  }
+}
+
+TEST(ScheduleTest, ListsAndInterpolation) {
+  EXPECT_EQ(ScheduleOf(20).size(), 20U);
+  EXPECT_EQ(ScheduleOf(20).front(), 0.80);
+  EXPECT_EQ(ScheduleOf(10).front(), 0.75);
+  for (const int stages : {1, 3, 7, 15, 40}) {
+    const std::vector<double> schedule = ScheduleOf(stages);
+    ASSERT_EQ(schedule.size(), static_cast<size_t>(stages));
+    EXPECT_NEAR(schedule.back(), 0.005, 1e-9);
+    EXPECT_NO_THROW(CheckSchedule(schedule));
+  }
+  for (const std::vector<double>& bad :
+       {std::vector<double>{0.5, 0.5}, {0.4, 0.6}, {1.0}, {0.0}, {0.5, -0.1}}) {
+    EXPECT_ANY_THROW(CheckSchedule(bad));
+  }
+}
+
+}  // namespace
+}  // namespace quantry::engine
