@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "worker/engine/nn/attention.h"
+#include "worker/engine/nn/fused.h"
 #include "worker/engine/nn/transformer.h"
 
 namespace quantry::engine {
@@ -49,6 +51,7 @@ at::Tensor AttendRows(const at::Tensor& q, const at::Tensor& k, const at::Tensor
 // its group. Explicit products: at::scaled_dot_product_attention's CPU kernel
 // uses a coarser exponential.
 at::Tensor CausalAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+  if (FusedAttentionApplies(q, k)) return FusedCausalAttention(q, k, v);
   const int64_t tokens = q.size(2), dim = q.size(3), share = q.size(1) / k.size(1);
   const int64_t groups = k.size(0) * k.size(1);
   const at::Tensor queries =
@@ -80,7 +83,7 @@ at::Tensor ApplyNorm(const Norm& norm, NormKind kind, double eps, const at::Tens
     return at::layer_norm(x, norm.weight.sizes(), norm.weight, norm.bias, eps,
                           /*cudnn_enable=*/false);
   }
-  return x * (x.square().mean(-1, /*keepdim=*/true) + eps).rsqrt() * norm.weight;
+  return RmsNorm(x, norm.weight, eps);
 }
 
 at::Tensor Block::Apply(int i, const at::Tensor& x) const {
@@ -126,8 +129,11 @@ at::Tensor Block::Mlp(const at::Tensor& normed, const LinearForward& linear) con
     return product(LinearRole::kDown,
                    Activate(config->activation, product(LinearRole::kUp, normed)));
   }
-  const at::Tensor gate = Activate(config->activation, product(LinearRole::kGate, normed));
-  return product(LinearRole::kDown, gate * product(LinearRole::kUp, normed));
+  const at::Tensor gate = product(LinearRole::kGate, normed);
+  const at::Tensor up = product(LinearRole::kUp, normed);
+  return product(LinearRole::kDown, config->activation == Activation::kSilu
+                                        ? GatedSilu(gate, up)
+                                        : Activate(config->activation, gate) * up);
 }
 
 at::Tensor Block::Forward(const at::Tensor& hidden, const RopeTable& rope,

@@ -4,6 +4,8 @@
 #include <numbers>
 #include <vector>
 
+#include "worker/engine/nn/fused.h"
+
 namespace quantry::engine {
 namespace {
 
@@ -50,9 +52,7 @@ RopeTable MakeRopeTable(const Architecture& architecture, const ModelConfig& con
 
 at::Tensor RopeTable::Apply(const at::Tensor& x) const {
   const int64_t tokens = x.size(2);
-  const int64_t half = x.size(3) / 2;
-  const at::Tensor rotated = at::cat({x.narrow(3, half, half).neg(), x.narrow(3, 0, half)}, 3);
-  return x * cos.narrow(0, 0, tokens) + rotated * sin.narrow(0, 0, tokens);
+  return Rotate(x, cos.narrow(0, 0, tokens), sin.narrow(0, 0, tokens));
 }
 
 RopeTable RopeTable::To(const at::Device& device) const {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "worker/engine/base/random.h"
 #include "worker/engine/methods/batches.h"
 
 namespace quantry::engine {
@@ -61,10 +62,29 @@ BlockObjective::BlockObjective(const Block& block, const RopeTable& rope, at::Te
       targets_(std::move(targets)),
       device_(device) {}
 
-BlockObjective::Result BlockObjective::Part(const std::vector<int64_t>& windows, double tokens,
-                                            const TrainableTensors& at) const {
+void BlockObjective::MixInputs(at::Tensor x_fp, double probability) {
+  clean_ = std::move(x_fp);
+  mixing_ = probability;
+}
+
+at::Tensor BlockObjective::Inputs(const std::vector<int64_t>& windows, uint64_t seed) const {
   const at::Tensor index = at::tensor(windows, at::kLong);
-  const at::Tensor input = inputs_.index_select(0, index).to(device_);
+  const at::Tensor input = inputs_.index_select(0, index);
+  if (mixing_ == 0) return input.to(device_);
+  at::Tensor clean = at::empty({input.size(0), input.size(1), 1}, at::kBool);
+  auto* mask = clean.mutable_data_ptr<bool>();
+  const auto limit = static_cast<uint64_t>(mixing_ * 1e6);
+  for (size_t i = 0; i < windows.size(); ++i) {
+    Random random(seed ^ (static_cast<uint64_t>(windows[i]) << 32));
+    for (int64_t t = 0; t < input.size(1); ++t) *mask++ = random.Below(1000000) < limit;
+  }
+  return at::where(clean, clean_.index_select(0, index), input).to(device_);
+}
+
+BlockObjective::Result BlockObjective::Part(const std::vector<int64_t>& windows, double tokens,
+                                            const TrainableTensors& at, uint64_t seed) const {
+  const at::Tensor index = at::tensor(windows, at::kLong);
+  const at::Tensor input = Inputs(windows, seed);
   const at::Tensor target = targets_.index_select(0, index).to(device_);
   c10::AutoGradMode with_gradients(true);
   Leaves leaves(block_, at, device_);
@@ -84,17 +104,17 @@ BlockObjective::Result BlockObjective::Part(const std::vector<int64_t>& windows,
 }
 
 BlockObjective::Result BlockObjective::Gradients(const std::vector<int64_t>& windows,
-                                                 const TrainableTensors& at) const {
+                                                 const TrainableTensors& at, uint64_t seed) const {
   const auto count = static_cast<int64_t>(windows.size());
   const double tokens = static_cast<double>(count * inputs_.size(1));
   const int64_t shares =
       device_.is_cpu() && count % at::get_num_threads() == 0 ? at::get_num_threads() : 1;
-  if (shares == 1) return Part(windows, tokens, at);
+  if (shares == 1) return Part(windows, tokens, at, seed);
   std::vector<Result> parts(shares);
   at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
     for (int64_t share = begin; share < end; ++share) {
       const auto first = windows.begin() + share * count / shares;
-      parts[share] = Part({first, first + count / shares}, tokens, at);
+      parts[share] = Part({first, first + count / shares}, tokens, at, seed);
     }
   });
   for (int64_t share = 1; share < shares; ++share) {

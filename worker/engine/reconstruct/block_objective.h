@@ -22,6 +22,10 @@ struct TrainableTensors {
 //   mean over windows and tokens of sum over hidden of (target - output)^2.
 // Large models split an operation over the cores; small ones the windows of a
 // batch, one share a core. Results depend on the thread count only.
+//
+// With `mixing` above 0 a step sees, token by token, the input of the original
+// chain instead of the quantized one with that probability (after QDrop, Wei
+// et al., arXiv 2203.05740): more variety from the same windows.
 class BlockObjective {
  public:
   // block: what is fixed (architecture, biases, norms); its weights are not
@@ -35,21 +39,29 @@ class BlockObjective {
     std::vector<at::Tensor> dense_gradients;   // as TrainableTensors::dense
   };
 
-  // Loss and gradients on the given windows.
-  Result Gradients(const std::vector<int64_t>& windows, const TrainableTensors& at) const;
+  // x_fp: inputs through the original blocks, as `inputs`.
+  void MixInputs(at::Tensor x_fp, double probability);
+
+  // Loss and gradients on the given windows. `seed` decides about mixing.
+  Result Gradients(const std::vector<int64_t>& windows, const TrainableTensors& at,
+                   uint64_t seed = 0) const;
   // Loss on all windows.
   double Loss(const TrainableTensors& at) const;
 
   int64_t windows() const { return inputs_.size(0); }
 
  private:
-  Result Part(const std::vector<int64_t>& windows, double tokens, const TrainableTensors& at) const;
+  at::Tensor Inputs(const std::vector<int64_t>& windows, uint64_t seed) const;
+  Result Part(const std::vector<int64_t>& windows, double tokens, const TrainableTensors& at,
+              uint64_t seed) const;
 
   Block block_;
   const RopeTable& rope_;
   at::Tensor inputs_;
   at::Tensor targets_;
   at::Device device_;
+  at::Tensor clean_;  // x_fp, when mixed in
+  double mixing_ = 0;
 };
 
 // Norm weights and biases, linears' biases of a block that exist, in a fixed

@@ -146,8 +146,9 @@ double ProgressiveRounding::Train(int stage, TrainedBlock& trained, int64_t& ste
                           static_cast<uint64_t>(stage * options_.steps_per_stage);
   double sum = 0;
   for (int64_t step = 0; step < steps; ++step) {
-    const BlockObjective::Result result = objective_.Gradients(
-        DrawWindows(objective_.windows(), options_.batch_size, stream + step), current);
+    const BlockObjective::Result result =
+        objective_.Gradients(DrawWindows(objective_.windows(), options_.batch_size, stream + step),
+                             current, stream + step);
     if (!std::isfinite(result.loss)) return result.loss;
     sum += result.loss;
     const StepRates rates = RatesAt(stage, step);

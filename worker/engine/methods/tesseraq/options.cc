@@ -110,6 +110,8 @@ TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
           0) == 2) {
     result.scale_curve = ScaleCurve::kExponential;
   }
+  result.input_mixing = options.Number("input_mixing", 0, 0);
+  if (result.input_mixing > 1) options.Refuse("input_mixing", "a probability, 0 to 1");
   if (recipe != nullptr) result.calibration = recipe->calibration;
   return result;
 }

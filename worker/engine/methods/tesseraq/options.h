@@ -21,6 +21,7 @@ struct TesseraqOptions {
   RoundingInit init = RoundingInit::kAwq;
   AwqOptions awq;
   ProgressiveRoundingOptions rounding;
+  double input_mixing = 0;  // see BlockObjective::MixInputs
   ScaleCurve scale_curve = ScaleCurve::kRectifiedSigmoid;
   StreamShape calibration;  // what the recipe was made for
 };

@@ -107,7 +107,8 @@ AwqBlock Tesseraq::Initialize(const BlockTask& task, ProgressSink& progress) con
 MethodResult Tesseraq::Quantize(const BlockTask& task, ProgressSink& progress) const {
   const at::Tensor targets = Targets(task, progress);
   const AwqBlock start = Initialize(task, progress);
-  const BlockObjective objective(start.block, task.rope, task.x_q, targets, task.device);
+  BlockObjective objective(start.block, task.rope, task.x_q, targets, task.device);
+  if (options_.input_mixing > 0) objective.MixInputs(task.x_fp, options_.input_mixing);
   MethodResult result;
   result.metrics = start.metrics;
   result.metrics["loss_init"] = NearestLoss(task, start.block, objective);

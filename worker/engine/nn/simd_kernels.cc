@@ -1,0 +1,237 @@
+#include "worker/engine/nn/simd_kernels.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define QUANTRY_AVX2 __attribute__((target("avx2,fma"), optimize("O3")))
+#define QUANTRY_AVX2_INLINE __attribute__((target("avx2,fma"), always_inline)) inline
+#include <immintrin.h>
+#endif
+
+namespace quantry::engine::simd {
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+bool Available() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+namespace {
+
+// exp(x) for x <= 88: 2^n times a polynomial of the rest (Cephes' expf), to
+// about one unit in the last place; 0 below -87.
+QUANTRY_AVX2_INLINE __m256 Exp8(__m256 x) {
+  const __m256 low = _mm256_set1_ps(-87.0F);
+  const __m256 alive = _mm256_cmp_ps(x, low, _CMP_GE_OQ);
+  x = _mm256_min_ps(_mm256_max_ps(x, low), _mm256_set1_ps(88.0F));
+  const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504088896341F)),
+                                   _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375F), x);
+  r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4F), r);
+  __m256 p = _mm256_set1_ps(1.9875691500e-4F);
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.3981999507e-3F));
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(8.3334519073e-3F));
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(4.1665795894e-2F));
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.6666665459e-1F));
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.0000001201e-1F));
+  p = _mm256_fmadd_ps(p, _mm256_mul_ps(r, r), _mm256_add_ps(r, _mm256_set1_ps(1.0F)));
+  const __m256i power =
+      _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  return _mm256_and_ps(_mm256_mul_ps(p, _mm256_castsi256_ps(power)), alive);
+}
+
+QUANTRY_AVX2_INLINE float Sum8(__m256 x) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  s = _mm_add_ss(s, _mm_movehdup_ps(s));
+  return _mm_cvtss_f32(s);
+}
+
+// The first `count` (1 .. 8) lanes.
+QUANTRY_AVX2_INLINE __m256i Lanes(int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)),
+                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+// Rows x (8 Columns) of c, whole vectors or the lanes of `mask`.
+template <int kRows, int kColumns, bool kMasked>
+QUANTRY_AVX2_INLINE void Tile(int64_t k, Matrix a, const float* b, int64_t b_row, float* c,
+                              int64_t c_row, bool add, __m256i mask) {
+  __m256 sums[kRows][kColumns];
+  for (int i = 0; i < kRows; ++i) {
+    for (int j = 0; j < kColumns; ++j) {
+      float* at = c + i * c_row + j * 8;
+      sums[i][j] = !add      ? _mm256_setzero_ps()
+                   : kMasked ? _mm256_maskload_ps(at, mask)
+                             : _mm256_loadu_ps(at);
+    }
+  }
+  for (int64_t l = 0; l < k; ++l) {
+    __m256 values[kColumns];
+    for (int j = 0; j < kColumns; ++j) {
+      const float* at = b + l * b_row + j * 8;
+      values[j] = kMasked ? _mm256_maskload_ps(at, mask) : _mm256_loadu_ps(at);
+    }
+    for (int i = 0; i < kRows; ++i) {
+      const __m256 factor = _mm256_broadcast_ss(a.data + i * a.row + l * a.column);
+      for (int j = 0; j < kColumns; ++j) {
+        sums[i][j] = _mm256_fmadd_ps(factor, values[j], sums[i][j]);
+      }
+    }
+  }
+  for (int i = 0; i < kRows; ++i) {
+    for (int j = 0; j < kColumns; ++j) {
+      float* at = c + i * c_row + j * 8;
+      if (kMasked) {
+        _mm256_maskstore_ps(at, mask, sums[i][j]);
+      } else {
+        _mm256_storeu_ps(at, sums[i][j]);
+      }
+    }
+  }
+}
+
+// kRows rows of c, all columns.
+template <int kRows>
+QUANTRY_AVX2 void Rows(int64_t n, int64_t k, Matrix a, const float* b, int64_t b_row, float* c,
+                       int64_t c_row, bool add) {
+  const __m256i none = _mm256_setzero_si256();
+  int64_t j = 0;
+  for (; j + 16 <= n; j += 16) {
+    Tile<kRows, 2, false>(k, a, b + j, b_row, c + j, c_row, add, none);
+  }
+  for (; j + 8 <= n; j += 8) {
+    Tile<kRows, 1, false>(k, a, b + j, b_row, c + j, c_row, add, none);
+  }
+  if (j < n) Tile<kRows, 1, true>(k, a, b + j, b_row, c + j, c_row, add, Lanes(n - j));
+}
+
+}  // namespace
+
+QUANTRY_AVX2 void MultiplyAdd(int64_t m, int64_t n, int64_t k, Matrix a, const float* b,
+                              int64_t b_row, float* c, int64_t c_row, bool add) {
+  int64_t i = 0;
+  for (; i + 6 <= m; i += 6) {
+    Rows<6>(n, k, {a.data + i * a.row, a.row, a.column}, b, b_row, c + i * c_row, c_row, add);
+  }
+  for (; i + 2 <= m; i += 2) {
+    Rows<2>(n, k, {a.data + i * a.row, a.row, a.column}, b, b_row, c + i * c_row, c_row, add);
+  }
+  for (; i < m; ++i) {
+    Rows<1>(n, k, {a.data + i * a.row, a.row, a.column}, b, b_row, c + i * c_row, c_row, add);
+  }
+}
+
+QUANTRY_AVX2 float ExpRow(float* row, int64_t count, float scale, float* largest) {
+  float top = -std::numeric_limits<float>::infinity();
+  for (int64_t j = 0; j < count; ++j) top = std::max(top, row[j]);
+  *largest = top * scale;
+  const __m256 factor = _mm256_set1_ps(scale);
+  const __m256 shift = _mm256_set1_ps(*largest);
+  __m256 sums = _mm256_setzero_ps();
+  for (int64_t j = 0; j < count; j += 8) {
+    const __m256i mask = Lanes(std::min<int64_t>(8, count - j));
+    const __m256 x = _mm256_maskload_ps(row + j, mask);
+    const __m256 e =
+        _mm256_and_ps(Exp8(_mm256_fmsub_ps(x, factor, shift)), _mm256_castsi256_ps(mask));
+    _mm256_maskstore_ps(row + j, mask, e);
+    sums = _mm256_add_ps(sums, e);
+  }
+  return Sum8(sums);
+}
+
+QUANTRY_AVX2 void ExpShifted(float* row, int64_t count, float scale, float shift) {
+  const __m256 factor = _mm256_set1_ps(scale);
+  const __m256 less = _mm256_set1_ps(shift);
+  for (int64_t j = 0; j < count; j += 8) {
+    const __m256i mask = Lanes(std::min<int64_t>(8, count - j));
+    const __m256 x = _mm256_maskload_ps(row + j, mask);
+    _mm256_maskstore_ps(row + j, mask, Exp8(_mm256_fmsub_ps(x, factor, less)));
+  }
+}
+
+QUANTRY_AVX2 void Scale(float* row, int64_t count, float factor) {
+  for (int64_t j = 0; j < count; ++j) row[j] *= factor;
+}
+
+QUANTRY_AVX2 float Dot(const float* a, const float* b, int64_t count) {
+  __m256 sums = _mm256_setzero_ps();
+  for (int64_t j = 0; j < count; j += 8) {
+    const __m256i mask = Lanes(std::min<int64_t>(8, count - j));
+    sums = _mm256_fmadd_ps(_mm256_maskload_ps(a + j, mask), _mm256_maskload_ps(b + j, mask), sums);
+  }
+  return Sum8(sums);
+}
+
+QUANTRY_AVX2 void SoftmaxSlope(const float* probability, float* gradient, int64_t count, float mean,
+                               float scale) {
+  for (int64_t j = 0; j < count; ++j) {
+    gradient[j] = probability[j] * (gradient[j] - mean) * scale;
+  }
+}
+
+QUANTRY_AVX2 void MultiplyScaled(const float* a, const float* b, int64_t count, float factor,
+                                 float* out) {
+  for (int64_t j = 0; j < count; ++j) out[j] = a[j] * b[j] * factor;
+}
+
+QUANTRY_AVX2 void AddScaled(const float* a, int64_t count, float factor, float* out) {
+  for (int64_t j = 0; j < count; ++j) out[j] += a[j] * factor;
+}
+
+QUANTRY_AVX2 void RotateRow(const float* x, const float* cos, const float* sin, int64_t dim,
+                            float sign, float* out) {
+  const int64_t half = dim / 2;
+  for (int64_t j = 0; j < half; ++j) {
+    out[j] = x[j] * cos[j] - sign * x[j + half] * sin[j];
+    out[j + half] = x[j + half] * cos[j + half] + sign * x[j] * sin[j + half];
+  }
+}
+
+QUANTRY_AVX2 void GatedSilu(const float* gate, const float* up, int64_t count, float* out) {
+  const __m256 one = _mm256_set1_ps(1.0F);
+  for (int64_t j = 0; j < count; j += 8) {
+    const __m256i mask = Lanes(std::min<int64_t>(8, count - j));
+    const __m256 g = _mm256_maskload_ps(gate + j, mask);
+    const __m256 e = Exp8(_mm256_sub_ps(_mm256_setzero_ps(), g));
+    const __m256 silu = _mm256_div_ps(g, _mm256_add_ps(one, e));
+    _mm256_maskstore_ps(out + j, mask, _mm256_mul_ps(silu, _mm256_maskload_ps(up + j, mask)));
+  }
+}
+
+QUANTRY_AVX2 void GatedSiluSlope(const float* gate, const float* up, const float* slope,
+                                 int64_t count, float* gate_slope, float* up_slope) {
+  const __m256 one = _mm256_set1_ps(1.0F);
+  for (int64_t j = 0; j < count; j += 8) {
+    const __m256i mask = Lanes(std::min<int64_t>(8, count - j));
+    const __m256 g = _mm256_maskload_ps(gate + j, mask);
+    const __m256 s = _mm256_maskload_ps(slope + j, mask);
+    const __m256 e = Exp8(_mm256_sub_ps(_mm256_setzero_ps(), g));
+    const __m256 sigmoid = _mm256_div_ps(one, _mm256_add_ps(one, e));
+    // d silu / dx = sigmoid (1 + x (1 - sigmoid))
+    const __m256 along =
+        _mm256_mul_ps(sigmoid, _mm256_fmadd_ps(g, _mm256_sub_ps(one, sigmoid), one));
+    const __m256 u = _mm256_maskload_ps(up + j, mask);
+    _mm256_maskstore_ps(gate_slope + j, mask, _mm256_mul_ps(_mm256_mul_ps(s, u), along));
+    _mm256_maskstore_ps(up_slope + j, mask, _mm256_mul_ps(s, _mm256_mul_ps(g, sigmoid)));
+  }
+}
+
+#else
+
+bool Available() { return false; }
+void MultiplyAdd(int64_t, int64_t, int64_t, Matrix, const float*, int64_t, float*, int64_t, bool) {}
+float ExpRow(float*, int64_t, float, float*) { return 0; }
+void ExpShifted(float*, int64_t, float, float) {}
+void Scale(float*, int64_t, float) {}
+float Dot(const float*, const float*, int64_t) { return 0; }
+void SoftmaxSlope(const float*, float*, int64_t, float, float) {}
+void MultiplyScaled(const float*, const float*, int64_t, float, float*) {}
+void AddScaled(const float*, int64_t, float, float*) {}
+void RotateRow(const float*, const float*, const float*, int64_t, float, float*) {}
+void GatedSilu(const float*, const float*, int64_t, float*) {}
+void GatedSiluSlope(const float*, const float*, const float*, int64_t, float*, float*) {}
+
+#endif
+
+}  // namespace quantry::engine::simd
