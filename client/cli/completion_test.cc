@@ -55,7 +55,7 @@ TEST_F(CompletionTest, Words) {
   EXPECT_THAT(Complete({"quantry", "workers", ""}), ElementsAre("list", "drain"));
   EXPECT_THAT(Complete({"quantry", "submit", "--calibration-s"}),
               ElementsAre("--calibration-samples", "--calibration-sampling"));
-  EXPECT_THAT(Complete({"quantry", "submit", "--method", ""}), ElementsAre("rtn", "awq"));
+  EXPECT_THAT(Complete({"quantry", "submit", "--method", ""}), IsSupersetOf({"rtn", "awq"}));
   EXPECT_THAT(Complete({"quantry", "submit", "--method", "=", "a"}), ElementsAre("awq"));
   EXPECT_THAT(Complete({"quantry", "submit", "x", "--format", "d"}), ElementsAre("dense"));
   EXPECT_THAT(Complete({"quantry", "list", "--state", "c"}),

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "client/cli/method_flags.h"
 #include "client/cli/options.h"
 #include "client/cli/text.h"
 
@@ -92,7 +93,7 @@ absl::Status ApplyGridFlags(const SpecFlags& flags, v1::Method* method) {
             "\": use --method-config"));
   }
   if (flags.bits) grid->set_bits(*flags.bits);
-  if (grid->bits() == 0) grid->set_bits(kDefaultBits);
+  if (grid->bits() == 0 && !HasRecipe(*method)) grid->set_bits(kDefaultBits);
   if (flags.symmetric) grid->set_symmetric(*flags.symmetric);
   if (flags.group_size.empty()) return absl::OkStatus();
   const absl::StatusOr<int> group_size = ParseGroupSize(flags.group_size);
@@ -183,6 +184,7 @@ absl::StatusOr<v1::Method> BuildMethod(const SpecFlags& flags) {
         Cat("--method: wanted one of ", Join(MethodNames()),
             " (or --method-config FILE.json), got none; `quantry methods` explains them"));
   }
+  if (auto status = ApplyMethodFlags(flags.method_fields, &method); !status.ok()) return status;
   if (absl::Status status = ApplyGridFlags(flags, &method); !status.ok()) return status;
   return method;
 }

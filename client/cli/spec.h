@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -19,7 +20,8 @@ struct SpecFlags {
   std::optional<int> bits;
   std::string group_size;
   std::optional<bool> symmetric;
-  std::string method_config;  // contents of the --method-config file
+  std::map<std::string, std::string> method_fields;  // see method_flags.h
+  std::string method_config;                         // contents of the --method-config file
 
   std::string calibration_format;    // "text", "tokens"
   std::string calibration_sampling;  // "contiguous", "random"

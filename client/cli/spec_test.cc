@@ -36,6 +36,20 @@ TEST(BuildMethod, FlagsAndFileTogether) {
   f = add("file and its own method", "awq { grid { bits: 2 } scale_grid_points: 40 }");
   f->method = "awq";
   f->method_config = R"({"awq": {"grid": {"bits": 2}, "scaleGridPoints": 40}})";
+  f = add("a recipe keeps the grid open", "tesseraq { grid { } recipe: \"tesseraq-w2g64\" }");
+  f->method = "tesseraq", f->method_fields = {{"recipe", "tesseraq-w2g64"}};
+  f = add("fields of every type",
+          "tesseraq { grid { bits: 2 } init: INIT_NONE steps_per_stage: 25 learning_rate: 0.01 "
+          "budget: BUDGET_FAST }");
+  f->method = "tesseraq", f->bits = 2;
+  f->method_fields = {
+      {"init", "none"}, {"steps_per_stage", "25"}, {"learning_rate", "1e-2"}, {"budget", "fast"}};
+  f = add("a field of another method", "", "--stages does not apply to method \"awq\"");
+  f->method = "awq", f->method_fields = {{"stages", "10"}};
+  f = add("an unknown word", "", "--init: wanted one of none, awq");
+  f->method = "tesseraq", f->method_fields = {{"init", "luck"}};
+  f = add("no number", "", "--learning-rate: wanted a number above 0");
+  f->method = "tesseraq", f->method_fields = {{"learning_rate", "-1"}};
   add("nothing", "", "quantry methods");
   add("unknown method", "", "rtn, awq")->method = "magic";
   add("the oneof is no method", "", "--method")->method = "kind";

@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "client/cli/method_flags.h"
 #include "client/cli/options.h"
 
 namespace quantry::cli {
@@ -24,6 +25,20 @@ void AddModelOptions(CLI::App& command, SubmitOptions& o) {
       ->group("Model");
 }
 
+void AddMethodFlags(CLI::App& command, SubmitOptions& o) {
+  for (const MethodFlag& flag : MethodFlags()) {
+    command
+        .add_option_function<std::string>(
+            flag.flag,
+            [&o, field = std::string(flag.field)](const std::string& word) {
+              o.spec.method_fields[field] = word;
+            },
+            flag.help)
+        ->type_name(flag.type)
+        ->group("Method");
+  }
+}
+
 void AddMethodOptions(CLI::App& command, SubmitOptions& o) {
   Choices(command.add_option("--method", o.spec.method, "See `quantry methods`"), MethodNames())
       ->group("Method");
@@ -40,6 +55,7 @@ void AddMethodOptions(CLI::App& command, SubmitOptions& o) {
           "--symmetric", [&o](int64_t count) { o.spec.symmetric = count > 0; },
           "Zero point fixed in the middle. Default: --symmetric=false")
       ->group("Method");
+  AddMethodFlags(command, o);
   command
       .add_option("--method-config", o.method_config,
                   "Every parameter of the method as JSON, for example "

@@ -126,16 +126,22 @@ void CheckMethod(const v1::Method& method, Violations* out) {
       CheckGrid(field + ".awq.grid", method.awq().grid(), out);
       out->Range(field + ".awq.scale_grid_points", method.awq().scale_grid_points(), 0, 1000);
       return;
+    case v1::Method::kTesseraq:
+      // A recipe decides what the grid leaves open; the engine's quote checks it.
+      if (!method.tesseraq().recipe().empty()) return;
+      return CheckGrid(field + ".tesseraq.grid", method.tesseraq().grid(), out);
     case v1::Method::KIND_NOT_SET:
-      return out->Wanted(field, "one of rtn, awq", "nothing");
+      return out->Wanted(field, "one of rtn, awq, tesseraq", "nothing");
   }
 }
 
 void CheckCalibration(const v1::JobSpec& spec, const SpecLimits& limits, Violations* out) {
   const std::string field = At("calibration");
   if (!spec.has_calibration()) {
-    if (spec.method().has_awq()) {
-      out->Wanted(field, "a text to calibrate with: method awq needs one", "nothing");
+    if (spec.method().has_awq() || spec.method().has_tesseraq()) {
+      const char* name = spec.method().has_awq() ? "awq" : "tesseraq";
+      out->Wanted(field, absl::StrCat("a text to calibrate with: method ", name, " needs one"),
+                  "nothing");
     }
     return;
   }

@@ -79,6 +79,11 @@ void CheckResource(const v1::QuantizationJob& job, Violations* out) {
   out->Range("quantization_job.priority", job.priority(), -kMaxPriority, kMaxPriority);
 }
 
+// A recipe brings its own grid and calibration; the engine knows them.
+bool RecipeDecides(const v1::Method& method) {
+  return method.has_tesseraq() && !method.tesseraq().recipe().empty();
+}
+
 void DefaultGrid(v1::WeightGrid* grid) {
   if (grid->group_size() == 0) grid->set_group_size(128);
 }
@@ -91,8 +96,10 @@ void FillDefaults(v1::JobSpec* spec) {
     if (calibration.format() == v1::TEXT_FORMAT_UNSPECIFIED) {
       calibration.set_format(v1::TEXT_FORMAT_TEXT);
     }
-    if (calibration.samples() == 0) calibration.set_samples(128);
-    if (calibration.sequence_length() == 0) calibration.set_sequence_length(2048);
+    if (!RecipeDecides(spec->method())) {
+      if (calibration.samples() == 0) calibration.set_samples(128);
+      if (calibration.sequence_length() == 0) calibration.set_sequence_length(2048);
+    }
     if (calibration.sampling() == v1::Calibration::SAMPLING_UNSPECIFIED) {
       calibration.set_sampling(v1::Calibration::SAMPLING_CONTIGUOUS);
     }
@@ -102,13 +109,16 @@ void FillDefaults(v1::JobSpec* spec) {
     if (evaluation.format() == v1::TEXT_FORMAT_UNSPECIFIED) {
       evaluation.set_format(v1::TEXT_FORMAT_TEXT);
     }
-    if (evaluation.sequence_length() == 0) {
+    if (evaluation.sequence_length() == 0 && !RecipeDecides(spec->method())) {
       evaluation.set_sequence_length(spec->has_calibration() ? spec->calibration().sequence_length()
                                                              : 2048);
     }
   }
   v1::Method& method = *spec->mutable_method();
   if (method.has_rtn()) DefaultGrid(method.mutable_rtn()->mutable_grid());
+  if (method.has_tesseraq() && method.tesseraq().recipe().empty()) {
+    DefaultGrid(method.mutable_tesseraq()->mutable_grid());
+  }
   if (method.has_awq()) {
     DefaultGrid(method.mutable_awq()->mutable_grid());
     if (method.awq().scale_grid_points() == 0) method.mutable_awq()->set_scale_grid_points(20);

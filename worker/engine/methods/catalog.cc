@@ -93,6 +93,15 @@ MethodRow TesseraqRow() {
       {"disable_scale_tuning", "bool", "false", "Leave the scales as the grid has them."},
       {"budget", "enum", "\"BUDGET_FULL\"",
        "BUDGET_BALANCED and BUDGET_FAST take a fifth and a tenth of the steps."},
+      {"dense_learning_rate", "double", "0", "Rate of norms and biases in the blocks; 0 = frozen."},
+      {"final_steps", "int32", "0", "Steps after the last hardening, for scales and norms."},
+      {"final_rate_share", "double", "1", "Rates fall linearly to this share."},
+      {"scale_curve", "enum", "\"SCALE_CURVE_RECTIFIED_SIGMOID\"",
+       "SCALE_CURVE_EXPONENTIAL cannot saturate."},
+      {"input_mixing", "double", "0", "Probability of a token's input from the original chain."},
+      {"model_tuning_steps", "int32", "0", "Steps over the whole model after all blocks."},
+      {"model_tuning_rate", "double", "0.003", "Rate of the scales' logarithms there."},
+      {"model_tuning_dense_rate", "double", "0", "Rate of norms and biases there."},
   };
   row.parameters.insert(row.parameters.end(), own.begin(), own.end());
   return row;

@@ -31,7 +31,8 @@ struct StreamShape {
   int64_t length = 0;   // tokens a window
 };
 
-class StageStore;  // reconstruct/progressive_rounding.h
+class StageStore;           // reconstruct/progressive_rounding.h
+struct ModelTuningOptions;  // reconstruct/model_tuning.h
 
 // One block to quantize. The method changes nothing of it.
 struct BlockTask {
@@ -78,6 +79,8 @@ class Method {
   virtual StreamShape DefaultCalibration() const { return {128, 2048}; }
   // Throws UserError when the method cannot work with this calibration.
   virtual void Check(const StreamShape&) const {}
+  // What is done once all blocks are quantized; nullptr = nothing.
+  virtual const ModelTuningOptions* Tuning() const { return nullptr; }
   // Throws EngineError "NON_FINITE_LOSS" naming the block and the step.
   virtual MethodResult Quantize(const BlockTask& task, ProgressSink& progress) const = 0;
 };

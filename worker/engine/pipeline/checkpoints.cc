@@ -27,9 +27,12 @@ std::string StreamsFileName(int block) {
 
 bool IsStreams(const std::string& name) { return name.rfind("streams-", 0) == 0; }
 bool IsStage(const std::string& name) { return name.rfind("stage-", 0) == 0; }
+bool IsBlock(const std::string& name) { return name.rfind("block-", 0) == 0; }
+bool IsTuned(const std::string& name) { return name.rfind("tuned-", 0) == 0; }
+std::string TunedFileName(int index) { return "tuned" + BlockFileName(index).substr(5); }
 bool IsPassing(const std::string& name) { return IsStreams(name) || IsStage(name); }
 bool IsOurs(const std::string& name) {
-  return IsPassing(name) || name.rfind("block-", 0) == 0 || name.rfind(kState, 0) == 0;
+  return IsPassing(name) || IsBlock(name) || IsTuned(name) || name.rfind(kState, 0) == 0;
 }
 
 HashedFile Hash(const std::string& dir, const std::string& name) {
@@ -106,8 +109,12 @@ int Checkpoints::Read(int blocks_total, Streams* streams) {
     files_.push_back(wanted);
   }
   for (int i = 0; i < done; ++i) Load(i);
-  if (streams != nullptr && done > 0 && done < blocks_total) {
+  const bool kept = std::any_of(files_.begin(), files_.end(),
+                                [](const HashedFile& file) { return IsStreams(file.path); });
+  if (streams != nullptr && done > 0 && kept) {
     *streams = ReadStreams(PathOf(StreamsFileName(done)));
+  } else if (streams != nullptr && done > 0 && done < blocks_total) {
+    throw Unusable{"the inputs of the next block are absent"};
   }
   return done;
 }
@@ -188,8 +195,26 @@ void Checkpoints::WriteState(int blocks_done) {
   WriteFileAtomically(PathOf(kState), state.dump(2) + "\n");
 }
 
+const std::vector<HashedFile>& Checkpoints::CommitTuned(const std::vector<StoredBlock>& blocks) {
+  std::vector<std::string> old = Drop(IsBlock);
+  for (const std::string& name : Drop(IsPassing)) old.push_back(name);
+  for (const StoredBlock& stored : blocks) {
+    const std::string name = TunedFileName(stored.block.index);
+    WriteBlockFile(PathOf(name), stored.block, stored.report);
+    files_.push_back(Hash(dir_, name));
+  }
+  WriteState(static_cast<int>(blocks.size()));
+  for (const std::string& name : old) fs::remove(PathOf(name));
+  return List();
+}
+
+bool Checkpoints::tuned() const {
+  return std::any_of(files_.begin(), files_.end(),
+                     [](const HashedFile& file) { return IsTuned(file.path); });
+}
+
 StoredBlock Checkpoints::Load(int index) const {
-  StoredBlock stored = ReadBlockFile(PathOf(BlockFileName(index)));
+  StoredBlock stored = ReadBlockFile(PathOf(tuned() ? TunedFileName(index) : BlockFileName(index)));
   if (stored.block.index != index) {
     throw EngineError(FailureClass::kEnvironment, "CHECKPOINT_CORRUPT",
                       StrCat(PathOf(BlockFileName(index)), " holds block ", stored.block.index));

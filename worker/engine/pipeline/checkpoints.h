@@ -14,6 +14,7 @@ namespace quantry::engine {
 
 // The folder a job resumes from:
 //   block-00000.safetensors ..   quantized blocks, one a block done
+//   tuned-00000.safetensors ..   the same blocks tuned together, instead of them
 //   streams-00003.safetensors    inputs of block 3, the newest only
 //   stage-00003-007.safetensors  block 3 after 7 of its stages, the newest only
 //   state.json                   fingerprint, blocks done, size and sha256 of each file
@@ -42,6 +43,10 @@ class Checkpoints {
   const std::vector<HashedFile>& CommitStage(int blocks_done, const StageState& state);
   // The newest stage of that block; none, or one that cannot be read, is empty.
   std::optional<StageState> LoadStage(int block) const;
+
+  // All blocks once more, tuned together: replaces every block at once.
+  const std::vector<HashedFile>& CommitTuned(const std::vector<StoredBlock>& blocks);
+  bool tuned() const;
 
   StoredBlock Load(int index) const;
   // Removes every file of the checkpoint.

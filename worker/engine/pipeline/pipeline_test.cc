@@ -214,7 +214,8 @@ TEST_F(CheckpointsTest, IgnoresForeignAndDamagedOnes) {
 
 TEST_F(CheckpointsTest, KeepsTheNewestStageOfTheBlockInProgress) {
   const auto state = [](int stages) {
-    return StageState{stages, 0.5, {at::full({2, 3}, 1.0 * stages)}, {at::ones({2, 1})}, {at::ones(3)}};
+    return StageState{
+        stages, 0.5, {at::full({2, 3}, 1.0 * stages)}, {at::ones({2, 1})}, {at::ones(3)}};
   };
   const auto reopened = [&](int blocks_done) {
     Checkpoints checkpoints(dir_.path(), "print");
@@ -238,6 +239,25 @@ TEST_F(CheckpointsTest, KeepsTheNewestStageOfTheBlockInProgress) {
   EXPECT_FALSE(reopened(1).has_value());
 }
 
+TEST_F(CheckpointsTest, TunedBlocksReplaceAllOthersAtOnce) {
+  Fill();
+  Checkpoints checkpoints(dir_.path(), "print");
+  Streams streams;
+  ASSERT_EQ(checkpoints.Resume(2, &streams, [](const std::string&) {}), 2);
+  EXPECT_TRUE(streams.defined());  // kept for tuning, though no block is left
+  EXPECT_FALSE(checkpoints.tuned());
+  std::vector<StoredBlock> blocks;
+  for (const int seed : {5, 6}) blocks.push_back({MakeBlock(seed), {}});
+  blocks[0].block.index = 0;
+  blocks[1].block.index = 1;
+  checkpoints.CommitTuned(blocks);
+  Checkpoints again(dir_.path(), "print");
+  ASSERT_EQ(again.Resume(2, &streams, [](const std::string&) {}), 2);
+  EXPECT_TRUE(again.tuned());
+  EXPECT_EQ(BlockDigest(again.Load(1).block), BlockDigest(blocks[1].block));
+  EXPECT_FALSE(IsRegularFile(dir_.File("block-00000.safetensors")));
+}
+
 TEST_F(CheckpointsTest, ADeathBeforeTheStateLeavesTheOlderCheckpoint) {
   Fill();
   Checkpoints checkpoints(dir_.path(), "print");
@@ -253,7 +273,7 @@ TEST(Progress, GrowsStrictlyAndTellsTheTimeLeft) {
   {
     EventWriter events(fd);
     ProgressTracker tracker(
-        {2, 1, 10, 2, 4, 1.0}, events, [&] { return now; }, 0, [] { return int64_t{0}; });
+        {2, 1, 10, 0, 2, 4, 1.0}, events, [&] { return now; }, 0, [] { return int64_t{0}; });
     tracker.EnterStage(Stage::kQuantizing);
     for (int block = 0; block < 2; ++block) {
       tracker.BlockStarted();

@@ -21,13 +21,14 @@ struct StepPlan {
   int blocks = 0;
   int64_t calibrating = 0;
   int64_t per_block = 0;
+  int64_t tuning = 0;  // of the whole model, after all blocks
   int64_t packing = 0;
   int64_t evaluating = 0;
   // Cost of one evaluating step relative to the forward pass of one block over
   // the calibration stream; for the ETA.
   double evaluating_weight = 0;
 
-  int64_t total() const { return calibrating + blocks * per_block + packing + evaluating; }
+  int64_t total() const { return calibrating + blocks * per_block + tuning + packing + evaluating; }
 };
 
 // Counts steps and tells the world: at most a few events a second, at least

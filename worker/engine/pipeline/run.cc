@@ -20,6 +20,7 @@
 #include "worker/engine/pipeline/steps.h"
 #include "worker/engine/pipeline/streams.h"
 #include "worker/engine/quant/grid.h"
+#include "worker/engine/reconstruct/model_tuning.h"
 
 namespace quantry::engine {
 namespace {
@@ -96,6 +97,7 @@ class Run {
   void Calibrate();
   void Quantize();
   void QuantizeBlock(int index);
+  void Tune();
   BlockLosses Advance(const Block& block, const QuantizedBlock& quantized);
   void Pack();
   void PackOutput(const Layout& layout);
@@ -175,7 +177,35 @@ void Run::Quantize() {
   progress_->EnterStage(Stage::kQuantizing);
   progress_->Resume(resumed_);
   for (int index = resumed_; index < blocks(); ++index) QuantizeBlock(index);
+  Tune();
   streams_ = Streams();
+}
+
+void Run::Tune() {
+  const ModelTuningOptions* tuning = job_.method->Tuning();
+  if (tuning == nullptr) return;
+  if (checkpoints_->tuned()) return progress_->Advance(tuning->steps, "taken from the checkpoint");
+  std::vector<StoredBlock> stored;
+  std::vector<QuantizedBlock> quantized;
+  for (int index = 0; index < blocks(); ++index) {
+    stored.push_back(checkpoints_->Load(index));
+    quantized.push_back(stored.back().block);
+  }
+  const ModelTuningTask task{
+      checkpoint(),  rope_,   inputs_.calibration,
+      streams_.x_fp, device_, [this](int block) {
+                               return DenseDtypes(checkpoint(), block); }};
+  ModelTuningOptions options = *tuning;
+  options.seed = static_cast<uint64_t>(job_.seed);
+  const ModelTuningReport report = TuneModel(task, options, quantized, *progress_);
+  stored.back().report.metrics["tuning_kl_first"] = report.first_loss;
+  stored.back().report.metrics["tuning_kl_last"] = report.last_loss;
+  for (int index = 0; index < blocks(); ++index) {
+    stored[index].block = quantized[index];
+    digests_.at(index) = BlockDigest(quantized[index]);
+    manifest_.blocks.at(index) = stored[index].report;
+  }
+  events_.Checkpoint(blocks(), checkpoints_->CommitTuned(stored));
 }
 
 BlockLosses Run::Advance(const Block& block, const QuantizedBlock& quantized) {
@@ -216,7 +246,7 @@ void Run::QuantizeBlock(int index) {
   report.seconds = clock_() - began;
   digests_.push_back(BlockDigest(result.block));
   checkpoints_->StoreBlock(result.block, report);
-  const bool last = index + 1 == blocks();
+  const bool last = index + 1 == blocks() && job_.method->Tuning() == nullptr;
   const auto& files =
       checkpoints_->Commit(index + 1, streams_.defined() && !last ? &streams_ : nullptr);
   manifest_.blocks.push_back(report);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "worker/engine/methods/batches.h"
+#include "worker/engine/reconstruct/model_tuning.h"
 
 namespace quantry::engine {
 namespace {
@@ -18,6 +19,7 @@ StepPlan PlanSteps(const Job& job, const Checkpoint& checkpoint, const StreamSha
   plan.calibrating = Batches(calibration);
   plan.per_block = job.method->Steps(checkpoint.architecture(), checkpoint.config(), calibration) +
                    Batches(calibration) + 1;
+  if (const ModelTuningOptions* tuning = job.method->Tuning()) plan.tuning = tuning->steps;
   plan.packing = 2 * static_cast<int64_t>(job.outputs.size()) * plan.blocks;
   if (evaluation.windows == 0) return plan;
   plan.evaluating =

@@ -9,6 +9,7 @@
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/random.h"
 #include "worker/engine/base/strings.h"
+#include "worker/engine/reconstruct/dense_adam.h"
 
 namespace quantry::engine {
 namespace {
@@ -40,37 +41,6 @@ void Restore(const StageState& state, TrainedBlock& trained) {
   }
   for (size_t i = 0; i < trained.dense.size(); ++i) trained.dense[i].copy_(state.dense.at(i));
 }
-
-// Adam over the dense tensors; lives for one stage.
-class DenseAdam {
- public:
-  explicit DenseAdam(const std::vector<at::Tensor>& tensors) {
-    for (const at::Tensor& tensor : tensors) {
-      means_.push_back(at::zeros_like(tensor));
-      squares_.push_back(at::zeros_like(tensor));
-      sizes_.push_back(std::max(tensor.square().mean().sqrt().item<double>(), 1e-3));
-    }
-  }
-
-  void Step(const std::vector<at::Tensor>& gradients, double rate,
-            std::vector<at::Tensor>& tensors) {
-    ++step_;
-    const double mean_correction = 1.0 - std::pow(0.9, step_);
-    const double square_correction = std::sqrt(1.0 - std::pow(0.999, step_));
-    for (size_t i = 0; i < tensors.size(); ++i) {
-      means_[i].lerp_(gradients[i], 0.1);
-      squares_[i].mul_(0.999).addcmul_(gradients[i], gradients[i], 0.001);
-      const at::Tensor root = squares_[i].sqrt().div_(square_correction).add_(1e-8);
-      tensors[i].addcdiv_(means_[i], root, -rate * sizes_[i] / mean_correction);
-    }
-  }
-
- private:
-  int64_t step_ = 0;
-  std::vector<at::Tensor> means_;
-  std::vector<at::Tensor> squares_;
-  std::vector<double> sizes_;
-};
 
 }  // namespace
 
@@ -140,7 +110,7 @@ StepRates ProgressiveRounding::RatesAt(int stage, int64_t step) const {
 
 double ProgressiveRounding::Train(int stage, TrainedBlock& trained, int64_t& steps_told) {
   const TrainableTensors current = Current(trained);
-  DenseAdam dense(trained.dense);
+  DenseAdam dense(trained.dense, DenseAdam::Unit::kSize);
   const int64_t steps = StepsOf(stage);
   const uint64_t stream = Random(options_.seed ^ (static_cast<uint64_t>(block_) << 40)).Next() +
                           static_cast<uint64_t>(stage * options_.steps_per_stage);

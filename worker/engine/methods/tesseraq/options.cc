@@ -110,6 +110,11 @@ TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
           0) == 2) {
     result.scale_curve = ScaleCurve::kExponential;
   }
+  result.tuning.steps = options.Int("model_tuning_steps", 0, 0, kMaxSteps);
+  const double tuning_rate = ParseRate(options, "model_tuning_rate");
+  if (tuning_rate > 0) result.tuning.scale_rate = tuning_rate;
+  result.tuning.dense_rate = ParseRate(options, "model_tuning_dense_rate");
+  result.tuning.batch_size = result.rounding.batch_size;
   result.input_mixing = options.Number("input_mixing", 0, 0);
   if (result.input_mixing > 1) options.Refuse("input_mixing", "a probability, 0 to 1");
   if (recipe != nullptr) result.calibration = recipe->calibration;

@@ -6,6 +6,7 @@
 
 #include "worker/engine/methods/awq/awq.h"
 #include "worker/engine/methods/method.h"
+#include "worker/engine/reconstruct/model_tuning.h"
 #include "worker/engine/reconstruct/progressive_rounding.h"
 #include "worker/engine/reconstruct/soft_rounding.h"
 
@@ -23,6 +24,7 @@ struct TesseraqOptions {
   ProgressiveRoundingOptions rounding;
   double input_mixing = 0;  // see BlockObjective::MixInputs
   ScaleCurve scale_curve = ScaleCurve::kRectifiedSigmoid;
+  ModelTuningOptions tuning;
   StreamShape calibration;  // what the recipe was made for
 };
 

@@ -91,6 +91,10 @@ StreamShape Tesseraq::DefaultCalibration() const {
   return options_.calibration.windows > 0 ? options_.calibration : Method::DefaultCalibration();
 }
 
+const ModelTuningOptions* Tesseraq::Tuning() const {
+  return options_.tuning.steps > 0 ? &options_.tuning : nullptr;
+}
+
 void Tesseraq::Check(const StreamShape& stream) const {
   if (options_.rounding.batch_size <= stream.windows) return;
   const std::string batch = std::to_string(options_.rounding.batch_size);

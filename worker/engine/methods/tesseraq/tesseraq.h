@@ -16,6 +16,7 @@ class Tesseraq : public Method {
   int64_t WorkingBytes(const Architecture& architecture, const ModelConfig& config,
                        const StreamShape& stream) const override;
   StreamShape DefaultCalibration() const override;
+  const ModelTuningOptions* Tuning() const override;
   void Check(const StreamShape& stream) const override;
   MethodResult Quantize(const BlockTask& task, ProgressSink& progress) const override;
 

@@ -1,0 +1,267 @@
+#include "worker/engine/reconstruct/model_tuning.h"
+
+#include <ATen/Parallel.h>
+#include <c10/core/GradMode.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "worker/engine/base/error.h"
+#include "worker/engine/base/random.h"
+#include "worker/engine/base/strings.h"
+#include "worker/engine/methods/block_weights.h"
+#include "worker/engine/nn/transformer.h"
+#include "worker/engine/quant/grid.h"
+#include "worker/engine/reconstruct/block_objective.h"
+#include "worker/engine/reconstruct/dense_adam.h"
+#include "worker/engine/reconstruct/progressive_rounding.h"
+
+namespace quantry::engine {
+namespace {
+
+// Logits held at once, 64 MiB each for teacher and student.
+constexpr int64_t kMaxLogits = int64_t{1} << 24;
+
+// One block: what is fixed, and what is tuned.
+struct TunedBlock {
+  Block frame;  // linears without weights
+  const QuantizedBlock* quantized = nullptr;
+  std::vector<at::Tensor> logs;   // log of each scale's factor, [out, groups]
+  std::vector<at::Tensor> dense;  // DenseParameters
+};
+
+// (codes - zeros), fp32 [out, groups, g].
+at::Tensor Offsets(const QuantizedLinear& linear) {
+  const int64_t groups = linear.scales.size(1);
+  return linear.codes.to(at::kFloat)
+      .view({linear.codes.size(0), groups, linear.codes.size(1) / groups})
+      .sub_(linear.zeros.to(at::kFloat).unsqueeze(-1));
+}
+
+at::Tensor ScalesOf(const TunedBlock& block, size_t i) {
+  return block.quantized->linears[i].scales * block.logs[i].exp();
+}
+
+// The fp32 block; with `leaves` its tensors want gradients.
+Block Materialize(const TunedBlock& tuned, const at::Device& device, bool leaves) {
+  const c10::AutoGradMode without_gradients(false);
+  Block block = tuned.frame;
+  const auto place = [&](const at::Tensor& value) {
+    return value.detach().to(device).requires_grad_(leaves);
+  };
+  for (size_t i = 0; i < block.linears.size(); ++i) {
+    const QuantizedLinear& linear = tuned.quantized->linears[i];
+    const at::Tensor weight = Offsets(linear).mul_(ScalesOf(tuned, i).unsqueeze(-1));
+    block.linears[i].weight = place(weight.view(linear.codes.sizes()));
+  }
+  const std::vector<at::Tensor*> dense = DenseParameters(block);
+  for (size_t i = 0; i < dense.size(); ++i) *dense[i] = place(tuned.dense[i]);
+  return block;
+}
+
+struct Gradients {
+  double loss = 0;
+  std::vector<std::vector<at::Tensor>> logs;   // [block][linear]
+  std::vector<std::vector<at::Tensor>> dense;  // [block][tensor]
+};
+
+void Add(Gradients& to, const Gradients& from) {
+  to.loss += from.loss;
+  for (size_t b = 0; b < to.logs.size(); ++b) {
+    for (size_t i = 0; i < to.logs[b].size(); ++i) to.logs[b][i].add_(from.logs[b][i]);
+    for (size_t i = 0; i < to.dense[b].size(); ++i) to.dense[b][i].add_(from.dense[b][i]);
+  }
+}
+
+class Tuner {
+ public:
+  Tuner(const ModelTuningTask& task, std::vector<QuantizedBlock>& blocks)
+      : task_(task), head_(task.checkpoint, task.device) {
+    for (QuantizedBlock& quantized : blocks) {
+      TunedBlock tuned;
+      tuned.frame = Rebuild(LoadBlock(task.checkpoint, quantized.index, task.device), quantized);
+      tuned.quantized = &quantized;
+      for (Linear& linear : tuned.frame.linears) linear.weight = at::Tensor();
+      for (const QuantizedLinear& linear : quantized.linears) {
+        tuned.logs.push_back(at::zeros_like(linear.scales));
+      }
+      for (const at::Tensor* tensor : DenseParameters(tuned.frame)) {
+        tuned.dense.push_back(tensor->to(at::kCPU).clone());
+      }
+      blocks_.push_back(std::move(tuned));
+    }
+    rows_ = head_.Rows(0, head_.vocab_size());
+  }
+
+  // Tensors in one list, for the optimizers.
+  std::vector<at::Tensor> Logs() const { return Flat(&TunedBlock::logs); }
+  std::vector<at::Tensor> Dense() const { return Flat(&TunedBlock::dense); }
+
+  Gradients Step(const std::vector<int64_t>& windows) const {
+    const auto count = static_cast<int64_t>(windows.size());
+    const double tokens = static_cast<double>(count * task_.windows.size(1));
+    const int64_t shares =
+        task_.device.is_cpu() && count % at::get_num_threads() == 0 ? at::get_num_threads() : 1;
+    if (shares == 1) return Part(windows, tokens);
+    std::vector<Gradients> parts(shares);
+    at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t share = begin; share < end; ++share) {
+        const auto first = windows.begin() + share * count / shares;
+        parts[share] = Part({first, first + count / shares}, tokens);
+      }
+    });
+    for (int64_t share = 1; share < shares; ++share) Add(parts[0], parts[share]);
+    return std::move(parts[0]);
+  }
+
+  // Writes what was tuned into the blocks, rounded as it is stored.
+  void Finish(std::vector<QuantizedBlock>& blocks) const {
+    for (size_t b = 0; b < blocks.size(); ++b) {
+      const auto dtypes = task_.dense_dtypes(blocks[b].index);
+      Block final = blocks_[b].frame;
+      const std::vector<at::Tensor*> dense = DenseParameters(final);
+      for (size_t i = 0; i < dense.size(); ++i) *dense[i] = blocks_[b].dense[i];
+      for (size_t i = 0; i < blocks[b].linears.size(); ++i) {
+        QuantizedLinear& linear = blocks[b].linears[i];
+        linear.scales = RoundScales(ScalesOf(blocks_[b], i), linear.scale_dtype);
+        if (!linear.bias.defined()) continue;
+        linear.bias =
+            RoundToStorage(final.linears[i].bias, StorageDtype(dtypes, linear.name + ".bias"));
+      }
+      blocks[b].dense = DenseTensors(final, dtypes);
+    }
+  }
+
+ private:
+  std::vector<at::Tensor> Flat(std::vector<at::Tensor> TunedBlock::*list) const {
+    std::vector<at::Tensor> flat;
+    for (const TunedBlock& block : blocks_) {
+      flat.insert(flat.end(), (block.*list).begin(), (block.*list).end());
+    }
+    return flat;
+  }
+
+  // KL of the vocabulary's distributions, summed over tokens and divided by
+  // `tokens`; its slope by the hidden states through `slope`.
+  double Divergence(const at::Tensor& outputs, const at::Tensor& wanted, double tokens,
+                    at::Tensor& slope) const {
+    at::Tensor leaf = outputs.detach().requires_grad_(true);
+    at::Tensor normed;
+    {
+      const c10::AutoGradMode with_gradients(true);
+      normed = head_.Normalize(leaf);
+    }
+    const c10::AutoGradMode without_gradients(false);
+    const at::Tensor student = normed.detach().reshape({-1, normed.size(-1)});
+    const at::Tensor teacher = head_.Normalize(wanted).reshape({-1, normed.size(-1)});
+    at::Tensor normed_slope = at::empty_like(student);
+    const int64_t step = std::max<int64_t>(1, kMaxLogits / rows_.size(0));
+    double sum = 0;
+    for (int64_t first = 0; first < student.size(0); first += step) {
+      const int64_t last = std::min(first + step, student.size(0));
+      const at::Tensor got = at::log_softmax(at::mm(student.slice(0, first, last), rows_.t()), -1);
+      const at::Tensor log_wanted =
+          at::log_softmax(at::mm(teacher.slice(0, first, last), rows_.t()), -1);
+      const at::Tensor probability = log_wanted.exp();
+      sum += ((log_wanted - got) * probability).sum(at::kDouble).item<double>();
+      const at::Tensor error = got.exp().sub_(probability).div_(tokens);
+      normed_slope.slice(0, first, last).copy_(at::mm(error, rows_));
+    }
+    normed.backward(normed_slope.view(normed.sizes()));
+    slope = leaf.grad();
+    return sum / tokens;
+  }
+
+  Gradients Part(const std::vector<int64_t>& windows, double tokens) const {
+    const at::Tensor index = at::tensor(windows, at::kLong);
+    std::vector<at::Tensor> inputs;
+    at::Tensor hidden = Embed(task_.checkpoint, task_.windows.index_select(0, index), task_.device);
+    for (const TunedBlock& block : blocks_) {
+      const c10::AutoGradMode without_gradients(false);
+      inputs.push_back(hidden);
+      hidden = Materialize(block, task_.device, false).Forward(hidden, task_.rope);
+    }
+    Gradients result;
+    at::Tensor slope;
+    result.loss =
+        Divergence(hidden, task_.outputs.index_select(0, index).to(task_.device), tokens, slope);
+    result.logs.resize(blocks_.size());
+    result.dense.resize(blocks_.size());
+    for (size_t b = blocks_.size(); b-- > 0;) {
+      slope = BlockSlopes(b, inputs[b], slope, result);
+      inputs[b] = at::Tensor();
+    }
+    return result;
+  }
+
+  // Gradients of block `b`; returns the slope by its input.
+  at::Tensor BlockSlopes(size_t b, const at::Tensor& input, const at::Tensor& slope,
+                         Gradients& result) const {
+    const Block block = Materialize(blocks_[b], task_.device, true);
+    at::Tensor leaf = input.detach().requires_grad_(true);
+    {
+      const c10::AutoGradMode with_gradients(true);
+      block.Forward(leaf, task_.rope).backward(slope);
+    }
+    for (size_t i = 0; i < block.linears.size(); ++i) {
+      const at::Tensor offsets = Offsets(blocks_[b].quantized->linears[i]);
+      const at::Tensor gradient = block.linears[i].weight.grad().to(at::kCPU).view(offsets.sizes());
+      result.logs[b].push_back((gradient * offsets).sum(-1).mul_(ScalesOf(blocks_[b], i)));
+    }
+    Block copy = block;
+    for (const at::Tensor* tensor : DenseParameters(copy)) {
+      const at::Tensor& gradient = tensor->grad();
+      result.dense[b].push_back(gradient.defined() ? gradient.to(at::kCPU)
+                                                   : at::zeros_like(*tensor, at::kCPU));
+    }
+    return leaf.grad();
+  }
+
+  const ModelTuningTask& task_;
+  OutputHead head_;
+  std::vector<TunedBlock> blocks_;
+  at::Tensor rows_;  // of the vocabulary, [vocabulary, hidden]
+};
+
+std::vector<at::Tensor> Flatten(const std::vector<std::vector<at::Tensor>>& lists) {
+  std::vector<at::Tensor> flat;
+  for (const auto& list : lists) flat.insert(flat.end(), list.begin(), list.end());
+  return flat;
+}
+
+}  // namespace
+
+ModelTuningReport TuneModel(const ModelTuningTask& task, const ModelTuningOptions& options,
+                            std::vector<QuantizedBlock>& blocks, ProgressSink& progress) {
+  Tuner tuner(task, blocks);
+  std::vector<at::Tensor> logs = tuner.Logs();
+  std::vector<at::Tensor> dense = tuner.Dense();
+  DenseAdam log_adam(logs, DenseAdam::Unit::kOne);
+  DenseAdam dense_adam(dense, DenseAdam::Unit::kSize);
+  const int64_t tenth = std::max<int64_t>(1, options.steps / 10);
+  const uint64_t stream = Random(options.seed ^ 0x7475u).Next();
+  ModelTuningReport report;
+  for (int64_t step = 0; step < options.steps; ++step) {
+    const Gradients gradients =
+        tuner.Step(DrawWindows(task.windows.size(0), options.batch_size, stream + step));
+    if (!std::isfinite(gradients.loss)) {
+      throw UserError("NON_FINITE_LOSS",
+                      StrCat("tuning the whole model, step ", step, ": the loss is ",
+                             gradients.loss, "; lower the rates or leave model tuning out"),
+                      {{"step", StrCat("model tuning, step ", step)}});
+    }
+    const double share = 1.0 - static_cast<double>(step) / static_cast<double>(options.steps);
+    log_adam.Step(Flatten(gradients.logs), options.scale_rate * share, logs);
+    dense_adam.Step(Flatten(gradients.dense), options.dense_rate * share, dense);
+    if (step < tenth) report.first_loss += gradients.loss / static_cast<double>(tenth);
+    if (step >= options.steps - tenth) {
+      report.last_loss += gradients.loss / static_cast<double>(tenth);
+    }
+    progress.Measure({{"tuning_kl", gradients.loss}});
+    progress.Advance(1, "tuning the whole model");
+  }
+  tuner.Finish(blocks);
+  return report;
+}
+
+}  // namespace quantry::engine

@@ -1,0 +1,58 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "worker/engine/methods/method.h"
+#include "worker/engine/model/checkpoint.h"
+#include "worker/engine/nn/rope.h"
+#include "worker/engine/quant/quantized_linear.h"
+
+namespace quantry::engine {
+
+// Tunes what is continuous in a quantized model, scales and norms (and biases),
+// against the original model's predictions: the mean over tokens of
+// KL(original || quantized), by Adam. Integers and zero points stay. Block by
+// block reconstruction cannot see how errors of several blocks add up; this
+// can (after EfficientQAT's second phase, Chen et al., arXiv 2407.11062, with
+// the model itself as the teacher).
+struct ModelTuningOptions {
+  int64_t steps = 0;  // 0 = none
+  int64_t batch_size = 4;
+  // Rate of the logarithm of each scale, and of dense tensors relative to
+  // their size; both fall linearly to 0.
+  double scale_rate = 3e-3;
+  double dense_rate = 1e-3;
+  uint64_t seed = 0;
+};
+
+// What tuning works on. Memory: one block's activations and weights beside a
+// byte a weight for all blocks; a block is dequantized when it is used, and
+// run again in the backward pass.
+struct ModelTuningTask {
+  const Checkpoint& checkpoint;
+  const RopeTable& rope;
+  const at::Tensor& windows;  // int64 [windows, length]
+  // Outputs of the last original block on them, fp32 [windows, length, hidden].
+  const at::Tensor& outputs;
+  at::Device device = at::kCPU;
+  std::function<std::map<std::string, at::ScalarType>(int block)> dense_dtypes;
+};
+
+struct ModelTuningReport {
+  double first_loss = 0;  // mean KL of the first and of the last tenth of the steps
+  double last_loss = 0;
+};
+
+// Changes scales and dense tensors of `blocks`, every block of the model in
+// order. Advances `progress` by options.steps. Deterministic as methods are.
+// Throws EngineError "NON_FINITE_LOSS".
+ModelTuningReport TuneModel(const ModelTuningTask& task, const ModelTuningOptions& options,
+                            std::vector<QuantizedBlock>& blocks, ProgressSink& progress);
+
+}  // namespace quantry::engine

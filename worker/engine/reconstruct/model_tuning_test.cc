@@ -1,0 +1,105 @@
+#include "worker/engine/reconstruct/model_tuning.h"
+
+#include <gtest/gtest.h>
+
+#include <memory>
+
+#include "worker/engine/methods/block_weights.h"
+#include "worker/engine/nn/transformer.h"
+#include "worker/engine/quant/grid.h"
+#include "worker/engine/testing/temp_dir.h"
+#include "worker/engine/testing/tiny_model.h"
+
+namespace quantry::engine {
+namespace {
+
+class Quiet : public ProgressSink {
+ public:
+  void Advance(int64_t count, std::string_view) override { steps += count; }
+  int64_t steps = 0;
+};
+
+// A random model with every block rounded to nearest at 3 bits.
+class ModelTuningTest : public ::testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    test::MakeTinyModel(GetParam()).Write(dir_.path());
+    checkpoint_ = Checkpoint::Open(dir_.path());
+    rope_ = MakeRopeTable(checkpoint_->architecture(), checkpoint_->config(), 12);
+    at::manual_seed(3);
+    windows_ = at::randint(0, checkpoint_->config().vocab_size, {16, 12}, at::kLong);
+    outputs_ = Embed(*checkpoint_, windows_);
+    for (int b = 0; b < checkpoint_->config().num_layers; ++b) {
+      const Block block = LoadBlock(*checkpoint_, b);
+      outputs_ = block.Forward(outputs_, rope_);
+      QuantizedBlock quantized;
+      quantized.index = b;
+      for (const Linear& linear : block.linears) {
+        quantized.linears.push_back(
+            QuantizeNearest(linear.name, linear.weight, linear.bias, {3, -1, false}, at::kHalf));
+      }
+      quantized.dense = DenseTensors(block, {});
+      blocks_.push_back(std::move(quantized));
+    }
+  }
+
+  ModelTuningReport Tune(const ModelTuningOptions& options, std::vector<QuantizedBlock>& blocks) {
+    const ModelTuningTask task{
+        *checkpoint_, rope_,    windows_,
+        outputs_,     at::kCPU, [](int) { return std::map<std::string, at::ScalarType>(); }};
+    return TuneModel(task, options, blocks, progress_);
+  }
+
+  test::TempDir dir_;
+  std::shared_ptr<const Checkpoint> checkpoint_;
+  RopeTable rope_;
+  at::Tensor windows_, outputs_;
+  std::vector<QuantizedBlock> blocks_;
+  Quiet progress_;
+};
+
+TEST_P(ModelTuningTest, LowersTheDivergenceAndKeepsTheIntegers) {
+  ModelTuningOptions options;
+  options.steps = 60;
+  options.scale_rate = 0.01;
+  std::vector<QuantizedBlock> tuned = blocks_;
+  const ModelTuningReport report = Tune(options, tuned);
+  EXPECT_EQ(progress_.steps, 60);
+  EXPECT_LT(report.last_loss, 0.8 * report.first_loss);
+  for (size_t b = 0; b < tuned.size(); ++b) {
+    for (size_t i = 0; i < tuned[b].linears.size(); ++i) {
+      const QuantizedLinear &before = blocks_[b].linears[i], &after = tuned[b].linears[i];
+      EXPECT_TRUE(after.codes.equal(before.codes));
+      EXPECT_TRUE(after.zeros.equal(before.zeros));
+      EXPECT_TRUE((after.scales > 0).all().item<bool>());
+      EXPECT_TRUE(after.scales.to(at::kHalf).to(at::kFloat).equal(after.scales));
+    }
+  }
+}
+
+TEST_P(ModelTuningTest, SameSeedSameBytes) {
+  ModelTuningOptions options;
+  options.steps = 5;
+  std::vector<QuantizedBlock> one = blocks_, two = blocks_;
+  Tune(options, one);
+  Tune(options, two);
+  EXPECT_TRUE(one[0].linears[0].scales.equal(two[0].linears[0].scales));
+  EXPECT_FALSE(one[0].linears[0].scales.equal(blocks_[0].linears[0].scales));
+}
+
+TEST_P(ModelTuningTest, ARateOfZeroLeavesNormsAlone) {
+  ModelTuningOptions options;
+  options.steps = 3;
+  options.dense_rate = 0;
+  std::vector<QuantizedBlock> tuned = blocks_;
+  Tune(options, tuned);
+  for (const auto& [name, value] : blocks_[0].dense) {
+    EXPECT_TRUE(tuned[0].dense.at(name).equal(value)) << name;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Architectures, ModelTuningTest,
+                         ::testing::Values("llama", "qwen3", "opt"));
+
+}  // namespace
+}  // namespace quantry::engine
