@@ -29,6 +29,7 @@ std::string GpuText(const v1::WorkerInfo& worker) {
 std::string WorkerState(const v1::WorkerStatus& status) {
   if (!status.live()) return "gone";
   if (status.draining()) return "draining";
+  if (!status.refusal().empty()) return "takes no jobs";
   return status.jobs().empty() ? "idle" : "busy";
 }
 
@@ -129,7 +130,13 @@ std::string WorkerTable(const v1::ListWorkersResponse& workers, WallTime now) {
                     Bytes(worker.host_memory_bytes()), GpuText(worker), Joined(worker.methods()),
                     Plain(worker.version())});
   }
-  return Table(rows);
+  std::string text = Table(rows);
+  for (const v1::WorkerStatus& status : workers.workers()) {
+    if (!status.live() || status.refusal().empty()) continue;
+    text +=
+        Cat(Plain(status.worker().worker_id()), " takes no jobs: ", Plain(status.refusal()), "\n");
+  }
+  return text;
 }
 
 std::string QueueText(const v1::QueueStats& stats, WallTime now) {

@@ -118,7 +118,8 @@ struct Worker {
   std::vector<JobKey> jobs;  // leased now
   bool draining = false;
   bool terminate = false;
-  bool live = false;  // seen within one lease ttl
+  bool live = false;    // seen within one lease ttl
+  std::string refusal;  // why it takes no new jobs, in its words; "" = it does
 };
 
 }  // namespace quantry::server

@@ -107,6 +107,14 @@ struct Beat {
   AttemptEvents events;
 };
 
+// One heartbeat of a worker.
+struct WorkerBeat {
+  std::string session;
+  std::vector<Beat> jobs = {};
+  // Why the worker takes no new jobs for now; "" = it does.
+  std::string refusal = {};
+};
+
 struct BeatReply {
   JobKey job;
   int64_t epoch = 0;
@@ -118,6 +126,12 @@ struct BeatReply {
 struct HeartbeatReply {
   std::vector<BeatReply> jobs;  // in the order of the beats
   v1::WorkerDirective worker = v1::WORKER_DIRECTIVE_NONE;
+};
+
+struct CheckpointRequest {
+  LeaseToken lease;
+  v1::CheckpointRef checkpoint;
+  AttemptEvents events;  // what happened before the checkpoint
 };
 
 struct CompleteRequest {
@@ -133,7 +147,7 @@ struct CompleteRequest {
 struct FailRequest {
   LeaseToken lease;
   v1::EngineError error;
-  bool retryable = false;  // lets a USER failure be tried again
+  bool retryable = false;  // another attempt may end differently
   int exit_code = 0;
   int exit_signal = 0;
   std::string log_tail;
@@ -159,6 +173,7 @@ struct SweepReport {
   int no_progress = 0;
   int over_limit = 0;  // max_run, max_pending
   int expired = 0;     // ended jobs removed at their expire_time
+  int waiting = 0;     // queued jobs whose reason to wait is another than before
   std::vector<JobKey> changed;
 };
 
@@ -216,16 +231,15 @@ class JobStore {
                                       Time now) = 0;
   // nullopt = nothing to do (or the worker drains).
   virtual absl::StatusOr<std::optional<Grant>> Acquire(const AcquireRequest& request, Time now) = 0;
-  virtual absl::StatusOr<HeartbeatReply> Heartbeat(const std::string& session,
-                                                   const std::vector<Beat>& beats, Time now) = 0;
+  virtual absl::StatusOr<HeartbeatReply> Heartbeat(const WorkerBeat& beat, Time now) = 0;
   // What the next attempt resumes from. The same again: OK, no event.
-  virtual absl::Status CommitCheckpoint(const LeaseToken& lease,
-                                        const v1::CheckpointRef& checkpoint, Time now) = 0;
+  virtual absl::Status CommitCheckpoint(const CheckpointRequest& request, Time now) = 0;
   // The commit point. Same epoch and digest again: OK. A job that was told to
   // cancel becomes CANCELLED and the caller gets LEASE_LOST. A result whose
   // quality gate failed ends FAILED QUALITY_GATE_FAILED with its artifact.
   virtual absl::Status Complete(const CompleteRequest& request, Time now) = 0;
-  // Returns where the job went: QUEUED (retry), FAILED or CANCELLED.
+  // Returns where the job went: QUEUED (retry), FAILED or CANCELLED. Counts
+  // against max_attempts; FAILED at once when not retryable.
   virtual absl::StatusOr<JobState> Fail(const FailRequest& request, Time now) = 0;
   // Back to QUEUED at no cost; CANCELLING -> CANCELLED.
   virtual absl::Status Release(const LeaseToken& lease, const std::string& reason, Time now) = 0;
@@ -236,7 +250,9 @@ class JobStore {
   virtual absl::StatusOr<Worker> DrainWorker(const std::string& worker_id, bool terminate,
                                              Time now) = 0;
   // Judges leases, limits and expiry. When it has not been called for more
-  // than ttl / 2 it pushes all leases to now + ttl and judges nobody.
+  // than ttl / 2 it pushes all leases to now + ttl and judges nobody. Says in
+  // state_reason and in a log event why a queued job waits when no live worker
+  // would take it.
   virtual absl::StatusOr<SweepReport> Sweep(Time now) = 0;
   virtual absl::StatusOr<StoreStats> Stats(Time now) = 0;
   // Oldest first.

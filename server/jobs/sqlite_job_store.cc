@@ -85,15 +85,11 @@ class SqliteJobStore : public JobStore {
     return Write<std::optional<Grant>>(
         now, [&](const Context& c) { return sqlite::Acquire(c, request); });
   }
-  absl::StatusOr<HeartbeatReply> Heartbeat(const std::string& session,
-                                           const std::vector<Beat>& beats, Time now) override {
-    return Write<HeartbeatReply>(
-        now, [&](const Context& c) { return sqlite::Heartbeat(c, session, beats); });
+  absl::StatusOr<HeartbeatReply> Heartbeat(const WorkerBeat& beat, Time now) override {
+    return Write<HeartbeatReply>(now, [&](const Context& c) { return sqlite::Heartbeat(c, beat); });
   }
-  absl::Status CommitCheckpoint(const LeaseToken& lease, const v1::CheckpointRef& checkpoint,
-                                Time now) override {
-    return WriteStatus(
-        now, [&](const Context& c) { return sqlite::CommitCheckpoint(c, lease, checkpoint); });
+  absl::Status CommitCheckpoint(const CheckpointRequest& request, Time now) override {
+    return WriteStatus(now, [&](const Context& c) { return sqlite::CommitCheckpoint(c, request); });
   }
   absl::Status Complete(const CompleteRequest& request, Time now) override {
     auto state =

@@ -72,9 +72,8 @@ class Metered : public JobStore {
     }
     return result;
   }
-  absl::StatusOr<HeartbeatReply> Heartbeat(const std::string& session,
-                                           const std::vector<Beat>& beats, Time now) override {
-    auto result = Timed("heartbeat", [&] { return store_->Heartbeat(session, beats, now); });
+  absl::StatusOr<HeartbeatReply> Heartbeat(const WorkerBeat& beat, Time now) override {
+    auto result = Timed("heartbeat", [&] { return store_->Heartbeat(beat, now); });
     if (!result.ok()) return result;
     for (const BeatReply& reply : result->jobs) {
       if (reply.directive == v1::DIRECTIVE_LOST) {
@@ -83,10 +82,8 @@ class Metered : public JobStore {
     }
     return result;
   }
-  absl::Status CommitCheckpoint(const LeaseToken& lease, const v1::CheckpointRef& checkpoint,
-                                Time now) override {
-    return Guarded("commit_checkpoint",
-                   [&] { return store_->CommitCheckpoint(lease, checkpoint, now); });
+  absl::Status CommitCheckpoint(const CheckpointRequest& request, Time now) override {
+    return Guarded("commit_checkpoint", [&] { return store_->CommitCheckpoint(request, now); });
   }
   absl::Status Complete(const CompleteRequest& request, Time now) override {
     return CountingEnd(request.lease.job, [&] {

@@ -120,6 +120,7 @@ v1::WorkerStatus ToProto(const Worker& worker) {
   for (const JobKey& job : worker.jobs) proto.add_jobs(FormatJobName(job.tenant, job.id));
   proto.set_draining(worker.draining);
   proto.set_live(worker.live);
+  proto.set_refusal(worker.refusal);
   return proto;
 }
 

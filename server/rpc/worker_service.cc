@@ -23,6 +23,7 @@ using grpc::ServerUnaryReactor;
 constexpr int kMaxBeatsPerCall = 1024;
 constexpr size_t kMaxLogTailBytes = 16 << 10;
 constexpr size_t kMaxErrorMessageBytes = 8 << 10;
+constexpr size_t kMaxReasonBytes = 1024;
 
 class Service : public v1::WorkerService::CallbackService {
  public:
@@ -93,13 +94,16 @@ class Service : public v1::WorkerService::CallbackService {
           Reason::kInvalidArgument,
           absl::StrCat("jobs: wanted at most ", kMaxBeatsPerCall, ", got ", request.jobs_size()));
     }
-    std::vector<Beat> beats;
+    if (request.refusal().size() > kMaxReasonBytes) {
+      return MakeError(Reason::kInvalidArgument, "refusal: wanted at most 1024 bytes, got more");
+    }
+    WorkerBeat worker{.session = request.session(), .refusal = request.refusal()};
     for (const v1::JobBeat& job : request.jobs()) {
       auto beat = FromProto(job);
       if (!beat.ok()) return beat.status();
-      beats.push_back(*std::move(beat));
+      worker.jobs.push_back(*std::move(beat));
     }
-    auto reply = context_->store->Heartbeat(request.session(), beats, context_->clock->Now());
+    auto reply = context_->store->Heartbeat(worker, context_->clock->Now());
     if (!reply.ok()) return reply.status();
     *response = ToProto(*reply);
     return absl::OkStatus();
@@ -110,7 +114,10 @@ class Service : public v1::WorkerService::CallbackService {
     auto lease = LeaseFromProto(request.session(), request.job(), request.epoch());
     if (!lease.ok()) return lease.status();
     if (absl::Status status = CheckCheckpoint(request.checkpoint()); !status.ok()) return status;
-    return context_->store->CommitCheckpoint(*lease, request.checkpoint(), context_->clock->Now());
+    auto events = EventsFromProto(request.event_offset(), request.events());
+    if (!events.ok()) return events.status();
+    return context_->store->CommitCheckpoint({*lease, request.checkpoint(), *std::move(events)},
+                                             context_->clock->Now());
   }
 
   absl::Status Complete(const v1::CompleteJobRequest& request, v1::CompleteJobResponse*) {
@@ -195,7 +202,7 @@ class Service : public v1::WorkerService::CallbackService {
   absl::Status Release(const v1::ReleaseJobRequest& request, v1::ReleaseJobResponse*) {
     auto lease = LeaseFromProto(request.session(), request.job(), request.epoch());
     if (!lease.ok()) return lease.status();
-    return context_->store->Release(*lease, request.reason().substr(0, 1024),
+    return context_->store->Release(*lease, request.reason().substr(0, kMaxReasonBytes),
                                     context_->clock->Now());
   }
 

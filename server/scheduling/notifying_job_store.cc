@@ -49,18 +49,16 @@ class Notifying : public JobStore {
     if (grant.ok() && *grant) hub_->JobChanged((*grant)->job.key);
     return grant;
   }
-  absl::StatusOr<HeartbeatReply> Heartbeat(const std::string& session,
-                                           const std::vector<Beat>& beats, Time now) override {
-    auto reply = store_->Heartbeat(session, beats, now);
+  absl::StatusOr<HeartbeatReply> Heartbeat(const WorkerBeat& beat, Time now) override {
+    auto reply = store_->Heartbeat(beat, now);
     if (!reply.ok()) return reply;
     for (const BeatReply& job : reply->jobs) {
       if (job.directive != v1::DIRECTIVE_LOST) hub_->JobChanged(job.job);
     }
     return reply;
   }
-  absl::Status CommitCheckpoint(const LeaseToken& lease, const v1::CheckpointRef& checkpoint,
-                                Time now) override {
-    return Changed(lease.job, store_->CommitCheckpoint(lease, checkpoint, now));
+  absl::Status CommitCheckpoint(const CheckpointRequest& request, Time now) override {
+    return Changed(request.lease.job, store_->CommitCheckpoint(request, now));
   }
   // Also when it failed: a commit that came too late ends a cancelled job.
   absl::Status Complete(const CompleteRequest& request, Time now) override {

@@ -66,15 +66,16 @@ TEST_F(NotifyingJobStoreTest, TheLifeOfAJob) {
   EXPECT_EQ(Job(), 1);
   Acquire();
   EXPECT_EQ(Job(), 0) << "nothing acquired";
-  ASSERT_TRUE(store_->Heartbeat("s1", {{kKey, 1, {}, {}}, {kKey, 99, {}, {}}}, kNow).ok());
+  ASSERT_TRUE(store_->Heartbeat({"s1", {{kKey, 1, {}, {}}, {kKey, 99, {}, {}}}}, kNow).ok());
   EXPECT_EQ(Job(), 1) << "one of the two beats is stale";
-  ASSERT_TRUE(store_->CommitCheckpoint(lease, {}, kNow).ok());
+  ASSERT_TRUE(store_->CommitCheckpoint({lease, {}, {}}, kNow).ok());
   EXPECT_EQ(Job(), 1);
   ASSERT_TRUE(store_->Release(lease, "", kNow).ok());
   EXPECT_EQ(Job(), 1);
   EXPECT_EQ(Work(), 1);
   FailRequest failure;
   failure.lease = Acquire();
+  failure.retryable = true;
   Job();
   ASSERT_TRUE(store_->Fail(failure, kNow).ok());
   EXPECT_EQ(Job(), 1);

@@ -39,10 +39,8 @@ class FaultyJobStore : public JobStore {
   absl::Status RegisterWorker(const v1::WorkerInfo& worker, const std::string& session,
                               Time now) override;
   absl::StatusOr<std::optional<Grant>> Acquire(const AcquireRequest& request, Time now) override;
-  absl::StatusOr<HeartbeatReply> Heartbeat(const std::string& session,
-                                           const std::vector<Beat>& beats, Time now) override;
-  absl::Status CommitCheckpoint(const LeaseToken& lease, const v1::CheckpointRef& checkpoint,
-                                Time now) override;
+  absl::StatusOr<HeartbeatReply> Heartbeat(const WorkerBeat& beat, Time now) override;
+  absl::Status CommitCheckpoint(const CheckpointRequest& request, Time now) override;
   absl::Status Complete(const CompleteRequest& request, Time now) override;
   absl::StatusOr<JobState> Fail(const FailRequest& request, Time now) override;
   absl::Status Release(const LeaseToken& lease, const std::string& reason, Time now) override;

@@ -16,6 +16,7 @@ Worker WorkerOf(const Context& context, const WorkerRow& row) {
   worker.last_seen = row.last_seen;
   worker.draining = row.draining;
   worker.terminate = row.terminate;
+  worker.refusal = row.refusal;
   worker.live = row.last_seen + context.policy.lease_ttl > context.now;
   for (const QueueRow& leased : ReadLeasedBy(context.db, row.worker_id)) {
     worker.jobs.push_back(ReadKey(context.db, leased.pk));
@@ -174,6 +175,7 @@ absl::StatusOr<SweepReport> Sweep(const Context& context) {
   if (swept.ok()) swept = SweepPending(context, report);
   if (!swept.ok()) return swept;
   SweepExpired(context, report);
+  SweepWaiting(context, report);
   return report;
 }
 

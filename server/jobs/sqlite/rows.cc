@@ -58,7 +58,7 @@ std::vector<QueueRow> QueueRowsOf(Rows rows) {
 }
 
 #define QUANTRY_WORKER_COLUMNS \
-  "worker_id, incarnation, session, info, last_seen, draining, terminate"
+  "worker_id, incarnation, session, info, last_seen, draining, terminate, refusal"
 
 std::optional<WorkerRow> WorkerRowOf(Rows rows) {
   if (!rows.Next()) return std::nullopt;
@@ -70,6 +70,7 @@ std::optional<WorkerRow> WorkerRowOf(Rows rows) {
   row.last_seen = rows.At(4);
   row.draining = rows.Int(5) != 0;
   row.terminate = rows.Int(6) != 0;
+  row.refusal = rows.Text(7);
   return row;
 }
 

@@ -41,6 +41,7 @@ struct WorkerRow {
   Time last_seen;
   bool draining = false;
   bool terminate = false;
+  std::string refusal;
 };
 
 std::optional<int64_t> FindJob(Database& db, const JobKey& key);

@@ -159,8 +159,12 @@ CREATE TABLE garbage (
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 )sql";
 
+constexpr const char* kVersion2 = R"sql(
+ALTER TABLE workers ADD COLUMN refusal TEXT NOT NULL DEFAULT '';
+)sql";
+
 // Step i brings version i to i + 1. Never change a released one: add another.
-constexpr const char* kSteps[] = {kVersion1};
+constexpr const char* kSteps[] = {kVersion1, kVersion2};
 constexpr int kNewest = static_cast<int>(std::size(kSteps));
 
 int64_t UserVersion(Database& db) {
