@@ -13,10 +13,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
+#include "common/confined.h"
 #include "common/errors.h"
 #include "common/http_admin.h"
 #include "common/log.h"
-#include "server/artifacts/confined.h"
 #include "server/artifacts/file_ops.h"
 #include "server/artifacts/local_artifact_store.h"
 #include "server/artifacts/local_blob_store.h"

@@ -11,10 +11,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/confined.h"
 #include "common/errors.h"
 #include "common/ids.h"
 #include "common/unique_fd.h"
-#include "server/artifacts/confined.h"
 #include "server/artifacts/file_ops.h"
 
 namespace quantry::server {

@@ -5,6 +5,7 @@
 #include "common/errors.h"
 #include "quantry/v1/admin_service.grpc.pb.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/service_base.h"
 #include "server/rpc/worker_service.h"
 
 namespace quantry::server {
@@ -13,9 +14,12 @@ namespace {
 using grpc::CallbackServerContext;
 using grpc::ServerUnaryReactor;
 
-class Service : public v1::AdminService::CallbackService {
+class Service : public v1::AdminService::CallbackService, private ServiceBase<Service> {
+  friend ServiceBase;
+
  public:
-  explicit Service(const ServiceContext* context) : context_(context), runtime_(context->runtime) {}
+  explicit Service(const ServiceContext* context)
+      : ServiceBase(context, "AdminService", context->runtime->tenant) {}
 
   ServerUnaryReactor* ListWorkers(CallbackServerContext* call,
                                   const v1::ListWorkersRequest* request,
@@ -34,41 +38,26 @@ class Service : public v1::AdminService::CallbackService {
   }
   ServerUnaryReactor* PauseQueue(CallbackServerContext* call, const v1::PauseQueueRequest* request,
                                  v1::PauseQueueResponse* response) override {
-    return runtime_->Unimplemented(Path("PauseQueue"), call, request, response,
-                                   "drain the workers to stop the queue");
+    return Unimplemented("PauseQueue", call, request, response,
+                         "drain the workers to stop the queue");
   }
   ServerUnaryReactor* ResumeQueue(CallbackServerContext* call,
                                   const v1::ResumeQueueRequest* request,
                                   v1::ResumeQueueResponse* response) override {
-    return runtime_->Unimplemented(Path("ResumeQueue"), call, request, response,
-                                   "restart drained workers");
+    return Unimplemented("ResumeQueue", call, request, response, "restart drained workers");
   }
   ServerUnaryReactor* SetQuota(CallbackServerContext* call, const v1::SetQuotaRequest* request,
                                v1::SetQuotaResponse* response) override {
-    return runtime_->Unimplemented(Path("SetQuota"), call, request, response,
-                                   "tenants have no quotas yet");
+    return Unimplemented("SetQuota", call, request, response, "tenants have no quotas yet");
   }
   ServerUnaryReactor* CollectGarbage(CallbackServerContext* call,
                                      const v1::CollectGarbageRequest* request,
                                      v1::CollectGarbageResponse* response) override {
-    return runtime_->Unimplemented(Path("CollectGarbage"), call, request, response,
-                                   "the server removes garbage of deleted jobs by itself");
+    return Unimplemented("CollectGarbage", call, request, response,
+                         "the server removes garbage of deleted jobs by itself");
   }
 
  private:
-  static std::string Path(std::string_view name) {
-    return absl::StrCat("/quantry.v1.AdminService/", std::string(name));
-  }
-
-  template <class Request, class Response>
-  ServerUnaryReactor* Run(std::string_view name, CallbackServerContext* call,
-                          const Request* request, Response* response,
-                          absl::Status (Service::*body)(const Request&, Response*)) {
-    return runtime_->Unary<Request, Response>(
-        runtime_->tenant, Path(name), call, request, response,
-        [this, body](const Request& in, Response* out) { return (this->*body)(in, out); });
-  }
-
   absl::Status Workers(const v1::ListWorkersRequest&, v1::ListWorkersResponse* response) {
     auto workers = context_->store->ListWorkers(context_->clock->Now());
     if (!workers.ok()) return workers.status();
@@ -93,9 +82,6 @@ class Service : public v1::AdminService::CallbackService {
     *response = ToProto(*stats);
     return absl::OkStatus();
   }
-
-  const ServiceContext* const context_;
-  RpcRuntime* const runtime_;
 };
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include "server/rpc/acquire.h"
 #include "server/rpc/artifact_streams.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/service_base.h"
 
 namespace quantry::server {
 namespace {
@@ -25,9 +26,12 @@ constexpr size_t kMaxLogTailBytes = 16 << 10;
 constexpr size_t kMaxErrorMessageBytes = 8 << 10;
 constexpr size_t kMaxReasonBytes = 1024;
 
-class Service : public v1::WorkerService::CallbackService {
+class Service : public v1::WorkerService::CallbackService, private ServiceBase<Service> {
+  friend ServiceBase;
+
  public:
-  explicit Service(const ServiceContext* context) : context_(context), runtime_(context->runtime) {}
+  explicit Service(const ServiceContext* context)
+      : ServiceBase(context, "WorkerService", context->runtime->worker) {}
 
   ServerUnaryReactor* RegisterWorker(CallbackServerContext* call,
                                      const v1::RegisterWorkerRequest* request,
@@ -62,16 +66,6 @@ class Service : public v1::WorkerService::CallbackService {
   }
 
  private:
-  template <class Request, class Response>
-  ServerUnaryReactor* Run(std::string_view name, CallbackServerContext* call,
-                          const Request* request, Response* response,
-                          absl::Status (Service::*body)(const Request&, Response*)) {
-    return runtime_->Unary<Request, Response>(
-        runtime_->worker, absl::StrCat("/quantry.v1.WorkerService/", std::string(name)), call,
-        request, response,
-        [this, body](const Request& in, Response* out) { return (this->*body)(in, out); });
-  }
-
   absl::Status Register(const v1::RegisterWorkerRequest& request,
                         v1::RegisterWorkerResponse* response) {
     if (absl::Status status = CheckWorkerInfo(request.worker()); !status.ok()) return status;
@@ -205,9 +199,6 @@ class Service : public v1::WorkerService::CallbackService {
     return context_->store->Release(*lease, request.reason().substr(0, kMaxReasonBytes),
                                     context_->clock->Now());
   }
-
-  const ServiceContext* const context_;
-  RpcRuntime* const runtime_;
 };
 
 }  // namespace
