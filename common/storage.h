@@ -91,6 +91,10 @@ absl::StatusOr<std::string> LocalPathFromUri(std::string_view uri);
 // The inverse: "/a b" -> "file:///a%20b".
 std::string UriFromLocalPath(std::string_view path);
 
+// The URI of a folder below another: ("s3://b/p?region=x", "a/b") gives
+// "s3://b/p/a/b?region=x". `relative` is a clean relative path.
+std::string JoinUri(std::string_view uri, std::string_view relative);
+
 // INVALID_ARGUMENT unless `path` is a clean relative path (see Storage).
 absl::Status CheckRelativePath(std::string_view path);
 

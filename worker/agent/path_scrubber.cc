@@ -35,9 +35,14 @@ void PathScrubber::Add(std::string path, std::string label) {
 }
 
 void PathScrubber::AddUri(const std::string& uri, const std::string& label) {
-  Add(uri, label);
-  const auto path = LocalPathFromUri(uri);
-  if (path.ok()) Add(*path, label);
+  const std::string bare = uri.substr(0, uri.find('?'));
+  Add(bare, label);
+  if (const auto path = LocalPathFromUri(bare); path.ok()) Add(*path, label);
+  // Object stores' errors name "bucket/prefix/...".
+  const std::size_t scheme = bare.find("://");
+  if (scheme != std::string::npos && !bare.starts_with("file:")) {
+    Add(bare.substr(scheme + 3), label);
+  }
 }
 
 std::string PathScrubber::Scrub(std::string_view text) const {
