@@ -34,6 +34,7 @@ enum class Reason {
   kEtagMismatch,
   kJobAlreadyEnded,
   kJobNotEnded,
+  kJobNotRetryable,
   kEventsCompacted,
   kSourceForbidden,
   kSourceMissing,

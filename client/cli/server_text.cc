@@ -145,6 +145,11 @@ std::string QueueText(const v1::QueueStats& stats, WallTime now) {
       {"oldest waits", stats.has_oldest_queued_time() ? Age(stats.oldest_queued_time(), now) : "-"},
       {"workers", Cat(stats.live_workers(), " live")},
       {"slots", Cat(stats.busy_slots(), " busy of ", stats.total_slots())}};
+  if (stats.has_pause()) {
+    fields.emplace_back("paused", Cat("for ", Age(stats.pause().start_time(), now),
+                                      stats.pause().reason().empty() ? "" : ": ",
+                                      Plain(stats.pause().reason()), "; quantry queue resume"));
+  }
   for (const auto& [state, count] :
        std::map<std::string, int64_t>(stats.jobs().begin(), stats.jobs().end())) {
     fields.emplace_back("jobs " + Lower(state, "JOB_STATE_"), Cat(count));

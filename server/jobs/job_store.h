@@ -75,6 +75,13 @@ struct CancelRequest {
   std::string reason;
 };
 
+struct RetryRequest {
+  JobKey key;
+  std::string request_id;   // "" = not idempotent
+  std::string etag;         // "" = any
+  bool from_start = false;  // forget the committed checkpoint
+};
+
 struct DeleteRequest {
   JobKey key;
   std::string etag;  // "" = any
@@ -177,6 +184,12 @@ struct SweepReport {
   std::vector<JobKey> changed;
 };
 
+// Nobody is given new jobs until the queue is resumed.
+struct QueuePause {
+  std::string reason;
+  Time since;
+};
+
 // From maintained counters, never a scan.
 struct StoreStats {
   std::map<JobState, int64_t> jobs;  // all six states
@@ -186,6 +199,7 @@ struct StoreStats {
   int live_workers = 0;
   int busy_slots = 0;
   int total_slots = 0;  // of live workers
+  std::optional<QueuePause> pause;
 };
 
 // Bytes nothing refers to any more: everything below {root}/{tenant}/{uid}/.
@@ -211,6 +225,11 @@ class JobStore {
   // returned OK the job never becomes SUCCEEDED. Errors: ABORTED
   // ETAG_MISMATCH, FAILED_PRECONDITION JOB_ALREADY_ENDED.
   virtual absl::StatusOr<Job> Cancel(const CancelRequest& request, Time now) = 0;
+  // FAILED or CANCELLED -> QUEUED, to resume from the last committed checkpoint.
+  // Failures and losses count from zero again; epoch, events and place in the
+  // queue stay. The request_id of the job's last retry again: no change, OK.
+  // Errors: ABORTED ETAG_MISMATCH, FAILED_PRECONDITION JOB_NOT_RETRYABLE.
+  virtual absl::StatusOr<Job> Retry(const RetryRequest& request, Time now) = 0;
   // Removes job, events and artifact row; the bytes become Garbage. Returns
   // the job as it was. Errors: ABORTED ETAG_MISMATCH, FAILED_PRECONDITION
   // JOB_NOT_ENDED.
@@ -229,7 +248,7 @@ class JobStore {
   // its leases lapse at once and a drain is forgotten.
   virtual absl::Status RegisterWorker(const v1::WorkerInfo& worker, const std::string& session,
                                       Time now) = 0;
-  // nullopt = nothing to do (or the worker drains).
+  // nullopt = nothing to do (or the worker drains, or the queue is paused).
   virtual absl::StatusOr<std::optional<Grant>> Acquire(const AcquireRequest& request, Time now) = 0;
   virtual absl::StatusOr<HeartbeatReply> Heartbeat(const WorkerBeat& beat, Time now) = 0;
   // What the next attempt resumes from. The same again: OK, no event.
@@ -249,6 +268,10 @@ class JobStore {
   // Errors: NOT_FOUND WORKER_NOT_FOUND.
   virtual absl::StatusOr<Worker> DrainWorker(const std::string& worker_id, bool terminate,
                                              Time now) = 0;
+  // From now on Acquire gives no new jobs; what runs goes on. Survives a
+  // restart. Again: another reason, the same time.
+  virtual absl::Status PauseQueue(const std::string& reason, Time now) = 0;
+  virtual absl::Status ResumeQueue() = 0;
   // Judges leases, limits and expiry. When it has not been called for more
   // than ttl / 2 it pushes all leases to now + ttl and judges nobody. Says in
   // state_reason and in a log event why a queued job waits when no live worker

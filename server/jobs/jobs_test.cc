@@ -12,7 +12,7 @@ using std::chrono::milliseconds;
 using std::chrono::minutes;
 using std::chrono::seconds;
 
-TEST(TransitionsTest, EndsAreFinalAndEveryStateCanBeReached) {
+TEST(TransitionsTest, EveryStateCanBeReachedAndOnlySuccessIsFinal) {
   for (JobState from : kAllJobStates) {
     bool left = false;
     bool reached = from == JobState::kQueued;
@@ -20,13 +20,14 @@ TEST(TransitionsTest, EndsAreFinalAndEveryStateCanBeReached) {
       left |= CanTransition(from, other);
       reached |= CanTransition(other, from);
     }
-    EXPECT_EQ(left, !IsEnded(from)) << JobStateName(from);
+    EXPECT_EQ(left, from != JobState::kSucceeded) << JobStateName(from);
     EXPECT_TRUE(reached) << JobStateName(from);
     EXPECT_FALSE(CanTransition(from, from)) << JobStateName(from);
   }
   EXPECT_FALSE(CanTransition(JobState::kCancelling, JobState::kSucceeded));
   EXPECT_FALSE(CanTransition(JobState::kCancelling, JobState::kQueued));
   EXPECT_FALSE(CanTransition(JobState::kQueued, JobState::kSucceeded));
+  EXPECT_FALSE(CanTransition(JobState::kFailed, JobState::kRunning));
   for (const Transition& row : AllowedTransitions()) {
     EXPECT_TRUE(CanTransition(row.from, row.to)) << row.cause;
   }

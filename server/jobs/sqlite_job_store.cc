@@ -60,6 +60,10 @@ class SqliteJobStore : public JobStore {
   absl::StatusOr<Job> Cancel(const CancelRequest& request, Time now) override {
     return Write<Job>(now, [&](const Context& c) { return sqlite::Cancel(c.db, request, c.now); });
   }
+  absl::StatusOr<Job> Retry(const RetryRequest& request, Time now) override {
+    return Write<Job>(
+        now, [&](const Context& c) { return sqlite::Retry(c.db, c.policy, request, c.now); });
+  }
   absl::StatusOr<Job> Delete(const DeleteRequest& request, Time now) override {
     return Write<Job>(now, [&](const Context& c) { return sqlite::Delete(c.db, request, c.now); });
   }
@@ -116,6 +120,21 @@ class SqliteJobStore : public JobStore {
                                      Time now) override {
     return Write<Worker>(
         now, [&](const Context& c) { return sqlite::DrainWorker(c, worker_id, terminate); });
+  }
+  absl::Status PauseQueue(const std::string& reason, Time now) override {
+    return WriteStatus(now, [&](const Context& c) {
+      c.db.Execute(
+          "INSERT INTO queue_pause (id, reason, create_time) VALUES (1, ?, ?)"
+          " ON CONFLICT (id) DO UPDATE SET reason = excluded.reason",
+          reason, c.now);
+      return absl::OkStatus();
+    });
+  }
+  absl::Status ResumeQueue() override {
+    return writer_.Run([](Database& db) {
+      db.Execute("DELETE FROM queue_pause");
+      return absl::OkStatus();
+    });
   }
   absl::StatusOr<SweepReport> Sweep(Time now) override {
     return Write<SweepReport>(now, [&](const Context& c) { return sqlite::Sweep(c); });

@@ -59,6 +59,11 @@ std::string WhyWaiting(const JobNeeds& needs, std::span<const Worker> live) {
   return text;
 }
 
+std::string WaitsForResume(const QueuePause& pause) {
+  return std::string(kPrefix) + "the queue is paused" +
+         (pause.reason.empty() ? "" : ": " + pause.reason);
+}
+
 bool IsWaitingReason(std::string_view state_reason) { return state_reason.starts_with(kPrefix); }
 
 }  // namespace quantry::server

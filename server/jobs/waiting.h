@@ -4,6 +4,7 @@
 #include <string>
 
 #include "server/jobs/job.h"
+#include "server/jobs/job_store.h"
 
 // Why a queued job waits, in words for its owner. Pure.
 namespace quantry::server {
@@ -22,6 +23,9 @@ std::string WhyNot(const JobNeeds& needs, const Worker& worker);
 // "" while some live worker takes the job when its turn comes, else
 // "waiting: " and what each of them (at most three) has against it.
 std::string WhyWaiting(const JobNeeds& needs, std::span<const Worker> live);
+
+// "waiting: " and that the queue is paused.
+std::string WaitsForResume(const QueuePause& pause);
 
 // Whether a state_reason is one of WhyWaiting.
 bool IsWaitingReason(std::string_view state_reason);

@@ -46,6 +46,9 @@ class Metered : public JobStore {
     return CountingEnd(
         request.key, [&] { return Timed("cancel", [&] { return store_->Cancel(request, now); }); });
   }
+  absl::StatusOr<Job> Retry(const RetryRequest& request, Time now) override {
+    return Timed("retry", [&] { return store_->Retry(request, now); });
+  }
   absl::StatusOr<Job> Delete(const DeleteRequest& request, Time now) override {
     return Timed("delete", [&] { return store_->Delete(request, now); });
   }
@@ -113,6 +116,12 @@ class Metered : public JobStore {
   absl::StatusOr<Worker> DrainWorker(const std::string& worker_id, bool terminate,
                                      Time now) override {
     return Timed("drain_worker", [&] { return store_->DrainWorker(worker_id, terminate, now); });
+  }
+  absl::Status PauseQueue(const std::string& reason, Time now) override {
+    return Timed("pause_queue", [&] { return store_->PauseQueue(reason, now); });
+  }
+  absl::Status ResumeQueue() override {
+    return Timed("resume_queue", [&] { return store_->ResumeQueue(); });
   }
   absl::StatusOr<SweepReport> Sweep(Time now) override {
     auto result = Timed("sweep", [&] { return store_->Sweep(now); });

@@ -3,6 +3,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/errors.h"
+#include "common/log.h"
 #include "quantry/v1/admin_service.grpc.pb.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/service_base.h"
@@ -38,13 +39,12 @@ class Service : public v1::AdminService::CallbackService, private ServiceBase<Se
   }
   ServerUnaryReactor* PauseQueue(CallbackServerContext* call, const v1::PauseQueueRequest* request,
                                  v1::PauseQueueResponse* response) override {
-    return Unimplemented("PauseQueue", call, request, response,
-                         "drain the workers to stop the queue");
+    return Run("PauseQueue", call, request, response, &Service::Pause);
   }
   ServerUnaryReactor* ResumeQueue(CallbackServerContext* call,
                                   const v1::ResumeQueueRequest* request,
                                   v1::ResumeQueueResponse* response) override {
-    return Unimplemented("ResumeQueue", call, request, response, "restart drained workers");
+    return Run("ResumeQueue", call, request, response, &Service::Resume);
   }
   ServerUnaryReactor* SetQuota(CallbackServerContext* call, const v1::SetQuotaRequest* request,
                                v1::SetQuotaResponse* response) override {
@@ -74,6 +74,20 @@ class Service : public v1::AdminService::CallbackService, private ServiceBase<Se
     if (!worker.ok()) return worker.status();
     *response = ToProto(*worker);
     return absl::OkStatus();
+  }
+
+  absl::Status Pause(const v1::PauseQueueRequest& request, v1::PauseQueueResponse*) {
+    constexpr size_t kMaxReasonBytes = 1024;
+    if (request.reason().size() > kMaxReasonBytes) {
+      return MakeError(Reason::kInvalidArgument, "reason: wanted at most 1024 bytes, got more");
+    }
+    log::Warning("queue paused", {{"reason", request.reason()}});
+    return context_->store->PauseQueue(request.reason(), context_->clock->Now());
+  }
+
+  absl::Status Resume(const v1::ResumeQueueRequest&, v1::ResumeQueueResponse*) {
+    log::Info("queue resumed");
+    return context_->store->ResumeQueue();
   }
 
   absl::Status Stats(const v1::GetQueueStatsRequest&, v1::QueueStats* response) {

@@ -134,6 +134,10 @@ v1::QueueStats ToProto(const StoreStats& stats) {
   proto.set_live_workers(stats.live_workers);
   proto.set_busy_slots(stats.busy_slots);
   proto.set_total_slots(stats.total_slots);
+  if (stats.pause) {
+    proto.mutable_pause()->set_reason(stats.pause->reason);
+    *proto.mutable_pause()->mutable_start_time() = ToProto(stats.pause->since);
+  }
   return proto;
 }
 

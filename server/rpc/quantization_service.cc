@@ -69,8 +69,7 @@ class Service : public v1::QuantizationService::CallbackService, private Service
   ServerUnaryReactor* RetryQuantizationJob(CallbackServerContext* call,
                                            const v1::RetryQuantizationJobRequest* request,
                                            v1::QuantizationJob* response) override {
-    return Unimplemented("RetryQuantizationJob", call, request, response,
-                         "submit the same spec again as a new job");
+    return Run("RetryQuantizationJob", call, request, response, &Service::Retry);
   }
   ServerUnaryReactor* DeleteQuantizationJob(CallbackServerContext* call,
                                             const v1::DeleteQuantizationJobRequest* request,
@@ -192,6 +191,21 @@ class Service : public v1::QuantizationService::CallbackService, private Service
         context_->store->Cancel({.key = *key, .etag = request.etag(), .reason = request.reason()},
                                 context_->clock->Now()),
         response);
+  }
+
+  absl::Status Retry(const v1::RetryQuantizationJobRequest& request,
+                     v1::QuantizationJob* response) {
+    auto key = KeyOf(request.name());
+    if (!key.ok()) return key.status();
+    if (!request.request_id().empty() && !IsUuid(request.request_id())) {
+      return MakeError(Reason::kInvalidArgument, "request_id: wanted a UUID or nothing");
+    }
+    return Answer(context_->store->Retry({.key = *key,
+                                          .request_id = request.request_id(),
+                                          .etag = request.etag(),
+                                          .from_start = request.from_start()},
+                                         context_->clock->Now()),
+                  response);
   }
 
   absl::Status Delete(const v1::DeleteQuantizationJobRequest& request, google::protobuf::Empty*) {

@@ -23,6 +23,11 @@ class Notifying : public JobStore {
   absl::StatusOr<Job> Cancel(const CancelRequest& request, Time now) override {
     return Changed(request.key, store_->Cancel(request, now));
   }
+  absl::StatusOr<Job> Retry(const RetryRequest& request, Time now) override {
+    auto job = Changed(request.key, store_->Retry(request, now));
+    if (job.ok()) hub_->WorkAvailable();
+    return job;
+  }
   absl::StatusOr<Job> Delete(const DeleteRequest& request, Time now) override {
     return Changed(request.key, store_->Delete(request, now));
   }
@@ -83,6 +88,14 @@ class Notifying : public JobStore {
   absl::StatusOr<Worker> DrainWorker(const std::string& worker_id, bool terminate,
                                      Time now) override {
     return store_->DrainWorker(worker_id, terminate, now);
+  }
+  absl::Status PauseQueue(const std::string& reason, Time now) override {
+    return store_->PauseQueue(reason, now);
+  }
+  absl::Status ResumeQueue() override {
+    auto status = store_->ResumeQueue();
+    if (status.ok()) hub_->WorkAvailable();
+    return status;
   }
   absl::StatusOr<SweepReport> Sweep(Time now) override {
     auto report = store_->Sweep(now);

@@ -82,6 +82,13 @@ TEST_F(NotifyingJobStoreTest, TheLifeOfAJob) {
   EXPECT_EQ(Work(), 1);
   ASSERT_TRUE(store_->Cancel({kKey, "", ""}, kNow).ok());
   EXPECT_EQ(Job(), 1);
+  ASSERT_TRUE(store_->Retry({kKey, ""}, kNow).ok());
+  EXPECT_EQ(Job(), 1);
+  EXPECT_EQ(Work(), 1);
+  ASSERT_TRUE(store_->ResumeQueue().ok());
+  EXPECT_EQ(Work(), 1);
+  ASSERT_TRUE(store_->Cancel({kKey, "", ""}, kNow).ok());
+  Job();
   ASSERT_TRUE(store_->Delete({kKey, ""}, kNow).ok());
   EXPECT_EQ(Job(), 1);
   EXPECT_FALSE(store_->Cancel({kKey, "", ""}, kNow).ok());

@@ -58,6 +58,15 @@ absl::StatusOr<std::optional<Grant>> FaultyJobStore::Acquire(const AcquireReques
                                                              Time now) {
   return Inject([&] { return store_->Acquire(request, now); });
 }
+absl::StatusOr<Job> FaultyJobStore::Retry(const RetryRequest& request, Time now) {
+  return Inject([&] { return store_->Retry(request, now); });
+}
+absl::Status FaultyJobStore::PauseQueue(const std::string& reason, Time now) {
+  return Inject([&] { return store_->PauseQueue(reason, now); });
+}
+absl::Status FaultyJobStore::ResumeQueue() {
+  return Inject([&] { return store_->ResumeQueue(); });
+}
 absl::StatusOr<HeartbeatReply> FaultyJobStore::Heartbeat(const WorkerBeat& beat, Time now) {
   return Inject([&] { return store_->Heartbeat(beat, now); });
 }

@@ -39,6 +39,9 @@ class FaultyJobStore : public JobStore {
   absl::Status RegisterWorker(const v1::WorkerInfo& worker, const std::string& session,
                               Time now) override;
   absl::StatusOr<std::optional<Grant>> Acquire(const AcquireRequest& request, Time now) override;
+  absl::StatusOr<Job> Retry(const RetryRequest& request, Time now) override;
+  absl::Status PauseQueue(const std::string& reason, Time now) override;
+  absl::Status ResumeQueue() override;
   absl::StatusOr<HeartbeatReply> Heartbeat(const WorkerBeat& beat, Time now) override;
   absl::Status CommitCheckpoint(const CheckpointRequest& request, Time now) override;
   absl::Status Complete(const CompleteRequest& request, Time now) override;

@@ -433,6 +433,36 @@ TEST_P(JobStoreSuite, Draining) {
   EXPECT_TRUE(TryAcquire(Register(restarted)));
 }
 
+TEST_P(JobStoreSuite, APausedQueueGivesNothingNew) {
+  Sweep();
+  std::string session = Register("w1");
+  Submit("job-one");
+  auto running = TryAcquire(session, "a1");
+  ASSERT_TRUE(running);
+  LeaseToken lease{session, running->job.key, running->job.epoch};
+  Submit("job-two");
+  EXPECT_EQ(store().Stats(now())->pause, std::nullopt);
+  Time since = now();
+  ASSERT_EQ(Outcome(store().PauseQueue("maintenance", now())), "OK");
+  Advance(Seconds(5));
+  ASSERT_EQ(Outcome(store().PauseQueue("new engine", now())), "OK");
+  Reopen();
+  auto stats = store().Stats(now());
+  ASSERT_TRUE(stats->pause);
+  EXPECT_EQ(stats->pause->reason, "new engine");
+  EXPECT_EQ(stats->pause->since, since);
+  EXPECT_EQ(TryAcquire(session), std::nullopt);
+  EXPECT_TRUE(TryAcquire(session, "a1")) << "a lost reply is repeated";
+  Sweep();
+  EXPECT_EQ(Get("job-two").state_reason, "waiting: the queue is paused: new engine");
+  EXPECT_EQ(SendBeat(lease, 1).directive, v1::DIRECTIVE_CONTINUE);
+  EXPECT_EQ(Complete(lease), "OK");
+  ASSERT_EQ(Outcome(store().ResumeQueue()), "OK");
+  ASSERT_EQ(Outcome(store().ResumeQueue()), "OK") << "again";
+  EXPECT_EQ(store().Stats(now())->pause, std::nullopt);
+  EXPECT_EQ(Acquire(session).job, Key("job-two"));
+}
+
 TEST_P(JobStoreSuite, ListWorkersTellsWhoLives) {
   std::string session = Register("w1");
   Register("w2");

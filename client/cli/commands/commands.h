@@ -13,6 +13,7 @@ void AddWatch(CLI::App& app, Action& chosen);
 void AddEvents(CLI::App& app, Action& chosen);
 void AddCancel(CLI::App& app, Action& chosen);
 void AddDelete(CLI::App& app, Action& chosen);
+void AddRetry(CLI::App& app, Action& chosen);
 void AddUpdate(CLI::App& app, Action& chosen);
 void AddPull(CLI::App& app, Action& chosen);
 void AddMethods(CLI::App& app, Action& chosen);

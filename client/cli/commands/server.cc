@@ -79,6 +79,26 @@ absl::StatusOr<ExitCode> RunQueue(Context& context) {
   return ExitCode::kOk;
 }
 
+absl::StatusOr<ExitCode> RunPause(Context& context, const std::string& reason) {
+  Connection connection(context.env, context.global);
+  v1::PauseQueueRequest request;
+  request.set_reason(reason);
+  v1::PauseQueueResponse response;
+  absl::Status status =
+      connection.Call(connection.admin(), &Connection::Admin::PauseQueue, request, &response);
+  if (!status.ok()) return status;
+  return RunQueue(context);
+}
+
+absl::StatusOr<ExitCode> RunResume(Context& context) {
+  Connection connection(context.env, context.global);
+  v1::ResumeQueueResponse response;
+  absl::Status status = connection.Call(connection.admin(), &Connection::Admin::ResumeQueue,
+                                        v1::ResumeQueueRequest(), &response);
+  if (!status.ok()) return status;
+  return RunQueue(context);
+}
+
 // A family that does its first thing when named alone: `quantry workers`.
 void BindDefault(CLI::App& family, Action& chosen, Action action) {
   family.fallthrough();
@@ -121,10 +141,21 @@ void AddWorkers(CLI::App& app, Action& chosen) {
 }
 
 void AddQueue(CLI::App& app, Action& chosen) {
-  CLI::App* family = app.add_subcommand("queue", "The queue: depth, ages, slots");
-  family->footer("\nExample:\n  quantry queue\n");
+  CLI::App* family = app.add_subcommand("queue", "The queue: depth, ages, slots; pause it");
+  family->footer(
+      "\nExamples:\n  quantry queue\n  quantry queue pause --reason \"new engine tonight\"\n"
+      "  quantry queue resume\n");
   BindDefault(*family, chosen, RunQueue);
   Bind(*family->add_subcommand("stats", "Depth, ages and states now"), chosen, RunQueue);
+  CLI::App* pause = family->add_subcommand(
+      "pause", "Give workers no new jobs; running ones go on, new ones are taken in");
+  auto reason = std::make_shared<std::string>();
+  pause->add_option("--reason", *reason, "Why; waiting jobs show it")->type_name("TEXT");
+  pause->footer("\nExample:\n  quantry queue pause --reason \"new engine tonight\"\n");
+  Bind(*pause, chosen, [reason](Context& context) { return RunPause(context, *reason); });
+  CLI::App* resume = family->add_subcommand("resume", "Give workers jobs again");
+  resume->footer("\nExample:\n  quantry queue resume\n");
+  Bind(*resume, chosen, RunResume);
 }
 
 void AddCompletion(CLI::App& app, Action& chosen) {

@@ -140,7 +140,7 @@ absl::StatusOr<std::optional<Grant>> Acquire(const Context& context,
                        context.now + ttl, *pk);
     return MakeGrant(context, *pk, ttl);
   }
-  if (worker->draining) return std::nullopt;
+  if (worker->draining || ReadPause(context.db)) return std::nullopt;
   std::optional<int64_t> pk = Pick(context, worker->info);
   if (!pk) return std::nullopt;
   absl::StatusOr<Grant> grant = Claim(context, *worker, request.acquire_id, *pk);

@@ -192,6 +192,7 @@ StoreStats Stats(Database& db, const JobPolicy& policy, Time now) {
     Rows rows = db.Query("SELECT min(enqueue_time) FROM queue WHERE state = 1");
     if (rows.Next()) stats.oldest_queued = rows.MaybeAt(0);
   }
+  stats.pause = ReadPause(db);
   stats.busy_slots =
       static_cast<int>(One(db.Query("SELECT count(*) FROM queue WHERE worker_id IS NOT NULL")));
   Rows rows = db.Query("SELECT info FROM workers WHERE last_seen > ?", now - policy.lease_ttl);

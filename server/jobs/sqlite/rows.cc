@@ -163,6 +163,12 @@ std::optional<WorkerRow> FindWorkerById(Database& db, const std::string& worker_
       db.Query("SELECT " QUANTRY_WORKER_COLUMNS " FROM workers WHERE worker_id = ?", worker_id));
 }
 
+std::optional<QueuePause> ReadPause(Database& db) {
+  Rows rows = db.Query("SELECT reason, create_time FROM queue_pause");
+  if (!rows.Next()) return std::nullopt;
+  return QueuePause{rows.Text(0), rows.At(1)};
+}
+
 absl::Status JobNotFound(const JobKey& key) {
   std::string name = FormatJobName(key.tenant, key.id);
   return MakeError(Reason::kJobNotFound, "there is no job " + name + "; list the tenant's jobs",

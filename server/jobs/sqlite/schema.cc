@@ -161,6 +161,12 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 
 constexpr const char* kVersion2 = R"sql(
 ALTER TABLE workers ADD COLUMN refusal TEXT NOT NULL DEFAULT '';
+ALTER TABLE jobs ADD COLUMN retry_id TEXT NOT NULL DEFAULT '';
+CREATE TABLE queue_pause (
+  id INTEGER PRIMARY KEY CHECK (id = 1),
+  reason TEXT NOT NULL,
+  create_time INTEGER NOT NULL
+);
 )sql";
 
 // Step i brings version i to i + 1. Never change a released one: add another.

@@ -60,8 +60,9 @@ void SweepWaiting(const Context& context, SweepReport& report) {
   const std::vector<Queued> oldest = ReadOldest(context);
   if (oldest.empty()) return;
   const std::vector<Worker> live = LiveWorkers(context);
+  const std::optional<QueuePause> pause = ReadPause(context.db);
   for (const Queued& job : oldest) {
-    const std::string reason = WhyWaiting(job.needs, live);
+    const std::string reason = pause ? WaitsForResume(*pause) : WhyWaiting(job.needs, live);
     if (reason == job.state_reason) continue;
     // Other reasons say how the job came to be queued and stay.
     if (reason.empty() && !IsWaitingReason(job.state_reason)) continue;
