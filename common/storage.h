@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -19,6 +20,7 @@ namespace quantry {
 struct StoredFile {
   std::string path;
   std::int64_t size_bytes = 0;
+  std::chrono::system_clock::time_point modified{};  // by the store's clock
 };
 
 // What went over in one Upload or Download.

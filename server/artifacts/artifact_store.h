@@ -26,6 +26,8 @@ class ArtifactStore {
  public:
   virtual ~ArtifactStore() = default;
 
+  // Everything lies below it.
+  virtual std::string RootUri() const = 0;
   // The prefix an attempt writes below: {root}/{tenant}/{job uid}/{epoch}. No
   // two attempts share one, so a stale worker cannot touch a committed file.
   virtual std::string OutputUri(std::string_view tenant, std::string_view job_uid,

@@ -56,6 +56,8 @@ class LocalArtifactStore : public ArtifactStore {
   LocalArtifactStore(std::string root, UniqueFd root_fd)
       : root_(std::move(root)), root_fd_(std::move(root_fd)) {}
 
+  std::string RootUri() const override { return absl::StrCat(std::string(kScheme), root_); }
+
   std::string OutputUri(std::string_view tenant, std::string_view job_uid,
                         std::int64_t epoch) const override {
     return absl::StrCat(JobUri(tenant, job_uid), "/", epoch);

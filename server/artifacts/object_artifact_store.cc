@@ -66,6 +66,8 @@ class ObjectArtifactStore : public ArtifactStore {
   ObjectArtifactStore(std::string root_uri, std::unique_ptr<Storage> storage)
       : root_uri_(std::move(root_uri)), storage_(std::move(storage)) {}
 
+  std::string RootUri() const override { return root_uri_; }
+
   std::string OutputUri(std::string_view tenant, std::string_view job_uid,
                         std::int64_t epoch) const override {
     return JoinUri(root_uri_, absl::StrCat(JobFolder(tenant, job_uid), "/", epoch));

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -77,9 +78,9 @@ struct CancelRequest {
 
 struct RetryRequest {
   JobKey key;
-  std::string request_id;   // "" = not idempotent
-  std::string etag;         // "" = any
-  bool from_start = false;  // forget the committed checkpoint
+  std::string request_id = {};  // "" = not idempotent
+  std::string etag = {};        // "" = any
+  bool from_start = false;      // forget the committed checkpoint
 };
 
 struct DeleteRequest {
@@ -202,6 +203,15 @@ struct StoreStats {
   std::optional<QueuePause> pause;
 };
 
+// What a job needs of the stores, for the collection of garbage.
+struct JobReferences {
+  std::string tenant;
+  std::string uid;
+  std::set<int64_t> outputs;       // epochs whose output prefix is needed
+  std::set<int64_t> checkpoints;   // epochs whose checkpoints are
+  std::vector<std::string> blobs;  // sha256 of the uploads its spec names
+};
+
 // Bytes nothing refers to any more: everything below {root}/{tenant}/{uid}/.
 struct Garbage {
   std::string tenant;
@@ -282,6 +292,9 @@ class JobStore {
   virtual absl::StatusOr<std::vector<Garbage>> ListGarbage(int limit) = 0;
   // Call after the bytes are gone.
   virtual absl::Status ForgetGarbage(const Garbage& garbage) = 0;
+  // By uid; jobs with a greater one than `after`.
+  virtual absl::StatusOr<std::vector<JobReferences>> ListReferences(const std::string& after,
+                                                                    int limit) = 0;
   // Reads one row: for readiness.
   virtual absl::Status Ping() = 0;
 };

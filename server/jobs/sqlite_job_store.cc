@@ -159,6 +159,13 @@ class SqliteJobStore : public JobStore {
       return absl::OkStatus();
     });
   }
+  absl::StatusOr<std::vector<JobReferences>> ListReferences(const std::string& after,
+                                                            int limit) override {
+    return Read<std::vector<JobReferences>>(
+        [&](Database& db) -> absl::StatusOr<std::vector<JobReferences>> {
+          return sqlite::ListReferences(db, after, limit);
+        });
+  }
   absl::Status Ping() override {
     return readers_.Run([](Database& db) {
       db.Execute("SELECT n FROM job_counts WHERE state = 1");

@@ -145,6 +145,10 @@ class Metered : public JobStore {
   absl::Status ForgetGarbage(const Garbage& garbage) override {
     return Timed("forget_garbage", [&] { return store_->ForgetGarbage(garbage); });
   }
+  absl::StatusOr<std::vector<JobReferences>> ListReferences(const std::string& after,
+                                                            int limit) override {
+    return Timed("list_references", [&] { return store_->ListReferences(after, limit); });
+  }
   absl::Status Ping() override {
     return Timed("ping", [&] { return store_->Ping(); });
   }

@@ -195,6 +195,7 @@ const std::vector<std::string>& StoreOps() {
                                                "list",
                                                "update",
                                                "cancel",
+                                               "retry",
                                                "delete",
                                                "events",
                                                "get_artifact",
@@ -208,10 +209,13 @@ const std::vector<std::string>& StoreOps() {
                                                "release",
                                                "list_workers",
                                                "drain_worker",
+                                               "pause_queue",
+                                               "resume_queue",
                                                "sweep",
                                                "stats",
                                                "list_garbage",
                                                "forget_garbage",
+                                               "list_references",
                                                "ping"};
   return ops;
 }

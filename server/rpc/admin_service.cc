@@ -1,10 +1,13 @@
+#include <mutex>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/errors.h"
 #include "common/log.h"
+#include "common/storage.h"
 #include "quantry/v1/admin_service.grpc.pb.h"
+#include "server/artifacts/garbage.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/service_base.h"
 #include "server/rpc/worker_service.h"
@@ -14,6 +17,8 @@ namespace {
 
 using grpc::CallbackServerContext;
 using grpc::ServerUnaryReactor;
+
+constexpr auto kLeastGrace = std::chrono::seconds(60);
 
 class Service : public v1::AdminService::CallbackService, private ServiceBase<Service> {
   friend ServiceBase;
@@ -53,8 +58,7 @@ class Service : public v1::AdminService::CallbackService, private ServiceBase<Se
   ServerUnaryReactor* CollectGarbage(CallbackServerContext* call,
                                      const v1::CollectGarbageRequest* request,
                                      v1::CollectGarbageResponse* response) override {
-    return Unimplemented("CollectGarbage", call, request, response,
-                         "the server removes garbage of deleted jobs by itself");
+    return RunOn(runtime_->slow, "CollectGarbage", call, request, response, &Service::Collect);
   }
 
  private:
@@ -96,6 +100,39 @@ class Service : public v1::AdminService::CallbackService, private ServiceBase<Se
     *response = ToProto(*stats);
     return absl::OkStatus();
   }
+
+  absl::Status Collect(const v1::CollectGarbageRequest& request,
+                       v1::CollectGarbageResponse* response) {
+    GarbageOptions options;
+    options.dry_run = request.dry_run();
+    if (request.has_grace()) options.grace = FromProto(request.grace());
+    if (options.grace < kLeastGrace) {
+      return MakeError(Reason::kInvalidArgument,
+                       "grace: wanted at least 60 s: an upload comes before its job");
+    }
+    const std::unique_lock only_one(collecting_, std::try_to_lock);
+    if (!only_one.owns_lock()) {
+      return MakeDetailedError(Reason::kResourceLimit, "another collection runs; wait for its end",
+                               {.retry_after = std::chrono::seconds(10)});
+    }
+    auto artifacts = OpenStorage(context_->artifacts->RootUri());
+    if (!artifacts.ok()) return artifacts.status();
+    auto blobs = OpenStorage(context_->blobs->RootUri());
+    if (!blobs.ok()) return blobs.status();
+    const auto report =
+        CollectGarbage(*context_->store, **artifacts, **blobs, options, context_->clock->Now());
+    if (!report.ok()) return report.status();
+    log::Info(
+        "garbage collected",
+        {{"dry_run", options.dry_run}, {"objects", report->objects}, {"bytes", report->bytes}});
+    response->set_objects(report->objects);
+    response->set_bytes(report->bytes);
+    response->set_attempts(report->attempts);
+    response->set_blobs(report->blobs);
+    return absl::OkStatus();
+  }
+
+  std::mutex collecting_;
 };
 
 }  // namespace

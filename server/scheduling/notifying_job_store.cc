@@ -111,6 +111,10 @@ class Notifying : public JobStore {
   absl::Status ForgetGarbage(const Garbage& garbage) override {
     return store_->ForgetGarbage(garbage);
   }
+  absl::StatusOr<std::vector<JobReferences>> ListReferences(const std::string& after,
+                                                            int limit) override {
+    return store_->ListReferences(after, limit);
+  }
   absl::Status Ping() override { return store_->Ping(); }
 
  private:

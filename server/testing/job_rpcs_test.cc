@@ -246,7 +246,7 @@ TEST_F(JobRpcs, ServerInfo) {
   ASSERT_TRUE(FromGrpc(server_.jobs->GetServerInfo(&context, {}, &info)).ok());
   EXPECT_EQ(info.version(), QUANTRY_VERSION);
   EXPECT_EQ(info.max_page_size(), 1000);
-  EXPECT_EQ(info.unimplemented_size(), 2);
+  EXPECT_EQ(info.unimplemented_size(), 1);
 }
 
 TEST_F(JobRpcs, LaterRpcsSayUnimplemented) {

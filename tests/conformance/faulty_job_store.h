@@ -54,6 +54,10 @@ class FaultyJobStore : public JobStore {
   absl::StatusOr<StoreStats> Stats(Time now) override;
   absl::StatusOr<std::vector<Garbage>> ListGarbage(int limit) override;
   absl::Status ForgetGarbage(const Garbage& garbage) override;
+  absl::StatusOr<std::vector<JobReferences>> ListReferences(const std::string& after,
+                                                            int limit) override {
+    return store_->ListReferences(after, limit);
+  }
   absl::Status Ping() override;
 
  private:

@@ -1,4 +1,6 @@
 """Retry of a cancelled job, a paused queue, and what a queued job tells about waiting."""
+import os
+
 from conftest import submit_args, wait_for
 from test_faults import blocks_done, long_job
 from test_main_job import file_hashes
@@ -41,3 +43,20 @@ def test_a_job_says_that_the_only_worker_refuses(make_server, stories):
     assert "embedded takes no jobs: too little free disk space" in job["state_reason"]
     assert "too little free disk space" in server.cli("workers", check=0).stdout
     assert "too little free disk space" in server.cli("events", "starved", check=0).stdout
+
+
+def test_gc_removes_uploads_of_deleted_jobs(server, stories):
+    server.json(*submit_args(stories, "--id", "short", method="rtn"), "--wait")
+    blobs = [p for p in (server.data_dir / "blobs/default").iterdir() if p.is_file()]
+    assert blobs
+    server.cli("delete", "short", check=0)
+    assert server.json("gc")["objects"] in (0, "0"), "too new"
+    for path in blobs:
+        os.utime(path, (1, 1))
+    would = server.json("gc", "--dry-run")
+    assert int(would["blobs"]) == len(blobs) and all(p.exists() for p in blobs)
+    done = server.json("gc")
+    assert done == would
+    assert not any(p.exists() for p in blobs)
+    # The same model again: its uploads are sent anew.
+    assert server.json(*submit_args(stories, "--id", "again", method="rtn"), "--wait")["state"] == "SUCCEEDED"

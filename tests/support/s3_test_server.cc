@@ -7,9 +7,13 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <condition_variable>
 #include <cstdlib>
+#include <mutex>
 #include <optional>
 #include <string_view>
+#include <thread>
+#include <utility>
 
 #include "common/line_reader.h"
 #include "common/process.h"
@@ -29,24 +33,49 @@ std::string ServerBinary() {
   return std::string(venv != nullptr ? venv : QUANTRY_DEFAULT_TEST_VENV) + "/bin/moto_server";
 }
 
-// Waits for the line that names the port; 0 when it does not come.
-int ReadPort(const ChildProcess& server) {
-  LineReader lines(server.stderr_fd(), kMaxLine);
-  int port = 0;
-  const auto deadline = std::chrono::steady_clock::now() + kStartTime;
-  while (port == 0 && std::chrono::steady_clock::now() < deadline) {
-    pollfd wait{.fd = server.stderr_fd(), .events = POLLIN, .revents = 0};
-    if (poll(&wait, 1, 1000) <= 0) continue;
-    const bool open = lines.Drain([&](std::string_view line, bool) {
-      const std::size_t at = line.find(kRunning);
-      if (at != std::string_view::npos) {
-        port = std::atoi(std::string(line.substr(at + kRunning.size())).c_str());
-      }
-    });
-    if (!open) break;
+// The running server. It logs every request, and a full pipe would stop it, so
+// a thread reads along.
+class Server {
+ public:
+  explicit Server(ChildProcess child)
+      : child_(std::move(child)), reader_([this](std::stop_token stop) { Read(stop); }) {}
+
+  // 0 when it does not say its port in time.
+  int WaitForPort() {
+    std::unique_lock lock(mutex_);
+    changed_.wait_for(lock, kStartTime, [this] { return port_ != 0 || ended_; });
+    return port_;
   }
-  return port;
-}
+
+ private:
+  void Read(const std::stop_token& stop) {
+    LineReader lines(child_.stderr_fd(), kMaxLine);
+    bool open = true;
+    while (open && !stop.stop_requested()) {
+      pollfd wait{.fd = child_.stderr_fd(), .events = POLLIN, .revents = 0};
+      if (poll(&wait, 1, 100) <= 0) continue;
+      open = lines.Drain([this](std::string_view line, bool) { Take(line); });
+    }
+    const std::lock_guard lock(mutex_);
+    ended_ = true;
+    changed_.notify_all();
+  }
+
+  void Take(std::string_view line) {
+    const std::size_t at = line.find(kRunning);
+    if (at == std::string_view::npos) return;
+    const std::lock_guard lock(mutex_);
+    port_ = std::atoi(std::string(line.substr(at + kRunning.size())).c_str());
+    changed_.notify_all();
+  }
+
+  ChildProcess child_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int port_ = 0;
+  bool ended_ = false;
+  std::jthread reader_;  // last: starts when all else is there
+};
 
 // Moto does not look at signatures.
 bool CreateBucket(int port) {
@@ -76,13 +105,13 @@ absl::StatusOr<std::string> Start() {
     return absl::NotFoundError("no " + binary +
                                ": run scripts/bootstrap, or set QUANTRY_TEST_VENV");
   }
-  static std::optional<ChildProcess> server;  // killed when this process ends
+  static std::optional<Server> server;  // killed when this process ends
   auto child = ChildProcess::Spawn({.argv = {binary, "-H", "127.0.0.1", "-p", "0"},
                                     .environment = CleanEnvironment(kEnvironment),
                                     .capture_stdout = false});
   if (!child.ok()) return child.status();
   server.emplace(*std::move(child));
-  const int port = ReadPort(*server);
+  const int port = server->WaitForPort();
   if (port == 0) return absl::InternalError(binary + " did not say its port");
   if (!CreateBucket(port)) return absl::InternalError("no bucket could be made");
   setenv("AWS_ACCESS_KEY_ID", "test", 1);

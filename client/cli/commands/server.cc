@@ -1,4 +1,6 @@
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <ostream>
@@ -6,8 +8,10 @@
 #include "client/cli/commands/commands.h"
 #include "client/cli/completion.h"
 #include "client/cli/connection.h"
+#include "client/cli/format.h"
 #include "client/cli/job_text.h"
 #include "client/cli/json.h"
+#include "client/cli/text.h"
 
 namespace quantry::cli {
 namespace {
@@ -99,6 +103,32 @@ absl::StatusOr<ExitCode> RunResume(Context& context) {
   return RunQueue(context);
 }
 
+struct GcOptions {
+  bool dry_run = false;
+  double older_than_h = 24;
+};
+
+// Listing a large store takes longer than one call may.
+constexpr auto kGcTime = std::chrono::minutes(30);
+
+absl::StatusOr<ExitCode> RunGc(Context& context, const GcOptions& options) {
+  GlobalOptions patient = context.global;
+  patient.timeout_s = std::max(patient.timeout_s, std::chrono::duration<double>(kGcTime).count());
+  Connection connection(context.env, patient);
+  v1::CollectGarbageRequest request;
+  request.set_dry_run(options.dry_run);
+  request.mutable_grace()->set_seconds(static_cast<int64_t>(options.older_than_h * 3600));
+  v1::CollectGarbageResponse response;
+  absl::Status status =
+      connection.Call(connection.admin(), &Connection::Admin::CollectGarbage, request, &response);
+  if (!status.ok()) return status;
+  Print(context, MessageJson(response),
+        Cat(options.dry_run ? "would remove " : "removed ", response.objects(), " files, ",
+            Bytes(response.bytes()), ": ", response.attempts(), " dead attempts, ",
+            response.blobs(), " uploads\n"));
+  return ExitCode::kOk;
+}
+
 // A family that does its first thing when named alone: `quantry workers`.
 void BindDefault(CLI::App& family, Action& chosen, Action action) {
   family.fallthrough();
@@ -156,6 +186,20 @@ void AddQueue(CLI::App& app, Action& chosen) {
   CLI::App* resume = family->add_subcommand("resume", "Give workers jobs again");
   resume->footer("\nExample:\n  quantry queue resume\n");
   Bind(*resume, chosen, RunResume);
+}
+
+void AddGc(CLI::App& app, Action& chosen) {
+  CLI::App* command =
+      app.add_subcommand("gc", "Remove uploads no job names and leftovers of dead attempts");
+  auto options = std::make_shared<GcOptions>();
+  command->add_flag("--dry-run", options->dry_run, "Say how much, remove nothing");
+  command
+      ->add_option("--older-than", options->older_than_h,
+                   "Only what did not change for this many hours. Default: 24")
+      ->check(CLI::Range(1.0 / 60, 24.0 * 3650))
+      ->type_name("HOURS");
+  command->footer("\nExamples:\n  quantry gc --dry-run\n  quantry gc --older-than 168\n");
+  Bind(*command, chosen, [options](Context& context) { return RunGc(context, *options); });
 }
 
 void AddCompletion(CLI::App& app, Action& chosen) {

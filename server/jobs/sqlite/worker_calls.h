@@ -38,6 +38,8 @@ StoreStats Stats(Database& db, const JobPolicy& policy, Time now);
 // Tells queued jobs why nobody takes them (waiting.cc).
 void SweepWaiting(const Context& context, SweepReport& report);
 
+std::vector<JobReferences> ListReferences(Database& db, const std::string& after, int limit);
+
 // Shared ---------------------------------------------------------------------
 
 // The leased row of the attempt. Errors: UNKNOWN_WORKER, LEASE_LOST.
