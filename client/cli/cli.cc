@@ -15,10 +15,10 @@
 namespace quantry::cli {
 namespace {
 
-constexpr std::array<AddCommand, 18> kCommands = {
-    AddSubmit,     AddQuote,   AddGet,    AddList,   AddWatch,      AddEvents,
-    AddCancel,     AddRetry,   AddDelete, AddUpdate, AddPull,       AddMethods,
-    AddServerInfo, AddWorkers, AddQueue,  AddGc,     AddCompletion, AddVersion};
+constexpr std::array<AddCommand, 19> kCommands = {
+    AddSubmit, AddQuote,  AddGet,    AddList,       AddWatch,   AddEvents,     AddCancel,
+    AddRetry,  AddDelete, AddUpdate, AddPull,       AddMethods, AddServerInfo, AddWorkers,
+    AddQueue,  AddQuota,  AddGc,     AddCompletion, AddVersion};
 
 constexpr char kFooter[] = R"(
 Examples:

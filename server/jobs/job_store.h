@@ -185,6 +185,19 @@ struct SweepReport {
   std::vector<JobKey> changed;
 };
 
+// What one tenant may use at a time; 0 = no limit.
+struct TenantQuota {
+  std::string tenant;
+  int64_t max_queued = 0;
+  int64_t max_running = 0;
+};
+
+struct TenantUsage {
+  TenantQuota quota;
+  int64_t queued = 0;
+  int64_t running = 0;  // RUNNING and CANCELLING
+};
+
 // Nobody is given new jobs until the queue is resumed.
 struct QueuePause {
   std::string reason;
@@ -224,7 +237,7 @@ class JobStore {
 
   // Tenant side ------------------------------------------------------------
   // Errors: ALREADY_EXISTS JOB_ID_TAKEN, REQUEST_ID_REUSED (same request_id,
-  // other request_hash).
+  // other request_hash); RESOURCE_EXHAUSTED QUOTA_QUEUED.
   virtual absl::StatusOr<SubmitResult> Submit(const SubmitRequest& request, Time now) = 0;
   // Errors here and below: NOT_FOUND JOB_NOT_FOUND.
   virtual absl::StatusOr<Job> Get(const JobKey& key) = 0;
@@ -238,7 +251,8 @@ class JobStore {
   // FAILED or CANCELLED -> QUEUED, to resume from the last committed checkpoint.
   // Failures and losses count from zero again; epoch, events and place in the
   // queue stay. The request_id of the job's last retry again: no change, OK.
-  // Errors: ABORTED ETAG_MISMATCH, FAILED_PRECONDITION JOB_NOT_RETRYABLE.
+  // Errors: ABORTED ETAG_MISMATCH, FAILED_PRECONDITION JOB_NOT_RETRYABLE,
+  // RESOURCE_EXHAUSTED QUOTA_QUEUED.
   virtual absl::StatusOr<Job> Retry(const RetryRequest& request, Time now) = 0;
   // Removes job, events and artifact row; the bytes become Garbage. Returns
   // the job as it was. Errors: ABORTED ETAG_MISMATCH, FAILED_PRECONDITION
@@ -259,6 +273,7 @@ class JobStore {
   virtual absl::Status RegisterWorker(const v1::WorkerInfo& worker, const std::string& session,
                                       Time now) = 0;
   // nullopt = nothing to do (or the worker drains, or the queue is paused).
+  // Jobs of a tenant that runs max_running are passed over.
   virtual absl::StatusOr<std::optional<Grant>> Acquire(const AcquireRequest& request, Time now) = 0;
   virtual absl::StatusOr<HeartbeatReply> Heartbeat(const WorkerBeat& beat, Time now) = 0;
   // What the next attempt resumes from. The same again: OK, no event.
@@ -282,6 +297,8 @@ class JobStore {
   // restart. Again: another reason, the same time.
   virtual absl::Status PauseQueue(const std::string& reason, Time now) = 0;
   virtual absl::Status ResumeQueue() = 0;
+  // From now on; jobs queued or running above it stay.
+  virtual absl::StatusOr<TenantUsage> SetQuota(const TenantQuota& quota) = 0;
   // Judges leases, limits and expiry. When it has not been called for more
   // than ttl / 2 it pushes all leases to now + ttl and judges nobody. Says in
   // state_reason and in a log event why a queued job waits when no live worker

@@ -6,6 +6,7 @@
 #include "common/errors.h"
 #include "server/jobs/sqlite/connections.h"
 #include "server/jobs/sqlite/data_dir_lock.h"
+#include "server/jobs/sqlite/quotas.h"
 #include "server/jobs/sqlite/schema.h"
 #include "server/jobs/sqlite/tenant_calls.h"
 #include "server/jobs/sqlite/worker_calls.h"
@@ -134,6 +135,11 @@ class SqliteJobStore : public JobStore {
     return writer_.Run([](Database& db) {
       db.Execute("DELETE FROM queue_pause");
       return absl::OkStatus();
+    });
+  }
+  absl::StatusOr<TenantUsage> SetQuota(const TenantQuota& quota) override {
+    return RunFor<TenantUsage>(writer_, [&](Database& db) -> absl::StatusOr<TenantUsage> {
+      return sqlite::SetQuota(db, quota);
     });
   }
   absl::StatusOr<SweepReport> Sweep(Time now) override {

@@ -64,6 +64,10 @@ std::string WaitsForResume(const QueuePause& pause) {
          (pause.reason.empty() ? "" : ": " + pause.reason);
 }
 
+std::string WaitsForQuota() {
+  return std::string(kPrefix) + "the tenant runs as many jobs as its quota allows";
+}
+
 bool IsWaitingReason(std::string_view state_reason) { return state_reason.starts_with(kPrefix); }
 
 }  // namespace quantry::server

@@ -27,6 +27,9 @@ std::string WhyWaiting(const JobNeeds& needs, std::span<const Worker> live);
 // "waiting: " and that the queue is paused.
 std::string WaitsForResume(const QueuePause& pause);
 
+// "waiting: " and that the tenant's quota of running jobs is used up.
+std::string WaitsForQuota();
+
 // Whether a state_reason is one of WhyWaiting.
 bool IsWaitingReason(std::string_view state_reason);
 

@@ -123,6 +123,9 @@ class Metered : public JobStore {
   absl::Status ResumeQueue() override {
     return Timed("resume_queue", [&] { return store_->ResumeQueue(); });
   }
+  absl::StatusOr<TenantUsage> SetQuota(const TenantQuota& quota) override {
+    return Timed("set_quota", [&] { return store_->SetQuota(quota); });
+  }
   absl::StatusOr<SweepReport> Sweep(Time now) override {
     auto result = Timed("sweep", [&] { return store_->Sweep(now); });
     if (!result.ok()) return result;

@@ -211,6 +211,7 @@ const std::vector<std::string>& StoreOps() {
                                                "drain_worker",
                                                "pause_queue",
                                                "resume_queue",
+                                               "set_quota",
                                                "sweep",
                                                "stats",
                                                "list_garbage",

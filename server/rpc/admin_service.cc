@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/errors.h"
+#include "common/ids.h"
 #include "common/log.h"
 #include "common/storage.h"
 #include "quantry/v1/admin_service.grpc.pb.h"
@@ -53,7 +54,7 @@ class Service : public v1::AdminService::CallbackService, private ServiceBase<Se
   }
   ServerUnaryReactor* SetQuota(CallbackServerContext* call, const v1::SetQuotaRequest* request,
                                v1::SetQuotaResponse* response) override {
-    return Unimplemented("SetQuota", call, request, response, "tenants have no quotas yet");
+    return Run("SetQuota", call, request, response, &Service::Quota);
   }
   ServerUnaryReactor* CollectGarbage(CallbackServerContext* call,
                                      const v1::CollectGarbageRequest* request,
@@ -92,6 +93,22 @@ class Service : public v1::AdminService::CallbackService, private ServiceBase<Se
   absl::Status Resume(const v1::ResumeQueueRequest&, v1::ResumeQueueResponse*) {
     log::Info("queue resumed");
     return context_->store->ResumeQueue();
+  }
+
+  absl::Status Quota(const v1::SetQuotaRequest& request, v1::SetQuotaResponse* response) {
+    auto tenant = ParseTenantName(request.parent());
+    if (!tenant.ok()) return tenant.status();
+    if (request.max_queued() < 0 || request.max_running() < 0) {
+      return MakeError(Reason::kInvalidArgument,
+                       "max_queued, max_running: wanted 0 (no limit) or more, got less");
+    }
+    auto usage = context_->store->SetQuota({.tenant = *tenant,
+                                            .max_queued = request.max_queued(),
+                                            .max_running = request.max_running()});
+    if (!usage.ok()) return usage.status();
+    response->set_queued(usage->queued);
+    response->set_running(usage->running);
+    return absl::OkStatus();
   }
 
   absl::Status Stats(const v1::GetQueueStatsRequest&, v1::QueueStats* response) {

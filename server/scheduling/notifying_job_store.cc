@@ -69,6 +69,7 @@ class Notifying : public JobStore {
   absl::Status Complete(const CompleteRequest& request, Time now) override {
     auto status = store_->Complete(request, now);
     hub_->JobChanged(request.lease.job);
+    hub_->WorkAvailable();  // of a tenant at its quota
     return status;
   }
   absl::StatusOr<JobState> Fail(const FailRequest& request, Time now) override {
@@ -96,6 +97,12 @@ class Notifying : public JobStore {
     auto status = store_->ResumeQueue();
     if (status.ok()) hub_->WorkAvailable();
     return status;
+  }
+  // May let jobs run that had to wait.
+  absl::StatusOr<TenantUsage> SetQuota(const TenantQuota& quota) override {
+    auto usage = store_->SetQuota(quota);
+    if (usage.ok()) hub_->WorkAvailable();
+    return usage;
   }
   absl::StatusOr<SweepReport> Sweep(Time now) override {
     auto report = store_->Sweep(now);

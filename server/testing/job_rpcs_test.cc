@@ -246,15 +246,30 @@ TEST_F(JobRpcs, ServerInfo) {
   ASSERT_TRUE(FromGrpc(server_.jobs->GetServerInfo(&context, {}, &info)).ok());
   EXPECT_EQ(info.version(), QUANTRY_VERSION);
   EXPECT_EQ(info.max_page_size(), 1000);
-  EXPECT_EQ(info.unimplemented_size(), 1);
+  EXPECT_EQ(info.unimplemented_size(), 0);
 }
 
-TEST_F(JobRpcs, LaterRpcsSayUnimplemented) {
+TEST_F(JobRpcs, AQuotaRefusesWithItsDetails) {
+  const auto set = [&](int64_t max_queued) {
+    grpc::ClientContext context;
+    v1::SetQuotaRequest request;
+    request.set_parent("tenants/acme");
+    request.set_max_queued(max_queued);
+    v1::SetQuotaResponse response;
+    return FromGrpc(server_.admin->SetQuota(&context, request, &response));
+  };
+  EXPECT_TRUE(HasReason(set(-1), Reason::kInvalidArgument));
+  ASSERT_TRUE(set(1).ok());
+  server_.Create("job-a");
   grpc::ClientContext context;
-  v1::SetQuotaResponse response;
-  const absl::Status status = FromGrpc(server_.admin->SetQuota(&context, {}, &response));
-  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
-  EXPECT_TRUE(HasReason(status, Reason::kUnimplementedRpc));
+  v1::CreateQuantizationJobResponse response;
+  const absl::Status refused = FromGrpc(
+      server_.jobs->CreateQuantizationJob(&context, server_.JobRequest("job-b"), &response));
+  EXPECT_TRUE(HasReason(refused, Reason::kQuotaQueued));
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(RetryAfterOf(refused).has_value());
+  ASSERT_TRUE(set(0).ok());
+  server_.Create("job-b");
 }
 
 TEST_F(JobRpcs, RetryQueuesACancelledJobAgain) {

@@ -42,6 +42,9 @@ class FaultyJobStore : public JobStore {
   absl::StatusOr<Job> Retry(const RetryRequest& request, Time now) override;
   absl::Status PauseQueue(const std::string& reason, Time now) override;
   absl::Status ResumeQueue() override;
+  absl::StatusOr<TenantUsage> SetQuota(const TenantQuota& quota) override {
+    return store_->SetQuota(quota);
+  }
   absl::StatusOr<HeartbeatReply> Heartbeat(const WorkerBeat& beat, Time now) override;
   absl::Status CommitCheckpoint(const CheckpointRequest& request, Time now) override;
   absl::Status Complete(const CompleteRequest& request, Time now) override;

@@ -463,6 +463,49 @@ TEST_P(JobStoreSuite, APausedQueueGivesNothingNew) {
   EXPECT_EQ(Acquire(session).job, Key("job-two"));
 }
 
+TEST_P(JobStoreSuite, QuotasOfATenant) {
+  Sweep();
+  auto set = [&](int64_t max_queued, int64_t max_running) {
+    auto usage = store().SetQuota({"acme", max_queued, max_running});
+    EXPECT_EQ(Outcome(usage), "OK");
+    return usage.value_or(TenantUsage{});
+  };
+  set(2, 1);
+  SubmitRequest first = Request("first");
+  first.request_id = "r1";
+  Submit(first);
+  Submit("second");
+  EXPECT_EQ(Outcome(store().Submit(Request("third"), now())), "QUOTA_QUEUED");
+  EXPECT_FALSE(store().Submit(first, now())->created) << "a repeat is not refused";
+  SubmitRequest others = Request("theirs");
+  others.key.tenant = "other";
+  Advance(Seconds(1));
+  Submit(others);
+
+  std::string session = Register("w1");
+  LeaseToken lease = Acquire(session);
+  EXPECT_EQ(lease.job, Key("first"));
+  Submit("third");
+  EXPECT_EQ(Acquire(session).job, others.key) << "acme runs its one job, the others go on";
+  EXPECT_EQ(TryAcquire(session), std::nullopt);
+  Reopen();
+  EXPECT_EQ(TryAcquire(session), std::nullopt);
+  Advance(Seconds(5));
+  Sweep();
+  EXPECT_EQ(Get("second").state_reason,
+            "waiting: the tenant runs as many jobs as its quota allows");
+  TenantUsage usage = set(2, 1);
+  EXPECT_EQ(usage.queued, 2);
+  EXPECT_EQ(usage.running, 1);
+  EXPECT_EQ(Complete(lease), "OK");
+  EXPECT_EQ(Acquire(session).job, Key("second"));
+  set(0, 0);
+  EXPECT_EQ(Acquire(session).job, Key("third"));
+  Submit("fourth");
+  Submit("fifth");
+  Submit("sixth");
+}
+
 TEST_P(JobStoreSuite, ListWorkersTellsWhoLives) {
   std::string session = Register("w1");
   Register("w2");

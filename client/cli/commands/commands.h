@@ -20,6 +20,7 @@ void AddMethods(CLI::App& app, Action& chosen);
 void AddServerInfo(CLI::App& app, Action& chosen);
 void AddWorkers(CLI::App& app, Action& chosen);
 void AddQueue(CLI::App& app, Action& chosen);
+void AddQuota(CLI::App& app, Action& chosen);
 void AddGc(CLI::App& app, Action& chosen);
 void AddCompletion(CLI::App& app, Action& chosen);
 void AddVersion(CLI::App& app, Action& chosen);

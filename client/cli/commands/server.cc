@@ -11,6 +11,7 @@
 #include "client/cli/format.h"
 #include "client/cli/job_text.h"
 #include "client/cli/json.h"
+#include "client/cli/names.h"
 #include "client/cli/text.h"
 
 namespace quantry::cli {
@@ -103,6 +104,34 @@ absl::StatusOr<ExitCode> RunResume(Context& context) {
   return RunQueue(context);
 }
 
+struct QuotaOptions {
+  std::string tenant;
+  int64_t max_queued = 0;
+  int64_t max_running = 0;
+};
+
+absl::StatusOr<ExitCode> RunQuota(Context& context, const QuotaOptions& options) {
+  absl::StatusOr<std::string> parent = ResolveTenant(options.tenant);
+  if (!parent.ok()) return parent.status();
+  Connection connection(context.env, context.global);
+  v1::SetQuotaRequest request;
+  request.set_parent(*std::move(parent));
+  request.set_max_queued(options.max_queued);
+  request.set_max_running(options.max_running);
+  v1::SetQuotaResponse usage;
+  absl::Status status =
+      connection.Call(connection.admin(), &Connection::Admin::SetQuota, request, &usage);
+  if (!status.ok()) return status;
+  const auto limit = [](int64_t n) {
+    return n == 0 ? std::string("no limit") : Cat("at most ", n);
+  };
+  Print(context, MessageJson(usage),
+        Cat(request.parent(), "\n",
+            Fields({{"queued", Cat(usage.queued(), " now, ", limit(options.max_queued))},
+                    {"running", Cat(usage.running(), " now, ", limit(options.max_running))}})));
+  return ExitCode::kOk;
+}
+
 struct GcOptions {
   bool dry_run = false;
   double older_than_h = 24;
@@ -186,6 +215,20 @@ void AddQueue(CLI::App& app, Action& chosen) {
   CLI::App* resume = family->add_subcommand("resume", "Give workers jobs again");
   resume->footer("\nExample:\n  quantry queue resume\n");
   Bind(*resume, chosen, RunResume);
+}
+
+void AddQuota(CLI::App& app, Action& chosen) {
+  CLI::App* command = app.add_subcommand("quota", "Set what a tenant may queue and run at a time");
+  auto options = std::make_shared<QuotaOptions>();
+  command->add_option("TENANT", options->tenant, "Tenant")->required()->type_name("TENANT");
+  command->add_option("--max-queued", options->max_queued, "Default: 0, no limit")
+      ->check(CLI::NonNegativeNumber)
+      ->type_name("N");
+  command->add_option("--max-running", options->max_running, "Default: 0, no limit")
+      ->check(CLI::NonNegativeNumber)
+      ->type_name("N");
+  command->footer("\nExample:\n  quantry quota research --max-queued 100 --max-running 4\n");
+  Bind(*command, chosen, [options](Context& context) { return RunQuota(context, *options); });
 }
 
 void AddGc(CLI::App& app, Action& chosen) {

@@ -167,6 +167,11 @@ CREATE TABLE queue_pause (
   reason TEXT NOT NULL,
   create_time INTEGER NOT NULL
 );
+CREATE TABLE quotas (
+  tenant TEXT PRIMARY KEY,
+  max_queued INTEGER NOT NULL,
+  max_running INTEGER NOT NULL
+) WITHOUT ROWID;
 )sql";
 
 // Step i brings version i to i + 1. Never change a released one: add another.

@@ -3,6 +3,7 @@
 #include "common/errors.h"
 #include "common/ids.h"
 #include "google/protobuf/util/time_util.h"
+#include "server/jobs/sqlite/quotas.h"
 #include "server/jobs/sqlite/rows.h"
 #include "server/jobs/sqlite/tenant_calls.h"
 #include "server/jobs/transitions.h"
@@ -152,6 +153,7 @@ absl::StatusOr<SubmitResult> Submit(Database& db, const JobPolicy& policy,
     return MakeError(Reason::kJobIdTaken, "there already is a job " + name + "; choose another id",
                      {{"job", name}});
   }
+  if (absl::Status quota = CheckQueuedQuota(db, request.key.tenant); !quota.ok()) return quota;
   int64_t pk = InsertJob(db, request, now);
   InsertQueueRow(db, policy, {.pk = pk, .priority = request.priority, .create_time = now},
                  request.spec, now);
@@ -216,6 +218,7 @@ absl::StatusOr<Job> Retry(Database& db, const JobPolicy& policy, const RetryRequ
   if (!request.request_id.empty() && LastRetry(db, pk) == request.request_id) return job;
   if (absl::Status match = CheckEtag(job, request.etag); !match.ok()) return match;
   if (absl::Status status = CheckRetryable(job); !status.ok()) return status;
+  if (absl::Status quota = CheckQueuedQuota(db, job.key.tenant); !quota.ok()) return quota;
   db.Execute("UPDATE jobs SET retry_id = ?, user_failures = 0, worker_losses = 0 WHERE pk = ?",
              request.request_id, pk);
   db.Execute("UPDATE job_payloads SET error = NULL WHERE pk = ?", pk);

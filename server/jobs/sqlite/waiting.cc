@@ -1,5 +1,6 @@
 #include <utility>
 
+#include "server/jobs/sqlite/quotas.h"
 #include "server/jobs/sqlite/worker_calls.h"
 #include "server/jobs/waiting.h"
 
@@ -14,11 +15,13 @@ struct Queued {
   int64_t pk = 0;
   JobNeeds needs;
   std::string state_reason;
+  std::string tenant;
 };
 
 std::vector<Queued> ReadOldest(const Context& context) {
   Rows rows = context.db.Query(
-      "SELECT q.pk, q.method, q.gpu_count, q.min_gpu_memory, q.host_memory, j.state_reason"
+      "SELECT q.pk, q.method, q.gpu_count, q.min_gpu_memory, q.host_memory, j.state_reason,"
+      " j.tenant"
       " FROM queue q JOIN jobs j USING (pk)"
       " WHERE q.state = 1 AND q.enqueue_time <= ?1 AND q.not_before <= ?2"
       " ORDER BY q.enqueue_time LIMIT ?3",
@@ -30,7 +33,8 @@ std::vector<Queued> ReadOldest(const Context& context) {
                                 .gpu_count = static_cast<int>(rows.Int(2)),
                                 .min_gpu_memory_bytes = rows.Int(3),
                                 .host_memory_bytes = rows.Int(4)},
-                      .state_reason = rows.Text(5)});
+                      .state_reason = rows.Text(5),
+                      .tenant = rows.Text(6)});
   }
   return oldest;
 }
@@ -61,8 +65,10 @@ void SweepWaiting(const Context& context, SweepReport& report) {
   if (oldest.empty()) return;
   const std::vector<Worker> live = LiveWorkers(context);
   const std::optional<QueuePause> pause = ReadPause(context.db);
+  const std::set<std::string> at_quota = TenantsAtRunningQuota(context.db);
   for (const Queued& job : oldest) {
-    const std::string reason = pause ? WaitsForResume(*pause) : WhyWaiting(job.needs, live);
+    std::string reason = pause ? WaitsForResume(*pause) : WhyWaiting(job.needs, live);
+    if (reason.empty() && at_quota.contains(job.tenant)) reason = WaitsForQuota();
     if (reason == job.state_reason) continue;
     // Other reasons say how the job came to be queued and stay.
     if (reason.empty() && !IsWaitingReason(job.state_reason)) continue;
