@@ -160,7 +160,7 @@ absl::StatusOr<std::unique_ptr<ArtifactStore>> OpenObjectArtifactStore(
   }
   const std::string root = WithoutSlash(root_uri);
   auto storage = OpenStorage(root);
-  if (!storage.ok()) return BadRoot(root_uri, storage.status().message());
+  if (!storage.ok()) return BadRoot(root_uri, std::string(storage.status().message()));
   // A wrong endpoint, bucket or key is told now, not by the first job.
   if (auto probe = (*storage)->Stat("probe"); !probe.ok()) {
     return BadRoot(root_uri, absl::StrCat("the store does not answer as it should: ",
