@@ -121,7 +121,7 @@ void Run(const Flags& flags, JobStore& store) {
     const Job& job = grants[static_cast<size_t>(i)].job;
     Beat beat{job.key, job.epoch, {}, {}};
     beat.progress.set_steps_done(i);
-    Check(store.Heartbeat("session", {beat}, clock.Now()).status());
+    Check(store.Heartbeat({"session", {beat}}, clock.Now()).status());
   });
   ListQuery page;
   page.tenant = "bench";

@@ -77,6 +77,15 @@ void AddViolations(const ErrorDetails& details, absl::Status& status) {
     }
     SetDetail(failure, status);
   }
+  if (!details.quotas.empty()) {
+    google::rpc::QuotaFailure failure;
+    for (const QuotaViolation& violation : details.quotas) {
+      auto* added = failure.add_violations();
+      added->set_subject(violation.subject);
+      added->set_description(violation.description);
+    }
+    SetDetail(failure, status);
+  }
 }
 
 }  // namespace

@@ -34,6 +34,7 @@ enum class Reason {
   kEtagMismatch,
   kJobAlreadyEnded,
   kJobNotEnded,
+  kJobNotRetryable,
   kEventsCompacted,
   kSourceForbidden,
   kSourceMissing,
@@ -42,6 +43,7 @@ enum class Reason {
   kServerDraining,
   kDeadlineExceeded,
   kResourceLimit,
+  kQuotaQueued,
   kPermissionDenied,
   kUnauthenticated,
   // Bytes.
@@ -113,10 +115,16 @@ struct PreconditionViolation {
   std::string description;
 };
 
+struct QuotaViolation {
+  std::string subject;  // "tenants/acme"
+  std::string description;
+};
+
 struct ErrorDetails {
   std::map<std::string, std::string> metadata = {};  // every value in the message
   std::vector<FieldViolation> field_violations = {};
   std::vector<PreconditionViolation> preconditions = {};
+  std::vector<QuotaViolation> quotas = {};
   std::optional<Duration> retry_after = {};
 };
 

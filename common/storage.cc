@@ -28,6 +28,14 @@ std::string_view SchemeOf(std::string_view uri) {
 
 }  // namespace
 
+std::string JoinUri(std::string_view uri, std::string_view relative) {
+  const std::size_t query = std::min(uri.find('?'), uri.size());
+  std::string joined(uri.substr(0, query));
+  while (joined.ends_with('/')) joined.pop_back();
+  joined.append("/").append(relative);
+  return joined.append(uri.substr(query));
+}
+
 absl::Status CheckRelativePath(std::string_view path) {
   const auto refuse = [&](const char* why) {
     return absl::InvalidArgumentError("path \"" + std::string(path.substr(0, 200)) + "\" " + why +

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -19,6 +20,7 @@ namespace quantry {
 struct StoredFile {
   std::string path;
   std::int64_t size_bytes = 0;
+  std::chrono::system_clock::time_point modified{};  // by the store's clock
 };
 
 // What went over in one Upload or Download.
@@ -90,6 +92,10 @@ absl::StatusOr<std::unique_ptr<Storage>> OpenStorage(std::string_view uri);
 absl::StatusOr<std::string> LocalPathFromUri(std::string_view uri);
 // The inverse: "/a b" -> "file:///a%20b".
 std::string UriFromLocalPath(std::string_view path);
+
+// The URI of a folder below another: ("s3://b/p?region=x", "a/b") gives
+// "s3://b/p/a/b?region=x". `relative` is a clean relative path.
+std::string JoinUri(std::string_view uri, std::string_view relative);
 
 // INVALID_ARGUMENT unless `path` is a clean relative path (see Storage).
 absl::Status CheckRelativePath(std::string_view path);

@@ -81,6 +81,10 @@ std::string WithSinglePuts(std::string_view uri) {
   return text.append(kOption).append("true");
 }
 
+std::chrono::system_clock::time_point Modified(const afs::FileInfo& info) {
+  return std::chrono::time_point_cast<std::chrono::system_clock::duration>(info.mtime());
+}
+
 class ArrowReader : public StoredReader {
  public:
   ArrowReader(std::shared_ptr<arrow::io::RandomAccessFile> file, std::int64_t size,
@@ -188,7 +192,7 @@ class ArrowStorage : public Storage {
     auto info = Info(path);
     if (!info.ok()) return info.status();
     if (!info->IsFile()) return std::nullopt;
-    return StoredFile{std::string(path), info->size()};
+    return StoredFile{std::string(path), info->size(), Modified(*info)};
   }
 
   absl::StatusOr<std::vector<StoredFile>> List(std::string_view prefix) override {
@@ -203,7 +207,7 @@ class ArrowStorage : public Storage {
     std::vector<StoredFile> files;
     for (const afs::FileInfo& info : *infos) {
       if (!info.IsFile() || !info.path().starts_with(base_ + "/")) continue;
-      files.push_back({info.path().substr(base_.size() + 1), info.size()});
+      files.push_back({info.path().substr(base_.size() + 1), info.size(), Modified(info)});
     }
     std::sort(files.begin(), files.end(),
               [](const StoredFile& a, const StoredFile& b) { return a.path < b.path; });

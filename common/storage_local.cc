@@ -127,6 +127,11 @@ class LocalReader : public StoredReader {
 };
 
 // Folders are plain folders, objects plain files: users may look inside.
+std::chrono::system_clock::time_point Modified(const struct stat& info) {
+  return std::chrono::system_clock::time_point(std::chrono::seconds(info.st_mtim.tv_sec) +
+                                               std::chrono::nanoseconds(info.st_mtim.tv_nsec));
+}
+
 class LocalStorage : public Storage {
  public:
   explicit LocalStorage(std::string root) : root_(std::move(root)) {}
@@ -177,7 +182,7 @@ class LocalStorage : public Storage {
       return ErrnoStatus(errno, "stat", *full);
     }
     if (!S_ISREG(info.st_mode)) return std::nullopt;
-    return StoredFile{std::string(path), info.st_size};
+    return StoredFile{std::string(path), info.st_size, Modified(info)};
   }
 
   absl::StatusOr<std::vector<StoredFile>> List(std::string_view prefix) override {
@@ -189,11 +194,10 @@ class LocalStorage : public Storage {
     for (; !error && it != end; it.increment(error)) {
       std::error_code ignored;  // a file may go while we look
       if (it->path().filename().native().starts_with(kTemporaryPrefix)) continue;
-      if (!fs::is_regular_file(it->symlink_status(ignored))) continue;
-      const auto size = fs::file_size(it->path(), ignored);
-      if (ignored) continue;
-      files.push_back({fs::relative(it->path(), root_, ignored).generic_string(),
-                       static_cast<std::int64_t>(size)});
+      struct stat info;
+      if (lstat(it->path().c_str(), &info) != 0 || !S_ISREG(info.st_mode)) continue;
+      files.push_back({fs::relative(it->path(), root_, ignored).generic_string(), info.st_size,
+                       Modified(info)});
     }
     if (error && error != std::errc::no_such_file_or_directory &&
         error != std::errc::not_a_directory) {

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "gtest/gtest.h"
+#include "tests/support/s3_test_server.h"
 
 namespace quantry {
 namespace {
@@ -18,15 +19,25 @@ namespace fs = std::filesystem;
 constexpr char kSha256OfHello[] =
     "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
 
-// What every storage must do. Runs on a file: folder, and on an object store
-// when QUANTRY_TEST_STORAGE_URI names an empty prefix of one.
-class StorageTest : public testing::TestWithParam<std::string> {
+enum class Store {
+  kFile,
+  kS3,     // a server of this test's own
+  kNamed,  // the empty prefix QUANTRY_TEST_STORAGE_URI names
+};
+
+// What every storage must do.
+class StorageTest : public ::testing::TestWithParam<Store> {
  protected:
   void SetUp() override {
     char name[] = "/tmp/quantry-storage-XXXXXX";
     scratch_ = mkdtemp(name);
-    const std::string uri = GetParam().empty() ? UriFromLocalPath((scratch_ / "the store").native())
-                                               : GetParam() + "/" + scratch_.filename().native();
+    std::string uri = UriFromLocalPath((scratch_ / "the store").native());
+    if (GetParam() != Store::kFile) {
+      const auto root = ObjectRoot();
+      if (absl::IsNotFound(root.status())) GTEST_SKIP() << root.status().message();
+      ASSERT_TRUE(root.ok()) << root.status();
+      uri = JoinUri(*root, scratch_.filename().native());
+    }
     auto storage = OpenStorage(uri);
     ASSERT_TRUE(storage.ok()) << storage.status();
     storage_ = std::move(*storage);
@@ -36,6 +47,12 @@ class StorageTest : public testing::TestWithParam<std::string> {
       EXPECT_TRUE(storage_->DeleteTree("").ok());
     }
     fs::remove_all(scratch_);
+  }
+  absl::StatusOr<std::string> ObjectRoot() {
+    if (GetParam() == Store::kS3) return S3TestBucket();
+    const char* uri = std::getenv("QUANTRY_TEST_STORAGE_URI");
+    if (uri == nullptr) return absl::NotFoundError("QUANTRY_TEST_STORAGE_URI is not set");
+    return uri;
   }
   std::string LocalFile(const std::string& name, const std::string& bytes) {
     std::ofstream(scratch_ / name, std::ios::binary) << bytes;
@@ -50,6 +67,9 @@ TEST_P(StorageTest, WriteReadStatDelete) {
   ASSERT_TRUE(storage_->Write("a/b.txt", "hello").ok());
   EXPECT_EQ(*storage_->Read("a/b.txt", 5), "hello");
   EXPECT_EQ((*storage_->Stat("a/b.txt"))->size_bytes, 5);
+  const auto age = std::chrono::system_clock::now() - (*storage_->Stat("a/b.txt"))->modified;
+  EXPECT_LT(std::chrono::abs(age), std::chrono::minutes(5));
+  EXPECT_EQ(storage_->List("")->at(0).modified, (*storage_->Stat("a/b.txt"))->modified);
   EXPECT_FALSE((*storage_->Stat("a")).has_value());
   ASSERT_TRUE(storage_->Write("a/b.txt", "bye").ok());
   EXPECT_EQ(*storage_->Read("a/b.txt", 5), "bye");
@@ -139,13 +159,40 @@ TEST_P(StorageTest, RandomAccess) {
   EXPECT_FALSE((*reader)->ReadAt(-1, 1).ok());
 }
 
-std::vector<std::string> Stores() {
-  std::vector<std::string> uris = {""};
-  if (const char* uri = std::getenv("QUANTRY_TEST_STORAGE_URI")) uris.push_back(uri);
-  return uris;
+// Beyond one request of an object store: several parts, the last one short.
+TEST_P(StorageTest, LargeFilesGoInParts) {
+  std::string bytes;
+  for (int i = 0; bytes.size() < (23u << 20) + 12345; ++i) bytes += std::to_string(i) + ",";
+  const std::string local = LocalFile("in", bytes);
+  auto up = storage_->Upload(local, "large", nullptr);
+  ASSERT_TRUE(up.ok()) << up.status();
+  EXPECT_EQ(up->size_bytes, static_cast<std::int64_t>(bytes.size()));
+  auto down = storage_->Download("large", scratch_ / "out", nullptr);
+  ASSERT_TRUE(down.ok()) << down.status();
+  EXPECT_EQ(down->sha256, up->sha256);
+  ASSERT_TRUE(storage_->Write("whole", bytes).ok());
+  EXPECT_TRUE(*storage_->Read("whole", 1 << 30) == bytes);
 }
-INSTANTIATE_TEST_SUITE_P(Stores, StorageTest, testing::ValuesIn(Stores()),
-                         [](const auto& store) { return store.param.empty() ? "file" : "object"; });
+
+INSTANTIATE_TEST_SUITE_P(Stores, StorageTest,
+                         ::testing::Values(Store::kFile, Store::kS3, Store::kNamed),
+                         [](const auto& store) {
+                           switch (store.param) {
+                             case Store::kFile:
+                               return "file";
+                             case Store::kS3:
+                               return "s3";
+                             case Store::kNamed:
+                               return "named";
+                           }
+                           return "";
+                         });
+
+TEST(StorageUriTest, JoinKeepsTheOptions) {
+  EXPECT_EQ(JoinUri("s3://b/p?region=x&y=/z", "a/b"), "s3://b/p/a/b?region=x&y=/z");
+  EXPECT_EQ(JoinUri("s3://b/?region=x", "a"), "s3://b/a?region=x");
+  EXPECT_EQ(JoinUri("file:///a/", "b"), "file:///a/b");
+}
 
 TEST(StorageUriTest, Table) {
   const struct {
@@ -181,7 +228,7 @@ TEST(StorageUriTest, S3LibraryLoads) {
 }  // namespace quantry
 
 int main(int argc, char** argv) {
-  testing::InitGoogleTest(&argc, argv);
+  ::testing::InitGoogleTest(&argc, argv);
   const int result = RUN_ALL_TESTS();
   quantry::FinalizeStorage();
   return result;

@@ -5,6 +5,7 @@
 
 #include "common/config_loader.h"
 #include "common/log.h"
+#include "common/storage.h"
 #include "quantry/v1/config.pb.h"
 #include "server/server_app.h"
 #include "server/server_config.h"
@@ -23,17 +24,8 @@ sigset_t BlockStopSignals() {
   return stop;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  quantry::v1::ServerConfig config;
-  const auto done = quantry::LoadConfigOrExit(
-      {"quantryd", "quantization service: queue, leases, events, artifacts"}, argc, argv, &config,
-      [&config](google::protobuf::Message*) {
-        return quantry::server::FinishServerConfig(&config);
-      });
-  if (done) return *done;
-  const sigset_t stop = BlockStopSignals();
+// Until a stop signal; the exit status.
+int Serve(const quantry::v1::ServerConfig& config, const sigset_t& stop) {
   auto app = quantry::server::ServerApp::Start(config);
   if (!app.ok()) {
     std::fprintf(stderr, "quantryd: %s\n", std::string(app.status().message()).c_str());
@@ -45,4 +37,20 @@ int main(int argc, char** argv) {
   pthread_sigmask(SIG_UNBLOCK, &stop, nullptr);
   (*app)->Drain();
   return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  quantry::v1::ServerConfig config;
+  const auto done = quantry::LoadConfigOrExit(
+      {"quantryd", "quantization service: queue, leases, events, artifacts"}, argc, argv, &config,
+      [&config](google::protobuf::Message*) {
+        return quantry::server::FinishServerConfig(&config);
+      });
+  if (done) return *done;
+  const sigset_t stop = BlockStopSignals();
+  const int status = Serve(config, stop);
+  quantry::FinalizeStorage();
+  return status;
 }

@@ -13,12 +13,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
+#include "common/confined.h"
 #include "common/errors.h"
 #include "common/http_admin.h"
 #include "common/log.h"
-#include "server/artifacts/confined.h"
+#include "server/artifacts/artifact_store.h"
 #include "server/artifacts/file_ops.h"
-#include "server/artifacts/local_artifact_store.h"
 #include "server/artifacts/local_blob_store.h"
 #include "server/embedded_agent.h"
 #include "server/jobs/sqlite_job_store.h"
@@ -110,7 +110,7 @@ class App : public ServerApp {
     auto blobs = OpenLocalBlobStore(data + "/blobs");
     if (!blobs.ok()) return blobs.status();
     blobs_ = *std::move(blobs);
-    auto artifacts = OpenLocalArtifactStore(config_.artifact_root());
+    auto artifacts = OpenArtifactStore(config_.artifact_root());
     if (!artifacts.ok()) return artifacts.status();
     artifacts_ = *std::move(artifacts);
     auto tokens = PageTokens::Open(data + "/page_token.key");

@@ -15,10 +15,10 @@
 namespace quantry::cli {
 namespace {
 
-constexpr std::array<AddCommand, 16> kCommands = {
-    AddSubmit,  AddQuote,  AddGet,        AddList,   AddWatch,   AddEvents,
-    AddCancel,  AddDelete, AddUpdate,     AddPull,   AddMethods, AddServerInfo,
-    AddWorkers, AddQueue,  AddCompletion, AddVersion};
+constexpr std::array<AddCommand, 19> kCommands = {
+    AddSubmit, AddQuote,  AddGet,    AddList,       AddWatch,   AddEvents,     AddCancel,
+    AddRetry,  AddDelete, AddUpdate, AddPull,       AddMethods, AddServerInfo, AddWorkers,
+    AddQueue,  AddQuota,  AddGc,     AddCompletion, AddVersion};
 
 constexpr char kFooter[] = R"(
 Examples:

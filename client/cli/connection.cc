@@ -96,6 +96,15 @@ void Connection::Refresh() {
   Connect();
 }
 
+absl::StatusOr<v1::QuantizationJob> Connection::GetJob(const std::string& name) {
+  v1::GetQuantizationJobRequest request;
+  request.set_name(name);
+  v1::QuantizationJob job;
+  absl::Status status = Call(*jobs_, &Jobs::GetQuantizationJob, request, &job);
+  if (!status.ok()) return status;
+  return job;
+}
+
 absl::Status Connection::Explain(const grpc::Status& status) const {
   const bool interrupted = env_.interrupter != nullptr && env_.interrupter->fired() != 0;
   if (status.error_code() == grpc::StatusCode::CANCELLED && interrupted) {

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "client/cli/environment.h"
 #include "client/cli/errors.h"
 #include "client/cli/interrupt.h"
@@ -58,6 +59,8 @@ class Connection {
     const Interrupter::Guard guard(env_.interrupter, [&context] { context.TryCancel(); });
     return Explain((stub.*method)(&context, request, response));
   }
+
+  absl::StatusOr<v1::QuantizationJob> GetJob(const std::string& name);
 
   // The status in our form; a connection failure names the server.
   absl::Status Explain(const grpc::Status& status) const;

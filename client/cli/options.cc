@@ -50,6 +50,10 @@ class HelpFormat : public CLI::Formatter {
 
 }  // namespace
 
+void AddJobArgument(CLI::App& command, std::string& job) {
+  command.add_option("JOB", job, "Job: its id, or its full name")->required()->type_name("JOB");
+}
+
 void UseHelpFormat(CLI::App& app) { app.formatter(std::make_shared<HelpFormat>()); }
 
 void AddGlobalOptions(CLI::App& app, GlobalOptions& options) {

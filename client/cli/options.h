@@ -45,6 +45,9 @@ void AddGlobalOptions(CLI::App& app, GlobalOptions& options);
 // Makes `command` set `chosen` when parsed, and takes global flags after it.
 void Bind(CLI::App& command, Action& chosen, Action action);
 
+// The job a command is about, as the required positional argument.
+void AddJobArgument(CLI::App& command, std::string& job);
+
 // --help as people read it: wrapped, without the parser's own type words.
 void UseHelpFormat(CLI::App& app);
 

@@ -107,6 +107,9 @@ std::vector<std::string> JobView::ApplySnapshot(const v1::QuantizationJob& job) 
     line += Cat(", ", StageWord(job.progress().stage()), ", block ", job.progress().blocks_done(),
                 "/", job.progress().blocks_total());
   }
+  if (job.state() == v1::JOB_STATE_QUEUED && !job.state_reason().empty()) {
+    line += Cat(", ", Plain(job.state_reason()));
+  }
   return {line};
 }
 
@@ -150,6 +153,11 @@ std::vector<std::string> JobView::ApplyEvent(const v1::JobEvent& event) {
       progress->set_loss_after(event.block_done().loss_final());
       return {BlockLine(event.block_done())};
     case v1::JobEvent::kLog:
+      // Why a queued job waits comes as a log line of the server.
+      if (job_.state() == v1::JOB_STATE_QUEUED && event.epoch() == 0) {
+        const bool waiting = event.log().level() == v1::LogLine::LEVEL_WARNING;
+        job_.set_state_reason(waiting ? event.log().message() : "");
+      }
       if (event.log().level() == v1::LogLine::LEVEL_INFO) return {};
       return {Cat(Lower(v1::LogLine::Level_Name(event.log().level()), "LEVEL_"), ": ",
                   Plain(event.log().message()))};

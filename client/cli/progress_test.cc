@@ -96,6 +96,23 @@ TEST(JobView, LiveProgressIsTakenAndMovesNothing) {
   EXPECT_EQ(view.last_sequence(), 0);
 }
 
+TEST(JobView, SaysWhyAQueuedJobWaits) {
+  JobView view;
+  v1::WatchQuantizationJobResponse snapshot;
+  snapshot.mutable_snapshot()->set_state(v1::JOB_STATE_QUEUED);
+  snapshot.mutable_snapshot()->set_state_reason("waiting: no worker is connected");
+  EXPECT_THAT(view.Apply(snapshot), ElementsAre("queued, waiting: no worker is connected"));
+  auto log = Event(2);
+  log.mutable_event()->mutable_log()->set_level(v1::LogLine::LEVEL_WARNING);
+  log.mutable_event()->mutable_log()->set_message("waiting: worker w1 is draining");
+  EXPECT_THAT(view.Apply(log), ElementsAre("warning: waiting: worker w1 is draining"));
+  EXPECT_EQ(view.job().state_reason(), "waiting: worker w1 is draining");
+  log.mutable_event()->set_sequence(3);
+  log.mutable_event()->mutable_log()->set_level(v1::LogLine::LEVEL_INFO);
+  EXPECT_THAT(view.Apply(log), IsEmpty());
+  EXPECT_EQ(view.job().state_reason(), "");
+}
+
 TEST(JobView, WarningsAreToldInfosAreNot) {
   JobView view;
   auto log = Event(1);

@@ -29,6 +29,7 @@ std::string GpuText(const v1::WorkerInfo& worker) {
 std::string WorkerState(const v1::WorkerStatus& status) {
   if (!status.live()) return "gone";
   if (status.draining()) return "draining";
+  if (!status.refusal().empty()) return "takes no jobs";
   return status.jobs().empty() ? "idle" : "busy";
 }
 
@@ -129,7 +130,13 @@ std::string WorkerTable(const v1::ListWorkersResponse& workers, WallTime now) {
                     Bytes(worker.host_memory_bytes()), GpuText(worker), Joined(worker.methods()),
                     Plain(worker.version())});
   }
-  return Table(rows);
+  std::string text = Table(rows);
+  for (const v1::WorkerStatus& status : workers.workers()) {
+    if (!status.live() || status.refusal().empty()) continue;
+    text +=
+        Cat(Plain(status.worker().worker_id()), " takes no jobs: ", Plain(status.refusal()), "\n");
+  }
+  return text;
 }
 
 std::string QueueText(const v1::QueueStats& stats, WallTime now) {
@@ -138,6 +145,11 @@ std::string QueueText(const v1::QueueStats& stats, WallTime now) {
       {"oldest waits", stats.has_oldest_queued_time() ? Age(stats.oldest_queued_time(), now) : "-"},
       {"workers", Cat(stats.live_workers(), " live")},
       {"slots", Cat(stats.busy_slots(), " busy of ", stats.total_slots())}};
+  if (stats.has_pause()) {
+    fields.emplace_back("paused", Cat("for ", Age(stats.pause().start_time(), now),
+                                      stats.pause().reason().empty() ? "" : ": ",
+                                      Plain(stats.pause().reason()), "; quantry queue resume"));
+  }
   for (const auto& [state, count] :
        std::map<std::string, int64_t>(stats.jobs().begin(), stats.jobs().end())) {
     fields.emplace_back("jobs " + Lower(state, "JOB_STATE_"), Cat(count));

@@ -355,6 +355,19 @@ TEST_F(SubmitTest, ListPagesThroughAndKeepsItsFilter) {
   EXPECT_THAT(run.err, HasSubstr("--limit 0"));
 }
 
+TEST_F(SubmitTest, RetrySendsARequestIdAndCanWait) {
+  server.jobs[kJob] = Job(v1::JOB_STATE_FAILED);
+  CliRun run = RunForTest(
+      {"retry", "my-job", "--from-start", "--server", server.address(), "--output", "json"});
+  ASSERT_EQ(run.code, 0) << run.err;
+  EXPECT_EQ(run.json()["state"], "QUEUED");
+  ASSERT_EQ(server.retries.size(), 1u);
+  EXPECT_TRUE(server.retries[0].from_start());
+  EXPECT_EQ(server.retries[0].request_id().size(), 36u);
+  run = RunForTest({"retry", "no-such-job", "--server", server.address()});
+  EXPECT_EQ(run.code, 4);
+}
+
 TEST_F(SubmitTest, UpdateChangesOnlyWhatIsAsked) {
   v1::QuantizationJob job = Job(v1::JOB_STATE_QUEUED);
   (*job.mutable_labels())["keep"] = "1";

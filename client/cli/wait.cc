@@ -29,12 +29,7 @@ void PrintJob(Context& context, const v1::QuantizationJob& job, const WaitOption
 
 // The job with everything the end of the stream may have left out.
 v1::QuantizationJob FullJob(Connection& connection, const v1::QuantizationJob& last) {
-  v1::GetQuantizationJobRequest request;
-  request.set_name(last.name());
-  v1::QuantizationJob job;
-  const absl::Status status =
-      connection.Call(connection.jobs(), &Connection::Jobs::GetQuantizationJob, request, &job);
-  return status.ok() ? job : last;
+  return connection.GetJob(last.name()).value_or(last);
 }
 
 ExitCode StillRunning(Context& context, StatusLine& line, const v1::QuantizationJob& job,

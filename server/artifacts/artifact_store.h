@@ -26,6 +26,8 @@ class ArtifactStore {
  public:
   virtual ~ArtifactStore() = default;
 
+  // Everything lies below it.
+  virtual std::string RootUri() const = 0;
   // The prefix an attempt writes below: {root}/{tenant}/{job uid}/{epoch}. No
   // two attempts share one, so a stale worker cannot touch a committed file.
   virtual std::string OutputUri(std::string_view tenant, std::string_view job_uid,
@@ -39,10 +41,18 @@ class ArtifactStore {
   virtual absl::StatusOr<std::unique_ptr<ArtifactReader>> Open(std::string_view uri,
                                                                std::string_view path) = 0;
   // Whole file; RESOURCE_EXHAUSTED when larger than `max_bytes`.
-  virtual absl::StatusOr<std::string> ReadAll(std::string_view uri, std::string_view path,
-                                              std::int64_t max_bytes) = 0;
+  absl::StatusOr<std::string> ReadAll(std::string_view uri, std::string_view path,
+                                      std::int64_t max_bytes);
   // Removes everything any attempt of the job wrote. Missing is fine.
   virtual absl::Status DeleteJob(std::string_view tenant, std::string_view job_uid) = 0;
+
+ protected:
+  // INVALID_ARGUMENT unless both can be parts of a path.
+  static absl::Status CheckJob(std::string_view tenant, std::string_view job_uid);
 };
+
+// The store behind a root: file:///folder, s3://bucket/prefix and what else
+// common/storage.h knows. Errors: INVALID_CONFIG.
+absl::StatusOr<std::unique_ptr<ArtifactStore>> OpenArtifactStore(const std::string& root_uri);
 
 }  // namespace quantry::server

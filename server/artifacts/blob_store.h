@@ -45,7 +45,8 @@ class BlobStore {
  public:
   virtual ~BlobStore() = default;
   // A finished blob of another size than announced is not found: complete is
-  // false and an upload will fail on its digest.
+  // false and an upload will fail on its digest. One that is found counts as
+  // new for the collection of garbage: its job is about to come.
   virtual absl::StatusOr<BlobState> Find(std::string_view tenant, const BlobId& blob) = 0;
   // OUT_OF_RANGE UPLOAD_OFFSET (metadata "committed") when `offset` is not
   // where the upload stands; 0 always starts over. ABORTED UPLOAD_IN_PROGRESS
@@ -55,6 +56,8 @@ class BlobStore {
                                                             std::int64_t offset) = 0;
   // Folder that holds the tenant's finished blobs, named by sha256.
   virtual std::string Uri(std::string_view tenant) const = 0;
+  // Folder of all tenants' blobs.
+  virtual std::string RootUri() const = 0;
   // Local file of a finished blob, for tools on this machine.
   virtual std::string LocalPath(std::string_view tenant, std::string_view sha256) const = 0;
 };

@@ -11,10 +11,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/confined.h"
 #include "common/errors.h"
 #include "common/ids.h"
 #include "common/unique_fd.h"
-#include "server/artifacts/confined.h"
 #include "server/artifacts/file_ops.h"
 
 namespace quantry::server {
@@ -56,6 +56,8 @@ class LocalArtifactStore : public ArtifactStore {
   LocalArtifactStore(std::string root, UniqueFd root_fd)
       : root_(std::move(root)), root_fd_(std::move(root_fd)) {}
 
+  std::string RootUri() const override { return absl::StrCat(std::string(kScheme), root_); }
+
   std::string OutputUri(std::string_view tenant, std::string_view job_uid,
                         std::int64_t epoch) const override {
     return absl::StrCat(JobUri(tenant, job_uid), "/", epoch);
@@ -88,24 +90,8 @@ class LocalArtifactStore : public ArtifactStore {
     return std::make_unique<LocalReader>(*std::move(fd), info.st_size, std::string(path));
   }
 
-  absl::StatusOr<std::string> ReadAll(std::string_view uri, std::string_view path,
-                                      std::int64_t max_bytes) override {
-    auto reader = Open(uri, path);
-    if (!reader.ok()) return reader.status();
-    if ((*reader)->size_bytes() > max_bytes) {
-      return MakeError(Reason::kResourceLimit,
-                       absl::StrCat("'", std::string(path), "' has ", (*reader)->size_bytes(),
-                                    " bytes, at most ", max_bytes, " are read"));
-    }
-    return (*reader)->ReadAt(0, (*reader)->size_bytes());
-  }
-
   absl::Status DeleteJob(std::string_view tenant, std::string_view job_uid) override {
-    if (absl::Status status = ValidateTenant(tenant); !status.ok()) return status;
-    if (!IsUuid(job_uid)) {
-      return MakeError(Reason::kInvalidArgument,
-                       absl::StrCat("wanted a UUID, got '", std::string(job_uid), "'"));
-    }
+    if (absl::Status status = CheckJob(tenant, job_uid); !status.ok()) return status;
     std::error_code error;
     const std::string folder =
         absl::StrCat(root_, "/", std::string(tenant), "/", std::string(job_uid));
@@ -143,8 +129,8 @@ class LocalArtifactStore : public ArtifactStore {
 absl::StatusOr<std::unique_ptr<ArtifactStore>> OpenLocalArtifactStore(const std::string& root_uri) {
   if (root_uri.rfind("file:///", 0) != 0 || root_uri.find('%') != std::string::npos) {
     return MakeError(Reason::kInvalidConfig,
-                     absl::StrCat("artifact_root: this version keeps artifacts in a local folder; "
-                                  "wanted file:///absolute/folder without %-escapes, got ",
+                     absl::StrCat("artifact_root: wanted file:///absolute/folder without "
+                                  "%-escapes, or a URI like s3://bucket/prefix; got ",
                                   root_uri));
   }
   std::string root = root_uri.substr(kScheme.size());

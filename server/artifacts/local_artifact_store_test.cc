@@ -36,17 +36,6 @@ class LocalArtifactStoreTest : public testing::Test {
   std::unique_ptr<ArtifactStore> store_;
 };
 
-TEST_F(LocalArtifactStoreTest, ReadsFiles) {
-  EXPECT_EQ(*store_->ReadAll(uri_, "manifest.json", 100), "{\"a\":1}");
-  auto reader = store_->Open(uri_, "dense/config.json");
-  ASSERT_TRUE(reader.ok()) << reader.status();
-  EXPECT_EQ((*reader)->size_bytes(), 10);
-  EXPECT_EQ(*(*reader)->ReadAt(3, 4), "3456");
-  EXPECT_EQ(*(*reader)->ReadAt(8, 100), "89");
-  EXPECT_EQ(*(*reader)->ReadAt(10, 1), "");
-  EXPECT_EQ(*(*reader)->ReadAt(1000, 1), "");
-}
-
 TEST_F(LocalArtifactStoreTest, NothingOutsideIsReachable) {
   for (const char* path :
        {"link", "../../../outside", "/etc/passwd", "", "dense/../../x", "a\\b"}) {
@@ -57,18 +46,6 @@ TEST_F(LocalArtifactStoreTest, NothingOutsideIsReachable) {
         "file://" + root_ + "x", uri_ + "/../../.."}) {
     EXPECT_FALSE(store_->Open(uri, "passwd").ok()) << uri;
   }
-}
-
-TEST_F(LocalArtifactStoreTest, MissingFilesAndFoldersAreNotFound) {
-  EXPECT_TRUE(HasReason(store_->Open(uri_, "none").status(), Reason::kArtifactNotFound));
-  EXPECT_TRUE(HasReason(store_->Open(uri_, "dense").status(), Reason::kArtifactNotFound));
-  EXPECT_TRUE(HasReason(store_->Open(store_->OutputUri("t", kUid, 3), "manifest.json").status(),
-                        Reason::kArtifactNotFound));
-}
-
-TEST_F(LocalArtifactStoreTest, LargeFilesAreNotReadWhole) {
-  EXPECT_TRUE(
-      HasReason(store_->ReadAll(uri_, "dense/config.json", 9).status(), Reason::kResourceLimit));
 }
 
 TEST_F(LocalArtifactStoreTest, DeletesWhatTheJobWroteAndNoMore) {

@@ -123,6 +123,7 @@ class LocalBlobStore : public BlobStore {
     if (!paths.ok()) return paths.status();
     struct stat info {};
     if (stat(paths->final.c_str(), &info) == 0 && info.st_size == blob.size_bytes) {
+      utimensat(AT_FDCWD, paths->final.c_str(), nullptr, 0);
       return BlobState{.complete = true, .committed_bytes = blob.size_bytes};
     }
     if (stat(paths->partial.c_str(), &info) != 0) return BlobState{};
@@ -156,6 +157,8 @@ class LocalBlobStore : public BlobStore {
   std::string Uri(std::string_view tenant) const override {
     return absl::StrCat("file://", root_, "/", std::string(tenant));
   }
+
+  std::string RootUri() const override { return absl::StrCat("file://", root_); }
 
   std::string LocalPath(std::string_view tenant, std::string_view sha256) const override {
     return absl::StrCat(root_, "/", std::string(tenant), "/", std::string(sha256));

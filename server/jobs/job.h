@@ -71,8 +71,8 @@ struct Job {
   // Grows with each change of state or of a mutable field, not with progress.
   int64_t version = 1;
   int64_t last_sequence = 0;
-  int user_failures = 0;  // attempts that failed
-  int worker_losses = 0;  // attempts whose worker vanished
+  int user_failures = 0;  // attempts that failed since submit or retry
+  int worker_losses = 0;  // attempts whose worker vanished since then
   Time create_time;
   Time update_time;
   std::optional<Time> start_time;  // first claim
@@ -118,7 +118,8 @@ struct Worker {
   std::vector<JobKey> jobs;  // leased now
   bool draining = false;
   bool terminate = false;
-  bool live = false;  // seen within one lease ttl
+  bool live = false;    // seen within one lease ttl
+  std::string refusal;  // why it takes no new jobs, in its words; "" = it does
 };
 
 }  // namespace quantry::server

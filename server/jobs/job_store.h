@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -75,6 +76,13 @@ struct CancelRequest {
   std::string reason;
 };
 
+struct RetryRequest {
+  JobKey key;
+  std::string request_id = {};  // "" = not idempotent
+  std::string etag = {};        // "" = any
+  bool from_start = false;      // forget the committed checkpoint
+};
+
 struct DeleteRequest {
   JobKey key;
   std::string etag;  // "" = any
@@ -107,6 +115,14 @@ struct Beat {
   AttemptEvents events;
 };
 
+// One heartbeat of a worker.
+struct WorkerBeat {
+  std::string session;
+  std::vector<Beat> jobs = {};
+  // Why the worker takes no new jobs for now; "" = it does.
+  std::string refusal = {};
+};
+
 struct BeatReply {
   JobKey job;
   int64_t epoch = 0;
@@ -118,6 +134,12 @@ struct BeatReply {
 struct HeartbeatReply {
   std::vector<BeatReply> jobs;  // in the order of the beats
   v1::WorkerDirective worker = v1::WORKER_DIRECTIVE_NONE;
+};
+
+struct CheckpointRequest {
+  LeaseToken lease;
+  v1::CheckpointRef checkpoint;
+  AttemptEvents events;  // what happened before the checkpoint
 };
 
 struct CompleteRequest {
@@ -133,7 +155,7 @@ struct CompleteRequest {
 struct FailRequest {
   LeaseToken lease;
   v1::EngineError error;
-  bool retryable = false;  // lets a USER failure be tried again
+  bool retryable = false;  // another attempt may end differently
   int exit_code = 0;
   int exit_signal = 0;
   std::string log_tail;
@@ -159,7 +181,27 @@ struct SweepReport {
   int no_progress = 0;
   int over_limit = 0;  // max_run, max_pending
   int expired = 0;     // ended jobs removed at their expire_time
+  int waiting = 0;     // queued jobs whose reason to wait is another than before
   std::vector<JobKey> changed;
+};
+
+// What one tenant may use at a time; 0 = no limit.
+struct TenantQuota {
+  std::string tenant;
+  int64_t max_queued = 0;
+  int64_t max_running = 0;
+};
+
+struct TenantUsage {
+  TenantQuota quota;
+  int64_t queued = 0;
+  int64_t running = 0;  // RUNNING and CANCELLING
+};
+
+// Nobody is given new jobs until the queue is resumed.
+struct QueuePause {
+  std::string reason;
+  Time since;
 };
 
 // From maintained counters, never a scan.
@@ -171,6 +213,16 @@ struct StoreStats {
   int live_workers = 0;
   int busy_slots = 0;
   int total_slots = 0;  // of live workers
+  std::optional<QueuePause> pause;
+};
+
+// What a job needs of the stores, for the collection of garbage.
+struct JobReferences {
+  std::string tenant;
+  std::string uid;
+  std::set<int64_t> outputs;       // epochs whose output prefix is needed
+  std::set<int64_t> checkpoints;   // epochs whose checkpoints are
+  std::vector<std::string> blobs;  // sha256 of the uploads its spec names
 };
 
 // Bytes nothing refers to any more: everything below {root}/{tenant}/{uid}/.
@@ -185,7 +237,7 @@ class JobStore {
 
   // Tenant side ------------------------------------------------------------
   // Errors: ALREADY_EXISTS JOB_ID_TAKEN, REQUEST_ID_REUSED (same request_id,
-  // other request_hash).
+  // other request_hash); RESOURCE_EXHAUSTED QUOTA_QUEUED.
   virtual absl::StatusOr<SubmitResult> Submit(const SubmitRequest& request, Time now) = 0;
   // Errors here and below: NOT_FOUND JOB_NOT_FOUND.
   virtual absl::StatusOr<Job> Get(const JobKey& key) = 0;
@@ -196,6 +248,12 @@ class JobStore {
   // returned OK the job never becomes SUCCEEDED. Errors: ABORTED
   // ETAG_MISMATCH, FAILED_PRECONDITION JOB_ALREADY_ENDED.
   virtual absl::StatusOr<Job> Cancel(const CancelRequest& request, Time now) = 0;
+  // FAILED or CANCELLED -> QUEUED, to resume from the last committed checkpoint.
+  // Failures and losses count from zero again; epoch, events and place in the
+  // queue stay. The request_id of the job's last retry again: no change, OK.
+  // Errors: ABORTED ETAG_MISMATCH, FAILED_PRECONDITION JOB_NOT_RETRYABLE,
+  // RESOURCE_EXHAUSTED QUOTA_QUEUED.
+  virtual absl::StatusOr<Job> Retry(const RetryRequest& request, Time now) = 0;
   // Removes job, events and artifact row; the bytes become Garbage. Returns
   // the job as it was. Errors: ABORTED ETAG_MISMATCH, FAILED_PRECONDITION
   // JOB_NOT_ENDED.
@@ -214,18 +272,18 @@ class JobStore {
   // its leases lapse at once and a drain is forgotten.
   virtual absl::Status RegisterWorker(const v1::WorkerInfo& worker, const std::string& session,
                                       Time now) = 0;
-  // nullopt = nothing to do (or the worker drains).
+  // nullopt = nothing to do (or the worker drains, or the queue is paused).
+  // Jobs of a tenant that runs max_running are passed over.
   virtual absl::StatusOr<std::optional<Grant>> Acquire(const AcquireRequest& request, Time now) = 0;
-  virtual absl::StatusOr<HeartbeatReply> Heartbeat(const std::string& session,
-                                                   const std::vector<Beat>& beats, Time now) = 0;
+  virtual absl::StatusOr<HeartbeatReply> Heartbeat(const WorkerBeat& beat, Time now) = 0;
   // What the next attempt resumes from. The same again: OK, no event.
-  virtual absl::Status CommitCheckpoint(const LeaseToken& lease,
-                                        const v1::CheckpointRef& checkpoint, Time now) = 0;
+  virtual absl::Status CommitCheckpoint(const CheckpointRequest& request, Time now) = 0;
   // The commit point. Same epoch and digest again: OK. A job that was told to
   // cancel becomes CANCELLED and the caller gets LEASE_LOST. A result whose
   // quality gate failed ends FAILED QUALITY_GATE_FAILED with its artifact.
   virtual absl::Status Complete(const CompleteRequest& request, Time now) = 0;
-  // Returns where the job went: QUEUED (retry), FAILED or CANCELLED.
+  // Returns where the job went: QUEUED (retry), FAILED or CANCELLED. Counts
+  // against max_attempts; FAILED at once when not retryable.
   virtual absl::StatusOr<JobState> Fail(const FailRequest& request, Time now) = 0;
   // Back to QUEUED at no cost; CANCELLING -> CANCELLED.
   virtual absl::Status Release(const LeaseToken& lease, const std::string& reason, Time now) = 0;
@@ -235,14 +293,25 @@ class JobStore {
   // Errors: NOT_FOUND WORKER_NOT_FOUND.
   virtual absl::StatusOr<Worker> DrainWorker(const std::string& worker_id, bool terminate,
                                              Time now) = 0;
+  // From now on Acquire gives no new jobs; what runs goes on. Survives a
+  // restart. Again: another reason, the same time.
+  virtual absl::Status PauseQueue(const std::string& reason, Time now) = 0;
+  virtual absl::Status ResumeQueue() = 0;
+  // From now on; jobs queued or running above it stay.
+  virtual absl::StatusOr<TenantUsage> SetQuota(const TenantQuota& quota) = 0;
   // Judges leases, limits and expiry. When it has not been called for more
-  // than ttl / 2 it pushes all leases to now + ttl and judges nobody.
+  // than ttl / 2 it pushes all leases to now + ttl and judges nobody. Says in
+  // state_reason and in a log event why a queued job waits when no live worker
+  // would take it.
   virtual absl::StatusOr<SweepReport> Sweep(Time now) = 0;
   virtual absl::StatusOr<StoreStats> Stats(Time now) = 0;
   // Oldest first.
   virtual absl::StatusOr<std::vector<Garbage>> ListGarbage(int limit) = 0;
   // Call after the bytes are gone.
   virtual absl::Status ForgetGarbage(const Garbage& garbage) = 0;
+  // By uid; jobs with a greater one than `after`.
+  virtual absl::StatusOr<std::vector<JobReferences>> ListReferences(const std::string& after,
+                                                                    int limit) = 0;
   // Reads one row: for readiness.
   virtual absl::Status Ping() = 0;
 };

@@ -3,6 +3,7 @@
 #include "server/jobs/job.h"
 #include "server/jobs/policy.h"
 #include "server/jobs/transitions.h"
+#include "server/jobs/waiting.h"
 
 namespace quantry::server {
 namespace {
@@ -11,7 +12,7 @@ using std::chrono::milliseconds;
 using std::chrono::minutes;
 using std::chrono::seconds;
 
-TEST(TransitionsTest, EndsAreFinalAndEveryStateCanBeReached) {
+TEST(TransitionsTest, EveryStateCanBeReachedAndOnlySuccessIsFinal) {
   for (JobState from : kAllJobStates) {
     bool left = false;
     bool reached = from == JobState::kQueued;
@@ -19,16 +20,73 @@ TEST(TransitionsTest, EndsAreFinalAndEveryStateCanBeReached) {
       left |= CanTransition(from, other);
       reached |= CanTransition(other, from);
     }
-    EXPECT_EQ(left, !IsEnded(from)) << JobStateName(from);
+    EXPECT_EQ(left, from != JobState::kSucceeded) << JobStateName(from);
     EXPECT_TRUE(reached) << JobStateName(from);
     EXPECT_FALSE(CanTransition(from, from)) << JobStateName(from);
   }
   EXPECT_FALSE(CanTransition(JobState::kCancelling, JobState::kSucceeded));
   EXPECT_FALSE(CanTransition(JobState::kCancelling, JobState::kQueued));
   EXPECT_FALSE(CanTransition(JobState::kQueued, JobState::kSucceeded));
+  EXPECT_FALSE(CanTransition(JobState::kFailed, JobState::kRunning));
   for (const Transition& row : AllowedTransitions()) {
     EXPECT_TRUE(CanTransition(row.from, row.to)) << row.cause;
   }
+}
+
+Worker LiveWorker(const std::string& id) {
+  Worker worker;
+  worker.info.set_worker_id(id);
+  worker.info.add_methods("rtn");
+  worker.info.set_host_memory_bytes(int64_t{4} << 30);
+  worker.info.add_gpus()->set_memory_bytes(int64_t{16} << 30);
+  worker.info.add_gpus()->set_memory_bytes(int64_t{8} << 30);
+  worker.live = true;
+  return worker;
+}
+
+TEST(WaitingTest, WhyNot) {
+  const Worker able = LiveWorker("w1");
+  Worker draining = able;
+  draining.draining = true;
+  Worker refusing = able;
+  refusing.refusal = "no disk";
+  const JobNeeds plain{.method = "rtn"};
+  const struct {
+    const char* name;
+    JobNeeds needs;
+    const Worker& worker;
+    const char* why;
+  } cases[] = {
+      {"able", plain, able, ""},
+      {"draining", plain, draining, "is draining"},
+      {"refusing", plain, refusing, "takes no jobs: no disk"},
+      {"method", {.method = "awq"}, able, "does not offer the method awq"},
+      {"host memory",
+       {.method = "rtn", .host_memory_bytes = int64_t{5} << 30},
+       able,
+       "has 4096 MiB of memory, the job asks for 5120 MiB"},
+      {"one GPU of 16", {"rtn", 1, int64_t{16} << 30, 0}, able, ""},
+      {"two GPUs of 16",
+       {"rtn", 2, int64_t{16} << 30, 0},
+       able,
+       "has GPUs of 8192 MiB, the job asks for 16384 MiB"},
+      {"three GPUs", {"rtn", 3, 0, 0}, able, "has 2 GPUs, the job asks for 3"},
+  };
+  for (const auto& c : cases) EXPECT_EQ(WhyNot(c.needs, c.worker), c.why) << c.name;
+}
+
+TEST(WaitingTest, OneAbleWorkerIsEnough) {
+  std::vector<Worker> live;
+  EXPECT_EQ(WhyWaiting({.method = "awq"}, live), "waiting: no worker is connected");
+  for (const char* id : {"a", "b", "c", "d", "e"}) live.push_back(LiveWorker(id));
+  const std::string why = WhyWaiting({.method = "awq"}, live);
+  EXPECT_EQ(why,
+            "waiting: worker a does not offer the method awq; worker b does not offer the method "
+            "awq; worker c does not offer the method awq; and 2 more do not take it");
+  EXPECT_TRUE(IsWaitingReason(why));
+  EXPECT_FALSE(IsWaitingReason("WORKER_LOST"));
+  live.back().info.add_methods("awq");
+  EXPECT_EQ(WhyWaiting({.method = "awq"}, live), "");
 }
 
 TEST(JobStateTest, ProtoRoundTrip) {

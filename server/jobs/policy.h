@@ -23,6 +23,8 @@ struct JobPolicy {
   Duration cancel_grace = std::chrono::seconds(60);
   Duration backoff_first = std::chrono::seconds(1);
   Duration backoff_cap = std::chrono::minutes(5);
+  // A job is told why no worker takes it once it was queued for this long.
+  Duration tell_waiting_after = std::chrono::seconds(5);
   // One level of priority is worth this much waiting, so nothing starves.
   Duration aging = std::chrono::seconds(60);
 };

@@ -6,6 +6,7 @@
 #include "common/errors.h"
 #include "server/jobs/sqlite/connections.h"
 #include "server/jobs/sqlite/data_dir_lock.h"
+#include "server/jobs/sqlite/quotas.h"
 #include "server/jobs/sqlite/schema.h"
 #include "server/jobs/sqlite/tenant_calls.h"
 #include "server/jobs/sqlite/worker_calls.h"
@@ -60,6 +61,10 @@ class SqliteJobStore : public JobStore {
   absl::StatusOr<Job> Cancel(const CancelRequest& request, Time now) override {
     return Write<Job>(now, [&](const Context& c) { return sqlite::Cancel(c.db, request, c.now); });
   }
+  absl::StatusOr<Job> Retry(const RetryRequest& request, Time now) override {
+    return Write<Job>(
+        now, [&](const Context& c) { return sqlite::Retry(c.db, c.policy, request, c.now); });
+  }
   absl::StatusOr<Job> Delete(const DeleteRequest& request, Time now) override {
     return Write<Job>(now, [&](const Context& c) { return sqlite::Delete(c.db, request, c.now); });
   }
@@ -85,15 +90,11 @@ class SqliteJobStore : public JobStore {
     return Write<std::optional<Grant>>(
         now, [&](const Context& c) { return sqlite::Acquire(c, request); });
   }
-  absl::StatusOr<HeartbeatReply> Heartbeat(const std::string& session,
-                                           const std::vector<Beat>& beats, Time now) override {
-    return Write<HeartbeatReply>(
-        now, [&](const Context& c) { return sqlite::Heartbeat(c, session, beats); });
+  absl::StatusOr<HeartbeatReply> Heartbeat(const WorkerBeat& beat, Time now) override {
+    return Write<HeartbeatReply>(now, [&](const Context& c) { return sqlite::Heartbeat(c, beat); });
   }
-  absl::Status CommitCheckpoint(const LeaseToken& lease, const v1::CheckpointRef& checkpoint,
-                                Time now) override {
-    return WriteStatus(
-        now, [&](const Context& c) { return sqlite::CommitCheckpoint(c, lease, checkpoint); });
+  absl::Status CommitCheckpoint(const CheckpointRequest& request, Time now) override {
+    return WriteStatus(now, [&](const Context& c) { return sqlite::CommitCheckpoint(c, request); });
   }
   absl::Status Complete(const CompleteRequest& request, Time now) override {
     auto state =
@@ -121,6 +122,26 @@ class SqliteJobStore : public JobStore {
     return Write<Worker>(
         now, [&](const Context& c) { return sqlite::DrainWorker(c, worker_id, terminate); });
   }
+  absl::Status PauseQueue(const std::string& reason, Time now) override {
+    return WriteStatus(now, [&](const Context& c) {
+      c.db.Execute(
+          "INSERT INTO queue_pause (id, reason, create_time) VALUES (1, ?, ?)"
+          " ON CONFLICT (id) DO UPDATE SET reason = excluded.reason",
+          reason, c.now);
+      return absl::OkStatus();
+    });
+  }
+  absl::Status ResumeQueue() override {
+    return writer_.Run([](Database& db) {
+      db.Execute("DELETE FROM queue_pause");
+      return absl::OkStatus();
+    });
+  }
+  absl::StatusOr<TenantUsage> SetQuota(const TenantQuota& quota) override {
+    return RunFor<TenantUsage>(writer_, [&](Database& db) -> absl::StatusOr<TenantUsage> {
+      return sqlite::SetQuota(db, quota);
+    });
+  }
   absl::StatusOr<SweepReport> Sweep(Time now) override {
     return Write<SweepReport>(now, [&](const Context& c) { return sqlite::Sweep(c); });
   }
@@ -143,6 +164,13 @@ class SqliteJobStore : public JobStore {
       db.Execute("DELETE FROM garbage WHERE job_uid = ?", garbage.job_uid);
       return absl::OkStatus();
     });
+  }
+  absl::StatusOr<std::vector<JobReferences>> ListReferences(const std::string& after,
+                                                            int limit) override {
+    return Read<std::vector<JobReferences>>(
+        [&](Database& db) -> absl::StatusOr<std::vector<JobReferences>> {
+          return sqlite::ListReferences(db, after, limit);
+        });
   }
   absl::Status Ping() override {
     return readers_.Run([](Database& db) {

@@ -15,6 +15,8 @@ constexpr Transition kTransitions[] = {
     {kRunning, kCancelling, "cancel"},
     {kRunning, kSucceeded, "complete"},
     {kRunning, kFailed, "failure, quality gate, limit or poison"},
+    {kFailed, kQueued, "retried by the client"},
+    {kCancelled, kQueued, "retried by the client"},
     {kCancelling, kCancelled, "worker stopped, lease lapsed or commit too late"},
 };
 

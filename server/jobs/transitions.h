@@ -13,6 +13,7 @@
 //   RUNNING --fail, gate, limit, poison--> FAILED
 //   RUNNING --cancel--> CANCELLING --worker stopped, lost, late commit--> CANCELLED
 //   QUEUED --cancel--> CANCELLED,  QUEUED --max_pending--> FAILED
+//   FAILED, CANCELLED --retried by the client--> QUEUED
 namespace quantry::server {
 
 struct Transition {

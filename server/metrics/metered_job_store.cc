@@ -46,6 +46,9 @@ class Metered : public JobStore {
     return CountingEnd(
         request.key, [&] { return Timed("cancel", [&] { return store_->Cancel(request, now); }); });
   }
+  absl::StatusOr<Job> Retry(const RetryRequest& request, Time now) override {
+    return Timed("retry", [&] { return store_->Retry(request, now); });
+  }
   absl::StatusOr<Job> Delete(const DeleteRequest& request, Time now) override {
     return Timed("delete", [&] { return store_->Delete(request, now); });
   }
@@ -72,9 +75,8 @@ class Metered : public JobStore {
     }
     return result;
   }
-  absl::StatusOr<HeartbeatReply> Heartbeat(const std::string& session,
-                                           const std::vector<Beat>& beats, Time now) override {
-    auto result = Timed("heartbeat", [&] { return store_->Heartbeat(session, beats, now); });
+  absl::StatusOr<HeartbeatReply> Heartbeat(const WorkerBeat& beat, Time now) override {
+    auto result = Timed("heartbeat", [&] { return store_->Heartbeat(beat, now); });
     if (!result.ok()) return result;
     for (const BeatReply& reply : result->jobs) {
       if (reply.directive == v1::DIRECTIVE_LOST) {
@@ -83,10 +85,8 @@ class Metered : public JobStore {
     }
     return result;
   }
-  absl::Status CommitCheckpoint(const LeaseToken& lease, const v1::CheckpointRef& checkpoint,
-                                Time now) override {
-    return Guarded("commit_checkpoint",
-                   [&] { return store_->CommitCheckpoint(lease, checkpoint, now); });
+  absl::Status CommitCheckpoint(const CheckpointRequest& request, Time now) override {
+    return Guarded("commit_checkpoint", [&] { return store_->CommitCheckpoint(request, now); });
   }
   absl::Status Complete(const CompleteRequest& request, Time now) override {
     return CountingEnd(request.lease.job, [&] {
@@ -117,6 +117,15 @@ class Metered : public JobStore {
                                      Time now) override {
     return Timed("drain_worker", [&] { return store_->DrainWorker(worker_id, terminate, now); });
   }
+  absl::Status PauseQueue(const std::string& reason, Time now) override {
+    return Timed("pause_queue", [&] { return store_->PauseQueue(reason, now); });
+  }
+  absl::Status ResumeQueue() override {
+    return Timed("resume_queue", [&] { return store_->ResumeQueue(); });
+  }
+  absl::StatusOr<TenantUsage> SetQuota(const TenantQuota& quota) override {
+    return Timed("set_quota", [&] { return store_->SetQuota(quota); });
+  }
   absl::StatusOr<SweepReport> Sweep(Time now) override {
     auto result = Timed("sweep", [&] { return store_->Sweep(now); });
     if (!result.ok()) return result;
@@ -138,6 +147,10 @@ class Metered : public JobStore {
   }
   absl::Status ForgetGarbage(const Garbage& garbage) override {
     return Timed("forget_garbage", [&] { return store_->ForgetGarbage(garbage); });
+  }
+  absl::StatusOr<std::vector<JobReferences>> ListReferences(const std::string& after,
+                                                            int limit) override {
+    return Timed("list_references", [&] { return store_->ListReferences(after, limit); });
   }
   absl::Status Ping() override {
     return Timed("ping", [&] { return store_->Ping(); });

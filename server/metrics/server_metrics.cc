@@ -90,6 +90,8 @@ ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
           OneGauge(registry_.get(), "quantry_queue_depth", "Jobs a worker could claim now.")),
       queue_oldest_timestamp(OneGauge(registry_.get(), "quantry_queue_oldest_timestamp_seconds",
                                       "Creation time of the oldest queued job; 0 without one.")),
+      queue_paused(OneGauge(registry_.get(), "quantry_queue_paused",
+                            "1 while an operator holds the queue.")),
       workers_live(
           OneGauge(registry_.get(), "quantry_workers_live", "Workers seen within one lease time.")),
       jobs_submitted(OneCounter(registry_.get(), "quantry_jobs_submitted_total", "Jobs accepted.")),
@@ -166,6 +168,7 @@ void ServerMetrics::SetQueue(const StoreStats& stats) {
   queue_depth.Set(static_cast<double>(stats.depth));
   queue_oldest_timestamp.Set(
       stats.oldest_queued ? ToSeconds(stats.oldest_queued->time_since_epoch()) : 0);
+  queue_paused.Set(stats.pause ? 1 : 0);
   workers_live.Set(stats.live_workers);
 }
 
@@ -192,6 +195,7 @@ const std::vector<std::string>& StoreOps() {
                                                "list",
                                                "update",
                                                "cancel",
+                                               "retry",
                                                "delete",
                                                "events",
                                                "get_artifact",
@@ -205,10 +209,14 @@ const std::vector<std::string>& StoreOps() {
                                                "release",
                                                "list_workers",
                                                "drain_worker",
+                                               "pause_queue",
+                                               "resume_queue",
+                                               "set_quota",
                                                "sweep",
                                                "stats",
                                                "list_garbage",
                                                "forget_garbage",
+                                               "list_references",
                                                "ping"};
   return ops;
 }

@@ -82,6 +82,7 @@ class ServerMetrics {
   GaugeVec jobs;  // state
   prometheus::Gauge& queue_depth;
   prometheus::Gauge& queue_oldest_timestamp;
+  prometheus::Gauge& queue_paused;
   prometheus::Gauge& workers_live;
   prometheus::Counter& jobs_submitted;
   CounterVec jobs_finished;  // method, outcome

@@ -46,9 +46,12 @@ TEST(ServerMetrics, QueueGaugesFollowTheStore) {
   EXPECT_EQ(metrics.queue_depth.Value(), 2);
   EXPECT_EQ(metrics.queue_oldest_timestamp.Value(), 1.5);
   EXPECT_EQ(metrics.workers_live.Value(), 4);
+  EXPECT_EQ(metrics.queue_paused.Value(), 0);
+  stats.pause = QueuePause{"tea", Time()};
   stats.oldest_queued.reset();
   metrics.SetQueue(stats);
   EXPECT_EQ(metrics.queue_oldest_timestamp.Value(), 0);
+  EXPECT_EQ(metrics.queue_paused.Value(), 1);
 }
 
 TEST(ServerMetrics, PromtoolFindsNothing) {

@@ -1,13 +1,12 @@
 #include "server/rpc/acquire.h"
 
 #include <algorithm>
-#include <memory>
-#include <mutex>
 #include <utility>
 
 #include "common/errors.h"
 #include "common/ids.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/stepped_call.h"
 
 namespace quantry::server {
 namespace {
@@ -17,37 +16,22 @@ using std::chrono::steady_clock;
 // Jobs become claimable by time alone too (backoff), which wakes nobody.
 constexpr auto kPoll = std::chrono::seconds(1);
 
-class AcquireReactor : public grpc::ServerUnaryReactor {
+class AcquireReactor : public SteppedCall<grpc::ServerUnaryReactor> {
  public:
   AcquireReactor(const ServiceContext* context, const v1::AcquireJobRequest& request,
                  v1::AcquireJobResponse* response)
-      : context_(context),
+      : SteppedCall(context, context->runtime->worker, "/quantry.v1.WorkerService/AcquireJob"),
         response_(response),
-        call_("/quantry.v1.WorkerService/AcquireJob", context->runtime->metrics),
         acquire_{.session = request.session(), .acquire_id = request.acquire_id()},
         deadline_(steady_clock::now() + std::clamp<Duration>(FromProto(request.wait()),
                                                              Duration::zero(), kMaxAcquireWait)) {
-    task_ = std::make_shared<SerialTask>(context->runtime->worker, [this] { Step(); });
-    context->runtime->open_streams.Add(task_);
-    task_->Kick();
+    Start();
   }
-
-  void OnCancel() override {
-    {
-      const std::lock_guard lock(mutex_);
-      cancelled_ = true;
-    }
-    task_->Kick();
-  }
-  void OnDone() override { delete this; }
 
  private:
-  void Step() {
-    {
-      const std::lock_guard lock(mutex_);
-      if (cancelled_) return End(absl::CancelledError("the caller went away"));
-    }
-    if (context_->runtime->draining) return End(RpcRuntime::Draining());
+  void Step() override {
+    if (cancelled()) return End(absl::CancelledError("the caller went away"));
+    if (draining()) return End(RpcRuntime::Draining());
     if (!subscribed_) {
       if (!IsUuid(acquire_.acquire_id)) {
         return End(MakeError(Reason::kInvalidArgument, "acquire_id: wanted a UUID"));
@@ -83,27 +67,9 @@ class AcquireReactor : public grpc::ServerUnaryReactor {
     for (const std::string& root : context_->local_roots) lease.add_local_roots(root);
   }
 
-  // Last: the reactor may be gone when it returns.
-  void End(const absl::Status& status) {
-    subscription_.Reset();
-    context_->runtime->open_streams.Remove(task_.get());
-    task_->Stop();
-    const grpc::Status final = call_.End(status);
-    Finish(final);
-  }
-
-  const ServiceContext* const context_;
   v1::AcquireJobResponse* const response_;
-  Call call_;
   const AcquireRequest acquire_;
   const MonotonicTime deadline_;
-
-  std::mutex mutex_;
-  bool cancelled_ = false;  // guarded by mutex_
-
-  // The step's own.
-  std::shared_ptr<SerialTask> task_;
-  WakeupHub::Subscription subscription_;
   bool subscribed_ = false;
 };
 

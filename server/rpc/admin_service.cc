@@ -1,10 +1,16 @@
+#include <mutex>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/errors.h"
+#include "common/ids.h"
+#include "common/log.h"
+#include "common/storage.h"
 #include "quantry/v1/admin_service.grpc.pb.h"
+#include "server/artifacts/garbage.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/service_base.h"
 #include "server/rpc/worker_service.h"
 
 namespace quantry::server {
@@ -13,9 +19,14 @@ namespace {
 using grpc::CallbackServerContext;
 using grpc::ServerUnaryReactor;
 
-class Service : public v1::AdminService::CallbackService {
+constexpr auto kLeastGrace = std::chrono::seconds(60);
+
+class Service : public v1::AdminService::CallbackService, private ServiceBase<Service> {
+  friend ServiceBase;
+
  public:
-  explicit Service(const ServiceContext* context) : context_(context), runtime_(context->runtime) {}
+  explicit Service(const ServiceContext* context)
+      : ServiceBase(context, "AdminService", context->runtime->tenant) {}
 
   ServerUnaryReactor* ListWorkers(CallbackServerContext* call,
                                   const v1::ListWorkersRequest* request,
@@ -34,41 +45,24 @@ class Service : public v1::AdminService::CallbackService {
   }
   ServerUnaryReactor* PauseQueue(CallbackServerContext* call, const v1::PauseQueueRequest* request,
                                  v1::PauseQueueResponse* response) override {
-    return runtime_->Unimplemented(Path("PauseQueue"), call, request, response,
-                                   "drain the workers to stop the queue");
+    return Run("PauseQueue", call, request, response, &Service::Pause);
   }
   ServerUnaryReactor* ResumeQueue(CallbackServerContext* call,
                                   const v1::ResumeQueueRequest* request,
                                   v1::ResumeQueueResponse* response) override {
-    return runtime_->Unimplemented(Path("ResumeQueue"), call, request, response,
-                                   "restart drained workers");
+    return Run("ResumeQueue", call, request, response, &Service::Resume);
   }
   ServerUnaryReactor* SetQuota(CallbackServerContext* call, const v1::SetQuotaRequest* request,
                                v1::SetQuotaResponse* response) override {
-    return runtime_->Unimplemented(Path("SetQuota"), call, request, response,
-                                   "tenants have no quotas yet");
+    return Run("SetQuota", call, request, response, &Service::Quota);
   }
   ServerUnaryReactor* CollectGarbage(CallbackServerContext* call,
                                      const v1::CollectGarbageRequest* request,
                                      v1::CollectGarbageResponse* response) override {
-    return runtime_->Unimplemented(Path("CollectGarbage"), call, request, response,
-                                   "the server removes garbage of deleted jobs by itself");
+    return RunOn(runtime_->slow, "CollectGarbage", call, request, response, &Service::Collect);
   }
 
  private:
-  static std::string Path(std::string_view name) {
-    return absl::StrCat("/quantry.v1.AdminService/", std::string(name));
-  }
-
-  template <class Request, class Response>
-  ServerUnaryReactor* Run(std::string_view name, CallbackServerContext* call,
-                          const Request* request, Response* response,
-                          absl::Status (Service::*body)(const Request&, Response*)) {
-    return runtime_->Unary<Request, Response>(
-        runtime_->tenant, Path(name), call, request, response,
-        [this, body](const Request& in, Response* out) { return (this->*body)(in, out); });
-  }
-
   absl::Status Workers(const v1::ListWorkersRequest&, v1::ListWorkersResponse* response) {
     auto workers = context_->store->ListWorkers(context_->clock->Now());
     if (!workers.ok()) return workers.status();
@@ -87,6 +81,36 @@ class Service : public v1::AdminService::CallbackService {
     return absl::OkStatus();
   }
 
+  absl::Status Pause(const v1::PauseQueueRequest& request, v1::PauseQueueResponse*) {
+    constexpr size_t kMaxReasonBytes = 1024;
+    if (request.reason().size() > kMaxReasonBytes) {
+      return MakeError(Reason::kInvalidArgument, "reason: wanted at most 1024 bytes, got more");
+    }
+    log::Warning("queue paused", {{"reason", request.reason()}});
+    return context_->store->PauseQueue(request.reason(), context_->clock->Now());
+  }
+
+  absl::Status Resume(const v1::ResumeQueueRequest&, v1::ResumeQueueResponse*) {
+    log::Info("queue resumed");
+    return context_->store->ResumeQueue();
+  }
+
+  absl::Status Quota(const v1::SetQuotaRequest& request, v1::SetQuotaResponse* response) {
+    auto tenant = ParseTenantName(request.parent());
+    if (!tenant.ok()) return tenant.status();
+    if (request.max_queued() < 0 || request.max_running() < 0) {
+      return MakeError(Reason::kInvalidArgument,
+                       "max_queued, max_running: wanted 0 (no limit) or more, got less");
+    }
+    auto usage = context_->store->SetQuota({.tenant = *tenant,
+                                            .max_queued = request.max_queued(),
+                                            .max_running = request.max_running()});
+    if (!usage.ok()) return usage.status();
+    response->set_queued(usage->queued);
+    response->set_running(usage->running);
+    return absl::OkStatus();
+  }
+
   absl::Status Stats(const v1::GetQueueStatsRequest&, v1::QueueStats* response) {
     auto stats = context_->store->Stats(context_->clock->Now());
     if (!stats.ok()) return stats.status();
@@ -94,8 +118,38 @@ class Service : public v1::AdminService::CallbackService {
     return absl::OkStatus();
   }
 
-  const ServiceContext* const context_;
-  RpcRuntime* const runtime_;
+  absl::Status Collect(const v1::CollectGarbageRequest& request,
+                       v1::CollectGarbageResponse* response) {
+    GarbageOptions options;
+    options.dry_run = request.dry_run();
+    if (request.has_grace()) options.grace = FromProto(request.grace());
+    if (options.grace < kLeastGrace) {
+      return MakeError(Reason::kInvalidArgument,
+                       "grace: wanted at least 60 s: an upload comes before its job");
+    }
+    const std::unique_lock only_one(collecting_, std::try_to_lock);
+    if (!only_one.owns_lock()) {
+      return MakeDetailedError(Reason::kResourceLimit, "another collection runs; wait for its end",
+                               {.retry_after = std::chrono::seconds(10)});
+    }
+    auto artifacts = OpenStorage(context_->artifacts->RootUri());
+    if (!artifacts.ok()) return artifacts.status();
+    auto blobs = OpenStorage(context_->blobs->RootUri());
+    if (!blobs.ok()) return blobs.status();
+    const auto report =
+        CollectGarbage(*context_->store, **artifacts, **blobs, options, context_->clock->Now());
+    if (!report.ok()) return report.status();
+    log::Info(
+        "garbage collected",
+        {{"dry_run", options.dry_run}, {"objects", report->objects}, {"bytes", report->bytes}});
+    response->set_objects(report->objects);
+    response->set_bytes(report->bytes);
+    response->set_attempts(report->attempts);
+    response->set_blobs(report->blobs);
+    return absl::OkStatus();
+  }
+
+  std::mutex collecting_;
 };
 
 }  // namespace

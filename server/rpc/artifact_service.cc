@@ -9,6 +9,7 @@
 #include "quantry/v1/artifact_service.grpc.pb.h"
 #include "server/rpc/artifact_streams.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/service_base.h"
 #include "server/rpc/validation.h"
 
 namespace quantry::server {
@@ -19,9 +20,12 @@ using grpc::ServerUnaryReactor;
 
 constexpr int kMaxBlobsPerCall = 10000;
 
-class Service : public v1::ArtifactService::CallbackService {
+class Service : public v1::ArtifactService::CallbackService, private ServiceBase<Service> {
+  friend ServiceBase;
+
  public:
-  explicit Service(const ServiceContext* context) : context_(context), runtime_(context->runtime) {}
+  explicit Service(const ServiceContext* context)
+      : ServiceBase(context, "ArtifactService", context->runtime->tenant) {}
 
   ServerUnaryReactor* FindMissingBlobs(CallbackServerContext* call,
                                        const v1::FindMissingBlobsRequest* request,
@@ -48,16 +52,6 @@ class Service : public v1::ArtifactService::CallbackService {
   }
 
  private:
-  template <class Request, class Response>
-  ServerUnaryReactor* Run(std::string_view name, CallbackServerContext* call,
-                          const Request* request, Response* response,
-                          absl::Status (Service::*body)(const Request&, Response*)) {
-    return runtime_->Unary<Request, Response>(
-        runtime_->tenant, absl::StrCat("/quantry.v1.ArtifactService/", std::string(name)), call,
-        request, response,
-        [this, body](const Request& in, Response* out) { return (this->*body)(in, out); });
-  }
-
   absl::Status FindMissing(const v1::FindMissingBlobsRequest& request,
                            v1::FindMissingBlobsResponse* response) {
     auto tenant = ParseTenantName(request.parent());
@@ -112,9 +106,6 @@ class Service : public v1::ArtifactService::CallbackService {
     }
     return absl::OkStatus();
   }
-
-  const ServiceContext* const context_;
-  RpcRuntime* const runtime_;
 };
 
 }  // namespace

@@ -120,6 +120,7 @@ v1::WorkerStatus ToProto(const Worker& worker) {
   for (const JobKey& job : worker.jobs) proto.add_jobs(FormatJobName(job.tenant, job.id));
   proto.set_draining(worker.draining);
   proto.set_live(worker.live);
+  proto.set_refusal(worker.refusal);
   return proto;
 }
 
@@ -133,6 +134,10 @@ v1::QueueStats ToProto(const StoreStats& stats) {
   proto.set_live_workers(stats.live_workers);
   proto.set_busy_slots(stats.busy_slots);
   proto.set_total_slots(stats.total_slots);
+  if (stats.pause) {
+    proto.mutable_pause()->set_reason(stats.pause->reason);
+    *proto.mutable_pause()->mutable_start_time() = ToProto(stats.pause->since);
+  }
   return proto;
 }
 

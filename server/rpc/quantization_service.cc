@@ -12,6 +12,7 @@
 #include "quantry/v1/quantization_service.grpc.pb.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/filter.h"
+#include "server/rpc/service_base.h"
 #include "server/rpc/validation.h"
 #include "server/rpc/watch.h"
 
@@ -32,53 +33,48 @@ absl::StatusOr<JobKey> KeyOf(const std::string& name) {
   return JobKey{parsed->tenant, parsed->id};
 }
 
-std::string MethodPath(std::string_view name) {
-  return absl::StrCat("/quantry.v1.QuantizationService/", std::string(name));
-}
+class Service : public v1::QuantizationService::CallbackService, private ServiceBase<Service> {
+  friend ServiceBase;
 
-class Service : public v1::QuantizationService::CallbackService {
  public:
-  explicit Service(const ServiceContext* context) : context_(context), runtime_(context->runtime) {}
+  explicit Service(const ServiceContext* context)
+      : ServiceBase(context, "QuantizationService", context->runtime->tenant) {}
 
   ServerUnaryReactor* CreateQuantizationJob(CallbackServerContext* call,
                                             const v1::CreateQuantizationJobRequest* request,
                                             v1::CreateQuantizationJobResponse* response) override {
     Executor* executor = request->validate_only() ? runtime_->slow : runtime_->tenant;
-    return Run(executor, "CreateQuantizationJob", call, request, response, &Service::Create);
+    return RunOn(executor, "CreateQuantizationJob", call, request, response, &Service::Create);
   }
   ServerUnaryReactor* GetQuantizationJob(CallbackServerContext* call,
                                          const v1::GetQuantizationJobRequest* request,
                                          v1::QuantizationJob* response) override {
-    return Run(runtime_->tenant, "GetQuantizationJob", call, request, response, &Service::Get);
+    return Run("GetQuantizationJob", call, request, response, &Service::Get);
   }
   ServerUnaryReactor* ListQuantizationJobs(CallbackServerContext* call,
                                            const v1::ListQuantizationJobsRequest* request,
                                            v1::ListQuantizationJobsResponse* response) override {
-    return Run(runtime_->tenant, "ListQuantizationJobs", call, request, response, &Service::List);
+    return Run("ListQuantizationJobs", call, request, response, &Service::List);
   }
   ServerUnaryReactor* UpdateQuantizationJob(CallbackServerContext* call,
                                             const v1::UpdateQuantizationJobRequest* request,
                                             v1::QuantizationJob* response) override {
-    return Run(runtime_->tenant, "UpdateQuantizationJob", call, request, response,
-               &Service::Update);
+    return Run("UpdateQuantizationJob", call, request, response, &Service::Update);
   }
   ServerUnaryReactor* CancelQuantizationJob(CallbackServerContext* call,
                                             const v1::CancelQuantizationJobRequest* request,
                                             v1::QuantizationJob* response) override {
-    return Run(runtime_->tenant, "CancelQuantizationJob", call, request, response,
-               &Service::Cancel);
+    return Run("CancelQuantizationJob", call, request, response, &Service::Cancel);
   }
   ServerUnaryReactor* RetryQuantizationJob(CallbackServerContext* call,
                                            const v1::RetryQuantizationJobRequest* request,
                                            v1::QuantizationJob* response) override {
-    return runtime_->Unimplemented(MethodPath("RetryQuantizationJob"), call, request, response,
-                                   "submit the same spec again as a new job");
+    return Run("RetryQuantizationJob", call, request, response, &Service::Retry);
   }
   ServerUnaryReactor* DeleteQuantizationJob(CallbackServerContext* call,
                                             const v1::DeleteQuantizationJobRequest* request,
                                             google::protobuf::Empty* response) override {
-    return Run(runtime_->tenant, "DeleteQuantizationJob", call, request, response,
-               &Service::Delete);
+    return Run("DeleteQuantizationJob", call, request, response, &Service::Delete);
   }
   grpc::ServerWriteReactor<v1::WatchQuantizationJobResponse>* WatchQuantizationJob(
       CallbackServerContext*, const v1::WatchQuantizationJobRequest* request) override {
@@ -87,32 +83,23 @@ class Service : public v1::QuantizationService::CallbackService {
   ServerUnaryReactor* ListJobEvents(CallbackServerContext* call,
                                     const v1::ListJobEventsRequest* request,
                                     v1::ListJobEventsResponse* response) override {
-    return Run(runtime_->tenant, "ListJobEvents", call, request, response, &Service::ListEvents);
+    return Run("ListJobEvents", call, request, response, &Service::ListEvents);
   }
   ServerUnaryReactor* ListMethods(CallbackServerContext* call,
                                   const v1::ListMethodsRequest* request,
                                   v1::ListMethodsResponse* response) override {
-    return Run(EngineExecutor(), "ListMethods", call, request, response, &Service::Methods);
+    return RunOn(EngineExecutor(), "ListMethods", call, request, response, &Service::Methods);
   }
   ServerUnaryReactor* GetServerInfo(CallbackServerContext* call,
                                     const v1::GetServerInfoRequest* request,
                                     v1::ServerInfo* response) override {
-    return Run(EngineExecutor(), "GetServerInfo", call, request, response, &Service::Info);
+    return RunOn(EngineExecutor(), "GetServerInfo", call, request, response, &Service::Info);
   }
 
  private:
   // Only while the engine has not answered do these calls wait.
   Executor* EngineExecutor() const {
     return context_->capabilities->answered() ? runtime_->tenant : runtime_->slow;
-  }
-
-  template <class Request, class Response>
-  ServerUnaryReactor* Run(Executor* executor, std::string_view name, CallbackServerContext* call,
-                          const Request* request, Response* response,
-                          absl::Status (Service::*body)(const Request&, Response*)) {
-    return runtime_->Unary<Request, Response>(
-        executor, MethodPath(name), call, request, response,
-        [this, body](const Request& in, Response* out) { return (this->*body)(in, out); });
   }
 
   absl::Status Create(const v1::CreateQuantizationJobRequest& request,
@@ -206,6 +193,21 @@ class Service : public v1::QuantizationService::CallbackService {
         response);
   }
 
+  absl::Status Retry(const v1::RetryQuantizationJobRequest& request,
+                     v1::QuantizationJob* response) {
+    auto key = KeyOf(request.name());
+    if (!key.ok()) return key.status();
+    if (!request.request_id().empty() && !IsUuid(request.request_id())) {
+      return MakeError(Reason::kInvalidArgument, "request_id: wanted a UUID or nothing");
+    }
+    return Answer(context_->store->Retry({.key = *key,
+                                          .request_id = request.request_id(),
+                                          .etag = request.etag(),
+                                          .from_start = request.from_start()},
+                                         context_->clock->Now()),
+                  response);
+  }
+
   absl::Status Delete(const v1::DeleteQuantizationJobRequest& request, google::protobuf::Empty*) {
     auto key = KeyOf(request.name());
     if (!key.ok()) return key.status();
@@ -295,9 +297,6 @@ class Service : public v1::QuantizationService::CallbackService {
     *response = ToProto(*job);
     return absl::OkStatus();
   }
-
-  const ServiceContext* const context_;
-  RpcRuntime* const runtime_;
 };
 
 }  // namespace

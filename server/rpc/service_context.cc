@@ -26,8 +26,7 @@ std::vector<std::string> AllMethodNames() {
 }
 
 const std::vector<std::string>& UnimplementedMethods() {
-  static const std::vector<std::string> names = {"RetryQuantizationJob", "PauseQueue",
-                                                 "ResumeQueue", "SetQuota", "CollectGarbage"};
+  static const std::vector<std::string> names;
   return names;
 }
 

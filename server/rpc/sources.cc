@@ -80,13 +80,15 @@ absl::Status Link(const std::string& target, const fs::path& link) {
 
 absl::Status Sources::Check(const std::string& tenant, const v1::JobSpec& spec) const {
   for (const Named& named : LocalPaths(spec)) {
-    const absl::Status status = roots_->Check(named.path);
+    const absl::Status status = roots_->Resolve(named.path).status();
     if (status.ok()) continue;
     const bool missing = absl::IsNotFound(status);
     return MakeDetailedError(
         missing ? Reason::kSourceMissing : Reason::kSourceForbidden,
         absl::StrCat("quantization_job.spec.", named.field, ": ", std::string(status.message()),
-                     missing ? "" : "; upload the files instead, or ask the operator for a root"),
+                     missing ? ""
+                             : "; upload the files instead, or ask the operator for a root "
+                               "(quantryd --local-roots)"),
         {.metadata = {{"field", named.field}, {"path", named.path.substr(0, 500)}}});
   }
   std::vector<v1::BlobFile> missing;

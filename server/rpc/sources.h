@@ -6,10 +6,10 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/confined.h"
 #include "quantry/v1/engine.pb.h"
 #include "quantry/v1/job.pb.h"
 #include "server/artifacts/blob_store.h"
-#include "server/artifacts/confined.h"
 
 namespace quantry::server {
 

@@ -1,8 +1,7 @@
 #include "server/rpc/watch.h"
 
+#include <atomic>
 #include <deque>
-#include <memory>
-#include <mutex>
 #include <string>
 #include <utility>
 
@@ -10,6 +9,7 @@
 #include "common/errors.h"
 #include "common/ids.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/stepped_call.h"
 
 namespace quantry::server {
 namespace {
@@ -21,54 +21,35 @@ constexpr std::string_view kMethod = "/quantry.v1.QuantizationService/WatchQuant
 // A watch that is told nothing looks for itself this often.
 constexpr auto kPoll = std::chrono::seconds(10);
 
-// All members below `task_` belong to the step, which never runs twice at
-// once; reactions of gRPC only set the flags and kick it.
-class WatchReactor : public grpc::ServerWriteReactor<Message> {
+class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
  public:
   WatchReactor(const ServiceContext* context, const v1::WatchQuantizationJobRequest& request)
-      : context_(context),
-        call_(kMethod, context->runtime->metrics),
+      : SteppedCall(context, context->runtime->streams, kMethod),
         name_(request.name()),
         after_(request.after_sequence()),
         interval_(request.has_min_interval() ? FromProto(request.min_interval())
                                              : Duration(kDefaultWatchInterval)) {
     context_->runtime->metrics->watch_streams.Increment();
-    task_ = std::make_shared<SerialTask>(context->runtime->streams, [this] { Step(); });
-    context->runtime->open_streams.Add(task_);
-    task_->Kick();
+    Start();
   }
 
   void OnWriteDone(bool ok) override {
-    {
-      const std::lock_guard lock(mutex_);
-      writing_ = false;
-      if (!ok) cancelled_ = true;
-    }
+    if (!ok) Cancelled();
+    writing_ = false;
     task_->Kick();
   }
-
-  void OnCancel() override {
-    {
-      const std::lock_guard lock(mutex_);
-      cancelled_ = true;
-    }
-    task_->Kick();
-  }
-
-  void OnDone() override { delete this; }
 
  private:
-  void Step() {
-    {
-      const std::lock_guard lock(mutex_);
-      if (writing_) return;  // OnWriteDone kicks again
-      if (cancelled_) return End(absl::CancelledError("the caller went away"));
-    }
+  void Step() override {
+    if (writing_) return;  // OnWriteDone kicks again
+    if (cancelled()) return End(absl::CancelledError("the caller went away"));
     if (ended_) return End(absl::OkStatus());
-    if (context_->runtime->draining) return End(RpcRuntime::Draining());
+    if (draining()) return End(RpcRuntime::Draining());
     absl::Status status = started_ ? Continue() : Begin();
     if (!status.ok()) End(status);
   }
+
+  void OnEnd() override { context_->runtime->metrics->watch_streams.Decrement(); }
 
   absl::Status Begin() {
     auto parsed = ParseJobName(name_);
@@ -171,36 +152,18 @@ class WatchReactor : public grpc::ServerWriteReactor<Message> {
     message_ = std::move(message);
     last_write_ = steady_clock::now();
     context_->runtime->metrics->watch_events_sent.With({kind}).Increment();
-    {
-      const std::lock_guard lock(mutex_);
-      writing_ = true;
-    }
+    writing_ = true;
     StartWrite(&message_);
   }
 
-  // The last thing a step does: the reactor may be gone when it returns.
-  void End(const absl::Status& status) {
-    subscription_.Reset();
-    context_->runtime->open_streams.Remove(task_.get());
-    task_->Stop();
-    context_->runtime->metrics->watch_streams.Decrement();
-    const grpc::Status final = call_.End(status);
-    Finish(final);
-  }
-
-  const ServiceContext* const context_;
-  Call call_;
   const std::string name_;
   const std::int64_t after_;
   const Duration interval_;
 
-  std::mutex mutex_;
-  bool writing_ = false;    // guarded by mutex_
-  bool cancelled_ = false;  // guarded by mutex_
+  std::atomic<bool> writing_{false};
 
-  std::shared_ptr<SerialTask> task_;
+  // The step's own.
   JobKey key_;
-  WakeupHub::Subscription subscription_;
   bool started_ = false;
   bool ended_ = false;
   std::int64_t sent_sequence_ = 0;

@@ -13,6 +13,7 @@
 #include "server/rpc/acquire.h"
 #include "server/rpc/artifact_streams.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/service_base.h"
 
 namespace quantry::server {
 namespace {
@@ -23,10 +24,14 @@ using grpc::ServerUnaryReactor;
 constexpr int kMaxBeatsPerCall = 1024;
 constexpr size_t kMaxLogTailBytes = 16 << 10;
 constexpr size_t kMaxErrorMessageBytes = 8 << 10;
+constexpr size_t kMaxReasonBytes = 1024;
 
-class Service : public v1::WorkerService::CallbackService {
+class Service : public v1::WorkerService::CallbackService, private ServiceBase<Service> {
+  friend ServiceBase;
+
  public:
-  explicit Service(const ServiceContext* context) : context_(context), runtime_(context->runtime) {}
+  explicit Service(const ServiceContext* context)
+      : ServiceBase(context, "WorkerService", context->runtime->worker) {}
 
   ServerUnaryReactor* RegisterWorker(CallbackServerContext* call,
                                      const v1::RegisterWorkerRequest* request,
@@ -61,16 +66,6 @@ class Service : public v1::WorkerService::CallbackService {
   }
 
  private:
-  template <class Request, class Response>
-  ServerUnaryReactor* Run(std::string_view name, CallbackServerContext* call,
-                          const Request* request, Response* response,
-                          absl::Status (Service::*body)(const Request&, Response*)) {
-    return runtime_->Unary<Request, Response>(
-        runtime_->worker, absl::StrCat("/quantry.v1.WorkerService/", std::string(name)), call,
-        request, response,
-        [this, body](const Request& in, Response* out) { return (this->*body)(in, out); });
-  }
-
   absl::Status Register(const v1::RegisterWorkerRequest& request,
                         v1::RegisterWorkerResponse* response) {
     if (absl::Status status = CheckWorkerInfo(request.worker()); !status.ok()) return status;
@@ -93,13 +88,16 @@ class Service : public v1::WorkerService::CallbackService {
           Reason::kInvalidArgument,
           absl::StrCat("jobs: wanted at most ", kMaxBeatsPerCall, ", got ", request.jobs_size()));
     }
-    std::vector<Beat> beats;
+    if (request.refusal().size() > kMaxReasonBytes) {
+      return MakeError(Reason::kInvalidArgument, "refusal: wanted at most 1024 bytes, got more");
+    }
+    WorkerBeat worker{.session = request.session(), .refusal = request.refusal()};
     for (const v1::JobBeat& job : request.jobs()) {
       auto beat = FromProto(job);
       if (!beat.ok()) return beat.status();
-      beats.push_back(*std::move(beat));
+      worker.jobs.push_back(*std::move(beat));
     }
-    auto reply = context_->store->Heartbeat(request.session(), beats, context_->clock->Now());
+    auto reply = context_->store->Heartbeat(worker, context_->clock->Now());
     if (!reply.ok()) return reply.status();
     *response = ToProto(*reply);
     return absl::OkStatus();
@@ -110,7 +108,10 @@ class Service : public v1::WorkerService::CallbackService {
     auto lease = LeaseFromProto(request.session(), request.job(), request.epoch());
     if (!lease.ok()) return lease.status();
     if (absl::Status status = CheckCheckpoint(request.checkpoint()); !status.ok()) return status;
-    return context_->store->CommitCheckpoint(*lease, request.checkpoint(), context_->clock->Now());
+    auto events = EventsFromProto(request.event_offset(), request.events());
+    if (!events.ok()) return events.status();
+    return context_->store->CommitCheckpoint({*lease, request.checkpoint(), *std::move(events)},
+                                             context_->clock->Now());
   }
 
   absl::Status Complete(const v1::CompleteJobRequest& request, v1::CompleteJobResponse*) {
@@ -195,12 +196,9 @@ class Service : public v1::WorkerService::CallbackService {
   absl::Status Release(const v1::ReleaseJobRequest& request, v1::ReleaseJobResponse*) {
     auto lease = LeaseFromProto(request.session(), request.job(), request.epoch());
     if (!lease.ok()) return lease.status();
-    return context_->store->Release(*lease, request.reason().substr(0, 1024),
+    return context_->store->Release(*lease, request.reason().substr(0, kMaxReasonBytes),
                                     context_->clock->Now());
   }
-
-  const ServiceContext* const context_;
-  RpcRuntime* const runtime_;
 };
 
 }  // namespace

@@ -23,6 +23,11 @@ class Notifying : public JobStore {
   absl::StatusOr<Job> Cancel(const CancelRequest& request, Time now) override {
     return Changed(request.key, store_->Cancel(request, now));
   }
+  absl::StatusOr<Job> Retry(const RetryRequest& request, Time now) override {
+    auto job = Changed(request.key, store_->Retry(request, now));
+    if (job.ok()) hub_->WorkAvailable();
+    return job;
+  }
   absl::StatusOr<Job> Delete(const DeleteRequest& request, Time now) override {
     return Changed(request.key, store_->Delete(request, now));
   }
@@ -49,23 +54,22 @@ class Notifying : public JobStore {
     if (grant.ok() && *grant) hub_->JobChanged((*grant)->job.key);
     return grant;
   }
-  absl::StatusOr<HeartbeatReply> Heartbeat(const std::string& session,
-                                           const std::vector<Beat>& beats, Time now) override {
-    auto reply = store_->Heartbeat(session, beats, now);
+  absl::StatusOr<HeartbeatReply> Heartbeat(const WorkerBeat& beat, Time now) override {
+    auto reply = store_->Heartbeat(beat, now);
     if (!reply.ok()) return reply;
     for (const BeatReply& job : reply->jobs) {
       if (job.directive != v1::DIRECTIVE_LOST) hub_->JobChanged(job.job);
     }
     return reply;
   }
-  absl::Status CommitCheckpoint(const LeaseToken& lease, const v1::CheckpointRef& checkpoint,
-                                Time now) override {
-    return Changed(lease.job, store_->CommitCheckpoint(lease, checkpoint, now));
+  absl::Status CommitCheckpoint(const CheckpointRequest& request, Time now) override {
+    return Changed(request.lease.job, store_->CommitCheckpoint(request, now));
   }
   // Also when it failed: a commit that came too late ends a cancelled job.
   absl::Status Complete(const CompleteRequest& request, Time now) override {
     auto status = store_->Complete(request, now);
     hub_->JobChanged(request.lease.job);
+    hub_->WorkAvailable();  // of a tenant at its quota
     return status;
   }
   absl::StatusOr<JobState> Fail(const FailRequest& request, Time now) override {
@@ -86,6 +90,20 @@ class Notifying : public JobStore {
                                      Time now) override {
     return store_->DrainWorker(worker_id, terminate, now);
   }
+  absl::Status PauseQueue(const std::string& reason, Time now) override {
+    return store_->PauseQueue(reason, now);
+  }
+  absl::Status ResumeQueue() override {
+    auto status = store_->ResumeQueue();
+    if (status.ok()) hub_->WorkAvailable();
+    return status;
+  }
+  // May let jobs run that had to wait.
+  absl::StatusOr<TenantUsage> SetQuota(const TenantQuota& quota) override {
+    auto usage = store_->SetQuota(quota);
+    if (usage.ok()) hub_->WorkAvailable();
+    return usage;
+  }
   absl::StatusOr<SweepReport> Sweep(Time now) override {
     auto report = store_->Sweep(now);
     if (!report.ok()) return report;
@@ -99,6 +117,10 @@ class Notifying : public JobStore {
   }
   absl::Status ForgetGarbage(const Garbage& garbage) override {
     return store_->ForgetGarbage(garbage);
+  }
+  absl::StatusOr<std::vector<JobReferences>> ListReferences(const std::string& after,
+                                                            int limit) override {
+    return store_->ListReferences(after, limit);
   }
   absl::Status Ping() override { return store_->Ping(); }
 

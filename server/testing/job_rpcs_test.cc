@@ -246,16 +246,52 @@ TEST_F(JobRpcs, ServerInfo) {
   ASSERT_TRUE(FromGrpc(server_.jobs->GetServerInfo(&context, {}, &info)).ok());
   EXPECT_EQ(info.version(), QUANTRY_VERSION);
   EXPECT_EQ(info.max_page_size(), 1000);
-  EXPECT_EQ(info.unimplemented_size(), 5);
+  EXPECT_EQ(info.unimplemented_size(), 0);
 }
 
-TEST_F(JobRpcs, LaterRpcsSayUnimplemented) {
+TEST_F(JobRpcs, AQuotaRefusesWithItsDetails) {
+  const auto set = [&](int64_t max_queued) {
+    grpc::ClientContext context;
+    v1::SetQuotaRequest request;
+    request.set_parent("tenants/acme");
+    request.set_max_queued(max_queued);
+    v1::SetQuotaResponse response;
+    return FromGrpc(server_.admin->SetQuota(&context, request, &response));
+  };
+  EXPECT_TRUE(HasReason(set(-1), Reason::kInvalidArgument));
+  ASSERT_TRUE(set(1).ok());
+  server_.Create("job-a");
   grpc::ClientContext context;
-  v1::RetryQuantizationJobRequest request;
-  v1::QuantizationJob job;
-  const absl::Status status = FromGrpc(server_.jobs->RetryQuantizationJob(&context, request, &job));
-  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
-  EXPECT_TRUE(HasReason(status, Reason::kUnimplementedRpc));
+  v1::CreateQuantizationJobResponse response;
+  const absl::Status refused = FromGrpc(
+      server_.jobs->CreateQuantizationJob(&context, server_.JobRequest("job-b"), &response));
+  EXPECT_TRUE(HasReason(refused, Reason::kQuotaQueued));
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(RetryAfterOf(refused).has_value());
+  ASSERT_TRUE(set(0).ok());
+  server_.Create("job-b");
+}
+
+TEST_F(JobRpcs, RetryQueuesACancelledJobAgain) {
+  server_.Create("job-a");
+  const auto retry = [&](const std::string& request_id) {
+    grpc::ClientContext context;
+    v1::RetryQuantizationJobRequest request;
+    request.set_name(NameOf("job-a"));
+    request.set_request_id(request_id);
+    v1::QuantizationJob job;
+    return FromGrpc(server_.jobs->RetryQuantizationJob(&context, request, &job));
+  };
+  EXPECT_TRUE(HasReason(retry("no uuid"), Reason::kInvalidArgument));
+  EXPECT_TRUE(HasReason(retry(""), Reason::kJobNotRetryable));
+  v1::QuantizationJob cancelled;
+  ASSERT_TRUE(Cancel("job-a", &cancelled).ok());
+  const std::string request_id = NewUuid4();
+  EXPECT_TRUE(retry(request_id).ok());
+  EXPECT_TRUE(retry(request_id).ok()) << "a repeat";
+  EXPECT_EQ(server_.Get("job-a").state(), v1::JOB_STATE_QUEUED);
+  FakeWorker worker(&server_, "w1");
+  EXPECT_EQ(worker.Acquire().job(), NameOf("job-a"));
 }
 
 }  // namespace

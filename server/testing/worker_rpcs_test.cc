@@ -41,6 +41,26 @@ TEST_F(WorkerRpcs, ALeaseSaysAllThatIsNeeded) {
   EXPECT_TRUE(worker.Acquire().job().empty());
 }
 
+TEST_F(WorkerRpcs, ResumeWakesThePolls) {
+  server_.Create("job-a");
+  FakeWorker worker(&server_, "w1");
+  grpc::ClientContext pause_context;
+  v1::PauseQueueRequest pause;
+  pause.set_reason("tea");
+  v1::PauseQueueResponse paused;
+  ASSERT_TRUE(server_.admin->PauseQueue(&pause_context, pause, &paused).ok());
+  EXPECT_TRUE(worker.Acquire().job().empty());
+  grpc::ClientContext stats_context;
+  v1::QueueStats stats;
+  ASSERT_TRUE(server_.admin->GetQueueStats(&stats_context, {}, &stats).ok());
+  EXPECT_EQ(stats.pause().reason(), "tea");
+  auto waiting = std::async(std::launch::async, [&] { return worker.Acquire(20); });
+  grpc::ClientContext resume_context;
+  v1::ResumeQueueResponse resumed;
+  ASSERT_TRUE(server_.admin->ResumeQueue(&resume_context, {}, &resumed).ok());
+  EXPECT_EQ(waiting.get().job(), NameOf("job-a"));
+}
+
 TEST_F(WorkerRpcs, AcquireWaitsForWork) {
   FakeWorker worker(&server_, "w1");
   auto waiting = std::async(std::launch::async, [&] { return worker.Acquire(20); });

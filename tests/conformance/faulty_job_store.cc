@@ -58,13 +58,20 @@ absl::StatusOr<std::optional<Grant>> FaultyJobStore::Acquire(const AcquireReques
                                                              Time now) {
   return Inject([&] { return store_->Acquire(request, now); });
 }
-absl::StatusOr<HeartbeatReply> FaultyJobStore::Heartbeat(const std::string& session,
-                                                         const std::vector<Beat>& beats, Time now) {
-  return Inject([&] { return store_->Heartbeat(session, beats, now); });
+absl::StatusOr<Job> FaultyJobStore::Retry(const RetryRequest& request, Time now) {
+  return Inject([&] { return store_->Retry(request, now); });
 }
-absl::Status FaultyJobStore::CommitCheckpoint(const LeaseToken& lease,
-                                              const v1::CheckpointRef& checkpoint, Time now) {
-  return Inject([&] { return store_->CommitCheckpoint(lease, checkpoint, now); });
+absl::Status FaultyJobStore::PauseQueue(const std::string& reason, Time now) {
+  return Inject([&] { return store_->PauseQueue(reason, now); });
+}
+absl::Status FaultyJobStore::ResumeQueue() {
+  return Inject([&] { return store_->ResumeQueue(); });
+}
+absl::StatusOr<HeartbeatReply> FaultyJobStore::Heartbeat(const WorkerBeat& beat, Time now) {
+  return Inject([&] { return store_->Heartbeat(beat, now); });
+}
+absl::Status FaultyJobStore::CommitCheckpoint(const CheckpointRequest& request, Time now) {
+  return Inject([&] { return store_->CommitCheckpoint(request, now); });
 }
 absl::Status FaultyJobStore::Complete(const CompleteRequest& request, Time now) {
   return Inject([&] { return store_->Complete(request, now); });

@@ -39,10 +39,14 @@ class FaultyJobStore : public JobStore {
   absl::Status RegisterWorker(const v1::WorkerInfo& worker, const std::string& session,
                               Time now) override;
   absl::StatusOr<std::optional<Grant>> Acquire(const AcquireRequest& request, Time now) override;
-  absl::StatusOr<HeartbeatReply> Heartbeat(const std::string& session,
-                                           const std::vector<Beat>& beats, Time now) override;
-  absl::Status CommitCheckpoint(const LeaseToken& lease, const v1::CheckpointRef& checkpoint,
-                                Time now) override;
+  absl::StatusOr<Job> Retry(const RetryRequest& request, Time now) override;
+  absl::Status PauseQueue(const std::string& reason, Time now) override;
+  absl::Status ResumeQueue() override;
+  absl::StatusOr<TenantUsage> SetQuota(const TenantQuota& quota) override {
+    return store_->SetQuota(quota);
+  }
+  absl::StatusOr<HeartbeatReply> Heartbeat(const WorkerBeat& beat, Time now) override;
+  absl::Status CommitCheckpoint(const CheckpointRequest& request, Time now) override;
   absl::Status Complete(const CompleteRequest& request, Time now) override;
   absl::StatusOr<JobState> Fail(const FailRequest& request, Time now) override;
   absl::Status Release(const LeaseToken& lease, const std::string& reason, Time now) override;
@@ -53,6 +57,10 @@ class FaultyJobStore : public JobStore {
   absl::StatusOr<StoreStats> Stats(Time now) override;
   absl::StatusOr<std::vector<Garbage>> ListGarbage(int limit) override;
   absl::Status ForgetGarbage(const Garbage& garbage) override;
+  absl::StatusOr<std::vector<JobReferences>> ListReferences(const std::string& after,
+                                                            int limit) override {
+    return store_->ListReferences(after, limit);
+  }
   absl::Status Ping() override;
 
  private:

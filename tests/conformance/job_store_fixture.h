@@ -149,7 +149,7 @@ class JobStoreSuite : public testing::TestWithParam<JobStoreFactory> {
     return beat;
   }
   BeatReply SendBeat(const LeaseToken& lease, const Beat& beat) {
-    auto reply = store().Heartbeat(lease.session, {beat}, now_);
+    auto reply = store().Heartbeat({lease.session, {beat}}, now_);
     EXPECT_EQ(Outcome(reply), "OK");
     return reply.ok() && reply->jobs.size() == 1 ? reply->jobs[0] : BeatReply{};
   }
@@ -183,6 +183,7 @@ class JobStoreSuite : public testing::TestWithParam<JobStoreFactory> {
     request.error.set_failure_class(who);
     request.error.set_reason(reason);
     request.error.set_message("it did not work");
+    request.retryable = who != v1::FAILURE_CLASS_USER;
     return request;
   }
 

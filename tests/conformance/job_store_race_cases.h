@@ -119,7 +119,9 @@ class SteadyWorker {
     beat.epoch = lease.epoch;
     for (int i = 0; i < 3; ++i) {
       beat.events.events.emplace_back().mutable_log()->set_message(std::to_string(i));
-      EXPECT_EQ(Outcome(UntilReached([&] { return store_->Heartbeat(session_, {beat}, now); })),
+      EXPECT_EQ(Outcome(UntilReached([&] {
+                  return store_->Heartbeat({session_, {beat}}, now);
+                })),
                 "OK");
     }
   }
@@ -128,6 +130,7 @@ class SteadyWorker {
     FailRequest request;
     request.lease = lease;
     request.error.set_reason("STORAGE_ERROR");
+    request.retryable = true;
     std::string outcome =
         fail ? Outcome(UntilReached([&] { return store_->Fail(request, now); }))
              : Outcome(UntilReached([&] { return store_->Release(lease, "drain", now); }));

@@ -152,6 +152,50 @@ TEST_P(JobStoreSuite, MaxPending) {
   EXPECT_EQ(StateOf("patient"), JobState::kQueued);
 }
 
+TEST_P(JobStoreSuite, AJobIsToldWhyNobodyTakesIt) {
+  Sweep();
+  Job job = Submit(Request("job-one", "awq"));
+  auto logs = [&] {
+    std::vector<std::string> messages;
+    for (const auto& event : EventsOf("job-one")) {
+      if (event.has_log()) messages.push_back(event.log().message());
+    }
+    return messages;
+  };
+  Advance(Seconds(4));
+  EXPECT_EQ(Sweep().waiting, 0) << "give the workers time";
+  Advance(Seconds(1));
+  SweepReport report = Sweep();
+  EXPECT_EQ(report.waiting, 1);
+  EXPECT_EQ(report.changed, std::vector<JobKey>{Key("job-one")});
+  EXPECT_EQ(Get("job-one").state_reason, "waiting: no worker is connected");
+  EXPECT_EQ(Get("job-one").version, job.version) << "the etag is not about this";
+
+  v1::WorkerInfo info = Info("w1");
+  info.clear_methods();
+  info.add_methods("rtn");
+  Register(info);
+  Sweep();
+  EXPECT_EQ(Get("job-one").state_reason, "waiting: worker w1 does not offer the method awq");
+  std::string session = Register("w1");
+  ASSERT_EQ(Outcome(store().Heartbeat({session, {}, "its disk is full"}, now())), "OK");
+  EXPECT_EQ(store().ListWorkers(now())->at(0).refusal, "its disk is full");
+  Sweep();
+  EXPECT_EQ(Sweep().waiting, 0) << "told once";
+  EXPECT_EQ(Get("job-one").state_reason, "waiting: worker w1 takes no jobs: its disk is full");
+  EXPECT_EQ(logs(),
+            (std::vector<std::string>{"waiting: no worker is connected",
+                                      "waiting: worker w1 does not offer the method awq",
+                                      "waiting: worker w1 takes no jobs: its disk is full"}));
+
+  ASSERT_EQ(Outcome(store().Heartbeat({session}, now())), "OK");
+  EXPECT_EQ(Sweep().waiting, 1);
+  EXPECT_EQ(Get("job-one").state_reason, "");
+  EXPECT_EQ(Acquire(session).job, Key("job-one"));
+  Sweep();
+  EXPECT_EQ(Get("job-one").state_reason, "claimed by w1");
+}
+
 TEST_P(JobStoreSuite, EndedJobsAreRemovedWhenTheyExpire) {
   Sweep();
   for (const char* id : {"ended", "queued"}) {

@@ -264,4 +264,95 @@ TEST_P(JobStoreSuite, EventsPageBySequence) {
   EXPECT_TRUE(store().Events(Key("job-one"), 99, 3)->events.empty());
 }
 
+TEST_P(JobStoreSuite, RetryGoesOnFromTheCheckpoint) {
+  std::string session = Register("w1");
+  Submit("job-one");
+  LeaseToken lease = Acquire(session);
+  SendBeat(lease, 5);
+  CheckpointRequest checkpoint{lease, {}, {}};
+  checkpoint.checkpoint.set_blocks_done(3);
+  ASSERT_EQ(Outcome(store().CommitCheckpoint(checkpoint, now())), "OK");
+  ASSERT_EQ(store().Fail(Failure(lease, v1::FAILURE_CLASS_USER), now()).value(), JobState::kFailed);
+  Advance(Seconds(10));
+  auto job = store().Retry({Key("job-one"), "r1"}, now());
+  ASSERT_EQ(Outcome(job), "OK");
+  EXPECT_EQ(job->state, JobState::kQueued);
+  EXPECT_EQ(job->state_reason, "retried");
+  EXPECT_EQ(job->user_failures, 0);
+  EXPECT_EQ(job->epoch, 1);
+  EXPECT_EQ(job->end_time, std::nullopt);
+  EXPECT_EQ(job->error.code(), 0);
+  EXPECT_EQ(job->progress.steps_done(), 0);
+  // A worker that still holds the old attempt has lost it.
+  EXPECT_EQ(Complete(lease), "LEASE_LOST");
+  auto grant = TryAcquire(session);
+  ASSERT_TRUE(grant && grant->resume);
+  EXPECT_EQ(grant->job.epoch, 2);
+  EXPECT_EQ(grant->resume->blocks_done(), 3);
+  EXPECT_EQ(Complete(lease), "LEASE_LOST");
+  EXPECT_EQ(Complete({session, Key("job-one"), 2}), "OK");
+  EXPECT_EQ(StatesOf("job-one"), "QUEUED RUNNING FAILED QUEUED RUNNING SUCCEEDED");
+}
+
+TEST_P(JobStoreSuite, RetryFromTheStartForgetsTheCheckpoint) {
+  std::string session = Register("w1");
+  Submit("job-one");
+  LeaseToken lease = Acquire(session);
+  ASSERT_EQ(Outcome(store().CommitCheckpoint({lease, {}, {}}, now())), "OK");
+  ASSERT_EQ(Outcome(store().Cancel({Key("job-one"), "", ""}, now())), "OK");
+  ASSERT_EQ(Outcome(store().Release(lease, "", now())), "OK");
+  ASSERT_EQ(Outcome(store().Retry({.key = Key("job-one"), .from_start = true}, now())), "OK");
+  auto grant = TryAcquire(session);
+  ASSERT_TRUE(grant);
+  EXPECT_FALSE(grant->resume);
+}
+
+TEST_P(JobStoreSuite, RetryIsIdempotentByRequestId) {
+  std::string session = Register("w1");
+  Submit("job-one");
+  ASSERT_EQ(Outcome(store().Cancel({Key("job-one"), "", ""}, now())), "OK");
+  Job retried = store().Retry({Key("job-one"), "r1"}, now()).value();
+  EXPECT_EQ(store().Retry({Key("job-one"), "r1"}, now())->version, retried.version);
+  EXPECT_EQ(Outcome(store().Retry({Key("job-one"), "r2"}, now())), "JOB_NOT_RETRYABLE");
+  EXPECT_EQ(Outcome(store().Retry({Key("job-one"), ""}, now())), "JOB_NOT_RETRYABLE");
+  Acquire(session);
+  EXPECT_EQ(store().Retry({Key("job-one"), "r1"}, now())->state, JobState::kRunning);
+}
+
+TEST_P(JobStoreSuite, RetryOnlyWhereAnotherAttemptMakesSense) {
+  EXPECT_EQ(Outcome(store().Retry({Key("none"), "r"}, now())), "JOB_NOT_FOUND");
+  std::string session = Register("w1");
+  Submit("job-one");
+  EXPECT_EQ(Outcome(store().Retry({Key("job-one"), "r"}, now())), "JOB_NOT_RETRYABLE");
+  LeaseToken lease = Acquire(session);
+  EXPECT_EQ(Outcome(store().Retry({Key("job-one"), "r"}, now())), "JOB_NOT_RETRYABLE");
+  ASSERT_EQ(Complete(lease), "OK");
+  EXPECT_EQ(Outcome(store().Retry({Key("job-one"), "r"}, now())), "JOB_NOT_RETRYABLE");
+  Submit("gated");
+  CompleteRequest worse = Completion(Acquire(session));
+  worse.result.set_quality_gate_failed(true);
+  ASSERT_EQ(Outcome(store().Complete(worse, now())), "OK");
+  EXPECT_EQ(Outcome(store().Retry({Key("gated"), "r"}, now())), "JOB_NOT_RETRYABLE");
+  Submit("changed");
+  Job cancelled = store().Cancel({Key("changed"), "", ""}, now()).value();
+  EXPECT_EQ(Outcome(store().Retry({Key("changed"), "r", "\"99\""}, now())), "ETAG_MISMATCH");
+  EXPECT_EQ(Outcome(store().Retry({Key("changed"), "r", EtagOf(cancelled)}, now())), "OK");
+}
+
+TEST_P(JobStoreSuite, ARetriedJobHasItsWholeBudgetAgain) {
+  std::string session = Register("w1");
+  SubmitRequest request = Request("job-one");
+  request.spec.mutable_retry_policy()->set_max_attempts(2);
+  request.spec.mutable_stop_limits()->mutable_max_pending()->set_seconds(100);
+  Submit(request);
+  for (int round = 0; round < 2; ++round) {
+    EXPECT_EQ(store().Fail(Failure(AcquireAgain(session)), now()).value(), JobState::kQueued);
+    EXPECT_EQ(store().Fail(Failure(AcquireAgain(session)), now()).value(), JobState::kFailed);
+    ASSERT_EQ(Outcome(store().Retry({Key("job-one"), NewUuid4()}, now())), "OK");
+  }
+  Sweep();
+  AdvanceSweeping(Seconds(100));
+  EXPECT_EQ(Get("job-one").state_reason, "MAX_PENDING_EXCEEDED");
+}
+
 }  // namespace quantry::server

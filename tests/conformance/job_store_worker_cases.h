@@ -107,14 +107,14 @@ TEST_P(JobStoreSuite, AcquireOnlyWhatTheWorkerCanRun) {
 TEST_P(JobStoreSuite, UnknownSessions) {
   LeaseToken lease{"no-such-session", Key("job-one"), 1};
   EXPECT_EQ(Outcome(store().Acquire({"no-such-session", "a"}, now())), "UNKNOWN_WORKER");
-  EXPECT_EQ(Outcome(store().Heartbeat("no-such-session", {}, now())), "UNKNOWN_WORKER");
-  EXPECT_EQ(Outcome(store().CommitCheckpoint(lease, {}, now())), "UNKNOWN_WORKER");
+  EXPECT_EQ(Outcome(store().Heartbeat({"no-such-session"}, now())), "UNKNOWN_WORKER");
+  EXPECT_EQ(Outcome(store().CommitCheckpoint({lease, {}, {}}, now())), "UNKNOWN_WORKER");
   EXPECT_EQ(Complete(lease), "UNKNOWN_WORKER");
   EXPECT_EQ(Outcome(store().Fail(Failure(lease), now())), "UNKNOWN_WORKER");
   EXPECT_EQ(Outcome(store().Release(lease, "", now())), "UNKNOWN_WORKER");
   std::string old_session = Register("w1");
   Register("w1");
-  EXPECT_EQ(Outcome(store().Heartbeat(old_session, {}, now())), "UNKNOWN_WORKER");
+  EXPECT_EQ(Outcome(store().Heartbeat({old_session}, now())), "UNKNOWN_WORKER");
 }
 
 TEST_P(JobStoreSuite, RegisteringAgainKeepsTheLeases) {
@@ -204,7 +204,7 @@ TEST_P(JobStoreSuite, StaleWritesChangeNothing) {
     EXPECT_EQ(SendBeat(lease, beat).directive, v1::DIRECTIVE_LOST);
     v1::CheckpointRef checkpoint;
     checkpoint.set_blocks_done(9);
-    EXPECT_EQ(Outcome(store().CommitCheckpoint(lease, checkpoint, now())), "LEASE_LOST");
+    EXPECT_EQ(Outcome(store().CommitCheckpoint({lease, checkpoint, {}}, now())), "LEASE_LOST");
     EXPECT_EQ(Complete(lease), "LEASE_LOST");
     EXPECT_EQ(Outcome(store().Fail(Failure(lease), now())), "LEASE_LOST");
     EXPECT_EQ(Outcome(store().Release(lease, "", now())), "LEASE_LOST");
@@ -318,16 +318,21 @@ TEST_P(JobStoreSuite, FailuresAreRetriedWithBackoffThenFinal) {
   EXPECT_EQ(tails, 3);
 }
 
-TEST_P(JobStoreSuite, UserFailuresAreFinalUnlessRetryable) {
+TEST_P(JobStoreSuite, FailuresAreFinalUnlessRetryable) {
   std::string session = Register("w1");
-  Submit("final");
-  FailRequest failure = Failure(Acquire(session), v1::FAILURE_CLASS_USER, "INVALID_CHECKPOINT");
-  EXPECT_EQ(store().Fail(failure, now()).value(), JobState::kFailed);
-  EXPECT_EQ(Get("final").state_reason, "INVALID_CHECKPOINT");
-  Submit("retryable");
-  failure = Failure(Acquire(session), v1::FAILURE_CLASS_USER, "SOURCE_MISSING");
-  failure.retryable = true;
-  EXPECT_EQ(store().Fail(failure, now()).value(), JobState::kQueued);
+  for (v1::FailureClass who :
+       {v1::FAILURE_CLASS_USER, v1::FAILURE_CLASS_BUG, v1::FAILURE_CLASS_ENVIRONMENT}) {
+    for (bool retryable : {false, true}) {
+      std::string id = v1::FailureClass_Name(who) + (retryable ? "-again" : "-final");
+      Submit(id);
+      FailRequest failure = Failure(Acquire(session), who, "SOURCE_MISSING");
+      failure.retryable = retryable;
+      EXPECT_EQ(store().Fail(failure, now()).value(),
+                retryable ? JobState::kQueued : JobState::kFailed)
+          << id;
+      EXPECT_EQ(Get(id).state_reason, "SOURCE_MISSING");
+    }
+  }
 }
 
 TEST_P(JobStoreSuite, MaxAttemptsOfTheSpec) {
@@ -372,8 +377,8 @@ TEST_P(JobStoreSuite, TheNextAttemptResumesFromTheCommittedCheckpoint) {
   checkpoint.set_blocks_done(2);
   checkpoint.add_files()->set_size_bytes(10);
   checkpoint.add_files()->set_size_bytes(20);
-  ASSERT_EQ(Outcome(store().CommitCheckpoint(lease, checkpoint, now())), "OK");
-  ASSERT_EQ(Outcome(store().CommitCheckpoint(lease, checkpoint, now())), "OK") << "a repeat";
+  ASSERT_EQ(Outcome(store().CommitCheckpoint({lease, checkpoint, {}}, now())), "OK");
+  ASSERT_EQ(Outcome(store().CommitCheckpoint({lease, checkpoint, {}}, now())), "OK") << "a repeat";
   int events = 0;
   for (const auto& event : EventsOf("job-one")) {
     if (!event.has_checkpoint()) continue;
@@ -388,6 +393,23 @@ TEST_P(JobStoreSuite, TheNextAttemptResumesFromTheCommittedCheckpoint) {
   EXPECT_EQ(grant->resume->SerializeAsString(), checkpoint.SerializeAsString());
 }
 
+TEST_P(JobStoreSuite, EventsOfACheckpointComeBeforeIt) {
+  Submit("job-one");
+  LeaseToken lease = Acquire(Register("w1"));
+  CheckpointRequest request{lease, {}, {0, {LogEvent("a"), LogEvent("b")}}};
+  request.checkpoint.set_blocks_done(1);
+  ASSERT_EQ(Outcome(store().CommitCheckpoint(request, now())), "OK");
+  ASSERT_EQ(Outcome(store().CommitCheckpoint(request, now())), "OK") << "a repeat";
+  Beat beat = BeatOf(lease);
+  beat.events = {0, {LogEvent("a"), LogEvent("b"), LogEvent("c")}};
+  EXPECT_EQ(SendBeat(lease, beat).next_event_offset, 3);
+  std::string story;
+  for (const auto& event : EventsOf("job-one")) {
+    story += event.has_checkpoint() ? "|" : event.log().message();
+  }
+  EXPECT_EQ(story, "ab|c");
+}
+
 TEST_P(JobStoreSuite, Draining) {
   EXPECT_EQ(Outcome(store().DrainWorker("w1", false, now())), "WORKER_NOT_FOUND");
   std::string session = Register("w1");
@@ -399,16 +421,89 @@ TEST_P(JobStoreSuite, Draining) {
   EXPECT_TRUE(worker->draining);
   EXPECT_EQ(worker->jobs, std::vector<JobKey>{Key("job-one")});
   EXPECT_EQ(TryAcquire(session), std::nullopt);
-  auto reply = store().Heartbeat(session, {BeatOf(lease)}, now());
+  auto reply = store().Heartbeat({session, {BeatOf(lease)}}, now());
   EXPECT_EQ(reply->worker, v1::WORKER_DIRECTIVE_QUIET);
   EXPECT_EQ(reply->jobs[0].directive, v1::DIRECTIVE_CONTINUE);
   ASSERT_EQ(Outcome(store().DrainWorker("w1", true, now())), "OK");
-  reply = store().Heartbeat(session, {BeatOf(lease)}, now());
+  reply = store().Heartbeat({session, {BeatOf(lease)}}, now());
   EXPECT_EQ(reply->worker, v1::WORKER_DIRECTIVE_TERMINATE);
   EXPECT_EQ(reply->jobs[0].directive, v1::DIRECTIVE_CHECKPOINT_AND_RELEASE);
   v1::WorkerInfo restarted = Info("w1");
   restarted.set_incarnation("another");
   EXPECT_TRUE(TryAcquire(Register(restarted)));
+}
+
+TEST_P(JobStoreSuite, APausedQueueGivesNothingNew) {
+  Sweep();
+  std::string session = Register("w1");
+  Submit("job-one");
+  auto running = TryAcquire(session, "a1");
+  ASSERT_TRUE(running);
+  LeaseToken lease{session, running->job.key, running->job.epoch};
+  Submit("job-two");
+  EXPECT_EQ(store().Stats(now())->pause, std::nullopt);
+  Time since = now();
+  ASSERT_EQ(Outcome(store().PauseQueue("maintenance", now())), "OK");
+  Advance(Seconds(5));
+  ASSERT_EQ(Outcome(store().PauseQueue("new engine", now())), "OK");
+  Reopen();
+  auto stats = store().Stats(now());
+  ASSERT_TRUE(stats->pause);
+  EXPECT_EQ(stats->pause->reason, "new engine");
+  EXPECT_EQ(stats->pause->since, since);
+  EXPECT_EQ(TryAcquire(session), std::nullopt);
+  EXPECT_TRUE(TryAcquire(session, "a1")) << "a lost reply is repeated";
+  Sweep();
+  EXPECT_EQ(Get("job-two").state_reason, "waiting: the queue is paused: new engine");
+  EXPECT_EQ(SendBeat(lease, 1).directive, v1::DIRECTIVE_CONTINUE);
+  EXPECT_EQ(Complete(lease), "OK");
+  ASSERT_EQ(Outcome(store().ResumeQueue()), "OK");
+  ASSERT_EQ(Outcome(store().ResumeQueue()), "OK") << "again";
+  EXPECT_EQ(store().Stats(now())->pause, std::nullopt);
+  EXPECT_EQ(Acquire(session).job, Key("job-two"));
+}
+
+TEST_P(JobStoreSuite, QuotasOfATenant) {
+  Sweep();
+  auto set = [&](int64_t max_queued, int64_t max_running) {
+    auto usage = store().SetQuota({"acme", max_queued, max_running});
+    EXPECT_EQ(Outcome(usage), "OK");
+    return usage.value_or(TenantUsage{});
+  };
+  set(2, 1);
+  SubmitRequest first = Request("first");
+  first.request_id = "r1";
+  Submit(first);
+  Submit("second");
+  EXPECT_EQ(Outcome(store().Submit(Request("third"), now())), "QUOTA_QUEUED");
+  EXPECT_FALSE(store().Submit(first, now())->created) << "a repeat is not refused";
+  SubmitRequest others = Request("theirs");
+  others.key.tenant = "other";
+  Advance(Seconds(1));
+  Submit(others);
+
+  std::string session = Register("w1");
+  LeaseToken lease = Acquire(session);
+  EXPECT_EQ(lease.job, Key("first"));
+  Submit("third");
+  EXPECT_EQ(Acquire(session).job, others.key) << "acme runs its one job, the others go on";
+  EXPECT_EQ(TryAcquire(session), std::nullopt);
+  Reopen();
+  EXPECT_EQ(TryAcquire(session), std::nullopt);
+  Advance(Seconds(5));
+  Sweep();
+  EXPECT_EQ(Get("second").state_reason,
+            "waiting: the tenant runs as many jobs as its quota allows");
+  TenantUsage usage = set(2, 1);
+  EXPECT_EQ(usage.queued, 2);
+  EXPECT_EQ(usage.running, 1);
+  EXPECT_EQ(Complete(lease), "OK");
+  EXPECT_EQ(Acquire(session).job, Key("second"));
+  set(0, 0);
+  EXPECT_EQ(Acquire(session).job, Key("third"));
+  Submit("fourth");
+  Submit("fifth");
+  Submit("sixth");
 }
 
 TEST_P(JobStoreSuite, ListWorkersTellsWhoLives) {
@@ -417,7 +512,7 @@ TEST_P(JobStoreSuite, ListWorkersTellsWhoLives) {
   Submit("job-one");
   Acquire(session);
   Advance(Seconds(20));
-  ASSERT_EQ(Outcome(store().Heartbeat(session, {}, now())), "OK");
+  ASSERT_EQ(Outcome(store().Heartbeat({session}, now())), "OK");
   Advance(Seconds(20));
   auto workers = store().ListWorkers(now());
   ASSERT_EQ(workers->size(), 2u);

@@ -17,6 +17,13 @@ using std::chrono::steady_clock;
 constexpr milliseconds kLookAgain{1000};  // for disk space, after QUIET
 constexpr milliseconds kMaxBackoff{5000};
 
+// Told once per shortage, so that its numbers do not make news.
+std::string TooLittleDisk(std::int64_t free, std::int64_t wanted) {
+  return "too little free disk space in its work folder: wanted " + std::to_string(wanted >> 20) +
+         " MiB, got " + std::to_string(free >> 20) +
+         " MiB; free some, or lower --min-free-disk-bytes";
+}
+
 }  // namespace
 
 Agent::Agent(AgentOptions options, WorkerClient& client, const WorkDir& work_dir, BlobCache& cache,
@@ -112,14 +119,17 @@ bool Agent::MayAcquire() {
   }
   const auto now_free = work_dir_.FreeBytes();
   const bool low = now_free.ok() && *now_free < options_.min_free_disk_bytes;
-  if (low && !disk_low_) {
-    log::Warning("too little free disk space, no jobs are taken",
-                 {{"work_dir", work_dir_.path()},
-                  {"free_bytes", *now_free},
-                  {"wanted_bytes", options_.min_free_disk_bytes}});
+  if (low == disk_low_.exchange(low)) return !low;
+  if (!low) {
+    keeper_.SetRefusal("");
+    return true;
   }
-  disk_low_ = low;
-  return !low;
+  log::Warning("too little free disk space, no jobs are taken",
+               {{"work_dir", work_dir_.path()},
+                {"free_bytes", *now_free},
+                {"wanted_bytes", options_.min_free_disk_bytes}});
+  keeper_.SetRefusal(TooLittleDisk(*now_free, options_.min_free_disk_bytes));
+  return false;
 }
 
 void Agent::RunSlot() {

@@ -217,6 +217,22 @@ TEST_F(AgentTest, CheckpointsAreCommittedAndSupersededFilesRemoved) {
   EXPECT_EQ(last.files(0).sha256(), ref.files(0).sha256());
 }
 
+// Without events in the commit the order would depend on the next heartbeat.
+TEST_F(AgentTest, WhatLedToACheckpointComesBeforeIt) {
+  server_.With([](State& state) { state.silent = true; });
+  Queue(Lease("stage LOADING\nstage QUANTIZING\nblock\nhang\n"));
+  Start();
+  ASSERT_TRUE(server_.WaitFor([](const State& state) { return !state.checkpoints.empty(); }));
+  std::string story;
+  for (const v1::JobEvent& event : Result().events) {
+    if (event.has_stage_changed()) story += v1::Stage_Name(event.stage_changed().stage()) + " ";
+    if (event.has_block_done()) story += "block ";
+    if (event.has_checkpoint()) story += "checkpoint ";
+  }
+  EXPECT_EQ(story, "STAGE_FETCHING STAGE_LOADING STAGE_QUANTIZING block checkpoint ");
+  agent_->agent().Drain();  // and once more at the end: no wait for a checkpoint
+}
+
 TEST_F(AgentTest, CheckpointsAreRemovedOnceTheJobSucceeded) {
   RunJob(Lease(kWholeScript));
   EXPECT_EQ(Result().completed.size(), 1u);
@@ -323,6 +339,8 @@ TEST_F(AgentTest, EngineFailuresAreClassified) {
        "INVALID_CHECKPOINT", false, 0, 1},
       {"no memory", "error RESOURCE OUT_OF_MEMORY too big\n", v1::FAILURE_CLASS_RESOURCE,
        "OUT_OF_MEMORY", true, 0, 1},
+      {"our own bug", "error BUG INTERNAL broken invariant\n", v1::FAILURE_CLASS_BUG, "INTERNAL",
+       false, 0, 1},
       {"completed without artifact", "complete\n", v1::FAILURE_CLASS_BUG, "ENGINE_PROTOCOL", true,
        0, 0},
   };
@@ -340,6 +358,16 @@ TEST_F(AgentTest, EngineFailuresAreClassified) {
     EXPECT_EQ(request.exit_code(), c.code) << c.name;
     EXPECT_FALSE(request.error().message().empty()) << c.name;
   }
+}
+
+TEST_F(AgentTest, FailuresDoNotTellTheMachinesFolders) {
+  const std::string root = Path("work/jobs/uid-1/1");
+  RunJob(Lease("stderr reading " + root + "/model/config.json\nerror USER INVALID_CHECKPOINT " +
+               root + "/model/model.safetensors: bad header in " + Path("inputs/model") + "\n"));
+  const auto& request = Result().failed.at(0);
+  EXPECT_EQ(request.error().message(),
+            "model/model.safetensors: bad header in " + Path("inputs/model"));
+  EXPECT_EQ(request.log_tail(), "reading model/config.json\n");
 }
 
 TEST_F(AgentTest, LogTailComesWithTheFailure) {
@@ -531,6 +559,8 @@ TEST_F(AgentTest, NoDiskSpaceNoJobs) {
   options.max_idle = std::chrono::seconds(1);
   Queue(Lease(kWholeScript));
   RunningAgent agent(server_.address(), root_ / "work", options);
+  EXPECT_TRUE(server_.WaitFor(
+      [](const State& state) { return state.refusal.starts_with("too little free disk space"); }));
   EXPECT_TRUE(agent.Join().ok());
   EXPECT_FALSE(Result().AnyEnd());
   EXPECT_EQ(Result().queue.size(), 1u);

@@ -217,6 +217,10 @@ absl::Status CheckpointUploader::Upload(const Staged& staged, const std::stop_to
     if (auto status = SendFile(**storage, staged, file, stop); !status.ok()) return status;
     *ref.add_files() = file;
   }
+  // The server stores them first, so that the history tells what led here.
+  const v1::JobBeat pending = session_.PendingEvents();
+  request.set_event_offset(pending.event_offset());
+  *request.mutable_events() = pending.events();
   auto status = client_.CommitCheckpoint(request, [&] { return CheckGoingOn(stop).ok(); });
   if (!status.ok()) return status;
   RemoveSuperseded(**storage, ref);

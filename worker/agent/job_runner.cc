@@ -7,6 +7,7 @@
 #include "google/protobuf/util/time_util.h"
 #include "worker/agent/artifact_uploader.h"
 #include "worker/agent/failure.h"
+#include "worker/agent/path_scrubber.h"
 #include "worker/agent/utf8.h"
 
 namespace quantry::agent {
@@ -51,6 +52,11 @@ struct JobRunner::Attempt {
       session->SetMetric(metric, static_cast<double>(moved));
       return session->CheckRunning();
     };
+  }
+
+  // For texts that go to the job's owner.
+  std::string Clean(std::string_view text, const WorkDir& work_dir) const {
+    return ToValidUtf8(PathScrubber(work_dir.path(), dir, lease).Scrub(text));
   }
 
   StopReason stop_reason() const { return session->stop_reason(steady_clock::now()); }
@@ -123,7 +129,8 @@ absl::Status JobRunner::Restore(Attempt& attempt) {
     // Better late than never: the job starts over.
     attempt.session->AddLog(
         v1::LogLine::LEVEL_WARNING,
-        ToValidUtf8("checkpoint cannot be used, starting over: " + std::string(status.message())));
+        attempt.Clean("checkpoint cannot be used, starting over: " + std::string(status.message()),
+                      parts_.work_dir));
     std::error_code ignored;
     std::filesystem::remove_all(attempt.dir.checkpoint(), ignored);
     std::filesystem::create_directories(attempt.dir.checkpoint(), ignored);
@@ -173,7 +180,7 @@ void JobRunner::OnEngineEvent(Attempt& attempt, CheckpointUploader& uploader,
       uploader.Offer(event.checkpoint());
       break;
     case v1::EngineEvent::kLog:
-      session.AddLog(event.log().level(), event.log().message());
+      session.AddLog(event.log().level(), attempt.Clean(event.log().message(), parts_.work_dir));
       break;
     default:  // completed, error: the runner's; others: a newer engine's
       break;
@@ -259,11 +266,17 @@ void JobRunner::Fail(Attempt& attempt, const absl::Status& status, bool cancelle
   request.set_cancelled(cancelled);
   request.set_exit_code(attempt.outcome.exit_code);
   request.set_exit_signal(attempt.outcome.exit_signal);
-  request.set_log_tail(ToValidUtf8(attempt.outcome.log_tail));
+  request.set_log_tail(attempt.Clean(attempt.outcome.log_tail, parts_.work_dir));
   // UNKNOWN is what RunEngine answers for the engine's own error.
   v1::EngineError error = absl::IsUnknown(status) ? attempt.outcome.error : ToEngineError(status);
-  error.set_message(ToValidUtf8(error.message()));
-  for (auto& [key, value] : *error.mutable_metadata()) value = ToValidUtf8(value);
+  log::Warning(cancelled ? "job cancelled" : "job failed", {{"job", attempt.lease.job()},
+                                                            {"epoch", attempt.lease.epoch()},
+                                                            {"reason", error.reason()},
+                                                            {"error", FirstLine(error.message())}});
+  error.set_message(attempt.Clean(error.message(), parts_.work_dir));
+  for (auto& [key, value] : *error.mutable_metadata()) {
+    value = attempt.Clean(value, parts_.work_dir);
+  }
   request.set_retryable(!cancelled && IsRetryable(error));
   if (!cancelled) *request.mutable_error() = error;
   const v1::JobBeat last = attempt.session->MakeLastBeat();
@@ -272,13 +285,10 @@ void JobRunner::Fail(Attempt& attempt, const absl::Status& status, bool cancelle
   const auto answer = parts_.client.Fail(
       request, [&attempt] { return attempt.stop_reason() != StopReason::kLost; });
   attempt.ended = answer.ok() && answer->state() != v1::JOB_STATE_QUEUED;
-  log::Warning(
-      cancelled ? "job cancelled" : "job failed",
-      {{"job", attempt.lease.job()},
-       {"epoch", attempt.lease.epoch()},
-       {"reason", error.reason()},
-       {"error", FirstLine(error.message())},
-       {"answer", answer.ok() ? v1::JobState_Name(answer->state()) : answer.status().ToString()}});
+  log::Info("failure told", {{"job", attempt.lease.job()},
+                             {"epoch", attempt.lease.epoch()},
+                             {"answer", answer.ok() ? v1::JobState_Name(answer->state())
+                                                    : answer.status().ToString()}});
 }
 
 void JobRunner::Release(Attempt& attempt) {

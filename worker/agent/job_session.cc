@@ -159,17 +159,19 @@ bool JobSession::HasNews() const {
   return !events_.empty() || progress_changed_;
 }
 
+void JobSession::AddEvents(std::size_t limit, v1::JobBeat* beat) const {
+  beat->set_event_offset(first_event_);
+  limit = std::min(limit, events_.size());
+  for (std::size_t i = 0; i < limit; ++i) *beat->add_events() = events_[i];
+}
+
 v1::JobBeat JobSession::MakeBeat() {
   const std::lock_guard lock(mutex_);
   v1::JobBeat beat;
   beat.set_job(job_);
   beat.set_epoch(epoch_);
   *beat.mutable_progress() = progress_;
-  beat.set_event_offset(first_event_);
-  for (const v1::JobEvent& event : events_) {
-    if (beat.events_size() >= kMaxEventsPerBeat) break;
-    *beat.add_events() = event;
-  }
+  AddEvents(kMaxEventsPerBeat, &beat);
   progress_changed_ = false;
   return beat;
 }
@@ -178,8 +180,14 @@ v1::JobBeat JobSession::MakeLastBeat() {
   const std::lock_guard lock(mutex_);
   CloseStage();
   v1::JobBeat beat;
-  beat.set_event_offset(first_event_);
-  for (const v1::JobEvent& event : events_) *beat.add_events() = event;
+  AddEvents(events_.size(), &beat);
+  return beat;
+}
+
+v1::JobBeat JobSession::PendingEvents() const {
+  const std::lock_guard lock(mutex_);
+  v1::JobBeat beat;
+  AddEvents(kMaxEventsPerBeat, &beat);
   return beat;
 }
 

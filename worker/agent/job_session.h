@@ -59,6 +59,9 @@ class JobSession {
   v1::JobBeat MakeBeat();
   // All events not yet confirmed, for the call that ends the attempt.
   v1::JobBeat MakeLastBeat();
+  // Events not yet confirmed, for calls that go beside the beats: at most
+  // kMaxEventsPerBeat. Only event_offset and events are set.
+  v1::JobBeat PendingEvents() const;
   // The answer to a beat sent at `sent`.
   void OnAnswer(const v1::JobDirective& directive, MonotonicTime sent);
 
@@ -75,8 +78,9 @@ class JobSession {
 
  private:
   v1::JobEvent NewEvent() const;
-  void Push(v1::JobEvent event);  // needs mutex_
-  void CloseStage();              // needs mutex_
+  void Push(v1::JobEvent event);                               // needs mutex_
+  void CloseStage();                                           // needs mutex_
+  void AddEvents(std::size_t limit, v1::JobBeat* beat) const;  // needs mutex_
   void Wake();
 
   const std::string job_;

@@ -38,6 +38,17 @@ void LeaseKeeper::StopAll(StopReason reason) {
   for (const auto& session : Sessions()) session->Stop(reason);
 }
 
+void LeaseKeeper::SetRefusal(const std::string& refusal) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (refusal == refusal_) return;
+    refusal_ = refusal;
+    refusal_changed_ = true;
+    news_ = true;
+  }
+  wake_.notify_all();
+}
+
 std::vector<std::shared_ptr<JobSession>> LeaseKeeper::Sessions() const {
   const std::lock_guard lock(mutex_);
   return sessions_;
@@ -45,6 +56,10 @@ std::vector<std::shared_ptr<JobSession>> LeaseKeeper::Sessions() const {
 
 milliseconds LeaseKeeper::Delay() const {
   milliseconds delay = client_.timing().heartbeat_interval;
+  {
+    const std::lock_guard lock(mutex_);
+    if (refusal_changed_) return std::min(delay, kEventDelay);
+  }
   for (const auto& session : Sessions()) {
     if (session->HasEvents()) return std::min(delay, kEventDelay);
     if (session->HasNews()) delay = std::min(delay, kProgressDelay);
@@ -73,9 +88,12 @@ void LeaseKeeper::Run(std::stop_token stop) {
 }
 
 v1::HeartbeatRequest LeaseKeeper::MakeRequest(
-    const std::vector<std::shared_ptr<JobSession>>& sessions) const {
+    const std::vector<std::shared_ptr<JobSession>>& sessions) {
   v1::HeartbeatRequest request;
   for (const auto& session : sessions) *request.add_jobs() = session->MakeBeat();
+  const std::lock_guard lock(mutex_);
+  request.set_refusal(refusal_);
+  refusal_changed_ = false;
   return request;
 }
 

@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <stop_token>
+#include <string>
 #include <vector>
 
 #include "worker/agent/job_session.h"
@@ -29,6 +30,8 @@ class LeaseKeeper {
   void Remove(const std::shared_ptr<JobSession>& session);
   void Wake();
   void StopAll(StopReason reason);
+  // Why this worker takes no new jobs, told with every beat; "" = it does.
+  void SetRefusal(const std::string& refusal);
 
   void Run(std::stop_token stop);
   // One beat for all sessions; false when the server did not answer.
@@ -41,13 +44,15 @@ class LeaseKeeper {
   std::vector<std::shared_ptr<JobSession>> Sessions() const;
   // How long after the last beat the next one is due.
   std::chrono::milliseconds Delay() const;
-  v1::HeartbeatRequest MakeRequest(const std::vector<std::shared_ptr<JobSession>>& sessions) const;
+  v1::HeartbeatRequest MakeRequest(const std::vector<std::shared_ptr<JobSession>>& sessions);
 
   WorkerClient& client_;
   OnWorkerDirective on_directive_;
   mutable std::mutex mutex_;
   std::condition_variable_any wake_;
   bool news_ = false;
+  std::string refusal_;
+  bool refusal_changed_ = false;  // since the last beat
   std::vector<std::shared_ptr<JobSession>> sessions_;
 };
 

@@ -16,16 +16,6 @@
 namespace quantry::cli {
 namespace {
 
-struct JobArgument {
-  std::string job;
-};
-
-CLI::Option* AddJobArgument(CLI::App& command, std::string& job) {
-  return command.add_option("JOB", job, "Job: its id, or its full name")
-      ->required()
-      ->type_name("JOB");
-}
-
 void PrintJob(Context& context, const v1::QuantizationJob& job) {
   if (context.global.json()) {
     context.env.out << Dump(JobJson(job), context.env.out_is_terminal);
@@ -38,13 +28,9 @@ absl::StatusOr<ExitCode> RunGet(Context& context, const std::string& id) {
   const absl::StatusOr<std::string> name = ResolveJob(context.global.tenant, id);
   if (!name.ok()) return name.status();
   Connection connection(context.env, context.global);
-  v1::GetQuantizationJobRequest request;
-  request.set_name(*name);
-  v1::QuantizationJob job;
-  absl::Status status =
-      connection.Call(connection.jobs(), &Connection::Jobs::GetQuantizationJob, request, &job);
-  if (!status.ok()) return status;
-  PrintJob(context, job);
+  const absl::StatusOr<v1::QuantizationJob> job = connection.GetJob(*name);
+  if (!job.ok()) return job.status();
+  PrintJob(context, *job);
   return ExitCode::kOk;
 }
 
@@ -183,13 +169,10 @@ absl::StatusOr<ExitCode> RunUpdate(Context& context, const UpdateOptions& option
         "wanted something to change: --label, --remove-label or --priority, got none");
   }
   Connection connection(context.env, context.global);
-  v1::GetQuantizationJobRequest get;
-  get.set_name(*name);
-  v1::QuantizationJob job;
-  absl::Status status =
-      connection.Call(connection.jobs(), &Connection::Jobs::GetQuantizationJob, get, &job);
-  if (!status.ok()) return status;
-
+  absl::StatusOr<v1::QuantizationJob> got = connection.GetJob(*name);
+  if (!got.ok()) return got.status();
+  v1::QuantizationJob job = *std::move(got);
+  absl::Status status;
   v1::UpdateQuantizationJobRequest request;
   if (relabel) {
     if (status = EditLabels(options, job); !status.ok()) return status;

@@ -38,14 +38,10 @@ absl::StatusOr<std::string> FindArtifact(Context& context, Connection& connectio
   }
   absl::StatusOr<std::string> name = ResolveJob(context.global.tenant, source);
   if (!name.ok()) return name;
-  v1::GetQuantizationJobRequest request;
-  request.set_name(*name);
-  v1::QuantizationJob job;
-  absl::Status status =
-      connection.Call(connection.jobs(), &Connection::Jobs::GetQuantizationJob, request, &job);
-  if (!status.ok()) return status;
-  if (job.artifact().empty()) return NoArtifact(job);
-  return job.artifact();
+  const absl::StatusOr<v1::QuantizationJob> job = connection.GetJob(*name);
+  if (!job.ok()) return job.status();
+  if (job->artifact().empty()) return NoArtifact(*job);
+  return job->artifact();
 }
 
 std::string OutputFolder(const std::string& folder, const v1::OutputSummary& output) {

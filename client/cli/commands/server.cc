@@ -1,4 +1,6 @@
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <ostream>
@@ -6,8 +8,11 @@
 #include "client/cli/commands/commands.h"
 #include "client/cli/completion.h"
 #include "client/cli/connection.h"
+#include "client/cli/format.h"
 #include "client/cli/job_text.h"
 #include "client/cli/json.h"
+#include "client/cli/names.h"
+#include "client/cli/text.h"
 
 namespace quantry::cli {
 namespace {
@@ -79,6 +84,80 @@ absl::StatusOr<ExitCode> RunQueue(Context& context) {
   return ExitCode::kOk;
 }
 
+absl::StatusOr<ExitCode> RunPause(Context& context, const std::string& reason) {
+  Connection connection(context.env, context.global);
+  v1::PauseQueueRequest request;
+  request.set_reason(reason);
+  v1::PauseQueueResponse response;
+  absl::Status status =
+      connection.Call(connection.admin(), &Connection::Admin::PauseQueue, request, &response);
+  if (!status.ok()) return status;
+  return RunQueue(context);
+}
+
+absl::StatusOr<ExitCode> RunResume(Context& context) {
+  Connection connection(context.env, context.global);
+  v1::ResumeQueueResponse response;
+  absl::Status status = connection.Call(connection.admin(), &Connection::Admin::ResumeQueue,
+                                        v1::ResumeQueueRequest(), &response);
+  if (!status.ok()) return status;
+  return RunQueue(context);
+}
+
+struct QuotaOptions {
+  std::string tenant;
+  int64_t max_queued = 0;
+  int64_t max_running = 0;
+};
+
+absl::StatusOr<ExitCode> RunQuota(Context& context, const QuotaOptions& options) {
+  absl::StatusOr<std::string> parent = ResolveTenant(options.tenant);
+  if (!parent.ok()) return parent.status();
+  Connection connection(context.env, context.global);
+  v1::SetQuotaRequest request;
+  request.set_parent(*std::move(parent));
+  request.set_max_queued(options.max_queued);
+  request.set_max_running(options.max_running);
+  v1::SetQuotaResponse usage;
+  absl::Status status =
+      connection.Call(connection.admin(), &Connection::Admin::SetQuota, request, &usage);
+  if (!status.ok()) return status;
+  const auto limit = [](int64_t n) {
+    return n == 0 ? std::string("no limit") : Cat("at most ", n);
+  };
+  Print(context, MessageJson(usage),
+        Cat(request.parent(), "\n",
+            Fields({{"queued", Cat(usage.queued(), " now, ", limit(options.max_queued))},
+                    {"running", Cat(usage.running(), " now, ", limit(options.max_running))}})));
+  return ExitCode::kOk;
+}
+
+struct GcOptions {
+  bool dry_run = false;
+  double older_than_h = 24;
+};
+
+// Listing a large store takes longer than one call may.
+constexpr auto kGcTime = std::chrono::minutes(30);
+
+absl::StatusOr<ExitCode> RunGc(Context& context, const GcOptions& options) {
+  GlobalOptions patient = context.global;
+  patient.timeout_s = std::max(patient.timeout_s, std::chrono::duration<double>(kGcTime).count());
+  Connection connection(context.env, patient);
+  v1::CollectGarbageRequest request;
+  request.set_dry_run(options.dry_run);
+  request.mutable_grace()->set_seconds(static_cast<int64_t>(options.older_than_h * 3600));
+  v1::CollectGarbageResponse response;
+  absl::Status status =
+      connection.Call(connection.admin(), &Connection::Admin::CollectGarbage, request, &response);
+  if (!status.ok()) return status;
+  Print(context, MessageJson(response),
+        Cat(options.dry_run ? "would remove " : "removed ", response.objects(), " files, ",
+            Bytes(response.bytes()), ": ", response.attempts(), " dead attempts, ",
+            response.blobs(), " uploads\n"));
+  return ExitCode::kOk;
+}
+
 // A family that does its first thing when named alone: `quantry workers`.
 void BindDefault(CLI::App& family, Action& chosen, Action action) {
   family.fallthrough();
@@ -121,10 +200,49 @@ void AddWorkers(CLI::App& app, Action& chosen) {
 }
 
 void AddQueue(CLI::App& app, Action& chosen) {
-  CLI::App* family = app.add_subcommand("queue", "The queue: depth, ages, slots");
-  family->footer("\nExample:\n  quantry queue\n");
+  CLI::App* family = app.add_subcommand("queue", "The queue: depth, ages, slots; pause it");
+  family->footer(
+      "\nExamples:\n  quantry queue\n  quantry queue pause --reason \"new engine tonight\"\n"
+      "  quantry queue resume\n");
   BindDefault(*family, chosen, RunQueue);
   Bind(*family->add_subcommand("stats", "Depth, ages and states now"), chosen, RunQueue);
+  CLI::App* pause = family->add_subcommand(
+      "pause", "Give workers no new jobs; running ones go on, new ones are taken in");
+  auto reason = std::make_shared<std::string>();
+  pause->add_option("--reason", *reason, "Why; waiting jobs show it")->type_name("TEXT");
+  pause->footer("\nExample:\n  quantry queue pause --reason \"new engine tonight\"\n");
+  Bind(*pause, chosen, [reason](Context& context) { return RunPause(context, *reason); });
+  CLI::App* resume = family->add_subcommand("resume", "Give workers jobs again");
+  resume->footer("\nExample:\n  quantry queue resume\n");
+  Bind(*resume, chosen, RunResume);
+}
+
+void AddQuota(CLI::App& app, Action& chosen) {
+  CLI::App* command = app.add_subcommand("quota", "Set what a tenant may queue and run at a time");
+  auto options = std::make_shared<QuotaOptions>();
+  command->add_option("TENANT", options->tenant, "Tenant")->required()->type_name("TENANT");
+  command->add_option("--max-queued", options->max_queued, "Default: 0, no limit")
+      ->check(CLI::NonNegativeNumber)
+      ->type_name("N");
+  command->add_option("--max-running", options->max_running, "Default: 0, no limit")
+      ->check(CLI::NonNegativeNumber)
+      ->type_name("N");
+  command->footer("\nExample:\n  quantry quota research --max-queued 100 --max-running 4\n");
+  Bind(*command, chosen, [options](Context& context) { return RunQuota(context, *options); });
+}
+
+void AddGc(CLI::App& app, Action& chosen) {
+  CLI::App* command =
+      app.add_subcommand("gc", "Remove uploads no job names and leftovers of dead attempts");
+  auto options = std::make_shared<GcOptions>();
+  command->add_flag("--dry-run", options->dry_run, "Say how much, remove nothing");
+  command
+      ->add_option("--older-than", options->older_than_h,
+                   "Only what did not change for this many hours. Default: 24")
+      ->check(CLI::Range(1.0 / 60, 24.0 * 3650))
+      ->type_name("HOURS");
+  command->footer("\nExamples:\n  quantry gc --dry-run\n  quantry gc --older-than 168\n");
+  Bind(*command, chosen, [options](Context& context) { return RunGc(context, *options); });
 }
 
 void AddCompletion(CLI::App& app, Action& chosen) {

@@ -23,12 +23,7 @@ absl::StatusOr<ExitCode> RunWatch(Context& context, const WatchOptions& options)
   if (!name.ok()) return name.status();
   Connection connection(context.env, context.global);
   // A server that is not there at all is told at once, not after minutes.
-  v1::GetQuantizationJobRequest request;
-  request.set_name(*name);
-  v1::QuantizationJob job;
-  absl::Status status =
-      connection.Call(connection.jobs(), &Connection::Jobs::GetQuantizationJob, request, &job);
-  if (!status.ok()) return status;
+  if (const auto job = connection.GetJob(*name); !job.ok()) return job.status();
   StatusLine line(context.env, context.global.quiet);
   return WaitForJob(context, connection, line, *name, options.wait);
 }
@@ -69,9 +64,7 @@ void AddWatch(CLI::App& app, Action& chosen) {
   CLI::App* command =
       app.add_subcommand("watch", "Follow a job to its end; Ctrl-C leaves it running");
   auto options = std::make_shared<WatchOptions>();
-  command->add_option("JOB", options->job, "Job: its id, or its full name")
-      ->required()
-      ->type_name("JOB");
+  AddJobArgument(*command, options->job);
   command
       ->add_option("--wait-timeout", options->wait.timeout_s,
                    "Leave after this many seconds with exit code 8")
@@ -89,9 +82,7 @@ void AddWatch(CLI::App& app, Action& chosen) {
 void AddEvents(CLI::App& app, Action& chosen) {
   CLI::App* command = app.add_subcommand("events", "The history of a job, oldest first");
   auto options = std::make_shared<EventsOptions>();
-  command->add_option("JOB", options->job, "Job: its id, or its full name")
-      ->required()
-      ->type_name("JOB");
+  AddJobArgument(*command, options->job);
   command->add_option("--after", options->after, "Only events after this sequence number")
       ->check(CLI::NonNegativeNumber)
       ->type_name("N");

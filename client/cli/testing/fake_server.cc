@@ -113,6 +113,20 @@ grpc::Status FakeServer::GetQuantizationJob(Context*, const v1::GetQuantizationJ
   return grpc::Status::OK;
 }
 
+grpc::Status FakeServer::RetryQuantizationJob(Context* context,
+                                              const v1::RetryQuantizationJobRequest* request,
+                                              v1::QuantizationJob* job) {
+  {
+    std::lock_guard lock(mutex_);
+    retries.push_back(*request);
+  }
+  v1::GetQuantizationJobRequest get;
+  get.set_name(request->name());
+  grpc::Status found = GetQuantizationJob(context, &get, job);
+  if (found.ok()) job->set_state(v1::JOB_STATE_QUEUED);
+  return found;
+}
+
 grpc::Status FakeServer::ListQuantizationJobs(Context*,
                                               const v1::ListQuantizationJobsRequest* request,
                                               v1::ListQuantizationJobsResponse* response) {

@@ -51,6 +51,7 @@ class FakeServer : public v1::QuantizationService::Service, public v1::ArtifactS
   std::vector<v1::CreateQuantizationJobRequest> creates;
   std::vector<v1::ListQuantizationJobsRequest> lists;
   std::vector<v1::UpdateQuantizationJobRequest> updates;
+  std::vector<v1::RetryQuantizationJobRequest> retries;
   std::vector<int64_t> watched_after;
   std::vector<int64_t> upload_offsets;
   std::vector<std::pair<std::string, int64_t>> reads;  // path, offset
@@ -69,6 +70,8 @@ class FakeServer : public v1::QuantizationService::Service, public v1::ArtifactS
                                     v1::ListQuantizationJobsResponse*) override;
   grpc::Status UpdateQuantizationJob(Context*, const v1::UpdateQuantizationJobRequest*,
                                      v1::QuantizationJob*) override;
+  grpc::Status RetryQuantizationJob(Context*, const v1::RetryQuantizationJobRequest*,
+                                    v1::QuantizationJob*) override;
   grpc::Status WatchQuantizationJob(Context*, const v1::WatchQuantizationJobRequest*,
                                     grpc::ServerWriter<v1::WatchQuantizationJobResponse>*) override;
   grpc::Status ListMethods(Context*, const v1::ListMethodsRequest*,

@@ -1,8 +1,12 @@
 #include <algorithm>
 #include <limits>
+#include <set>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "common/errors.h"
+#include "server/jobs/sqlite/quotas.h"
 #include "server/jobs/sqlite/worker_calls.h"
 
 // RegisterWorker and Acquire.
@@ -20,14 +24,21 @@ struct Candidate {
 };
 
 // The first job of one method and GPU count; queue_claimable yields it without
-// looking at the rest of the queue.
+// looking at the rest of the queue. Only the jobs of tenants `passed_over` are
+// looked at one by one.
 std::optional<Candidate> FirstOf(const Context& context, const std::string& method, int gpus,
-                                 int64_t gpu_memory, int64_t host_memory) {
-  Rows rows = context.db.Query(
+                                 int64_t gpu_memory, int64_t host_memory,
+                                 const std::set<std::string>& passed_over) {
+  std::string sql =
       "SELECT rank, pk FROM queue WHERE state = 1 AND method = ? AND gpu_count = ?"
-      " AND not_before <= ? AND min_gpu_memory <= ? AND host_memory <= ?"
-      " ORDER BY rank, pk LIMIT 1",
-      method, gpus, context.now, gpu_memory, host_memory);
+      " AND not_before <= ? AND min_gpu_memory <= ? AND host_memory <= ?";
+  std::vector<Value> values = {Arg(method), Arg(gpus), Arg(context.now), Arg(gpu_memory),
+                               Arg(host_memory)};
+  for (const std::string& tenant : passed_over) {
+    sql += " AND (SELECT tenant FROM jobs j WHERE j.pk = queue.pk) <> ?";
+    values.push_back(Arg(tenant));
+  }
+  Rows rows = context.db.QueryWith(sql + " ORDER BY rank, pk LIMIT 1", values);
   if (!rows.Next()) return std::nullopt;
   return Candidate{rows.Int(0), rows.Int(1)};
 }
@@ -38,11 +49,13 @@ std::optional<int64_t> Pick(const Context& context, const v1::WorkerInfo& worker
   for (const v1::Gpu& gpu : worker.gpus()) memory.push_back(gpu.memory_bytes());
   std::sort(memory.rbegin(), memory.rend());
   int64_t host_memory = worker.host_memory_bytes() > 0 ? worker.host_memory_bytes() : kUnlimited;
+  const std::set<std::string> passed_over = TenantsAtRunningQuota(context.db);
   std::optional<Candidate> best;
   for (const std::string& method : worker.methods()) {
     for (size_t gpus = 0; gpus <= memory.size(); ++gpus) {
       int64_t gpu_memory = gpus == 0 ? kUnlimited : memory[gpus - 1];
-      auto found = FirstOf(context, method, static_cast<int>(gpus), gpu_memory, host_memory);
+      auto found =
+          FirstOf(context, method, static_cast<int>(gpus), gpu_memory, host_memory, passed_over);
       if (found && (!best || *found < *best)) best = found;
     }
   }
@@ -140,7 +153,7 @@ absl::StatusOr<std::optional<Grant>> Acquire(const Context& context,
                        context.now + ttl, *pk);
     return MakeGrant(context, *pk, ttl);
   }
-  if (worker->draining) return std::nullopt;
+  if (worker->draining || ReadPause(context.db)) return std::nullopt;
   std::optional<int64_t> pk = Pick(context, worker->info);
   if (!pk) return std::nullopt;
   absl::StatusOr<Grant> grant = Claim(context, *worker, request.acquire_id, *pk);

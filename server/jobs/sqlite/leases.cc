@@ -125,15 +125,14 @@ absl::Status ErrorOf(const FailRequest& request) {
 
 }  // namespace
 
-absl::StatusOr<HeartbeatReply> Heartbeat(const Context& context, const std::string& session,
-                                         const std::vector<Beat>& beats) {
-  std::optional<WorkerRow> worker = FindWorkerBySession(context.db, session);
+absl::StatusOr<HeartbeatReply> Heartbeat(const Context& context, const WorkerBeat& worker_beat) {
+  std::optional<WorkerRow> worker = FindWorkerBySession(context.db, worker_beat.session);
   if (!worker) return UnknownWorker();
-  context.db.Execute("UPDATE workers SET last_seen = ? WHERE worker_id = ?", context.now,
-                     worker->worker_id);
+  context.db.Execute("UPDATE workers SET last_seen = ?, refusal = ? WHERE worker_id = ?",
+                     context.now, worker_beat.refusal, worker->worker_id);
   HeartbeatReply reply;
   reply.worker = DirectiveFor(*worker);
-  for (const Beat& beat : beats) {
+  for (const Beat& beat : worker_beat.jobs) {
     auto one = BeatOne(context, *worker, beat);
     if (!one.ok()) return one.status();
     reply.jobs.push_back(*std::move(one));
@@ -141,11 +140,12 @@ absl::StatusOr<HeartbeatReply> Heartbeat(const Context& context, const std::stri
   return reply;
 }
 
-absl::Status CommitCheckpoint(const Context& context, const LeaseToken& lease,
-                              const v1::CheckpointRef& checkpoint) {
-  auto row = CheckLease(context, lease);
+absl::Status CommitCheckpoint(const Context& context, const CheckpointRequest& request) {
+  auto row = CheckLease(context, request.lease);
   if (!row.ok()) return row.status();
+  const v1::CheckpointRef& checkpoint = request.checkpoint;
   Renew(context, *row);
+  StoreEvents(context, *row, request.events);
   if (SameCheckpoint(context, *row, checkpoint)) return absl::OkStatus();
   context.db.Execute(
       "INSERT OR REPLACE INTO job_checkpoints (pk, epoch, checkpoint) VALUES (?, ?, ?)", row->pk,
@@ -186,8 +186,7 @@ absl::StatusOr<JobState> Fail(const Context& context, const FailRequest& request
   if (!row.ok()) return row.status();
   StoreEvents(context, *row, request.events);
   StoreLogTail(context, *row, request.log_tail);
-  bool final = request.error.failure_class() == v1::FAILURE_CLASS_USER && !request.retryable;
-  return EndFailed(context, *row, ErrorOf(request), final);
+  return EndFailed(context, *row, ErrorOf(request), /*final=*/!request.retryable);
 }
 
 absl::Status Release(const Context& context, const LeaseToken& lease, const std::string& reason) {

@@ -2,7 +2,7 @@
 #include "server/jobs/sqlite/tenant_calls.h"
 #include "server/jobs/sqlite/worker_calls.h"
 
-// ListWorkers, DrainWorker, Sweep, Stats.
+// ListWorkers, DrainWorker, Sweep, Stats, ListReferences.
 namespace quantry::server::sqlite {
 namespace {
 
@@ -16,6 +16,7 @@ Worker WorkerOf(const Context& context, const WorkerRow& row) {
   worker.last_seen = row.last_seen;
   worker.draining = row.draining;
   worker.terminate = row.terminate;
+  worker.refusal = row.refusal;
   worker.live = row.last_seen + context.policy.lease_ttl > context.now;
   for (const QueueRow& leased : ReadLeasedBy(context.db, row.worker_id)) {
     worker.jobs.push_back(ReadKey(context.db, leased.pk));
@@ -137,6 +138,15 @@ void SweepExpired(const Context& context, SweepReport& report) {
   }
 }
 
+std::vector<std::string> BlobsOf(const v1::JobSpec& spec) {
+  std::vector<std::string> blobs;
+  for (const v1::BlobFile& file : spec.model().blobs().files()) blobs.push_back(file.sha256());
+  for (const v1::TextSource* text : {&spec.calibration().source(), &spec.evaluation().source()}) {
+    if (text->has_blob()) blobs.push_back(text->blob().sha256());
+  }
+  return blobs;
+}
+
 int64_t One(Rows rows) { return rows.Next() ? rows.Int(0) : 0; }
 
 }  // namespace
@@ -174,7 +184,32 @@ absl::StatusOr<SweepReport> Sweep(const Context& context) {
   if (swept.ok()) swept = SweepPending(context, report);
   if (!swept.ok()) return swept;
   SweepExpired(context, report);
+  SweepWaiting(context, report);
   return report;
+}
+
+std::vector<JobReferences> ListReferences(Database& db, const std::string& after, int limit) {
+  Rows rows = db.Query(
+      "SELECT j.tenant, j.uid, j.state, j.epoch, p.spec, a.epoch, c.epoch FROM jobs j"
+      " JOIN job_payloads p USING (pk) LEFT JOIN artifacts a USING (pk)"
+      " LEFT JOIN job_checkpoints c USING (pk) WHERE j.uid > ? ORDER BY j.uid LIMIT ?",
+      after, limit);
+  std::vector<JobReferences> all;
+  while (rows.Next()) {
+    JobReferences& job = all.emplace_back();
+    job.tenant = rows.Text(0);
+    job.uid = rows.Text(1);
+    if (IsLeased(static_cast<JobState>(rows.Int(2)))) {
+      job.outputs.insert(rows.Int(3));
+      job.checkpoints.insert(rows.Int(3));
+    }
+    if (!rows.IsNull(5)) job.outputs.insert(rows.Int(5));
+    if (!rows.IsNull(6)) job.checkpoints.insert(rows.Int(6));
+    v1::JobSpec spec;
+    rows.Parse(4, &spec);
+    job.blobs = BlobsOf(spec);
+  }
+  return all;
 }
 
 StoreStats Stats(Database& db, const JobPolicy& policy, Time now) {
@@ -190,6 +225,7 @@ StoreStats Stats(Database& db, const JobPolicy& policy, Time now) {
     Rows rows = db.Query("SELECT min(enqueue_time) FROM queue WHERE state = 1");
     if (rows.Next()) stats.oldest_queued = rows.MaybeAt(0);
   }
+  stats.pause = ReadPause(db);
   stats.busy_slots =
       static_cast<int>(One(db.Query("SELECT count(*) FROM queue WHERE worker_id IS NOT NULL")));
   Rows rows = db.Query("SELECT info FROM workers WHERE last_seen > ?", now - policy.lease_ttl);

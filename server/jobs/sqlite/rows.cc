@@ -58,7 +58,7 @@ std::vector<QueueRow> QueueRowsOf(Rows rows) {
 }
 
 #define QUANTRY_WORKER_COLUMNS \
-  "worker_id, incarnation, session, info, last_seen, draining, terminate"
+  "worker_id, incarnation, session, info, last_seen, draining, terminate, refusal"
 
 std::optional<WorkerRow> WorkerRowOf(Rows rows) {
   if (!rows.Next()) return std::nullopt;
@@ -70,6 +70,7 @@ std::optional<WorkerRow> WorkerRowOf(Rows rows) {
   row.last_seen = rows.At(4);
   row.draining = rows.Int(5) != 0;
   row.terminate = rows.Int(6) != 0;
+  row.refusal = rows.Text(7);
   return row;
 }
 
@@ -160,6 +161,12 @@ std::optional<WorkerRow> FindWorkerBySession(Database& db, const std::string& se
 std::optional<WorkerRow> FindWorkerById(Database& db, const std::string& worker_id) {
   return WorkerRowOf(
       db.Query("SELECT " QUANTRY_WORKER_COLUMNS " FROM workers WHERE worker_id = ?", worker_id));
+}
+
+std::optional<QueuePause> ReadPause(Database& db) {
+  Rows rows = db.Query("SELECT reason, create_time FROM queue_pause");
+  if (!rows.Next()) return std::nullopt;
+  return QueuePause{rows.Text(0), rows.At(1)};
 }
 
 absl::Status JobNotFound(const JobKey& key) {

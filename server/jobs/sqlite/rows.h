@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "server/jobs/job.h"
+#include "server/jobs/job_store.h"
 #include "server/jobs/sqlite/database.h"
 
 // Reading rows, and the few writes every operation shares. All functions run
@@ -41,6 +42,7 @@ struct WorkerRow {
   Time last_seen;
   bool draining = false;
   bool terminate = false;
+  std::string refusal;
 };
 
 std::optional<int64_t> FindJob(Database& db, const JobKey& key);
@@ -52,6 +54,8 @@ std::vector<QueueRow> ReadLeased(Database& db);
 std::vector<QueueRow> ReadLeasedBy(Database& db, const std::string& worker_id);
 std::optional<WorkerRow> FindWorkerBySession(Database& db, const std::string& session);
 std::optional<WorkerRow> FindWorkerById(Database& db, const std::string& worker_id);
+
+std::optional<QueuePause> ReadPause(Database& db);
 
 absl::Status JobNotFound(const JobKey& key);
 absl::Status LeaseLost(const JobKey& key, int64_t epoch, const std::string& why);

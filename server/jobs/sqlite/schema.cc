@@ -159,8 +159,23 @@ CREATE TABLE garbage (
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 )sql";
 
+constexpr const char* kVersion2 = R"sql(
+ALTER TABLE workers ADD COLUMN refusal TEXT NOT NULL DEFAULT '';
+ALTER TABLE jobs ADD COLUMN retry_id TEXT NOT NULL DEFAULT '';
+CREATE TABLE queue_pause (
+  id INTEGER PRIMARY KEY CHECK (id = 1),
+  reason TEXT NOT NULL,
+  create_time INTEGER NOT NULL
+);
+CREATE TABLE quotas (
+  tenant TEXT PRIMARY KEY,
+  max_queued INTEGER NOT NULL,
+  max_running INTEGER NOT NULL
+) WITHOUT ROWID;
+)sql";
+
 // Step i brings version i to i + 1. Never change a released one: add another.
-constexpr const char* kSteps[] = {kVersion1};
+constexpr const char* kSteps[] = {kVersion1, kVersion2};
 constexpr int kNewest = static_cast<int>(std::size(kSteps));
 
 int64_t UserVersion(Database& db) {

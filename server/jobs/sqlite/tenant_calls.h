@@ -14,6 +14,8 @@ absl::StatusOr<JobPage> List(Database& db, const ListQuery& query);
 absl::StatusOr<Job> Update(Database& db, const JobPolicy& policy, const UpdateRequest& request,
                            Time now);
 absl::StatusOr<Job> Cancel(Database& db, const CancelRequest& request, Time now);
+absl::StatusOr<Job> Retry(Database& db, const JobPolicy& policy, const RetryRequest& request,
+                          Time now);
 absl::StatusOr<Job> Delete(Database& db, const DeleteRequest& request, Time now);
 // Without any check: the sweeper's expiry uses it too.
 void RemoveJob(Database& db, int64_t pk, Time now);

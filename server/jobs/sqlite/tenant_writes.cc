@@ -3,8 +3,10 @@
 #include "common/errors.h"
 #include "common/ids.h"
 #include "google/protobuf/util/time_util.h"
+#include "server/jobs/sqlite/quotas.h"
 #include "server/jobs/sqlite/rows.h"
 #include "server/jobs/sqlite/tenant_calls.h"
+#include "server/jobs/transitions.h"
 
 namespace quantry::server::sqlite {
 namespace {
@@ -32,23 +34,30 @@ void InsertLabels(Database& db, int64_t pk, const std::map<std::string, std::str
   }
 }
 
-void InsertQueueRow(Database& db, const JobPolicy& policy, int64_t pk, const SubmitRequest& request,
-                    Time now) {
-  const v1::JobSpec& spec = request.spec;
+// What a queue row takes over from its job.
+struct Enqueue {
+  int64_t pk = 0;
+  int priority = 0;
+  Time create_time;   // of the job: its age in the queue
+  int64_t epoch = 0;  // claims so far
+};
+
+void InsertQueueRow(Database& db, const JobPolicy& policy, const Enqueue& job,
+                    const v1::JobSpec& spec, Time now) {
   std::optional<Duration> max_pending = Limit(spec.stop_limits().max_pending());
   std::optional<Time> pending_deadline;
   if (max_pending) pending_deadline = now + *max_pending;
   int max_attempts = spec.retry_policy().max_attempts();
   db.Execute(
       "INSERT INTO queue (pk, state, method, gpu_count, min_gpu_memory, host_memory, rank,"
-      " enqueue_time, pending_deadline, max_attempts, max_pending, max_run, max_no_progress)"
-      " VALUES (?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-      pk, MethodName(spec.method()), GpuCount(spec.resources()),
+      " enqueue_time, pending_deadline, max_attempts, max_pending, max_run, max_no_progress,"
+      " epoch) VALUES (?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+      job.pk, MethodName(spec.method()), GpuCount(spec.resources()),
       spec.resources().min_gpu_memory_bytes(), spec.resources().host_memory_bytes(),
-      Rank(policy, now, request.priority), now, pending_deadline,
+      Rank(policy, job.create_time, job.priority), now, pending_deadline,
       max_attempts > 0 ? max_attempts : policy.max_attempts, max_pending,
       Limit(spec.stop_limits().max_run()),
-      Limit(spec.stop_limits().max_no_progress()).value_or(policy.max_no_progress));
+      Limit(spec.stop_limits().max_no_progress()).value_or(policy.max_no_progress), job.epoch);
 }
 
 int64_t InsertJob(Database& db, const SubmitRequest& request, Time now) {
@@ -110,6 +119,28 @@ absl::StatusOr<std::pair<int64_t, Job>> Load(Database& db, const JobKey& key,
   return std::pair(*pk, std::move(job));
 }
 
+std::string LastRetry(Database& db, int64_t pk) {
+  Rows rows = db.Query("SELECT retry_id FROM jobs WHERE pk = ?", pk);
+  return rows.Next() ? rows.Text(0) : "";
+}
+
+absl::Status CheckRetryable(const Job& job) {
+  std::string name = FormatJobName(job.key.tenant, job.key.id);
+  std::string state(JobStateName(job.state));
+  const std::map<std::string, std::string> metadata = {{"job", name}, {"state", state}};
+  if (!CanTransition(job.state, JobState::kQueued) || job.state == JobState::kRunning) {
+    return MakeError(Reason::kJobNotRetryable,
+                     name + " is " + state + "; only FAILED and CANCELLED jobs can be retried",
+                     metadata);
+  }
+  if (!job.has_artifact) return absl::OkStatus();
+  return MakeError(Reason::kJobNotRetryable,
+                   name +
+                       " has an artifact that failed its quality gate, and another attempt "
+                       "gives the same bytes; submit a job with another spec",
+                   metadata);
+}
+
 }  // namespace
 
 absl::StatusOr<SubmitResult> Submit(Database& db, const JobPolicy& policy,
@@ -122,8 +153,10 @@ absl::StatusOr<SubmitResult> Submit(Database& db, const JobPolicy& policy,
     return MakeError(Reason::kJobIdTaken, "there already is a job " + name + "; choose another id",
                      {{"job", name}});
   }
+  if (absl::Status quota = CheckQueuedQuota(db, request.key.tenant); !quota.ok()) return quota;
   int64_t pk = InsertJob(db, request, now);
-  InsertQueueRow(db, policy, pk, request, now);
+  InsertQueueRow(db, policy, {.pk = pk, .priority = request.priority, .create_time = now},
+                 request.spec, now);
   return SubmitResult{ReadJob(db, pk), true};
 }
 
@@ -174,6 +207,33 @@ absl::StatusOr<Job> Cancel(Database& db, const CancelRequest& request, Time now)
   }
   absl::Status changed = ChangeState(db, change, now);
   if (!changed.ok()) return changed;
+  return ReadJob(db, pk);
+}
+
+absl::StatusOr<Job> Retry(Database& db, const JobPolicy& policy, const RetryRequest& request,
+                          Time now) {
+  auto loaded = Load(db, request.key, "");
+  if (!loaded.ok()) return loaded.status();
+  auto& [pk, job] = *loaded;
+  if (!request.request_id.empty() && LastRetry(db, pk) == request.request_id) return job;
+  if (absl::Status match = CheckEtag(job, request.etag); !match.ok()) return match;
+  if (absl::Status status = CheckRetryable(job); !status.ok()) return status;
+  if (absl::Status quota = CheckQueuedQuota(db, job.key.tenant); !quota.ok()) return quota;
+  db.Execute("UPDATE jobs SET retry_id = ?, user_failures = 0, worker_losses = 0 WHERE pk = ?",
+             request.request_id, pk);
+  db.Execute("UPDATE job_payloads SET error = NULL WHERE pk = ?", pk);
+  db.Execute("DELETE FROM job_losses WHERE pk = ?", pk);
+  db.Execute("DELETE FROM job_progress WHERE pk = ?", pk);
+  if (request.from_start) db.Execute("DELETE FROM job_checkpoints WHERE pk = ?", pk);
+  StateChange change{.pk = pk,
+                     .from = job.state,
+                     .to = JobState::kQueued,
+                     .reason = request.from_start ? "retried from the start" : "retried"};
+  if (absl::Status changed = ChangeState(db, change, now); !changed.ok()) return changed;
+  InsertQueueRow(
+      db, policy,
+      {.pk = pk, .priority = job.priority, .create_time = job.create_time, .epoch = job.epoch},
+      job.spec, now);
   return ReadJob(db, pk);
 }
 

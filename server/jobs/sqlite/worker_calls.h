@@ -22,10 +22,8 @@ struct Context {
 absl::Status RegisterWorker(const Context& context, const v1::WorkerInfo& worker,
                             const std::string& session);
 absl::StatusOr<std::optional<Grant>> Acquire(const Context& context, const AcquireRequest& request);
-absl::StatusOr<HeartbeatReply> Heartbeat(const Context& context, const std::string& session,
-                                         const std::vector<Beat>& beats);
-absl::Status CommitCheckpoint(const Context& context, const LeaseToken& lease,
-                              const v1::CheckpointRef& checkpoint);
+absl::StatusOr<HeartbeatReply> Heartbeat(const Context& context, const WorkerBeat& beat);
+absl::Status CommitCheckpoint(const Context& context, const CheckpointRequest& request);
 // Where the job is afterwards; CANCELLED = the commit came too late.
 absl::StatusOr<JobState> Complete(const Context& context, const CompleteRequest& request);
 absl::StatusOr<JobState> Fail(const Context& context, const FailRequest& request);
@@ -36,6 +34,11 @@ absl::StatusOr<Worker> DrainWorker(const Context& context, const std::string& wo
                                    bool terminate);
 absl::StatusOr<SweepReport> Sweep(const Context& context);
 StoreStats Stats(Database& db, const JobPolicy& policy, Time now);
+
+// Tells queued jobs why nobody takes them (waiting.cc).
+void SweepWaiting(const Context& context, SweepReport& report);
+
+std::vector<JobReferences> ListReferences(Database& db, const std::string& after, int limit);
 
 // Shared ---------------------------------------------------------------------
 

@@ -120,6 +120,7 @@ grpc::Status FakeWorkerService::Heartbeat(grpc::ServerContext*, const v1::Heartb
   }
   if (auto status = CheckSession(request->session()); !status.ok()) return status;
   ++state_.beats;
+  state_.refusal = request->refusal();
   response->set_worker(state_.worker_order);
   for (const v1::JobBeat& beat : request->jobs()) {
     v1::JobDirective& directive = *response->add_jobs();
@@ -147,7 +148,14 @@ grpc::Status FakeWorkerService::CommitCheckpoint(grpc::ServerContext*,
                                                  v1::CommitCheckpointResponse*) {
   const std::lock_guard lock(mutex_);
   auto status = CheckLease(request->session(), request->job(), request->epoch());
-  if (status.ok()) state_.checkpoints.push_back(*request);
+  if (status.ok()) {
+    Keep(request->job(), request->event_offset(), request->events());
+    state_.checkpoints.push_back(*request);
+    v1::JobEvent event;
+    event.set_epoch(request->epoch());
+    event.mutable_checkpoint()->set_blocks_done(request->checkpoint().blocks_done());
+    state_.events.push_back(event);  // the server's own
+  }
   changed_.notify_all();
   return status;
 }

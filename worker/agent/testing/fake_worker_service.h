@@ -28,6 +28,7 @@ class FakeWorkerService : public v1::WorkerService::Service {
     std::vector<v1::JobEvent> events;  // of the current attempts, in order
     std::map<std::string, std::int64_t> next_event;
     v1::JobProgress last_progress;
+    std::string refusal;  // of the last heartbeat
     int registrations = 0;
     int beats = 0;
     int repeated_events = 0;  // came again with numbers already known

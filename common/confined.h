@@ -11,7 +11,7 @@
 #include "absl/status/statusor.h"
 #include "common/unique_fd.h"
 
-namespace quantry::server {
+namespace quantry {
 
 // Whether symbolic links that stay below the folder are followed.
 enum class Symlinks { kFollowBeneath, kRefuse };
@@ -31,16 +31,24 @@ class LocalRoots {
  public:
   // FAILED_PRECONDITION when a root is not absolute or not a folder.
   static absl::StatusOr<LocalRoots> Open(const std::vector<std::string>& roots);
+  // Those of `roots` that are folders of this machine.
+  static LocalRoots OpenThoseHere(const std::vector<std::string>& roots);
 
-  // OK when `path` is absolute, lies below a root and neither it nor, for a
-  // folder, any entry directly in it leaves the root through a symbolic link.
-  // PERMISSION_DENIED otherwise (the message names the roots); NOT_FOUND when
-  // it lies below a root but does not exist.
-  absl::Status Check(std::string_view path) const;
+  // The path, every symbolic link on its way resolved by the kernel, of a file
+  // or folder that lies below a root. A folder's direct entries are checked
+  // too, so that no file in it is read from elsewhere through a link and no
+  // device or pipe is waited for.
+  //
+  // PERMISSION_DENIED: not absolute, has "..", "\\" or NUL, outside, leaves the
+  // root through a link, special file, cannot be read. NOT_FOUND: lies below a
+  // root but does not exist. The message names path and roots.
+  absl::StatusOr<std::string> Resolve(std::string_view path) const;
 
   const std::vector<std::string>& paths() const { return paths_; }
 
  private:
+  absl::Status Add(const std::string& configured);
+
   struct Root {
     std::string path;  // no slash at the end
     UniqueFd fd;
@@ -49,4 +57,4 @@ class LocalRoots {
   std::vector<Root> roots_;         // as configured and as resolved
 };
 
-}  // namespace quantry::server
+}  // namespace quantry

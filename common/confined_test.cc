@@ -1,6 +1,7 @@
-#include "server/artifacts/confined.h"
+#include "common/confined.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -8,7 +9,7 @@
 
 #include "gtest/gtest.h"
 
-namespace quantry::server {
+namespace quantry {
 namespace {
 
 namespace fs = std::filesystem;
@@ -31,7 +32,7 @@ class ConfinedTest : public testing::Test {
   absl::StatusCode Check(const std::string& path) {
     const auto roots = LocalRoots::Open({base_ + "/allowed"});
     EXPECT_TRUE(roots.ok()) << roots.status();
-    return roots->Check(path).code();
+    return roots->Resolve(path).status().code();
   }
 
   std::string base_;
@@ -64,6 +65,26 @@ TEST_F(ConfinedTest, RefusesAFolderWithAnEscapingLink) {
   EXPECT_EQ(Check(base_ + "/allowed/model"), absl::StatusCode::kPermissionDenied);
 }
 
+TEST_F(ConfinedTest, RefusesSpecialFiles) {
+  ASSERT_EQ(mkfifo((base_ + "/allowed/cache/pipe").c_str(), 0600), 0);
+  EXPECT_EQ(Check(base_ + "/allowed/cache/pipe"), absl::StatusCode::kPermissionDenied);
+  EXPECT_EQ(Check(base_ + "/allowed/cache"), absl::StatusCode::kPermissionDenied);
+  EXPECT_EQ(Check(base_ + "/allowed/cache/blob"), absl::StatusCode::kOk);
+  fs::create_symlink("../cache/pipe", base_ + "/allowed/model/tokenizer.json");
+  EXPECT_EQ(Check(base_ + "/allowed/model"), absl::StatusCode::kPermissionDenied);
+}
+
+TEST_F(ConfinedTest, ADanglingLinkHarmsNobody) {
+  fs::create_symlink("missing", base_ + "/allowed/model/extra.json");
+  EXPECT_EQ(Check(base_ + "/allowed/model"), absl::StatusCode::kOk);
+}
+
+TEST_F(ConfinedTest, RootsOfOtherMachinesAreLeftOut) {
+  const LocalRoots roots = LocalRoots::OpenThoseHere({base_ + "/missing", base_ + "/allowed"});
+  EXPECT_EQ(roots.paths(), std::vector<std::string>{base_ + "/allowed"});
+  EXPECT_TRUE(roots.Resolve(base_ + "/allowed/model").ok());
+}
+
 TEST_F(ConfinedTest, SaysWhenNothingIsThere) {
   EXPECT_EQ(Check(base_ + "/allowed/missing"), absl::StatusCode::kNotFound);
 }
@@ -72,14 +93,19 @@ TEST_F(ConfinedTest, ARootMayBeReachedThroughALink) {
   fs::create_symlink(base_ + "/allowed", base_ + "/alias");
   const auto roots = LocalRoots::Open({base_ + "/alias/"});
   ASSERT_TRUE(roots.ok());
-  EXPECT_TRUE(roots->Check(base_ + "/alias/model").ok());
-  EXPECT_TRUE(roots->Check(base_ + "/allowed/model").ok());
+  for (const char* path : {"/alias/model", "/allowed/model"}) {
+    const auto resolved = roots->Resolve(base_ + path);
+    ASSERT_TRUE(resolved.ok()) << resolved.status();
+    EXPECT_EQ(*resolved, base_ + "/allowed/model");
+  }
+  EXPECT_EQ(*roots->Resolve(base_ + "/alias"), base_ + "/allowed");
 }
 
-TEST_F(ConfinedTest, WithoutRootsTheMessageSaysWhatToDo) {
+TEST_F(ConfinedTest, WithoutRootsTheMessageSaysSo) {
   const auto roots = LocalRoots::Open({});
   ASSERT_TRUE(roots.ok());
-  EXPECT_NE(roots->Check("/tmp").message().find("--local-roots"), std::string::npos);
+  EXPECT_NE(roots->Resolve("/tmp").status().message().find("none is configured"),
+            std::string::npos);
 }
 
 TEST_F(ConfinedTest, BadRootsAreRefused) {
@@ -105,4 +131,4 @@ TEST_F(ConfinedTest, SymlinksCanBeRefusedAltogether) {
 }
 
 }  // namespace
-}  // namespace quantry::server
+}  // namespace quantry

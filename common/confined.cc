@@ -1,11 +1,13 @@
-#include "server/artifacts/confined.h"
+#include "common/confined.h"
 
 #include <dirent.h>
 #include <fcntl.h>
 #include <linux/openat2.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <climits>
 #include <cstdlib>
@@ -15,7 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 
-namespace quantry::server {
+namespace quantry {
 namespace {
 
 // More entries than this is no checkpoint folder.
@@ -58,7 +60,30 @@ struct DirCloser {
   void operator()(DIR* dir) const { closedir(dir); }
 };
 
-// Every symbolic link directly in the folder must stay below the root.
+bool IsFileOrFolder(const UniqueFd& fd) {
+  struct stat info {};
+  return fstat(fd.get(), &info) == 0 && (S_ISREG(info.st_mode) || S_ISDIR(info.st_mode));
+}
+
+absl::Status SpecialFile(const std::string& name) {
+  return absl::PermissionDeniedError(absl::StrCat("'", name, "' is neither a file nor a folder"));
+}
+
+// One entry of a folder: a file or folder below the root, links followed.
+absl::Status CheckEntry(int root_fd, const std::string& folder, const dirent& entry) {
+  const std::string_view name = entry.d_name;
+  if (name == "." || name == ".." || entry.d_type == DT_REG || entry.d_type == DT_DIR) {
+    return absl::OkStatus();
+  }
+  const std::string path = absl::StrCat(folder, "/", entry.d_name);
+  if (entry.d_type != DT_LNK && entry.d_type != DT_UNKNOWN) return SpecialFile(path);
+  const auto opened = OpenBeneath(root_fd, path, O_PATH, Symlinks::kFollowBeneath);
+  // A dangling link harms nobody; the engine names the missing file.
+  if (absl::IsNotFound(opened.status())) return absl::OkStatus();
+  if (!opened.ok()) return opened.status();
+  return IsFileOrFolder(*opened) ? absl::OkStatus() : SpecialFile(path);
+}
+
 absl::Status CheckEntries(int root_fd, const std::string& relative) {
   auto folder = OpenBeneath(root_fd, relative, O_RDONLY | O_DIRECTORY, Symlinks::kFollowBeneath);
   if (!folder.ok()) return folder.status();
@@ -69,15 +94,17 @@ absl::Status CheckEntries(int root_fd, const std::string& relative) {
       return absl::PermissionDeniedError(
           absl::StrCat("'", relative, "' holds more than ", kMaxFolderEntries, " entries"));
     }
-    if (entry->d_type != DT_LNK && entry->d_type != DT_UNKNOWN) continue;
-    const std::string_view name = entry->d_name;
-    if (name == "." || name == "..") continue;
-    const auto opened = OpenBeneath(root_fd, absl::StrCat(relative, "/", entry->d_name), O_PATH,
-                                    Symlinks::kFollowBeneath);
-    // A dangling link harms nobody; the engine names the missing file.
-    if (!opened.ok() && !absl::IsNotFound(opened.status())) return opened.status();
+    if (auto status = CheckEntry(root_fd, relative, *entry); !status.ok()) return status;
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> PathOf(const UniqueFd& fd) {
+  std::array<char, PATH_MAX> target;
+  const std::string link = absl::StrCat("/proc/self/fd/", fd.get());
+  const ssize_t size = readlink(link.c_str(), target.data(), target.size());
+  if (size < 0) return absl::InternalError(absl::StrCat("readlink ", link, ": ", strerror(errno)));
+  return std::string(target.data(), static_cast<size_t>(size));
 }
 
 std::string WithoutSlashes(std::string path) {
@@ -129,31 +156,44 @@ absl::StatusOr<UniqueFd> OpenFolder(const std::string& path) {
   return fd;
 }
 
+absl::Status LocalRoots::Add(const std::string& configured) {
+  const std::string root = WithoutSlashes(configured);
+  if (root.empty() || root.front() != '/') {
+    return absl::FailedPreconditionError(
+        absl::StrCat("local root: wanted an absolute folder, got '", configured, "'"));
+  }
+  auto fd = OpenFolder(root);
+  if (!fd.ok()) return fd.status();
+  const std::unique_ptr<char, decltype(&std::free)> real(realpath(root.c_str(), nullptr),
+                                                         &std::free);
+  paths_.push_back(root);
+  // Both spellings are accepted: as configured and resolved.
+  if (real != nullptr && root != real.get()) {
+    roots_.push_back({real.get(), UniqueFd(fcntl(fd->get(), F_DUPFD_CLOEXEC, 0))});
+  }
+  roots_.push_back({root, *std::move(fd)});
+  return absl::OkStatus();
+}
+
 absl::StatusOr<LocalRoots> LocalRoots::Open(const std::vector<std::string>& roots) {
   LocalRoots result;
-  for (const std::string& configured : roots) {
-    const std::string root = WithoutSlashes(configured);
-    if (root.empty() || root.front() != '/') {
-      return absl::FailedPreconditionError(
-          absl::StrCat("--local-roots: wanted an absolute folder, got '", configured, "'"));
-    }
-    auto fd = OpenFolder(root);
-    if (!fd.ok()) return fd.status();
-    const std::unique_ptr<char, decltype(&std::free)> real(realpath(root.c_str(), nullptr),
-                                                           &std::free);
-    result.paths_.push_back(root);
-    if (real != nullptr && root != real.get()) {
-      result.roots_.push_back({real.get(), UniqueFd(fcntl(fd->get(), F_DUPFD_CLOEXEC, 0))});
-    }
-    result.roots_.push_back({root, *std::move(fd)});
+  for (const std::string& root : roots) {
+    if (absl::Status status = result.Add(root); !status.ok()) return status;
   }
   return result;
 }
 
-absl::Status LocalRoots::Check(std::string_view path) const {
+LocalRoots LocalRoots::OpenThoseHere(const std::vector<std::string>& roots) {
+  LocalRoots result;
+  for (const std::string& root : roots) result.Add(root).IgnoreError();
+  return result;
+}
+
+absl::StatusOr<std::string> LocalRoots::Resolve(std::string_view path) const {
   if (!IsCleanName(path) || path.front() != '/') {
-    return absl::PermissionDeniedError(absl::StrCat("wanted an absolute path without '..', got '",
-                                                    std::string(path.substr(0, 200)), "'"));
+    return absl::PermissionDeniedError(
+        absl::StrCat("wanted an absolute path without '..', '\\' or NUL, got '",
+                     std::string(path.substr(0, 200)), "'"));
   }
   const std::string clean = WithoutSlashes(std::string(path));
   for (const Root& root : roots_) {
@@ -161,15 +201,17 @@ absl::Status LocalRoots::Check(std::string_view path) const {
     if (relative.empty()) continue;
     const auto opened = OpenBeneath(root.fd.get(), relative, O_PATH, Symlinks::kFollowBeneath);
     if (!opened.ok()) return opened.status();
+    if (!IsFileOrFolder(*opened)) return SpecialFile(clean);
     struct stat info {};
     if (fstat(opened->get(), &info) != 0) return OpenError(relative, errno);
-    return S_ISDIR(info.st_mode) ? CheckEntries(root.fd.get(), relative) : absl::OkStatus();
+    if (S_ISDIR(info.st_mode)) {
+      if (auto status = CheckEntries(root.fd.get(), relative); !status.ok()) return status;
+    }
+    return PathOf(*opened);
   }
   return absl::PermissionDeniedError(
       absl::StrCat("'", clean, "' is not below an allowed root (",
-                   paths_.empty() ? "none is configured; start quantryd with --local-roots=FOLDER"
-                                  : absl::StrJoin(paths_, ", "),
-                   ")"));
+                   paths_.empty() ? "none is configured" : absl::StrJoin(paths_, ", "), ")"));
 }
 
-}  // namespace quantry::server
+}  // namespace quantry

@@ -1,0 +1,81 @@
+#include <utility>
+
+#include "server/jobs/sqlite/quotas.h"
+#include "server/jobs/sqlite/worker_calls.h"
+#include "server/jobs/waiting.h"
+
+// Tells queued jobs why no worker takes them.
+namespace quantry::server::sqlite {
+namespace {
+
+// The oldest ones are told; a sweep must stay short whatever the queue holds.
+constexpr int kMaxTold = 200;
+
+struct Queued {
+  int64_t pk = 0;
+  JobNeeds needs;
+  std::string state_reason;
+  std::string tenant;
+};
+
+std::vector<Queued> ReadOldest(const Context& context) {
+  Rows rows = context.db.Query(
+      "SELECT q.pk, q.method, q.gpu_count, q.min_gpu_memory, q.host_memory, j.state_reason,"
+      " j.tenant"
+      " FROM queue q JOIN jobs j USING (pk)"
+      " WHERE q.state = 1 AND q.enqueue_time <= ?1 AND q.not_before <= ?2"
+      " ORDER BY q.enqueue_time LIMIT ?3",
+      context.now - context.policy.tell_waiting_after, context.now, kMaxTold);
+  std::vector<Queued> oldest;
+  while (rows.Next()) {
+    oldest.push_back({.pk = rows.Int(0),
+                      .needs = {.method = rows.Text(1),
+                                .gpu_count = static_cast<int>(rows.Int(2)),
+                                .min_gpu_memory_bytes = rows.Int(3),
+                                .host_memory_bytes = rows.Int(4)},
+                      .state_reason = rows.Text(5),
+                      .tenant = rows.Text(6)});
+  }
+  return oldest;
+}
+
+std::vector<Worker> LiveWorkers(const Context& context) {
+  std::vector<Worker> live;
+  for (Worker& worker : ListWorkers(context)) {
+    if (worker.live) live.push_back(std::move(worker));
+  }
+  return live;
+}
+
+// No new version: the etag is about what a client may change.
+void Tell(const Context& context, const Queued& job, const std::string& reason) {
+  context.db.Execute("UPDATE jobs SET state_reason = ? WHERE pk = ?", reason, job.pk);
+  v1::JobEvent event;
+  event.mutable_log()->set_level(reason.empty() ? v1::LogLine::LEVEL_INFO
+                                                : v1::LogLine::LEVEL_WARNING);
+  event.mutable_log()->set_message(reason.empty() ? "a worker takes the job when its turn comes"
+                                                  : reason);
+  AppendEvent(context.db, job.pk, 0, context.now, std::move(event));
+}
+
+}  // namespace
+
+void SweepWaiting(const Context& context, SweepReport& report) {
+  const std::vector<Queued> oldest = ReadOldest(context);
+  if (oldest.empty()) return;
+  const std::vector<Worker> live = LiveWorkers(context);
+  const std::optional<QueuePause> pause = ReadPause(context.db);
+  const std::set<std::string> at_quota = TenantsAtRunningQuota(context.db);
+  for (const Queued& job : oldest) {
+    std::string reason = pause ? WaitsForResume(*pause) : WhyWaiting(job.needs, live);
+    if (reason.empty() && at_quota.contains(job.tenant)) reason = WaitsForQuota();
+    if (reason == job.state_reason) continue;
+    // Other reasons say how the job came to be queued and stay.
+    if (reason.empty() && !IsWaitingReason(job.state_reason)) continue;
+    Tell(context, job, reason);
+    ++report.waiting;
+    report.changed.push_back(ReadKey(context.db, job.pk));
+  }
+}
+
+}  // namespace quantry::server::sqlite

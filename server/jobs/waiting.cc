@@ -1,0 +1,73 @@
+#include "server/jobs/waiting.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace quantry::server {
+namespace {
+
+constexpr std::string_view kPrefix = "waiting: ";
+constexpr size_t kMaxWorkersNamed = 3;
+
+std::string Mebibytes(int64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
+
+std::string WhyNotByGpus(const JobNeeds& needs, const v1::WorkerInfo& worker) {
+  if (needs.gpu_count == 0) return "";
+  if (needs.gpu_count > worker.gpus_size()) {
+    return "has " + std::to_string(worker.gpus_size()) + " GPUs, the job asks for " +
+           std::to_string(needs.gpu_count);
+  }
+  std::vector<int64_t> memory;
+  for (const v1::Gpu& gpu : worker.gpus()) memory.push_back(gpu.memory_bytes());
+  std::sort(memory.rbegin(), memory.rend());
+  const int64_t smallest = memory[static_cast<size_t>(needs.gpu_count) - 1];
+  if (smallest >= needs.min_gpu_memory_bytes) return "";
+  return "has GPUs of " + Mebibytes(smallest) + ", the job asks for " +
+         Mebibytes(needs.min_gpu_memory_bytes);
+}
+
+}  // namespace
+
+std::string WhyNot(const JobNeeds& needs, const Worker& worker) {
+  if (worker.draining) return "is draining";
+  if (!worker.refusal.empty()) return "takes no jobs: " + worker.refusal;
+  const auto& methods = worker.info.methods();
+  if (std::find(methods.begin(), methods.end(), needs.method) == methods.end()) {
+    return "does not offer the method " + needs.method;
+  }
+  const int64_t memory = worker.info.host_memory_bytes();
+  if (memory > 0 && needs.host_memory_bytes > memory) {
+    return "has " + Mebibytes(memory) + " of memory, the job asks for " +
+           Mebibytes(needs.host_memory_bytes);
+  }
+  return WhyNotByGpus(needs, worker.info);
+}
+
+std::string WhyWaiting(const JobNeeds& needs, std::span<const Worker> live) {
+  if (live.empty()) return std::string(kPrefix) + "no worker is connected";
+  std::string text(kPrefix);
+  for (size_t i = 0; i < live.size(); ++i) {
+    const std::string why = WhyNot(needs, live[i]);
+    if (why.empty()) return "";
+    if (i == kMaxWorkersNamed) {
+      text += "; and " + std::to_string(live.size() - i) + " more do not take it";
+    }
+    if (i >= kMaxWorkersNamed) continue;
+    if (i > 0) text += "; ";
+    text += "worker " + live[i].info.worker_id() + " " + why;
+  }
+  return text;
+}
+
+std::string WaitsForResume(const QueuePause& pause) {
+  return std::string(kPrefix) + "the queue is paused" +
+         (pause.reason.empty() ? "" : ": " + pause.reason);
+}
+
+std::string WaitsForQuota() {
+  return std::string(kPrefix) + "the tenant runs as many jobs as its quota allows";
+}
+
+bool IsWaitingReason(std::string_view state_reason) { return state_reason.starts_with(kPrefix); }
+
+}  // namespace quantry::server

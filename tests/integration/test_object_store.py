@@ -1,0 +1,73 @@
+"""Artifacts and checkpoints in an S3 store: quantryd --artifact-root=s3://..."""
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+
+from conftest import submit_args, wait_for
+
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
+
+
+@pytest.fixture
+def s3(tmp_path):
+    """An S3 server of the test's own; its address."""
+    server = os.path.join(os.path.dirname(sys.executable), "moto_server")
+    if not os.path.exists(server):
+        pytest.skip(f"no {server}: run scripts/bootstrap")
+    log = tmp_path / "moto.log"
+    with open(log, "wb") as out:
+        process = subprocess.Popen([server, "-H", "127.0.0.1", "-p", "0"], stdout=out, stderr=out)
+    try:
+        found = wait_for(lambda: re.search(r"Running on http://(127\.0\.0\.1:\d+)", log.read_text()), 60, "moto")
+        address = found.group(1)
+        urllib.request.urlopen(urllib.request.Request(f"http://{address}/bucket", method="PUT"))
+        yield address
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+
+
+def keys(address):
+    with urllib.request.urlopen(f"http://{address}/bucket?list-type=2") as answer:
+        return re.findall(r"<Key>([^<]+)</Key>", answer.read().decode())
+
+
+def test_job_with_artifacts_in_an_object_store(make_server, s3, stories, tmp_path):
+    root = f"s3://bucket/quantry?scheme=http&region=us-east-1&endpoint_override={s3}"
+    server = make_server(f"--artifact-root={root}", env=CREDENTIALS).start()
+    job = server.json(*submit_args(stories, "--id", "in-s3", method="rtn"), "--wait")
+    assert job["state"] == "SUCCEEDED"
+    assert job["artifact"]["uri"].startswith("s3://bucket/quantry/")
+    stored = keys(s3)
+    prefix = f"quantry/default/{job['uid']}/1/"
+    assert prefix + "manifest.json" in stored
+    assert not any("/checkpoints/" in key for key in stored), "removed once the job succeeded"
+
+    pulled = tmp_path / "pulled"
+    server.cli("pull", "in-s3", pulled, check=0)
+    manifest = json.loads((pulled / "manifest.json").read_text())
+    for file in manifest["files"]:
+        assert hashlib.sha256((pulled / file["path"]).read_bytes()).hexdigest() == file["sha256"], file["path"]
+
+    # What is read is what was committed: a changed object is refused.
+    victim = manifest["files"][0]["path"]
+    urllib.request.urlopen(
+        urllib.request.Request(f"http://{s3}/bucket/{prefix}{victim}", data=b"changed", method="PUT"))
+    done = server.cli("pull", "in-s3", tmp_path / "again")
+    assert done.returncode != 0 and "ARTIFACT_CORRUPT" in done.stderr
+
+    server.cli("delete", "in-s3", check=0)
+    assert keys(s3) == []
+
+
+def test_wrong_endpoint_is_told_at_the_start(make_server):
+    server = make_server("--artifact-root=s3://bucket/x?scheme=http&region=us-east-1&endpoint_override=127.0.0.1:1",
+                         env=CREDENTIALS)
+    assert server.start(expect_failure=True) != 0
+    assert "artifact_root" in server.log_text()

@@ -1,0 +1,62 @@
+"""Retry of a cancelled job, a paused queue, and what a queued job tells about waiting."""
+import os
+
+from conftest import submit_args, wait_for
+from test_faults import blocks_done, long_job
+from test_main_job import file_hashes
+
+
+def test_retry_goes_on_from_the_checkpoint_with_the_same_bytes(server, stories):
+    server.json(*long_job(stories, "undisturbed"))
+    undisturbed = server.json("watch", "undisturbed")
+    server.json(*long_job(stories, "retried"))
+    wait_for(lambda: blocks_done(server, "retried") >= 2, 60, "two blocks")
+    wait_for(lambda: "checkpoint" in server.cli("events", "retried", check=0).stdout, 30, "a checkpoint")
+    server.json("cancel", "retried")
+    assert server.json("watch", "retried", check=3)["state"] == "CANCELLED"
+    job = server.json("retry", "retried", "--wait")
+    assert job["state"] == "SUCCEEDED"
+    assert int(server.json("get", "retried")["epoch"]) == 2
+    assert file_hashes(job) == file_hashes(undisturbed)
+    resumed = [line for line in server.log_text().splitlines() if "engine started" in line][-1]
+    assert "resumed=0" not in resumed, resumed
+    done = server.cli("retry", "retried")
+    assert done.returncode != 0 and "JOB_NOT_RETRYABLE" in done.stderr
+
+
+def test_a_paused_queue_says_so_and_goes_on(server, stories):
+    server.cli("queue", "pause", "--reason", "tea", check=0)
+    server.json(*submit_args(stories, "--id", "patient", method="rtn"))
+    wait_for(lambda: server.json("get", "patient").get("state_reason") == "waiting: the queue is paused: tea", 30,
+             "the reason")
+    assert "tea" in server.cli("queue", check=0).stdout
+    server.cli("queue", "resume", check=0)
+    assert server.json("watch", "patient")["state"] == "SUCCEEDED"
+
+
+def test_a_job_says_that_the_only_worker_refuses(make_server, stories):
+    server = make_server(env={"QUANTRY_MIN_FREE_DISK_BYTES": str(1 << 60)}).start()
+    server.json(*submit_args(stories, "--id", "starved", method="rtn"))
+    job = wait_for(lambda: next((j for j in [server.json("get", "starved")] if j.get("state_reason")), None), 30,
+                   "the reason")
+    assert job["state"] == "QUEUED"
+    assert "embedded takes no jobs: too little free disk space" in job["state_reason"]
+    assert "too little free disk space" in server.cli("workers", check=0).stdout
+    assert "too little free disk space" in server.cli("events", "starved", check=0).stdout
+
+
+def test_gc_removes_uploads_of_deleted_jobs(server, stories):
+    server.json(*submit_args(stories, "--id", "short", method="rtn"), "--wait")
+    blobs = [p for p in (server.data_dir / "blobs/default").iterdir() if p.is_file()]
+    assert blobs
+    server.cli("delete", "short", check=0)
+    assert server.json("gc")["objects"] in (0, "0"), "too new"
+    for path in blobs:
+        os.utime(path, (1, 1))
+    would = server.json("gc", "--dry-run")
+    assert int(would["blobs"]) == len(blobs) and all(p.exists() for p in blobs)
+    done = server.json("gc")
+    assert done == would
+    assert not any(p.exists() for p in blobs)
+    # The same model again: its uploads are sent anew.
+    assert server.json(*submit_args(stories, "--id", "again", method="rtn"), "--wait")["state"] == "SUCCEEDED"
