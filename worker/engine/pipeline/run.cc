@@ -203,6 +203,7 @@ void Run::QuantizeBlock(int index) {
                        device_,
                        &stages};
   MethodResult result = job_.method->Quantize(task, *progress_);
+  for (const QuantizedLinear& linear : result.block.linears) CheckStorable(linear);
   BlockReport report;
   report.index = index;
   report.metrics = std::move(result.metrics);
