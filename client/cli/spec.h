@@ -19,6 +19,7 @@ struct SpecFlags {
   std::optional<int> bits;
   std::string group_size;
   std::optional<bool> symmetric;
+  std::optional<bool> zero_point_at_least_one;
   std::string method_config;  // contents of the --method-config file
 
   std::string calibration_format;    // "text", "tokens"
