@@ -85,16 +85,21 @@ v1::WeightGrid* MutableGrid(v1::Method* method) {
 
 absl::Status ApplyGridFlags(const SpecFlags& flags, v1::Method* method) {
   v1::WeightGrid* grid = MutableGrid(method);
-  const bool given = flags.bits || flags.symmetric || !flags.group_size.empty();
+  const bool given =
+      flags.bits || flags.symmetric || flags.zero_point_at_least_one || !flags.group_size.empty();
   if (grid == nullptr) {
     if (!given) return absl::OkStatus();
     return absl::InvalidArgumentError(
-        Cat("--bits, --group-size and --symmetric do not apply to method \"", MethodName(*method),
-            "\": use --method-config"));
+        Cat("--bits, --group-size, --symmetric and --zero-point-at-least-one do not apply to "
+            "method \"",
+            MethodName(*method), "\": use --method-config"));
   }
   if (flags.bits) grid->set_bits(*flags.bits);
   if (grid->bits() == 0 && !HasRecipe(*method)) grid->set_bits(kDefaultBits);
   if (flags.symmetric) grid->set_symmetric(*flags.symmetric);
+  if (flags.zero_point_at_least_one) {
+    grid->set_zero_point_at_least_one(*flags.zero_point_at_least_one);
+  }
   if (flags.group_size.empty()) return absl::OkStatus();
   const absl::StatusOr<int> group_size = ParseGroupSize(flags.group_size);
   if (!group_size.ok()) return group_size.status();

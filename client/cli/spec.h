@@ -20,6 +20,7 @@ struct SpecFlags {
   std::optional<int> bits;
   std::string group_size;
   std::optional<bool> symmetric;
+  std::optional<bool> zero_point_at_least_one;
   std::map<std::string, std::string> method_fields;  // see method_flags.h
   std::string method_config;                         // contents of the --method-config file
 

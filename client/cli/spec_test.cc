@@ -83,7 +83,8 @@ TEST(BuildSpec, EveryFlagArrives) {
   flags.calibration_length = 256;
   flags.evaluation_length = 128;
   flags.evaluation_windows = 9;
-  flags.formats = {"dense", "quantry", "dense"};
+  flags.formats = {"dense", "gptq-v1", "dense"};
+  flags.zero_point_at_least_one = true;
   flags.max_perplexity_ratio = 1.5;
   flags.device = "cuda:1";
   flags.threads = 2;
@@ -95,8 +96,9 @@ TEST(BuildSpec, EveryFlagArrives) {
   ASSERT_TRUE(spec.ok()) << spec.status();
   EXPECT_EQ(spec->ShortDebugString(),
             "calibration { format: TEXT_FORMAT_TOKEN_IDS samples: 16 sequence_length: 256 "
-            "sampling: SAMPLING_RANDOM } method { awq { grid { bits: 4 } } } "
-            "outputs { format: OUTPUT_FORMAT_DENSE } outputs { format: OUTPUT_FORMAT_QUANTRY } "
+            "sampling: SAMPLING_RANDOM } method { awq { grid { bits: 4 "
+            "zero_point_at_least_one: true } } } "
+            "outputs { format: OUTPUT_FORMAT_DENSE } outputs { format: OUTPUT_FORMAT_GPTQ_V1 } "
             "evaluation { format: TEXT_FORMAT_TEXT sequence_length: 128 windows: 9 } "
             "quality_gate { max_perplexity_ratio: 1.5 } resources { gpu_count: 1 "
             "min_gpu_memory_bytes: 536870912 device: \"cuda:1\" threads: 2 } "

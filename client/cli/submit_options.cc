@@ -57,6 +57,12 @@ void AddMethodOptions(CLI::App& command, SubmitOptions& o) {
       ->group("Method");
   AddMethodFlags(command, o);
   command
+      .add_flag_function(
+          "--zero-point-at-least-one",
+          [&o](int64_t count) { o.spec.zero_point_at_least_one = count > 0; },
+          "No zero point of 0, as --format gptq-v1 needs unless --symmetric. Default: false")
+      ->group("Method");
+  command
       .add_option("--method-config", o.method_config,
                   "Every parameter of the method as JSON, for example "
                   "{\"awq\":{\"grid\":{\"bits\":4,\"groupSize\":64}}}; flags win over it")
@@ -65,8 +71,10 @@ void AddMethodOptions(CLI::App& command, SubmitOptions& o) {
   command.add_option("--seed", o.spec.seed, "Same inputs and seed, same bytes. Default: 0")
       ->type_name("N")
       ->group("Method");
-  Choices(command.add_option("--format", o.spec.formats,
-                             "Output layout; repeat for several. Default: compressed-tensors"),
+  Choices(command.add_option(
+              "--format", o.spec.formats,
+              "Output layout; repeat for several. awq holds 4 bits, int4-carrier 2 and 3. "
+              "Default: compressed-tensors"),
           FormatNames())
       ->take_all()
       ->allow_extra_args(false)

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/digest.h"
+#include "server/rpc/output_formats.h"
 
 namespace quantry::server {
 namespace {
@@ -184,14 +185,25 @@ void CheckEvaluation(const v1::JobSpec& spec, const SpecLimits& limits, Violatio
 void CheckOutputs(const v1::JobSpec& spec, Violations* out) {
   const std::string field = At("outputs");
   out->Range(field, spec.outputs_size(), 0, 8);
+  const v1::WeightGrid* grid = GridOf(spec.method());
   std::set<int> seen;
   for (int i = 0; i < spec.outputs_size(); ++i) {
     const v1::OutputFormat format = spec.outputs(i).format();
     const std::string name = absl::StrCat(field, "[", i, "].format");
     if (format == v1::OUTPUT_FORMAT_UNSPECIFIED || !v1::OutputFormat_IsValid(format)) {
-      out->Wanted(name, "COMPRESSED_TENSORS, DENSE or QUANTRY", absl::StrCat(format));
-    } else if (!seen.insert(format).second) {
+      out->Wanted(name, "one of " + KnownFormats(), absl::StrCat(format));
+      continue;
+    }
+    if (!seen.insert(format).second) {
       out->Wanted(name, "each format once", v1::OutputFormat_Name(format) + " again");
+    }
+    const std::string wanted = grid == nullptr ? "" : WantedGrid(format, *grid);
+    if (!wanted.empty()) {
+      out->Wanted(
+          name,
+          absl::StrCat(wanted, " for ", v1::OutputFormat_Name(format),
+                       " (formats that can hold this grid: ", FormatsHolding(*grid), ")"),
+          absl::StrCat(grid->bits(), " bits", grid->symmetric() ? ", symmetric" : ", asymmetric"));
     }
   }
 }

@@ -191,7 +191,19 @@ const BadCase kBadCases[] = {
      },
      "quantization_job.spec.quality_gate.max_perplexity_increase", "finite"},
     {"output_unknown", [](Request* r) { Spec(r)->add_outputs(); },
-     "quantization_job.spec.outputs[0].format", "COMPRESSED_TENSORS, DENSE or QUANTRY"},
+     "quantization_job.spec.outputs[0].format", "one of COMPRESSED_TENSORS, DENSE, QUANTRY"},
+    {"awq_of_two_bits",
+     [](Request* r) {
+       Grid(r)->set_bits(2);
+       Spec(r)->add_outputs()->set_format(v1::OUTPUT_FORMAT_AWQ);
+     },
+     "quantization_job.spec.outputs[0].format", "DENSE, QUANTRY, GPTQ, INT4_CARRIER"},
+    {"v1_with_zero_points_of_zero",
+     [](Request* r) { Spec(r)->add_outputs()->set_format(v1::OUTPUT_FORMAT_GPTQ_V1); },
+     "quantization_job.spec.outputs[0].format", "zero_point_at_least_one"},
+    {"carrier_of_four_bits",
+     [](Request* r) { Spec(r)->add_outputs()->set_format(v1::OUTPUT_FORMAT_INT4_CARRIER); },
+     "quantization_job.spec.outputs[0].format", "GPTQ, AWQ"},
     {"output_twice",
      [](Request* r) {
        Spec(r)->add_outputs()->set_format(v1::OUTPUT_FORMAT_DENSE);

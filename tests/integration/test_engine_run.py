@@ -4,6 +4,7 @@ import json
 import random
 import signal
 import subprocess
+from xml.etree import ElementTree
 
 import pytest
 
@@ -82,6 +83,17 @@ def test_manifest_names_every_file(engine):
     assert {entry["path"]: entry["sha256"] for entry in manifest["files"]} == hashes(folder)
     assert len(manifest["blocks"]) == 5 and len(manifest["outputs"]) == 3
     assert not list((folder / "out").rglob("*.partial"))
+
+
+def test_report_shows_every_block(engine):
+    folder = engine.job("a")
+    engine.run(folder)
+    manifest = json.loads((folder / "out" / "manifest.json").read_text())
+    report = json.loads((folder / "out" / "report" / "blocks.json").read_text())
+    assert [block["loss_final"] for block in report["blocks"]] == [
+        block["loss_final"] for block in manifest["blocks"]]
+    plot = ElementTree.parse(folder / "out" / "report" / "loss.svg")
+    assert len(plot.findall(".//{http://www.w3.org/2000/svg}circle")) == 2 * len(manifest["blocks"])
 
 
 def test_same_job_twice_same_bytes(engine):

@@ -40,7 +40,8 @@ constexpr char kHelp[] = R"(quantry-engine: quantizes one model, measures it, wr
                                      logits of token windows as safetensors
   quantry-engine inspect --model DIR architecture, shapes and parameters
   quantry-engine unpack --input DIR --output DIR
-                                     a quantry or compressed-tensors folder as a dense checkpoint
+                                     a packed output (quantry, compressed-tensors, GPTQ, AWQ)
+                                     as a dense checkpoint
   quantry-engine --version | --help
 
 A job is the JSON of EngineJob in proto/quantry/v1/engine.proto. The smallest useful one:

@@ -19,23 +19,38 @@ BitAccounting CountBits(const Checkpoint& checkpoint, const std::vector<PlannedT
                         const Layout& primary, uint64_t file_bytes) {
   BitAccounting bits;
   int64_t linear_bits = 0;
-  uint64_t dense_bits = 0;
   for (const PlannedTensor& tensor : plan) {
     bits.dense_bytes += checkpoint.Info(tensor.source).bytes();
-    if (tensor.kind != PlannedTensor::Kind::kLinear) {
-      dense_bits += BytesOf(tensor.dense) * 8;
-      continue;
-    }
+    if (tensor.kind != PlannedTensor::Kind::kLinear) continue;
     bits.linear_weights += tensor.shape.out * tensor.shape.in;
     linear_bits += LinearBits({tensor.written, tensor.shape}, primary);
   }
   bits.parameters = checkpoint.parameters();
   bits.linears = static_cast<double>(linear_bits) / static_cast<double>(bits.linear_weights);
   bits.file = static_cast<double>(file_bytes) * 8 / static_cast<double>(bits.parameters);
-  const auto stored = primary.format() == "dense" ? static_cast<uint64_t>(bits.linear_weights) * 16
-                                                  : static_cast<uint64_t>(linear_bits);
-  bits.theoretical_bytes = (stored + dense_bits + 7) / 8;
+  bits.theoretical_bytes = TheoreticalBytes(plan, primary);
   return bits;
+}
+
+double StoredBitsPerWeight(const std::vector<PlannedTensor>& plan, const Layout& layout) {
+  int64_t bits = 0;
+  int64_t weights = 0;
+  for (const PlannedTensor& tensor : plan) {
+    if (tensor.kind != PlannedTensor::Kind::kLinear) continue;
+    bits += layout.StoredBits({tensor.written, tensor.shape});
+    weights += tensor.shape.out * tensor.shape.in;
+  }
+  return static_cast<double>(bits) / static_cast<double>(weights);
+}
+
+uint64_t TheoreticalBytes(const std::vector<PlannedTensor>& plan, const Layout& layout) {
+  uint64_t bits = 0;
+  for (const PlannedTensor& tensor : plan) {
+    bits += tensor.kind == PlannedTensor::Kind::kLinear
+                ? static_cast<uint64_t>(layout.StoredBits({tensor.written, tensor.shape}))
+                : BytesOf(tensor.dense) * 8;
+  }
+  return (bits + 7) / 8;
 }
 
 uint64_t OutputBytes(const std::vector<PlannedTensor>& plan, const Layout& layout) {

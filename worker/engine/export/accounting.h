@@ -11,7 +11,8 @@ namespace quantry::engine {
 
 // Bits a weight takes, two ways (BitAccounting in artifact.proto).
 struct BitAccounting {
-  double linears = 0;  // (codes + scales + zero points) / weights, the papers' way
+  double linears = 0;  // (codes + scales + zero points) / weights, the papers' way,
+                       // as the method made them, whatever the output carries them in
   double file = 0;     // weight files of the primary output * 8 / all parameters
   int64_t linear_weights = 0;
   int64_t parameters = 0;
@@ -22,6 +23,12 @@ struct BitAccounting {
 // `file_bytes`: weight files of the primary output, 0 when not yet known.
 BitAccounting CountBits(const Checkpoint& checkpoint, const std::vector<PlannedTensor>& plan,
                         const Layout& primary, uint64_t file_bytes);
+
+// Bits the layout takes for one weight of the quantized linears.
+double StoredBitsPerWeight(const std::vector<PlannedTensor>& plan, const Layout& layout);
+
+// Bytes of all tensors in the layout, without padding to words and headers.
+uint64_t TheoreticalBytes(const std::vector<PlannedTensor>& plan, const Layout& layout);
 
 // Bytes the tensors of an output take, headers not counted.
 uint64_t OutputBytes(const std::vector<PlannedTensor>& plan, const Layout& layout);

@@ -52,6 +52,10 @@ std::string DenseLayout::Mismatch(const TensorReader& read, const PlannedLinear&
   return "";
 }
 
+int64_t DenseLayout::StoredBits(const PlannedLinear& linear) const {
+  return linear.shape.out * linear.shape.in * 16;
+}
+
 void DenseLayout::Describe(nlohmann::ordered_json&) const {}
 
 std::string DenseLayout::Compatibility(const std::vector<PlannedLinear>&) const {

@@ -16,6 +16,7 @@ class DenseLayout : public Layout {
                        const QuantizedLinear& expected) const override;
   void Describe(nlohmann::ordered_json& config) const override;
   std::string Compatibility(const std::vector<PlannedLinear>& linears) const override;
+  int64_t StoredBits(const PlannedLinear& linear) const override;
 };
 
 }  // namespace quantry::engine

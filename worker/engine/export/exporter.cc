@@ -3,7 +3,9 @@
 #include <unordered_set>
 
 #include "worker/engine/base/error.h"
+#include "worker/engine/base/file.h"
 #include "worker/engine/base/strings.h"
+#include "worker/engine/export/accounting.h"
 #include "worker/engine/export/model_files.h"
 #include "worker/engine/export/output_reader.h"
 #include "worker/engine/export/packed_reader.h"
@@ -96,9 +98,15 @@ OutputSummary Exporter::Finish() {
   OutputSummary summary;
   summary.format = layout_.format();
   summary.bytes = writer_.Finish();
+  summary.bits_per_weight = StoredBitsPerWeight(plan_, layout_);
+  summary.theoretical_bytes = TheoreticalBytes(plan_, layout_);
   summary.compatibility = layout_.Compatibility(PlannedLinears(plan_));
   files_ = writer_.files();
   files_.push_back(WriteConfig(checkpoint_, layout_, dir_, warnings_));
+  for (const auto& [name, content] : layout_.MoreFiles()) {
+    WriteFileAtomically(dir_ + "/" + name, content);
+    files_.push_back(name);
+  }
   for (std::string& name : CopyModelFiles(checkpoint_.dir(), dir_)) files_.push_back(name);
   return summary;
 }

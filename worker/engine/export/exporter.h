@@ -38,8 +38,10 @@ std::vector<TensorSpec> OutputSpecs(const std::vector<PlannedTensor>& plan, cons
 // What a finished output says of itself (OutputSummary in artifact.proto).
 struct OutputSummary {
   std::string format;
-  std::string path;    // folder inside the artifact
-  uint64_t bytes = 0;  // weight files
+  std::string path;                // folder inside the artifact
+  uint64_t bytes = 0;              // weight files
+  double bits_per_weight = 0;      // of the quantized linears, in this layout
+  uint64_t theoretical_bytes = 0;  // of the weight files, without padding and headers
   std::string compatibility;
   bool verified = false;
 };

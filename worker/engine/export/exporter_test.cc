@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -26,7 +27,10 @@ class ExporterTest : public ::testing::TestWithParam<std::string> {
   void Open(const std::string& architecture, const GridSpec& grid,
             const nlohmann::json& changes = nlohmann::json::object()) {
     std::filesystem::create_directories(Source());
-    test::MakeTinyModel(architecture, changes).Write(Source());
+    // Every k and v head its own, so that all shapes are multiples of 32.
+    nlohmann::json config = {{"num_key_value_heads", 4}};
+    config.update(changes);
+    test::MakeTinyModel(architecture, config).Write(Source());
     std::ofstream(Source() + "/tokenizer.json") << "{\"not\": \"parsed\" }\n";
     std::ofstream(Source() + "/generation_config.json") << "{}";
     std::ofstream(Source() + "/modeling_evil.py") << "import os";
@@ -85,6 +89,14 @@ class ExporterTest : public ::testing::TestWithParam<std::string> {
   std::vector<QuantizedBlock> blocks_;
 };
 
+// The grid nearest to `grid` that a format can hold.
+GridSpec Held(GridSpec grid, const std::string& format) {
+  if (format == "awq") grid.bits = 4;
+  if (format == "int4-carrier") grid.bits = std::min(grid.bits, 3);
+  if (format == "gptq-v1") grid.zero_at_least_one = true;
+  return grid;
+}
+
 void FlipBit(const std::string& path, int64_t from_end) {
   std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
   file.seekg(-from_end, std::ios::end);
@@ -97,7 +109,7 @@ TEST_P(ExporterTest, WritesAndVerifiesEveryArchitecture) {
   for (const char* architecture : {"llama", "qwen2", "qwen3", "opt"}) {
     blocks_.clear();
     std::filesystem::remove_all(Source());
-    Open(architecture, {3, 8, false});
+    Open(architecture, Held({3, 8, false}, GetParam()));
     const auto layout = MakeLayout(GetParam());
     Exporter exporter(*checkpoint_, *layout, Folder(GetParam() + architecture));
     const OutputSummary summary = Write(exporter);
@@ -108,7 +120,7 @@ TEST_P(ExporterTest, WritesAndVerifiesEveryArchitecture) {
 }
 
 TEST_P(ExporterTest, VerifySeesOneFlippedBitAnywhere) {
-  Open("llama", {4, 8, false});
+  Open("llama", Held({4, 8, false}, GetParam()));
   const auto layout = MakeLayout(GetParam());
   const std::string folder = Folder(GetParam());
   Exporter exporter(*checkpoint_, *layout, folder);
@@ -125,14 +137,14 @@ TEST_P(ExporterTest, VerifySeesOneFlippedBitAnywhere) {
 }
 
 TEST_P(ExporterTest, VerifySeesOtherIntegers) {
-  Open("llama", {4, 8, true});
+  Open("llama", Held({4, 8, true}, GetParam()));
   const auto layout = MakeLayout(GetParam());
   Exporter exporter(*checkpoint_, *layout, Folder(GetParam()));
   Write(exporter);
   const auto changed = [&](int index) {
     QuantizedBlock block = blocks_.at(index);
     at::Tensor codes = block.linears.back().codes.clone();
-    codes[0][0] = (codes[0][0].item<int>() + 1) % 16;
+    codes[0][0] = (codes[0][0].item<int>() + 1) % 4;
     block.linears.back().codes = codes;
     return block;
   };
@@ -140,7 +152,7 @@ TEST_P(ExporterTest, VerifySeesOtherIntegers) {
 }
 
 TEST_P(ExporterTest, SplitsIntoShardsWithAnIndex) {
-  Open("llama", {2, -1, false});
+  Open("llama", Held({2, -1, false}, GetParam()));
   const auto layout = MakeLayout(GetParam());
   const std::string folder = Folder(GetParam());
   Exporter exporter(*checkpoint_, *layout, folder, 2000);
@@ -158,7 +170,7 @@ TEST_P(ExporterTest, SplitsIntoShardsWithAnIndex) {
 }
 
 TEST_P(ExporterTest, KeepsConfigAndTokenizerDropsCode) {
-  Open("llama", {4, 8, false},
+  Open("llama", Held({4, 8, false}, GetParam()),
        {{"auto_map", {{"AutoModel", "modeling_evil.Evil"}}}, {"unusual_key", {1, 2.5, "x"}}});
   const auto layout = MakeLayout(GetParam());
   const std::string folder = Folder(GetParam());
@@ -168,6 +180,10 @@ TEST_P(ExporterTest, KeepsConfigAndTokenizerDropsCode) {
   auto after = nlohmann::json::parse(ReadFile(folder + "/config.json", 1 << 20, "TEST"));
   EXPECT_EQ(after.contains("quantization_config"), GetParam() != "dense");
   after.erase("quantization_config");
+  if (layout->Specs({"m", {32, 32}}).back().name == "m.g_idx" || GetParam() == "awq") {
+    EXPECT_EQ(after.at("torch_dtype"), "float16");
+    after.erase("torch_dtype");
+  }
   after["auto_map"] = before.at("auto_map");
   EXPECT_EQ(after, before);
   EXPECT_EQ(exporter.warnings().size(), 1u);
@@ -176,11 +192,34 @@ TEST_P(ExporterTest, KeepsConfigAndTokenizerDropsCode) {
   EXPECT_FALSE(IsRegularFile(folder + "/modeling_evil.py"));
 }
 
+TEST_P(ExporterTest, UnpackGivesTheDenseOutput) {
+  for (const bool symmetric : {false, true}) {
+    blocks_.clear();
+    std::filesystem::remove_all(Source());
+    Open("llama", Held({4, 8, symmetric}, GetParam()));
+    for (const std::string& format : {GetParam(), std::string("dense")}) {
+      const auto layout = MakeLayout(format);
+      Exporter exporter(*checkpoint_, *layout, Folder(format));
+      Write(exporter);
+    }
+    if (GetParam() == "dense") return;  // there is nothing to unpack
+    UnpackFolder(Folder(GetParam()), Folder("unpacked"));
+    const OutputReader dense(Folder("dense"), "model");
+    const OutputReader unpacked(Folder("unpacked"), "model");
+    ASSERT_EQ(unpacked.names(), dense.names());
+    for (const std::string& name : dense.names()) {
+      EXPECT_TRUE(at::equal(unpacked.Read(name), dense.Read(name))) << name;
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Formats, ExporterTest,
-                         ::testing::Values("compressed-tensors", "dense", "quantry"),
+                         ::testing::Values("compressed-tensors", "dense", "quantry", "gptq",
+                                           "gptq-v1", "awq", "int4-carrier"),
                          [](const auto& param_info) {
-                           return param_info.param == "compressed-tensors" ? "ct"
-                                                                           : param_info.param;
+                           std::string name = param_info.param;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
                          });
 
 using CompressedTensorsTest = ExporterTest;
@@ -212,28 +251,6 @@ TEST_F(CompressedTensorsTest, TensorsAndConfigAsReadersWantThem) {
   EXPECT_EQ(group.at("weights").at("strategy"), "channel");
   EXPECT_TRUE(group.at("weights").at("group_size").is_null());
   EXPECT_EQ(group.at("weights").at("zp_dtype"), "torch.int8");
-}
-
-TEST_F(CompressedTensorsTest, UnpackGivesTheDenseOutput) {
-  for (const bool symmetric : {false, true}) {
-    blocks_.clear();
-    std::filesystem::remove_all(Source());
-    Open("llama", {4, 8, symmetric});
-    for (const char* format : {"compressed-tensors", "quantry", "dense"}) {
-      const auto layout = MakeLayout(format);
-      Exporter exporter(*checkpoint_, *layout, Folder(format));
-      Write(exporter);
-    }
-    const OutputReader dense(Folder("dense"), "model");
-    for (const char* format : {"compressed-tensors", "quantry"}) {
-      UnpackFolder(Folder(format), Folder(std::string("unpacked-") + format));
-      const OutputReader unpacked(Folder(std::string("unpacked-") + format), "model");
-      ASSERT_EQ(unpacked.names(), dense.names());
-      for (const std::string& name : dense.names()) {
-        EXPECT_TRUE(at::equal(unpacked.Read(name), dense.Read(name))) << format << " " << name;
-      }
-    }
-  }
 }
 
 TEST_F(CompressedTensorsTest, UnpackRefusesWhatIsNoOutput) {

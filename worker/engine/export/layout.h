@@ -45,11 +45,20 @@ class Layout {
                                const QuantizedLinear& expected) const = 0;
   // Adds what readers need to config.json.
   virtual void Describe(nlohmann::ordered_json& config) const = 0;
+  // Files beside config.json, name to content, for readers that look there.
+  virtual std::map<std::string, std::string> MoreFiles() const { return {}; }
   // safetensors metadata of a file that holds these linears.
   virtual std::map<std::string, std::string> Metadata(
       const std::vector<PlannedLinear>& linears) const;
   // Which engines load it, which not, and why.
   virtual std::string Compatibility(const std::vector<PlannedLinear>& linears) const = 0;
+
+  // Why it cannot hold linears of these shapes, naming them; empty when it can.
+  // Asked before any work is done.
+  virtual std::string Refusal(const std::vector<PlannedLinear>&) const { return ""; }
+  // Bits this layout needs for one linear, without padding to words and
+  // headers: what its files should take.
+  virtual int64_t StoredBits(const PlannedLinear& linear) const;
 
   const GridSpec& grid() const { return grid_; }
   at::ScalarType scale_dtype() const { return scale_dtype_; }
@@ -67,8 +76,17 @@ struct OutputFormatRow {
   std::string name;       // "compressed-tensors"; also the folder in the artifact
   std::string enum_name;  // OUTPUT_FORMAT_COMPRESSED_TENSORS
   std::unique_ptr<Layout> (*create)(const GridSpec& grid, at::ScalarType scale_dtype);
+  // Why it cannot hold integers of a grid; empty when it can.
+  std::string (*refuses)(const GridSpec& grid);
 };
 
 const std::vector<OutputFormatRow>& OutputFormats();
+
+// Throws UserError INVALID_SPEC when the format cannot hold integers of this
+// grid; the message says why and which formats can.
+void CheckFormat(const OutputFormatRow& format, const GridSpec& grid);
+// The same for shapes, which are known once the model is open.
+void CheckShapes(const OutputFormatRow& format, const GridSpec& grid,
+                 const std::vector<PlannedLinear>& linears);
 
 }  // namespace quantry::engine

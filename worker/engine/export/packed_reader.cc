@@ -65,10 +65,21 @@ bool SameBytes(const at::Tensor& a, const at::Tensor& b) {
 
 std::string CompareIntegers(const at::Tensor& codes, const at::Tensor& scales,
                             const at::Tensor& zeros, const QuantizedLinear& expected) {
+  return CompareIntegers(codes, scales, zeros, expected, expected.scale_dtype);
+}
+
+std::string CompareIntegers(const at::Tensor& codes, const at::Tensor& scales,
+                            const at::Tensor& zeros, const QuantizedLinear& expected,
+                            at::ScalarType stored) {
   if (!SameBytes(codes, expected.codes)) return "codes differ";
-  if (!SameBytes(scales, expected.scales.to(expected.scale_dtype))) return "scales differ";
-  if (!SameBytes(scales.to(at::kFloat), expected.scales)) return "scales lost precision";
   if (!SameBytes(zeros, expected.zeros)) return "zero points differ";
+  return CompareScales(scales, expected, stored);
+}
+
+std::string CompareScales(const at::Tensor& scales, const QuantizedLinear& expected,
+                          at::ScalarType stored) {
+  if (!SameBytes(scales, expected.scales.to(stored))) return "scales differ";
+  if (!SameBytes(scales.to(at::kFloat), expected.scales)) return "scales lost precision";
   return "";
 }
 

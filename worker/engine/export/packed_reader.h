@@ -19,10 +19,16 @@ at::Tensor ReadPackedRows(const at::Tensor& packed, int64_t columns, int bits);
 // int32 [ceil(N b / 32), G] -> uint8 [N, G], dense along N.
 at::Tensor ReadPackedColumns(const at::Tensor& packed, int64_t rows, int bits);
 
-// First difference between what was read and what was meant: codes, scales and
-// zero points, bit for bit. Empty when there is none.
+// First difference between what was read and what was meant: codes, scales (in
+// their own dtype, or as `stored` has them) and zero points, bit for bit. Empty
+// when there is none.
 std::string CompareIntegers(const at::Tensor& codes, const at::Tensor& scales,
                             const at::Tensor& zeros, const QuantizedLinear& expected);
+std::string CompareIntegers(const at::Tensor& codes, const at::Tensor& scales,
+                            const at::Tensor& zeros, const QuantizedLinear& expected,
+                            at::ScalarType stored);
+std::string CompareScales(const at::Tensor& scales, const QuantizedLinear& expected,
+                          at::ScalarType stored);
 
 // Whether two tensors have the same dtype, shape and bytes.
 bool SameBytes(const at::Tensor& a, const at::Tensor& b);

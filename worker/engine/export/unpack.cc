@@ -1,5 +1,6 @@
 #include "worker/engine/export/unpack.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <iostream>
 #include <map>
@@ -11,6 +12,8 @@
 #include "worker/engine/base/file.h"
 #include "worker/engine/base/json.h"
 #include "worker/engine/base/strings.h"
+#include "worker/engine/export/awq_gemm.h"
+#include "worker/engine/export/gptq.h"
 #include "worker/engine/export/model_files.h"
 #include "worker/engine/export/output_reader.h"
 #include "worker/engine/export/packed_reader.h"
@@ -29,23 +32,36 @@ struct PartNames {
   std::string scales;
   std::string zeros;
   std::string shape;  // empty: the layout does not store it
+  // Other parts, which unpacking takes along.
+  std::vector<std::string> more = {};
 };
 
 const PartNames kQuantry = {"model.quantry", ".codes", ".scales", ".zeros", ""};
 const PartNames kCompressedTensors = {"model", ".weight_packed", ".weight_scale",
                                       ".weight_zero_point", ".weight_shape"};
+const PartNames kGptq = {"model", ".qweight", ".scales", ".qzeros", "", {".g_idx"}};
+const PartNames kAwq = {"model", ".qweight", ".scales", ".qzeros", ""};
 
 struct Source {
   const PartNames* parts = nullptr;
   nlohmann::ordered_json config;  // without quantization_config
   GridSpec grid;
+  GptqVersion gptq = GptqVersion::kV2;
 };
 
 [[noreturn]] void Refuse(const std::string& dir, const std::string& why) {
   throw UserError("INVALID_CHECKPOINT",
                   StrCat(dir, " cannot be unpacked: ", why,
-                         "; wanted a quantry or compressed-tensors folder of this engine"),
+                         "; wanted a quantry, compressed-tensors, GPTQ or AWQ folder"),
                   {{"path", dir}});
+}
+
+// checkpoint_format of a GPTQ folder; none is the oldest.
+GptqVersion VersionOf(const std::string& dir, const nlohmann::ordered_json& quantization) {
+  const std::string format = quantization.value("checkpoint_format", "gptq");
+  if (format == "gptq_v2") return GptqVersion::kV2;
+  if (format != "gptq") Refuse(dir, "its checkpoint_format is " + Printable(format));
+  return GptqVersion::kV1;
 }
 
 Source Describe(const std::string& dir) {
@@ -62,6 +78,15 @@ Source Describe(const std::string& dir) {
       source.parts = &kQuantry;
       source.grid = {quantization.at("bits"), quantization.at("group_size"),
                      quantization.at("symmetric")};
+    } else if (quantization.at("quant_method") == "gptq") {
+      source.parts = &kGptq;
+      source.grid.bits = quantization.at("bits");
+      source.gptq = VersionOf(dir, quantization);
+    } else if (quantization.at("quant_method") == "awq") {
+      if (quantization.at("bits") != 4 || quantization.at("version") != "gemm") {
+        Refuse(dir, "only AWQ of 4 bits and version gemm is known");
+      }
+      source.parts = &kAwq;
     } else if (quantization.at("format") == "pack-quantized") {
       source.parts = &kCompressedTensors;
       const auto& weights = quantization.at("config_groups").at("group_0").at("weights");
@@ -79,17 +104,23 @@ bool EndsWith(const std::string& text, const std::string& end) {
   return text.size() > end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
-// Columns of a linear: stored, or what the input's shape says.
-int64_t Columns(const OutputReader& reader, const Source& source, const std::string& module,
-                const nlohmann::json& shapes) {
+// [rows, columns] of a linear: stored, or what the codes and the input say.
+std::vector<int64_t> ShapeOf(const OutputReader& reader, const Source& source,
+                             const std::string& module, const nlohmann::json& shapes) {
+  const at::Tensor codes = reader.Read(module + source.parts->codes);
+  if (codes.dim() != 2) throw UserError("INVALID_CHECKPOINT", module + ": codes are no matrix");
+  if (source.parts == &kGptq) {
+    return {codes.size(1), reader.Read(module + kGptq.more[0]).numel()};
+  }
+  if (source.parts == &kAwq) return {codes.size(1) * 8, codes.size(0)};
   if (!source.parts->shape.empty()) {
     const at::Tensor shape = reader.Read(module + source.parts->shape);
     if (shape.scalar_type() != at::kLong || shape.numel() != 2) {
       throw UserError("INVALID_CHECKPOINT", module + ": weight_shape must be two int64");
     }
-    return shape[1].item<int64_t>();
+    return {codes.size(0), shape[1].item<int64_t>()};
   }
-  return shapes.at(module).at("shape").at(1).get<int64_t>();
+  return {codes.size(0), shapes.at(module).at("shape").at(1).get<int64_t>()};
 }
 
 // Shapes of all linears from the quantry metadata.
@@ -104,9 +135,50 @@ nlohmann::json ShapesOf(const OutputReader& reader) {
   return shapes;
 }
 
+TensorReader ReaderOf(const OutputReader& reader) {
+  return [&reader](const std::string& name) { return reader.Read(name); };
+}
+
+// The same of GPTQ, whose columns name their groups in any order.
+at::Tensor DenseGptq(const OutputReader& reader, const Source& source, const std::string& module) {
+  const GptqTensors from = ReadGptq(ReaderOf(reader), module, source.grid.bits, source.gptq);
+  const at::Tensor groups = from.groups.to(at::kLong);
+  const bool fits = groups.numel() > 0 && from.scales.sizes() == from.zeros.sizes() &&
+                    from.scales.size(0) == from.codes.size(0) &&
+                    groups.min().item<int64_t>() >= 0 &&
+                    groups.max().item<int64_t>() < from.scales.size(1);
+  if (!fits) {
+    throw UserError("INVALID_CHECKPOINT", StrCat(module, ": codes ", from.codes.sizes(),
+                                                 ", zero points ", from.zeros.sizes(), ", scales ",
+                                                 from.scales.sizes(), " and g_idx do not fit"));
+  }
+  return from.codes.to(at::kFloat)
+      .sub_(from.zeros.to(at::kFloat).index_select(1, groups))
+      .mul_(from.scales.to(at::kFloat).index_select(1, groups))
+      .to(at::kBFloat16);
+}
+
+at::Tensor DenseAwq(const OutputReader& reader, const std::string& module) {
+  QuantizedLinear linear;
+  linear.codes = ReadAwqWords(reader.Read(module + kAwq.codes)).t().contiguous();
+  linear.zeros = ReadAwqWords(reader.Read(module + kAwq.zeros)).t().contiguous();
+  linear.scales = reader.Read(module + kAwq.scales).t().to(at::kFloat).contiguous();
+  if (linear.scales.sizes() != linear.zeros.sizes() || linear.scales.numel() == 0 ||
+      linear.scales.size(0) != linear.codes.size(0) ||
+      linear.codes.size(1) % linear.scales.size(1) != 0) {
+    throw UserError(
+        "INVALID_CHECKPOINT",
+        StrCat(module, ": codes ", linear.codes.sizes(), ", zero points ", linear.zeros.sizes(),
+               " and scales ", linear.scales.sizes(), " do not fit"));
+  }
+  return linear.Dequantize().to(at::kBFloat16);
+}
+
 // (codes - zeros) * scales in bf16, [N, K].
 at::Tensor DenseWeight(const OutputReader& reader, const Source& source, const std::string& module,
                        int64_t columns) {
+  if (source.parts == &kGptq) return DenseGptq(reader, source, module);
+  if (source.parts == &kAwq) return DenseAwq(reader, module);
   QuantizedLinear linear;
   const at::Tensor scales = reader.Read(module + source.parts->scales);
   const at::Tensor packed = reader.Read(module + source.parts->codes);
@@ -131,8 +203,17 @@ at::Tensor DenseWeight(const OutputReader& reader, const Source& source, const s
 struct Step {
   std::string name;
   std::string module;
-  int64_t columns = 0;
+  std::vector<int64_t> shape = {};  // of an unpacked one
 };
+
+// Whether a tensor is a part of a linear, its codes apart.
+bool IsPart(const PartNames& parts, const std::string& name) {
+  std::vector<std::string> ends = parts.more;
+  ends.insert(ends.end(), {parts.scales, parts.zeros});
+  if (!parts.shape.empty()) ends.push_back(parts.shape);
+  return std::any_of(ends.begin(), ends.end(),
+                     [&](const std::string& end) { return EndsWith(name, end); });
+}
 
 std::vector<Step> PlanUnpack(const OutputReader& reader, const Source& source) {
   const nlohmann::json shapes = ShapesOf(reader);
@@ -140,10 +221,9 @@ std::vector<Step> PlanUnpack(const OutputReader& reader, const Source& source) {
   for (const std::string& name : reader.names()) {
     if (EndsWith(name, source.parts->codes)) {
       const std::string module = name.substr(0, name.size() - source.parts->codes.size());
-      steps.push_back({module + ".weight", module, Columns(reader, source, module, shapes)});
-    } else if (!EndsWith(name, source.parts->scales) && !EndsWith(name, source.parts->zeros) &&
-               !(source.parts->shape.size() > 0 && EndsWith(name, source.parts->shape))) {
-      steps.push_back({name, "", 0});
+      steps.push_back({module + ".weight", module, ShapeOf(reader, source, module, shapes)});
+    } else if (!IsPart(*source.parts, name)) {
+      steps.push_back({name, ""});
     }
   }
   return steps;
@@ -162,12 +242,11 @@ void UnpackFolder(const std::string& input, const std::string& output) {
   }
   std::vector<TensorSpec> specs;
   for (const Step& step : steps) {
-    const at::Tensor first =
-        reader.Read(step.module.empty() ? step.name : step.module + source.parts->codes);
     if (step.module.empty()) {
-      specs.push_back({step.name, first.scalar_type(), first.sizes().vec()});
+      const at::Tensor copied = reader.Read(step.name);
+      specs.push_back({step.name, copied.scalar_type(), copied.sizes().vec()});
     } else {
-      specs.push_back({step.name, at::kBFloat16, {first.size(0), step.columns}});
+      specs.push_back({step.name, at::kBFloat16, step.shape});
     }
   }
   std::filesystem::create_directories(output);
@@ -177,7 +256,7 @@ void UnpackFolder(const std::string& input, const std::string& output) {
   for (const Step& step : steps) {
     writer.Append(step.name, step.module.empty()
                                  ? reader.Read(step.name)
-                                 : DenseWeight(reader, source, step.module, step.columns));
+                                 : DenseWeight(reader, source, step.module, step.shape[1]));
   }
   writer.Finish();
   WriteFileAtomically(output + "/config.json", source.config.dump(2) + "\n");

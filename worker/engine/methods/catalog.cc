@@ -17,14 +17,18 @@ constexpr int64_t kMaxGroupSize = 1 << 20;
 // More candidates than this only cost time.
 constexpr int64_t kMaxScaleGridPoints = 1000;
 
-const std::vector<std::string> kFormats = {"compressed-tensors", "dense", "quantry"};
+// All that hold integers on a grid; some not at all bits (export/layout.cc).
+const std::vector<std::string> kFormats = {
+    "compressed-tensors", "dense", "quantry", "gptq", "gptq-v1", "awq", "int4-carrier"};
 
 std::vector<ParameterRow> GridParameters() {
   return {{"grid.bits", "int32", "4", "Bits of one weight: 2, 3, 4 or 8."},
           {"grid.group_size", "int32", "128",
            "Columns that share one scale; -1 = per channel. Must divide in_features."},
           {"grid.symmetric", "bool", "false",
-           "Zero point fixed to 2^(bits-1) instead of an integer per group."}};
+           "Zero point fixed to 2^(bits-1) instead of an integer per group."},
+          {"grid.zero_point_at_least_one", "bool", "false",
+           "Integer zero points start at 1, as format gptq-v1 needs; no effect when symmetric."}};
 }
 
 std::unique_ptr<Method> CreateRtn(JsonObject&) { return std::make_unique<Rtn>(); }
@@ -139,6 +143,7 @@ GridSpec ParseGrid(JsonObject& options, const GridSpec& defaults) {
     const int64_t size = object->Int("group_size", 0, -1, kMaxGroupSize);
     if (size != 0) grid.group_size = size;
     grid.symmetric = object->Bool("symmetric", defaults.symmetric);
+    grid.zero_at_least_one = object->Bool("zero_point_at_least_one", defaults.zero_at_least_one);
     object->Finish();
   }
   CheckGrid(grid, {});

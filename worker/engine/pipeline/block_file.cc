@@ -1,6 +1,7 @@
 #include "worker/engine/pipeline/block_file.h"
 
 #include <cstdio>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "worker/engine/base/error.h"
@@ -63,7 +64,8 @@ BlockReport ReportFrom(const nlohmann::json& json) {
   BlockReport report;
   report.index = json.at("index").get<int>();
   const auto number = [&](const char* name) {
-    return json.at(name).is_number() ? json.at(name).get<double>() : 0.0;
+    return json.at(name).is_number() ? json.at(name).get<double>()
+                                     : std::numeric_limits<double>::quiet_NaN();
   };
   report.loss_rtn = number("loss_rtn");
   report.loss_final = number("loss_final");

@@ -8,6 +8,7 @@
 
 #include "worker/engine/base/file.h"
 #include "worker/engine/base/sha256.h"
+#include "worker/engine/export/exporter.h"
 #include "worker/engine/methods/linear_shapes.h"
 #include "worker/engine/pipeline/versions.h"
 #include "worker/engine/tokenizer/tokenizer.h"
@@ -59,11 +60,17 @@ std::vector<HashedFile> HashInputs(const Job& job, const Checkpoint& checkpoint)
 
 }  // namespace
 
+void CheckOutputs(const Job& job, const Checkpoint& checkpoint) {
+  const std::vector<PlannedLinear> linears = PlannedLinears(PlanTensors(checkpoint));
+  for (const OutputFormatRow* row : job.outputs) CheckShapes(*row, job.grid, linears);
+}
+
 Inputs OpenInputs(const Job& job) {
   Inputs inputs;
   inputs.checkpoint = Checkpoint::Open(job.model_dir);
   const Checkpoint& checkpoint = *inputs.checkpoint;
   CheckGrid(job.grid, LinearWidths(checkpoint.architecture(), checkpoint.config()));
+  CheckOutputs(job, checkpoint);
   std::shared_ptr<const Tokenizer> tokenizer;
   if (NeedsTokenizer(job.calibration) || NeedsTokenizer(job.evaluation)) {
     tokenizer = Tokenizer::Load(job.model_dir + "/tokenizer.json");

@@ -28,6 +28,9 @@ Inputs OpenInputs(const Job& job);
 // method, calibration, seed, versions, thread count, device type.
 std::string Fingerprint(const Job& job, const Inputs& inputs, const at::Device& device);
 
+// Throws UserError INVALID_SPEC when an output cannot hold the model's shapes.
+void CheckOutputs(const Job& job, const Checkpoint& checkpoint);
+
 // Storage dtypes of a block's dense tensors, key below the block.
 std::map<std::string, at::ScalarType> DenseDtypes(const Checkpoint& checkpoint, int block);
 

@@ -89,6 +89,12 @@ void ParseOutputs(JsonObject& parent, Job& job) {
     if (std::find(job.outputs.begin(), job.outputs.end(), found) != job.outputs.end()) {
       output.Refuse("format", "a format that is not asked for twice");
     }
+    const std::vector<std::string>& offered = job.method_row->output_formats;
+    if (std::find(offered.begin(), offered.end(), found->name) == offered.end()) {
+      output.Refuse("format", StrCat("what method ", job.method_row->name,
+                                     " can be written as: ", Join(offered), "; not ", found->name));
+    }
+    CheckFormat(*found, job.grid);
     job.outputs.push_back(found);
   }
   if (job.outputs.empty()) job.outputs.push_back(&OutputFormats().front());

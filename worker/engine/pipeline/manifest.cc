@@ -17,6 +17,8 @@ Json ToJson(const OutputSummary& output) {
   return {{"format", output.format},
           {"path", output.path},
           {"bytes", output.bytes},
+          {"bits_per_weight", output.bits_per_weight},
+          {"theoretical_bytes", output.theoretical_bytes},
           {"compatibility", output.compatibility},
           {"verified", output.verified}};
 }

@@ -117,6 +117,10 @@ INSTANTIATE_TEST_SUITE_P(
         BadJob{"many_samples", R"({"calibration": {"samples": 99999999}})", "samples"},
         BadJob{"one_token", R"({"calibration": {"sequence_length": 1}})", "at least 2"},
         BadJob{"bad_format", R"({"outputs": [{"format": "GGUF"}]})", "OUTPUT_FORMAT_DENSE"},
+        BadJob{"awq_of_three_bits", R"({"outputs": [{"format": "OUTPUT_FORMAT_AWQ"}]})",
+               "quantry, gptq, int4-carrier"},
+        BadJob{"v1_with_zero_points_of_zero",
+               R"({"outputs": [{"format": "OUTPUT_FORMAT_GPTQ_V1"}]})", "zero_point_at_least_one"},
         BadJob{
             "format_twice",
             R"({"outputs": [{"format": "OUTPUT_FORMAT_DENSE"},{"format": "OUTPUT_FORMAT_DENSE"}]})",

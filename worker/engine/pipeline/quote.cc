@@ -8,6 +8,7 @@
 #include "worker/engine/export/accounting.h"
 #include "worker/engine/methods/batches.h"
 #include "worker/engine/methods/linear_shapes.h"
+#include "worker/engine/pipeline/inputs.h"
 #include "worker/engine/pipeline/steps.h"
 #include "worker/engine/quant/grid.h"
 
@@ -57,7 +58,10 @@ void CheckInputs(const Job& job, const Checkpoint& checkpoint, Json& problems) {
       problems.push_back(std::string(error.reason) + ": " + error.what());
     }
   };
-  note([&] { CheckGrid(job.grid, LinearWidths(checkpoint.architecture(), checkpoint.config())); });
+  note([&] {
+    CheckGrid(job.grid, LinearWidths(checkpoint.architecture(), checkpoint.config()));
+    CheckOutputs(job, checkpoint);
+  });
   for (const auto* text : {&job.calibration, &job.evaluation}) {
     if (!*text) continue;
     note([&] {
@@ -76,11 +80,9 @@ Json OutputsJson(const Job& job, const Checkpoint& checkpoint) {
   Json outputs = Json::array();
   for (const OutputFormatRow* row : job.outputs) {
     const auto layout = row->create(job.grid, scale_dtype);
-    outputs.push_back(
-        {{"format", row->enum_name},
-         {"bytes", OutputBytes(plan, *layout)},
-         {"bits_per_weight",
-          row->name == "dense" ? 16.0 : CountBits(checkpoint, plan, *layout, 0).linears}});
+    outputs.push_back({{"format", row->enum_name},
+                       {"bytes", OutputBytes(plan, *layout)},
+                       {"bits_per_weight", StoredBitsPerWeight(plan, *layout)}});
   }
   return outputs;
 }

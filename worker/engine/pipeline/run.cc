@@ -17,6 +17,7 @@
 #include "worker/engine/pipeline/inputs.h"
 #include "worker/engine/pipeline/manifest.h"
 #include "worker/engine/pipeline/output_folders.h"
+#include "worker/engine/pipeline/report.h"
 #include "worker/engine/pipeline/steps.h"
 #include "worker/engine/pipeline/streams.h"
 #include "worker/engine/quant/grid.h"
@@ -233,6 +234,7 @@ void Run::QuantizeBlock(int index) {
                        device_,
                        &stages};
   MethodResult result = job_.method->Quantize(task, *progress_);
+  for (const QuantizedLinear& linear : result.block.linears) CheckStorable(linear);
   BlockReport report;
   report.index = index;
   report.metrics = std::move(result.metrics);
@@ -324,6 +326,10 @@ void Run::Finish() {
   manifest_.device = DescribeDevice(device_);
   manifest_.model_type = checkpoint().config().model_type;
   manifest_.create_time = UtcNow();
+  for (const HashedFile& file :
+       WriteReport(job_.output_dir, job_.method_row->name, manifest_.blocks)) {
+    manifest_.files.push_back(file);
+  }
   const std::string sha256 = WriteManifest(job_, manifest_);
   if (job_.checkpoint_dir.empty()) checkpoints_->Clear();
   events_.Completed(sha256, manifest_.quality_gate_failed);

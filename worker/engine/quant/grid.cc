@@ -49,7 +49,12 @@ GroupGrid GridOf(const at::Tensor& grouped, const GridSpec& spec, at::ScalarType
     return {scales, zeros};
   }
   at::Tensor scales = RoundScales((hi - lo).clamp_min_(kMinRange).div_(qmax), scale_dtype);
-  at::Tensor zeros = lo.neg_().div_(scales).round_().clamp_(0.0, qmax);
+  at::Tensor zeros = lo.neg().div_(scales).round_().clamp_(0.0, qmax);
+  if (spec.zero_at_least_one) {
+    const at::Tensor wider = RoundScales(hi.clamp_min(kMinRange).div_(qmax - 1.0), scale_dtype);
+    scales = at::where(zeros < 1.0, wider, scales);
+    zeros.clamp_min_(1.0);
+  }
   return {scales, zeros};
 }
 
@@ -78,10 +83,10 @@ at::ScalarType ScaleDtypeFor(at::ScalarType model_dtype) {
 }
 
 at::Tensor RoundScales(const at::Tensor& scales, at::ScalarType dtype) {
-  const bool half = dtype == at::kHalf;
-  const double smallest = half ? 0x1p-24 : 0x1p-126;
-  const double largest = half ? 65504.0 : static_cast<double>(0x1.fep127f);
-  return scales.clamp(smallest, largest).to(dtype).to(at::kFloat);
+  // fp16's smallest subnormal; the largest values of fp16, and of bf16 in it.
+  const double smallest = 0x1p-24;
+  const double largest = dtype == at::kHalf ? 65504.0 : 65280.0;
+  return scales.clamp(smallest, largest).to(dtype).to(at::kHalf).to(at::kFloat);
 }
 
 GroupGrid MinMaxGrid(const at::Tensor& weight, const GridSpec& spec, at::ScalarType scale_dtype) {
@@ -130,6 +135,20 @@ at::Tensor FakeQuantize(const at::Tensor& weight, const GridSpec& spec,
     result.slice(0, row, row + part.size(0)).copy_(values.view(part.sizes()));
   }
   return result;
+}
+
+void CheckStorable(const QuantizedLinear& linear) {
+  std::string what;
+  if (!at::equal(linear.scales, RoundScales(linear.scales, linear.scale_dtype))) {
+    what = "scales that are not rounded to their storage dtype";
+  } else if (linear.zeros.numel() > 0 && linear.zeros.min().item<int64_t>() < linear.grid.zmin()) {
+    what = "a zero point of 0 where 1 is the least";
+  }
+  if (what.empty()) return;
+  throw EngineError(FailureClass::kBug, "INTERNAL",
+                    "the method left " + linear.name + " with " + what +
+                        "; no output could hold it; please report it",
+                    {{"linear", linear.name}});
 }
 
 void CheckGrid(const GridSpec& spec, const std::vector<NamedWidth>& linears) {

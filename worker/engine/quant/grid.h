@@ -14,7 +14,7 @@ namespace quantry::engine {
 // Scale and zero point of every group of one weight, on the weight's device.
 struct GroupGrid {
   at::Tensor scales;  // fp32 [out, groups], each exactly representable in the storage dtype
-  at::Tensor zeros;   // fp32 [out, groups], integers 0 .. qmax
+  at::Tensor zeros;   // fp32 [out, groups], integers zmin .. qmax
 };
 
 // Storage dtype of scales for a checkpoint of dtype `model_dtype`: bf16 for
@@ -24,12 +24,17 @@ at::ScalarType ScaleDtypeFor(at::ScalarType model_dtype);
 
 // Rounds to `dtype` and back to fp32, keeping every scale positive and
 // finite: underflow becomes the smallest positive value, overflow the largest.
+// The result is exact in fp16 for either dtype, so that every output format
+// holds the same scales: bf16 ones are also multiples of 2^-24 of at most 65280.
 at::Tensor RoundScales(const at::Tensor& scales, at::ScalarType dtype);
 
 // Min/max grid of weight [out, in] fp32. Ranges always include 0 (spec:
 // targets.md, "RTN here").
 //   asymmetric: s = max(hi - lo, 1e-5) / qmax, z = clamp(round(-lo / s), 0, qmax)
 //   symmetric:  s = absmax / ((2^b - 1) / 2),  z = 2^(b-1)
+// With zero_at_least_one a group whose z would be 0 gets z = 1 and, because a
+// code below zero is then spent, s = max(hi, 1e-5) / (qmax - 1): hi stays on
+// the grid (clamping z alone would cut it off by a whole step).
 // Scales are rounded to `scale_dtype` before zero points are computed. The
 // group size must divide `in` (CheckGroupSize).
 GroupGrid MinMaxGrid(const at::Tensor& weight, const GridSpec& spec, at::ScalarType scale_dtype);
@@ -46,6 +51,11 @@ QuantizedLinear QuantizeNearest(const std::string& name, const at::Tensor& weigh
 // QuantizeNearest(...).Dequantize() bit for bit, without making integers.
 // The search loops of the methods live in this function.
 at::Tensor FakeQuantize(const at::Tensor& weight, const GridSpec& spec, at::ScalarType scale_dtype);
+
+// A method's result, before hours go by: scales must survive every output's
+// dtype (RoundScales) and zero points lie within the grid. EngineError BUG
+// naming the linear otherwise.
+void CheckStorable(const QuantizedLinear& linear);
 
 // Name and in_features of a linear that is to be quantized.
 using NamedWidth = std::pair<std::string, int64_t>;

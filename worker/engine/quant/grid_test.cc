@@ -16,11 +16,15 @@ struct GridCase {
   int64_t group_size;
   bool symmetric;
   at::ScalarType scale_dtype;
+  bool zero_at_least_one = false;
 };
 
 class GridTest : public ::testing::TestWithParam<GridCase> {
  protected:
-  GridSpec spec() const { return {GetParam().bits, GetParam().group_size, GetParam().symmetric}; }
+  GridSpec spec() const {
+    return {GetParam().bits, GetParam().group_size, GetParam().symmetric,
+            GetParam().zero_at_least_one};
+  }
 };
 
 TEST_P(GridTest, FakeQuantizeEqualsIntegersDequantized) {
@@ -46,7 +50,9 @@ TEST_P(GridTest, ErrorIsAtMostHalfAStepInsideTheRange) {
 TEST_P(GridTest, ScalesSurviveTheirStorageDtype) {
   at::manual_seed(3);
   const GroupGrid grid = MinMaxGrid(at::randn({8, 96}), spec(), GetParam().scale_dtype);
-  EXPECT_TRUE(at::equal(grid.scales, grid.scales.to(GetParam().scale_dtype).to(at::kFloat)));
+  for (const at::ScalarType dtype : {GetParam().scale_dtype, at::kHalf}) {
+    EXPECT_TRUE(at::equal(grid.scales, grid.scales.to(dtype).to(at::kFloat))) << dtype;
+  }
   EXPECT_TRUE(at::equal(grid.zeros, grid.zeros.round()));
 }
 
@@ -60,6 +66,8 @@ TEST_P(GridTest, DegenerateGroupsStayFinite) {
   EXPECT_TRUE(at::isfinite(linear.Dequantize()).all().item<bool>());
   EXPECT_GT(linear.scales.min().item<double>(), 0.0);
   EXPECT_LE(linear.zeros.max().item<int>(), spec().qmax());
+  EXPECT_GE(linear.zeros.min().item<int>(), spec().zmin());
+  EXPECT_TRUE(at::equal(linear.scales, linear.scales.to(at::kHalf).to(at::kFloat)));
   EXPECT_EQ(linear.Dequantize()[0].abs().max().item<double>(), 0.0);
 }
 
@@ -68,6 +76,8 @@ INSTANTIATE_TEST_SUITE_P(Grids, GridTest,
                                            GridCase{"asym3channel", 3, -1, false, at::kHalf},
                                            GridCase{"asym4g48bf16", 4, 48, false, at::kBFloat16},
                                            GridCase{"asym8g96", 8, 96, false, at::kHalf},
+                                           GridCase{"one2g32", 2, 32, false, at::kHalf, true},
+                                           GridCase{"one3bf16", 3, -1, false, at::kBFloat16, true},
                                            GridCase{"sym2channel", 2, -1, true, at::kHalf},
                                            GridCase{"sym3g32bf16", 3, 32, true, at::kBFloat16},
                                            GridCase{"sym4g16", 4, 16, true, at::kHalf},
@@ -83,6 +93,48 @@ TEST(Grid, KnownValues) {
   // 0.5 rounds to 0 and 1.5 to 2: half to even.
   const at::Tensor want = at::tensor({0, 1, 3, 3}, at::kByte).view({1, 4});
   EXPECT_TRUE(at::equal(linear.codes, want)) << linear.codes;
+}
+
+TEST(Grid, AZeroPointOfOneKeepsTheLargestWeight) {
+  // lo = 0, hi = 1.5: plainly s = 0.5, z = 0; from 1 on, codes 1 .. 3 span hi.
+  const at::Tensor weight = at::tensor({0.0F, 0.25F, 0.75F, 1.5F}).view({1, 4});
+  const QuantizedLinear plain = QuantizeNearest("w", weight, {}, {2, -1, false}, at::kHalf);
+  EXPECT_EQ(plain.zeros.item<int>(), 0);
+  const QuantizedLinear one = QuantizeNearest("w", weight, {}, {2, -1, false, true}, at::kHalf);
+  EXPECT_EQ(one.zeros.item<int>(), 1);
+  EXPECT_EQ(one.scales.item<float>(), 0.75F);
+  EXPECT_EQ(one.Dequantize()[0][3].item<float>(), 1.5F);
+}
+
+TEST(Grid, OtherGroupsAreAsWithoutTheLowerBound) {
+  at::manual_seed(5);
+  const at::Tensor weight = at::randn({64, 96});  // every group has both signs
+  const QuantizedLinear plain = QuantizeNearest("w", weight, {}, {3, 48, false}, at::kHalf);
+  const QuantizedLinear one = QuantizeNearest("w", weight, {}, {3, 48, false, true}, at::kHalf);
+  EXPECT_TRUE(at::equal(plain.codes, one.codes));
+  EXPECT_TRUE(at::equal(plain.scales, one.scales));
+}
+
+TEST(Grid, Bf16ScalesAreExactInFp16) {
+  // 2^-25 .. 2^17 in uneven steps, beyond both ends of fp16.
+  const at::Tensor scales = at::pow(2.0, at::linspace(-25, 17, 4001));
+  const at::Tensor rounded = RoundScales(scales, at::kBFloat16);
+  for (const at::ScalarType dtype : {at::kHalf, at::kBFloat16}) {
+    EXPECT_TRUE(at::equal(rounded, rounded.to(dtype).to(at::kFloat))) << dtype;
+  }
+  EXPECT_GT(rounded.min().item<double>(), 0.0);
+}
+
+TEST(Grid, WhatNoOutputCouldHoldIsSeen) {
+  QuantizedLinear linear =
+      QuantizeNearest("w", at::rand({2, 8}), {}, {4, -1, false, true}, at::kBFloat16);
+  EXPECT_NO_THROW(CheckStorable(linear));
+  linear.scales.mul_(1.001);
+  EXPECT_THROW(CheckStorable(linear), EngineError);
+  linear.scales = RoundScales(linear.scales, at::kBFloat16);
+  EXPECT_NO_THROW(CheckStorable(linear));
+  linear.zeros[1][0] = 0;
+  EXPECT_THROW(CheckStorable(linear), EngineError);
 }
 
 TEST(Grid, SymmetricScaleIsAbsmaxOverHalfTheLevels) {

@@ -1,0 +1,60 @@
+#include "server/rpc/output_formats.h"
+
+#include <google/protobuf/descriptor.h>
+#include <google/protobuf/message.h>
+
+#include <vector>
+
+#include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
+
+namespace quantry::server {
+namespace {
+
+template <typename Keep>
+std::string Names(Keep keep) {
+  std::vector<std::string> names;
+  const auto* type = v1::OutputFormat_descriptor();
+  for (int i = 0; i < type->value_count(); ++i) {
+    const auto format = static_cast<v1::OutputFormat>(type->value(i)->number());
+    if (format == v1::OUTPUT_FORMAT_UNSPECIFIED || !keep(format)) continue;
+    names.emplace_back(absl::StripPrefix(type->value(i)->name(), "OUTPUT_FORMAT_"));
+  }
+  return absl::StrJoin(names, ", ");
+}
+
+}  // namespace
+
+const v1::WeightGrid* GridOf(const v1::Method& method) {
+  const auto* kind = method.GetReflection()->GetOneofFieldDescriptor(
+      method, v1::Method::descriptor()->FindOneofByName("kind"));
+  if (kind == nullptr) return nullptr;
+  const auto* grid = kind->message_type()->FindFieldByName("grid");
+  if (grid == nullptr || grid->message_type() != v1::WeightGrid::descriptor()) return nullptr;
+  const auto& options = method.GetReflection()->GetMessage(method, kind);
+  return static_cast<const v1::WeightGrid*>(&options.GetReflection()->GetMessage(options, grid));
+}
+
+std::string WantedGrid(v1::OutputFormat format, const v1::WeightGrid& grid) {
+  switch (format) {
+    case v1::OUTPUT_FORMAT_AWQ:
+      return grid.bits() == 4 ? "" : "a grid of 4 bits";
+    case v1::OUTPUT_FORMAT_INT4_CARRIER:
+      return grid.bits() <= 3 ? "" : "a grid of 2 or 3 bits";
+    case v1::OUTPUT_FORMAT_GPTQ_V1:
+      if (grid.symmetric() || grid.zero_point_at_least_one()) return "";
+      return "a grid that is symmetric or has zero_point_at_least_one";
+    default:
+      return "";
+  }
+}
+
+std::string FormatsHolding(const v1::WeightGrid& grid) {
+  return Names([&](v1::OutputFormat format) { return WantedGrid(format, grid).empty(); });
+}
+
+std::string KnownFormats() {
+  return Names([](v1::OutputFormat) { return true; });
+}
+
+}  // namespace quantry::server

@@ -1,0 +1,87 @@
+"""Every packed output of one job, decoded by numpy and compared with the dense output, bit for bit."""
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+from packed_formats import decode_folder, to_bf16  # noqa: E402
+from random_models import write_random_model  # noqa: E402
+from reference_forward import read_safetensors  # noqa: E402
+
+WIDE = {"hidden_size": 64, "intermediate_size": 96}
+
+
+def run_engine(binaries, folder, model, grid, formats, command="run"):
+    folder.mkdir(parents=True)
+    job = {"model_dir": str(model), "output_dir": str(folder / "out"), "method": {"rtn": {"grid": grid}},
+           "outputs": [{"format": f"OUTPUT_FORMAT_{name}"} for name in formats]}
+    (folder / "job.json").write_text(json.dumps(job))
+    return subprocess.run([binaries / "quantry-engine", command, "--job", folder / "job.json"],
+                          capture_output=True, text=True, timeout=120)
+
+
+def last_error(done):
+    assert done.returncode == 1, done.stdout
+    return json.loads(done.stdout.splitlines()[-1])["error"]
+
+
+@pytest.mark.parametrize("architecture", ["llama-gqa-tied", "qwen2", "opt"])
+@pytest.mark.parametrize("grid,formats", [
+    ({"bits": 2, "group_size": 32}, ["COMPRESSED_TENSORS", "GPTQ", "INT4_CARRIER"]),
+    ({"bits": 3, "group_size": 16}, ["COMPRESSED_TENSORS", "GPTQ", "INT4_CARRIER"]),
+    ({"bits": 3, "group_size": -1, "symmetric": True}, ["COMPRESSED_TENSORS", "GPTQ", "GPTQ_V1", "INT4_CARRIER"]),
+    ({"bits": 4, "group_size": 32}, ["COMPRESSED_TENSORS", "GPTQ", "AWQ"]),
+    ({"bits": 4, "group_size": 32, "zero_point_at_least_one": True}, ["GPTQ", "GPTQ_V1", "AWQ"]),
+    ({"bits": 8, "group_size": -1}, ["COMPRESSED_TENSORS", "GPTQ"]),
+])
+def test_all_outputs_hold_the_dense_values(binaries, tmp_path, architecture, grid, formats):
+    changes = {"hidden_size": 64, "ffn_dim": 96, "word_embed_proj_dim": 64} if architecture == "opt" else WIDE
+    write_random_model(tmp_path / "model", architecture, **changes)
+    done = run_engine(binaries, tmp_path / "job", tmp_path / "model", grid, ["DENSE", *formats])
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    out = tmp_path / "job" / "out"
+    dense = read_safetensors(out / "dense" / "model.safetensors")
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert [output["format"] for output in manifest["outputs"]][1:] == [
+        name.lower().replace("_", "-") for name in formats]
+    for output in manifest["outputs"][1:]:
+        decoded = decode_folder(out / output["path"])
+        assert len(decoded) == 2 * (6 if architecture == "opt" else 7)
+        for module, weight in decoded.items():
+            assert np.array_equal(to_bf16(weight), dense[module + ".weight"]), (output["format"], module)
+        assert output["verified"] and output["compatibility"]
+        assert output["bits_per_weight"] >= grid["bits"]
+    if "GPTQ" in formats:
+        config = json.loads((out / "gptq" / "config.json").read_text())
+        assert json.loads((out / "gptq" / "quantize_config.json").read_text()) == config["quantization_config"]
+
+
+def test_the_carrier_says_what_it_takes(binaries, tmp_path):
+    write_random_model(tmp_path / "model", "llama", **WIDE)
+    run_engine(binaries, tmp_path / "job", tmp_path / "model", {"bits": 2, "group_size": 32}, ["INT4_CARRIER"])
+    manifest = json.loads((tmp_path / "job" / "out" / "manifest.json").read_text())
+    assert manifest["bits"]["linears"] == 2 + (16 + 2) / 32
+    assert manifest["outputs"][0]["bits_per_weight"] == 4 + 16 / 32
+
+
+@pytest.mark.parametrize("grid,name,fitting", [
+    ({"bits": 3}, "AWQ", "compressed-tensors, dense, quantry, gptq, int4-carrier"),
+    ({"bits": 4}, "GPTQ_V1", "compressed-tensors, dense, quantry, gptq, awq"),
+    ({"bits": 8}, "INT4_CARRIER", "compressed-tensors, dense, quantry, gptq"),
+])
+def test_a_format_that_cannot_hold_the_bits_is_refused(binaries, tmp_path, grid, name, fitting):
+    for command in ("run", "quote"):
+        error = last_error(run_engine(binaries, tmp_path / command, "/nowhere", grid, [name], command))
+        assert error["reason"] == "INVALID_SPEC" and error["metadata"]["fitting"] == fitting, error
+
+
+def test_shapes_that_do_not_fill_words_are_named(binaries, stories, tmp_path):
+    grid = {"bits": 4, "group_size": -1}
+    error = last_error(run_engine(binaries, tmp_path / "run", stories, grid, ["GPTQ"]))
+    assert "down_proj [64, 172]" in error["message"] and "compressed-tensors" in error["metadata"]["fitting"]
+    quote = json.loads(run_engine(binaries, tmp_path / "quote", stories, grid, ["GPTQ"], "quote").stdout)
+    assert "down_proj [64, 172]" in quote["problems"][0]
