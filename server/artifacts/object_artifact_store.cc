@@ -161,10 +161,14 @@ absl::StatusOr<std::unique_ptr<ArtifactStore>> OpenObjectArtifactStore(
   const std::string root = WithoutSlash(root_uri);
   auto storage = OpenStorage(root);
   if (!storage.ok()) return BadRoot(root_uri, std::string(storage.status().message()));
-  // A wrong endpoint, bucket or key is told now, not by the first job.
-  if (auto probe = (*storage)->Stat("probe"); !probe.ok()) {
+  // A wrong endpoint, bucket or key is told now, not by the first job. Reading
+  // alone would not tell: a bucket that is absent looks like an empty one.
+  constexpr std::string_view kProbe = "quantry-probe";
+  absl::Status probe = (*storage)->Write(kProbe, "written and removed at the start");
+  if (probe.ok()) probe = (*storage)->Delete(kProbe);
+  if (!probe.ok()) {
     return BadRoot(root_uri, absl::StrCat("the store does not answer as it should: ",
-                                          std::string(probe.status().message())));
+                                          std::string(probe.message())));
   }
   return std::make_unique<ObjectArtifactStore>(root, *std::move(storage));
 }

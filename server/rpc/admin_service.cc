@@ -136,8 +136,8 @@ class Service : public v1::AdminService::CallbackService, private ServiceBase<Se
     if (!artifacts.ok()) return artifacts.status();
     auto blobs = OpenStorage(context_->blobs->RootUri());
     if (!blobs.ok()) return blobs.status();
-    const auto report =
-        CollectGarbage(*context_->store, **artifacts, **blobs, options, context_->clock->Now());
+    const auto report = server::CollectGarbage(*context_->store, **artifacts, **blobs, options,
+                                               context_->clock->Now());
     if (!report.ok()) return report.status();
     log::Info(
         "garbage collected",

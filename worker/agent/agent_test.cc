@@ -364,7 +364,7 @@ TEST_F(AgentTest, FailuresDoNotTellTheMachinesFolders) {
   const std::string root = Path("work/jobs/uid-1/1");
   RunJob(Lease("stderr reading " + root + "/model/config.json\nerror USER INVALID_CHECKPOINT " +
                root + "/model/model.safetensors: bad header in " + Path("inputs/model") + "\n"));
-  const auto& request = Result().failed.at(0);
+  const auto request = Result().failed.at(0);
   EXPECT_EQ(request.error().message(),
             "model/model.safetensors: bad header in " + Path("inputs/model"));
   EXPECT_EQ(request.log_tail(), "reading model/config.json\n");

@@ -62,6 +62,7 @@ TEST_P(ModelTuningTest, LowersTheDivergenceAndKeepsTheIntegers) {
   ModelTuningOptions options;
   options.steps = 60;
   options.scale_rate = 0.01;
+  options.dense_rate = 0.001;
   std::vector<QuantizedBlock> tuned = blocks_;
   const ModelTuningReport report = Tune(options, tuned);
   EXPECT_EQ(progress_.steps, 60);
@@ -90,7 +91,6 @@ TEST_P(ModelTuningTest, SameSeedSameBytes) {
 TEST_P(ModelTuningTest, ARateOfZeroLeavesNormsAlone) {
   ModelTuningOptions options;
   options.steps = 3;
-  options.dense_rate = 0;
   std::vector<QuantizedBlock> tuned = blocks_;
   Tune(options, tuned);
   for (const auto& [name, value] : blocks_[0].dense) {

@@ -15,9 +15,7 @@ namespace {
 constexpr int64_t kMaxStages = 1000;
 constexpr int64_t kMaxSteps = 1000000;
 constexpr int64_t kMaxBatch = 4096;
-constexpr double kDefaultRate = 1e-3;
 constexpr double kDefaultDecay = 1e-4;
-constexpr int64_t kDefaultSteps = 250;
 
 struct Budget {
   int64_t divisor;  // of the steps; the rate grows by it
@@ -51,10 +49,10 @@ double ParseRate(JsonObject& options, const std::string& name) {
   return rate;
 }
 
-StepRates ParseRates(JsonObject& options, double budget) {
+StepRates ParseRates(JsonObject& options, double default_rate) {
   StepRates rates;
   const double rate = ParseRate(options, "learning_rate");
-  rates.rounding = rate > 0 ? rate : kDefaultRate * budget;
+  rates.rounding = rate > 0 ? rate : default_rate;
   const double scale_rate = ParseRate(options, "scale_learning_rate");
   rates.scale = scale_rate > 0 ? scale_rate : rates.rounding;
   const double decay = options.Number("scale_weight_decay", 0, -1);
@@ -72,17 +70,28 @@ StepRates ParseRates(JsonObject& options, double budget) {
 GridSpec ParseTesseraqGrid(JsonObject& options) {
   const TesseraqRecipe* recipe = FindRecipe(options);
   if (recipe == nullptr) return ParseGrid(options);
-  const GridSpec grid = ParseGrid(options, recipe->grid);
-  if (grid.bits == recipe->grid.bits && grid.group_size == recipe->grid.group_size) return grid;
-  const auto text = [](const GridSpec& g) {
-    return StrCat(g.bits, " bits, group size ", g.group_size);
-  };
-  options.Refuse(
-      "grid", StrCat("left out, or ", text(recipe->grid), " as recipe ", recipe->name, " has it"));
+  const GridSpec wanted = recipe->grid.value_or(GridSpec());
+  const GridSpec grid = ParseGrid(options, wanted);
+  if (!recipe->grid) return grid;
+  if (grid.bits == wanted.bits && grid.group_size == wanted.group_size) return grid;
+  options.Refuse("grid", StrCat("left out, or ", wanted.bits, " bits and group size ",
+                                wanted.group_size, " as recipe ", recipe->name, " has it"));
+}
+
+// Tuning of the whole model: the recipe's unless the message says otherwise.
+ModelTuningOptions ParseTuning(JsonObject& options, ModelTuningOptions tuning) {
+  const int64_t steps = options.Int("model_tuning_steps", 0, -1, kMaxSteps);
+  if (steps != 0) tuning.steps = std::max<int64_t>(steps, 0);
+  const double rate = ParseRate(options, "model_tuning_rate");
+  if (rate > 0) tuning.scale_rate = rate;
+  const double dense_rate = options.Number("model_tuning_dense_rate", 0, -1);
+  if (dense_rate != 0) tuning.dense_rate = std::max(dense_rate, 0.0);
+  return tuning;
 }
 
 TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
-  const TesseraqRecipe* recipe = FindRecipe(options);
+  const TesseraqRecipe* named = FindRecipe(options);
+  const TesseraqRecipe recipe = named == nullptr ? TesseraqRecipe() : *named;
   TesseraqOptions result;
   const int init = options.Choice(
       "init", {"INIT_UNSPECIFIED", "INIT_NONE", "INIT_AWQ", "INIT_OMNIQUANT", "INIT_QUAROT"}, 0);
@@ -93,12 +102,13 @@ TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
                    "budget",
                    {"BUDGET_UNSPECIFIED", "BUDGET_FULL", "BUDGET_BALANCED", "BUDGET_FAST"}, 0)]
           .divisor;
-  result.rounding.schedule = ParseSchedule(options, recipe == nullptr ? 20 : recipe->stages);
+  result.rounding.schedule = ParseSchedule(options, recipe.stages);
   const int64_t steps = options.Int("steps_per_stage", 0, 0, kMaxSteps);
-  result.rounding.steps_per_stage = steps > 0 ? steps : kDefaultSteps / divisor;
+  result.rounding.steps_per_stage =
+      steps > 0 ? steps : std::max<int64_t>(recipe.steps_per_stage / divisor, 1);
   const int64_t batch = options.Int("batch_size", 0, 0, kMaxBatch);
   if (batch > 0) result.rounding.batch_size = batch;
-  result.rounding.rates = ParseRates(options, static_cast<double>(divisor));
+  result.rounding.rates = ParseRates(options, recipe.learning_rate * static_cast<double>(divisor));
   result.rounding.dense_rate = ParseRate(options, "dense_learning_rate");
   result.rounding.final_steps = options.Int("final_steps", 0, 0, kMaxSteps);
   const double share = options.Number("final_rate_share", 0, 0);
@@ -110,14 +120,11 @@ TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
           0) == 2) {
     result.scale_curve = ScaleCurve::kExponential;
   }
-  result.tuning.steps = options.Int("model_tuning_steps", 0, 0, kMaxSteps);
-  const double tuning_rate = ParseRate(options, "model_tuning_rate");
-  if (tuning_rate > 0) result.tuning.scale_rate = tuning_rate;
-  result.tuning.dense_rate = ParseRate(options, "model_tuning_dense_rate");
+  result.tuning = ParseTuning(options, recipe.tuning);
   result.tuning.batch_size = result.rounding.batch_size;
   result.input_mixing = options.Number("input_mixing", 0, 0);
   if (result.input_mixing > 1) options.Refuse("input_mixing", "a probability, 0 to 1");
-  if (recipe != nullptr) result.calibration = recipe->calibration;
+  if (named != nullptr) result.calibration = recipe.calibration;
   return result;
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,14 +29,18 @@ struct TesseraqOptions {
   StreamShape calibration;  // what the recipe was made for
 };
 
-// One row of the recipes (docs/methods/tesseraq.md).
+// One row of the recipes (docs/methods/tesseraq.md): what the other fields of
+// the message leave open.
 struct TesseraqRecipe {
   std::string name;
   std::string summary;
-  GridSpec grid;
+  std::optional<GridSpec> grid;  // absent: any
   int activation_bits = 16;
   int stages = 20;
+  int64_t steps_per_stage = 250;
+  double learning_rate = 1e-3;
   StreamShape calibration = {512, 2048};
+  ModelTuningOptions tuning = {};
 };
 
 const std::vector<TesseraqRecipe>& TesseraqRecipes();
