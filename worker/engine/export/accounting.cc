@@ -1,20 +1,6 @@
 #include "worker/engine/export/accounting.h"
 
 namespace quantry::engine {
-namespace {
-
-constexpr int64_t kScaleBits = 16;
-
-// Bits of the codes, scales and zero points of one linear.
-int64_t LinearBits(const PlannedLinear& linear, const Layout& layout) {
-  const int64_t weights = linear.shape.out * linear.shape.in;
-  const int64_t groups = linear.shape.out * layout.Groups(linear);
-  const int64_t zero_bits = layout.grid().symmetric ? 0 : layout.grid().bits;
-  return weights * layout.grid().bits + groups * (kScaleBits + zero_bits);
-}
-
-}  // namespace
-
 BitAccounting CountBits(const Checkpoint& checkpoint, const std::vector<PlannedTensor>& plan,
                         const Layout& primary, uint64_t file_bytes) {
   BitAccounting bits;
@@ -27,7 +13,7 @@ BitAccounting CountBits(const Checkpoint& checkpoint, const std::vector<PlannedT
       continue;
     }
     bits.linear_weights += tensor.shape.out * tensor.shape.in;
-    linear_bits += LinearBits({tensor.written, tensor.shape}, primary);
+    linear_bits += primary.LinearBits(tensor.Linear());
   }
   bits.parameters = checkpoint.parameters();
   bits.linears = static_cast<double>(linear_bits) / static_cast<double>(bits.linear_weights);

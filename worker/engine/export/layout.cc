@@ -2,8 +2,10 @@
 
 #include <nlohmann/json.hpp>
 
+#include "worker/engine/base/error.h"
 #include "worker/engine/export/compressed_tensors.h"
 #include "worker/engine/export/dense.h"
+#include "worker/engine/export/mixed_binary_layout.h"
 #include "worker/engine/export/quantry_container.h"
 
 namespace quantry::engine {
@@ -14,7 +16,23 @@ std::unique_ptr<Layout> Create(const GridSpec& grid, at::ScalarType scale_dtype)
   return std::make_unique<T>(grid, scale_dtype);
 }
 
+template <typename T>
+std::unique_ptr<Layout> CreateMixed() {
+  return std::make_unique<T>(GridSpec(), at::kHalf, WeightKind::kMixedBinary);
+}
+
+constexpr int64_t kScaleBits = 16;
+
 }  // namespace
+
+int64_t Layout::LinearBits(const PlannedLinear& linear) const {
+  const auto [rows, columns] = linear.shape;
+  if (kind_ == WeightKind::kMixedBinary) {
+    return MixedBinaryBits(rows, columns, linear.salient, linear.holds_mask());
+  }
+  const int64_t zero_bits = grid_.symmetric ? 0 : grid_.bits;
+  return rows * columns * grid_.bits + rows * Groups(linear) * (kScaleBits + zero_bits);
+}
 
 // transformers refuses a file without format = "pt".
 std::map<std::string, std::string> Layout::Metadata(const std::vector<PlannedLinear>&) const {
@@ -23,11 +41,21 @@ std::map<std::string, std::string> Layout::Metadata(const std::vector<PlannedLin
 
 const std::vector<OutputFormatRow>& OutputFormats() {
   static const std::vector<OutputFormatRow> table = {
-      {"compressed-tensors", "OUTPUT_FORMAT_COMPRESSED_TENSORS", Create<CompressedTensorsLayout>},
-      {"dense", "OUTPUT_FORMAT_DENSE", Create<DenseLayout>},
-      {"quantry", "OUTPUT_FORMAT_QUANTRY", Create<QuantryLayout>},
+      {"compressed-tensors", "OUTPUT_FORMAT_COMPRESSED_TENSORS", Create<CompressedTensorsLayout>,
+       nullptr},
+      {"dense", "OUTPUT_FORMAT_DENSE", Create<DenseLayout>, CreateMixed<DenseLayout>},
+      {"quantry", "OUTPUT_FORMAT_QUANTRY", Create<QuantryLayout>, CreateMixed<MixedBinaryLayout>},
   };
   return table;
+}
+
+std::unique_ptr<Layout> CreateLayout(const OutputFormatRow& format, WeightKind kind,
+                                     const GridSpec& grid, at::ScalarType scale_dtype) {
+  if (kind == WeightKind::kGrid) return format.create(grid, scale_dtype);
+  if (format.create_mixed == nullptr) {
+    throw EngineError(FailureClass::kBug, "INTERNAL", format.name + " cannot hold these weights");
+  }
+  return format.create_mixed();
 }
 
 }  // namespace quantry::engine

@@ -20,6 +20,12 @@ namespace quantry::engine {
 struct PlannedLinear {
   std::string module;  // "model.layers.0.self_attn.q_proj"
   LinearShape shape;
+  // WeightKind::kMixedBinary only: columns kept in 4 bits, and the module that
+  // holds the mask (itself, or the first linear with the same input).
+  int64_t salient = 0;
+  std::string mask_module;
+
+  bool holds_mask() const { return mask_module == module; }
 };
 
 // A tensor of a written file by its whole name, in its storage dtype.
@@ -30,14 +36,14 @@ using TensorReader = std::function<at::Tensor(const std::string& name)>;
 // Immutable and thread-safe.
 class Layout {
  public:
-  Layout(const GridSpec& grid, at::ScalarType scale_dtype)
-      : grid_(grid), scale_dtype_(scale_dtype) {}
+  Layout(const GridSpec& grid, at::ScalarType scale_dtype, WeightKind kind = WeightKind::kGrid)
+      : grid_(grid), scale_dtype_(scale_dtype), kind_(kind) {}
   virtual ~Layout() = default;
 
   virtual std::string_view format() const = 0;     // "compressed-tensors"
   virtual std::string_view file_stem() const = 0;  // "model" -> model.safetensors
   virtual std::vector<TensorSpec> Specs(const PlannedLinear& linear) const = 0;
-  // Values of Specs, in its order.
+  // Values of Specs, in its order; what another linear holds already may follow.
   virtual std::vector<at::Tensor> Encode(const QuantizedLinear& linear) const = 0;
   // Reads `linear` back and sets it against `expected`, not using the code
   // that wrote it. Empty when equal; otherwise what differs, and where.
@@ -53,6 +59,9 @@ class Layout {
 
   const GridSpec& grid() const { return grid_; }
   at::ScalarType scale_dtype() const { return scale_dtype_; }
+  WeightKind kind() const { return kind_; }
+  // Bits of a linear's integers and side data, whatever the file adds.
+  int64_t LinearBits(const PlannedLinear& linear) const;
   int64_t Groups(const PlannedLinear& linear) const {
     return linear.shape.in / grid_.GroupSizeFor(linear.shape.in);
   }
@@ -60,6 +69,7 @@ class Layout {
  private:
   GridSpec grid_;
   at::ScalarType scale_dtype_;
+  WeightKind kind_;
 };
 
 // One row of the table of output formats.
@@ -67,8 +77,14 @@ struct OutputFormatRow {
   std::string name;       // "compressed-tensors"; also the folder in the artifact
   std::string enum_name;  // OUTPUT_FORMAT_COMPRESSED_TENSORS
   std::unique_ptr<Layout> (*create)(const GridSpec& grid, at::ScalarType scale_dtype);
+  // The same for WeightKind::kMixedBinary; nullptr when the format cannot hold it.
+  std::unique_ptr<Layout> (*create_mixed)();
 };
 
 const std::vector<OutputFormatRow>& OutputFormats();
+
+// The layout of a format for weights of one kind. BUG when it has none.
+std::unique_ptr<Layout> CreateLayout(const OutputFormatRow& format, WeightKind kind,
+                                     const GridSpec& grid, at::ScalarType scale_dtype);
 
 }  // namespace quantry::engine

@@ -4,6 +4,7 @@
 
 #include "worker/engine/base/json_object.h"
 #include "worker/engine/methods/awq/awq.h"
+#include "worker/engine/methods/ptq161/parse.h"
 #include "worker/engine/methods/rtn/rtn.h"
 #include "worker/engine/methods/tesseraq/options.h"
 #include "worker/engine/methods/tesseraq/tesseraq.h"
@@ -107,6 +108,23 @@ MethodRow TesseraqRow() {
   return row;
 }
 
+GridSpec ReferenceGrid(JsonObject&) { return kReferenceGrid; }
+
+MethodRow Ptq161Row() {
+  MethodRow row = {
+      "ptq161",
+      "1.61 bits: 4-bit salient columns, a sign for every other weight, trained gains.",
+      {},
+      true,
+      {"quantry", "dense"},
+      "Zhao et al., arXiv 2502.13179",
+      Ptq161Parameters(),
+      CreatePtq161,
+      ReferenceGrid};
+  row.weights = WeightKind::kMixedBinary;
+  return row;
+}
+
 nlohmann::json ParametersJson(const std::vector<ParameterRow>& parameters) {
   nlohmann::json json = nlohmann::json::array();
   for (const ParameterRow& row : parameters) {
@@ -121,7 +139,7 @@ nlohmann::json ParametersJson(const std::vector<ParameterRow>& parameters) {
 }  // namespace
 
 std::span<const MethodRow> Methods() {
-  static const std::vector<MethodRow> table = {RtnRow(), AwqRow(), TesseraqRow()};
+  static const std::vector<MethodRow> table = {RtnRow(), AwqRow(), TesseraqRow(), Ptq161Row()};
   return table;
 }
 
