@@ -89,16 +89,24 @@ void Compare(int64_t rows, int64_t columns, int threads, double bandwidth) {
   const at::Tensor dense = weight.Dequantize();
   const Timing sgemv = Measure([&](int64_t) { at::mv(dense, x); }, 2);
   const double bound = static_cast<double>(packed.bytes()) / bandwidth;
-  std::printf("| %lldx%lld | %d | %.2f | %.3f | %.3f | %.3f | %.3f | %.1f | %.0f %% |\n",
+  const auto ms = [](const Timing& timing) {
+    char text[48];
+    std::snprintf(text, sizeof(text), "%.3f (%.3f)", timing.best * 1e3, timing.median * 1e3);
+    return std::string(text);
+  };
+  std::printf("| %lldx%lld | %d | %.2f | %s | %s | %s | %.3f | %.1f | %.0f %% |\n",
               static_cast<long long>(rows), static_cast<long long>(columns), threads,
-              static_cast<double>(packed.bytes()) / 1e6, sgemv.median * 1e3,
-              from_memory.median * 1e3, from_cache.median * 1e3, bound * 1e3,
-              sgemv.median / from_memory.median, 100 * bound / from_memory.median);
+              static_cast<double>(packed.bytes()) / 1e6, ms(sgemv).c_str(), ms(from_memory).c_str(),
+              ms(from_cache).c_str(), bound * 1e3, sgemv.best / from_memory.best,
+              100 * bound / from_memory.best);
+  std::fflush(stdout);
 }
 
 int Main() {
-  std::printf("kernel: %s; weights of the packed product and of at::mv come from memory\n\n",
-              BestBitKernel().name);
+  std::printf(
+      "kernel: %s; best and, in brackets, median; weights of the packed product and of "
+      "at::mv come from memory\n\n",
+      BestBitKernel().name);
   std::printf(
       "| shape | threads | packed MB | at::mv ms | packed ms | in cache ms | bound ms | "
       "times at::mv | of the bound |\n|---|---|---|---|---|---|---|---|---|\n");
