@@ -131,9 +131,11 @@ void CheckMethod(const v1::Method& method, Violations* out) {
       if (!method.tesseraq().recipe().empty()) return;
       return CheckGrid(field + ".tesseraq.grid", method.tesseraq().grid(), out);
     case v1::Method::kPtq161:
+    case v1::Method::kBillm:
+    case v1::Method::kPbllm:
       return;  // no grid; the engine's quote checks the options
     case v1::Method::KIND_NOT_SET:
-      return out->Wanted(field, "one of rtn, awq, tesseraq, ptq161", "nothing");
+      return out->Wanted(field, "one of rtn, awq, tesseraq, ptq161, billm, pbllm", "nothing");
   }
 }
 

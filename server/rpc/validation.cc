@@ -88,9 +88,10 @@ void DefaultGrid(v1::WeightGrid* grid) {
   if (grid->group_size() == 0) grid->set_group_size(128);
 }
 
-// The packed output of a method.
+// The packed output of a method, or the only one it has.
 v1::OutputFormat DefaultOutput(const v1::Method& method) {
   if (method.has_ptq161()) return v1::OUTPUT_FORMAT_QUANTRY;
+  if (method.has_billm() || method.has_pbllm()) return v1::OUTPUT_FORMAT_DENSE;
   return v1::OUTPUT_FORMAT_COMPRESSED_TENSORS;
 }
 

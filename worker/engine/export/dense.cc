@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "worker/engine/base/strings.h"
+#include "worker/engine/export/packed_reader.h"
 
 namespace quantry::engine {
 namespace {
@@ -75,6 +76,7 @@ std::vector<TensorSpec> DenseLayout::Specs(const PlannedLinear& linear) const {
 }
 
 std::vector<at::Tensor> DenseLayout::Encode(const QuantizedLinear& linear) const {
+  if (linear.kind() == WeightKind::kValues) return {linear.values};
   return {linear.Dequantize().to(at::kBFloat16)};
 }
 
@@ -85,6 +87,9 @@ std::string DenseLayout::Mismatch(const TensorReader& read, const PlannedLinear&
   if (weight.scalar_type() != at::kBFloat16 || weight.sizes() != shape) {
     return StrCat("weight should be bf16 ", at::IntArrayRef(shape), ", got ",
                   c10::toString(weight.scalar_type()), " ", weight.sizes());
+  }
+  if (expected.kind() == WeightKind::kValues) {
+    return SameBytes(weight, expected.values) ? "" : "weight differs";
   }
   return expected.mixed ? MixedDifference(weight, *expected.mixed)
                         : GridDifference(weight, expected);

@@ -24,9 +24,10 @@ struct PlannedTensor {
   LinearShape shape;        // kLinear only
   int64_t salient = 0;      // kLinear of mixed weights only
   std::string mask_module;  // kLinear only: PlannedLinear::mask_module
+  int64_t value_bits = 0;   // kLinear only: PlannedLinear::value_bits
   TensorSpec dense;         // the others
 
-  PlannedLinear Linear() const { return {written, shape, salient, mask_module}; }
+  PlannedLinear Linear() const { return {written, shape, salient, mask_module, value_bits}; }
 };
 
 // Salient columns of a linear (its name below the block) of mixed weights.

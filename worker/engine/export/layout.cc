@@ -16,6 +16,10 @@ std::unique_ptr<Layout> Create(const GridSpec& grid, at::ScalarType scale_dtype)
   return std::make_unique<T>(grid, scale_dtype);
 }
 
+std::unique_ptr<Layout> CreateValues() {
+  return std::make_unique<DenseLayout>(GridSpec(), at::kHalf, WeightKind::kValues);
+}
+
 template <typename T>
 std::unique_ptr<Layout> CreateMixed() {
   return std::make_unique<T>(GridSpec(), at::kHalf, WeightKind::kMixedBinary);
@@ -27,6 +31,7 @@ constexpr int64_t kScaleBits = 16;
 
 int64_t Layout::LinearBits(const PlannedLinear& linear) const {
   const auto [rows, columns] = linear.shape;
+  if (kind_ == WeightKind::kValues) return linear.value_bits;
   if (kind_ == WeightKind::kMixedBinary) {
     return MixedBinaryBits(rows, columns, linear.salient, linear.holds_mask());
   }
@@ -42,9 +47,10 @@ std::map<std::string, std::string> Layout::Metadata(const std::vector<PlannedLin
 const std::vector<OutputFormatRow>& OutputFormats() {
   static const std::vector<OutputFormatRow> table = {
       {"compressed-tensors", "OUTPUT_FORMAT_COMPRESSED_TENSORS", Create<CompressedTensorsLayout>,
+       nullptr, nullptr},
+      {"dense", "OUTPUT_FORMAT_DENSE", Create<DenseLayout>, CreateMixed<DenseLayout>, CreateValues},
+      {"quantry", "OUTPUT_FORMAT_QUANTRY", Create<QuantryLayout>, CreateMixed<MixedBinaryLayout>,
        nullptr},
-      {"dense", "OUTPUT_FORMAT_DENSE", Create<DenseLayout>, CreateMixed<DenseLayout>},
-      {"quantry", "OUTPUT_FORMAT_QUANTRY", Create<QuantryLayout>, CreateMixed<MixedBinaryLayout>},
   };
   return table;
 }
@@ -52,10 +58,12 @@ const std::vector<OutputFormatRow>& OutputFormats() {
 std::unique_ptr<Layout> CreateLayout(const OutputFormatRow& format, WeightKind kind,
                                      const GridSpec& grid, at::ScalarType scale_dtype) {
   if (kind == WeightKind::kGrid) return format.create(grid, scale_dtype);
-  if (format.create_mixed == nullptr) {
+  const auto create =
+      kind == WeightKind::kMixedBinary ? format.create_mixed : format.create_values;
+  if (create == nullptr) {
     throw EngineError(FailureClass::kBug, "INTERNAL", format.name + " cannot hold these weights");
   }
-  return format.create_mixed();
+  return create();
 }
 
 }  // namespace quantry::engine

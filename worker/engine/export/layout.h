@@ -24,6 +24,7 @@ struct PlannedLinear {
   // holds the mask (itself, or the first linear with the same input).
   int64_t salient = 0;
   std::string mask_module;
+  int64_t value_bits = 0;  // kValues only: what the method says it would take packed
 
   bool holds_mask() const { return mask_module == module; }
 };
@@ -79,6 +80,7 @@ struct OutputFormatRow {
   std::unique_ptr<Layout> (*create)(const GridSpec& grid, at::ScalarType scale_dtype);
   // The same for WeightKind::kMixedBinary; nullptr when the format cannot hold it.
   std::unique_ptr<Layout> (*create_mixed)();
+  std::unique_ptr<Layout> (*create_values)();  // the same for WeightKind::kValues
 };
 
 const std::vector<OutputFormatRow>& OutputFormats();

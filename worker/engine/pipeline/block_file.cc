@@ -14,6 +14,7 @@ namespace {
 
 constexpr char kSchema[] = "quantry.block.v1";
 constexpr char kMixed[] = "mixed-binary";
+constexpr char kValues[] = "values";
 constexpr char kDensePrefix[] = "dense.";
 
 [[noreturn]] void Corrupt(const std::string& path, const std::string& how) {
@@ -52,6 +53,8 @@ NamedTensors FileTensors(const QuantizedBlock& block) {
   for (const QuantizedLinear& linear : block.linears) {
     if (linear.mixed) {
       AddMixed(linear.name, *linear.mixed, tensors);
+    } else if (linear.values.defined()) {
+      tensors.emplace_back(linear.name + ".values", linear.values);
     } else {
       tensors.emplace_back(linear.name + ".codes", PackRows(linear.codes, linear.grid.bits));
       tensors.emplace_back(linear.name + ".scales", linear.scales.to(linear.scale_dtype));
@@ -71,6 +74,10 @@ nlohmann::json Describe(const QuantizedBlock& block, const BlockReport& report) 
                          {"kind", kMixed},
                          {"salient", linear.mixed->salient_columns()},
                          {"columns", linear.columns()}});
+      continue;
+    }
+    if (linear.values.defined()) {
+      linears.push_back({{"name", linear.name}, {"kind", kValues}});
       continue;
     }
     linears.push_back({{"name", linear.name},
@@ -130,7 +137,12 @@ QuantizedLinear LinearFrom(const SafetensorsFile& file, const nlohmann::json& js
   QuantizedLinear linear;
   linear.name = json.at("name").get<std::string>();
   if (file.Find(linear.name + ".bias") != nullptr) linear.bias = Copy(file, linear.name + ".bias");
-  if (json.contains("kind") && json.at("kind") == kMixed) {
+  const std::string kind = json.value("kind", "");
+  if (kind == kValues) {
+    linear.values = Copy(file, linear.name + ".values");
+    return linear;
+  }
+  if (kind == kMixed) {
     linear.mixed = MixedFrom(file, linear.name, json);
     return linear;
   }
@@ -178,6 +190,7 @@ std::string BlockDigest(const QuantizedBlock& block) {
     HashTensor(hash, linear.name + ".scales", linear.scales);
     HashTensor(hash, linear.name + ".zeros", linear.zeros);
     HashTensor(hash, linear.name + ".bias", linear.bias);
+    HashTensor(hash, linear.name + ".values", linear.values);
     if (!linear.mixed) continue;
     HashTensor(hash, linear.name + ".salient", linear.mixed->salient);
     HashTensor(hash, linear.name + ".salient_codes", linear.mixed->codes);

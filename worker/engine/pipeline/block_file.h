@@ -17,6 +17,7 @@ namespace quantry::engine {
 //   L.scales  fp16 [N]    L.zeros         uint8 [N]
 //   L.signs   int32 [N, ceil((K - k) / 32)] (quant/packing, 1 bit)
 //   L.row_gain, L.row_offset fp16 [N]     L.column_gain fp16 [K - k]
+// or, of a weight without a packed form, L.values bf16 [N, K];
 // and "dense.<key>" as stored in outputs. Metadata "quantry" holds the grid,
 // the block's report and the digest of the values. Written atomically.
 

@@ -71,10 +71,11 @@ void CheckInputs(const Job& job, const Checkpoint& checkpoint, Json& problems) {
 }
 
 Json OutputsJson(const Job& job, const Checkpoint& checkpoint) {
-  const std::vector<PlannedTensor> plan =
+  std::vector<PlannedTensor> plan =
       PlanTensors(checkpoint, [&](int, const std::string&, int64_t in_features) {
         return job.method->SalientColumns(in_features);
       });
+  StateValueBits(*job.method, plan);
   const at::ScalarType scale_dtype = ScaleDtypeFor(checkpoint.storage_dtype());
   Json outputs = Json::array();
   for (const OutputFormatRow* row : job.outputs) {

@@ -269,10 +269,16 @@ void Run::Remember(const QuantizedBlock& block) {
 }
 
 std::vector<PlannedTensor> Run::Plan() const {
-  if (job_.method_row->weights == WeightKind::kGrid) return PlanTensors(checkpoint());
-  return PlanTensors(checkpoint(), [&](int block, const std::string& linear, int64_t) {
-    return salient_.at(block).at(linear);
-  });
+  std::vector<PlannedTensor> plan;
+  if (job_.method_row->weights == WeightKind::kMixedBinary) {
+    plan = PlanTensors(checkpoint(), [&](int block, const std::string& linear, int64_t) {
+      return salient_.at(block).at(linear);
+    });
+  } else {
+    plan = PlanTensors(checkpoint());
+  }
+  StateValueBits(*job_.method, plan);
+  return plan;
 }
 
 void Run::PackOutput(const Layout& layout) {

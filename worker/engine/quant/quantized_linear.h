@@ -28,13 +28,14 @@ struct GridSpec {
 enum class WeightKind {
   kGrid,         // integers on a uniform grid: GridSpec
   kMixedBinary,  // MixedBinaryWeight
+  kValues,       // values of a method whose packed form this engine does not write
 };
 
 // One quantized linear: integers, scales and zero points are the result, and
 // nothing ever derives them again from floating-point weights.
 //   W[o, j] = (codes[o, j] - zeros[o, j / g]) * scales[o, j / g]
-// or, when `mixed` is there, what MixedBinaryWeight says; grid, codes, scales
-// and zeros then mean nothing.
+// or, when `mixed` is there, what MixedBinaryWeight says, or `values` as they
+// are; grid, codes, scales and zeros then mean nothing.
 struct QuantizedLinear {
   std::string name;  // below the block
   GridSpec grid;
@@ -44,13 +45,20 @@ struct QuantizedLinear {
   at::Tensor bias;    // fp32 [out] or undefined; values representable in the model's dtype
   at::ScalarType scale_dtype = at::kHalf;  // storage: bf16 for bf16 models, else fp16
   std::optional<MixedBinaryWeight> mixed;
+  at::Tensor values;  // bf16 [out, in] of kValues, undefined otherwise
 
-  WeightKind kind() const { return mixed ? WeightKind::kMixedBinary : WeightKind::kGrid; }
-  int64_t rows() const { return mixed ? mixed->rows() : codes.size(0); }
-  int64_t columns() const { return mixed ? mixed->columns : codes.size(1); }
+  WeightKind kind() const {
+    if (values.defined()) return WeightKind::kValues;
+    return mixed ? WeightKind::kMixedBinary : WeightKind::kGrid;
+  }
+  int64_t rows() const { return mixed ? mixed->rows() : Matrix().size(0); }
+  int64_t columns() const { return mixed ? mixed->columns : Matrix().size(1); }
 
   // (codes - zeros) * scales in fp32, [out, in]: the one order of operations.
   at::Tensor Dequantize() const;
+
+ private:
+  const at::Tensor& Matrix() const { return values.defined() ? values : codes; }
 };
 
 // Everything a quantized block leaves behind, CPU tensors.
