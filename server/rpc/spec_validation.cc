@@ -131,16 +131,22 @@ void CheckMethod(const v1::Method& method, Violations* out) {
       // A recipe decides what the grid leaves open; the engine's quote checks it.
       if (!method.tesseraq().recipe().empty()) return;
       return CheckGrid(field + ".tesseraq.grid", method.tesseraq().grid(), out);
+    case v1::Method::kPtq161:
+    case v1::Method::kBillm:
+    case v1::Method::kPbllm:
+      return;  // no grid; the engine's quote checks the options
     case v1::Method::KIND_NOT_SET:
-      return out->Wanted(field, "one of rtn, awq, tesseraq", "nothing");
+      return out->Wanted(field, "one of rtn, awq, tesseraq, ptq161, billm, pbllm", "nothing");
   }
 }
 
 void CheckCalibration(const v1::JobSpec& spec, const SpecLimits& limits, Violations* out) {
   const std::string field = At("calibration");
   if (!spec.has_calibration()) {
-    if (spec.method().has_awq() || spec.method().has_tesseraq()) {
-      const char* name = spec.method().has_awq() ? "awq" : "tesseraq";
+    const v1::Method& method = spec.method();
+    if (method.kind_case() != v1::Method::kRtn && method.kind_case() != v1::Method::KIND_NOT_SET) {
+      const std::string& name =
+          v1::Method::descriptor()->FindFieldByNumber(method.kind_case())->name();
       out->Wanted(field, absl::StrCat("a text to calibrate with: method ", name, " needs one"),
                   "nothing");
     }

@@ -88,6 +88,13 @@ void DefaultGrid(v1::WeightGrid* grid) {
   if (grid->group_size() == 0) grid->set_group_size(128);
 }
 
+// The packed output of a method, or the only one it has.
+v1::OutputFormat DefaultOutput(const v1::Method& method) {
+  if (method.has_ptq161()) return v1::OUTPUT_FORMAT_QUANTRY;
+  if (method.has_billm() || method.has_pbllm()) return v1::OUTPUT_FORMAT_DENSE;
+  return v1::OUTPUT_FORMAT_COMPRESSED_TENSORS;
+}
+
 }  // namespace
 
 void FillDefaults(v1::JobSpec* spec) {
@@ -124,7 +131,7 @@ void FillDefaults(v1::JobSpec* spec) {
     if (method.awq().scale_grid_points() == 0) method.mutable_awq()->set_scale_grid_points(20);
   }
   if (spec->outputs().empty()) {
-    spec->add_outputs()->set_format(v1::OUTPUT_FORMAT_COMPRESSED_TENSORS);
+    spec->add_outputs()->set_format(DefaultOutput(method));
   }
   if (spec->resources().device().empty()) spec->mutable_resources()->set_device("auto");
   if (spec->retry_policy().max_attempts() == 0) spec->mutable_retry_policy()->set_max_attempts(3);

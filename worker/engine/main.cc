@@ -16,6 +16,7 @@
 #include "worker/engine/base/error.h"
 #include "worker/engine/evaluation/tools.h"
 #include "worker/engine/export/unpack.h"
+#include "worker/engine/inference/generate.h"
 #include "worker/engine/methods/catalog.h"
 #include "worker/engine/model/architecture.h"
 #include "worker/engine/pipeline/events.h"
@@ -35,7 +36,9 @@ constexpr char kHelp[] = R"(quantry-engine: quantizes one model, measures it, wr
   quantry-engine quote --job FILE    what that job would cost, as JSON; reads headers only
   quantry-engine methods             methods and their parameters as JSON
   quantry-engine eval --model DIR --text FILE [--length 256] [--windows 0]
-                                     perplexity of a dense checkpoint
+                                     perplexity of a dense checkpoint or a quantry container
+  quantry-engine generate --model DIR --prompt TEXT [--max-tokens 128]
+                                     goes on with a text, the likeliest token each time
   quantry-engine logits --model DIR --tokens FILE --output FILE
                                      logits of token windows as safetensors
   quantry-engine inspect --model DIR architecture, shapes and parameters
@@ -154,6 +157,7 @@ int Dispatch(int argc, char** argv) {
   const std::string command = argc > 1 ? argv[1] : "--help";
   if (command == "run") return RunSubcommand(argc - 1, argv + 1);
   if (command == "eval") return RunEval(argc - 1, argv + 1);
+  if (command == "generate") return RunGenerate(argc - 1, argv + 1);
   if (command == "logits") return RunLogits(argc - 1, argv + 1);
   if (command == "inspect") return RunInspect(argc - 1, argv + 1);
   if (command == "quote") return QuoteSubcommand(argc - 1, argv + 1);

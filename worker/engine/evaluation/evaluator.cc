@@ -100,7 +100,8 @@ EvaluationResult Evaluate(const Checkpoint& checkpoint, const at::Tensor& window
     at::Tensor dense = Embed(checkpoint, ids);
     at::Tensor other = both ? dense.clone() : at::Tensor();
     for (int i = 0; i < config.num_layers; ++i) {
-      Advance(LoadBlock(checkpoint, i, options.device), rope, options.device, &dense);
+      Advance(options.blocks ? options.blocks(i) : LoadBlock(checkpoint, i, options.device), rope,
+              options.device, &dense);
       if (both) Advance(quantized(i), rope, options.device, &other);
       step_done();
     }

@@ -32,6 +32,8 @@ struct EvaluationOptions {
   // Upper limit for the hidden-state streams of one chunk of windows (at least
   // one window is taken). More memory = fewer passes over the checkpoint.
   int64_t max_stream_bytes = int64_t{256} << 20;
+  // The first chain's blocks; empty = those of the checkpoint.
+  BlockProvider blocks = {};
   at::Device device = at::kCPU;
 };
 

@@ -10,11 +10,12 @@
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/file.h"
 #include "worker/engine/base/json.h"
+#include "worker/engine/base/options.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/calibration/dataset.h"
 #include "worker/engine/device/device.h"
 #include "worker/engine/evaluation/evaluator.h"
-#include "worker/engine/evaluation/options.h"
+#include "worker/engine/inference/runnable_model.h"
 #include "worker/engine/model/checkpoint.h"
 #include "worker/engine/nn/transformer.h"
 #include "worker/engine/tokenizer/tokenizer.h"
@@ -79,14 +80,15 @@ at::Tensor ReadWindows(const std::string& path, int64_t vocab_size) {
   return at::tensor(ids, at::kLong).view({static_cast<int64_t>(rows.size()), -1});
 }
 
-at::Tensor WholeLogits(const Checkpoint& checkpoint, const at::Tensor& ids,
+at::Tensor WholeLogits(const RunnableModel& model, const at::Tensor& ids,
                        const at::Device& device) {
+  const Checkpoint& checkpoint = *model.checkpoint();
   CheckSequenceLength(checkpoint.architecture(), checkpoint.config(), ids.size(1));
   const RopeTable rope =
       MakeRopeTable(checkpoint.architecture(), checkpoint.config(), ids.size(1), device);
   at::Tensor hidden = Embed(checkpoint, ids, device);
   for (int i = 0; i < checkpoint.config().num_layers; ++i) {
-    hidden = LoadBlock(checkpoint, i, device).Forward(hidden, rope);
+    hidden = model.LoadBlock(i, device).Forward(hidden, rope);
   }
   const OutputHead head(checkpoint, device);
   const at::Tensor rows = head.Normalize(hidden).reshape({-1, hidden.size(2)});
@@ -130,7 +132,8 @@ nlohmann::ordered_json Describe(const Checkpoint& checkpoint) {
 void Evaluate(const Options& options) {
   const auto start = std::chrono::steady_clock::now();
   const at::Device device = Start(options);
-  const auto checkpoint = Checkpoint::Open(options.Text("model", ""));
+  const auto model = RunnableModel::Open(options.Text("model", ""));
+  const auto& checkpoint = model->checkpoint();
   const TextSource source{options.Text("text", ""), FormatOf(options), "evaluation",
                           "INVALID_EVALUATION"};
   std::vector<int32_t> tokens;
@@ -143,12 +146,14 @@ void Evaluate(const Options& options) {
                         options.Integer("length", 2, kMaxLength, 256)};
   EvaluationOptions evaluation;
   evaluation.device = device;
+  evaluation.blocks = [&](int index) { return model->LoadBlock(index, device); };
   evaluation.max_stream_bytes =
       options.Integer("max-stream-bytes", 1, int64_t{1} << 40, evaluation.max_stream_bytes);
   const EvaluationResult result =
       Evaluate(*checkpoint, CutWindows(tokens, spec, source), {}, evaluation);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   const nlohmann::ordered_json json = {{"perplexity", result.perplexity_dense},
+                                       {"weights", model->kind()},
                                        {"windows", result.windows},
                                        {"length", spec.length},
                                        {"predicted_tokens", result.tokens},
@@ -167,9 +172,10 @@ int RunLogits(int argc, char** argv) {
     const Options options(argc, argv, {"model", "tokens", "output", "device", "threads"},
                           {"model", "tokens", "output"});
     const at::Device device = Start(options);
-    const auto checkpoint = Checkpoint::Open(options.Text("model", ""));
-    const at::Tensor ids = ReadWindows(options.Text("tokens", ""), checkpoint->config().vocab_size);
-    const at::Tensor logits = WholeLogits(*checkpoint, ids, device);
+    const auto model = RunnableModel::Open(options.Text("model", ""));
+    const at::Tensor ids =
+        ReadWindows(options.Text("tokens", ""), model->checkpoint()->config().vocab_size);
+    const at::Tensor logits = WholeLogits(*model, ids, device);
     SafetensorsWriter writer(options.Text("output", ""),
                              {{"logits", at::kFloat, logits.sizes().vec()}});
     writer.Append("logits", logits);

@@ -13,7 +13,8 @@ int RunLogits(int argc, char** argv);
 
 // eval --model DIR --text FILE [--format text|tokens] [--length 256]
 //      [--windows 0] [--device D] [--threads N]
-// Perplexity of a dense checkpoint as one JSON object on stdout.
+// Perplexity of a dense checkpoint or a quantry container as one JSON object on
+// stdout. Weights of PTQ1.61 are never unpacked on the way.
 int RunEval(int argc, char** argv);
 
 // inspect --model DIR: architecture, shapes and parameters as JSON on stdout.

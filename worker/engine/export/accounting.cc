@@ -1,20 +1,6 @@
 #include "worker/engine/export/accounting.h"
 
 namespace quantry::engine {
-namespace {
-
-constexpr int64_t kScaleBits = 16;
-
-// Bits of the codes, scales and zero points of one linear.
-int64_t LinearBits(const PlannedLinear& linear, const Layout& layout) {
-  const int64_t weights = linear.shape.out * linear.shape.in;
-  const int64_t groups = linear.shape.out * layout.Groups(linear);
-  const int64_t zero_bits = layout.grid().symmetric ? 0 : layout.grid().bits;
-  return weights * layout.grid().bits + groups * (kScaleBits + zero_bits);
-}
-
-}  // namespace
-
 BitAccounting CountBits(const Checkpoint& checkpoint, const std::vector<PlannedTensor>& plan,
                         const Layout& primary, uint64_t file_bytes) {
   BitAccounting bits;
@@ -23,7 +9,7 @@ BitAccounting CountBits(const Checkpoint& checkpoint, const std::vector<PlannedT
     bits.dense_bytes += checkpoint.Info(tensor.source).bytes();
     if (tensor.kind != PlannedTensor::Kind::kLinear) continue;
     bits.linear_weights += tensor.shape.out * tensor.shape.in;
-    linear_bits += LinearBits({tensor.written, tensor.shape}, primary);
+    linear_bits += primary.LinearBits(tensor.Linear());
   }
   bits.parameters = checkpoint.parameters();
   bits.linears = static_cast<double>(linear_bits) / static_cast<double>(bits.linear_weights);
@@ -37,7 +23,7 @@ double StoredBitsPerWeight(const std::vector<PlannedTensor>& plan, const Layout&
   int64_t weights = 0;
   for (const PlannedTensor& tensor : plan) {
     if (tensor.kind != PlannedTensor::Kind::kLinear) continue;
-    bits += layout.StoredBits({tensor.written, tensor.shape});
+    bits += layout.StoredBits(tensor.Linear());
     weights += tensor.shape.out * tensor.shape.in;
   }
   return static_cast<double>(bits) / static_cast<double>(weights);
@@ -47,7 +33,7 @@ uint64_t TheoreticalBytes(const std::vector<PlannedTensor>& plan, const Layout& 
   uint64_t bits = 0;
   for (const PlannedTensor& tensor : plan) {
     bits += tensor.kind == PlannedTensor::Kind::kLinear
-                ? static_cast<uint64_t>(layout.StoredBits({tensor.written, tensor.shape}))
+                ? static_cast<uint64_t>(layout.StoredBits(tensor.Linear()))
                 : BytesOf(tensor.dense) * 8;
   }
   return (bits + 7) / 8;

@@ -122,7 +122,9 @@ std::string CompressedTensorsLayout::Compatibility(
                    ": readers that decompress take it.");
   }
   std::set<std::string> odd;
-  for (const auto& [module, shape] : linears) {
+  for (const PlannedLinear& linear : linears) {
+    const std::string& module = linear.module;
+    const LinearShape& shape = linear.shape;
     if (shape.in % 32 != 0 || shape.out * grid().bits % 32 != 0) {
       odd.insert(
           StrCat(module.substr(module.rfind('.') + 1), " [", shape.out, ", ", shape.in, "]"));

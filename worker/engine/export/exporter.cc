@@ -58,10 +58,14 @@ ShardedWriter::Metadata MetadataOf(const Layout& layout, const std::vector<Plann
 
 Exporter::Exporter(const Checkpoint& checkpoint, const Layout& layout, std::string dir,
                    uint64_t max_shard_bytes)
+    : Exporter(checkpoint, layout, std::move(dir), PlanTensors(checkpoint), max_shard_bytes) {}
+
+Exporter::Exporter(const Checkpoint& checkpoint, const Layout& layout, std::string dir,
+                   std::vector<PlannedTensor> plan, uint64_t max_shard_bytes)
     : checkpoint_(checkpoint),
       layout_(layout),
       dir_(std::move(dir)),
-      plan_(PlanTensors(checkpoint)),
+      plan_(std::move(plan)),
       writer_(dir_, std::string(layout.file_stem()), OutputSpecs(plan_, layout),
               MetadataOf(layout, plan_), max_shard_bytes) {}
 
@@ -87,7 +91,7 @@ void Exporter::Add(const QuantizedBlock& block) {
       AppendDense(tensor, ExpectedDense(checkpoint_, tensor, block));
       continue;
     }
-    const std::vector<TensorSpec> specs = layout_.Specs({tensor.written, tensor.shape});
+    const std::vector<TensorSpec> specs = layout_.Specs(tensor.Linear());
     const std::vector<at::Tensor> values = layout_.Encode(FindLinear(block, tensor.key));
     for (size_t i = 0; i < specs.size(); ++i) writer_.Append(specs[i].name, values[i]);
   }
@@ -127,7 +131,7 @@ void Exporter::Verify(const BlockReader& blocks, const std::function<void()>& pr
     }
     if (tensor.kind == PlannedTensor::Kind::kLinear) {
       const std::string difference =
-          layout_.Mismatch(read, {tensor.written, tensor.shape}, FindLinear(block, tensor.key));
+          layout_.Mismatch(read, tensor.Linear(), FindLinear(block, tensor.key));
       if (!difference.empty()) Differs(dir_, tensor.written, difference);
     } else if (!SameBytes(reader.Read(tensor.written), ExpectedDense(checkpoint_, tensor, block))) {
       Differs(dir_, tensor.written, "values differ");

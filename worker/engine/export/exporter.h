@@ -20,14 +20,25 @@ struct PlannedTensor {
   std::string source;   // name in the source checkpoint
   std::string written;  // name in the output; kLinear: the module path
   int block = -1;
-  std::string key;    // below the block: "self_attn.q_proj", "input_layernorm.weight"
-  LinearShape shape;  // kLinear only
-  TensorSpec dense;   // the others
+  std::string key;          // below the block: "self_attn.q_proj", "input_layernorm.weight"
+  LinearShape shape;        // kLinear only
+  int64_t salient = 0;      // kLinear of mixed weights only
+  std::string mask_module;  // kLinear only: PlannedLinear::mask_module
+  int64_t value_bits = 0;   // kLinear only: PlannedLinear::value_bits
+  TensorSpec dense;         // the others
+
+  PlannedLinear Linear() const { return {written, shape, salient, mask_module, value_bits}; }
 };
 
+// Salient columns of a linear (its name below the block) of mixed weights.
+using SalientColumns =
+    std::function<int64_t(int block, const std::string& linear, int64_t in_features)>;
+
 // The tensors of every output in the order of the forward pass. Names get the
-// architecture's usual prefix, whatever the source had.
-std::vector<PlannedTensor> PlanTensors(const Checkpoint& checkpoint);
+// architecture's usual prefix, whatever the source had. `salient` is asked for
+// mixed weights only.
+std::vector<PlannedTensor> PlanTensors(const Checkpoint& checkpoint,
+                                       const SalientColumns& salient = {});
 
 // The quantized linears among them.
 std::vector<PlannedLinear> PlannedLinears(const std::vector<PlannedTensor>& plan);
@@ -58,6 +69,9 @@ class Exporter {
   // `dir` exists. The checkpoint and the layout must outlive the exporter.
   Exporter(const Checkpoint& checkpoint, const Layout& layout, std::string dir,
            uint64_t max_shard_bytes = kMaxShardBytes);
+  // With a plan made by PlanTensors for this checkpoint.
+  Exporter(const Checkpoint& checkpoint, const Layout& layout, std::string dir,
+           std::vector<PlannedTensor> plan, uint64_t max_shard_bytes = kMaxShardBytes);
 
   void Add(const QuantizedBlock& block);
   OutputSummary Finish();

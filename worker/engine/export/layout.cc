@@ -9,6 +9,7 @@
 #include "worker/engine/export/dense.h"
 #include "worker/engine/export/gptq.h"
 #include "worker/engine/export/int4_carrier.h"
+#include "worker/engine/export/mixed_binary_layout.h"
 #include "worker/engine/export/quantry_container.h"
 
 namespace quantry::engine {
@@ -26,6 +27,15 @@ std::unique_ptr<Layout> CreateGptq(const GridSpec& grid, at::ScalarType scale_dt
   return std::make_unique<GptqLayout>(grid, scale_dtype, version);
 }
 
+std::unique_ptr<Layout> CreateValues() {
+  return std::make_unique<DenseLayout>(GridSpec(), at::kHalf, WeightKind::kValues);
+}
+
+template <typename T>
+std::unique_ptr<Layout> CreateMixed() {
+  return std::make_unique<T>(GridSpec(), at::kHalf, WeightKind::kMixedBinary);
+}
+
 std::string HoldsAll(const GridSpec&) { return ""; }
 
 [[noreturn]] void Refuse(const OutputFormatRow& format, const std::string& why,
@@ -36,13 +46,21 @@ std::string HoldsAll(const GridSpec&) { return ""; }
                   {{"format", format.name}, {"fitting", Join(fitting)}});
 }
 
+constexpr int64_t kScaleBits = 16;
+
 }  // namespace
 
-int64_t Layout::StoredBits(const PlannedLinear& linear) const {
+int64_t Layout::LinearBits(const PlannedLinear& linear) const {
   const auto [rows, columns] = linear.shape;
+  if (kind_ == WeightKind::kValues) return linear.value_bits;
+  if (kind_ == WeightKind::kMixedBinary) {
+    return MixedBinaryBits(rows, columns, linear.salient, linear.holds_mask());
+  }
   const int64_t zero_bits = grid_.symmetric ? 0 : grid_.bits;
   return rows * columns * grid_.bits + rows * Groups(linear) * (kScaleBits + zero_bits);
 }
+
+int64_t Layout::StoredBits(const PlannedLinear& linear) const { return LinearBits(linear); }
 
 // transformers refuses a file without format = "pt".
 std::map<std::string, std::string> Layout::Metadata(const std::vector<PlannedLinear>&) const {
@@ -52,14 +70,17 @@ std::map<std::string, std::string> Layout::Metadata(const std::vector<PlannedLin
 const std::vector<OutputFormatRow>& OutputFormats() {
   static const std::vector<OutputFormatRow> table = {
       {"compressed-tensors", "OUTPUT_FORMAT_COMPRESSED_TENSORS", Create<CompressedTensorsLayout>,
-       HoldsAll},
-      {"dense", "OUTPUT_FORMAT_DENSE", Create<DenseLayout>, HoldsAll},
-      {"quantry", "OUTPUT_FORMAT_QUANTRY", Create<QuantryLayout>, HoldsAll},
-      {"gptq", "OUTPUT_FORMAT_GPTQ", CreateGptq<GptqVersion::kV2>, HoldsAll},
-      {"gptq-v1", "OUTPUT_FORMAT_GPTQ_V1", CreateGptq<GptqVersion::kV1>, GptqLayout::RefusesV1},
-      {"awq", "OUTPUT_FORMAT_AWQ", Create<AwqGemmLayout>, AwqGemmLayout::Refuses},
+       HoldsAll, nullptr, nullptr},
+      {"dense", "OUTPUT_FORMAT_DENSE", Create<DenseLayout>, HoldsAll, CreateMixed<DenseLayout>,
+       CreateValues},
+      {"quantry", "OUTPUT_FORMAT_QUANTRY", Create<QuantryLayout>, HoldsAll,
+       CreateMixed<MixedBinaryLayout>, nullptr},
+      {"gptq", "OUTPUT_FORMAT_GPTQ", CreateGptq<GptqVersion::kV2>, HoldsAll, nullptr, nullptr},
+      {"gptq-v1", "OUTPUT_FORMAT_GPTQ_V1", CreateGptq<GptqVersion::kV1>, GptqLayout::RefusesV1,
+       nullptr, nullptr},
+      {"awq", "OUTPUT_FORMAT_AWQ", Create<AwqGemmLayout>, AwqGemmLayout::Refuses, nullptr, nullptr},
       {"int4-carrier", "OUTPUT_FORMAT_INT4_CARRIER", Create<Int4CarrierLayout>,
-       Int4CarrierLayout::Refuses},
+       Int4CarrierLayout::Refuses, nullptr, nullptr},
   };
   return table;
 }
@@ -86,6 +107,16 @@ void CheckShapes(const OutputFormatRow& format, const GridSpec& grid,
     if (row.refuses(grid).empty() && refusal(row).empty()) fitting.push_back(row.name);
   }
   Refuse(format, why, fitting);
+}
+
+std::unique_ptr<Layout> CreateLayout(const OutputFormatRow& format, WeightKind kind,
+                                     const GridSpec& grid, at::ScalarType scale_dtype) {
+  if (kind == WeightKind::kGrid) return format.create(grid, scale_dtype);
+  const auto create = kind == WeightKind::kMixedBinary ? format.create_mixed : format.create_values;
+  if (create == nullptr) {
+    throw EngineError(FailureClass::kBug, "INTERNAL", format.name + " cannot hold these weights");
+  }
+  return create();
 }
 
 }  // namespace quantry::engine

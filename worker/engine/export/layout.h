@@ -20,6 +20,13 @@ namespace quantry::engine {
 struct PlannedLinear {
   std::string module;  // "model.layers.0.self_attn.q_proj"
   LinearShape shape;
+  // WeightKind::kMixedBinary only: columns kept in 4 bits, and the module that
+  // holds the mask (itself, or the first linear with the same input).
+  int64_t salient = 0;
+  std::string mask_module;
+  int64_t value_bits = 0;  // kValues only: what the method says it would take packed
+
+  bool holds_mask() const { return mask_module == module; }
 };
 
 // A tensor of a written file by its whole name, in its storage dtype.
@@ -30,14 +37,14 @@ using TensorReader = std::function<at::Tensor(const std::string& name)>;
 // Immutable and thread-safe.
 class Layout {
  public:
-  Layout(const GridSpec& grid, at::ScalarType scale_dtype)
-      : grid_(grid), scale_dtype_(scale_dtype) {}
+  Layout(const GridSpec& grid, at::ScalarType scale_dtype, WeightKind kind = WeightKind::kGrid)
+      : grid_(grid), scale_dtype_(scale_dtype), kind_(kind) {}
   virtual ~Layout() = default;
 
   virtual std::string_view format() const = 0;     // "compressed-tensors"
   virtual std::string_view file_stem() const = 0;  // "model" -> model.safetensors
   virtual std::vector<TensorSpec> Specs(const PlannedLinear& linear) const = 0;
-  // Values of Specs, in its order.
+  // Values of Specs, in its order; what another linear holds already may follow.
   virtual std::vector<at::Tensor> Encode(const QuantizedLinear& linear) const = 0;
   // Reads `linear` back and sets it against `expected`, not using the code
   // that wrote it. Empty when equal; otherwise what differs, and where.
@@ -62,6 +69,9 @@ class Layout {
 
   const GridSpec& grid() const { return grid_; }
   at::ScalarType scale_dtype() const { return scale_dtype_; }
+  WeightKind kind() const { return kind_; }
+  // Bits of a linear's integers and side data, whatever the file adds.
+  int64_t LinearBits(const PlannedLinear& linear) const;
   int64_t Groups(const PlannedLinear& linear) const {
     return linear.shape.in / grid_.GroupSizeFor(linear.shape.in);
   }
@@ -69,6 +79,7 @@ class Layout {
  private:
   GridSpec grid_;
   at::ScalarType scale_dtype_;
+  WeightKind kind_;
 };
 
 // One row of the table of output formats.
@@ -78,6 +89,9 @@ struct OutputFormatRow {
   std::unique_ptr<Layout> (*create)(const GridSpec& grid, at::ScalarType scale_dtype);
   // Why it cannot hold integers of a grid; empty when it can.
   std::string (*refuses)(const GridSpec& grid);
+  // The same for WeightKind::kMixedBinary; nullptr when the format cannot hold it.
+  std::unique_ptr<Layout> (*create_mixed)();
+  std::unique_ptr<Layout> (*create_values)();  // the same for WeightKind::kValues
 };
 
 const std::vector<OutputFormatRow>& OutputFormats();
@@ -88,5 +102,8 @@ void CheckFormat(const OutputFormatRow& format, const GridSpec& grid);
 // The same for shapes, which are known once the model is open.
 void CheckShapes(const OutputFormatRow& format, const GridSpec& grid,
                  const std::vector<PlannedLinear>& linears);
+// The layout of a format for weights of one kind. BUG when it has none.
+std::unique_ptr<Layout> CreateLayout(const OutputFormatRow& format, WeightKind kind,
+                                     const GridSpec& grid, at::ScalarType scale_dtype);
 
 }  // namespace quantry::engine

@@ -1,6 +1,7 @@
 #include <unordered_map>
 
 #include "worker/engine/export/exporter.h"
+#include "worker/engine/model/shared_inputs.h"
 
 namespace quantry::engine {
 namespace {
@@ -22,15 +23,25 @@ std::string UsualName(const Checkpoint& checkpoint, const std::string& name) {
   return architecture.prefixes.at(0) + name.substr(ActualPrefix(checkpoint).size());
 }
 
+// The module whose mask linear `index` of a block shares, beside its own module.
+std::string MaskModule(const Architecture& architecture, const std::string& module, size_t index) {
+  const std::string& own = architecture.linears[index].name;
+  const int source = InputSource(architecture, static_cast<int>(index));
+  return module.substr(0, module.size() - own.size()) + architecture.linears[source].name;
+}
+
 // Fills in what kind of tensor a block's `key` ("self_attn.q_proj.weight") is.
 void Classify(const Checkpoint& checkpoint, PlannedTensor& tensor) {
   tensor.kind = PlannedTensor::Kind::kBlockDense;
-  for (const LinearSpec& linear : checkpoint.architecture().linears) {
+  const Architecture& architecture = checkpoint.architecture();
+  for (size_t i = 0; i < architecture.linears.size(); ++i) {
+    const LinearSpec& linear = architecture.linears[i];
     if (tensor.key == linear.name + ".weight") {
       tensor.kind = PlannedTensor::Kind::kLinear;
       tensor.key = linear.name;
       tensor.written = tensor.written.substr(0, tensor.written.size() - 7);  // ".weight"
       tensor.shape = ShapeOf(checkpoint.config(), linear.role);
+      tensor.mask_module = MaskModule(architecture, tensor.written, i);
       return;
     }
     if (tensor.key == linear.name + ".bias") {
@@ -53,7 +64,8 @@ std::pair<int, std::string> FindBlock(const Checkpoint& checkpoint, const std::s
 
 }  // namespace
 
-std::vector<PlannedTensor> PlanTensors(const Checkpoint& checkpoint) {
+std::vector<PlannedTensor> PlanTensors(const Checkpoint& checkpoint,
+                                       const SalientColumns& salient) {
   std::vector<PlannedTensor> plan;
   for (const std::string& name : checkpoint.names()) {
     PlannedTensor tensor;
@@ -61,6 +73,9 @@ std::vector<PlannedTensor> PlanTensors(const Checkpoint& checkpoint) {
     tensor.written = UsualName(checkpoint, name);
     std::tie(tensor.block, tensor.key) = FindBlock(checkpoint, name);
     if (tensor.block >= 0) Classify(checkpoint, tensor);
+    if (salient && tensor.kind == PlannedTensor::Kind::kLinear) {
+      tensor.salient = salient(tensor.block, tensor.key, tensor.shape.in);
+    }
     const TensorInfo& info = checkpoint.Info(name);
     tensor.dense = {tensor.written, info.dtype, info.shape};
     plan.push_back(std::move(tensor));
@@ -72,7 +87,7 @@ std::vector<PlannedLinear> PlannedLinears(const std::vector<PlannedTensor>& plan
   std::vector<PlannedLinear> linears;
   for (const PlannedTensor& tensor : plan) {
     if (tensor.kind == PlannedTensor::Kind::kLinear) {
-      linears.push_back({tensor.written, tensor.shape});
+      linears.push_back(tensor.Linear());
     }
   }
   return linears;
@@ -85,7 +100,7 @@ std::vector<TensorSpec> OutputSpecs(const std::vector<PlannedTensor>& plan, cons
       specs.push_back(tensor.dense);
       continue;
     }
-    for (TensorSpec& spec : layout.Specs({tensor.written, tensor.shape})) {
+    for (TensorSpec& spec : layout.Specs(tensor.Linear())) {
       specs.push_back(std::move(spec));
     }
   }

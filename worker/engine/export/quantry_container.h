@@ -4,7 +4,7 @@
 
 namespace quantry::engine {
 
-// Our own container (docs/formats/quantry-container.md): safetensors whose
+// Our own container for weights on a grid (docs/formats/quantry-container.md): safetensors whose
 // metadata "quantry" is JSON with the grid of every linear. Of a linear [N, K]:
 //   P.codes   int32 [N, ceil(K b / 32)]  dense along K
 //   P.scales  fp16 or bf16 [N, G]

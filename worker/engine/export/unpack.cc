@@ -14,6 +14,7 @@
 #include "worker/engine/base/strings.h"
 #include "worker/engine/export/awq_gemm.h"
 #include "worker/engine/export/gptq.h"
+#include "worker/engine/export/mixed_binary_layout.h"
 #include "worker/engine/export/model_files.h"
 #include "worker/engine/export/output_reader.h"
 #include "worker/engine/export/packed_reader.h"
@@ -37,6 +38,13 @@ struct PartNames {
 };
 
 const PartNames kQuantry = {"model.quantry", ".codes", ".scales", ".zeros", ""};
+const PartNames kMixedBinary = {
+    "model.quantry",
+    ".signs",
+    ".salient_scales",
+    ".salient_zeros",
+    "",
+    {".salient_codes", ".row_gain", ".row_offset", ".column_gain", ".mask"}};
 const PartNames kCompressedTensors = {"model", ".weight_packed", ".weight_scale",
                                       ".weight_zero_point", ".weight_shape"};
 const PartNames kGptq = {"model", ".qweight", ".scales", ".qzeros", "", {".g_idx"}};
@@ -74,7 +82,14 @@ Source Describe(const std::string& dir) {
   const nlohmann::ordered_json quantization = source.config["quantization_config"];
   source.config.erase("quantization_config");
   try {
-    if (quantization.at("quant_method") == "quantry") {
+    const std::string schema = quantization.value("schema", "");
+    if (quantization.at("quant_method") == "quantry" && schema == kMixedContainerSchema) {
+      source.parts = &kMixedBinary;
+    } else if (quantization.at("quant_method") == "quantry") {
+      if (schema != kGridContainerSchema) {
+        Refuse(dir, StrCat("its schema is \"", Printable(schema), "\", this engine knows ",
+                           kGridContainerSchema, " and ", kMixedContainerSchema));
+      }
       source.parts = &kQuantry;
       source.grid = {quantization.at("bits"), quantization.at("group_size"),
                      quantization.at("symmetric")};
@@ -129,8 +144,9 @@ nlohmann::json ShapesOf(const OutputReader& reader) {
   for (const auto& metadata : reader.metadata()) {
     const auto found = metadata.find("quantry");
     if (found == metadata.end()) continue;
-    shapes.update(
-        ParseJson(found->second, "metadata of the container", "INVALID_CHECKPOINT").at("linears"));
+    const nlohmann::json container =
+        ParseJson(found->second, "metadata of the container", "INVALID_CHECKPOINT");
+    shapes.update(container.at("linears"));
   }
   return shapes;
 }
@@ -198,12 +214,26 @@ at::Tensor DenseWeight(const OutputReader& reader, const Source& source, const s
   return linear.Dequantize().to(at::kBFloat16);
 }
 
+// The same for a weight of signs and 4-bit codes.
+at::Tensor DenseMixedWeight(const OutputReader& reader, const std::string& module,
+                            const nlohmann::json& described) {
+  std::string mask = described.at("mask").get<std::string>();
+  mask.resize(mask.size() - std::min<size_t>(mask.size(), 5));  // ".mask"
+  const PlannedLinear linear = {module,
+                                {described.at("shape").at(0), described.at("shape").at(1)},
+                                described.at("salient").get<int64_t>(),
+                                mask};
+  const auto read = [&](const std::string& name) { return reader.Read(name); };
+  return ReadMixedBinary(read, linear).Dequantize().to(at::kBFloat16);
+}
+
 // What is written, in order: name, and the module it is unpacked from (empty:
 // copied).
 struct Step {
   std::string name;
   std::string module;
   std::vector<int64_t> shape = {};  // of an unpacked one
+  nlohmann::json described = {};    // the metadata's word on the module
 };
 
 // Whether a tensor is a part of a linear, its codes apart.
@@ -221,12 +251,22 @@ std::vector<Step> PlanUnpack(const OutputReader& reader, const Source& source) {
   for (const std::string& name : reader.names()) {
     if (EndsWith(name, source.parts->codes)) {
       const std::string module = name.substr(0, name.size() - source.parts->codes.size());
-      steps.push_back({module + ".weight", module, ShapeOf(reader, source, module, shapes)});
+      steps.push_back({module + ".weight", module, ShapeOf(reader, source, module, shapes),
+                       shapes.value(module, nlohmann::json::object())});
     } else if (!IsPart(*source.parts, name)) {
       steps.push_back({name, ""});
     }
   }
   return steps;
+}
+
+at::Tensor Unpacked(const OutputReader& reader, const Source& source, const Step& step) {
+  if (source.parts != &kMixedBinary) return DenseWeight(reader, source, step.module, step.shape[1]);
+  try {
+    return DenseMixedWeight(reader, step.module, step.described);
+  } catch (const nlohmann::json::exception& error) {
+    throw UserError("INVALID_CHECKPOINT", StrCat(step.module, ": metadata: ", error.what()));
+  }
 }
 
 }  // namespace
@@ -254,9 +294,8 @@ void UnpackFolder(const std::string& input, const std::string& output) {
     return std::map<std::string, std::string>{{"format", "pt"}};
   });
   for (const Step& step : steps) {
-    writer.Append(step.name, step.module.empty()
-                                 ? reader.Read(step.name)
-                                 : DenseWeight(reader, source, step.module, step.shape[1]));
+    writer.Append(step.name,
+                  step.module.empty() ? reader.Read(step.name) : Unpacked(reader, source, step));
   }
   writer.Finish();
   WriteFileAtomically(output + "/config.json", source.config.dump(2) + "\n");

@@ -4,6 +4,9 @@
 
 #include "worker/engine/base/json_object.h"
 #include "worker/engine/methods/awq/awq.h"
+#include "worker/engine/methods/billm/billm.h"
+#include "worker/engine/methods/pbllm/pbllm.h"
+#include "worker/engine/methods/ptq161/parse.h"
 #include "worker/engine/methods/rtn/rtn.h"
 #include "worker/engine/methods/tesseraq/options.h"
 #include "worker/engine/methods/tesseraq/tesseraq.h"
@@ -111,6 +114,52 @@ MethodRow TesseraqRow() {
   return row;
 }
 
+GridSpec ReferenceGrid(JsonObject&) { return kReferenceGrid; }
+
+MethodRow Ptq161Row() {
+  MethodRow row = {
+      "ptq161",
+      "1.61 bits: 4-bit salient columns, a sign for every other weight, trained gains.",
+      {},
+      true,
+      {"quantry", "dense"},
+      "Zhao et al., arXiv 2502.13179",
+      Ptq161Parameters(),
+      CreatePtq161,
+      ReferenceGrid};
+  row.weights = WeightKind::kMixedBinary;
+  return row;
+}
+
+MethodRow BillmRow() {
+  MethodRow row = {"billm",
+                   "BiLLM, a baseline: columns binarized twice, other weights in two groups a row.",
+                   {},
+                   true,
+                   {"dense"},
+                   "Huang et al., arXiv 2402.04291",
+                   BillmParameters(),
+                   CreateBillm,
+                   ReferenceGrid};
+  row.weights = WeightKind::kValues;
+  return row;
+}
+
+MethodRow PbllmRow() {
+  MethodRow row = {"pbllm",
+                   "PB-LLM without training, a baseline: salient weights in 8 bits, a sign for the "
+                   "others.",
+                   {},
+                   true,
+                   {"dense"},
+                   "Shang et al., arXiv 2310.00034",
+                   PbllmParameters(),
+                   CreatePbllm,
+                   ReferenceGrid};
+  row.weights = WeightKind::kValues;
+  return row;
+}
+
 nlohmann::json ParametersJson(const std::vector<ParameterRow>& parameters) {
   nlohmann::json json = nlohmann::json::array();
   for (const ParameterRow& row : parameters) {
@@ -125,7 +174,8 @@ nlohmann::json ParametersJson(const std::vector<ParameterRow>& parameters) {
 }  // namespace
 
 std::span<const MethodRow> Methods() {
-  static const std::vector<MethodRow> table = {RtnRow(), AwqRow(), TesseraqRow()};
+  static const std::vector<MethodRow> table = {RtnRow(),    AwqRow(),   TesseraqRow(),
+                                               Ptq161Row(), BillmRow(), PbllmRow()};
   return table;
 }
 

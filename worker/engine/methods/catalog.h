@@ -33,7 +33,12 @@ struct MethodRow {
   std::unique_ptr<Method> (*create)(JsonObject& options) = nullptr;
   // Reads `grid`; nullptr = ParseGrid.
   GridSpec (*parse_grid)(JsonObject& options) = nullptr;
+  WeightKind weights = WeightKind::kGrid;
 };
+
+// What stands in for `grid` with methods that have none: the plain grid their
+// blocks' loss is compared with (loss_rtn), 2 bits a weight, one group a row.
+constexpr GridSpec kReferenceGrid = {2, -1, false};
 
 // The table. Constant, lives as long as the process.
 std::span<const MethodRow> Methods();

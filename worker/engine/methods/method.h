@@ -81,6 +81,11 @@ class Method {
   virtual void Check(const StreamShape&) const {}
   // What is done once all blocks are quantized; nullptr = nothing.
   virtual const ModelTuningOptions* Tuning() const { return nullptr; }
+  // Columns of a linear this wide that are kept in 4 bits (WeightKind::
+  // kMixedBinary), as far as it is known before the data.
+  virtual int64_t SalientColumns(int64_t) const { return 0; }
+  // Bits a linear of this shape would take packed (WeightKind::kValues).
+  virtual int64_t ValueBits(const LinearShape&) const { return 0; }
   // Throws EngineError "NON_FINITE_LOSS" naming the block and the step.
   virtual MethodResult Quantize(const BlockTask& task, ProgressSink& progress) const = 0;
 };

@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 #include <set>
 
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/file.h"
+#include "worker/engine/base/json.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/model/shards.h"
 
@@ -56,7 +58,8 @@ std::vector<std::string> Patterns(const std::vector<std::string>& names) {
 }
 
 // Unknown model_type: which of its tensors no known architecture has either.
-[[noreturn]] void RefuseUnknownType(const EngineError& error, const std::string& dir) {
+[[noreturn]] void RefuseUnknownType(const EngineError& error, const std::string& dir,
+                                    const std::string& stem) {
   std::set<std::string> known;
   for (const Architecture* row : Architectures()) {
     for (const LinearSpec& linear : row->linears) known.insert(linear.name);
@@ -64,7 +67,7 @@ std::vector<std::string> Patterns(const std::vector<std::string>& names) {
     known.insert({row->head, row->final_norm, row->embedding, row->position_embedding});
   }
   std::vector<std::string> strange;
-  for (const auto& file : OpenShards(dir)) {
+  for (const auto& file : OpenShards(dir, stem)) {
     for (const TensorInfo& tensor : file->tensors()) {
       const bool familiar = std::any_of(known.begin(), known.end(), [&](const std::string& name) {
         return !name.empty() && tensor.name.find(name) != std::string::npos;
@@ -79,6 +82,11 @@ std::vector<std::string> Patterns(const std::vector<std::string>& names) {
                                        : ". Tensors it has and those do not: ",
                          names),
                   {{"model_type", error.metadata.at("model_type")}, {"tensors", names}});
+}
+
+std::string ReadConfig(const std::string& dir) {
+  return ReadFile((std::filesystem::path(dir) / "config.json").string(), kMaxConfigBytes,
+                  "INVALID_CHECKPOINT");
 }
 
 bool IsFloating(at::ScalarType dtype) {
@@ -106,24 +114,44 @@ void CheckTensor(const Expected& wanted, const TensorInfo& got, const std::strin
 }  // namespace
 
 std::shared_ptr<const Checkpoint> Checkpoint::Open(const std::string& dir) {
-  const std::string text = ReadFile((std::filesystem::path(dir) / "config.json").string(),
-                                    kMaxConfigBytes, "INVALID_CHECKPOINT");
   std::shared_ptr<Checkpoint> checkpoint(new Checkpoint());
   checkpoint->dir_ = dir;
-  try {
-    checkpoint->config_ = ParseModelConfig(text, &checkpoint->architecture_);
-  } catch (const EngineError& error) {
-    if (error.metadata.count("model_type") == 0) throw;
-    RefuseUnknownType(error, dir);
-  }
-  checkpoint->MapTensors();
-  checkpoint->ChoosePrefix();
-  checkpoint->CheckTensors();
+  checkpoint->Read(ReadConfig(dir), "model");
   return checkpoint;
 }
 
-void Checkpoint::MapTensors() {
-  files_ = OpenShards(dir_);
+std::shared_ptr<const Checkpoint> Checkpoint::OpenPacked(const std::string& dir,
+                                                         const std::string& stem,
+                                                         std::set<std::string> modules) {
+  const std::string text = ReadConfig(dir);
+  ParseJson(text, "config.json", "INVALID_CHECKPOINT");  // bounds its depth
+  nlohmann::ordered_json config = nlohmann::ordered_json::parse(text);
+  if (config.is_object()) config.erase("quantization_config");
+  std::shared_ptr<Checkpoint> checkpoint(new Checkpoint());
+  checkpoint->dir_ = dir;
+  checkpoint->packed_ = std::move(modules);
+  checkpoint->Read(config.dump(), stem);
+  return checkpoint;
+}
+
+void Checkpoint::Read(const std::string& config, const std::string& stem) {
+  try {
+    config_ = ParseModelConfig(config, &architecture_);
+  } catch (const EngineError& error) {
+    if (error.metadata.count("model_type") == 0) throw;
+    RefuseUnknownType(error, dir_, stem);
+  }
+  MapTensors(stem);
+  ChoosePrefix();
+  CheckTensors();
+}
+
+bool Checkpoint::IsPacked(const std::string& tensor) const {
+  return packed_.count(tensor.substr(0, tensor.rfind('.'))) != 0;
+}
+
+void Checkpoint::MapTensors(const std::string& stem) {
+  files_ = OpenShards(dir_, stem);
   for (const auto& file : files_) {
     for (const TensorInfo& info : file->tensors()) {
       const auto [it, is_new] = tensors_.emplace(info.name, Entry{file, &info});
@@ -159,7 +187,7 @@ void Checkpoint::CheckTensors() {
   for (int i = 0; i < config_.num_layers; ++i) {
     // Stops at the first block that is absent: num_layers is only a number.
     ExpectBlock(*architecture_, config_, BlockPrefix(i), &expected);
-    if (!Has(expected.back().name)) break;
+    if (!Has(expected.back().name) && !IsPacked(expected.back().name)) break;
   }
   ExpectNorm(*architecture_, FinalNormName(), config_.hidden_size, &expected);
   if (!config_.tie_word_embeddings) {
@@ -168,6 +196,7 @@ void Checkpoint::CheckTensors() {
   std::vector<std::string> missing;
   std::map<at::ScalarType, int> dtypes;
   for (const Expected& wanted : expected) {
+    if (wanted.linear && IsPacked(wanted.name)) continue;
     const auto it = tensors_.find(wanted.name);
     if (it == tensors_.end()) {
       missing.push_back(wanted.name);
@@ -199,7 +228,7 @@ void Checkpoint::RefuseSurplus() const {
         (config_.tie_word_embeddings && name == architecture_->head) ||
         std::any_of(ignored.begin(), ignored.end(),
                     [&name = name](const std::string& suffix) { return name.ends_with(suffix); });
-    if (used.count(name) == 0 && !meaningless) surplus.push_back(name);
+    if (used.count(name) == 0 && !meaningless && !IsPacked(name)) surplus.push_back(name);
   }
   if (surplus.empty()) return;
   const std::string names = Join(Patterns(surplus), 12);

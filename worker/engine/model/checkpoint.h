@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,14 @@ class Checkpoint {
   // CHECKPOINT_FORMAT_REFUSED (pickle only).
   static std::shared_ptr<const Checkpoint> Open(const std::string& dir);
 
+  // A folder whose STEM.safetensors hold the linears `modules` ("model.layers.0
+  // .mlp.up_proj") in another form: P.weight is absent, and any other P.NAME
+  // is left to whoever knows the form. Everything else is checked as above;
+  // quantization_config is left out of config(). Throws like Open.
+  static std::shared_ptr<const Checkpoint> OpenPacked(const std::string& dir,
+                                                      const std::string& stem,
+                                                      std::set<std::string> modules);
+
   const std::string& dir() const { return dir_; }
   const ModelConfig& config() const { return config_; }
   const Architecture& architecture() const { return *architecture_; }
@@ -37,9 +46,11 @@ class Checkpoint {
   std::string BlockPrefix(int block) const;   // "model.layers.3."
   std::string PositionEmbeddingName() const;  // learned positions only
 
-  // Every tensor the architecture uses, in the order of the forward pass.
+  // Every tensor the architecture uses, in the order of the forward pass; the
+  // weights of packed modules left out.
   const std::vector<std::string>& names() const { return names_; }
   bool Has(const std::string& name) const { return tensors_.count(name) != 0; }
+  bool IsPacked(const std::string& tensor) const;         // P.NAME of a packed module P
   const TensorInfo& Info(const std::string& name) const;  // throws INVALID_CHECKPOINT
   at::Tensor LoadFloat(const std::string& name) const;    // see SafetensorsFile
   at::Tensor View(const std::string& name) const;
@@ -58,8 +69,9 @@ class Checkpoint {
     const TensorInfo* info;
   };
   Checkpoint() = default;
+  void Read(const std::string& config, const std::string& stem);
   const Entry& Find(const std::string& name) const;
-  void MapTensors();
+  void MapTensors(const std::string& stem);
   void ChoosePrefix();
   void CheckTensors();
   void RefuseSurplus() const;
@@ -67,6 +79,7 @@ class Checkpoint {
   std::string dir_;
   ModelConfig config_;
   const Architecture* architecture_ = nullptr;
+  std::set<std::string> packed_;
   std::string prefix_;
   std::string embedding_name_;
   at::ScalarType storage_dtype_ = at::kFloat;

@@ -14,8 +14,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr char kSingle[] = "model.safetensors";
-constexpr char kIndex[] = "model.safetensors.index.json";
 constexpr uint64_t kMaxIndexBytes = 64ull << 20;
 constexpr size_t kMaxShards = 10'000;  // each one is a mapping
 
@@ -24,50 +22,51 @@ EngineError Invalid(const std::string& message, const std::string& file) {
 }
 
 // The index is somebody else's JSON: no path in it may lead out of the folder.
-void CheckShardName(const std::string& name) {
+void CheckShardName(const std::string& name, const std::string& index) {
   const bool plain = !name.empty() && name.size() <= 255 && name.front() != '.' &&
                      name.find_first_of(std::string_view("/\\\0", 3)) == std::string::npos;
   if (!plain) {
-    throw Invalid(StrCat(kIndex, " names the shard '", Printable(name),
+    throw Invalid(StrCat(index, " names the shard '", Printable(name),
                          "'; a plain file name in the checkpoint's folder is wanted"),
                   name);
   }
   if (!name.ends_with(".safetensors")) {
     throw UserError("CHECKPOINT_FORMAT_REFUSED",
-                    StrCat(kIndex, " names '", Printable(name), "'; only .safetensors is read"),
+                    StrCat(index, " names '", Printable(name), "'; only .safetensors is read"),
                     {{"file", name}});
   }
 }
 
 // Shard file name -> the tensors the index places in it.
-std::map<std::string, std::vector<std::string>> ReadIndex(const std::string& path) {
+std::map<std::string, std::vector<std::string>> ReadIndex(const std::string& path,
+                                                          const std::string& index) {
   const nlohmann::json root =
-      ParseJson(ReadFile(path, kMaxIndexBytes, "INVALID_CHECKPOINT"), kIndex, "INVALID_CHECKPOINT");
+      ParseJson(ReadFile(path, kMaxIndexBytes, "INVALID_CHECKPOINT"), index, "INVALID_CHECKPOINT");
   const auto weights = root.is_object() ? root.find("weight_map") : root.end();
   if (weights == root.end() || !weights->is_object() || weights->empty()) {
-    throw Invalid(StrCat(kIndex, " has no weight_map from tensors to files"), kIndex);
+    throw Invalid(StrCat(index, " has no weight_map from tensors to files"), index);
   }
   std::map<std::string, std::vector<std::string>> shards;
   for (const auto& [tensor, file] : weights->items()) {
     if (!file.is_string()) {
-      throw Invalid(StrCat(kIndex, ": the file of '", Printable(tensor), "' is not text"), kIndex);
+      throw Invalid(StrCat(index, ": the file of '", Printable(tensor), "' is not text"), index);
     }
-    CheckShardName(file.get_ref<const std::string&>());
+    CheckShardName(file.get_ref<const std::string&>(), index);
     shards[file.get<std::string>()].push_back(tensor);
   }
   if (shards.size() > kMaxShards) {
-    throw Invalid(StrCat(kIndex, " names ", shards.size(), " shards, at most ", kMaxShards),
-                  kIndex);
+    throw Invalid(StrCat(index, " names ", shards.size(), " shards, at most ", kMaxShards), index);
   }
   return shards;
 }
 
-std::vector<std::shared_ptr<SafetensorsFile>> OpenIndexed(const std::string& dir) {
-  const auto shards = ReadIndex((fs::path(dir) / kIndex).string());
+std::vector<std::shared_ptr<SafetensorsFile>> OpenIndexed(const std::string& dir,
+                                                          const std::string& index) {
+  const auto shards = ReadIndex((fs::path(dir) / index).string(), index);
   for (const auto& [name, tensors] : shards) {
     if (!IsRegularFile((fs::path(dir) / name).string())) {
       throw Invalid(
-          StrCat("the checkpoint lacks the shard ", name, ", which ", kIndex, " names for ",
+          StrCat("the checkpoint lacks the shard ", name, ", which ", index, " names for ",
                  tensors.size(), " tensors. Download the missing file and submit again"),
           name);
     }
@@ -77,7 +76,7 @@ std::vector<std::shared_ptr<SafetensorsFile>> OpenIndexed(const std::string& dir
     files.push_back(SafetensorsFile::Open((fs::path(dir) / name).string()));
     for (const std::string& tensor : tensors) {
       if (files.back()->Find(tensor) != nullptr) continue;
-      throw Invalid(StrCat(kIndex, " places tensor '", Printable(tensor), "' in ", name,
+      throw Invalid(StrCat(index, " places tensor '", Printable(tensor), "' in ", name,
                            ", which does not have it"),
                     name);
     }
@@ -85,7 +84,8 @@ std::vector<std::shared_ptr<SafetensorsFile>> OpenIndexed(const std::string& dir
   return files;
 }
 
-[[noreturn]] void RefuseFolder(const std::string& dir) {
+[[noreturn]] void RefuseFolder(const std::string& dir, const std::string& single,
+                               const std::string& index) {
   std::vector<std::string> pickles;
   std::error_code ignored;
   for (const auto& entry : fs::directory_iterator(dir, ignored)) {
@@ -96,7 +96,7 @@ std::vector<std::shared_ptr<SafetensorsFile>> OpenIndexed(const std::string& dir
   }
   std::sort(pickles.begin(), pickles.end());
   if (pickles.empty()) {
-    throw Invalid(StrCat("no weights: ", dir, " has neither ", kSingle, " nor ", kIndex), kSingle);
+    throw Invalid(StrCat("no weights: ", dir, " has neither ", single, " nor ", index), single);
   }
   throw UserError(
       "CHECKPOINT_FORMAT_REFUSED",
@@ -109,13 +109,16 @@ std::vector<std::shared_ptr<SafetensorsFile>> OpenIndexed(const std::string& dir
 
 }  // namespace
 
-std::vector<std::shared_ptr<SafetensorsFile>> OpenShards(const std::string& dir) {
+std::vector<std::shared_ptr<SafetensorsFile>> OpenShards(const std::string& dir,
+                                                         const std::string& stem) {
+  const std::string single = stem + ".safetensors";
+  const std::string index = single + ".index.json";
   const fs::path root(dir);
-  if (IsRegularFile((root / kSingle).string())) {
-    return {SafetensorsFile::Open((root / kSingle).string())};
+  if (IsRegularFile((root / single).string())) {
+    return {SafetensorsFile::Open((root / single).string())};
   }
-  if (IsRegularFile((root / kIndex).string())) return OpenIndexed(dir);
-  RefuseFolder(dir);
+  if (IsRegularFile((root / index).string())) return OpenIndexed(dir, index);
+  RefuseFolder(dir, single, index);
 }
 
 }  // namespace quantry::engine

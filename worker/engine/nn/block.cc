@@ -39,28 +39,31 @@ at::Tensor AttendRows(const at::Tensor& q, const at::Tensor& k, const at::Tensor
   const int64_t groups = q.size(0), share = q.size(1), rows = q.size(2), keys = k.size(1);
   at::Tensor scores = at::bmm(q.reshape({groups, share * rows, q.size(3)}), k.transpose(1, 2))
                           .view({groups, share, rows, keys});
-  const at::Tensor mask =
-      at::full({rows, keys}, -std::numeric_limits<float>::infinity(), q.options()).triu_(first + 1);
-  // In place only where autograd does not watch: it would keep a copy.
-  scores = scores.requires_grad() ? scores + mask : scores.add_(mask);
+  if (rows > 1) {  // the last query sees every key
+    const at::Tensor mask =
+        at::full({rows, keys}, -std::numeric_limits<float>::infinity(), q.options())
+            .triu_(first + 1);
+    // In place only where autograd does not watch: it would keep a copy.
+    scores = scores.requires_grad() ? scores + mask : scores.add_(mask);
+  }
   return at::bmm(at::softmax(scores, -1).view({groups, share * rows, keys}), v).view(q.sizes());
 }
 
 // Causal softmax(q k^T / sqrt(d)) v. q: [batch, heads, tokens, d]; k, v:
-// [batch, kv_heads, tokens, d]; each kv head serves heads / kv_heads queries,
-// its group. Explicit products: at::scaled_dot_product_attention's CPU kernel
+// [batch, kv_heads, past + tokens, d]; each kv head serves heads / kv_heads
+// queries, its group. Explicit products: at::scaled_dot_product_attention's CPU kernel
 // uses a coarser exponential.
 at::Tensor CausalAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
   if (FusedAttentionApplies(q, k)) return FusedCausalAttention(q, k, v);
   const int64_t tokens = q.size(2), dim = q.size(3), share = q.size(1) / k.size(1);
-  const int64_t groups = k.size(0) * k.size(1);
+  const int64_t groups = k.size(0) * k.size(1), all = k.size(2), past = all - tokens;
   const at::Tensor queries =
       (q / std::sqrt(static_cast<double>(dim))).reshape({groups, share, tokens, dim});
-  const at::Tensor keys = k.reshape({groups, tokens, dim});
-  const at::Tensor values = v.reshape({groups, tokens, dim});
+  const at::Tensor keys = k.reshape({groups, all, dim});
+  const at::Tensor values = v.reshape({groups, all, dim});
   const int64_t rows =
-      std::clamp<int64_t>(kMaxScores / (share * tokens), 1, std::min(tokens, kMaxQueries));
-  const int64_t step = std::max<int64_t>(1, kMaxScores / (share * rows * tokens));
+      std::clamp<int64_t>(kMaxScores / (share * all), 1, std::min(tokens, kMaxQueries));
+  const int64_t step = std::max<int64_t>(1, kMaxScores / (share * rows * all));
   std::vector<at::Tensor> slices;
   for (int64_t g = 0; g < groups; g += step) {
     const int64_t n = std::min(step, groups - g);
@@ -68,8 +71,9 @@ at::Tensor CausalAttention(const at::Tensor& q, const at::Tensor& k, const at::T
     for (int64_t first = 0; first < tokens; first += rows) {
       const int64_t count = std::min(rows, tokens - first);
       parts.push_back(AttendRows(queries.narrow(0, g, n).narrow(2, first, count),
-                                 keys.narrow(0, g, n).narrow(1, 0, first + count),
-                                 values.narrow(0, g, n).narrow(1, 0, first + count), first));
+                                 keys.narrow(0, g, n).narrow(1, 0, past + first + count),
+                                 values.narrow(0, g, n).narrow(1, 0, past + first + count),
+                                 past + first));
     }
     slices.push_back(parts.size() == 1 ? parts[0] : at::cat(parts, 2));
   }
@@ -88,12 +92,13 @@ at::Tensor ApplyNorm(const Norm& norm, NormKind kind, double eps, const at::Tens
 
 at::Tensor Block::Apply(int i, const at::Tensor& x) const {
   const Linear& linear = linears.at(i);
+  if (linear.product) return linear.product(x);
   return linear.bias.defined() ? at::linear(x, linear.weight, linear.bias)
                                : at::linear(x, linear.weight);
 }
 
 at::Tensor Block::Attention(const at::Tensor& normed, const RopeTable& rope,
-                            const LinearForward& linear) const {
+                            const LinearForward& linear, KeyValueCache* cache) const {
   const int64_t batch = normed.size(0), tokens = normed.size(1);
   const auto product = [&](LinearRole role, const at::Tensor& x) {
     const int i = architecture->LinearIndex(role);
@@ -108,13 +113,15 @@ at::Tensor Block::Attention(const at::Tensor& normed, const RopeTable& rope,
   };
   at::Tensor q = heads(LinearRole::kQuery, config->num_heads);
   at::Tensor k = heads(LinearRole::kKey, config->num_kv_heads);
-  const at::Tensor v = heads(LinearRole::kValue, config->num_kv_heads).transpose(1, 2);
+  at::Tensor v = heads(LinearRole::kValue, config->num_kv_heads).transpose(1, 2);
   q = norm_heads(NormRole::kQuery, q).transpose(1, 2);
   k = norm_heads(NormRole::kKey, k).transpose(1, 2);
   if (rope.defined()) {
-    q = rope.Apply(q);
-    k = rope.Apply(k);
+    const int64_t first = cache != nullptr ? cache->length : 0;
+    q = rope.Apply(q, first);
+    k = rope.Apply(k, first);
   }
+  if (cache != nullptr) cache->Append(&k, &v);
   const at::Tensor mixed = CausalAttention(q, k, v);
   return product(LinearRole::kAttentionOut,
                  mixed.transpose(1, 2).reshape({batch, tokens, config->query_size()}));
@@ -137,14 +144,32 @@ at::Tensor Block::Mlp(const at::Tensor& normed, const LinearForward& linear) con
 }
 
 at::Tensor Block::Forward(const at::Tensor& hidden, const RopeTable& rope,
-                          const LinearForward& linear) const {
+                          const LinearForward& linear, KeyValueCache* cache) const {
   const auto norm = [&](NormRole role, const at::Tensor& x) {
     return ApplyNorm(norms.at(architecture->NormIndex(role)), architecture->norm_kind,
                      config->norm_eps, x);
   };
   const at::Tensor middle =
-      hidden + Attention(norm(NormRole::kAttentionInput, hidden), rope, linear);
+      hidden + Attention(norm(NormRole::kAttentionInput, hidden), rope, linear, cache);
   return middle + Mlp(norm(NormRole::kMlpInput, middle), linear);
+}
+
+KeyValueCache KeyValueCache::For(const ModelConfig& config, int64_t batch, int64_t capacity,
+                                 const at::Device& device) {
+  const auto room = [&] {
+    return at::empty({batch, config.num_kv_heads, capacity, config.head_dim},
+                     at::TensorOptions().dtype(at::kFloat).device(device));
+  };
+  return {room(), room(), 0};
+}
+
+void KeyValueCache::Append(at::Tensor* k, at::Tensor* v) {
+  const int64_t tokens = k->size(2);
+  keys.narrow(2, length, tokens).copy_(*k);
+  values.narrow(2, length, tokens).copy_(*v);
+  length += tokens;
+  *k = keys.narrow(2, 0, length);
+  *v = values.narrow(2, 0, length);
 }
 
 int Block::LinearIndex(const std::string& name) const {
@@ -167,7 +192,7 @@ template <typename Change>
 Block Changed(const Block& block, const Change& change) {
   Block result = block;
   for (Linear& linear : result.linears) {
-    linear.weight = change(linear.weight);
+    if (linear.weight.defined()) linear.weight = change(linear.weight);
     if (linear.bias.defined()) linear.bias = change(linear.bias);
   }
   for (Norm& norm : result.norms) {

@@ -18,6 +18,21 @@ struct Linear {
   std::string name;   // below the block: "self_attn.q_proj"
   at::Tensor weight;  // [out, in]
   at::Tensor bias;    // [out], undefined when there is none
+  // Stands for x W^T + b when set: a weight that is never built. `weight` is
+  // undefined then. Thread-safe.
+  std::function<at::Tensor(const at::Tensor& x)> product;
+};
+
+// Keys and values of the tokens a block has seen, for going on token by token.
+struct KeyValueCache {
+  at::Tensor keys;     // [batch, kv_heads, capacity, head_dim], rotated
+  at::Tensor values;   // [batch, kv_heads, capacity, head_dim]
+  int64_t length = 0;  // tokens in it
+
+  static KeyValueCache For(const ModelConfig& config, int64_t batch, int64_t capacity,
+                           const at::Device& device = at::kCPU);
+  // Puts in k, v [batch, kv_heads, tokens, head_dim], which become all there is.
+  void Append(at::Tensor* k, at::Tensor* v);
 };
 
 // Scale (and shift) of a normalisation.
@@ -47,14 +62,15 @@ class Block {
   std::vector<Norm> norms;      // in the order of architecture->norms (those present)
 
   // Output hidden states. hidden: [batch, tokens, hidden_size], causal mask,
-  // positions 0..tokens-1. `linear` empty = plain products.
+  // positions 0..tokens-1. `linear` empty = plain products. With a cache the
+  // tokens come after those in it, see them, and are added to it.
   at::Tensor Forward(const at::Tensor& hidden, const RopeTable& rope,
-                     const LinearForward& linear = {}) const;
+                     const LinearForward& linear = {}, KeyValueCache* cache = nullptr) const;
 
   // One part alone, its input already normalised. For methods that compare a
   // module's output (AWQ): attention or MLP without residual.
   at::Tensor Attention(const at::Tensor& normed, const RopeTable& rope,
-                       const LinearForward& linear = {}) const;
+                       const LinearForward& linear = {}, KeyValueCache* cache = nullptr) const;
   at::Tensor Mlp(const at::Tensor& normed, const LinearForward& linear = {}) const;
 
   // y = x W^T + b of linears[i].

@@ -75,6 +75,28 @@ TEST_P(BlockTest, HooksSeeEveryLinearOnceWithItsInput) {
   EXPECT_TRUE(hooked.equal(m.block.Forward(m.hidden, m.rope)));
 }
 
+TEST_P(BlockTest, ACacheGoesOnWhereItStopped) {
+  const Loaded m = LoadParam();
+  const at::Tensor whole = m.block.Forward(m.hidden, m.rope);
+  KeyValueCache cache = KeyValueCache::For(m.checkpoint->config(), 2, 9);
+  std::vector<at::Tensor> parts;
+  for (const auto& [first, count] : {std::pair(0, 5), std::pair(5, 1), std::pair(6, 3)}) {
+    parts.push_back(m.block.Forward(m.hidden.narrow(1, first, count), m.rope, {}, &cache));
+  }
+  EXPECT_EQ(cache.length, 9);
+  EXPECT_TRUE(at::cat(parts, 1).allclose(whole, 1e-5, 1e-6));
+}
+
+TEST_P(BlockTest, AProductStandsForItsWeight) {
+  const Loaded m = LoadParam();
+  Block other = m.block;
+  other.linears.back().weight = at::Tensor();
+  other.linears.back().product = [&](const at::Tensor& x) {
+    return m.block.Apply(static_cast<int>(m.block.linears.size()) - 1, x);
+  };
+  EXPECT_TRUE(other.Forward(m.hidden, m.rope).equal(m.block.Forward(m.hidden, m.rope)));
+}
+
 TEST_P(BlockTest, PartsMakeTheWhole) {
   Loaded m = LoadParam();
   const Architecture& row = *GetParam();

@@ -50,9 +50,9 @@ RopeTable MakeRopeTable(const Architecture& architecture, const ModelConfig& con
   return table;
 }
 
-at::Tensor RopeTable::Apply(const at::Tensor& x) const {
+at::Tensor RopeTable::Apply(const at::Tensor& x, int64_t first) const {
   const int64_t tokens = x.size(2);
-  return Rotate(x, cos.narrow(0, 0, tokens), sin.narrow(0, 0, tokens));
+  return Rotate(x, cos.narrow(0, first, tokens), sin.narrow(0, first, tokens));
 }
 
 RopeTable RopeTable::To(const at::Device& device) const {

@@ -18,8 +18,9 @@ struct RopeTable {
 
   bool defined() const { return cos.defined(); }
 
-  // Rotates x [batch, heads, tokens, head_dim], tokens <= positions.
-  at::Tensor Apply(const at::Tensor& x) const;
+  // Rotates x [batch, heads, tokens, head_dim], whose first token stands at
+  // position `first`; first + tokens <= positions.
+  at::Tensor Apply(const at::Tensor& x, int64_t first = 0) const;
   RopeTable To(const at::Device& device) const;
 };
 

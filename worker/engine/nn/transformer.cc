@@ -41,7 +41,9 @@ Block LoadBlock(const Checkpoint& checkpoint, int index, const at::Device& devic
   for (const LinearSpec& spec : row.linears) {
     Linear linear;
     linear.name = spec.name;
-    linear.weight = checkpoint.LoadFloat(prefix + spec.name + ".weight").to(device);
+    if (!checkpoint.IsPacked(prefix + spec.name + ".weight")) {
+      linear.weight = checkpoint.LoadFloat(prefix + spec.name + ".weight").to(device);
+    }
     if (HasBias(checkpoint.config(), spec)) {
       linear.bias = checkpoint.LoadFloat(prefix + spec.name + ".bias").to(device);
     }
@@ -53,7 +55,8 @@ Block LoadBlock(const Checkpoint& checkpoint, int index, const at::Device& devic
   return block;
 }
 
-at::Tensor Embed(const Checkpoint& checkpoint, const at::Tensor& ids, const at::Device& device) {
+at::Tensor Embed(const Checkpoint& checkpoint, const at::Tensor& ids, const at::Device& device,
+                 int64_t first_position) {
   const Architecture& row = checkpoint.architecture();
   const ModelConfig& config = checkpoint.config();
   const at::Tensor flat = ids.to(at::kCPU).reshape({-1});
@@ -70,9 +73,11 @@ at::Tensor Embed(const Checkpoint& checkpoint, const at::Tensor& ids, const at::
   CheckFinite(hidden, checkpoint.EmbeddingName());
   at::Tensor result = hidden.view({ids.size(0), ids.size(1), config.hidden_size});
   if (row.positions == PositionKind::kLearned) {
-    CheckSequenceLength(row, config, ids.size(1));
+    CheckSequenceLength(row, config, first_position + ids.size(1));
     const std::string name = checkpoint.PositionEmbeddingName();
-    result += checkpoint.View(name).narrow(0, row.position_offset, ids.size(1)).to(at::kFloat);
+    result += checkpoint.View(name)
+                  .narrow(0, row.position_offset + first_position, ids.size(1))
+                  .to(at::kFloat);
     checkpoint.Release(name);
     CheckFinite(result, name);
   }

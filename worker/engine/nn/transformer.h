@@ -10,14 +10,16 @@
 
 namespace quantry::engine {
 
-// Block `index` in fp32. Only its own tensors are read. Throws
+// Block `index` in fp32. Only its own tensors are read; weights of packed
+// modules (Checkpoint::OpenPacked) stay undefined. Throws
 // NON_FINITE_WEIGHTS, INVALID_CHECKPOINT.
 Block LoadBlock(const Checkpoint& checkpoint, int index, const at::Device& device = at::kCPU);
 
 // fp32 hidden states [batch, tokens, hidden] of token ids int64 [batch,
-// tokens], learned positions added. Only the rows asked for are read.
+// tokens], learned positions from `first_position` on added. Only the rows asked for
+// are read.
 at::Tensor Embed(const Checkpoint& checkpoint, const at::Tensor& ids,
-                 const at::Device& device = at::kCPU);
+                 const at::Device& device = at::kCPU, int64_t first_position = 0);
 
 // y = norm(x) over the last dimension, computed in fp32.
 at::Tensor ApplyNorm(const Norm& norm, NormKind kind, double eps, const at::Tensor& x);

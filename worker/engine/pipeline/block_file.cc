@@ -14,6 +14,8 @@ namespace quantry::engine {
 namespace {
 
 constexpr char kSchema[] = "quantry.block.v1";
+constexpr char kMixed[] = "mixed-binary";
+constexpr char kValues[] = "values";
 constexpr char kDensePrefix[] = "dense.";
 
 [[noreturn]] void Corrupt(const std::string& path, const std::string& how) {
@@ -31,13 +33,34 @@ void HashTensor(Sha256& hash, const std::string& name, const at::Tensor& tensor)
   hash.Update(values.const_data_ptr(), values.nbytes());
 }
 
+using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
+
+void AddMixed(const std::string& name, const MixedBinaryWeight& weight, NamedTensors& tensors) {
+  const auto half = [](const at::Tensor& value) { return value.to(at::kHalf); };
+  tensors.emplace_back(name + ".salient", weight.salient);
+  tensors.emplace_back(name + ".salient_codes",
+                       PackRows(weight.codes, MixedBinaryWeight::kCodeBits));
+  tensors.emplace_back(name + ".scales", half(weight.scales));
+  tensors.emplace_back(name + ".zeros", weight.zeros);
+  tensors.emplace_back(name + ".signs", PackRows(weight.signs, 1));
+  tensors.emplace_back(name + ".row_gain", half(weight.row_gain));
+  tensors.emplace_back(name + ".row_offset", half(weight.row_offset));
+  tensors.emplace_back(name + ".column_gain", half(weight.column_gain));
+}
+
 // Tensors of the file, in the order they are written.
-std::vector<std::pair<std::string, at::Tensor>> FileTensors(const QuantizedBlock& block) {
-  std::vector<std::pair<std::string, at::Tensor>> tensors;
+NamedTensors FileTensors(const QuantizedBlock& block) {
+  NamedTensors tensors;
   for (const QuantizedLinear& linear : block.linears) {
-    tensors.emplace_back(linear.name + ".codes", PackRows(linear.codes, linear.grid.bits));
-    tensors.emplace_back(linear.name + ".scales", linear.scales.to(linear.scale_dtype));
-    tensors.emplace_back(linear.name + ".zeros", linear.zeros);
+    if (linear.mixed) {
+      AddMixed(linear.name, *linear.mixed, tensors);
+    } else if (linear.values.defined()) {
+      tensors.emplace_back(linear.name + ".values", linear.values);
+    } else {
+      tensors.emplace_back(linear.name + ".codes", PackRows(linear.codes, linear.grid.bits));
+      tensors.emplace_back(linear.name + ".scales", linear.scales.to(linear.scale_dtype));
+      tensors.emplace_back(linear.name + ".zeros", linear.zeros);
+    }
     if (linear.bias.defined()) tensors.emplace_back(linear.name + ".bias", linear.bias);
   }
   for (const auto& [key, value] : block.dense) tensors.emplace_back(kDensePrefix + key, value);
@@ -47,6 +70,17 @@ std::vector<std::pair<std::string, at::Tensor>> FileTensors(const QuantizedBlock
 nlohmann::json Describe(const QuantizedBlock& block, const BlockReport& report) {
   nlohmann::json linears = nlohmann::json::array();
   for (const QuantizedLinear& linear : block.linears) {
+    if (linear.mixed) {
+      linears.push_back({{"name", linear.name},
+                         {"kind", kMixed},
+                         {"salient", linear.mixed->salient_columns()},
+                         {"columns", linear.columns()}});
+      continue;
+    }
+    if (linear.values.defined()) {
+      linears.push_back({{"name", linear.name}, {"kind", kValues}});
+      continue;
+    }
     linears.push_back({{"name", linear.name},
                        {"bits", linear.grid.bits},
                        {"group_size", linear.grid.group_size},
@@ -83,9 +117,37 @@ at::Tensor Copy(const SafetensorsFile& file, const std::string& name) {
   return value;
 }
 
+MixedBinaryWeight MixedFrom(const SafetensorsFile& file, const std::string& name,
+                            const nlohmann::json& json) {
+  const auto floats = [&](const char* part) { return Copy(file, name + part).to(at::kFloat); };
+  MixedBinaryWeight weight;
+  weight.columns = json.at("columns").get<int64_t>();
+  const auto salient = json.at("salient").get<int64_t>();
+  weight.salient = Copy(file, name + ".salient");
+  weight.codes =
+      UnpackRows(Copy(file, name + ".salient_codes"), salient, MixedBinaryWeight::kCodeBits);
+  weight.scales = floats(".scales");
+  weight.zeros = Copy(file, name + ".zeros");
+  weight.signs = UnpackRows(Copy(file, name + ".signs"), weight.columns - salient, 1);
+  weight.row_gain = floats(".row_gain");
+  weight.row_offset = floats(".row_offset");
+  weight.column_gain = floats(".column_gain");
+  return weight;
+}
+
 QuantizedLinear LinearFrom(const SafetensorsFile& file, const nlohmann::json& json) {
   QuantizedLinear linear;
   linear.name = json.at("name").get<std::string>();
+  if (file.Find(linear.name + ".bias") != nullptr) linear.bias = Copy(file, linear.name + ".bias");
+  const std::string kind = json.value("kind", "");
+  if (kind == kValues) {
+    linear.values = Copy(file, linear.name + ".values");
+    return linear;
+  }
+  if (kind == kMixed) {
+    linear.mixed = MixedFrom(file, linear.name, json);
+    return linear;
+  }
   linear.grid = {json.at("bits").get<int>(), json.at("group_size").get<int64_t>(),
                  json.at("symmetric").get<bool>()};
   linear.codes = UnpackRows(Copy(file, linear.name + ".codes"), json.at("columns").get<int64_t>(),
@@ -94,7 +156,6 @@ QuantizedLinear LinearFrom(const SafetensorsFile& file, const nlohmann::json& js
   linear.scale_dtype = scales.scalar_type();
   linear.scales = scales.to(at::kFloat);
   linear.zeros = Copy(file, linear.name + ".zeros");
-  if (file.Find(linear.name + ".bias") != nullptr) linear.bias = Copy(file, linear.name + ".bias");
   return linear;
 }
 
@@ -131,6 +192,16 @@ std::string BlockDigest(const QuantizedBlock& block) {
     HashTensor(hash, linear.name + ".scales", linear.scales);
     HashTensor(hash, linear.name + ".zeros", linear.zeros);
     HashTensor(hash, linear.name + ".bias", linear.bias);
+    HashTensor(hash, linear.name + ".values", linear.values);
+    if (!linear.mixed) continue;
+    HashTensor(hash, linear.name + ".salient", linear.mixed->salient);
+    HashTensor(hash, linear.name + ".salient_codes", linear.mixed->codes);
+    HashTensor(hash, linear.name + ".salient_scales", linear.mixed->scales);
+    HashTensor(hash, linear.name + ".salient_zeros", linear.mixed->zeros);
+    HashTensor(hash, linear.name + ".signs", linear.mixed->signs);
+    HashTensor(hash, linear.name + ".row_gain", linear.mixed->row_gain);
+    HashTensor(hash, linear.name + ".row_offset", linear.mixed->row_offset);
+    HashTensor(hash, linear.name + ".column_gain", linear.mixed->column_gain);
   }
   for (const auto& [key, value] : block.dense) HashTensor(hash, key, value);
   return hash.Finish();

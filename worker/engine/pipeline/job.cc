@@ -75,6 +75,11 @@ void ParseMethod(JsonObject& parent, Job& job) {
   if (job.method_row == nullptr) parent.Refuse("method", StrCat("one of ", Join(known)));
 }
 
+bool Writes(const MethodRow& method, const std::string& format) {
+  const auto& formats = method.output_formats;
+  return std::find(formats.begin(), formats.end(), format) != formats.end();
+}
+
 void ParseOutputs(JsonObject& parent, Job& job) {
   for (JsonObject& output : parent.Objects("outputs")) {
     const std::string wanted = output.String("format", "OUTPUT_FORMAT_UNSPECIFIED");
@@ -86,18 +91,20 @@ void ParseOutputs(JsonObject& parent, Job& job) {
       if (row.enum_name == wanted) found = &row;
     }
     if (found == nullptr) output.Refuse("format", StrCat("one of ", Join(known)));
+    if (!Writes(*job.method_row, found->name)) {
+      output.Refuse("format", StrCat("one that method ", job.method_row->name, " can write (",
+                                     Join(job.method_row->output_formats), ")"));
+    }
     if (std::find(job.outputs.begin(), job.outputs.end(), found) != job.outputs.end()) {
       output.Refuse("format", "a format that is not asked for twice");
-    }
-    const std::vector<std::string>& offered = job.method_row->output_formats;
-    if (std::find(offered.begin(), offered.end(), found->name) == offered.end()) {
-      output.Refuse("format", StrCat("what method ", job.method_row->name,
-                                     " can be written as: ", Join(offered), "; not ", found->name));
     }
     CheckFormat(*found, job.grid);
     job.outputs.push_back(found);
   }
-  if (job.outputs.empty()) job.outputs.push_back(&OutputFormats().front());
+  if (!job.outputs.empty()) return;
+  for (const OutputFormatRow& row : OutputFormats()) {
+    if (job.outputs.empty() && Writes(*job.method_row, row.name)) job.outputs.push_back(&row);
+  }
 }
 
 QualityGate ParseGate(JsonObject& parent) {

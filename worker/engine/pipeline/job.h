@@ -43,8 +43,14 @@ struct Job {
   const MethodRow* method_row = nullptr;
   std::unique_ptr<Method> method;
   std::string method_json;  // the method's message as given, compact
-  GridSpec grid;
+  GridSpec grid;            // kReferenceGrid when the method's weights are on none
   std::vector<const OutputFormatRow*> outputs;  // distinct; the first is the primary one
+
+  std::unique_ptr<Layout> MakeLayout(const OutputFormatRow& format,
+                                     at::ScalarType scale_dtype) const {
+    return CreateLayout(format, method_row->weights, grid, scale_dtype);
+  }
+
   QualityGate quality_gate;
   int64_t seed = 0;
   std::string device = "auto";

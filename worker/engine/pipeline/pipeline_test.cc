@@ -143,6 +143,21 @@ QuantizedBlock MakeBlock(int index) {
   return block;
 }
 
+MixedBinaryWeight MakeMixed() {
+  at::manual_seed(3);
+  MixedBinaryWeight weight;
+  weight.columns = 7;
+  weight.salient = at::tensor({1, 6}, at::kInt);
+  weight.codes = at::randint(16, {4, 2}, at::kByte);
+  weight.scales = at::tensor({0.5, 0.25, 1.0, 2.0}, at::kFloat);
+  weight.zeros = at::randint(16, {4}, at::kByte);
+  weight.signs = at::randint(2, {4, 5}, at::kByte);
+  weight.row_gain = at::tensor({-0.5, 0.25, 0.0, 2.0}, at::kFloat);
+  weight.row_offset = at::tensor({0.5, -0.25, 1.0, 2.0}, at::kFloat);
+  weight.column_gain = at::tensor({1.0, 2.0, 3.0, 4.0, 5.0}, at::kFloat);
+  return weight;
+}
+
 void Damage(const std::string& path) {
   std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
   file.seekp(-3, std::ios::end);
@@ -166,6 +181,31 @@ TEST(BlockFile, RoundTripsAndSeesDamage) {
   EXPECT_NE(BlockDigest(block), BlockDigest(MakeBlock(5)));
   Damage(dir.File("b"));
   EXPECT_EQ(test::ErrorOf([&] { ReadBlockFile(dir.File("b")); }).reason, "CHECKPOINT_CORRUPT");
+}
+
+TEST(BlockFile, RoundTripsMixedWeights) {
+  const test::TempDir dir;
+  QuantizedBlock block = MakeBlock(2);
+  block.linears[1].mixed = MakeMixed();
+  block.linears[1].codes = block.linears[1].scales = block.linears[1].zeros = at::Tensor();
+  WriteBlockFile(dir.File("b"), block, {});
+  const QuantizedBlock stored = ReadBlockFile(dir.File("b")).block;
+  EXPECT_EQ(BlockDigest(stored), BlockDigest(block));
+  ASSERT_TRUE(stored.linears[1].mixed);
+  EXPECT_TRUE(at::equal(stored.linears[1].Dequantize(), block.linears[1].Dequantize()));
+  const auto differs = [&](const std::function<void(MixedBinaryWeight&)>& change) {
+    QuantizedBlock other = block;
+    change(*other.linears[1].mixed);
+    EXPECT_NE(BlockDigest(other), BlockDigest(block));
+  };
+  differs([](MixedBinaryWeight& w) { w.salient = w.salient + 1; });
+  differs([](MixedBinaryWeight& w) { w.codes = w.codes.bitwise_xor(1); });
+  differs([](MixedBinaryWeight& w) { w.scales = w.scales * 2; });
+  differs([](MixedBinaryWeight& w) { w.zeros = w.zeros.bitwise_xor(1); });
+  differs([](MixedBinaryWeight& w) { w.signs = w.signs.bitwise_xor(1); });
+  differs([](MixedBinaryWeight& w) { w.row_gain = -w.row_gain; });
+  differs([](MixedBinaryWeight& w) { w.row_offset = -w.row_offset; });
+  differs([](MixedBinaryWeight& w) { w.column_gain = -w.column_gain; });
 }
 
 class CheckpointsTest : public ::testing::Test {

@@ -75,11 +75,15 @@ void CheckInputs(const Job& job, const Checkpoint& checkpoint, Json& problems) {
 }
 
 Json OutputsJson(const Job& job, const Checkpoint& checkpoint) {
-  const std::vector<PlannedTensor> plan = PlanTensors(checkpoint);
+  std::vector<PlannedTensor> plan =
+      PlanTensors(checkpoint, [&](int, const std::string&, int64_t in_features) {
+        return job.method->SalientColumns(in_features);
+      });
+  StateValueBits(*job.method, plan);
   const at::ScalarType scale_dtype = ScaleDtypeFor(checkpoint.storage_dtype());
   Json outputs = Json::array();
   for (const OutputFormatRow* row : job.outputs) {
-    const auto layout = row->create(job.grid, scale_dtype);
+    const auto layout = job.MakeLayout(*row, scale_dtype);
     outputs.push_back({{"format", row->enum_name},
                        {"bytes", OutputBytes(plan, *layout)},
                        {"bits_per_weight", StoredBitsPerWeight(plan, *layout)}});

@@ -102,6 +102,8 @@ class Run {
   BlockLosses Advance(const Block& block, const QuantizedBlock& quantized);
   void Pack();
   void PackOutput(const Layout& layout);
+  void Remember(const QuantizedBlock& block);
+  std::vector<PlannedTensor> Plan() const;
   void Evaluate();
   void Finish();
 
@@ -136,6 +138,8 @@ class Run {
   RopeTable rope_;
   int resumed_ = 0;
   std::vector<std::string> digests_;  // of every block, as it was computed
+  // Salient columns of every block's linears; mixed weights only.
+  std::vector<std::map<std::string, int64_t>> salient_;
   Manifest manifest_;
 };
 
@@ -152,7 +156,7 @@ void Run::Load() {
   for (int i = 0; i < resumed_; ++i) {
     const StoredBlock stored = checkpoints_->Load(i);
     manifest_.blocks.push_back(stored.report);
-    digests_.push_back(BlockDigest(stored.block));
+    Remember(stored.block);
   }
   progress_ = std::make_unique<ProgressTracker>(
       PlanSteps(job_, checkpoint(), ShapeOfStream(inputs_.calibration),
@@ -246,7 +250,7 @@ void Run::QuantizeBlock(int index) {
     report.loss_final = losses.final;
   }
   report.seconds = clock_() - began;
-  digests_.push_back(BlockDigest(result.block));
+  Remember(result.block);
   checkpoints_->StoreBlock(result.block, report);
   const bool last = index + 1 == blocks() && job_.method->Tuning() == nullptr;
   const auto& files =
@@ -256,6 +260,27 @@ void Run::QuantizeBlock(int index) {
   progress_->BlockDone(report, losses.seconds);
   events_.BlockDone(report);
   events_.Checkpoint(index + 1, files);
+}
+
+void Run::Remember(const QuantizedBlock& block) {
+  digests_.push_back(BlockDigest(block));
+  auto& salient = salient_.emplace_back();
+  for (const QuantizedLinear& linear : block.linears) {
+    if (linear.mixed) salient[linear.name] = linear.mixed->salient_columns();
+  }
+}
+
+std::vector<PlannedTensor> Run::Plan() const {
+  std::vector<PlannedTensor> plan;
+  if (job_.method_row->weights == WeightKind::kMixedBinary) {
+    plan = PlanTensors(checkpoint(), [&](int block, const std::string& linear, int64_t) {
+      return salient_.at(block).at(linear);
+    });
+  } else {
+    plan = PlanTensors(checkpoint());
+  }
+  StateValueBits(*job_.method, plan);
+  return plan;
 }
 
 void Run::PackOutput(const Layout& layout) {
@@ -270,7 +295,7 @@ void Run::PackOutput(const Layout& layout) {
                       StrCat("block ", index, " in ", CheckpointDir(job_),
                              " changed after it was computed; run the job again"));
   };
-  Exporter exporter(checkpoint(), layout, dir);
+  Exporter exporter(checkpoint(), layout, dir, Plan());
   for (int index = 0; index < blocks(); ++index) {
     exporter.Add(read(index));
     progress_->Advance(1, "packing");
@@ -290,11 +315,10 @@ void Run::PackOutput(const Layout& layout) {
 void Run::Pack() {
   progress_->EnterStage(Stage::kPacking);
   for (const OutputFormatRow* row : job_.outputs) {
-    PackOutput(*row->create(job_.grid, scale_dtype_));
+    PackOutput(*job_.MakeLayout(*row, scale_dtype_));
   }
-  manifest_.bits =
-      CountBits(checkpoint(), PlanTensors(checkpoint()),
-                *job_.outputs[0]->create(job_.grid, scale_dtype_), manifest_.outputs[0].bytes);
+  manifest_.bits = CountBits(checkpoint(), Plan(), *job_.MakeLayout(*job_.outputs[0], scale_dtype_),
+                             manifest_.outputs[0].bytes);
 }
 
 void Run::Evaluate() {

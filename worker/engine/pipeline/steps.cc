@@ -32,4 +32,12 @@ StepPlan PlanSteps(const Job& job, const Checkpoint& checkpoint, const StreamSha
   return plan;
 }
 
+void StateValueBits(const Method& method, std::vector<PlannedTensor>& plan) {
+  for (PlannedTensor& tensor : plan) {
+    if (tensor.kind == PlannedTensor::Kind::kLinear) {
+      tensor.value_bits = method.ValueBits(tensor.shape);
+    }
+  }
+}
+
 }  // namespace quantry::engine

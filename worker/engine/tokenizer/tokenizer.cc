@@ -71,6 +71,32 @@ std::vector<int32_t> Tokenizer::Encode(std::string_view text, size_t piece_bytes
   return result;
 }
 
+std::vector<int32_t> Tokenizer::EncodePrompt(std::string_view text) const {
+  uint32_t* ids = nullptr;
+  size_t count = 0;
+  const auto* handle = static_cast<const QtTokenizer*>(handle_);
+  const std::string_view given = text.empty() ? std::string_view("") : text;  // never null
+  if (qt_encode_prompt(handle, Bytes(given), given.size(), &ids, &count) != 0) {
+    throw Invalid(path_, StrCat("cannot encode ", text.size(), " bytes of text: ", LastError()));
+  }
+  std::vector<int32_t> result(ids, ids + count);
+  qt_free_ids(ids, count);
+  return result;
+}
+
+std::string Tokenizer::Decode(const std::vector<int32_t>& ids) const {
+  const std::vector<uint32_t> unsigned_ids(ids.begin(), ids.end());
+  uint8_t* text = nullptr;
+  size_t length = 0;
+  const auto* handle = static_cast<const QtTokenizer*>(handle_);
+  if (qt_decode(handle, unsigned_ids.data(), unsigned_ids.size(), &text, &length) != 0) {
+    throw Invalid(path_, StrCat("cannot decode ", ids.size(), " ids: ", LastError()));
+  }
+  std::string result(reinterpret_cast<const char*>(text), length);
+  qt_free_text(text, length);
+  return result;
+}
+
 void Tokenizer::CheckFits(int64_t model_vocab_size) const {
   if (vocab_size_ <= model_vocab_size) return;
   throw UserError("INVALID_TOKENIZER",

@@ -27,6 +27,14 @@ class Tokenizer {
   // where that holds: see rust/src/pieces.rs.
   std::vector<int32_t> Encode(std::string_view text, size_t piece_bytes = kPieceBytes) const;
 
+  // Token ids of a prompt, with the special tokens (such as one for the
+  // beginning) tokenizer.json adds to a model's input.
+  std::vector<int32_t> EncodePrompt(std::string_view text) const;
+
+  // Text of ids, special tokens left out. UTF-8; bytes that do not make a whole
+  // character (yet) come out as U+FFFD.
+  std::string Decode(const std::vector<int32_t>& ids) const;
+
   // One more than the largest id, added tokens included.
   int64_t vocab_size() const { return vocab_size_; }
 

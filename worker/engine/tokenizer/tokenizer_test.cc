@@ -80,7 +80,8 @@ std::string ByteLevelTokenizer(const std::string& normalizer, const std::string&
          R"(,"content":"<s>","single_word":false,"lstrip":false,"rstrip":false,)"
          R"("normalized":false,"special":true}],"normalizer":)" +
          normalizer + R"(,"pre_tokenizer":)" + pre_tokenizer +
-         R"(,"post_processor":null,"decoder":null,"model":)" + model.dump() + "}";
+         R"(,"post_processor":null,"decoder":{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true},"model":)" +
+         model.dump() + "}";
 }
 
 std::shared_ptr<const Tokenizer> Make() { return Tokenizer::FromJson(kTokenizer, "t.json"); }
@@ -175,6 +176,23 @@ TEST(TokenizerTest, TheExampleModel) {
   const auto tokenizer = Tokenizer::Load(QUANTRY_SOURCE_DIR "/examples/stories260k/tokenizer.json");
   EXPECT_EQ(tokenizer->vocab_size(), 512);
   EXPECT_EQ(tokenizer->Encode("Once upon a time").front(), 403);
+}
+
+TEST(TokenizerTest, DecodesWhatItEncoded) {
+  const auto tokenizer = Tokenizer::Load(QUANTRY_SOURCE_DIR "/examples/stories260k/tokenizer.json");
+  const auto gpt2 = Tokenizer::FromJson(ByteLevelTokenizer("null", R"({"type":"ByteLevel",
+          "add_prefix_space":false,"trim_offsets":true,"use_regex":true})"),
+                                        "gpt2");
+  for (const std::string text : {"Once upon a time, a dog ran.", "x", "two\n\nlines", "\u20ac 5"}) {
+    EXPECT_EQ(tokenizer->Decode(tokenizer->Encode(text)), text);
+    EXPECT_EQ(gpt2->Decode(gpt2->Encode(text)), text);
+  }
+  EXPECT_EQ(tokenizer->Decode({}), "");
+  // A character cut in the middle of its bytes.
+  std::vector<int32_t> euro = gpt2->Encode("\u20ac");
+  ASSERT_EQ(euro.size(), 3u);
+  euro.pop_back();
+  EXPECT_EQ(gpt2->Decode(euro), "\ufffd");
 }
 
 }  // namespace

@@ -57,16 +57,6 @@ class Accumulator {
 
 }  // namespace
 
-int InputSource(const Architecture& architecture, int index) {
-  for (const SmoothingGroup& group : architecture.smoothing_groups) {
-    const auto& members = group.linears;
-    if (std::find(members.begin(), members.end(), index) != members.end()) {
-      return *std::min_element(members.begin(), members.end());
-    }
-  }
-  return index;
-}
-
 std::map<int, at::Tensor> CaptureInputs(const Block& block, const RopeTable& rope,
                                         const at::Tensor& x) {
   std::map<int, at::Tensor> inputs;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "worker/engine/methods/method.h"
+#include "worker/engine/model/shared_inputs.h"
 
 namespace quantry::engine {
 
@@ -18,12 +19,8 @@ struct InputStatistics {
   at::Tensor samples;   // fp32 [about 512, in], every floor(T / 512)-th token
 };
 
-// Linears which share an input share statistics: the lowest index of the
-// smoothing group that holds linear `index`, or `index` itself.
-int InputSource(const Architecture& architecture, int index);
-
-// Inputs of every source linear, [windows, length, in] each, in one forward
-// pass of the full-precision block over x [windows, length, hidden].
+// Inputs of every source linear (InputSource), [windows, length, in] each, in
+// one forward pass of the full-precision block over x [windows, length, hidden].
 std::map<int, at::Tensor> CaptureInputs(const Block& block, const RopeTable& rope,
                                         const at::Tensor& x);
 

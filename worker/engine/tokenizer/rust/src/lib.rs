@@ -81,11 +81,61 @@ pub unsafe extern "C" fn qt_encode(
 }
 
 /// # Safety
-/// `ids` and `count` are what one qt_encode gave, freed once.
+/// As qt_encode.
+#[no_mangle]
+pub unsafe extern "C" fn qt_encode_prompt(
+    tokenizer: *const QtTokenizer,
+    text: *const u8,
+    length: usize,
+    ids: *mut *mut u32,
+    count: *mut usize,
+) -> i32 {
+    guarded(|| {
+        let text = std::str::from_utf8(slice::from_raw_parts(text, length)).map_err(|e| e.to_string())?;
+        let encoding = (*tokenizer).0.encode_fast(text, true).map_err(|e| e.to_string())?;
+        let found: Box<[u32]> = encoding.get_ids().into();
+        *count = found.len();
+        *ids = Box::into_raw(found) as *mut u32;
+        Ok(())
+    })
+}
+
+/// # Safety
+/// `ids` and `count` are what one qt_encode or qt_encode_prompt gave, freed once.
 #[no_mangle]
 pub unsafe extern "C" fn qt_free_ids(ids: *mut u32, count: usize) {
     if !ids.is_null() {
         drop(Box::from_raw(std::ptr::slice_from_raw_parts_mut(ids, count)));
+    }
+}
+
+/// # Safety
+/// `ids` points to `count` ids; `text` and `length` are writable. The text goes
+/// back through qt_free_text.
+#[no_mangle]
+pub unsafe extern "C" fn qt_decode(
+    tokenizer: *const QtTokenizer,
+    ids: *const u32,
+    count: usize,
+    text: *mut *mut u8,
+    length: *mut usize,
+) -> i32 {
+    guarded(|| {
+        let ids = if count == 0 { &[] } else { slice::from_raw_parts(ids, count) };
+        let decoded = (*tokenizer).0.decode(ids, true).map_err(|e| e.to_string())?;
+        let bytes = decoded.into_bytes().into_boxed_slice();
+        *length = bytes.len();
+        *text = Box::into_raw(bytes) as *mut u8;
+        Ok(())
+    })
+}
+
+/// # Safety
+/// `text` and `length` are what one qt_decode gave, freed once.
+#[no_mangle]
+pub unsafe extern "C" fn qt_free_text(text: *mut u8, length: usize) {
+    if !text.is_null() {
+        drop(Box::from_raw(std::ptr::slice_from_raw_parts_mut(text, length)));
     }
 }
 

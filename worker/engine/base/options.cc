@@ -1,4 +1,4 @@
-#include "worker/engine/evaluation/options.h"
+#include "worker/engine/base/options.h"
 
 #include <algorithm>
 #include <charconv>

@@ -1,0 +1,128 @@
+// Time of y = x W'^T from packed PTQ1.61 weights beside fp32 at::mv, and beside
+// what the bytes alone would take at the memory bandwidth of this machine.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "worker/engine/kernels/packed_linear.h"
+
+namespace quantry::engine {
+namespace {
+
+constexpr double kSalientRatio = 0.2;
+// Weights come from memory, not from the cache, when enough copies take turns
+// to fill it several times over.
+constexpr int64_t kColdBytes = int64_t{192} << 20;
+
+double Seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Best and median of repeated calls.
+struct Timing {
+  double best = 0;
+  double median = 0;
+};
+
+Timing Measure(const std::function<void(int64_t)>& call, double budget_seconds) {
+  for (int64_t i = 0; i < 3; ++i) call(i);
+  std::vector<double> times;
+  for (const double end = Seconds() + budget_seconds; Seconds() < end || times.size() < 10;) {
+    const double start = Seconds();
+    call(static_cast<int64_t>(times.size()));
+    times.push_back(Seconds() - start);
+  }
+  std::sort(times.begin(), times.end());
+  return {times.front(), times[times.size() / 2]};
+}
+
+MixedBinaryWeight RandomWeight(int64_t rows, int64_t columns) {
+  const auto salient = static_cast<int64_t>(kSalientRatio * static_cast<double>(columns)) + 1;
+  MixedBinaryWeight weight;
+  weight.columns = columns;
+  weight.salient = std::get<0>(at::randperm(columns).narrow(0, 0, salient).sort()).to(at::kInt);
+  weight.codes = at::randint(0, 16, {rows, salient}, at::kByte);
+  weight.scales = at::rand({rows});
+  weight.zeros = at::randint(0, 16, {rows}, at::kByte);
+  weight.signs = at::randint(0, 2, {rows, columns - salient}, at::kByte);
+  weight.row_gain = at::rand({rows});
+  weight.row_offset = at::rand({rows});
+  weight.column_gain = at::rand({columns - salient});
+  return weight;
+}
+
+// Bytes a second that all threads together read from memory: the fastest of
+// several passes which add up one large array of integers.
+double ReadBandwidth(int threads) {
+  static const std::vector<uint64_t> data((size_t{256} << 20) / sizeof(uint64_t), 1);
+  const auto pass = [&](int64_t) {
+    at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+      const size_t part = data.size() / threads;
+      const uint64_t* from = data.data() + begin * part;
+      uint64_t sums[16] = {};
+      for (size_t i = 0; i + 16 <= (end - begin) * part; i += 16) {
+        for (size_t j = 0; j < 16; ++j) sums[j] += from[i + j];
+      }
+      volatile uint64_t sink = 0;
+      for (const uint64_t sum : sums) sink = sink + sum;
+    });
+  };
+  return static_cast<double>(data.size() * sizeof(uint64_t)) / Measure(pass, 1).best;
+}
+
+void Compare(int64_t rows, int64_t columns, int threads, double bandwidth) {
+  const MixedBinaryWeight weight = RandomWeight(rows, columns);
+  const PackedLinear packed(weight);
+  const int64_t copies = kColdBytes / packed.bytes() + 1;
+  const std::vector<PackedLinear> cold(static_cast<size_t>(copies), packed);
+  const at::Tensor x = at::randn({columns});
+  const Timing from_memory = Measure([&](int64_t i) { cold[i % copies].Apply(x); }, 2);
+  const Timing from_cache = Measure([&](int64_t) { packed.Apply(x); }, 1);
+  const at::Tensor dense = weight.Dequantize();
+  const Timing sgemv = Measure([&](int64_t) { at::mv(dense, x); }, 2);
+  const double bound = static_cast<double>(packed.bytes()) / bandwidth;
+  const auto ms = [](const Timing& timing) {
+    char text[48];
+    std::snprintf(text, sizeof(text), "%.3f (%.3f)", timing.best * 1e3, timing.median * 1e3);
+    return std::string(text);
+  };
+  std::printf("| %lldx%lld | %d | %.2f | %s | %s | %s | %.3f | %.1f | %.0f %% |\n",
+              static_cast<long long>(rows), static_cast<long long>(columns), threads,
+              static_cast<double>(packed.bytes()) / 1e6, ms(sgemv).c_str(), ms(from_memory).c_str(),
+              ms(from_cache).c_str(), bound * 1e3, sgemv.best / from_memory.best,
+              100 * bound / from_memory.best);
+  std::fflush(stdout);
+}
+
+int Main() {
+  std::printf(
+      "kernel: %s; best and, in brackets, median; weights of the packed product and of "
+      "at::mv come from memory\n\n",
+      BestBitKernel().name);
+  std::printf(
+      "| shape | threads | packed MB | at::mv ms | packed ms | in cache ms | bound ms | "
+      "times at::mv | of the bound |\n|---|---|---|---|---|---|---|---|---|\n");
+  std::vector<std::string> bandwidths;
+  for (const int threads : {1, 2}) {
+    at::set_num_threads(threads);
+    const double bandwidth = ReadBandwidth(threads);
+    for (const int64_t columns : {4096, 11008}) Compare(4096, columns, threads, bandwidth);
+    bandwidths.push_back(std::to_string(bandwidth / 1e9));
+  }
+  std::printf("\nread bandwidth, 1 and 2 threads: %s and %s GB/s\n", bandwidths[0].c_str(),
+              bandwidths[1].c_str());
+  return 0;
+}
+
+}  // namespace
+}  // namespace quantry::engine
+
+int main() { return quantry::engine::Main(); }

@@ -1,0 +1,1 @@
+"""Python side of quantry. `quantry.reader` reads quantry containers with numpy alone."""

@@ -1,0 +1,193 @@
+"""Reads quantry containers (docs/formats/quantry-container.md) with numpy alone.
+
+    container = Container("artifact/quantry")
+    weight = container.read("model.layers.0.self_attn.q_proj")    # float32 [out, in]
+    for name, array in container.dense_tensors():                 # the whole model, one tensor at a time
+        ...
+
+`python -m quantry.reader DIR` prints a summary. A reference: clear, not fast.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+
+import numpy as np
+
+from quantry.safetensors import File, FormatError, float32_to_bf16
+
+STEM = "model.quantry"
+GRID_SCHEMA = "quantry.container.v1"
+MIXED_SCHEMA = "quantry.container.v2"
+
+GRID_PARTS = ("codes", "scales", "zeros")
+MIXED_PARTS = ("salient_codes", "salient_scales", "salient_zeros", "signs", "row_gain", "row_offset",
+               "column_gain", "mask")
+
+
+def unpack_stream(words: np.ndarray, count: int, bits: int) -> np.ndarray:
+    """`count` codes of `bits` bits of every row of a dense stream: int32 [rows, words] -> uint8 [rows, count]."""
+    if words.ndim != 2 or words.shape[1] != (count * bits + 31) // 32:
+        raise FormatError(f"{count} codes of {bits} bits do not fit int32 {words.shape}")
+    stream = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=1, bitorder="little")
+    digits = stream[:, :count * bits].reshape(words.shape[0], count, bits)
+    return (digits << np.arange(bits, dtype=np.uint8)).sum(axis=2, dtype=np.uint8)
+
+
+def unpack_nibbles(packed: np.ndarray, count: int) -> np.ndarray:
+    """uint8 [rows, ceil(count / 2)] -> uint8 [rows, count], low nibble first."""
+    both = np.stack([packed & 15, packed >> 4], axis=-1)
+    return both.reshape(packed.shape[0], -1)[:, :count]
+
+
+def unpack_bits(packed: np.ndarray, count: int) -> np.ndarray:
+    """uint8 [rows, ceil(count / 8)] -> uint8 [rows, count] of 0 and 1, lowest bit first."""
+    return np.unpackbits(packed, axis=1, bitorder="little")[:, :count]
+
+
+class Container:
+    """A quantry folder. Files are mapped, linears decoded one at a time."""
+
+    def __init__(self, folder):
+        self.folder = pathlib.Path(folder)
+        self._files = {}  # tensor -> its file
+        self.linears = {}  # module -> what the metadata says of it
+        self.schemas = set()
+        for path in self._shards():
+            file = File(path)
+            self._files.update((name, file) for name in file.names())
+            described = json.loads(file.metadata.get("quantry", "null"))
+            if described is None:
+                continue
+            if described.get("schema") not in (GRID_SCHEMA, MIXED_SCHEMA):
+                raise FormatError(f"{path}: schema {described.get('schema')!r}, this reader knows "
+                                  f"{GRID_SCHEMA} and {MIXED_SCHEMA}")
+            self.schemas.add(described["schema"])
+            self.linears.update(described["linears"])
+        if not self.linears:
+            raise FormatError(f"{self.folder}: no file of it describes its linears")
+
+    def _shards(self):
+        index = self.folder / f"{STEM}.safetensors.index.json"
+        if not index.exists():
+            return [self.folder / f"{STEM}.safetensors"]
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        if any("/" in name or "\\" in name for name in names):
+            raise FormatError(f"{index}: shards must be file names without folders")
+        return [self.folder / name for name in names]
+
+    def _tensor(self, name, dtype, shape):
+        if name not in self._files:
+            raise FormatError(f"{self.folder}: no tensor {name}")
+        tensor = self._files[name].read(name)
+        if tensor.dtype not in dtype or tensor.array.shape != shape:
+            raise FormatError(f"{name} should be {' or '.join(dtype)} {shape}, got {tensor.dtype} "
+                              f"{tensor.array.shape}")
+        return tensor
+
+    def kind(self, module) -> str:
+        """"grid" or "mixed-binary"."""
+        return self.linears[module].get("kind", "grid")
+
+    def parts(self, module):
+        """Names of the tensors that hold a linear's weight."""
+        names = MIXED_PARTS if self.kind(module) == "mixed-binary" else GRID_PARTS
+        return [f"{module}.{name}" for name in names if f"{module}.{name}" in self._files]
+
+    def read(self, module) -> np.ndarray:
+        """The weight float32 [out, in] a linear stands for."""
+        described = self.linears[module]
+        return self._read_mixed(module, described) if self.kind(module) == "mixed-binary" \
+            else self._read_grid(module, described)
+
+    def _read_grid(self, module, described):
+        rows, columns = described["shape"]
+        bits = described["bits"]
+        group = columns if described["group_size"] < 0 else described["group_size"]
+        if columns % group != 0:
+            raise FormatError(f"{module}: groups of {group} do not divide {columns} columns")
+        groups = columns // group
+        words = self._tensor(f"{module}.codes", ("I32",), (rows, (columns * bits + 31) // 32))
+        scales = self._tensor(f"{module}.scales", ("F16", "BF16"), (rows, groups)).to_float32()
+        codes = unpack_stream(words.array, columns, bits).astype(np.float32)
+        if described["symmetric"]:
+            zeros = np.full((rows, groups), 1 << (bits - 1), np.float32)
+        else:
+            packed = self._tensor(f"{module}.zeros", ("I32",), ((rows * bits + 31) // 32, groups))
+            zeros = unpack_stream(packed.array.T, rows, bits).T.astype(np.float32)
+        centred = codes.reshape(rows, groups, group) - zeros[:, :, None]
+        return (centred * scales[:, :, None]).reshape(rows, columns)
+
+    def _read_mixed(self, module, described):
+        (rows, columns), count = described["shape"], described["salient"]
+        others = columns - count
+
+        def half(part, size):
+            return self._tensor(f"{module}.{part}", ("F16",), (size,)).to_float32()
+
+        def packed(part, *shape):
+            return self._tensor(f"{module}.{part}", ("U8",), shape).array
+
+        mask = self._tensor(described["mask"], ("U8",), ((columns + 7) // 8,)).array
+        salient = unpack_bits(mask[None, :], columns)[0].astype(bool)
+        if salient.sum() != count:
+            raise FormatError(f"{described['mask']} has {salient.sum()} ones, {count} are wanted")
+        codes = unpack_nibbles(packed("salient_codes", rows, (count + 1) // 2), count).astype(np.float32)
+        zeros = unpack_nibbles(packed("salient_zeros", (rows + 1) // 2)[None, :], rows)[0].astype(np.float32)
+        signs = unpack_bits(packed("signs", rows, (others + 7) // 8), others).astype(bool)
+        gain, offset = half("row_gain", rows)[:, None], half("row_offset", rows)[:, None]
+        weight = np.empty((rows, columns), np.float32)
+        weight[:, salient] = (codes - zeros[:, None]) * half("salient_scales", rows)[:, None]
+        weight[:, ~salient] = np.where(signs, offset + gain, offset - gain) * half("column_gain", others)
+        return weight
+
+    def other_tensors(self):
+        """Names of the tensors kept dense: embeddings, norms, biases, head."""
+        packed = {name for module in self.linears for name in self.parts(module)}
+        return [name for name in self._files if name not in packed]
+
+    def dense_tensors(self):
+        """(name, float32 array) of the whole model under the names a dense checkpoint has."""
+        for name in self.other_tensors():
+            yield name, self._files[name].read(name).to_float32()
+        for module in self.linears:
+            yield f"{module}.weight", self.read(module)
+
+    def summary(self) -> dict:
+        packed = [name for module in self.linears for name in self.parts(module)]
+        bits = 8 * sum(self._files[name].nbytes(name) for name in packed)
+        weights = sum(rows * columns for rows, columns in (d["shape"] for d in self.linears.values()))
+        paths = {file.path for file in self._files.values()}
+        kinds = [self.kind(module) for module in self.linears]
+        return {"schemas": sorted(self.schemas), "files": len(paths),
+                "bytes": sum(path.stat().st_size for path in paths),
+                "linears": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
+                "linear_weights": weights, "linear_bits_per_weight": bits / weights,
+                "dense_tensors": len(self.other_tensors())}
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m quantry.reader", description="Summary of a quantry container.")
+    parser.add_argument("folder")
+    parser.add_argument("--linears", action="store_true", help="also one line a linear")
+    options = parser.parse_args(argv)
+    try:
+        container = Container(options.folder)
+        print(json.dumps(container.summary(), indent=1))
+        for module in container.linears if options.linears else ():
+            weight = container.read(module)
+            rms = float(np.sqrt(np.mean(np.square(weight, dtype=np.float64))))
+            print(f"{module}: {container.kind(module)} {weight.shape[0]} x {weight.shape[1]}, rms {rms:.4g}")
+    except (FormatError, OSError) as error:
+        print(f"quantry.reader: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+
+
+__all__ = ["Container", "FormatError", "float32_to_bf16", "unpack_bits", "unpack_nibbles", "unpack_stream"]

@@ -1,0 +1,112 @@
+"""The numpy reader against what the engine writes and unpacks, and against broken files."""
+import json
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from conftest import ROOT
+from quantry import reader
+from quantry.safetensors import File, FormatError, bf16_to_float32, float32_to_bf16
+
+CALIBRATION = {"text": {"path": str(ROOT / "examples/text/calibration.txt")}, "samples": 4, "sequence_length": 64}
+
+METHODS = {
+    "rtn-2": {"rtn": {"grid": {"bits": 2, "group_size": -1}}},
+    "rtn-3": {"rtn": {"grid": {"bits": 3, "group_size": 4}}},
+    "rtn-4-symmetric": {"rtn": {"grid": {"bits": 4, "group_size": -1, "symmetric": True}}},
+    "rtn-8": {"rtn": {"grid": {"bits": 8, "group_size": 2}}},
+    "ptq161": {"ptq161": {"epochs": 1}},
+}
+
+
+@pytest.fixture(scope="session", params=METHODS)
+def artifact(request, engine, tmp_path_factory):
+    """(quantry folder, the same folder unpacked by the engine)."""
+    folder = tmp_path_factory.mktemp(request.param)
+    job = {"model_dir": str(ROOT / "examples/stories260k"), "output_dir": str(folder / "out"),
+           "checkpoint_dir": str(folder / "checkpoint"), "method": METHODS[request.param],
+           "calibration": CALIBRATION, "outputs": [{"format": "OUTPUT_FORMAT_QUANTRY"}], "threads": 1}
+    (folder / "job.json").write_text(json.dumps(job))
+    done = subprocess.run([engine, "run", "--job", folder / "job.json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    packed = folder / "out" / "quantry"
+    subprocess.run([engine, "unpack", "--input", packed, "--output", folder / "dense"], check=True)
+    return packed, folder / "dense"
+
+
+def test_every_tensor_equals_the_engines(artifact):
+    packed, dense = artifact
+    container = reader.Container(packed)
+    unpacked = File(dense / "model.safetensors")
+    seen = set()
+    for name, array in container.dense_tensors():
+        wanted = unpacked.read(name)
+        if name.removesuffix(".weight") in container.linears:
+            assert wanted.dtype == "BF16"
+            np.testing.assert_array_equal(float32_to_bf16(array), wanted.array, err_msg=name)
+        else:
+            np.testing.assert_array_equal(array, wanted.to_float32(), err_msg=name)
+        seen.add(name)
+    assert seen == set(unpacked.names())
+
+
+def test_summary(artifact, capsys):
+    packed, _ = artifact
+    assert reader.main([str(packed), "--linears"]) == 0
+    text = capsys.readouterr().out
+    assert "model.layers.4.mlp.down_proj: " in text
+    summary = reader.Container(packed).summary()
+    assert summary["linears"] in ({"grid": 35}, {"mixed-binary": 35})
+    assert summary["bytes"] == (packed / "model.quantry.safetensors").stat().st_size
+    assert 1.6 < summary["linear_bits_per_weight"] < 21
+
+
+def test_bits_agree_with_the_manifest(artifact):
+    packed, _ = artifact
+    manifest = json.loads((packed.parent / "manifest.json").read_text())
+    # Rows filled up to whole words or bytes take a little more than the formula.
+    stated = manifest["bits"]["linears"]
+    assert stated <= reader.Container(packed).summary()["linear_bits_per_weight"] < stated * 1.1
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda data: data[:5], "header"),
+    (lambda data: (1 << 60).to_bytes(8, "little") + data[8:], "header"),
+    (lambda data: data[:8] + b"x" + data[9:], "JSON"),
+    (lambda data: data[:len(data) // 2], "offsets"),
+    (lambda data: data.replace(b"quantry.container.v", b"quantry.container.w"), "schema"),
+])
+def test_broken_files_are_refused(artifact, tmp_path, damage, message):
+    folder = tmp_path / "copy"
+    shutil.copytree(artifact[0], folder)
+    path = folder / "model.quantry.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(FormatError, match=message):
+        for _ in reader.Container(folder).dense_tensors():
+            pass
+    assert reader.main([str(folder), "--linears"]) == 1
+
+
+def test_unused_bits_are_not_read():
+    rng = np.random.default_rng(3)
+    codes = rng.integers(0, 8, (3, 11), np.uint8)
+    bits = ((codes[:, :, None] >> np.arange(3)) & 1).reshape(3, 33).astype(np.uint8)
+    for filling in (0, 1):
+        stream = np.concatenate([bits, np.full((3, 31), filling, np.uint8)], axis=1)
+        words = np.packbits(stream, axis=1, bitorder="little").view("<i4")
+        np.testing.assert_array_equal(reader.unpack_stream(words, 11, 3), codes)
+    np.testing.assert_array_equal(reader.unpack_nibbles(np.array([[0x21, 0xF3]], np.uint8), 3), [[1, 2, 3]])
+    np.testing.assert_array_equal(reader.unpack_bits(np.array([[0b11111101]], np.uint8), 3), [[1, 0, 1]])
+
+
+def test_golden_streams():
+    words = np.array([[0x88FAC688, 0xC688FAC6, 0xFAC688FA]], np.uint32).view(np.int32)
+    np.testing.assert_array_equal(reader.unpack_stream(words, 32, 3)[0], np.arange(32) % 8)
+
+
+def test_bf16_rounds_half_to_even():
+    values = np.array([1.0, 1.00390625, 1.01171875, -3.0e-39, 65504.0], np.float32)
+    assert float32_to_bf16(values).tolist()[:3] == [0x3F80, 0x3F80, 0x3F82]
+    np.testing.assert_array_equal(bf16_to_float32(float32_to_bf16(values[:1])), values[:1])

@@ -1,0 +1,26 @@
+#include "worker/engine/inference/generate.h"
+
+namespace quantry::engine {
+
+GenerationReport GenerateGreedily(Decoder& decoder, const std::vector<int32_t>& prompt,
+                                  int64_t max_tokens, const std::set<int32_t>& ends,
+                                  const std::function<void(int32_t id)>& token,
+                                  const std::function<double()>& seconds) {
+  GenerationReport report;
+  report.prompt_tokens = static_cast<int64_t>(prompt.size());
+  const double start = seconds();
+  at::Tensor logits = decoder.Append(prompt);
+  report.prompt_seconds = seconds() - start;
+  while (report.new_tokens < max_tokens) {
+    const auto next = static_cast<int32_t>(logits.argmax().item<int64_t>());
+    report.stopped = ends.count(next) != 0;
+    if (report.stopped) break;
+    token(next);
+    ++report.new_tokens;
+    if (report.new_tokens < max_tokens) logits = decoder.Append({next});
+  }
+  report.generation_seconds = seconds() - start - report.prompt_seconds;
+  return report;
+}
+
+}  // namespace quantry::engine

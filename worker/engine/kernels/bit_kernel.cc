@@ -1,0 +1,51 @@
+#include "worker/engine/kernels/bit_kernel.h"
+
+#include <cstring>
+
+namespace quantry::engine {
+namespace {
+
+constexpr int kSubsets = 16;
+static_assert(kTableBytes == kSubsets * sizeof(uint32_t), "a table is 16 words");
+
+void BuildTables(const int32_t* values, int64_t groups, uint8_t* tables) {
+  for (int64_t g = 0; g < groups; ++g) {
+    const int32_t* v = values + g * kGroupColumns;
+    uint32_t entries[kSubsets] = {};
+    for (int i = 0; i < kGroupColumns; ++i) {
+      if (v[i] < 0) entries[0] += static_cast<uint32_t>(-v[i]);
+    }
+    for (int subset = 1; subset < kSubsets; ++subset) {
+      const int top = 31 - __builtin_clz(static_cast<unsigned>(subset));
+      entries[subset] = entries[subset ^ (1 << top)] + static_cast<uint32_t>(v[top]);
+    }
+    std::memcpy(tables + g * kTableBytes, entries, sizeof(entries));
+  }
+}
+
+void Accumulate(const uint8_t* bits, int64_t tiles, int64_t byte_columns, const uint8_t* tables,
+                int shift, uint64_t* sums) {
+  for (int64_t tile = 0; tile < tiles; ++tile, sums += kTileRows) {
+    uint64_t totals[kTileRows] = {};  // in the order of positions
+    for (int64_t column = 0; column < byte_columns; ++column, bits += kTileRows) {
+      uint32_t low[kSubsets], high[kSubsets];
+      std::memcpy(low, tables + 2 * column * kTableBytes, sizeof(low));
+      std::memcpy(high, tables + (2 * column + 1) * kTableBytes, sizeof(high));
+      for (int64_t i = 0; i < kTileRows; ++i) totals[i] += low[bits[i] & 15] + high[bits[i] >> 4];
+    }
+    for (int64_t i = 0; i < kTileRows; ++i) sums[TileRow(i)] += totals[i] << shift;
+  }
+}
+
+constexpr BitKernel kPortable = {"portable", BuildTables, Accumulate};
+
+}  // namespace
+
+const BitKernel& PortableBitKernel() { return kPortable; }
+
+const BitKernel& BestBitKernel() {
+  const BitKernel* avx2 = Avx2BitKernel();
+  return avx2 != nullptr ? *avx2 : kPortable;
+}
+
+}  // namespace quantry::engine

@@ -1,0 +1,234 @@
+#include "worker/engine/kernels/packed_linear.h"
+
+#include <ATen/Parallel.h>
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "worker/engine/base/error.h"
+#include "worker/engine/kernels/fixed_point.h"
+
+namespace quantry::engine {
+namespace {
+
+at::Tensor Fp16(const at::Tensor& value) { return value.to(at::kHalf).to(at::kFloat); }
+
+// A random weight with every k-th column salient and gains of both signs.
+MixedBinaryWeight RandomWeight(int64_t rows, int64_t columns, int64_t salient) {
+  MixedBinaryWeight weight;
+  weight.columns = columns;
+  weight.salient = std::get<0>(at::randperm(columns).narrow(0, 0, salient).sort()).to(at::kInt);
+  weight.codes = at::randint(0, 16, {rows, salient}, at::kByte);
+  weight.scales = Fp16(at::rand({rows}) * 0.02 + 1e-3);
+  weight.zeros = at::randint(0, 16, {rows}, at::kByte);
+  weight.signs = at::randint(0, 2, {rows, columns - salient}, at::kByte);
+  weight.row_gain = Fp16(at::randn({rows}) * 0.02);
+  weight.row_offset = Fp16(at::randn({rows}) * 1e-3);
+  weight.column_gain = Fp16(at::randn({columns - salient}) * 0.3 + 1);
+  return weight;
+}
+
+// x W'^T in fp64 from the dequantized weight.
+at::Tensor Reference(const MixedBinaryWeight& weight, const at::Tensor& x) {
+  return at::matmul(x.to(at::kDouble), weight.Dequantize().to(at::kDouble).t());
+}
+
+double RelativeError(const at::Tensor& got, const at::Tensor& wanted) {
+  return ((got.to(at::kDouble) - wanted).norm() / wanted.norm()).item<double>();
+}
+
+std::vector<const BitKernel*> Kernels() {
+  std::vector<const BitKernel*> kernels = {&PortableBitKernel()};
+  if (Avx2BitKernel() != nullptr) kernels.push_back(Avx2BitKernel());
+  return kernels;
+}
+
+struct Shape {
+  std::string name;
+  int64_t rows, columns, salient, tokens;
+};
+
+const std::vector<Shape> kShapes = {
+    {"one weight, salient", 1, 1, 1, 1},
+    {"one weight, binary", 1, 1, 0, 2},
+    {"no salient columns", 40, 50, 0, 3},
+    {"all salient", 33, 37, 37, 2},
+    {"stories260k gate", 172, 64, 13, 5},
+    {"stories260k down", 64, 172, 35, 9},
+    {"odd everywhere", 95, 577, 117, 7},
+    {"more than one block of signs", 64, 2700, 541, 3},
+    {"more than one block of codes", 31, 5500, 1101, 1},
+};
+
+TEST(PackedLinear, EqualsTheProductWithTheDequantizedWeight) {
+  at::manual_seed(1);
+  for (const Shape& shape : kShapes) {
+    const MixedBinaryWeight weight = RandomWeight(shape.rows, shape.columns, shape.salient);
+    const at::Tensor x = at::randn({shape.tokens, shape.columns});
+    for (const BitKernel* kernel : Kernels()) {
+      const at::Tensor y = PackedLinear(weight, {}, *kernel).Apply(x);
+      EXPECT_LT(RelativeError(y, Reference(weight, x)), 1e-6) << shape.name << " " << kernel->name;
+    }
+  }
+}
+
+TEST(PackedLinear, KernelsAgreeToTheLastBit) {
+  if (Avx2BitKernel() == nullptr) GTEST_SKIP() << "this machine has no AVX2";
+  at::manual_seed(2);
+  for (const Shape& shape : kShapes) {
+    const MixedBinaryWeight weight = RandomWeight(shape.rows, shape.columns, shape.salient);
+    const at::Tensor x = at::randn({shape.tokens, shape.columns}) * 100;
+    EXPECT_TRUE(at::equal(PackedLinear(weight, {}, PortableBitKernel()).Apply(x),
+                          PackedLinear(weight, {}, *Avx2BitKernel()).Apply(x)))
+        << shape.name;
+  }
+}
+
+// Activations all at the largest value fill every digit of the tables and
+// every 16-bit lane of the sums.
+TEST(PackedLinear, ExtremeActivationsDoNotOverflow) {
+  at::manual_seed(3);
+  MixedBinaryWeight weight = RandomWeight(32, 6000, 2100);
+  weight.signs.fill_(1);
+  weight.codes.fill_(15);
+  for (const BitKernel* kernel : Kernels()) {
+    for (const double value : {1.0, -1.0, 1e30, 1e-20}) {
+      const at::Tensor x = at::full({1, 6000}, value, at::kFloat);
+      EXPECT_LT(RelativeError(PackedLinear(weight, {}, *kernel).Apply(x), Reference(weight, x)),
+                2e-6)
+          << kernel->name << " " << value;
+    }
+  }
+}
+
+TEST(PackedLinear, MassiveActivationsCostNoMoreThanInFp32) {
+  at::manual_seed(4);
+  const MixedBinaryWeight weight = RandomWeight(128, 1024, 200);
+  at::Tensor x = at::randn({4, 1024});
+  x.select(1, weight.salient[7].item<int64_t>()).fill_(3000);
+  x.select(1, weight.OtherColumns()[11].item<int64_t>()).fill_(-500);
+  EXPECT_LT(RelativeError(PackedLinear(weight).Apply(x), Reference(weight, x)), 1e-6);
+}
+
+TEST(PackedLinear, SameBitsForEveryThreadCountAndBatch) {
+  at::manual_seed(5);
+  const MixedBinaryWeight weight = RandomWeight(700, 1500, 301);
+  const PackedLinear packed(weight);
+  const at::Tensor x = at::randn({2, 10, 1500});
+  const int threads = at::get_num_threads();
+  at::set_num_threads(1);
+  const at::Tensor one = packed.Apply(x);
+  at::set_num_threads(3);
+  const at::Tensor three = packed.Apply(x);
+  at::set_num_threads(threads);
+  EXPECT_TRUE(at::equal(one, three));
+  EXPECT_EQ(one.sizes(), at::IntArrayRef({2, 10, 700}));
+  for (int64_t t = 0; t < 10; ++t) {
+    EXPECT_TRUE(at::equal(packed.Apply(x[1][t]), one[1][t])) << t;
+  }
+}
+
+TEST(PackedLinear, AddsTheBias) {
+  at::manual_seed(6);
+  const MixedBinaryWeight weight = RandomWeight(48, 96, 20);
+  const at::Tensor x = at::randn({3, 96}), bias = at::randn({48});
+  EXPECT_LT(RelativeError(PackedLinear(weight, bias).Apply(x), Reference(weight, x) + bias), 1e-6);
+}
+
+TEST(PackedLinear, ZeroAndNonFiniteTokensStayApart) {
+  at::manual_seed(7);
+  const MixedBinaryWeight weight = RandomWeight(40, 80, 16);
+  at::Tensor x = at::randn({5, 80});
+  x[1].zero_();
+  x[2][weight.salient[3].item<int64_t>()] = std::numeric_limits<float>::infinity();
+  x[3][weight.OtherColumns()[3].item<int64_t>()] = std::numeric_limits<float>::quiet_NaN();
+  const at::Tensor y = PackedLinear(weight).Apply(x);
+  EXPECT_TRUE(at::equal(y[1], at::zeros({40})));
+  EXPECT_TRUE(y[2].isnan().all().item<bool>());
+  EXPECT_TRUE(y[3].isnan().all().item<bool>());
+  for (const int64_t t : {0, 4}) {
+    EXPECT_LT(RelativeError(y[t], Reference(weight, x[t])), 1e-6);
+  }
+}
+
+TEST(PackedLinear, RefusesActivationsOfAnotherWidth) {
+  const PackedLinear packed(RandomWeight(8, 16, 3));
+  EXPECT_THROW(packed.Apply(at::zeros({2, 15})), EngineError);
+}
+
+// The bits stay 1.6 a weight: tiles add only the filling to 32 rows and 16
+// columns.
+TEST(PackedLinear, TakesTheBytesOfThePackedWeight) {
+  const PackedLinear packed(RandomWeight(4096, 1024, 208));
+  EXPECT_EQ(packed.rows(), 4096);
+  EXPECT_LT(packed.bytes() * 8, 4096 * 1024 * 1.8);
+}
+
+// Invariant 12 (spec: ptq161.md 11.3): pad bits never influence results. The
+// kernel meets filled-up columns with activations of 0.
+TEST(BitKernel, PadBitsNeverInfluenceSums) {
+  std::mt19937 random(8);
+  std::vector<int32_t> values(16, 0);
+  for (int j = 0; j < 11; ++j) values[j] = static_cast<int32_t>(random() % 2001) - 1000;
+  std::vector<uint8_t> clean(2 * kTileRows), dirty(2 * kTileRows);
+  for (int64_t i = 0; i < kTileRows; ++i) {
+    clean[i] = dirty[i] = static_cast<uint8_t>(random());
+    clean[kTileRows + i] = static_cast<uint8_t>(random()) & 0b111;
+    dirty[kTileRows + i] = clean[kTileRows + i] | 0b11111000;
+  }
+  for (const BitKernel* kernel : Kernels()) {
+    std::vector<uint8_t> tables(4 * kTableBytes);
+    kernel->build_tables(values.data(), 4, tables.data());
+    std::vector<uint64_t> a(kTileRows, 0), b(kTileRows, 0);
+    kernel->accumulate(clean.data(), 1, 2, tables.data(), 0, a.data());
+    kernel->accumulate(dirty.data(), 1, 2, tables.data(), 0, b.data());
+    EXPECT_EQ(a, b) << kernel->name;
+    EXPECT_NE(a[0], 0U);
+  }
+}
+
+TEST(BitKernel, SumsSelectedValuesOfEveryRow) {
+  std::mt19937 random(9);
+  const int32_t limit = (1 << kValueBits) - 1;
+  std::vector<int32_t> values(kMaxByteColumns * 8);
+  int64_t offset = 0;
+  for (int32_t& value : values) {
+    value = static_cast<int32_t>(random() % (2 * limit + 1)) - limit;
+    offset += value < 0 ? -value : 0;
+  }
+  std::vector<uint8_t> bits(kMaxByteColumns * kTileRows);
+  for (uint8_t& byte : bits) byte = static_cast<uint8_t>(random());
+  for (const BitKernel* kernel : Kernels()) {
+    std::vector<uint8_t> tables(values.size() / kGroupColumns * kTableBytes);
+    kernel->build_tables(values.data(), values.size() / kGroupColumns, tables.data());
+    std::vector<uint64_t> sums(kTileRows, 5);
+    kernel->accumulate(bits.data(), 1, kMaxByteColumns, tables.data(), 3, sums.data());
+    for (int64_t i = 0; i < kTileRows; ++i) {
+      int64_t wanted = offset;
+      for (size_t j = 0; j < values.size(); ++j) {
+        if ((bits[j / 8 * kTileRows + i] >> (j % 8)) & 1) wanted += values[j];
+      }
+      EXPECT_EQ(static_cast<int64_t>(sums[TileRow(i)]), 5 + (wanted << 3)) << kernel->name << i;
+    }
+  }
+}
+
+TEST(FixedPoint, RoundsToTheStepAndFillsUp) {
+  const std::vector<float> x = {0.5F, -2.0F, 7.0F, -0.25F};
+  const std::vector<int32_t> index = {0, 1, 3};
+  const std::vector<float> gain = {1.0F, -1.0F, 2.0F};
+  std::vector<int32_t> values(5, 99);
+  const FixedPoint result = ToFixedPoint(x.data(), index.data(), gain.data(), 3, 5, values.data());
+  const int32_t largest = (1 << kValueBits) - 2;
+  const int32_t quarter = largest / 4 + 1;  // 2^20 - 0.5, half to even
+  EXPECT_EQ(values, (std::vector<int32_t>{quarter, largest, -quarter, 0, 0}));
+  EXPECT_FLOAT_EQ(result.step, 2.0F / static_cast<float>(largest));
+  EXPECT_EQ(result.sum, largest);
+  EXPECT_EQ(result.offset, quarter);
+}
+
+}  // namespace
+}  // namespace quantry::engine

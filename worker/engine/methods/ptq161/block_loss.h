@@ -1,0 +1,28 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+namespace quantry::engine {
+
+struct BlockLossOptions {
+  double mse_weight = 1;
+  double cosine_weight = 1;
+  bool token_cosine = false;  // mean_t(-log c_t) instead of -log(mean_t c_t)
+};
+
+// Loss of one sample and its gradient (spec: ptq161.md 4.2):
+//   sum over both targets of  mse_weight * mean((y - target)^2)
+//                           - cosine_weight * log |mean_t cos(y_t, target_t)|
+struct BlockLoss {
+  double mse = 0;     // both terms, unweighted
+  double cosine = 0;  // both terms, unweighted
+  double total = 0;
+  at::Tensor grad;  // dL/dy, the shape of y
+};
+
+// y, target_fp, target_q: fp32 [.., hidden], no autograd. A cosine below 1e-6
+// counts as 1e-6: the logarithm's pull ends there.
+BlockLoss TwoTargetLoss(const at::Tensor& y, const at::Tensor& target_fp,
+                        const at::Tensor& target_q, const BlockLossOptions& options);
+
+}  // namespace quantry::engine

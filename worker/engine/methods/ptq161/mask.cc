@@ -1,0 +1,94 @@
+#include "worker/engine/methods/ptq161/mask.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "worker/engine/methods/batches.h"
+#include "worker/engine/model/shared_inputs.h"
+
+namespace quantry::engine {
+namespace {
+
+// A channel that never speaks counts as this loud.
+constexpr double kLeastStatistic = 1e-5;
+
+int64_t Promoted(const Ptq161Options& options, int64_t count, int64_t in_features) {
+  if (options.salient_multiple > 1) {
+    const int64_t step = options.salient_multiple;
+    count = (count + step - 1) / step * step;
+  }
+  return std::min(count, in_features);
+}
+
+// Max or sum of |x| over the tokens of a batch, fp32 [in].
+at::Tensor Reduce(const at::Tensor& x, Ptq161Options::Statistic statistic) {
+  const at::Tensor tokens = x.reshape({-1, x.size(-1)}).abs();
+  return statistic == Ptq161Options::Statistic::kMax ? tokens.amax(0) : tokens.sum(0);
+}
+
+at::Tensor Combine(const std::vector<at::Tensor>& batches, Ptq161Options::Statistic statistic,
+                   int64_t tokens) {
+  const at::Tensor all = at::stack(batches);
+  if (statistic == Ptq161Options::Statistic::kMax) return all.amax(0).cpu();
+  return all.sum(0, false, at::kDouble).div_(static_cast<double>(tokens)).to(at::kFloat).cpu();
+}
+
+}  // namespace
+
+BlockSurvey SurveyBlock(const BlockTask& task, Ptq161Options::Statistic statistic,
+                        ProgressSink& progress) {
+  const StreamShape stream{task.x_fp.size(0), task.x_fp.size(1)};
+  const int workers = BatchWorkers(*task.block.config, stream, task.device);
+  // A place of its own for each batch: nothing depends on timing.
+  std::map<int, std::vector<at::Tensor>> parts;
+  for (size_t i = 0; i < task.block.linears.size(); ++i) {
+    parts[InputSource(*task.block.architecture, static_cast<int>(i))].resize(Batches(stream));
+  }
+  BlockSurvey survey;
+  survey.target_fp = at::empty_like(task.x_fp);
+  survey.target_q = at::empty_like(task.x_q);
+  ForEachBatch(stream, workers, [&](int, const Batch& batch) {
+    const auto rows = [&](const at::Tensor& x) { return x.slice(0, batch.first, batch.last); };
+    const at::Tensor wanted = task.block.Forward(
+        rows(task.x_fp).to(task.device), task.rope, [&](int index, const at::Tensor& x) {
+          const auto place = parts.find(index);
+          if (place != parts.end()) place->second[batch.index] = Reduce(x, statistic);
+          return task.block.Apply(index, x);
+        });
+    rows(survey.target_fp).copy_(wanted);
+    rows(survey.target_q).copy_(task.block.Forward(rows(task.x_q).to(task.device), task.rope));
+    progress.Advance(1, "surveying the block");
+  });
+  for (const auto& [source, batches] : parts) {
+    survey.statistics[source] = Combine(batches, statistic, stream.windows * stream.length);
+  }
+  return survey;
+}
+
+int64_t SalientCount(const Ptq161Options& options, int64_t in_features) {
+  if (!options.mask) return 0;
+  const auto share =
+      static_cast<int64_t>(std::floor(options.salient_ratio * static_cast<double>(in_features)));
+  const int64_t count = options.exact_top_k ? std::max<int64_t>(share, 1) : share + 1;
+  return Promoted(options, count, in_features);
+}
+
+at::Tensor SelectSalient(const Ptq161Options& options, const at::Tensor& statistic) {
+  if (!options.mask) return at::empty({0}, at::kInt);
+  const int64_t columns = statistic.size(0);
+  const at::Tensor loud = statistic.to(at::kFloat).clamp_min(kLeastStatistic);
+  const auto [sorted, order] = at::sort(loud, /*stable=*/true, /*dim=*/0, /*descending=*/true);
+  int64_t count = SalientCount(options, columns);
+  if (!options.exact_top_k) {
+    const auto share =
+        static_cast<int64_t>(std::floor(options.salient_ratio * static_cast<double>(columns)));
+    const int64_t tied = sorted.ge(sorted[share]).sum().item<int64_t>();
+    if (tied <= std::max<int64_t>(share + 1, columns / 2)) {
+      count = Promoted(options, tied, columns);
+    }
+  }
+  return std::get<0>(order.slice(0, 0, count).sort()).to(at::kInt);
+}
+
+}  // namespace quantry::engine

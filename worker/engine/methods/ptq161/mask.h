@@ -1,0 +1,37 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <map>
+
+#include "worker/engine/methods/method.h"
+#include "worker/engine/methods/ptq161/options.h"
+
+namespace quantry::engine {
+
+// What one pass of the full-precision block over both streams tells.
+struct BlockSurvey {
+  // By source linear (InputSource): max or mean of |x| over all tokens of the
+  // full-precision stream, fp32 [in], CPU.
+  std::map<int, at::Tensor> statistics;
+  // fp32 [windows, length, hidden], host memory.
+  at::Tensor target_fp;  // F(X_fp; W), what the original model makes
+  at::Tensor target_q;   // F(X_q; W), what this block should make of its input
+};
+
+// Advances `progress` by Batches().
+BlockSurvey SurveyBlock(const BlockTask& task, Ptq161Options::Statistic statistic,
+                        ProgressSink& progress);
+
+// Columns the threshold rule keeps of `in` when no two statistics are equal:
+// floor(ratio in) + 1, or floor(ratio in) with exact_top_k, promoted to the
+// multiple. 0 without a mask.
+int64_t SalientCount(const Ptq161Options& options, int64_t in_features);
+
+// int32 [k], ascending: the salient columns (spec: ptq161.md 2.2). Everything
+// from the threshold up is salient, ties included, unless ties would take more
+// than half of the columns: those are then broken by the lower index.
+at::Tensor SelectSalient(const Ptq161Options& options, const at::Tensor& statistic);
+
+}  // namespace quantry::engine

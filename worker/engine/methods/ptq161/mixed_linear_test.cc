@@ -1,0 +1,243 @@
+#include "worker/engine/methods/ptq161/mixed_linear.h"
+
+#include <gtest/gtest.h>
+
+#include "worker/engine/methods/ptq161/block_loss.h"
+#include "worker/engine/methods/ptq161/testing.h"
+
+namespace quantry::engine {
+namespace {
+
+// The dense formulation, the reference (spec 3.2): the whole W', differentiable
+// in alpha, r1 and r2.
+at::Tensor DenseWeight(const MixedLinear& linear, const at::Tensor& gain, const at::Tensor& row,
+                       const at::Tensor& column) {
+  const at::Tensor levels =
+      (gain * linear.gain_unit).unsqueeze(1) * linear.signs + linear.mean.unsqueeze(1);
+  const at::Tensor binary = at::outer(row, column) * levels;
+  const at::Tensor order = at::cat({linear.salient, linear.others}).argsort();
+  return at::cat({linear.fixed, binary}, 1).index_select(1, order);
+}
+
+// A random linear [n, m] in `dtype`, every second or third column salient.
+MixedLinear RandomLinear(int64_t rows, int64_t columns, at::ScalarType dtype) {
+  at::manual_seed(3);
+  const auto options = at::TensorOptions().dtype(dtype);
+  const auto parameter = [&](int64_t size) {
+    return Parameter{at::rand({size}, options) + 0.5, at::zeros({size}, options)};
+  };
+  MixedLinear linear;
+  linear.salient = at::arange(1, columns, 3);
+  at::Tensor kept = at::ones({columns}, at::kBool).index_fill_(0, linear.salient, false);
+  linear.others = kept.nonzero().squeeze(-1);
+  linear.fixed = at::randn({rows, linear.salient.size(0)}, options);
+  linear.signs = at::randn({rows, linear.others.size(0)}, options).sign();
+  linear.mean = at::randn({rows}, options) * 0.3;
+  linear.gain_unit = at::rand({rows}, options) + 0.5;
+  linear.bias = at::randn({rows}, options);
+  linear.gain = parameter(rows);
+  linear.row = parameter(rows);
+  linear.column = parameter(linear.others.size(0));
+  return linear;
+}
+
+at::Tensor Factored(const MixedLinear& linear, const at::Tensor& x) {
+  const auto [salient, others] = SplitColumns(x, linear);
+  return MixedProduct(linear, salient, others);
+}
+
+double RelativeError(const at::Tensor& got, const at::Tensor& wanted) {
+  return ((got - wanted).norm() / wanted.norm().clamp_min(1e-30)).item<double>();
+}
+
+// Spec 11.3, 8: the factored form is the dense one.
+TEST(MixedLinear, Invariant8FactoredEqualsDense) {
+  for (const auto& [rows, columns] : {std::pair{7, 13}, {16, 4}, {3, 1}, {1, 30}}) {
+    const MixedLinear linear = RandomLinear(rows, columns, at::kFloat);
+    const at::Tensor x = at::randn({11, columns});
+    const at::Tensor weight =
+        DenseWeight(linear, linear.gain.value, linear.row.value, linear.column.value);
+    EXPECT_LT(RelativeError(Factored(linear, x), at::linear(x, weight, linear.bias)), 1e-5);
+  }
+}
+
+// Spec 3.3 and 11.3, 8: gradients of the dense formulation by autograd, fp64.
+TEST(MixedLinear, Invariant8GradientsEqualAutograd) {
+  MixedLinear linear = RandomLinear(9, 14, at::kDouble);
+  at::Tensor x = at::randn({6, 14}, at::kDouble).requires_grad_();
+  const at::Tensor g = at::randn({6, 9}, at::kDouble);
+  Factored(linear, x).backward(g);
+  const at::Tensor x_grad = x.grad().clone();
+  x.mutable_grad() = at::Tensor();
+  at::Tensor gain = linear.gain.value.clone().requires_grad_();
+  at::Tensor row = linear.row.value.clone().requires_grad_();
+  at::Tensor column = linear.column.value.clone().requires_grad_();
+  at::linear(x, DenseWeight(linear, gain, row, column), linear.bias).backward(g);
+  EXPECT_LT(RelativeError(linear.gain.grad, gain.grad()), 1e-12);
+  EXPECT_LT(RelativeError(linear.row.grad, row.grad()), 1e-12);
+  EXPECT_LT(RelativeError(linear.column.grad, column.grad()), 1e-12);
+  EXPECT_LT(RelativeError(x_grad, x.grad()), 1e-12);
+}
+
+// The same by central differences of the factored form itself.
+TEST(MixedLinear, Invariant8GradientsEqualDifferences) {
+  MixedLinear linear = RandomLinear(5, 9, at::kDouble);
+  const at::Tensor x = at::randn({4, 9}, at::kDouble);
+  const at::Tensor g = at::randn({4, 5}, at::kDouble);
+  Factored(linear, x).backward(g);
+  const auto loss = [&] { return (Factored(linear, x) * g).sum().item<double>(); };
+  constexpr double kStep = 1e-6;
+  for (const Parameter& parameter : {linear.gain, linear.row, linear.column}) {
+    at::Tensor value = parameter.value;
+    for (int64_t i = 0; i < value.numel(); ++i) {
+      at::Tensor one = value[i];
+      one.add_(kStep);
+      const double above = loss();
+      one.sub_(2 * kStep);
+      const double below = loss();
+      one.add_(kStep);
+      EXPECT_NEAR(parameter.grad[i].item<double>(), (above - below) / (2 * kStep), 1e-6);
+    }
+  }
+}
+
+// A whole block: the hook's gradients against autograd through dense weights.
+TEST(MixedLinear, BlockGradientsEqualDense) {
+  const test::BlockSetting setting("llama", 2, 6);
+  std::vector<at::Tensor> salient;
+  for (const Linear& linear : setting.block.linears) {
+    salient.push_back(at::arange(0, linear.weight.size(1), 4, at::kInt));
+  }
+  ParameterBuffer buffer(1 << 14, at::kCPU);
+  const std::vector<MixedLinear> linears = MakeMixedLinears(setting.block, {}, salient, buffer);
+  const at::Tensor g = at::randn(setting.x.sizes());
+  const at::Tensor got =
+      setting.block.Forward(setting.x, setting.rope, MixedForward(setting.block, linears));
+  got.backward(g);
+  std::vector<std::array<at::Tensor, 3>> leaves;
+  for (const MixedLinear& linear : linears) {
+    leaves.push_back({linear.gain.value.clone().requires_grad_(),
+                      linear.row.value.clone().requires_grad_(),
+                      linear.column.value.clone().requires_grad_()});
+  }
+  const at::Tensor wanted =
+      setting.block.Forward(setting.x, setting.rope, [&](int index, const at::Tensor& x) {
+        const auto& [gain, row, column] = leaves[index];
+        return at::linear(x, DenseWeight(linears[index], gain, row, column));
+      });
+  EXPECT_LT(RelativeError(got, wanted), 1e-5);
+  wanted.backward(g);
+  for (size_t i = 0; i < linears.size(); ++i) {
+    EXPECT_LT(RelativeError(linears[i].gain.grad, leaves[i][0].grad()), 1e-4) << linears[i].name;
+    EXPECT_LT(RelativeError(linears[i].row.grad, leaves[i][1].grad()), 1e-4) << linears[i].name;
+    EXPECT_LT(RelativeError(linears[i].column.grad, leaves[i][2].grad()), 1e-4) << linears[i].name;
+  }
+}
+
+// Spec 11.2: the whole example, W' at the start.
+TEST(MixedLinear, GoldenExample) {
+  Block block;
+  Linear& from = block.linears.emplace_back();
+  from.weight =
+      at::tensor({0.3, -1.0, -0.1, 0.5, 0.2, 0.0, 0.4, 0.0, -0.2, -0.6}, at::kFloat).view({2, 5});
+  ParameterBuffer buffer(9, at::kCPU);
+  const auto linears = MakeMixedLinears(block, {}, {at::tensor({1, 3}, at::kInt)}, buffer);
+  const at::Tensor wanted = at::tensor({0.333333, -1.0, -0.066667, 0.5, 0.333333,  //
+                                        0.0, 0.4, 0.0, -0.2, -0.6},
+                                       at::kFloat)
+                                .view({2, 5});
+  EXPECT_TRUE(at::allclose(linears[0].Finish().Dequantize(), wanted, 1e-3, 1e-6));
+}
+
+// Spec 11.3, 3 and 12: after rounding to storage W' / r2 has two levels a row
+// and stays within 2e-3 of A of what was trained.
+TEST(MixedLinear, Invariant3StoredLevelsAreTwo) {
+  Block block;
+  block.linears.emplace_back().weight = at::randn({24, 60});
+  ParameterBuffer buffer(24 * 2 + 60, at::kCPU);
+  const auto linears = MakeMixedLinears(block, {}, {at::arange(0, 60, 5, at::kInt)}, buffer);
+  at::Tensor values = buffer.values();
+  values.mul_(at::rand(values.sizes()) + 0.5);
+  const MixedBinaryWeight weight = *linears[0].Finish().mixed;
+  const at::Tensor others = weight.Dequantize().index_select(1, weight.OtherColumns());
+  const at::Tensor levels = others.to(at::kDouble) / weight.column_gain.to(at::kDouble);
+  const at::Tensor trained =
+      DenseWeight(linears[0], linears[0].gain.value, linears[0].row.value, linears[0].column.value)
+          .index_select(1, linears[0].others);
+  for (int64_t i = 0; i < 24; ++i) {
+    const double gain = std::abs(weight.row_gain[i].item<double>());
+    const double offset = weight.row_offset[i].item<double>();
+    EXPECT_LT(((levels[i] - offset).abs() - gain).abs().max().item<double>(), 1e-6 * gain + 1e-7);
+    const at::Tensor scaled = (trained[i] - others[i]) / weight.column_gain;
+    EXPECT_LT(scaled.abs().max().item<double>(), 2e-3 * (gain + std::abs(offset)));
+  }
+}
+
+TEST(Adam, FirstStepIsTheLearningRate) {  // spec 11.3, 5
+  ParameterBuffer buffer(5, at::kCPU);
+  const Parameter slow = buffer.Add(at::zeros({2}), 5e-4);
+  const Parameter fast = buffer.Add(at::ones({3}), 1e-3);
+  at::Tensor grads = buffer.grads();
+  grads.copy_(at::tensor({1e-6, -3.0, 0.0, 1e-3, -1e5}, at::kFloat));
+  Adam adam(buffer);
+  adam.Step();
+  EXPECT_NEAR(slow.value[0].item<double>(), -5e-4, 5e-6);
+  EXPECT_NEAR(slow.value[1].item<double>(), 5e-4, 5e-6);
+  EXPECT_EQ(fast.value[0].item<double>(), 1.0);  // no gradient, no decay
+  EXPECT_NEAR(fast.value[1].item<double>(), 1.0 - 1e-3, 1e-5);
+  EXPECT_NEAR(fast.value[2].item<double>(), 1.0 + 1e-3, 1e-5);
+}
+
+// Against the recurrence written down in double.
+TEST(Adam, FollowsTheRecurrence) {
+  ParameterBuffer buffer(1, at::kCPU);
+  const Parameter parameter = buffer.Add(at::ones({1}), 0.01);
+  Adam adam(buffer);
+  double value = 1, first = 0, second = 0;
+  for (int step = 1; step <= 50; ++step) {
+    const double grad = std::sin(step) + value;
+    at::Tensor grads = buffer.grads();
+    grads.fill_(grad);
+    adam.Step();
+    first = 0.9 * first + 0.1 * grad;
+    second = 0.999 * second + 0.001 * grad * grad;
+    value -= 0.01 * (first / (1 - std::pow(0.9, step))) /
+             (std::sqrt(second / (1 - std::pow(0.999, step))) + 1e-8);
+    ASSERT_NEAR(parameter.value.item<double>(), value, 1e-5);
+  }
+}
+
+TEST(TwoTargetLoss, ValueAndGradient) {
+  at::manual_seed(9);
+  for (const BlockLossOptions& options :
+       {BlockLossOptions{}, BlockLossOptions{0.5, 3, true}, BlockLossOptions{2, 0, false}}) {
+    at::Tensor y = at::randn({5, 7}, at::kDouble).requires_grad_();
+    const at::Tensor a = at::randn({5, 7}, at::kDouble) + y.detach();
+    const at::Tensor b = at::randn({5, 7}, at::kDouble) + y.detach();
+    at::Tensor wanted = at::zeros({}, at::kDouble);
+    for (const at::Tensor& target : {a, b}) {
+      const at::Tensor cosine = at::cosine_similarity(y, target, 1);
+      const at::Tensor term =
+          options.token_cosine ? -cosine.abs().log().mean() : -cosine.mean().abs().log();
+      wanted = wanted + options.mse_weight * at::mse_loss(y, target) + options.cosine_weight * term;
+    }
+    wanted.backward();
+    const BlockLoss got = TwoTargetLoss(y.detach(), a, b, options);
+    EXPECT_NEAR(got.total, wanted.item<double>(), 1e-10);
+    EXPECT_LT(RelativeError(got.grad, y.grad()), 1e-10);
+  }
+}
+
+// Spec 11.1: the logarithm is bounded where the cosine vanishes or turns.
+TEST(TwoTargetLoss, StaysFiniteWithoutAnyCosine) {
+  const at::Tensor y = at::tensor({1.0, 0.0}, at::kFloat).view({1, 2});
+  const at::Tensor target = at::tensor({0.0, 1.0}, at::kFloat).view({1, 2});
+  for (const at::Tensor& out : {y, at::zeros({1, 2})}) {
+    const BlockLoss loss = TwoTargetLoss(out, target, target, {});
+    EXPECT_TRUE(std::isfinite(loss.total));
+    EXPECT_TRUE(at::isfinite(loss.grad).all().item<bool>());
+  }
+}
+
+}  // namespace
+}  // namespace quantry::engine

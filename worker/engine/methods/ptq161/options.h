@@ -1,0 +1,39 @@
+#pragma once
+
+#include <cstdint>
+
+namespace quantry::engine {
+
+// What PTQ1.61 leaves open (spec: ptq161.md 13). The defaults are the authors'
+// code; each departure is a switch of its own.
+struct Ptq161Options {
+  enum class Statistic {
+    kMax,   // max |x| over all tokens: the code
+    kMean,  // mean |x|: the paper
+  };
+
+  // Structured mask (2).
+  bool mask = true;  // false: every column binary
+  double salient_ratio = 0.2;
+  Statistic statistic = Statistic::kMax;
+  bool exact_top_k = false;      // floor(ratio m) columns instead of the threshold's
+  int64_t salient_multiple = 0;  // the next channels promoted up to a multiple; 0 = none
+  bool salient_grid = false;     // 4-bit range over salient columns instead of all
+
+  // Binarization (3).
+  bool centered_gain = false;  // alpha = mean|W - mu| instead of mean|W|
+
+  // Block-wise training (4).
+  int epochs = 20;              // 0: analytic scales
+  double gain_rate = 5e-4;      // learning rate of alpha
+  double rank_one_rate = 1e-3;  // of r1 and r2
+  bool relative_gain = false;   // alpha = alpha0 * p, p trained, instead of alpha itself
+  bool shuffle = false;         // samples in a new order every epoch
+  double mse_weight = 1;
+  double cosine_weight = 1;
+  bool token_cosine = false;  // mean of the tokens' -log cos instead of -log of the mean
+  // An epoch that lowers the loss by a smaller share ends the block; 0 = never.
+  double stop_improvement = 0;
+};
+
+}  // namespace quantry::engine

@@ -1,0 +1,84 @@
+#include "worker/engine/methods/ptq161/parse.h"
+
+#include "worker/engine/base/json_object.h"
+#include "worker/engine/base/strings.h"
+#include "worker/engine/methods/ptq161/ptq161.h"
+
+namespace quantry::engine {
+namespace {
+
+constexpr double kMostSalient = 0.5;
+constexpr int64_t kMostEpochs = 10'000;
+constexpr int64_t kMostMultiple = 4096;
+
+// A positive number; 0 and absence leave `value` alone.
+void Override(JsonObject& options, const std::string& name, double& value) {
+  const double given = options.Number(name, 0, 0);
+  if (given > 0) value = given;
+}
+
+}  // namespace
+
+Ptq161Options ParsePtq161(JsonObject& options) {
+  Ptq161Options parsed;
+  const double ratio = options.Number("salient_ratio", 0, 0);
+  if (ratio > kMostSalient) {
+    options.Refuse("salient_ratio", StrCat("above 0 and at most ", kMostSalient, ", got ", ratio,
+                                           " (0 = default, 0.2)"));
+  }
+  if (ratio > 0) parsed.salient_ratio = ratio;
+  parsed.mask = !options.Bool("disable_mask", false);
+  const int statistic =
+      options.Choice("statistic", {"STATISTIC_UNSPECIFIED", "STATISTIC_MAX", "STATISTIC_MEAN"}, 0);
+  if (statistic == 2) parsed.statistic = Ptq161Options::Statistic::kMean;
+  parsed.exact_top_k = options.Bool("exact_top_k", false);
+  parsed.salient_multiple = options.Int("salient_multiple", 0, 0, kMostMultiple);
+  parsed.salient_grid = options.Bool("salient_grid", false);
+  parsed.centered_gain = options.Bool("centered_gain", false);
+  const int64_t epochs = options.Int("epochs", 0, 0, kMostEpochs);
+  if (epochs > 0) parsed.epochs = static_cast<int>(epochs);
+  if (options.Bool("disable_training", false)) parsed.epochs = 0;
+  Override(options, "gain_rate", parsed.gain_rate);
+  Override(options, "rank_one_rate", parsed.rank_one_rate);
+  parsed.relative_gain = options.Bool("relative_gain", false);
+  parsed.shuffle = options.Bool("shuffle", false);
+  Override(options, "mse_weight", parsed.mse_weight);
+  Override(options, "cosine_weight", parsed.cosine_weight);
+  if (options.Bool("disable_cosine", false)) parsed.cosine_weight = 0;
+  parsed.token_cosine = options.Bool("token_cosine", false);
+  Override(options, "stop_improvement", parsed.stop_improvement);
+  return parsed;
+}
+
+std::unique_ptr<Method> CreatePtq161(JsonObject& options) {
+  return std::make_unique<Ptq161>(ParsePtq161(options));
+}
+
+std::vector<ParameterRow> Ptq161Parameters() {
+  return {
+      {"salient_ratio", "double", "0.2", "Share of the columns kept in 4 bits, at most 0.5."},
+      {"disable_mask", "bool", "false", "No salient columns: a sign for every weight."},
+      {"statistic", "enum", "\"STATISTIC_MAX\"",
+       "What makes a column salient: STATISTIC_MAX or STATISTIC_MEAN of its inputs' size."},
+      {"exact_top_k", "bool", "false",
+       "Exactly floor(ratio * in) columns; without it one more, and ties."},
+      {"salient_multiple", "int32", "0",
+       "Promote the next columns until their number is a multiple of this."},
+      {"salient_grid", "bool", "false",
+       "Fit the 4-bit range to the salient columns instead of the whole row."},
+      {"centered_gain", "bool", "false", "Start from mean |W - mu| instead of mean |W|."},
+      {"epochs", "int32", "20", "Passes over the calibration windows for each block."},
+      {"disable_training", "bool", "false", "Keep the analytic gains."},
+      {"gain_rate", "double", "0.0005", "Learning rate of the row gains alpha."},
+      {"rank_one_rate", "double", "0.001", "Learning rate of the rank-one gains r1 and r2."},
+      {"relative_gain", "bool", "false", "Train alpha relative to where it starts."},
+      {"shuffle", "bool", "false", "A new order of the windows every epoch."},
+      {"mse_weight", "double", "1", "Weight of the squared errors in the loss."},
+      {"cosine_weight", "double", "1", "Weight of the cosine terms in the loss."},
+      {"disable_cosine", "bool", "false", "Leave the cosine terms out."},
+      {"token_cosine", "bool", "false", "Mean of the tokens' -log cos, not -log of their mean."},
+      {"stop_improvement", "double", "0",
+       "End a block after an epoch that lowers its loss by a smaller share than this."}};
+}
+
+}  // namespace quantry::engine

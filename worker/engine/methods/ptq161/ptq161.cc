@@ -1,0 +1,92 @@
+#include "worker/engine/methods/ptq161/ptq161.h"
+
+#include <algorithm>
+
+#include "worker/engine/methods/batches.h"
+#include "worker/engine/methods/block_weights.h"
+#include "worker/engine/methods/ptq161/mask.h"
+#include "worker/engine/methods/ptq161/mixed_linear.h"
+#include "worker/engine/methods/ptq161/train.h"
+#include "worker/engine/model/shared_inputs.h"
+
+namespace quantry::engine {
+namespace {
+
+// Activations of one window that autograd keeps, in tensors as wide as the
+// widest.
+constexpr int64_t kKeptActivations = 12;
+
+// Salient columns of every linear; those with one input share the selection.
+std::vector<at::Tensor> SelectColumns(const BlockTask& task, const Ptq161Options& options,
+                                      const BlockSurvey& survey) {
+  std::vector<at::Tensor> salient;
+  for (size_t i = 0; i < task.block.linears.size(); ++i) {
+    const int source = InputSource(*task.block.architecture, static_cast<int>(i));
+    salient.push_back(source == static_cast<int>(i)
+                          ? SelectSalient(options, survey.statistics.at(source))
+                          : salient.at(source));
+  }
+  return salient;
+}
+
+int64_t TrainedNumbers(const Block& block) {
+  int64_t count = 0;
+  for (const Linear& linear : block.linears) {
+    count += 2 * linear.weight.size(0) + linear.weight.size(1);
+  }
+  return count;
+}
+
+void AddMetrics(const TrainingReport& report, std::map<std::string, double>& metrics) {
+  if (report.losses.empty()) return;
+  metrics["train_loss_first"] = report.losses.front();
+  metrics["train_loss_last"] = report.losses.back();
+  metrics["train_epochs"] = static_cast<double>(report.losses.size());
+  metrics["mse_first"] = report.mse_first;
+  metrics["mse_last"] = report.mse_last;
+  metrics["cosine_first"] = report.cosine_first;
+  metrics["cosine_last"] = report.cosine_last;
+  if (report.retries > 0) metrics["retries"] = report.retries;
+}
+
+}  // namespace
+
+int64_t Ptq161::Steps(const Architecture& architecture, const ModelConfig&,
+                      const StreamShape& stream) const {
+  return Batches(stream) + options_.epochs * stream.windows +
+         static_cast<int64_t>(architecture.linears.size());
+}
+
+int64_t Ptq161::WorkingBytes(const Architecture&, const ModelConfig& config,
+                             const StreamShape& stream) const {
+  const int64_t targets = 2 * stream.windows * stream.length * config.hidden_size;
+  const int64_t widest = std::max(config.intermediate_size, config.num_heads * stream.length);
+  return (targets + kKeptActivations * stream.length * widest) *
+         static_cast<int64_t>(sizeof(float));
+}
+
+int64_t Ptq161::SalientColumns(int64_t in_features) const {
+  return SalientCount(options_, in_features);
+}
+
+MethodResult Ptq161::Quantize(const BlockTask& task, ProgressSink& progress) const {
+  const BlockSurvey survey = SurveyBlock(task, options_.statistic, progress);
+  ParameterBuffer buffer(TrainedNumbers(task.block), task.device);
+  const std::vector<MixedLinear> linears =
+      MakeMixedLinears(task.block, options_, SelectColumns(task, options_, survey), buffer);
+  MethodResult result;
+  AddMetrics(TrainBlock(task, options_, survey, linears, buffer, progress), result.metrics);
+  result.block.index = task.block.index;
+  result.block.dense = DenseTensors(task.block, task.dense_dtypes);
+  double negative = 0;
+  for (const MixedLinear& linear : linears) {
+    QuantizedLinear& stored = result.block.linears.emplace_back(linear.Finish());
+    negative += stored.mixed->row_gain.lt(0).sum().item<double>();
+    result.metrics["salient." + linear.name] = static_cast<double>(stored.mixed->salient_columns());
+    progress.Advance(1, linear.name);
+  }
+  result.metrics["negative_gains"] = negative;
+  return result;
+}
+
+}  // namespace quantry::engine

@@ -1,0 +1,286 @@
+#include "worker/engine/methods/ptq161/ptq161.h"
+
+#include <gtest/gtest.h>
+
+#include "worker/engine/base/json_object.h"
+#include "worker/engine/methods/block_weights.h"
+#include "worker/engine/methods/ptq161/mask.h"
+#include "worker/engine/methods/ptq161/mixed_linear.h"
+#include "worker/engine/methods/ptq161/parse.h"
+#include "worker/engine/methods/ptq161/testing.h"
+#include "worker/engine/methods/ptq161/train.h"
+#include "worker/engine/model/shared_inputs.h"
+#include "worker/engine/testing/errors.h"
+
+namespace quantry::engine {
+namespace {
+
+using test::BlockSetting;
+using test::CountingSink;
+
+Ptq161Options Quick(int epochs = 4) {
+  Ptq161Options options;
+  options.epochs = epochs;
+  return options;
+}
+
+MethodResult RunMethod(const BlockTask& task, const Ptq161Options& options) {
+  CountingSink sink;
+  return Ptq161(options).Quantize(task, sink);
+}
+
+// Mean squared error of the quantized block against the plain one.
+double Loss(const BlockSetting& setting, const QuantizedBlock& block) {
+  const at::Tensor wanted = setting.block.Forward(setting.x, setting.rope);
+  const at::Tensor got = Rebuild(setting.block, block).Forward(setting.x, setting.rope);
+  return (got - wanted).square().mean().item<double>();
+}
+
+void ExpectSame(const MixedBinaryWeight& a, const MixedBinaryWeight& b) {
+  EXPECT_TRUE(at::equal(a.salient, b.salient));
+  EXPECT_TRUE(at::equal(a.codes, b.codes));
+  EXPECT_TRUE(at::equal(a.zeros, b.zeros));
+  EXPECT_TRUE(at::equal(a.scales, b.scales));
+  EXPECT_TRUE(at::equal(a.signs, b.signs));
+}
+
+class Ptq161Test : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(Ptq161Test, TakesExactlyTheStepsItPromises) {
+  const BlockSetting setting(GetParam());
+  Ptq161Options stopping = Quick(5);
+  stopping.stop_improvement = 0.9;
+  for (const Ptq161Options& options : {Quick(2), Quick(0), stopping}) {
+    CountingSink sink;
+    Ptq161(options).Quantize(setting.Task(), sink);
+    EXPECT_EQ(sink.steps(), Ptq161(options).Steps(setting.checkpoint->architecture(),
+                                                  setting.checkpoint->config(), {12, 16}));
+  }
+}
+
+// Spec 11.3, 1: {q, k, v} and {gate, up} have one mask.
+TEST_P(Ptq161Test, Invariant1SharedInputsShareTheMask) {
+  const BlockSetting setting(GetParam());
+  const MethodResult result = RunMethod(setting.Task(), Quick(0));
+  for (size_t i = 0; i < result.block.linears.size(); ++i) {
+    const int source = InputSource(*setting.block.architecture, static_cast<int>(i));
+    EXPECT_TRUE(at::equal(result.block.linears[i].mixed->salient,
+                          result.block.linears[source].mixed->salient));
+  }
+}
+
+// Spec 11.3, 4: training moves gains only, and they stay finite.
+TEST_P(Ptq161Test, Invariant4OnlyGainsMove) {
+  const BlockSetting setting(GetParam());
+  const MethodResult before = RunMethod(setting.Task(), Quick(0));
+  const MethodResult after = RunMethod(setting.Task(), Quick());
+  for (size_t i = 0; i < before.block.linears.size(); ++i) {
+    const MixedBinaryWeight& start = *before.block.linears[i].mixed;
+    const MixedBinaryWeight& end = *after.block.linears[i].mixed;
+    ExpectSame(start, end);
+    EXPECT_TRUE(at::equal(start.column_gain, at::ones_like(start.column_gain)));
+    EXPECT_FALSE(at::equal(start.row_gain, end.row_gain));
+    for (const at::Tensor& gains : {end.row_gain, end.row_offset, end.column_gain}) {
+      EXPECT_TRUE(at::isfinite(gains).all().item<bool>());
+      EXPECT_TRUE(at::equal(gains, gains.to(at::kHalf).to(at::kFloat)));
+    }
+  }
+}
+
+// Spec 11.3, 6.
+TEST_P(Ptq161Test, Invariant6LossFalls) {
+  const BlockSetting setting(GetParam());
+  CountingSink sink;
+  const Ptq161Options options = Quick(12);
+  const BlockTask task = setting.Task();
+  const BlockSurvey survey = SurveyBlock(task, options.statistic, sink);
+  std::vector<at::Tensor> salient;
+  for (size_t i = 0; i < setting.block.linears.size(); ++i) {
+    const int source = InputSource(*setting.block.architecture, static_cast<int>(i));
+    salient.push_back(SelectSalient(options, survey.statistics.at(source)));
+  }
+  ParameterBuffer buffer(1 << 14, at::kCPU);
+  const auto linears = MakeMixedLinears(setting.block, options, salient, buffer);
+  const TrainingReport report = TrainBlock(task, options, survey, linears, buffer, sink);
+  int falling = 0;
+  for (size_t i = 1; i < report.losses.size(); ++i) {
+    falling += report.losses[i] <= report.losses[i - 1] ? 1 : 0;
+  }
+  EXPECT_LT(report.losses.back(), report.losses.front());
+  EXPECT_GE(falling, 0.8 * (static_cast<double>(report.losses.size()) - 1));
+}
+
+// Spec 11.3, 7, as far as one block goes: all-binary > mask > trained.
+TEST_P(Ptq161Test, Invariant7TrainedBeatsUntrained) {
+  const BlockSetting setting(GetParam());
+  Ptq161Options binary = Quick(0);
+  binary.mask = false;
+  const double all_binary = Loss(setting, RunMethod(setting.Task(), binary).block);
+  const double untrained = Loss(setting, RunMethod(setting.Task(), Quick(0)).block);
+  const double trained = Loss(setting, RunMethod(setting.Task(), Quick(12)).block);
+  EXPECT_LT(untrained, all_binary);
+  EXPECT_LT(trained, untrained);
+}
+
+// Spec 11.3, 10 and trap 1 of 10: the student under training sees no later
+// token.
+TEST_P(Ptq161Test, Invariant10StudentIsCausal) {
+  const BlockSetting setting(GetParam(), 1);
+  ParameterBuffer buffer(1 << 14, at::kCPU);
+  std::vector<at::Tensor> salient(setting.block.linears.size(), at::tensor({0, 3}, at::kInt));
+  const auto linears = MakeMixedLinears(setting.block, {}, salient, buffer);
+  const auto forward = [&](const at::Tensor& x) {
+    return setting.block.Forward(x, setting.rope, MixedForward(setting.block, linears)).detach();
+  };
+  const at::Tensor before = forward(setting.x);
+  at::Tensor changed = setting.x.clone();
+  changed.select(1, 9).add_(1.0);
+  const at::Tensor after = forward(changed);
+  EXPECT_TRUE(at::equal(before.slice(1, 0, 9), after.slice(1, 0, 9)));
+  EXPECT_FALSE(at::equal(before.slice(1, 9, 10), after.slice(1, 9, 10)));
+}
+
+// Spec 11.3, 11.
+TEST_P(Ptq161Test, Invariant11ZeroAndConstantRows) {
+  BlockSetting setting(GetParam());
+  for (Linear& linear : setting.block.linears) {
+    linear.weight = linear.weight.clone();
+    linear.weight.select(0, 0).zero_();
+    linear.weight.select(0, 1).fill_(0.25);
+    linear.weight.select(1, 2).zero_();
+  }
+  for (const bool relative : {false, true}) {
+    Ptq161Options options = Quick(2);
+    options.relative_gain = relative;
+    const MethodResult result = RunMethod(setting.Task(), options);
+    for (const QuantizedLinear& linear : result.block.linears) {
+      EXPECT_TRUE(at::isfinite(linear.Dequantize()).all().item<bool>()) << linear.name;
+    }
+    const MethodResult start = RunMethod(setting.Task(), Quick(0));
+    for (const QuantizedLinear& linear : start.block.linears) {
+      EXPECT_EQ(linear.Dequantize().select(0, 0).abs().max().item<double>(), 0.0) << linear.name;
+    }
+  }
+}
+
+// Spec 11.3, 13.
+TEST_P(Ptq161Test, Invariant13SameTaskSameBytes) {
+  const BlockSetting setting(GetParam());
+  Ptq161Options options = Quick(2);
+  options.shuffle = true;
+  const MethodResult first = RunMethod(setting.Task(), options);
+  const MethodResult second = RunMethod(setting.Task(), options);
+  for (size_t i = 0; i < first.block.linears.size(); ++i) {
+    ExpectSame(*first.block.linears[i].mixed, *second.block.linears[i].mixed);
+    EXPECT_TRUE(
+        at::equal(first.block.linears[i].Dequantize(), second.block.linears[i].Dequantize()));
+  }
+  EXPECT_EQ(first.metrics, second.metrics);
+}
+
+// Spec 11.3, 14 and trap 11 of 10: quantizing what was quantized changes
+// hardly a sign.
+TEST_P(Ptq161Test, Invariant14SecondPassKeepsTheSigns) {
+  BlockSetting setting(GetParam());
+  const MethodResult first = RunMethod(setting.Task(), Quick(0));
+  setting.block = Rebuild(setting.block, first.block);
+  const MethodResult second = RunMethod(setting.Task(), Quick(0));
+  double same = 0, all = 0;
+  for (size_t i = 0; i < first.block.linears.size(); ++i) {
+    const MixedBinaryWeight& a = *first.block.linears[i].mixed;
+    const MixedBinaryWeight& b = *second.block.linears[i].mixed;
+    if (!at::equal(a.salient, b.salient)) continue;  // activations changed
+    same += a.signs.eq(b.signs).sum().item<double>();
+    all += static_cast<double>(a.signs.numel());
+  }
+  EXPECT_GT(all, 0);
+  EXPECT_GE(same, 0.98 * all);
+}
+
+TEST_P(Ptq161Test, EverySwitchRuns) {
+  const BlockSetting setting(GetParam());
+  const auto changed = [](const std::function<void(Ptq161Options&)>& change) {
+    Ptq161Options options = Quick(1);
+    change(options);
+    return options;
+  };
+  for (const Ptq161Options& options :
+       {changed([](auto& o) { o.mask = false; }), changed([](auto& o) { o.exact_top_k = true; }),
+        changed([](auto& o) { o.salient_multiple = 8; }),
+        changed([](auto& o) { o.salient_grid = true; }),
+        changed([](auto& o) { o.centered_gain = true; }),
+        changed([](auto& o) { o.relative_gain = true; }),
+        changed([](auto& o) { o.cosine_weight = 0; }),
+        changed([](auto& o) { o.token_cosine = true; }),
+        changed([](auto& o) { o.salient_ratio = 0.5; }),
+        changed([](auto& o) { o.statistic = Ptq161Options::Statistic::kMean; })}) {
+    const MethodResult result = RunMethod(setting.Task(), options);
+    EXPECT_LT(Loss(setting, result.block), 1e9);
+    EXPECT_LE(result.metrics.size(), 64u);
+    for (const QuantizedLinear& linear : result.block.linears) {
+      if (options.salient_multiple == 0) continue;
+      EXPECT_EQ(linear.mixed->salient_columns() % options.salient_multiple, 0);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Architectures, Ptq161Test, ::testing::Values("llama", "qwen3", "opt"));
+
+// Trap 9 of 10: a loss that is not finite ends the block with its place.
+TEST(Ptq161Errors, ActivationOverflowNamesBlockAndStep) {
+  BlockSetting setting("llama");
+  setting.x.mul_(1e30);
+  setting.block.linears.back().weight = setting.block.linears.back().weight * 1e30;
+  const EngineError error = test::ErrorOf([&] { RunMethod(setting.Task(), Quick(1)); });
+  EXPECT_EQ(error.reason, "NON_FINITE_LOSS");
+  EXPECT_TRUE(test::Mentions(error, "block 0")) << error.what();
+  EXPECT_TRUE(test::Mentions(error, "step 1 ")) << error.what();
+}
+
+Ptq161Options Parse(const std::string& text) {
+  const nlohmann::json json = nlohmann::json::parse(text);
+  JsonObject object(json, "method.ptq161");
+  const Ptq161Options options = ParsePtq161(object);
+  object.Finish();
+  return options;
+}
+
+// Trap 2 of 10: the defaults are the method.
+TEST(Ptq161Parse, DefaultsAreTheMethod) {
+  const Ptq161Options options = Parse("{}");
+  EXPECT_TRUE(options.mask);
+  EXPECT_EQ(options.salient_ratio, 0.2);
+  EXPECT_EQ(options.epochs, 20);
+  EXPECT_EQ(options.gain_rate, 5e-4);
+  EXPECT_EQ(options.rank_one_rate, 1e-3);
+  EXPECT_EQ(options.statistic, Ptq161Options::Statistic::kMax);
+  EXPECT_EQ(options.cosine_weight, 1);
+  EXPECT_FALSE(options.shuffle || options.relative_gain || options.salient_grid);
+}
+
+struct BadOption {
+  const char* name;
+  const char* json;
+  const char* words;
+};
+
+class BadOptionTest : public ::testing::TestWithParam<BadOption> {};
+
+TEST_P(BadOptionTest, IsRefusedByName) {
+  const EngineError error = test::ErrorOf([] { Parse(GetParam().json); });
+  EXPECT_EQ(error.reason, "INVALID_SPEC");
+  EXPECT_TRUE(test::Mentions(error, GetParam().words)) << error.what();
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Options, BadOptionTest,
+    ::testing::Values(BadOption{"ratio_too_large", R"({"salient_ratio": 0.51})", "salient_ratio"},
+                      BadOption{"ratio_negative", R"({"salient_ratio": -0.1})", "salient_ratio"},
+                      BadOption{"epochs", R"({"epochs": -1})", "epochs"},
+                      BadOption{"statistic", R"({"statistic": "MEDIAN"})", "STATISTIC_MEAN"},
+                      BadOption{"grid", R"({"grid": {"bits": 2}})", "grid"},
+                      BadOption{"rate", R"({"gain_rate": -1})", "gain_rate"}),
+    [](const auto& param_info) { return std::string(param_info.param.name); });
+
+}  // namespace
+}  // namespace quantry::engine

@@ -1,0 +1,166 @@
+#include "worker/engine/methods/ptq161/train.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <optional>
+
+#include "worker/engine/base/error.h"
+#include "worker/engine/base/random.h"
+#include "worker/engine/base/strings.h"
+#include "worker/engine/methods/ptq161/block_loss.h"
+
+namespace quantry::engine {
+namespace {
+
+constexpr int kMostRetries = 2;
+constexpr double kRetryRate = 0.1;
+
+// The samples of an epoch in the order they are taken.
+std::vector<int64_t> OrderOf(int64_t windows, bool shuffle, Random& random) {
+  std::vector<int64_t> order(windows);
+  std::iota(order.begin(), order.end(), 0);
+  if (!shuffle) return order;
+  for (int64_t i = windows - 1; i > 0; --i) {
+    std::swap(order[i], order[random.Below(static_cast<uint64_t>(i) + 1)]);
+  }
+  return order;
+}
+
+// Passes each step on once, however often the block starts over.
+class StepCounter {
+ public:
+  explicit StepCounter(ProgressSink& sink) : sink_(sink) {}
+  void Restart() { done_ = 0; }
+  void Advance(int64_t steps) {
+    done_ += steps;
+    if (done_ <= told_) return;
+    sink_.Advance(done_ - told_, "training scales");
+    told_ = done_;
+  }
+
+ private:
+  ProgressSink& sink_;
+  int64_t done_ = 0;
+  int64_t told_ = 0;
+};
+
+// Sums over an epoch.
+struct EpochSums {
+  double total = 0, mse = 0, cosine = 0;
+};
+
+class Trainer {
+ public:
+  Trainer(const BlockTask& task, const Ptq161Options& options, const BlockSurvey& survey,
+          const std::vector<MixedLinear>& linears, StepCounter& steps)
+      : task_(task), options_(options), survey_(survey), linears_(linears), steps_(steps) {}
+
+  // nullopt when a loss was not finite; failed_step() then tells where.
+  std::optional<TrainingReport> Run(ParameterBuffer& buffer, double rate_scale) {
+    Adam adam(buffer);
+    Random random(task_.seed ^ (uint64_t{0x161} << 32) ^ static_cast<uint64_t>(task_.block.index));
+    TrainingReport report;
+    for (int epoch = 0; epoch < options_.epochs; ++epoch) {
+      const std::optional<EpochSums> sums = RunEpoch(adam, rate_scale, random);
+      if (!sums) return std::nullopt;
+      Note(*sums, report);
+      if (Stops(report)) {
+        steps_.Advance((options_.epochs - epoch - 1) * windows());
+        break;
+      }
+    }
+    return report;
+  }
+
+  int64_t failed_step() const { return step_; }
+
+ private:
+  int64_t windows() const { return task_.x_q.size(0); }
+
+  std::optional<EpochSums> RunEpoch(Adam& adam, double rate_scale, Random& random) {
+    EpochSums sums;
+    for (const int64_t sample : OrderOf(windows(), options_.shuffle, random)) {
+      const BlockLoss loss = Backward(sample);
+      ++step_;
+      if (!std::isfinite(loss.total)) return std::nullopt;
+      adam.Step(rate_scale);
+      sums.total += loss.total;
+      sums.mse += loss.mse;
+      sums.cosine += loss.cosine;
+      steps_.Advance(1);
+    }
+    return sums;
+  }
+
+  // Leaves the gradients of one sample in the linears' Parameters.
+  BlockLoss Backward(int64_t sample) const {
+    const auto window = [&](const at::Tensor& x) {
+      return x.slice(0, sample, sample + 1).to(task_.device);
+    };
+    const at::Tensor y =
+        task_.block.Forward(window(task_.x_q), task_.rope, MixedForward(task_.block, linears_));
+    BlockLoss loss =
+        TwoTargetLoss(y.detach(), window(survey_.target_fp), window(survey_.target_q),
+                      {options_.mse_weight, options_.cosine_weight, options_.token_cosine});
+    if (std::isfinite(loss.total)) y.backward(loss.grad);
+    return loss;
+  }
+
+  void Note(const EpochSums& sums, TrainingReport& report) const {
+    const auto count = static_cast<double>(windows());
+    if (report.losses.empty()) {
+      report.mse_first = sums.mse / count;
+      report.cosine_first = sums.cosine / count;
+    }
+    report.losses.push_back(sums.total / count);
+    report.mse_last = sums.mse / count;
+    report.cosine_last = sums.cosine / count;
+  }
+
+  bool Stops(const TrainingReport& report) const {
+    const size_t epochs = report.losses.size();
+    if (options_.stop_improvement <= 0 || epochs < 2) return false;
+    const double before = report.losses[epochs - 2];
+    return before - report.losses[epochs - 1] < options_.stop_improvement * std::abs(before);
+  }
+
+  const BlockTask& task_;
+  const Ptq161Options& options_;
+  const BlockSurvey& survey_;
+  const std::vector<MixedLinear>& linears_;
+  StepCounter& steps_;
+  int64_t step_ = 0;
+};
+
+}  // namespace
+
+TrainingReport TrainBlock(const BlockTask& task, const Ptq161Options& options,
+                          const BlockSurvey& survey, const std::vector<MixedLinear>& linears,
+                          ParameterBuffer& buffer, ProgressSink& progress) {
+  const at::Tensor start = buffer.values().clone();
+  StepCounter steps(progress);
+  double rate_scale = 1.0;
+  int64_t failed = 0;
+  for (int attempt = 0; attempt <= kMostRetries; ++attempt, rate_scale *= kRetryRate) {
+    at::Tensor values = buffer.values();
+    values.copy_(start);
+    steps.Restart();
+    Trainer trainer(task, options, survey, linears, steps);
+    if (std::optional<TrainingReport> report = trainer.Run(buffer, rate_scale)) {
+      report->retries = attempt;
+      return *report;
+    }
+    failed = trainer.failed_step();
+  }
+  const std::string block = std::to_string(task.block.index);
+  throw UserError(
+      "NON_FINITE_LOSS",
+      StrCat("block ", block, ", training step ", failed, " of ", options.epochs * task.x_q.size(0),
+             ": the loss is not finite, also at a hundredth of the learning rates; "
+             "check the checkpoint's weights and the calibration text, or lower "
+             "gain_rate and rank_one_rate"),
+      {{"block", block}, {"step", std::to_string(failed)}});
+}
+
+}  // namespace quantry::engine
