@@ -23,7 +23,10 @@ std::map<std::string, std::string> Layout::Metadata(const std::vector<PlannedLin
 
 const std::vector<OutputFormatRow>& OutputFormats() {
   static const std::vector<OutputFormatRow> table = {
-      {"compressed-tensors", "OUTPUT_FORMAT_COMPRESSED_TENSORS", Create<CompressedTensorsLayout>},
+      {"compressed-tensors",
+       "OUTPUT_FORMAT_COMPRESSED_TENSORS",
+       Create<CompressedTensorsLayout>,
+       {2, 3, 4, 8}},
       {"dense", "OUTPUT_FORMAT_DENSE", Create<DenseLayout>},
       {"quantry", "OUTPUT_FORMAT_QUANTRY", Create<QuantryLayout>},
   };

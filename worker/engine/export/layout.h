@@ -67,6 +67,7 @@ struct OutputFormatRow {
   std::string name;       // "compressed-tensors"; also the folder in the artifact
   std::string enum_name;  // OUTPUT_FORMAT_COMPRESSED_TENSORS
   std::unique_ptr<Layout> (*create)(const GridSpec& grid, at::ScalarType scale_dtype);
+  std::vector<int> bits = {2, 3, 4, 6, 8};  // of one weight, that readers know
 };
 
 const std::vector<OutputFormatRow>& OutputFormats();

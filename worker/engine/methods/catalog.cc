@@ -17,14 +17,24 @@ constexpr int64_t kMaxGroupSize = 1 << 20;
 // More candidates than this only cost time.
 constexpr int64_t kMaxScaleGridPoints = 1000;
 
+const std::vector<int> kBits = {2, 3, 4, 6, 8};
 const std::vector<std::string> kFormats = {"compressed-tensors", "dense", "quantry"};
 
 std::vector<ParameterRow> GridParameters() {
-  return {{"grid.bits", "int32", "4", "Bits of one weight: 2, 3, 4 or 8."},
+  return {{"grid.bits", "int32", "4", "Bits of one weight: 2, 3, 4, 6 or 8."},
           {"grid.group_size", "int32", "128",
            "Columns that share one scale; -1 = per channel. Must divide in_features."},
           {"grid.symmetric", "bool", "false",
            "Zero point fixed to 2^(bits-1) instead of an integer per group."}};
+}
+
+// The row of a method that can quantize activations too.
+MethodRow WithActivations(MethodRow row) {
+  row.quantizes_activations = true;
+  row.parameters.push_back({"activations.bits", "int32", "16",
+                            "Quantize the input of every linear, dynamically per token: 2 to 8 "
+                            "bits; 16 = leave it."});
+  return row;
 }
 
 std::unique_ptr<Method> CreateRtn(JsonObject&) { return std::make_unique<Rtn>(); }
@@ -41,7 +51,7 @@ std::unique_ptr<Method> CreateAwq(JsonObject& options) {
 MethodRow RtnRow() {
   return {"rtn",
           "Round to nearest on the min/max grid; uses no data.",
-          {2, 3, 4, 8},
+          kBits,
           false,
           kFormats,
           "docs/methods/rtn.md",
@@ -52,7 +62,7 @@ MethodRow RtnRow() {
 MethodRow AwqRow() {
   MethodRow row = {"awq",
                    "Activation-aware scale search and clip search, then rounding to nearest.",
-                   {2, 3, 4, 8},
+                   kBits,
                    true,
                    kFormats,
                    "Lin et al., arXiv 2306.00978",
@@ -121,7 +131,8 @@ nlohmann::json ParametersJson(const std::vector<ParameterRow>& parameters) {
 }  // namespace
 
 std::span<const MethodRow> Methods() {
-  static const std::vector<MethodRow> table = {RtnRow(), AwqRow(), TesseraqRow()};
+  static const std::vector<MethodRow> table = {WithActivations(RtnRow()), WithActivations(AwqRow()),
+                                               TesseraqRow()};
   return table;
 }
 
@@ -143,6 +154,17 @@ GridSpec ParseGrid(JsonObject& options, const GridSpec& defaults) {
   }
   CheckGrid(grid, {});
   return grid;
+}
+
+ActivationSpec ParseActivations(JsonObject& options) {
+  ActivationSpec spec;
+  if (std::optional<JsonObject> object = options.Object("activations")) {
+    const int64_t bits = object->Int("bits", 0, INT32_MIN, INT32_MAX);
+    if (bits != 0) spec.bits = static_cast<int>(bits);
+    object->Finish();
+  }
+  CheckActivations(spec);
+  return spec;
 }
 
 nlohmann::json MethodsJson() {

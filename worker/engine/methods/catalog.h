@@ -29,10 +29,12 @@ struct MethodRow {
   std::vector<std::string> output_formats;
   std::string reference;
   std::vector<ParameterRow> parameters;
-  // Reads the method's own options (all but `grid`) out of its message.
+  // Reads the method's own options (all but `grid` and `activations`) out of its message.
   std::unique_ptr<Method> (*create)(JsonObject& options) = nullptr;
   // Reads `grid`; nullptr = ParseGrid.
   GridSpec (*parse_grid)(JsonObject& options) = nullptr;
+  // Whether its message has `activations` (ActivationGrid).
+  bool quantizes_activations = false;
 };
 
 // The table. Constant, lives as long as the process.
@@ -44,6 +46,9 @@ const MethodRow* FindMethod(const std::string& name);
 // `grid` of a method's message; what it leaves open is taken from `defaults`.
 // Throws INVALID_SPEC.
 GridSpec ParseGrid(JsonObject& options, const GridSpec& defaults = {});
+
+// `activations` of a method's message; 16 bits when absent. Throws INVALID_SPEC.
+ActivationSpec ParseActivations(JsonObject& options);
 
 // {"methods": [MethodDescription, ...]}, what `quantry-engine methods` prints.
 nlohmann::json MethodsJson();

@@ -88,8 +88,9 @@ at::Tensor ApplyNorm(const Norm& norm, NormKind kind, double eps, const at::Tens
 
 at::Tensor Block::Apply(int i, const at::Tensor& x) const {
   const Linear& linear = linears.at(i);
-  return linear.bias.defined() ? at::linear(x, linear.weight, linear.bias)
-                               : at::linear(x, linear.weight);
+  const at::Tensor input = FakeQuantizeActivations(x, activations.bits);
+  return linear.bias.defined() ? at::linear(input, linear.weight, linear.bias)
+                               : at::linear(input, linear.weight);
 }
 
 at::Tensor Block::Attention(const at::Tensor& normed, const RopeTable& rope,

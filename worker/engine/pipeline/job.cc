@@ -67,6 +67,7 @@ void ParseMethod(JsonObject& parent, Job& job) {
     if (job.method_row != nullptr) parent.Refuse("method", "one method, not two");
     job.method_row = &row;
     job.grid = row.parse_grid == nullptr ? ParseGrid(*options) : row.parse_grid(*options);
+    if (row.quantizes_activations) job.activations = ParseActivations(*options);
     job.method = row.create(*options);
     options->Finish();
     job.method_json = kinds->value().dump();
@@ -104,7 +105,23 @@ QualityGate ParseGate(JsonObject& parent) {
   return gate;
 }
 
+void CheckOutputBits(JsonObject& object, const Job& job) {
+  const auto carries = [&](const OutputFormatRow& row) {
+    return std::find(row.bits.begin(), row.bits.end(), job.grid.bits) != row.bits.end();
+  };
+  std::vector<std::string> fitting;
+  for (const OutputFormatRow& row : OutputFormats()) {
+    if (carries(row)) fitting.push_back(row.name);
+  }
+  for (const OutputFormatRow* row : job.outputs) {
+    if (carries(*row)) continue;
+    object.Refuse("outputs", StrCat("formats that carry ", job.grid.bits, " bits (", Join(fitting),
+                                    "), not ", row->name));
+  }
+}
+
 void CheckWhole(JsonObject& object, const Job& job) {
+  CheckOutputBits(object, job);
   if (job.method_row->needs_calibration && !job.calibration) {
     object.Refuse("calibration", StrCat("given: method ", job.method_row->name, " needs it"));
   }

@@ -44,6 +44,7 @@ struct Job {
   std::unique_ptr<Method> method;
   std::string method_json;  // the method's message as given, compact
   GridSpec grid;
+  ActivationSpec activations;
   std::vector<const OutputFormatRow*> outputs;  // distinct; the first is the primary one
   QualityGate quality_gate;
   int64_t seed = 0;

@@ -45,6 +45,16 @@ TEST(Job, ReadsProtoJson) {
   ASSERT_EQ(job.outputs.size(), 2u);
   EXPECT_EQ(job.outputs[0]->name, "quantry");
   EXPECT_EQ(job.device, "auto");
+  EXPECT_EQ(job.activations.bits, 16);
+}
+
+TEST(Job, ReadsActivationBits) {
+  nlohmann::json json = GoodJob();
+  json["method"]["awq"]["activations"]["bits"] = 6;
+  json["method"]["awq"]["grid"]["bits"] = 6;
+  const Job job = ParseJob(json);
+  EXPECT_EQ(job.activations.bits, 6);
+  EXPECT_EQ(job.grid.bits, 6);
 }
 
 TEST(Job, ARecipeDecidesWhatIsLeftOpen) {
@@ -109,9 +119,14 @@ INSTANTIATE_TEST_SUITE_P(
         BadJob{"no_model", R"({"model_dir": null})", "job.model_dir"},
         BadJob{"five_bits", R"({"method": {"awq": {"grid": {"bits": 5}}}})", "got 5"},
         BadJob{"zero_bits", R"({"method": {"awq": {"grid": {"bits": 0}}}})", "got 0"},
+        BadJob{"nine_bit_activations", R"({"method": {"awq": {"activations": {"bits": 9}}}})",
+               "activations.bits must be 2 to 8"},
+        BadJob{"six_bits_in_compressed_tensors",
+               R"({"method": {"awq": {"grid": {"bits": 6}}}, "outputs": null})",
+               "formats that carry 6 bits (dense, quantry)"},
         BadJob{"negative_group", R"({"method": {"awq": {"grid": {"group_size": -2}}}})", "-2"},
         BadJob{"two_methods", R"({"method": {"rtn": {}}})", "one method"},
-        BadJob{"unknown_method", R"({"method": {"awq": null, "gptq": {}}})", "gptq"},
+        BadJob{"unknown_method", R"({"method": {"awq": null, "magic": {}}})", "magic"},
         BadJob{"no_method", R"({"method": null})", "rtn, awq"},
         BadJob{"no_calibration", R"({"calibration": null})", "awq needs it"},
         BadJob{"many_samples", R"({"calibration": {"samples": 99999999}})", "samples"},

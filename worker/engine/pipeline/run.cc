@@ -51,6 +51,17 @@ StreamShape ShapeOfStream(const at::Tensor& windows) {
   return {windows.size(0), windows.size(1)};
 }
 
+// What an output's readers must do beside its weights.
+std::string ActivationNote(const ActivationSpec& activations) {
+  if (!activations.enabled()) return "";
+  return StrCat(
+      " Holds weights only: quality was measured with the input of every quantized linear "
+      "quantized to ",
+      activations.bits,
+      " bits, dynamically per token, asymmetric; the engine that loads it must do that, "
+      "and one that leaves activations in 16 bits computes something else.");
+}
+
 // Keeps stages of a block in the checkpoint, but not so often that it costs
 // more than a few percent of the time.
 class StageKeeper : public StageStore {
@@ -209,11 +220,11 @@ void Run::Tune() {
 }
 
 BlockLosses Run::Advance(const Block& block, const QuantizedBlock& quantized) {
-  const Block final = Rebuild(block, quantized);
+  const Block final = Rebuild(block, quantized, job_.activations);
   if (job_.method_row->name == "rtn") {
     return AdvanceStreams({block, final, final}, rope_, device_, streams_, *progress_);
   }
-  const Block rtn = RoundToNearest(block, job_.grid, scale_dtype_);
+  const Block rtn = RoundToNearest(block, job_.grid, scale_dtype_, job_.activations);
   return AdvanceStreams({block, rtn, final}, rope_, device_, streams_, *progress_);
 }
 
@@ -231,6 +242,7 @@ void Run::QuantizeBlock(int index) {
                        DenseDtypes(checkpoint(), index),
                        static_cast<uint64_t>(job_.seed),
                        device_,
+                       job_.activations,
                        &stages};
   MethodResult result = job_.method->Quantize(task, *progress_);
   BlockReport report;
@@ -275,6 +287,7 @@ void Run::PackOutput(const Layout& layout) {
   }
   OutputSummary summary = exporter.Finish();
   exporter.Verify(read, [&] { progress_->Advance(1, "verifying"); });
+  summary.compatibility += ActivationNote(job_.activations);
   summary.path = folder;
   summary.verified = true;
   manifest_.outputs.push_back(summary);
@@ -302,7 +315,8 @@ void Run::Evaluate() {
   manifest_.quality = quantry::engine::Evaluate(
       checkpoint(), inputs_.evaluation,
       [&](int index) {
-        return Rebuild(LoadBlock(checkpoint(), index, device_), checkpoints_->Load(index).block);
+        return Rebuild(LoadBlock(checkpoint(), index, device_), checkpoints_->Load(index).block,
+                       job_.activations);
       },
       evaluation_options(),
       [&](int64_t done, int64_t) {

@@ -1,6 +1,7 @@
 #include "worker/engine/quant/grid.h"
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <numeric>
 #include <set>
@@ -133,9 +134,10 @@ at::Tensor FakeQuantize(const at::Tensor& weight, const GridSpec& spec,
 }
 
 void CheckGrid(const GridSpec& spec, const std::vector<NamedWidth>& linears) {
-  if (spec.bits != 2 && spec.bits != 3 && spec.bits != 4 && spec.bits != 8) {
+  constexpr std::array kBits = {2, 3, 4, 6, 8};
+  if (std::find(kBits.begin(), kBits.end(), spec.bits) == kBits.end()) {
     const std::string got = std::to_string(spec.bits);
-    throw UserError("INVALID_SPEC", "bits must be 2, 3, 4 or 8, got " + got, {{"bits", got}});
+    throw UserError("INVALID_SPEC", "bits must be 2, 3, 4, 6 or 8, got " + got, {{"bits", got}});
   }
   const std::string size = std::to_string(spec.group_size);
   if (spec.group_size == 0 || spec.group_size < -1) {

@@ -50,7 +50,7 @@ at::Tensor FakeQuantize(const at::Tensor& weight, const GridSpec& spec, at::Scal
 // Name and in_features of a linear that is to be quantized.
 using NamedWidth = std::pair<std::string, int64_t>;
 
-// Throws INVALID_SPEC unless bits are 2, 3, 4 or 8 and the group size divides
+// Throws INVALID_SPEC unless bits are 2, 3, 4, 6 or 8 and the group size divides
 // every width; the message lists the linears that do not divide and the sizes
 // that would fit all of them.
 void CheckGrid(const GridSpec& spec, const std::vector<NamedWidth>& linears);

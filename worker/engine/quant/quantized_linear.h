@@ -11,7 +11,7 @@ namespace quantry::engine {
 
 // The grid of a linear's integers (spec: WeightGrid in method.proto).
 struct GridSpec {
-  int bits = 4;              // 2, 3, 4 or 8
+  int bits = 4;              // 2, 3, 4, 6 or 8
   int64_t group_size = 128;  // columns a group; -1 = whole row
   bool symmetric = false;    // zero point fixed to 2^(bits-1)
 
