@@ -4,6 +4,7 @@
 
 #include "worker/engine/base/json_object.h"
 #include "worker/engine/methods/awq/awq.h"
+#include "worker/engine/methods/gptq/gptq.h"
 #include "worker/engine/methods/rtn/rtn.h"
 #include "worker/engine/methods/tesseraq/options.h"
 #include "worker/engine/methods/tesseraq/tesseraq.h"
@@ -117,6 +118,46 @@ MethodRow TesseraqRow() {
   return row;
 }
 
+std::unique_ptr<Method> CreateGptq(JsonObject& options) {
+  GptqOptions gptq;
+  ColumnOptions& columns = gptq.columns;
+  columns.act_order = options.Bool("act_order", false);
+  columns.static_groups = options.Bool("static_groups", false);
+  columns.fresh_groups = options.Bool("fresh_groups", false);
+  const double damping = options.Number("damping", 0, 0);
+  if (damping > 1) options.Refuse("damping", "a share of at most 1");
+  if (damping > 0) columns.damping = damping;
+  const int64_t size = options.Int("block_size", 0, 0, kMaxGroupSize);
+  if (size > 0) columns.block_size = size;
+  gptq.true_sequential = options.Bool("true_sequential", false);
+  return std::make_unique<Gptq>(gptq);
+}
+
+MethodRow GptqRow() {
+  MethodRow row = {"gptq",
+                   "Second-order rounding, column by column, with error compensation.",
+                   kBits,
+                   true,
+                   kFormats,
+                   "Frantar et al., arXiv 2210.17323",
+                   GridParameters(),
+                   CreateGptq};
+  const auto add = [&](const char* name, const char* type, const char* value, const char* what) {
+    row.parameters.push_back({name, type, value, what});
+  };
+  add("act_order", "bool", "false",
+      "Columns by falling second moment of their input; fixes all grids beforehand.");
+  add("static_groups", "bool", "false", "Grids of all groups from the weights as given.");
+  add("damping", "double", "0.01",
+      "Added to the second moments' diagonal, as a share of its mean.");
+  add("block_size", "int32", "128", "Columns compensated at once.");
+  add("true_sequential", "bool", "false", "Later linears see the block's earlier ones quantized.");
+  add("fresh_groups", "bool", "false",
+      "A group's grid sees all compensation before it, not only up to the last block_size "
+      "columns.");
+  return row;
+}
+
 nlohmann::json ParametersJson(const std::vector<ParameterRow>& parameters) {
   nlohmann::json json = nlohmann::json::array();
   for (const ParameterRow& row : parameters) {
@@ -132,7 +173,7 @@ nlohmann::json ParametersJson(const std::vector<ParameterRow>& parameters) {
 
 std::span<const MethodRow> Methods() {
   static const std::vector<MethodRow> table = {WithActivations(RtnRow()), WithActivations(AwqRow()),
-                                               TesseraqRow()};
+                                               TesseraqRow(), WithActivations(GptqRow())};
   return table;
 }
 
