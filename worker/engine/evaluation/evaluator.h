@@ -33,6 +33,9 @@ struct EvaluationOptions {
   // one window is taken). More memory = fewer passes over the checkpoint.
   int64_t max_stream_bytes = int64_t{256} << 20;
   at::Device device = at::kCPU;
+  // Embedding and head of the quantized chain where they are not the dense
+  // one's (a rotated model); nullptr: the same. Of the same vocabulary.
+  const Checkpoint* quantized_ends = nullptr;
 };
 
 // Windows: int64 [windows, length]. `quantized` empty = dense only. Streams

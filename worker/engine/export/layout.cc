@@ -27,8 +27,8 @@ const std::vector<OutputFormatRow>& OutputFormats() {
        "OUTPUT_FORMAT_COMPRESSED_TENSORS",
        Create<CompressedTensorsLayout>,
        {2, 3, 4, 8}},
-      {"dense", "OUTPUT_FORMAT_DENSE", Create<DenseLayout>},
-      {"quantry", "OUTPUT_FORMAT_QUANTRY", Create<QuantryLayout>},
+      {"dense", "OUTPUT_FORMAT_DENSE", Create<DenseLayout>, {2, 3, 4, 6, 8}, true},
+      {"quantry", "OUTPUT_FORMAT_QUANTRY", Create<QuantryLayout>, {2, 3, 4, 6, 8}, true},
   };
   return table;
 }

@@ -68,6 +68,9 @@ struct OutputFormatRow {
   std::string enum_name;  // OUTPUT_FORMAT_COMPRESSED_TENSORS
   std::unique_ptr<Layout> (*create)(const GridSpec& grid, at::ScalarType scale_dtype);
   std::vector<int> bits = {2, 3, 4, 6, 8};  // of one weight, that readers know
+  // Whether a model with online rotations may be written so: only where it is
+  // plain that nothing but this engine runs it.
+  bool carries_online_rotation = false;
 };
 
 const std::vector<OutputFormatRow>& OutputFormats();

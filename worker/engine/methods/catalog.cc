@@ -4,7 +4,7 @@
 
 #include "worker/engine/base/json_object.h"
 #include "worker/engine/methods/awq/awq.h"
-#include "worker/engine/methods/gptq/gptq.h"
+#include "worker/engine/methods/rows.h"
 #include "worker/engine/methods/rtn/rtn.h"
 #include "worker/engine/methods/tesseraq/options.h"
 #include "worker/engine/methods/tesseraq/tesseraq.h"
@@ -17,26 +17,6 @@ namespace {
 constexpr int64_t kMaxGroupSize = 1 << 20;
 // More candidates than this only cost time.
 constexpr int64_t kMaxScaleGridPoints = 1000;
-
-const std::vector<int> kBits = {2, 3, 4, 6, 8};
-const std::vector<std::string> kFormats = {"compressed-tensors", "dense", "quantry"};
-
-std::vector<ParameterRow> GridParameters() {
-  return {{"grid.bits", "int32", "4", "Bits of one weight: 2, 3, 4, 6 or 8."},
-          {"grid.group_size", "int32", "128",
-           "Columns that share one scale; -1 = per channel. Must divide in_features."},
-          {"grid.symmetric", "bool", "false",
-           "Zero point fixed to 2^(bits-1) instead of an integer per group."}};
-}
-
-// The row of a method that can quantize activations too.
-MethodRow WithActivations(MethodRow row) {
-  row.quantizes_activations = true;
-  row.parameters.push_back({"activations.bits", "int32", "16",
-                            "Quantize the input of every linear, dynamically per token: 2 to 8 "
-                            "bits; 16 = leave it."});
-  return row;
-}
 
 std::unique_ptr<Method> CreateRtn(JsonObject&) { return std::make_unique<Rtn>(); }
 
@@ -52,9 +32,9 @@ std::unique_ptr<Method> CreateAwq(JsonObject& options) {
 MethodRow RtnRow() {
   return {"rtn",
           "Round to nearest on the min/max grid; uses no data.",
-          kBits,
+          CommonBits(),
           false,
-          kFormats,
+          CommonFormats(),
           "docs/methods/rtn.md",
           GridParameters(),
           CreateRtn};
@@ -63,9 +43,9 @@ MethodRow RtnRow() {
 MethodRow AwqRow() {
   MethodRow row = {"awq",
                    "Activation-aware scale search and clip search, then rounding to nearest.",
-                   kBits,
+                   CommonBits(),
                    true,
-                   kFormats,
+                   CommonFormats(),
                    "Lin et al., arXiv 2306.00978",
                    GridParameters(),
                    CreateAwq};
@@ -86,7 +66,7 @@ MethodRow TesseraqRow() {
                    "Learned rounding, hardened step by step, with tuned scales; for 2 to 4 bits.",
                    {2, 3, 4, 8},
                    true,
-                   kFormats,
+                   CommonFormats(),
                    "Li and Panda, arXiv 2410.19103",
                    GridParameters(),
                    CreateTesseraq,
@@ -118,46 +98,6 @@ MethodRow TesseraqRow() {
   return row;
 }
 
-std::unique_ptr<Method> CreateGptq(JsonObject& options) {
-  GptqOptions gptq;
-  ColumnOptions& columns = gptq.columns;
-  columns.act_order = options.Bool("act_order", false);
-  columns.static_groups = options.Bool("static_groups", false);
-  columns.fresh_groups = options.Bool("fresh_groups", false);
-  const double damping = options.Number("damping", 0, 0);
-  if (damping > 1) options.Refuse("damping", "a share of at most 1");
-  if (damping > 0) columns.damping = damping;
-  const int64_t size = options.Int("block_size", 0, 0, kMaxGroupSize);
-  if (size > 0) columns.block_size = size;
-  gptq.true_sequential = options.Bool("true_sequential", false);
-  return std::make_unique<Gptq>(gptq);
-}
-
-MethodRow GptqRow() {
-  MethodRow row = {"gptq",
-                   "Second-order rounding, column by column, with error compensation.",
-                   kBits,
-                   true,
-                   kFormats,
-                   "Frantar et al., arXiv 2210.17323",
-                   GridParameters(),
-                   CreateGptq};
-  const auto add = [&](const char* name, const char* type, const char* value, const char* what) {
-    row.parameters.push_back({name, type, value, what});
-  };
-  add("act_order", "bool", "false",
-      "Columns by falling second moment of their input; fixes all grids beforehand.");
-  add("static_groups", "bool", "false", "Grids of all groups from the weights as given.");
-  add("damping", "double", "0.01",
-      "Added to the second moments' diagonal, as a share of its mean.");
-  add("block_size", "int32", "128", "Columns compensated at once.");
-  add("true_sequential", "bool", "false", "Later linears see the block's earlier ones quantized.");
-  add("fresh_groups", "bool", "false",
-      "A group's grid sees all compensation before it, not only up to the last block_size "
-      "columns.");
-  return row;
-}
-
 nlohmann::json ParametersJson(const std::vector<ParameterRow>& parameters) {
   nlohmann::json json = nlohmann::json::array();
   for (const ParameterRow& row : parameters) {
@@ -172,8 +112,10 @@ nlohmann::json ParametersJson(const std::vector<ParameterRow>& parameters) {
 }  // namespace
 
 std::span<const MethodRow> Methods() {
-  static const std::vector<MethodRow> table = {WithActivations(RtnRow()), WithActivations(AwqRow()),
-                                               TesseraqRow(), WithActivations(GptqRow())};
+  static const std::vector<MethodRow> table = {
+      WithActivations(RtnRow()),      WithActivations(AwqRow()),       TesseraqRow(),
+      WithActivations(GptqRow()),     WithActivations(OmniquantRow()), WithActivations(QuarotRow()),
+      WithActivations(SignroundRow())};
   return table;
 }
 
@@ -205,6 +147,15 @@ ActivationSpec ParseActivations(JsonObject& options) {
     object->Finish();
   }
   CheckActivations(spec);
+  return spec;
+}
+
+RotationSpec ParseRotation(JsonObject& options, const ActivationSpec& activations) {
+  RotationSpec spec{true, activations.enabled()};
+  if (std::optional<JsonObject> object = options.Object("rotation")) {
+    if (object->Has("online")) spec.online = object->Bool("online", false);
+    object->Finish();
+  }
   return spec;
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "worker/engine/methods/method.h"
+#include "worker/engine/methods/quarot/rotation.h"
 
 namespace quantry::engine {
 
@@ -35,6 +36,8 @@ struct MethodRow {
   GridSpec (*parse_grid)(JsonObject& options) = nullptr;
   // Whether its message has `activations` (ActivationGrid).
   bool quantizes_activations = false;
+  // Reads how the model is to be rotated first; nullptr: never.
+  RotationSpec (*rotation)(JsonObject& options, const ActivationSpec& activations) = nullptr;
 };
 
 // The table. Constant, lives as long as the process.
@@ -49,6 +52,10 @@ GridSpec ParseGrid(JsonObject& options, const GridSpec& defaults = {});
 
 // `activations` of a method's message; 16 bits when absent. Throws INVALID_SPEC.
 ActivationSpec ParseActivations(JsonObject& options);
+
+// `rotation` of a method's message: enabled; online where asked for, by default
+// when activations are quantized. For MethodRow::rotation.
+RotationSpec ParseRotation(JsonObject& options, const ActivationSpec& activations);
 
 // {"methods": [MethodDescription, ...]}, what `quantry-engine methods` prints.
 nlohmann::json MethodsJson();

@@ -71,6 +71,9 @@ struct MethodResult {
 class Method {
  public:
   virtual ~Method() = default;
+  // Whether these options need calibration data, where the method itself may do
+  // without (MethodRow::needs_calibration).
+  virtual bool NeedsCalibration() const { return false; }
   // Steps one block takes with this calibration: what Quantize reports in
   // sum, exactly.
   virtual int64_t Steps(const Architecture& architecture, const ModelConfig& config,

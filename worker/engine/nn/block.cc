@@ -6,6 +6,7 @@
 
 #include "worker/engine/nn/attention.h"
 #include "worker/engine/nn/fused.h"
+#include "worker/engine/nn/online_rotation.h"
 #include "worker/engine/nn/transformer.h"
 
 namespace quantry::engine {
@@ -93,12 +94,17 @@ at::Tensor Block::Apply(int i, const at::Tensor& x) const {
                                : at::linear(input, linear.weight);
 }
 
+at::Tensor Block::Product(LinearRole role, const at::Tensor& x, const LinearForward& linear) const {
+  const int i = architecture->LinearIndex(role);
+  const at::Tensor input = online ? online->Apply(role, x) : x;
+  return linear ? linear(i, input) : Apply(i, input);
+}
+
 at::Tensor Block::Attention(const at::Tensor& normed, const RopeTable& rope,
                             const LinearForward& linear) const {
   const int64_t batch = normed.size(0), tokens = normed.size(1);
   const auto product = [&](LinearRole role, const at::Tensor& x) {
-    const int i = architecture->LinearIndex(role);
-    return linear ? linear(i, x) : Apply(i, x);
+    return Product(role, x, linear);
   };
   const auto heads = [&](LinearRole role, int64_t count) {
     return product(role, normed).view({batch, tokens, count, config->head_dim});
@@ -123,8 +129,7 @@ at::Tensor Block::Attention(const at::Tensor& normed, const RopeTable& rope,
 
 at::Tensor Block::Mlp(const at::Tensor& normed, const LinearForward& linear) const {
   const auto product = [&](LinearRole role, const at::Tensor& x) {
-    const int i = architecture->LinearIndex(role);
-    return linear ? linear(i, x) : Apply(i, x);
+    return Product(role, x, linear);
   };
   if (!architecture->gated_mlp) {
     return product(LinearRole::kDown,

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -34,6 +35,8 @@ struct Norm {
 // way. What Apply does to its input (Block::activations) is then theirs to do.
 using LinearForward = std::function<at::Tensor(int index, const at::Tensor& x)>;
 
+struct OnlineRotation;
+
 // One transformer block in fp32, loaded from a checkpoint. Plain data plus a
 // forward pass; copying shares tensors, Clone() does not. Not thread-safe for
 // writes. Differentiable: Forward uses out-of-place ATen ops only.
@@ -46,6 +49,9 @@ class Block {
   int index = 0;
   std::vector<Linear> linears;  // in the order of architecture->linears
   std::vector<Norm> norms;      // in the order of architecture->norms (those present)
+  // Of a rotated checkpoint's blocks: turns the inputs of two linears before
+  // anything, hooks included, sees them.
+  std::shared_ptr<const OnlineRotation> online;
   // How Apply quantizes its input: off in a loaded block, on in a quantized one
   // of a job with quantized activations.
   ActivationSpec activations;
@@ -69,6 +75,10 @@ class Block {
   Block Clone() const;
   Block To(const at::Device& device) const;
   int64_t Parameters() const;
+
+ private:
+  // The product of one linear: online rotation, then the hook or Apply.
+  at::Tensor Product(LinearRole role, const at::Tensor& x, const LinearForward& linear) const;
 };
 
 }  // namespace quantry::engine

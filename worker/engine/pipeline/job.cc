@@ -68,6 +68,7 @@ void ParseMethod(JsonObject& parent, Job& job) {
     job.method_row = &row;
     job.grid = row.parse_grid == nullptr ? ParseGrid(*options) : row.parse_grid(*options);
     if (row.quantizes_activations) job.activations = ParseActivations(*options);
+    if (row.rotation != nullptr) job.rotation = row.rotation(*options, job.activations);
     job.method = row.create(*options);
     options->Finish();
     job.method_json = kinds->value().dump();
@@ -120,10 +121,29 @@ void CheckOutputBits(JsonObject& object, const Job& job) {
   }
 }
 
+void CheckOnlineRotation(JsonObject& object, const Job& job) {
+  if (!job.rotation.online) return;
+  std::vector<std::string> fitting;
+  for (const OutputFormatRow& row : OutputFormats()) {
+    if (row.carries_online_rotation) fitting.push_back(row.name);
+  }
+  for (const OutputFormatRow* row : job.outputs) {
+    if (row->carries_online_rotation) continue;
+    object.Refuse(
+        "outputs",
+        StrCat("formats that carry online rotations (", Join(fitting), "), not ", row->name,
+               ": no engine that reads it would rotate activations. Leave them "
+               "out with rotation.online = false"));
+  }
+}
+
 void CheckWhole(JsonObject& object, const Job& job) {
   CheckOutputBits(object, job);
-  if (job.method_row->needs_calibration && !job.calibration) {
-    object.Refuse("calibration", StrCat("given: method ", job.method_row->name, " needs it"));
+  CheckOnlineRotation(object, job);
+  const bool needed = job.method_row->needs_calibration || job.method->NeedsCalibration();
+  if (needed && !job.calibration) {
+    object.Refuse("calibration",
+                  StrCat("given: method ", job.method_row->name, " needs it with these options"));
   }
   const bool gate =
       job.quality_gate.max_perplexity_ratio > 0 || job.quality_gate.max_perplexity_increase > 0;

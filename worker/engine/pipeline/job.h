@@ -45,6 +45,7 @@ struct Job {
   std::string method_json;  // the method's message as given, compact
   GridSpec grid;
   ActivationSpec activations;
+  RotationSpec rotation;
   std::vector<const OutputFormatRow*> outputs;  // distinct; the first is the primary one
   QualityGate quality_gate;
   int64_t seed = 0;

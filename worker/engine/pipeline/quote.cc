@@ -58,6 +58,9 @@ void CheckInputs(const Job& job, const Checkpoint& checkpoint, Json& problems) {
     }
   };
   note([&] { CheckGrid(job.grid, LinearWidths(checkpoint.architecture(), checkpoint.config())); });
+  if (job.rotation.enabled) {
+    note([&] { Rotation(checkpoint.architecture(), checkpoint.config(), job.rotation.online, 0); });
+  }
   for (const auto* text : {&job.calibration, &job.evaluation}) {
     if (!*text) continue;
     note([&] {

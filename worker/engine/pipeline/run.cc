@@ -62,6 +62,13 @@ std::string ActivationNote(const ActivationSpec& activations) {
       "and one that leaves activations in 16 bits computes something else.");
 }
 
+std::string RotationNote(const RotationSpec& rotation) {
+  if (!rotation.online) return "";
+  return " The model is rotated and wants the inputs of its attention output and down projections "
+         "rotated online (quantry_rotation in config.json): only quantry-engine does that, every "
+         "other engine computes nonsense from it.";
+}
+
 // Keeps stages of a block in the checkpoint, but not so often that it costs
 // more than a few percent of the time.
 class StageKeeper : public StageStore {
@@ -119,11 +126,14 @@ class Run {
     manifest_.warnings.push_back(message);
     events_.Warning(message);
   }
-  const Checkpoint& checkpoint() const { return *inputs_.checkpoint; }
+  // What is quantized and written; the original, but for rotated models.
+  const Checkpoint& checkpoint() const { return *inputs_.source; }
+  std::string RotatedDir() const { return CheckpointDir(job_) + "/rotated"; }
   int blocks() const { return static_cast<int>(checkpoint().config().num_layers); }
   EvaluationOptions evaluation_options() const {
     EvaluationOptions options;
     options.device = device_;
+    options.quantized_ends = &checkpoint();
     // No more memory than calibration had anyway.
     const StreamShape stream = ShapeOfStream(inputs_.calibration);
     options.max_stream_bytes =
@@ -155,6 +165,7 @@ void Run::Load() {
   inputs_ = OpenInputs(job_);
   scale_dtype_ = ScaleDtypeFor(checkpoint().storage_dtype());
   CreateOutputFolder(job_.output_dir);
+  if (job_.rotation.enabled) inputs_.source = OpenRotated(job_, inputs_, RotatedDir());
   checkpoints_ =
       std::make_unique<Checkpoints>(CheckpointDir(job_), Fingerprint(job_, inputs_, device_));
   resumed_ = checkpoints_->Resume(blocks(), inputs_.calibration.defined() ? &streams_ : nullptr,
@@ -287,7 +298,7 @@ void Run::PackOutput(const Layout& layout) {
   }
   OutputSummary summary = exporter.Finish();
   exporter.Verify(read, [&] { progress_->Advance(1, "verifying"); });
-  summary.compatibility += ActivationNote(job_.activations);
+  summary.compatibility += ActivationNote(job_.activations) + RotationNote(job_.rotation);
   summary.path = folder;
   summary.verified = true;
   manifest_.outputs.push_back(summary);
@@ -306,6 +317,12 @@ void Run::Pack() {
   manifest_.bits =
       CountBits(checkpoint(), PlanTensors(checkpoint()),
                 *job_.outputs[0]->create(job_.grid, scale_dtype_), manifest_.outputs[0].bytes);
+  if (job_.rotation.enabled) {  // counted from the twin, which is stored otherwise
+    manifest_.bits.dense_bytes = 0;
+    for (const std::string& name : inputs_.checkpoint->names()) {
+      manifest_.bits.dense_bytes += inputs_.checkpoint->Info(name).bytes();
+    }
+  }
 }
 
 void Run::Evaluate() {
@@ -313,7 +330,7 @@ void Run::Evaluate() {
   progress_->EnterStage(Stage::kEvaluating);
   int64_t told = 0;
   manifest_.quality = quantry::engine::Evaluate(
-      checkpoint(), inputs_.evaluation,
+      *inputs_.checkpoint, inputs_.evaluation,
       [&](int index) {
         return Rebuild(LoadBlock(checkpoint(), index, device_), checkpoints_->Load(index).block,
                        job_.activations);
@@ -339,6 +356,8 @@ void Run::Finish() {
   manifest_.model_type = checkpoint().config().model_type;
   manifest_.create_time = UtcNow();
   const std::string sha256 = WriteManifest(job_, manifest_);
+  std::error_code ignored;
+  if (job_.rotation.enabled) std::filesystem::remove_all(RotatedDir(), ignored);
   if (job_.checkpoint_dir.empty()) checkpoints_->Clear();
   events_.Completed(sha256, manifest_.quality_gate_failed);
 }

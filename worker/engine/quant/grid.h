@@ -34,8 +34,26 @@ at::Tensor RoundScales(const at::Tensor& scales, at::ScalarType dtype);
 // group size must divide `in` (CheckGroupSize).
 GroupGrid MinMaxGrid(const at::Tensor& weight, const GridSpec& spec, at::ScalarType scale_dtype);
 
+// The same grid from ranges [out, groups] that hold 0 (lo <= 0 <= hi).
+GroupGrid GridOfRange(const at::Tensor& lo, const at::Tensor& hi, const GridSpec& spec,
+                      at::ScalarType scale_dtype);
+
+// Its scales before they are rounded; differentiable.
+at::Tensor ScalesOf(const at::Tensor& lo, const at::Tensor& hi, const GridSpec& spec);
+
 // clamp(round(W / s) + z, 0, qmax) as uint8 [out, in]; rounds half to even.
 at::Tensor RoundToGrid(const at::Tensor& weight, const GridSpec& spec, const GroupGrid& grid);
+
+// How a linear's integers are to be read.
+struct LinearFormat {
+  GridSpec grid;
+  at::ScalarType scale_dtype = at::kHalf;
+};
+
+// A linear of these parts, moved to the CPU. codes: uint8 [out, in].
+QuantizedLinear MakeQuantizedLinear(const std::string& name, const at::Tensor& codes,
+                                    const GroupGrid& grid, const at::Tensor& bias,
+                                    const LinearFormat& format);
 
 // Rounding to nearest: MinMaxGrid, then RoundToGrid. Results on the CPU.
 QuantizedLinear QuantizeNearest(const std::string& name, const at::Tensor& weight,

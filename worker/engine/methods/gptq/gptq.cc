@@ -22,19 +22,6 @@ std::vector<int> Sources(const Architecture& architecture) {
   return {sources.begin(), sources.end()};
 }
 
-QuantizedLinear ToLinear(const Linear& linear, const RoundedColumns& rounded,
-                         const BlockTask& task) {
-  QuantizedLinear result;
-  result.name = linear.name;
-  result.grid = task.grid;
-  result.codes = rounded.codes.cpu();
-  result.scales = rounded.grid.scales.cpu();
-  result.zeros = rounded.grid.zeros.to(at::kByte).cpu();
-  if (linear.bias.defined()) result.bias = linear.bias.cpu();
-  result.scale_dtype = task.scale_dtype;
-  return result;
-}
-
 }  // namespace
 
 int64_t Gptq::Steps(const Architecture& architecture, const ModelConfig&,
@@ -72,7 +59,8 @@ MethodResult Gptq::Quantize(const BlockTask& task, ProgressSink& progress) const
       if (rounded.damping > options_.columns.damping) {
         result.metrics["damping." + linear.name] = rounded.damping;
       }
-      result.block.linears[i] = ToLinear(linear, rounded, task);
+      result.block.linears[i] = MakeQuantizedLinear(linear.name, rounded.codes, rounded.grid,
+                                                    linear.bias, {task.grid, task.scale_dtype});
       if (options_.true_sequential) {
         linear.weight = result.block.linears[i].Dequantize().to(task.device);
       }
