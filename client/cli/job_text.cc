@@ -21,7 +21,9 @@ std::string GridText(const v1::Method& method) {
   text += Cat(" ", grid->bits(), "-bit");
   if (grid->group_size() == -1) text += " per channel";
   if (grid->group_size() > 0) text += Cat(" g", grid->group_size());
-  return text + (grid->symmetric() ? " symmetric" : "");
+  if (grid->symmetric()) text += " symmetric";
+  const int activation_bits = ActivationBitsOf(method);
+  return activation_bits == 16 ? text : text + Cat(" a", activation_bits);
 }
 
 std::string LabelsText(const google::protobuf::Map<std::string, std::string>& labels) {

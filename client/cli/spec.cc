@@ -73,18 +73,20 @@ absl::Status SelectMethod(const std::string& name, v1::Method* method) {
   return absl::OkStatus();
 }
 
-v1::WeightGrid* MutableGrid(v1::Method* method) {
+// Field `name` of the chosen method; null when it has none of that type.
+template <typename Message>
+Message* MutableField(v1::Method* method, const char* name) {
   const FieldDescriptor* kind =
       method->GetReflection()->GetOneofFieldDescriptor(*method, MethodOneof());
   if (kind == nullptr) return nullptr;
-  const FieldDescriptor* grid = kind->message_type()->FindFieldByName("grid");
-  if (grid == nullptr || grid->message_type() != v1::WeightGrid::descriptor()) return nullptr;
+  const FieldDescriptor* field = kind->message_type()->FindFieldByName(name);
+  if (field == nullptr || field->message_type() != Message::descriptor()) return nullptr;
   google::protobuf::Message* message = method->GetReflection()->MutableMessage(method, kind);
-  return static_cast<v1::WeightGrid*>(message->GetReflection()->MutableMessage(message, grid));
+  return static_cast<Message*>(message->GetReflection()->MutableMessage(message, field));
 }
 
 absl::Status ApplyGridFlags(const SpecFlags& flags, v1::Method* method) {
-  v1::WeightGrid* grid = MutableGrid(method);
+  auto* grid = MutableField<v1::WeightGrid>(method, "grid");
   const bool given =
       flags.bits || flags.symmetric || flags.zero_point_at_least_one || !flags.group_size.empty();
   if (grid == nullptr) {
@@ -104,6 +106,25 @@ absl::Status ApplyGridFlags(const SpecFlags& flags, v1::Method* method) {
   const absl::StatusOr<int> group_size = ParseGroupSize(flags.group_size);
   if (!group_size.ok()) return group_size.status();
   grid->set_group_size(*group_size);
+  return absl::OkStatus();
+}
+
+absl::Status ApplyActivationFlag(const SpecFlags& flags, v1::Method* method) {
+  if (!flags.activation_bits) return absl::OkStatus();
+  const int bits = *flags.activation_bits;
+  if (bits != 16 && (bits < 2 || bits > 8)) {
+    return absl::InvalidArgumentError(
+        Cat("--activation-bits: wanted 2 to 8, or 16 to leave "
+            "activations alone, got ",
+            bits));
+  }
+  auto* activations = MutableField<v1::ActivationGrid>(method, "activations");
+  if (activations != nullptr) {
+    activations->set_bits(bits);
+  } else if (bits != 16) {
+    return absl::InvalidArgumentError(
+        Cat("--activation-bits does not apply to method \"", MethodName(*method), "\""));
+  }
   return absl::OkStatus();
 }
 
@@ -190,7 +211,9 @@ absl::StatusOr<v1::Method> BuildMethod(const SpecFlags& flags) {
             " (or --method-config FILE.json), got none; `quantry methods` explains them"));
   }
   if (auto status = ApplyMethodFlags(flags.method_fields, &method); !status.ok()) return status;
-  if (absl::Status status = ApplyGridFlags(flags, &method); !status.ok()) return status;
+  for (const auto apply : {ApplyGridFlags, ApplyActivationFlag}) {
+    if (absl::Status status = apply(flags, &method); !status.ok()) return status;
+  }
   return method;
 }
 
@@ -213,14 +236,29 @@ std::string MethodName(const v1::Method& method) {
   return kind == nullptr ? "" : kind->name();
 }
 
-const v1::WeightGrid* GridOf(const v1::Method& method) {
+namespace {
+
+// Field `name` of the chosen method; null when it has none of that type.
+template <typename Message>
+const Message* Field(const v1::Method& method, const char* name) {
   const FieldDescriptor* kind =
       method.GetReflection()->GetOneofFieldDescriptor(method, MethodOneof());
   if (kind == nullptr) return nullptr;
-  const FieldDescriptor* grid = kind->message_type()->FindFieldByName("grid");
-  if (grid == nullptr || grid->message_type() != v1::WeightGrid::descriptor()) return nullptr;
+  const FieldDescriptor* field = kind->message_type()->FindFieldByName(name);
+  if (field == nullptr || field->message_type() != Message::descriptor()) return nullptr;
   const google::protobuf::Message& message = method.GetReflection()->GetMessage(method, kind);
-  return static_cast<const v1::WeightGrid*>(&message.GetReflection()->GetMessage(message, grid));
+  return static_cast<const Message*>(&message.GetReflection()->GetMessage(message, field));
+}
+
+}  // namespace
+
+const v1::WeightGrid* GridOf(const v1::Method& method) {
+  return Field<v1::WeightGrid>(method, "grid");
+}
+
+int ActivationBitsOf(const v1::Method& method) {
+  const auto* activations = Field<v1::ActivationGrid>(method, "activations");
+  return activations == nullptr || activations->bits() == 0 ? 16 : activations->bits();
 }
 
 std::vector<std::string> MethodNames() {

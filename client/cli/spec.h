@@ -21,6 +21,7 @@ struct SpecFlags {
   std::string group_size;
   std::optional<bool> symmetric;
   std::optional<bool> zero_point_at_least_one;
+  std::optional<int> activation_bits;
   std::map<std::string, std::string> method_fields;  // see method_flags.h
   std::string method_config;                         // contents of the --method-config file
 
@@ -60,6 +61,9 @@ std::string MethodName(const v1::Method& method);
 
 // Bits, group size and symmetry of the method's grid; null when it has none.
 const v1::WeightGrid* GridOf(const v1::Method& method);
+
+// Bits of quantized activations; 16 when they are left alone.
+int ActivationBitsOf(const v1::Method& method);
 
 // Words for formats as flags, the server and the JSON use them:
 // "compressed-tensors".

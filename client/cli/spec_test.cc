@@ -50,6 +50,13 @@ TEST(BuildMethod, FlagsAndFileTogether) {
   f->method = "tesseraq", f->method_fields = {{"init", "luck"}};
   f = add("no number", "", "--learning-rate: wanted a number above 0");
   f->method = "tesseraq", f->method_fields = {{"learning_rate", "-1"}};
+  f = add("activations", "awq { grid { bits: 4 } activations { bits: 4 } }");
+  f->method = "awq", f->activation_bits = 4;
+  f = add("activations over file", "gptq { grid { bits: 6 } activations { bits: 16 } }");
+  f->method_config = R"({"gptq": {"grid": {"bits": 6}, "activations": {"bits": 6}}})";
+  f->activation_bits = 16;
+  f = add("twelve activation bits", "", "--activation-bits: wanted 2 to 8");
+  f->method = "rtn", f->activation_bits = 12;
   add("nothing", "", "quantry methods");
   add("unknown method", "", "rtn, awq")->method = "magic";
   add("the oneof is no method", "", "--method")->method = "kind";

@@ -63,6 +63,12 @@ void AddMethodOptions(CLI::App& command, SubmitOptions& o) {
           "No zero point of 0, as --format gptq-v1 needs unless --symmetric. Default: false")
       ->group("Method");
   command
+      .add_option("--activation-bits", o.spec.activation_bits,
+                  "Quantize the input of every linear too, per token while the model runs: 2 to 8. "
+                  "Default: 16, left alone")
+      ->type_name("N")
+      ->group("Method");
+  command
       .add_option("--method-config", o.method_config,
                   "Every parameter of the method as JSON, for example "
                   "{\"awq\":{\"grid\":{\"bits\":4,\"groupSize\":64}}}; flags win over it")

@@ -18,6 +18,8 @@ constexpr int kMaxSamples = 65536;
 constexpr int kMaxSequenceLength = 131072;
 constexpr int kMaxWindows = 1 << 20;
 constexpr int kMaxGroupSize = 65536;
+constexpr int kMaxIterations = 1000000;
+constexpr int kMaxBatch = 65536;
 constexpr int kMaxPathBytes = 4096;
 constexpr std::int64_t kMaxSeconds = 365 * 86400;
 
@@ -108,8 +110,8 @@ void CheckText(const std::string& field, const v1::TextSource& text, const SpecL
 
 void CheckGrid(const std::string& field, const v1::WeightGrid& grid, Violations* out) {
   const int bits = grid.bits();
-  if (bits != 2 && bits != 3 && bits != 4 && bits != 8) {
-    out->Wanted(field + ".bits", "2, 3, 4 or 8", absl::StrCat(bits));
+  if (bits != 2 && bits != 3 && bits != 4 && bits != 6 && bits != 8) {
+    out->Wanted(field + ".bits", "2, 3, 4, 6 or 8", absl::StrCat(bits));
   }
   const int size = grid.group_size();
   if (size < -1 || size > kMaxGroupSize) {
@@ -118,13 +120,53 @@ void CheckGrid(const std::string& field, const v1::WeightGrid& grid, Violations*
   }
 }
 
+void CheckActivations(const std::string& field, const v1::ActivationGrid& activations,
+                      Violations* out) {
+  const int bits = activations.bits();
+  if (bits != 0 && bits != 16 && (bits < 2 || bits > 8)) {
+    out->Wanted(field + ".bits", "2 to 8, or 16 (left alone)", absl::StrCat(bits));
+  }
+}
+
+// Grid and activations, which most methods have.
+template <typename Message>
+void CheckGrids(const std::string& field, const Message& method, Violations* out) {
+  CheckGrid(field + ".grid", method.grid(), out);
+  CheckActivations(field + ".activations", method.activations(), out);
+}
+
+void CheckGptq(const std::string& field, const v1::GptqMethod& gptq, Violations* out) {
+  CheckGrids(field, gptq, out);
+  out->Share(field + ".damping", gptq.damping());
+  out->Range(field + ".block_size", gptq.block_size(), 0, kMaxGroupSize);
+}
+
+void CheckOmniquant(const std::string& field, const v1::OmniquantMethod& omniquant,
+                    Violations* out) {
+  CheckGrids(field, omniquant, out);
+  out->Range(field + ".epochs", omniquant.epochs(), 0, kMaxIterations);
+  out->Range(field + ".batch_size", omniquant.batch_size(), 0, kMaxBatch);
+  out->Share(field + ".learning_rate", omniquant.learning_rate());
+  out->Share(field + ".transform_learning_rate", omniquant.transform_learning_rate());
+  out->Share(field + ".transform_alpha", omniquant.transform_alpha());
+}
+
+void CheckSignround(const std::string& field, const v1::SignroundMethod& signround,
+                    Violations* out) {
+  CheckGrids(field, signround, out);
+  out->Range(field + ".iterations", signround.iterations(), 0, kMaxIterations);
+  out->Range(field + ".batch_size", signround.batch_size(), 0, kMaxBatch);
+  out->Share(field + ".learning_rate", signround.learning_rate());
+  out->Share(field + ".range_learning_rate", signround.range_learning_rate());
+}
+
 void CheckMethod(const v1::Method& method, Violations* out) {
   const std::string field = At("method");
   switch (method.kind_case()) {
     case v1::Method::kRtn:
-      return CheckGrid(field + ".rtn.grid", method.rtn().grid(), out);
+      return CheckGrids(field + ".rtn", method.rtn(), out);
     case v1::Method::kAwq:
-      CheckGrid(field + ".awq.grid", method.awq().grid(), out);
+      CheckGrids(field + ".awq", method.awq(), out);
       out->Range(field + ".awq.scale_grid_points", method.awq().scale_grid_points(), 0, 1000);
       return;
     case v1::Method::kTesseraq:
@@ -135,8 +177,16 @@ void CheckMethod(const v1::Method& method, Violations* out) {
     case v1::Method::kBillm:
     case v1::Method::kPbllm:
       return;  // no grid; the engine's quote checks the options
+    case v1::Method::kGptq:
+      return CheckGptq(field + ".gptq", method.gptq(), out);
+    case v1::Method::kOmniquant:
+      return CheckOmniquant(field + ".omniquant", method.omniquant(), out);
+    case v1::Method::kQuarot:
+      return CheckGrids(field + ".quarot", method.quarot(), out);
+    case v1::Method::kSignround:
+      return CheckSignround(field + ".signround", method.signround(), out);
     case v1::Method::KIND_NOT_SET:
-      return out->Wanted(field, "one of rtn, awq, tesseraq, ptq161, billm, pbllm", "nothing");
+      return out->Wanted(field, "one of the methods of ListMethods", "nothing");
   }
 }
 

@@ -123,6 +123,10 @@ void FillDefaults(v1::JobSpec* spec) {
   }
   v1::Method& method = *spec->mutable_method();
   if (method.has_rtn()) DefaultGrid(method.mutable_rtn()->mutable_grid());
+  if (method.has_gptq()) DefaultGrid(method.mutable_gptq()->mutable_grid());
+  if (method.has_omniquant()) DefaultGrid(method.mutable_omniquant()->mutable_grid());
+  if (method.has_quarot()) DefaultGrid(method.mutable_quarot()->mutable_grid());
+  if (method.has_signround()) DefaultGrid(method.mutable_signround()->mutable_grid());
   if (method.has_tesseraq() && method.tesseraq().recipe().empty()) {
     DefaultGrid(method.mutable_tesseraq()->mutable_grid());
   }

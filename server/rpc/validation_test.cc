@@ -119,16 +119,35 @@ TEST_P(BadSpec, NamesTheFieldWantedAndGot) {
 
 const BadCase kBadCases[] = {
     {"bits", [](Request* r) { Grid(r)->set_bits(5); }, "quantization_job.spec.method.awq.grid.bits",
-     "wanted 2, 3, 4 or 8, got 5"},
+     "wanted 2, 3, 4, 6 or 8, got 5"},
     {"bits_missing", [](Request* r) { Grid(r)->clear_bits(); },
      "quantization_job.spec.method.awq.grid.bits", "got 0"},
     {"group_size", [](Request* r) { Grid(r)->set_group_size(-2); },
      "quantization_job.spec.method.awq.grid.group_size", "got -2"},
+    {"activation_bits",
+     [](Request* r) {
+       Spec(r)->mutable_method()->mutable_awq()->mutable_activations()->set_bits(12);
+     },
+     "quantization_job.spec.method.awq.activations.bits", "wanted 2 to 8, or 16"},
+    {"damping",
+     [](Request* r) {
+       v1::GptqMethod* gptq = Spec(r)->mutable_method()->mutable_gptq();
+       gptq->mutable_grid()->set_bits(3);
+       gptq->set_damping(-0.1);
+     },
+     "quantization_job.spec.method.gptq.damping", "wanted 0 to 1"},
+    {"iterations",
+     [](Request* r) {
+       v1::SignroundMethod* signround = Spec(r)->mutable_method()->mutable_signround();
+       signround->mutable_grid()->set_bits(3);
+       signround->set_iterations(-1);
+     },
+     "quantization_job.spec.method.signround.iterations", "wanted 0 to"},
     {"grid_points",
      [](Request* r) { Spec(r)->mutable_method()->mutable_awq()->set_scale_grid_points(-1); },
      "quantization_job.spec.method.awq.scale_grid_points", "wanted 0 to 1000"},
     {"no_method", [](Request* r) { Spec(r)->clear_method(); }, "quantization_job.spec.method",
-     "one of rtn, awq"},
+     "one of the methods"},
     {"no_model", [](Request* r) { Spec(r)->clear_model(); }, "quantization_job.spec.model",
      "one of local_path, uri, blobs"},
     {"no_files", [](Request* r) { Spec(r)->mutable_model()->mutable_blobs()->clear_files(); },

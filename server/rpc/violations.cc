@@ -36,6 +36,10 @@ void Violations::Range(const std::string& field, std::int64_t value, std::int64_
   }
 }
 
+void Violations::Share(const std::string& field, double value) {
+  if (!(value >= 0 && value <= 1)) Wanted(field, "0 to 1", absl::StrCat(value));
+}
+
 absl::Status Violations::ToStatus(Reason reason) const {
   if (empty()) return absl::OkStatus();
   const std::string more =

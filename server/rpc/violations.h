@@ -20,6 +20,8 @@ class Violations {
   void Wanted(std::string field, std::string_view wanted, std::string_view got);
   // Checks lo <= value <= hi.
   void Range(const std::string& field, std::int64_t value, std::int64_t lo, std::int64_t hi);
+  // Checks 0 <= value <= 1; NaN is refused.
+  void Share(const std::string& field, double value);
 
   bool empty() const { return count_ == 0; }
   // OK, or `reason` with the violations; the message holds the first one.

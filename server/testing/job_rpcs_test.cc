@@ -99,7 +99,7 @@ TEST_F(JobRpcs, InvalidSpecsNameTheirFields) {
   const absl::Status status = Create(request);
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_TRUE(HasReason(status, Reason::kInvalidSpec));
-  EXPECT_NE(status.message().find("grid.bits: wanted 2, 3, 4 or 8, got 5"), std::string::npos);
+  EXPECT_NE(status.message().find("grid.bits: wanted 2, 3, 4, 6 or 8, got 5"), std::string::npos);
 }
 
 TEST_F(JobRpcs, MissingBlobsAreNamed) {

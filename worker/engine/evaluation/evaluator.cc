@@ -87,7 +87,8 @@ EvaluationResult Evaluate(const Checkpoint& checkpoint, const at::Tensor& window
   const int64_t chunk = ChunkWindows(config, count, length, both, options);
   const int64_t steps = EvaluationSteps(checkpoint, count, length, both, options);
   const RopeTable rope = MakeRopeTable(checkpoint.architecture(), config, length, options.device);
-  const VocabularyLoss loss(checkpoint, options.device);
+  const Checkpoint& ends = options.quantized_ends ? *options.quantized_ends : checkpoint;
+  const VocabularyLoss loss(checkpoint, ends, options.device);
   LossSums sums;
   int64_t done = 0;
   const auto step_done = [&] {
@@ -98,7 +99,8 @@ EvaluationResult Evaluate(const Checkpoint& checkpoint, const at::Tensor& window
     const at::Tensor ids = windows.narrow(0, first, std::min(chunk, count - first));
     // The streams lie in host memory; only batches go to the device.
     at::Tensor dense = Embed(checkpoint, ids);
-    at::Tensor other = both ? dense.clone() : at::Tensor();
+    at::Tensor other =
+        both ? &ends == &checkpoint ? dense.clone() : Embed(ends, ids) : at::Tensor();
     for (int i = 0; i < config.num_layers; ++i) {
       Advance(options.blocks ? options.blocks(i) : LoadBlock(checkpoint, i, options.device), rope,
               options.device, &dense);

@@ -35,6 +35,9 @@ struct EvaluationOptions {
   // The first chain's blocks; empty = those of the checkpoint.
   BlockProvider blocks = {};
   at::Device device = at::kCPU;
+  // Embedding and head of the quantized chain where they are not the dense
+  // one's (a rotated model); nullptr: the same. Of the same vocabulary.
+  const Checkpoint* quantized_ends = nullptr;
 };
 
 // Windows: int64 [windows, length]. `quantized` empty = dense only. Streams

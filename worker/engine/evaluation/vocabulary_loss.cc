@@ -53,11 +53,11 @@ void VocabularyLoss::Add(const at::Tensor& dense, const at::Tensor& quantized,
                          const at::Tensor& ids, LossSums* sums) const {
   const int64_t predicted = ids.size(1) - 1;
   // The last token of a window predicts nothing.
-  const auto rows_of = [&](const at::Tensor& hidden) {
-    return head_.Normalize(hidden.narrow(1, 0, predicted)).reshape({-1, hidden.size(2)});
+  const auto rows_of = [&](const OutputHead& head, const at::Tensor& hidden) {
+    return head.Normalize(hidden.narrow(1, 0, predicted)).reshape({-1, hidden.size(2)});
   };
-  const at::Tensor x = rows_of(dense);
-  const at::Tensor y = quantized.defined() ? rows_of(quantized) : at::Tensor();
+  const at::Tensor x = rows_of(head_, dense);
+  const at::Tensor y = quantized.defined() ? rows_of(quantized_head_, quantized) : at::Tensor();
   const at::Tensor targets = ids.narrow(1, 1, predicted).reshape({-1}).to(x.device());
   const int64_t rows = x.size(0), vocabulary = head_.vocab_size();
   Running p(rows, x.options()), q(rows, x.options());
@@ -68,7 +68,8 @@ void VocabularyLoss::Add(const at::Tensor& dense, const at::Tensor& quantized,
     const at::Tensor zp = at::linear(x, weights);
     const auto [exp_p, shrink] = p.Take(zp, first, targets);
     if (!y.defined()) continue;
-    const at::Tensor zq = at::linear(y, weights);
+    const at::Tensor zq =
+        at::linear(y, same_head_ ? weights : quantized_head_.Rows(first, weights.size(0)));
     q.Take(zq, first, targets);
     // KL = sum_i p_i (zp_i - zq_i) - lse(zp) + lse(zq); its first sum runs here.
     difference = difference * shrink + (exp_p * (zp - zq)).sum(1, /*keepdim=*/false, at::kDouble);

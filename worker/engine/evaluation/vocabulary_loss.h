@@ -22,8 +22,11 @@ struct LossSums {
 // that whole logits never exist.
 class VocabularyLoss {
  public:
-  explicit VocabularyLoss(const Checkpoint& checkpoint, const at::Device& device)
-      : head_(checkpoint, device) {}
+  // Heads of the dense and of the quantized chain; may be the same checkpoint.
+  VocabularyLoss(const Checkpoint& dense, const Checkpoint& quantized, const at::Device& device)
+      : head_(dense, device),
+        same_head_(&dense == &quantized),
+        quantized_head_(quantized, device) {}
 
   // dense, quantized: [windows, tokens, hidden] after the last block (quantized
   // may be undefined); ids: int64 [windows, tokens].
@@ -32,6 +35,8 @@ class VocabularyLoss {
 
  private:
   OutputHead head_;
+  bool same_head_;
+  OutputHead quantized_head_;
 };
 
 }  // namespace quantry::engine

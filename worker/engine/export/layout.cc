@@ -38,6 +38,17 @@ std::unique_ptr<Layout> CreateMixed() {
 
 std::string HoldsAll(const GridSpec&) { return ""; }
 
+// What readers of packed files know.
+std::string HoldsCommonBits(const GridSpec& grid) {
+  const bool known = grid.bits == 2 || grid.bits == 3 || grid.bits == 4 || grid.bits == 8;
+  return known ? "" : StrCat("holds 2, 3, 4 or 8 bits, not ", grid.bits);
+}
+
+std::string RefusesGptqV1(const GridSpec& grid) {
+  const std::string why = HoldsCommonBits(grid);
+  return why.empty() ? GptqLayout::RefusesV1(grid) : why;
+}
+
 [[noreturn]] void Refuse(const OutputFormatRow& format, const std::string& why,
                          const std::vector<std::string>& fitting) {
   throw UserError("INVALID_SPEC",
@@ -70,17 +81,19 @@ std::map<std::string, std::string> Layout::Metadata(const std::vector<PlannedLin
 const std::vector<OutputFormatRow>& OutputFormats() {
   static const std::vector<OutputFormatRow> table = {
       {"compressed-tensors", "OUTPUT_FORMAT_COMPRESSED_TENSORS", Create<CompressedTensorsLayout>,
-       HoldsAll, nullptr, nullptr},
+       HoldsCommonBits, nullptr, nullptr, false},
       {"dense", "OUTPUT_FORMAT_DENSE", Create<DenseLayout>, HoldsAll, CreateMixed<DenseLayout>,
-       CreateValues},
+       CreateValues, true},
       {"quantry", "OUTPUT_FORMAT_QUANTRY", Create<QuantryLayout>, HoldsAll,
-       CreateMixed<MixedBinaryLayout>, nullptr},
-      {"gptq", "OUTPUT_FORMAT_GPTQ", CreateGptq<GptqVersion::kV2>, HoldsAll, nullptr, nullptr},
-      {"gptq-v1", "OUTPUT_FORMAT_GPTQ_V1", CreateGptq<GptqVersion::kV1>, GptqLayout::RefusesV1,
-       nullptr, nullptr},
-      {"awq", "OUTPUT_FORMAT_AWQ", Create<AwqGemmLayout>, AwqGemmLayout::Refuses, nullptr, nullptr},
+       CreateMixed<MixedBinaryLayout>, nullptr, true},
+      {"gptq", "OUTPUT_FORMAT_GPTQ", CreateGptq<GptqVersion::kV2>, HoldsCommonBits, nullptr,
+       nullptr, false},
+      {"gptq-v1", "OUTPUT_FORMAT_GPTQ_V1", CreateGptq<GptqVersion::kV1>, RefusesGptqV1, nullptr,
+       nullptr, false},
+      {"awq", "OUTPUT_FORMAT_AWQ", Create<AwqGemmLayout>, AwqGemmLayout::Refuses, nullptr, nullptr,
+       false},
       {"int4-carrier", "OUTPUT_FORMAT_INT4_CARRIER", Create<Int4CarrierLayout>,
-       Int4CarrierLayout::Refuses, nullptr, nullptr},
+       Int4CarrierLayout::Refuses, nullptr, nullptr, false},
   };
   return table;
 }

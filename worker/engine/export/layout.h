@@ -92,6 +92,9 @@ struct OutputFormatRow {
   // The same for WeightKind::kMixedBinary; nullptr when the format cannot hold it.
   std::unique_ptr<Layout> (*create_mixed)();
   std::unique_ptr<Layout> (*create_values)();  // the same for WeightKind::kValues
+  // Whether a model with online rotations may be written so: only where it is
+  // plain that nothing but this engine runs it.
+  bool carries_online_rotation;
 };
 
 const std::vector<OutputFormatRow>& OutputFormats();

@@ -99,7 +99,7 @@ TEST_P(AwqTest, WinnerIsNoWorseThanRounding) {
   for (const GroupScale& found : SearchScales(task, inputs, 5, counter)) {
     const auto best = *std::min_element(found.losses.begin(), found.losses.end());
     EXPECT_LE(best, found.losses.at(0));
-    if (!UsesGram(found.group)) continue;
+    if (!UsesGram(found.group, {})) continue;
     const int index = found.group.linears.at(0);
     const at::Tensor x = CaptureInputs(setting.block, setting.rope, setting.x)
                              .at(InputSource(setting.checkpoint->architecture(), index));
@@ -150,6 +150,41 @@ INSTANTIATE_TEST_SUITE_P(Architectures, AwqTest,
                          ::testing::Values("llama", "mistral", "qwen2", "qwen3", "opt"),
                          [](const auto& param_info) { return std::string(param_info.param); });
 
+// T20, T21 with quantized activations: ratio 0 and p = 1 are candidates, so
+// neither search is worse than rounding; and the loss is that of the linear on
+// quantized inputs, computed here the long way.
+TEST_P(AwqTest, SearchesWithQuantizedActivations) {
+  const Setting setting(GetParam());
+  BlockTask task = setting.Task(kTwoBits);
+  task.activations.bits = 3;
+  Counter counter;
+  const auto inputs = CollectInputs(task, {}, counter);
+  for (const GroupScale& found : SearchScales(task, inputs, 5, counter)) {
+    EXPECT_LE(*std::min_element(found.losses.begin(), found.losses.end()), found.losses.at(0));
+    if (found.group.compared != ComparedModule::kLinear || found.group.linears.size() != 1)
+      continue;
+    const int index = found.group.linears.at(0);
+    const at::Tensor x = CaptureInputs(setting.block, setting.rope, setting.x)
+                             .at(InputSource(setting.checkpoint->architecture(), index));
+    const at::Tensor& weight = setting.block.linears[index].weight;
+    const at::Tensor got =
+        at::matmul(FakeQuantizeActivations(x, 3), FakeQuantize(weight, kTwoBits, at::kHalf).t());
+    const double loss = (got - at::matmul(x, weight.t())).square().mean().item<double>();
+    EXPECT_NEAR(found.losses.at(0) / loss, 1.0, 1e-4) << found.group.previous;
+  }
+}
+
+TEST_P(AwqTest, ReportsTheSameStepsWithQuantizedActivations) {
+  const Setting setting(GetParam());
+  BlockTask task = setting.Task(kTwoBits);
+  task.activations.bits = 4;
+  Counter counter;
+  const Awq awq({true, true, 3});
+  awq.Quantize(task, counter);
+  EXPECT_EQ(counter.steps(),
+            awq.Steps(setting.checkpoint->architecture(), setting.checkpoint->config(), {40, 16}));
+}
+
 // T22: with grouped-query attention v_proj is narrower than o_proj's input.
 TEST(Awq, SkipsAttentionOutputWithGroupedQueries) {
   const auto previous = [](int kv_heads) {
@@ -176,7 +211,7 @@ TEST(Clip, IsNoWorseThanUnclippedInEveryGroup) {
   const at::Tensor weight = at::randn({50, 64}).pow(3);
   const at::Tensor samples = at::randn({300, 64});
   for (const GridSpec& grid : {GridSpec{2, 16, false}, GridSpec{3, -1, true}}) {
-    const ClippedWeight found = SearchClip(weight, samples, grid, at::kHalf);
+    const ClippedWeight found = SearchClip(weight, {samples, {}}, grid, at::kHalf);
     const int64_t group = grid.GroupSizeFor(64);
     const at::Tensor error =
         (FakeQuantize(weight, grid, at::kHalf) - weight).view({50, 64 / group, group});
@@ -191,6 +226,21 @@ TEST(Clip, IsNoWorseThanUnclippedInEveryGroup) {
   EXPECT_FALSE(MayClip(LinearRole::kQuery));
   EXPECT_FALSE(MayClip(LinearRole::kKey));
   EXPECT_TRUE(MayClip(LinearRole::kDown));
+}
+
+TEST(Clip, CountsWhatQuantizedInputsAdd) {
+  at::manual_seed(4);
+  const at::Tensor weight = at::randn({6, 32}).pow(3);
+  const at::Tensor x = at::randn({50, 32});
+  const GridSpec grid = {3, 16, false};
+  const ClippedWeight found = SearchClip(weight, {x, {4}}, grid, at::kHalf);
+  const auto partial = [](const at::Tensor& inputs, const at::Tensor& values) {
+    return at::einsum("tgi,ogi->tog", {inputs.view({50, 2, 16}), values.reshape({6, 2, 16})});
+  };
+  const at::Tensor got =
+      partial(FakeQuantizeActivations(x, 4), FakeQuantize(found.weight, grid, at::kHalf));
+  const at::Tensor errors = (got - partial(x, weight)).square().mean(0);
+  EXPECT_TRUE(at::allclose(found.errors, errors, 1e-4, 1e-6));
 }
 
 TEST(Clip, LeavesQueryAndKeyUntouched) {

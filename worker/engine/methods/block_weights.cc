@@ -5,8 +5,10 @@
 
 namespace quantry::engine {
 
-Block RoundToNearest(const Block& block, const GridSpec& grid, at::ScalarType scale_dtype) {
+Block RoundToNearest(const Block& block, const GridSpec& grid, at::ScalarType scale_dtype,
+                     const ActivationSpec& activations) {
   Block rounded = block;
+  rounded.activations = activations;
   for (Linear& linear : rounded.linears) {
     linear.weight = FakeQuantize(linear.weight, grid, scale_dtype);
   }
@@ -26,9 +28,11 @@ std::map<std::string, at::Tensor> DenseTensors(
   return dense;
 }
 
-Block Rebuild(const Block& source, const QuantizedBlock& quantized) {
+Block Rebuild(const Block& source, const QuantizedBlock& quantized,
+              const ActivationSpec& activations) {
   const auto device = source.linears.at(0).weight.device();
   Block block = source;
+  block.activations = activations;
   for (const QuantizedLinear& from : quantized.linears) {
     const int index = block.LinearIndex(from.name);
     if (index < 0) {

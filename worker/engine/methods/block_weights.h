@@ -9,9 +9,10 @@
 
 namespace quantry::engine {
 
-// The block with every linear rounded to nearest on its plain grid; shares the
-// other tensors.
-Block RoundToNearest(const Block& block, const GridSpec& grid, at::ScalarType scale_dtype);
+// The block with every linear rounded to nearest on its plain grid, its inputs
+// quantized as `activations` says; shares the other tensors.
+Block RoundToNearest(const Block& block, const GridSpec& grid, at::ScalarType scale_dtype,
+                     const ActivationSpec& activations = {});
 
 // Norms of a block as QuantizedBlock::dense wants them: CPU, in the dtype of
 // `dtypes`.
@@ -19,9 +20,11 @@ std::map<std::string, at::Tensor> DenseTensors(const Block& block,
                                                const std::map<std::string, at::ScalarType>& dtypes);
 
 // The fp32 block a quantized one stands for: weights are the dequantized
-// integers, norms the stored ones. This is what evaluation and the quantized
-// stream run; `source` gives architecture, config and device only.
-Block Rebuild(const Block& source, const QuantizedBlock& quantized);
+// integers, norms the stored ones, inputs quantized as `activations` says. This
+// is what evaluation and the quantized stream run; `source` gives architecture,
+// config and device only.
+Block Rebuild(const Block& source, const QuantizedBlock& quantized,
+              const ActivationSpec& activations = {});
 
 // `value` (fp32) rounded to the dtype it is stored in, as fp32.
 at::Tensor RoundToStorage(const at::Tensor& value, at::ScalarType dtype);

@@ -7,6 +7,7 @@
 #include "worker/engine/methods/billm/billm.h"
 #include "worker/engine/methods/pbllm/pbllm.h"
 #include "worker/engine/methods/ptq161/parse.h"
+#include "worker/engine/methods/rows.h"
 #include "worker/engine/methods/rtn/rtn.h"
 #include "worker/engine/methods/tesseraq/options.h"
 #include "worker/engine/methods/tesseraq/tesseraq.h"
@@ -19,20 +20,6 @@ namespace {
 constexpr int64_t kMaxGroupSize = 1 << 20;
 // More candidates than this only cost time.
 constexpr int64_t kMaxScaleGridPoints = 1000;
-
-// All that hold integers on a grid; some not at all bits (export/layout.cc).
-const std::vector<std::string> kFormats = {
-    "compressed-tensors", "dense", "quantry", "gptq", "gptq-v1", "awq", "int4-carrier"};
-
-std::vector<ParameterRow> GridParameters() {
-  return {{"grid.bits", "int32", "4", "Bits of one weight: 2, 3, 4 or 8."},
-          {"grid.group_size", "int32", "128",
-           "Columns that share one scale; -1 = per channel. Must divide in_features."},
-          {"grid.symmetric", "bool", "false",
-           "Zero point fixed to 2^(bits-1) instead of an integer per group."},
-          {"grid.zero_point_at_least_one", "bool", "false",
-           "Integer zero points start at 1, as format gptq-v1 needs; no effect when symmetric."}};
-}
 
 std::unique_ptr<Method> CreateRtn(JsonObject&) { return std::make_unique<Rtn>(); }
 
@@ -48,9 +35,9 @@ std::unique_ptr<Method> CreateAwq(JsonObject& options) {
 MethodRow RtnRow() {
   return {"rtn",
           "Round to nearest on the min/max grid; uses no data.",
-          {2, 3, 4, 8},
+          CommonBits(),
           false,
-          kFormats,
+          CommonFormats(),
           "docs/methods/rtn.md",
           GridParameters(),
           CreateRtn};
@@ -59,9 +46,9 @@ MethodRow RtnRow() {
 MethodRow AwqRow() {
   MethodRow row = {"awq",
                    "Activation-aware scale search and clip search, then rounding to nearest.",
-                   {2, 3, 4, 8},
+                   CommonBits(),
                    true,
-                   kFormats,
+                   CommonFormats(),
                    "Lin et al., arXiv 2306.00978",
                    GridParameters(),
                    CreateAwq};
@@ -82,14 +69,14 @@ MethodRow TesseraqRow() {
                    "Learned rounding, hardened step by step, with tuned scales; for 2 to 4 bits.",
                    {2, 3, 4, 8},
                    true,
-                   kFormats,
+                   CommonFormats(),
                    "Li and Panda, arXiv 2410.19103",
                    GridParameters(),
                    CreateTesseraq,
                    ParseTesseraqGrid};
   const std::vector<ParameterRow> own = {
       {"recipe", "string", "\"\"", "Settings under one name: tesseraq-w2g128, tesseraq-w2g64, ..."},
-      {"init", "enum", "\"INIT_AWQ\"", "Start: INIT_NONE or INIT_AWQ."},
+      {"init", "enum", "\"INIT_AWQ\"", "Start: INIT_NONE, INIT_AWQ, INIT_OMNIQUANT, INIT_QUAROT."},
       {"stages", "int32", "20", "Stages of hardening."},
       {"schedule", "list of double", "[]", "Soft fraction left after each stage, falling."},
       {"steps_per_stage", "int32", "250", "Adam steps of a stage."},
@@ -111,6 +98,8 @@ MethodRow TesseraqRow() {
       {"model_tuning_dense_rate", "double", "0", "Rate of norms and biases there."},
   };
   row.parameters.insert(row.parameters.end(), own.begin(), own.end());
+  row.rotation = TesseraqRotation;
+  row.default_activations = TesseraqActivations;
   return row;
 }
 
@@ -174,8 +163,16 @@ nlohmann::json ParametersJson(const std::vector<ParameterRow>& parameters) {
 }  // namespace
 
 std::span<const MethodRow> Methods() {
-  static const std::vector<MethodRow> table = {RtnRow(),    AwqRow(),   TesseraqRow(),
-                                               Ptq161Row(), BillmRow(), PbllmRow()};
+  static const std::vector<MethodRow> table = {WithActivations(RtnRow()),
+                                               WithActivations(AwqRow()),
+                                               WithActivations(TesseraqRow()),
+                                               WithActivations(GptqRow()),
+                                               WithActivations(OmniquantRow()),
+                                               WithActivations(QuarotRow()),
+                                               WithActivations(SignroundRow()),
+                                               Ptq161Row(),
+                                               BillmRow(),
+                                               PbllmRow()};
   return table;
 }
 
@@ -198,6 +195,26 @@ GridSpec ParseGrid(JsonObject& options, const GridSpec& defaults) {
   }
   CheckGrid(grid, {});
   return grid;
+}
+
+ActivationSpec ParseActivations(JsonObject& options, const ActivationSpec& defaults) {
+  ActivationSpec spec = defaults;
+  if (std::optional<JsonObject> object = options.Object("activations")) {
+    const int64_t bits = object->Int("bits", 0, INT32_MIN, INT32_MAX);
+    if (bits != 0) spec.bits = static_cast<int>(bits);
+    object->Finish();
+  }
+  CheckActivations(spec);
+  return spec;
+}
+
+RotationSpec ParseRotation(JsonObject& options, const ActivationSpec& activations) {
+  RotationSpec spec{true, activations.enabled()};
+  if (std::optional<JsonObject> object = options.Object("rotation")) {
+    if (object->Has("online")) spec.online = object->Bool("online", false);
+    object->Finish();
+  }
+  return spec;
 }
 
 nlohmann::json MethodsJson() {

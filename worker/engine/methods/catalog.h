@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "worker/engine/methods/method.h"
+#include "worker/engine/methods/quarot/rotation.h"
 
 namespace quantry::engine {
 
@@ -29,11 +30,17 @@ struct MethodRow {
   std::vector<std::string> output_formats;
   std::string reference;
   std::vector<ParameterRow> parameters;
-  // Reads the method's own options (all but `grid`) out of its message.
+  // Reads the method's own options (all but `grid` and `activations`) out of its message.
   std::unique_ptr<Method> (*create)(JsonObject& options) = nullptr;
   // Reads `grid`; nullptr = ParseGrid.
   GridSpec (*parse_grid)(JsonObject& options) = nullptr;
   WeightKind weights = WeightKind::kGrid;
+  // Whether its message has `activations` (ActivationGrid).
+  bool quantizes_activations = false;
+  // What `activations` is where the message leaves it open; nullptr: 16 bits.
+  ActivationSpec (*default_activations)(JsonObject& options) = nullptr;
+  // Reads how the model is to be rotated first; nullptr: never.
+  RotationSpec (*rotation)(JsonObject& options, const ActivationSpec& activations) = nullptr;
 };
 
 // What stands in for `grid` with methods that have none: the plain grid their
@@ -49,6 +56,13 @@ const MethodRow* FindMethod(const std::string& name);
 // `grid` of a method's message; what it leaves open is taken from `defaults`.
 // Throws INVALID_SPEC.
 GridSpec ParseGrid(JsonObject& options, const GridSpec& defaults = {});
+
+// `activations` of a method's message; 16 bits when absent. Throws INVALID_SPEC.
+ActivationSpec ParseActivations(JsonObject& options, const ActivationSpec& defaults = {});
+
+// `rotation` of a method's message: enabled; online where asked for, by default
+// when activations are quantized. For MethodRow::rotation.
+RotationSpec ParseRotation(JsonObject& options, const ActivationSpec& activations);
 
 // {"methods": [MethodDescription, ...]}, what `quantry-engine methods` prints.
 nlohmann::json MethodsJson();

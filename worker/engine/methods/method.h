@@ -50,6 +50,10 @@ struct BlockTask {
   std::map<std::string, at::ScalarType> dense_dtypes;
   uint64_t seed = 0;
   at::Device device = at::kCPU;
+  // How inputs of the quantized linears will be quantized when the model runs.
+  // `block` itself never quantizes them; Block::activations of a trial block
+  // and FakeQuantizeActivations in a hook do.
+  ActivationSpec activations = {};
   // Where a method that works in stages keeps them; nullptr = nowhere. Not
   // owned.
   StageStore* stages = nullptr;
@@ -67,6 +71,9 @@ struct MethodResult {
 class Method {
  public:
   virtual ~Method() = default;
+  // Whether these options need calibration data, where the method itself may do
+  // without (MethodRow::needs_calibration).
+  virtual bool NeedsCalibration() const { return false; }
   // Steps one block takes with this calibration: what Quantize reports in
   // sum, exactly.
   virtual int64_t Steps(const Architecture& architecture, const ModelConfig& config,

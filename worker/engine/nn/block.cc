@@ -6,6 +6,7 @@
 
 #include "worker/engine/nn/attention.h"
 #include "worker/engine/nn/fused.h"
+#include "worker/engine/nn/online_rotation.h"
 #include "worker/engine/nn/transformer.h"
 
 namespace quantry::engine {
@@ -92,17 +93,23 @@ at::Tensor ApplyNorm(const Norm& norm, NormKind kind, double eps, const at::Tens
 
 at::Tensor Block::Apply(int i, const at::Tensor& x) const {
   const Linear& linear = linears.at(i);
-  if (linear.product) return linear.product(x);
-  return linear.bias.defined() ? at::linear(x, linear.weight, linear.bias)
-                               : at::linear(x, linear.weight);
+  const at::Tensor input = FakeQuantizeActivations(x, activations.bits);
+  if (linear.product) return linear.product(input);
+  return linear.bias.defined() ? at::linear(input, linear.weight, linear.bias)
+                               : at::linear(input, linear.weight);
+}
+
+at::Tensor Block::Product(LinearRole role, const at::Tensor& x, const LinearForward& linear) const {
+  const int i = architecture->LinearIndex(role);
+  const at::Tensor input = online ? online->Apply(role, x) : x;
+  return linear ? linear(i, input) : Apply(i, input);
 }
 
 at::Tensor Block::Attention(const at::Tensor& normed, const RopeTable& rope,
                             const LinearForward& linear, KeyValueCache* cache) const {
   const int64_t batch = normed.size(0), tokens = normed.size(1);
   const auto product = [&](LinearRole role, const at::Tensor& x) {
-    const int i = architecture->LinearIndex(role);
-    return linear ? linear(i, x) : Apply(i, x);
+    return Product(role, x, linear);
   };
   const auto heads = [&](LinearRole role, int64_t count) {
     return product(role, normed).view({batch, tokens, count, config->head_dim});
@@ -129,8 +136,7 @@ at::Tensor Block::Attention(const at::Tensor& normed, const RopeTable& rope,
 
 at::Tensor Block::Mlp(const at::Tensor& normed, const LinearForward& linear) const {
   const auto product = [&](LinearRole role, const at::Tensor& x) {
-    const int i = architecture->LinearIndex(role);
-    return linear ? linear(i, x) : Apply(i, x);
+    return Product(role, x, linear);
   };
   if (!architecture->gated_mlp) {
     return product(LinearRole::kDown,

@@ -4,12 +4,14 @@
 
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "worker/engine/model/architecture.h"
 #include "worker/engine/model/config.h"
 #include "worker/engine/nn/rope.h"
+#include "worker/engine/quant/activations.h"
 
 namespace quantry::engine {
 
@@ -43,10 +45,12 @@ struct Norm {
 };
 
 // Replaces one linear's product during a forward pass: index into
-// Block::linears and the input x [batch, tokens, in]; returns [batch, tokens,
-// out]. Methods hook inputs, put trainable weights in, or quantize
-// activations this way; the block itself knows nothing of it.
+// Block::linears and the input x [batch, tokens, in], not quantized; returns
+// [batch, tokens, out]. Methods hook inputs or put trainable weights in this
+// way. What Apply does to its input (Block::activations) is then theirs to do.
 using LinearForward = std::function<at::Tensor(int index, const at::Tensor& x)>;
+
+struct OnlineRotation;
 
 // One transformer block in fp32, loaded from a checkpoint. Plain data plus a
 // forward pass; copying shares tensors, Clone() does not. Not thread-safe for
@@ -60,6 +64,12 @@ class Block {
   int index = 0;
   std::vector<Linear> linears;  // in the order of architecture->linears
   std::vector<Norm> norms;      // in the order of architecture->norms (those present)
+  // Of a rotated checkpoint's blocks: turns the inputs of two linears before
+  // anything, hooks included, sees them.
+  std::shared_ptr<const OnlineRotation> online;
+  // How Apply quantizes its input: off in a loaded block, on in a quantized one
+  // of a job with quantized activations.
+  ActivationSpec activations;
 
   // Output hidden states. hidden: [batch, tokens, hidden_size], causal mask,
   // positions 0..tokens-1. `linear` empty = plain products. With a cache the
@@ -73,7 +83,7 @@ class Block {
                        const LinearForward& linear = {}, KeyValueCache* cache = nullptr) const;
   at::Tensor Mlp(const at::Tensor& normed, const LinearForward& linear = {}) const;
 
-  // y = x W^T + b of linears[i].
+  // y = q(x) W^T + b of linears[i], where q quantizes as `activations` says.
   at::Tensor Apply(int i, const at::Tensor& x) const;
 
   int LinearIndex(const std::string& name) const;  // -1 when absent
@@ -81,6 +91,10 @@ class Block {
   Block Clone() const;
   Block To(const at::Device& device) const;
   int64_t Parameters() const;
+
+ private:
+  // The product of one linear: online rotation, then the hook or Apply.
+  at::Tensor Product(LinearRole role, const at::Tensor& x, const LinearForward& linear) const;
 };
 
 }  // namespace quantry::engine

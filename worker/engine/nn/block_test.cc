@@ -110,6 +110,21 @@ TEST_P(BlockTest, PartsMakeTheWhole) {
   EXPECT_TRUE(whole.equal(m.block.Forward(m.hidden, m.rope)));
 }
 
+// T27: with 16 bits the path is the plain one; with fewer every linear, and
+// nothing else, sees a quantized input.
+TEST_P(BlockTest, ActivationsAreQuantizedBeforeEveryLinear) {
+  const Loaded m = LoadParam();
+  Block quantized = m.block;
+  EXPECT_TRUE(quantized.Forward(m.hidden, m.rope).equal(m.block.Forward(m.hidden, m.rope)));
+  quantized.activations.bits = 4;
+  const at::Tensor got = quantized.Forward(m.hidden, m.rope);
+  EXPECT_FALSE(got.equal(m.block.Forward(m.hidden, m.rope)));
+  const at::Tensor wanted = m.block.Forward(m.hidden, m.rope, [&](int i, const at::Tensor& x) {
+    return m.block.Apply(i, FakeQuantizeActivations(x, 4));
+  });
+  EXPECT_TRUE(got.equal(wanted));
+}
+
 TEST_P(BlockTest, SameBytesAgain) {
   const Loaded m = LoadParam();
   EXPECT_TRUE(m.block.Forward(m.hidden, m.rope).equal(m.block.Forward(m.hidden, m.rope)));

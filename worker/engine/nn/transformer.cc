@@ -4,6 +4,7 @@
 
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/strings.h"
+#include "worker/engine/nn/online_rotation.h"
 
 namespace quantry::engine {
 namespace {
@@ -38,6 +39,9 @@ Block LoadBlock(const Checkpoint& checkpoint, int index, const at::Device& devic
   block.architecture = &row;
   block.config = &checkpoint.config();
   block.index = index;
+  if (OnlineRotation::IsWanted(checkpoint.config())) {
+    block.online = std::make_shared<const OnlineRotation>(OnlineRotation::For(checkpoint.config()));
+  }
   for (const LinearSpec& spec : row.linears) {
     Linear linear;
     linear.name = spec.name;

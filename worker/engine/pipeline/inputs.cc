@@ -9,6 +9,7 @@
 #include "worker/engine/base/file.h"
 #include "worker/engine/base/sha256.h"
 #include "worker/engine/export/exporter.h"
+#include "worker/engine/export/model_files.h"
 #include "worker/engine/methods/linear_shapes.h"
 #include "worker/engine/pipeline/versions.h"
 #include "worker/engine/tokenizer/tokenizer.h"
@@ -82,7 +83,28 @@ Inputs OpenInputs(const Job& job) {
     inputs.evaluation = Windows(*job.evaluation, tokenizer.get(), checkpoint);
   }
   inputs.files = HashInputs(job, checkpoint);
+  inputs.source = inputs.checkpoint;
   return inputs;
+}
+
+std::shared_ptr<const Checkpoint> OpenRotated(const Job& job, const Inputs& inputs,
+                                              const std::string& dir) {
+  nlohmann::ordered_json origin = {{"seed", job.seed}, {"online", job.rotation.online}};
+  for (const HashedFile& file : inputs.files) {
+    if (file.path.rfind("model/", 0) == 0) origin[file.path] = file.sha256;
+  }
+  const std::string digest = Sha256OfText(origin.dump());
+  const std::string marker = dir + "/origin";
+  std::error_code ignored;
+  const bool whole = IsRegularFile(marker) && ReadFile(marker, 256, "INVALID_CHECKPOINT") == digest;
+  if (!whole) {
+    std::filesystem::remove_all(dir, ignored);
+    std::filesystem::create_directories(dir);
+    WriteRotatedCheckpoint(*inputs.checkpoint, job.rotation, static_cast<uint64_t>(job.seed), dir);
+    CopyModelFiles(job.model_dir, dir);
+    WriteFileAtomically(marker, digest);
+  }
+  return Checkpoint::Open(dir);
 }
 
 std::string Fingerprint(const Job& job, const Inputs& inputs, const at::Device& device) {

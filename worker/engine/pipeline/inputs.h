@@ -15,6 +15,8 @@ namespace quantry::engine {
 // Everything a job reads, opened and checked before any work is done.
 struct Inputs {
   std::shared_ptr<const Checkpoint> checkpoint;
+  // The model the blocks are taken from: `checkpoint`, or its rotated twin.
+  std::shared_ptr<const Checkpoint> source;
   at::Tensor calibration;         // int64 [windows, length]; undefined when there is none
   at::Tensor evaluation;          // the same
   std::vector<HashedFile> files;  // model, calibration and evaluation files with hashes
@@ -23,6 +25,12 @@ struct Inputs {
 // Opens and checks the model, tokenizes both texts, hashes every file read.
 // Throws UserError naming what does not fit.
 Inputs OpenInputs(const Job& job);
+
+// The rotated twin of `inputs.checkpoint` (job.rotation) in `dir`, with its
+// tokenizer and the like; written anew unless a whole one of the same model and
+// seed lies there.
+std::shared_ptr<const Checkpoint> OpenRotated(const Job& job, const Inputs& inputs,
+                                              const std::string& dir);
 
 // SHA-256 over all that decides the bytes of a quantized block: inputs,
 // method, calibration, seed, versions, thread count, device type.

@@ -67,6 +67,12 @@ void ParseMethod(JsonObject& parent, Job& job) {
     if (job.method_row != nullptr) parent.Refuse("method", "one method, not two");
     job.method_row = &row;
     job.grid = row.parse_grid == nullptr ? ParseGrid(*options) : row.parse_grid(*options);
+    if (row.quantizes_activations) {
+      const auto defaults = row.default_activations;
+      job.activations =
+          ParseActivations(*options, defaults == nullptr ? ActivationSpec() : defaults(*options));
+    }
+    if (row.rotation != nullptr) job.rotation = row.rotation(*options, job.activations);
     job.method = row.create(*options);
     options->Finish();
     job.method_json = kinds->value().dump();
@@ -103,7 +109,8 @@ void ParseOutputs(JsonObject& parent, Job& job) {
   }
   if (!job.outputs.empty()) return;
   for (const OutputFormatRow& row : OutputFormats()) {
-    if (job.outputs.empty() && Writes(*job.method_row, row.name)) job.outputs.push_back(&row);
+    const bool fits = Writes(*job.method_row, row.name) && row.refuses(job.grid).empty();
+    if (job.outputs.empty() && fits) job.outputs.push_back(&row);
   }
 }
 
@@ -117,9 +124,28 @@ QualityGate ParseGate(JsonObject& parent) {
   return gate;
 }
 
+void CheckOnlineRotation(JsonObject& object, const Job& job) {
+  if (!job.rotation.online) return;
+  std::vector<std::string> fitting;
+  for (const OutputFormatRow& row : OutputFormats()) {
+    if (row.carries_online_rotation) fitting.push_back(row.name);
+  }
+  for (const OutputFormatRow* row : job.outputs) {
+    if (row->carries_online_rotation) continue;
+    object.Refuse(
+        "outputs",
+        StrCat("formats that carry online rotations (", Join(fitting), "), not ", row->name,
+               ": no engine that reads it would rotate activations. Leave them "
+               "out with rotation.online = false"));
+  }
+}
+
 void CheckWhole(JsonObject& object, const Job& job) {
-  if (job.method_row->needs_calibration && !job.calibration) {
-    object.Refuse("calibration", StrCat("given: method ", job.method_row->name, " needs it"));
+  CheckOnlineRotation(object, job);
+  const bool needed = job.method_row->needs_calibration || job.method->NeedsCalibration();
+  if (needed && !job.calibration) {
+    object.Refuse("calibration",
+                  StrCat("given: method ", job.method_row->name, " needs it with these options"));
   }
   const bool gate =
       job.quality_gate.max_perplexity_ratio > 0 || job.quality_gate.max_perplexity_increase > 0;

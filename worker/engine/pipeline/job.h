@@ -44,6 +44,8 @@ struct Job {
   std::unique_ptr<Method> method;
   std::string method_json;  // the method's message as given, compact
   GridSpec grid;            // kReferenceGrid when the method's weights are on none
+  ActivationSpec activations;
+  RotationSpec rotation;
   std::vector<const OutputFormatRow*> outputs;  // distinct; the first is the primary one
 
   std::unique_ptr<Layout> MakeLayout(const OutputFormatRow& format,

@@ -78,6 +78,7 @@ Json ToJson(const Job& job, const Manifest& manifest) {
   json["peak_rss_bytes"] = manifest.peak_rss_bytes;
   json["device"] = manifest.device;
   json["method"] = job.method_row->name;
+  json["activation_bits"] = job.activations.bits;
   json["model_type"] = manifest.model_type;
   json["quality_gate_failed"] = manifest.quality_gate_failed;
   json["warnings"] = manifest.warnings;

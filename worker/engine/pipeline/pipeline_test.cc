@@ -45,6 +45,29 @@ TEST(Job, ReadsProtoJson) {
   ASSERT_EQ(job.outputs.size(), 2u);
   EXPECT_EQ(job.outputs[0]->name, "quantry");
   EXPECT_EQ(job.device, "auto");
+  EXPECT_EQ(job.activations.bits, 16);
+}
+
+TEST(Job, RotatesOnlineWhereActivationsAreQuantized) {
+  nlohmann::json json = GoodJob();
+  EXPECT_FALSE(ParseJob(json).rotation.enabled);
+  json["method"] = {{"quarot", {{"activations", {{"bits", 4}}}}}};
+  EXPECT_TRUE(ParseJob(json).rotation.enabled);
+  EXPECT_TRUE(ParseJob(json).rotation.online);
+  json["method"]["quarot"]["rotation"]["online"] = false;
+  EXPECT_FALSE(ParseJob(json).rotation.online);
+  json["method"] = {{"quarot", nlohmann::json::object()}};
+  EXPECT_TRUE(ParseJob(json).rotation.enabled);
+  EXPECT_FALSE(ParseJob(json).rotation.online);
+}
+
+TEST(Job, ReadsActivationBits) {
+  nlohmann::json json = GoodJob();
+  json["method"]["awq"]["activations"]["bits"] = 6;
+  json["method"]["awq"]["grid"]["bits"] = 6;
+  const Job job = ParseJob(json);
+  EXPECT_EQ(job.activations.bits, 6);
+  EXPECT_EQ(job.grid.bits, 6);
 }
 
 TEST(Job, ARecipeDecidesWhatIsLeftOpen) {
@@ -109,11 +132,26 @@ INSTANTIATE_TEST_SUITE_P(
         BadJob{"no_model", R"({"model_dir": null})", "job.model_dir"},
         BadJob{"five_bits", R"({"method": {"awq": {"grid": {"bits": 5}}}})", "got 5"},
         BadJob{"zero_bits", R"({"method": {"awq": {"grid": {"bits": 0}}}})", "got 0"},
+        BadJob{"nine_bit_activations", R"({"method": {"awq": {"activations": {"bits": 9}}}})",
+               "activations.bits must be 2 to 8"},
+        BadJob{"six_bits_in_compressed_tensors",
+               R"({"method": {"awq": {"grid": {"bits": 6}}}, "outputs": null})",
+               "formats that carry 6 bits (dense, quantry)"},
+        BadJob{
+            "online_rotation_in_compressed_tensors",
+            R"({"method": {"awq": null, "quarot": {"activations": {"bits": 4}}}, "outputs": null})",
+            "formats that carry online rotations (dense, quantry)"},
+        BadJob{"quarot_gptq_without_calibration",
+               R"({"method": {"awq": null, "quarot": {"gptq": true}}, "calibration": null})",
+               "calibration"},
+        BadJob{"damping_of_two", R"({"method": {"awq": null, "gptq": {"damping": 2}}})", "damping"},
+        BadJob{"negative_rate", R"({"method": {"awq": null, "signround": {"learning_rate": -1}}})",
+               "learning_rate"},
         BadJob{"negative_group", R"({"method": {"awq": {"grid": {"group_size": -2}}}})", "-2"},
         BadJob{"two_methods", R"({"method": {"rtn": {}}})", "one method"},
-        BadJob{"unknown_method", R"({"method": {"awq": null, "gptq": {}}})", "gptq"},
+        BadJob{"unknown_method", R"({"method": {"awq": null, "magic": {}}})", "magic"},
         BadJob{"no_method", R"({"method": null})", "rtn, awq"},
-        BadJob{"no_calibration", R"({"calibration": null})", "awq needs it"},
+        BadJob{"no_calibration", R"({"calibration": null})", "method awq needs it"},
         BadJob{"many_samples", R"({"calibration": {"samples": 99999999}})", "samples"},
         BadJob{"one_token", R"({"calibration": {"sequence_length": 1}})", "at least 2"},
         BadJob{"bad_format", R"({"outputs": [{"format": "GGUF"}]})", "OUTPUT_FORMAT_DENSE"},

@@ -62,6 +62,9 @@ void CheckInputs(const Job& job, const Checkpoint& checkpoint, Json& problems) {
     CheckGrid(job.grid, LinearWidths(checkpoint.architecture(), checkpoint.config()));
     CheckOutputs(job, checkpoint);
   });
+  if (job.rotation.enabled) {
+    note([&] { Rotation(checkpoint.architecture(), checkpoint.config(), job.rotation.online, 0); });
+  }
   for (const auto* text : {&job.calibration, &job.evaluation}) {
     if (!*text) continue;
     note([&] {

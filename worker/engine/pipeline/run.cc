@@ -52,6 +52,24 @@ StreamShape ShapeOfStream(const at::Tensor& windows) {
   return {windows.size(0), windows.size(1)};
 }
 
+// What an output's readers must do beside its weights.
+std::string ActivationNote(const ActivationSpec& activations) {
+  if (!activations.enabled()) return "";
+  return StrCat(
+      " Holds weights only: quality was measured with the input of every quantized linear "
+      "quantized to ",
+      activations.bits,
+      " bits, dynamically per token, asymmetric; the engine that loads it must do that, "
+      "and one that leaves activations in 16 bits computes something else.");
+}
+
+std::string RotationNote(const RotationSpec& rotation) {
+  if (!rotation.online) return "";
+  return " The model is rotated and wants the inputs of its attention output and down projections "
+         "rotated online (quantry_rotation in config.json): only quantry-engine does that, every "
+         "other engine computes nonsense from it.";
+}
+
 // Keeps stages of a block in the checkpoint, but not so often that it costs
 // more than a few percent of the time.
 class StageKeeper : public StageStore {
@@ -111,11 +129,14 @@ class Run {
     manifest_.warnings.push_back(message);
     events_.Warning(message);
   }
-  const Checkpoint& checkpoint() const { return *inputs_.checkpoint; }
+  // What is quantized and written; the original, but for rotated models.
+  const Checkpoint& checkpoint() const { return *inputs_.source; }
+  std::string RotatedDir() const { return CheckpointDir(job_) + "/rotated"; }
   int blocks() const { return static_cast<int>(checkpoint().config().num_layers); }
   EvaluationOptions evaluation_options() const {
     EvaluationOptions options;
     options.device = device_;
+    options.quantized_ends = &checkpoint();
     // No more memory than calibration had anyway.
     const StreamShape stream = ShapeOfStream(inputs_.calibration);
     options.max_stream_bytes =
@@ -149,6 +170,7 @@ void Run::Load() {
   inputs_ = OpenInputs(job_);
   scale_dtype_ = ScaleDtypeFor(checkpoint().storage_dtype());
   CreateOutputFolder(job_.output_dir);
+  if (job_.rotation.enabled) inputs_.source = OpenRotated(job_, inputs_, RotatedDir());
   checkpoints_ =
       std::make_unique<Checkpoints>(CheckpointDir(job_), Fingerprint(job_, inputs_, device_));
   resumed_ = checkpoints_->Resume(blocks(), inputs_.calibration.defined() ? &streams_ : nullptr,
@@ -214,11 +236,11 @@ void Run::Tune() {
 }
 
 BlockLosses Run::Advance(const Block& block, const QuantizedBlock& quantized) {
-  const Block final = Rebuild(block, quantized);
+  const Block final = Rebuild(block, quantized, job_.activations);
   if (job_.method_row->name == "rtn") {
     return AdvanceStreams({block, final, final}, rope_, device_, streams_, *progress_);
   }
-  const Block rtn = RoundToNearest(block, job_.grid, scale_dtype_);
+  const Block rtn = RoundToNearest(block, job_.grid, scale_dtype_, job_.activations);
   return AdvanceStreams({block, rtn, final}, rope_, device_, streams_, *progress_);
 }
 
@@ -236,6 +258,7 @@ void Run::QuantizeBlock(int index) {
                        DenseDtypes(checkpoint(), index),
                        static_cast<uint64_t>(job_.seed),
                        device_,
+                       job_.activations,
                        &stages};
   MethodResult result = job_.method->Quantize(task, *progress_);
   for (const QuantizedLinear& linear : result.block.linears) CheckStorable(linear);
@@ -302,6 +325,7 @@ void Run::PackOutput(const Layout& layout) {
   }
   OutputSummary summary = exporter.Finish();
   exporter.Verify(read, [&] { progress_->Advance(1, "verifying"); });
+  summary.compatibility += ActivationNote(job_.activations) + RotationNote(job_.rotation);
   summary.path = folder;
   summary.verified = true;
   manifest_.outputs.push_back(summary);
@@ -319,6 +343,12 @@ void Run::Pack() {
   }
   manifest_.bits = CountBits(checkpoint(), Plan(), *job_.MakeLayout(*job_.outputs[0], scale_dtype_),
                              manifest_.outputs[0].bytes);
+  if (job_.rotation.enabled) {  // counted from the twin, which is stored otherwise
+    manifest_.bits.dense_bytes = 0;
+    for (const std::string& name : inputs_.checkpoint->names()) {
+      manifest_.bits.dense_bytes += inputs_.checkpoint->Info(name).bytes();
+    }
+  }
 }
 
 void Run::Evaluate() {
@@ -326,9 +356,10 @@ void Run::Evaluate() {
   progress_->EnterStage(Stage::kEvaluating);
   int64_t told = 0;
   manifest_.quality = quantry::engine::Evaluate(
-      checkpoint(), inputs_.evaluation,
+      *inputs_.checkpoint, inputs_.evaluation,
       [&](int index) {
-        return Rebuild(LoadBlock(checkpoint(), index, device_), checkpoints_->Load(index).block);
+        return Rebuild(LoadBlock(checkpoint(), index, device_), checkpoints_->Load(index).block,
+                       job_.activations);
       },
       evaluation_options(),
       [&](int64_t done, int64_t) {
@@ -355,6 +386,8 @@ void Run::Finish() {
     manifest_.files.push_back(file);
   }
   const std::string sha256 = WriteManifest(job_, manifest_);
+  std::error_code ignored;
+  if (job_.rotation.enabled) std::filesystem::remove_all(RotatedDir(), ignored);
   if (job_.checkpoint_dir.empty()) checkpoints_->Clear();
   events_.Completed(sha256, manifest_.quality_gate_failed);
 }

@@ -1,6 +1,7 @@
 #include "worker/engine/quant/grid.h"
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <numeric>
 #include <set>
@@ -38,24 +39,8 @@ at::Tensor RoundScalesDown(const at::Tensor& scales, at::ScalarType dtype) {
 
 // The grid of `grouped` [rows, groups, g]: scales and zeros [rows, groups].
 GroupGrid GridOf(const at::Tensor& grouped, const GridSpec& spec, at::ScalarType scale_dtype) {
-  const double qmax = static_cast<double>(spec.qmax());
   auto [lo, hi] = at::aminmax(grouped, -1);
-  lo.clamp_max_(0.0);
-  hi.clamp_min_(0.0);
-  if (spec.symmetric) {
-    at::Tensor range = at::maximum(hi, lo.neg()).mul_(2.0).clamp_min_(kMinRange);
-    at::Tensor scales = RoundScalesDown(range.div_(qmax), scale_dtype);
-    at::Tensor zeros = at::full_like(scales, static_cast<double>(int64_t{1} << (spec.bits - 1)));
-    return {scales, zeros};
-  }
-  at::Tensor scales = RoundScales((hi - lo).clamp_min_(kMinRange).div_(qmax), scale_dtype);
-  at::Tensor zeros = lo.neg().div_(scales).round_().clamp_(0.0, qmax);
-  if (spec.zero_at_least_one) {
-    const at::Tensor wider = RoundScales(hi.clamp_min(kMinRange).div_(qmax - 1.0), scale_dtype);
-    scales = at::where(zeros < 1.0, wider, scales);
-    zeros.clamp_min_(1.0);
-  }
-  return {scales, zeros};
+  return GridOfRange(lo.clamp_max_(0.0), hi.clamp_min_(0.0), spec, scale_dtype);
 }
 
 // clamp(round(W / s) + z, 0, qmax), fp32 [rows, groups, g], a fresh tensor.
@@ -89,6 +74,30 @@ at::Tensor RoundScales(const at::Tensor& scales, at::ScalarType dtype) {
   return scales.clamp(smallest, largest).to(dtype).to(at::kHalf).to(at::kFloat);
 }
 
+at::Tensor ScalesOf(const at::Tensor& lo, const at::Tensor& hi, const GridSpec& spec) {
+  const at::Tensor range = spec.symmetric ? at::maximum(hi, lo.neg()).mul(2.0) : hi - lo;
+  return range.clamp_min(kMinRange).div(static_cast<double>(spec.qmax()));
+}
+
+GroupGrid GridOfRange(const at::Tensor& lo, const at::Tensor& hi, const GridSpec& spec,
+                      at::ScalarType scale_dtype) {
+  const at::Tensor exact = ScalesOf(lo, hi, spec);
+  if (spec.symmetric) {
+    at::Tensor scales = RoundScalesDown(exact, scale_dtype);
+    at::Tensor zeros = at::full_like(scales, static_cast<double>(int64_t{1} << (spec.bits - 1)));
+    return {scales, zeros};
+  }
+  at::Tensor scales = RoundScales(exact, scale_dtype);
+  const auto qmax = static_cast<double>(spec.qmax());
+  at::Tensor zeros = lo.neg().div_(scales).round_().clamp_(0.0, qmax);
+  if (spec.zero_at_least_one) {
+    const at::Tensor wider = RoundScales(hi.clamp_min(kMinRange).div_(qmax - 1.0), scale_dtype);
+    scales = at::where(zeros < 1.0, wider, scales);
+    zeros.clamp_min_(1.0);
+  }
+  return {scales, zeros};
+}
+
 GroupGrid MinMaxGrid(const at::Tensor& weight, const GridSpec& spec, at::ScalarType scale_dtype) {
   return GridOf(Grouped(weight, spec), spec, scale_dtype);
 }
@@ -106,19 +115,26 @@ at::Tensor RoundToGrid(const at::Tensor& weight, const GridSpec& spec, const Gro
   return codes;
 }
 
+QuantizedLinear MakeQuantizedLinear(const std::string& name, const at::Tensor& codes,
+                                    const GroupGrid& grid, const at::Tensor& bias,
+                                    const LinearFormat& format) {
+  QuantizedLinear linear;
+  linear.name = name;
+  linear.grid = format.grid;
+  linear.codes = codes.cpu();
+  linear.scales = grid.scales.cpu();
+  linear.zeros = grid.zeros.to(at::kByte).cpu();
+  if (bias.defined()) linear.bias = bias.cpu();
+  linear.scale_dtype = format.scale_dtype;
+  return linear;
+}
+
 QuantizedLinear QuantizeNearest(const std::string& name, const at::Tensor& weight,
                                 const at::Tensor& bias, const GridSpec& spec,
                                 at::ScalarType scale_dtype) {
   const GroupGrid grid = MinMaxGrid(weight, spec, scale_dtype);
-  QuantizedLinear linear;
-  linear.name = name;
-  linear.grid = spec;
-  linear.codes = RoundToGrid(weight, spec, grid).cpu();
-  linear.scales = grid.scales.cpu();
-  linear.zeros = grid.zeros.to(at::kByte).cpu();
-  if (bias.defined()) linear.bias = bias.cpu();
-  linear.scale_dtype = scale_dtype;
-  return linear;
+  return MakeQuantizedLinear(name, RoundToGrid(weight, spec, grid), grid, bias,
+                             {spec, scale_dtype});
 }
 
 at::Tensor FakeQuantize(const at::Tensor& weight, const GridSpec& spec,
@@ -152,9 +168,10 @@ void CheckStorable(const QuantizedLinear& linear) {
 }
 
 void CheckGrid(const GridSpec& spec, const std::vector<NamedWidth>& linears) {
-  if (spec.bits != 2 && spec.bits != 3 && spec.bits != 4 && spec.bits != 8) {
+  constexpr std::array kBits = {2, 3, 4, 6, 8};
+  if (std::find(kBits.begin(), kBits.end(), spec.bits) == kBits.end()) {
     const std::string got = std::to_string(spec.bits);
-    throw UserError("INVALID_SPEC", "bits must be 2, 3, 4 or 8, got " + got, {{"bits", got}});
+    throw UserError("INVALID_SPEC", "bits must be 2, 3, 4, 6 or 8, got " + got, {{"bits", got}});
   }
   const std::string size = std::to_string(spec.group_size);
   if (spec.group_size == 0 || spec.group_size < -1) {

@@ -39,8 +39,26 @@ at::Tensor RoundScales(const at::Tensor& scales, at::ScalarType dtype);
 // group size must divide `in` (CheckGroupSize).
 GroupGrid MinMaxGrid(const at::Tensor& weight, const GridSpec& spec, at::ScalarType scale_dtype);
 
+// The same grid from ranges [out, groups] that hold 0 (lo <= 0 <= hi).
+GroupGrid GridOfRange(const at::Tensor& lo, const at::Tensor& hi, const GridSpec& spec,
+                      at::ScalarType scale_dtype);
+
+// Its scales before they are rounded; differentiable.
+at::Tensor ScalesOf(const at::Tensor& lo, const at::Tensor& hi, const GridSpec& spec);
+
 // clamp(round(W / s) + z, 0, qmax) as uint8 [out, in]; rounds half to even.
 at::Tensor RoundToGrid(const at::Tensor& weight, const GridSpec& spec, const GroupGrid& grid);
+
+// How a linear's integers are to be read.
+struct LinearFormat {
+  GridSpec grid;
+  at::ScalarType scale_dtype = at::kHalf;
+};
+
+// A linear of these parts, moved to the CPU. codes: uint8 [out, in].
+QuantizedLinear MakeQuantizedLinear(const std::string& name, const at::Tensor& codes,
+                                    const GroupGrid& grid, const at::Tensor& bias,
+                                    const LinearFormat& format);
 
 // Rounding to nearest: MinMaxGrid, then RoundToGrid. Results on the CPU.
 QuantizedLinear QuantizeNearest(const std::string& name, const at::Tensor& weight,
@@ -60,7 +78,7 @@ void CheckStorable(const QuantizedLinear& linear);
 // Name and in_features of a linear that is to be quantized.
 using NamedWidth = std::pair<std::string, int64_t>;
 
-// Throws INVALID_SPEC unless bits are 2, 3, 4 or 8 and the group size divides
+// Throws INVALID_SPEC unless bits are 2, 3, 4, 6 or 8 and the group size divides
 // every width; the message lists the linears that do not divide and the sizes
 // that would fit all of them.
 void CheckGrid(const GridSpec& spec, const std::vector<NamedWidth>& linears);

@@ -14,7 +14,7 @@ namespace quantry::engine {
 
 // The grid of a linear's integers (spec: WeightGrid in method.proto).
 struct GridSpec {
-  int bits = 4;                    // 2, 3, 4 or 8
+  int bits = 4;                    // 2, 3, 4, 6 or 8
   int64_t group_size = 128;        // columns a group; -1 = whole row
   bool symmetric = false;          // zero point fixed to 2^(bits-1)
   bool zero_at_least_one = false;  // asymmetric zero points 1 .. 2^bits - 1 (GPTQ v1 files)

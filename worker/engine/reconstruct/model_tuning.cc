@@ -79,7 +79,8 @@ class Tuner {
       : task_(task), head_(task.checkpoint, task.device) {
     for (QuantizedBlock& quantized : blocks) {
       TunedBlock tuned;
-      tuned.frame = Rebuild(LoadBlock(task.checkpoint, quantized.index, task.device), quantized);
+      tuned.frame = Rebuild(LoadBlock(task.checkpoint, quantized.index, task.device), quantized,
+                            task.activations);
       tuned.quantized = &quantized;
       for (Linear& linear : tuned.frame.linears) linear.weight = at::Tensor();
       for (const QuantizedLinear& linear : quantized.linears) {

@@ -41,6 +41,7 @@ struct ModelTuningTask {
   // Outputs of the last original block on them, fp32 [windows, length, hidden].
   const at::Tensor& outputs;
   at::Device device = at::kCPU;
+  ActivationSpec activations;  // of the quantized model
   std::function<std::map<std::string, at::ScalarType>(int block)> dense_dtypes;
 };
 

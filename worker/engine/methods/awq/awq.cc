@@ -16,10 +16,12 @@ namespace quantry::engine {
 namespace {
 
 // Sources whose Gram matrix the scale search wants.
-std::set<int> GramSources(const Block& block) {
+std::set<int> GramSources(const BlockTask& task) {
+  const Block& block = task.block;
   std::set<int> sources;
   for (const SmoothingGroup& group : UsableSmoothingGroups(*block.architecture, *block.config)) {
-    if (UsesGram(group)) sources.insert(InputSource(*block.architecture, group.linears.at(0)));
+    if (!UsesGram(group, task.activations)) continue;
+    sources.insert(InputSource(*block.architecture, group.linears.at(0)));
   }
   return sources;
 }
@@ -48,7 +50,8 @@ void ClipBlock(const BlockTask& task, const std::map<int, InputStatistics>& inpu
     if (MayClip(task.block.architecture->linears[i].role)) {
       const int source = InputSource(*task.block.architecture, static_cast<int>(i));
       const ClippedWeight found =
-          SearchClip(linear.weight, inputs.at(source).samples, task.grid, task.scale_dtype);
+          SearchClip(linear.weight, {inputs.at(source).samples, task.activations}, task.grid,
+                     task.scale_dtype);
       linear.weight = found.weight;
       groups += static_cast<double>(found.levels.numel());
       clipped += found.levels.ne(0).sum().item<double>();
@@ -99,7 +102,7 @@ AwqBlock SearchAwq(const BlockTask& task, const AwqOptions& options, const at::T
   AwqBlock result{task.block, {}};  // folding and clipping replace tensors, never write to them
   std::map<int, at::Tensor> scales;
   if (options.search_scales) {
-    const auto inputs = CollectInputs(task, GramSources(task.block), progress);
+    const auto inputs = CollectInputs(task, GramSources(task), progress);
     scales = SmoothBlock(task, options.scale_grid_points, inputs, result, progress);
   }
   if (options.search_clip) {

@@ -34,23 +34,49 @@ Range RangeOf(const at::Tensor& grouped, bool symmetric) {
   return {lo, hi};
 }
 
-// Mean over tokens of the squared partial output of `error` [rows, groups, g];
-// x: [groups, tokens, g]. Returns [rows, groups].
-at::Tensor PartialError(const at::Tensor& x, const at::Tensor& error) {
-  return at::bmm(x, error.permute({1, 2, 0})).square_().mean(1).t().contiguous();
+// Sampled inputs by group, as the linear sees them.
+struct Tokens {
+  at::Tensor x;      // [groups, tokens, g], quantized where activations are
+  at::Tensor noise;  // x less the inputs before that; undefined where they are not
+};
+
+Tokens ByGroup(const ClipSamples& inputs, int64_t groups) {
+  const auto grouped = [&](const at::Tensor& x) {
+    return x.reshape({x.size(0), groups, -1}).permute({1, 0, 2}).contiguous();
+  };
+  if (!inputs.activations.enabled()) return {grouped(inputs.samples), {}};
+  const at::Tensor x = FakeQuantizeActivations(inputs.samples, inputs.activations.bits);
+  return {grouped(x), grouped(x - inputs.samples)};
 }
 
-// SearchClip of some rows; x: [groups, tokens, g].
-ClippedWeight SearchRows(const at::Tensor& weight, const at::Tensor& x, const GridSpec& grid,
+// [groups, tokens, rows] of x [groups, tokens, g] and weights [rows, groups, g].
+at::Tensor PartialOutputs(const at::Tensor& x, const at::Tensor& weight) {
+  return at::bmm(x, weight.permute({1, 2, 0}));
+}
+
+// Mean over tokens of the squared error of the partial outputs, [rows, groups]:
+// x (w + e) - x' w = x e + (x - x') w, whose last term is `noise`.
+at::Tensor PartialError(const at::Tensor& x, const at::Tensor& error, const at::Tensor& noise) {
+  at::Tensor outputs = PartialOutputs(x, error);
+  if (noise.defined()) outputs.add_(noise);
+  return outputs.square_().mean(1).t().contiguous();
+}
+
+// SearchClip of some rows.
+ClippedWeight SearchRows(const at::Tensor& weight, const Tokens& tokens, const GridSpec& grid,
                          at::ScalarType scale_dtype) {
+  const at::Tensor& x = tokens.x;
   const at::Tensor grouped = weight.contiguous().view({weight.size(0), x.size(0), x.size(2)});
+  const at::Tensor noise =
+      tokens.noise.defined() ? PartialOutputs(tokens.noise, grouped) : at::Tensor();
   const Range range = RangeOf(grouped, grid.symmetric);
   ClippedWeight best;
   for (int level = 0; level < kShrinkLevels; ++level) {
     const double keep = 1.0 - kShrinkStep * level;
     const at::Tensor clipped = grouped.clamp(range.lo * keep, range.hi * keep);
     const at::Tensor quantized = FakeQuantize(clipped.reshape(weight.sizes()), grid, scale_dtype);
-    const at::Tensor errors = PartialError(x, quantized.reshape(grouped.sizes()).sub_(grouped));
+    const at::Tensor errors =
+        PartialError(x, quantized.reshape(grouped.sizes()).sub_(grouped), noise);
     if (level == 0) {
       best = {clipped, errors, at::zeros_like(errors, at::kLong)};
       continue;
@@ -68,15 +94,14 @@ ClippedWeight SearchRows(const at::Tensor& weight, const at::Tensor& x, const Gr
 
 bool MayClip(LinearRole role) { return role != LinearRole::kQuery && role != LinearRole::kKey; }
 
-ClippedWeight SearchClip(const at::Tensor& weight, const at::Tensor& samples, const GridSpec& grid,
+ClippedWeight SearchClip(const at::Tensor& weight, const ClipSamples& inputs, const GridSpec& grid,
                          at::ScalarType scale_dtype) {
   const int64_t group = grid.GroupSizeFor(weight.size(1));
   const int64_t groups = weight.size(1) / group;
-  const at::Tensor x =
-      samples.reshape({samples.size(0), groups, group}).permute({1, 0, 2}).contiguous();
+  const Tokens tokens = ByGroup(inputs, groups);
   const PieceLimits& limits = weight.is_cpu() ? kCpuPiece : kGpuPiece;
-  const int64_t rows =
-      std::clamp<int64_t>(limits.partial_outputs / (groups * samples.size(0)), 1, limits.rows);
+  const int64_t rows = std::clamp<int64_t>(
+      limits.partial_outputs / (groups * inputs.samples.size(0)), 1, limits.rows);
   const int64_t parts = (weight.size(0) + rows - 1) / rows;
   ClippedWeight result{at::empty_like(weight),
                        at::empty({weight.size(0), groups}, weight.options()),
@@ -84,7 +109,7 @@ ClippedWeight SearchClip(const at::Tensor& weight, const at::Tensor& samples, co
   const auto search = [&](int64_t part) {
     const int64_t begin = part * rows;
     const int64_t end = std::min(begin + rows, weight.size(0));
-    const ClippedWeight best = SearchRows(weight.slice(0, begin, end), x, grid, scale_dtype);
+    const ClippedWeight best = SearchRows(weight.slice(0, begin, end), tokens, grid, scale_dtype);
     result.weight.slice(0, begin, end).copy_(best.weight);
     result.errors.slice(0, begin, end).copy_(best.errors);
     result.levels.slice(0, begin, end).copy_(best.levels);

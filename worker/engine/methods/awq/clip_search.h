@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "worker/engine/model/architecture.h"
+#include "worker/engine/quant/activations.h"
 #include "worker/engine/quant/quantized_linear.h"
 
 namespace quantry::engine {
@@ -16,11 +17,17 @@ struct ClippedWeight {
 // Query and key projections are never clipped (spec: tesseraq.md 1.4).
 bool MayClip(LinearRole role);
 
+// Tokens a clip search looks at, and how the linear will see them.
+struct ClipSamples {
+  at::Tensor samples;  // fp32 [tokens, in]
+  ActivationSpec activations = {};
+};
+
 // For every (row, group): of the ranges p * [min, max], p = 1.00, 0.95 .. 0.55,
-// the one whose fake-quantized weight changes the group's partial output
-// x_g . w_g least, over `samples` [tokens, in]. The weight is clamped to the
-// winner (mode v1). Symmetric grids shrink +-absmax.
-ClippedWeight SearchClip(const at::Tensor& weight, const at::Tensor& samples, const GridSpec& grid,
+// the one whose fake-quantized weight, on quantized activations where the job
+// has them, changes the group's partial output x_g . w_g least. The weight is
+// clamped to the winner (mode v1). Symmetric grids shrink +-absmax.
+ClippedWeight SearchClip(const at::Tensor& weight, const ClipSamples& inputs, const GridSpec& grid,
                          at::ScalarType scale_dtype);
 
 }  // namespace quantry::engine

@@ -14,19 +14,29 @@ namespace {
 
 constexpr double kSmallestScale = 1e-4;
 
-// The weight a linear effectively has when its columns are scaled by c,
-// quantized, and scaled back.
+// The weight quantized with its columns scaled by c.
+at::Tensor ScaledWeight(const BlockTask& task, const at::Tensor& weight, const at::Tensor& c) {
+  return FakeQuantize(weight * c, task.grid, task.scale_dtype);
+}
+
+// What that stands for on unscaled inputs.
 at::Tensor TrialWeight(const BlockTask& task, const at::Tensor& weight, const at::Tensor& c) {
-  return FakeQuantize(weight * c, task.grid, task.scale_dtype).div_(c);
+  return ScaledWeight(task, weight, c).div_(c);
 }
 
 // Output of the group's compared module.
 at::Tensor ModuleOutput(const BlockTask& task, const SmoothingGroup& group, const at::Tensor& input,
                         const LinearForward& linear) {
-  if (group.compared == ComparedModule::kAttention) {
-    return task.block.Attention(input, task.rope, linear);
+  const int index = group.linears.at(0);
+  switch (group.compared) {
+    case ComparedModule::kAttention:
+      return task.block.Attention(input, task.rope, linear);
+    case ComparedModule::kMlp:
+      return task.block.Mlp(input, linear);
+    case ComparedModule::kLinear:
+      break;
   }
-  return task.block.Mlp(input, linear);
+  return linear ? linear(index, input) : task.block.Apply(index, input);
 }
 
 // Searches one group.
@@ -41,6 +51,7 @@ class Search {
     losses_ = at::zeros({batches, points}, inputs.mean_abs.options().dtype(at::kDouble));
   }
 
+  bool uses_gram() const { return UsesGram(group_, task_.activations); }
   int source() const { return *std::min_element(group_.linears.begin(), group_.linears.end()); }
 
   // Whole search through the Gram matrix of the linears' inputs.
@@ -62,9 +73,13 @@ class Search {
     for (int n = 0; n < points_; ++n) {
       const at::Tensor got = ModuleOutput(task_, group_, input, Trial(n));
       losses_[batch][n] = got.sub(wanted).square_().sum();
-      progress.Advance(1, "searching scales");
+      progress.Advance(steps_a_score(), "searching scales");
     }
   }
+
+  // Steps that ScoreBatch does not report: a group that could use its Gram
+  // matrix counts `points` however it is searched.
+  int64_t unreported() const { return steps_a_score() == 0 ? points_ : 0; }
 
   GroupScale Finish() const {
     GroupScale best{group_, {}, 0, {}};
@@ -93,24 +108,33 @@ class Search {
   // Numbers the sums of squares run over.
   int64_t Outputs() const {
     const int64_t tokens = task_.x_fp.size(0) * task_.x_fp.size(1);
-    if (!UsesGram(group_)) return tokens * task_.block.config->hidden_size;
+    if (group_.compared != ComparedModule::kLinear) {
+      return tokens * task_.block.config->hidden_size;
+    }
     int64_t rows = 0;
     for (const int index : group_.linears) rows += task_.block.linears[index].weight.size(0);
     return tokens * rows;
   }
 
+  int64_t steps_a_score() const { return group_.compared == ComparedModule::kLinear ? 0 : 1; }
+
   double Ratio(int n) const { return static_cast<double>(n) / points_; }
 
   // The block's products with candidate n in the group's linears.
   LinearForward Trial(int n) const {
+    const bool scaled = task_.activations.enabled();
     std::map<int, at::Tensor> weights;
     for (const int index : group_.linears) {
-      weights[index] = TrialWeight(task_, task_.block.linears[index].weight, candidates_[n]);
+      const at::Tensor& weight = task_.block.linears[index].weight;
+      weights[index] = scaled ? ScaledWeight(task_, weight, candidates_[n])
+                              : TrialWeight(task_, weight, candidates_[n]);
     }
-    return [this, weights = std::move(weights)](int index, const at::Tensor& x) {
+    return [this, n, scaled, weights = std::move(weights)](int index, const at::Tensor& x) {
       const auto found = weights.find(index);
       if (found == weights.end()) return task_.block.Apply(index, x);
-      return at::linear(x, found->second, task_.block.linears[index].bias);
+      const at::Tensor input =
+          scaled ? FakeQuantizeActivations(x / candidates_[n], task_.activations.bits) : x;
+      return at::linear(input, found->second, task_.block.linears[index].bias);
     };
   }
 
@@ -129,7 +153,9 @@ at::Tensor CandidateScale(const at::Tensor& mean_abs, double ratio) {
   return scale.div_((scale.max() * scale.min()).sqrt_());
 }
 
-bool UsesGram(const SmoothingGroup& group) { return group.compared == ComparedModule::kLinear; }
+bool UsesGram(const SmoothingGroup& group, const ActivationSpec& activations) {
+  return group.compared == ComparedModule::kLinear && !activations.enabled();
+}
 
 std::vector<GroupScale> SearchScales(const BlockTask& task,
                                      const std::map<int, InputStatistics>& inputs, int points,
@@ -142,7 +168,7 @@ std::vector<GroupScale> SearchScales(const BlockTask& task,
   for (const SmoothingGroup& group : groups) {
     const int source = InputSource(*task.block.architecture, group.linears.at(0));
     Search& search = searches.emplace_back(task, group, inputs.at(source), points);
-    if (UsesGram(group)) {
+    if (search.uses_gram()) {
       search.ScoreByGram(progress);
     } else {
       by_batch.push_back(&search);
@@ -158,6 +184,9 @@ std::vector<GroupScale> SearchScales(const BlockTask& task,
     }
   };
   if (!by_batch.empty()) ForEachBatch(stream, workers, score);
+  for (const Search* search : by_batch) {
+    if (search->unreported() > 0) progress.Advance(search->unreported(), "searching scales");
+  }
   std::vector<GroupScale> scales;
   for (const Search& search : searches) scales.push_back(search.Finish());
   return scales;
@@ -167,7 +196,7 @@ int64_t ScaleSearchSteps(const Architecture& architecture, const ModelConfig& co
                          const StreamShape& stream, int points) {
   int64_t steps = 0;
   for (const SmoothingGroup& group : UsableSmoothingGroups(architecture, config)) {
-    steps += points * (UsesGram(group) ? 1 : Batches(stream));
+    steps += points * (group.compared == ComparedModule::kLinear ? 1 : Batches(stream));
   }
   return steps;
 }

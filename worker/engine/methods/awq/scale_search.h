@@ -23,16 +23,18 @@ struct GroupScale {
 // (spec: tesseraq.md 1.3, version v2). [in]
 at::Tensor CandidateScale(const at::Tensor& mean_abs, double ratio);
 
-// Whether a group is compared at the linear itself: its search then needs the
-// Gram matrix of its inputs, and no second pass over the tokens.
-bool UsesGram(const SmoothingGroup& group);
+// Whether a group is compared at the linear itself and inputs stay as they are:
+// its search then needs the Gram matrix of its inputs, and no second pass over
+// the tokens.
+bool UsesGram(const SmoothingGroup& group, const ActivationSpec& activations);
 
 // Searches `points` ratios for every usable smoothing group: W becomes
 // fakequant(W diag(c)) diag(1/c) for the group's linears only, and the
 // compared module's output over all of task.x_fp is set against the
 // full-precision one. The first strict minimum wins. Groups compared at the
 // linear itself use the Gram matrix of its inputs, which gives the same error
-// without passing the tokens again: |dW x|^2 summed = tr(dW H dW^T).
+// without passing the tokens again: |dW x|^2 summed = tr(dW H dW^T). Where
+// activations are quantized, the trial's input is x / c quantized per token.
 // Every search looks at original weights only, so the order does not matter.
 std::vector<GroupScale> SearchScales(const BlockTask& task,
                                      const std::map<int, InputStatistics>& inputs, int points,

@@ -22,6 +22,20 @@ struct Budget {
 };
 constexpr Budget kBudgets[] = {{1}, {1}, {5}, {10}};
 
+RoundingInit ParseInit(JsonObject& options) {
+  switch (options.Choice(
+      "init", {"INIT_UNSPECIFIED", "INIT_NONE", "INIT_AWQ", "INIT_OMNIQUANT", "INIT_QUAROT"}, 0)) {
+    case 1:
+      return RoundingInit::kNone;
+    case 3:
+      return RoundingInit::kOmniquant;
+    case 4:
+      return RoundingInit::kQuarot;
+    default:
+      return RoundingInit::kAwq;
+  }
+}
+
 const TesseraqRecipe* FindRecipe(JsonObject& options) {
   const std::string name = options.String("recipe", "");
   if (name.empty()) return nullptr;
@@ -89,14 +103,24 @@ ModelTuningOptions ParseTuning(JsonObject& options, ModelTuningOptions tuning) {
   return tuning;
 }
 
+ActivationSpec TesseraqActivations(JsonObject& options) {
+  const TesseraqRecipe* recipe = FindRecipe(options);
+  ActivationSpec spec;
+  if (recipe != nullptr) spec.bits = recipe->activation_bits;
+  return spec;
+}
+
+RotationSpec TesseraqRotation(JsonObject& options, const ActivationSpec& activations) {
+  if (ParseInit(options) != RoundingInit::kQuarot) return {};
+  return {true, activations.enabled()};
+}
+
 TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
   const TesseraqRecipe* named = FindRecipe(options);
   const TesseraqRecipe recipe = named == nullptr ? TesseraqRecipe() : *named;
   TesseraqOptions result;
-  const int init = options.Choice(
-      "init", {"INIT_UNSPECIFIED", "INIT_NONE", "INIT_AWQ", "INIT_OMNIQUANT", "INIT_QUAROT"}, 0);
-  if (init > 2) options.Refuse("init", "INIT_NONE or INIT_AWQ");
-  result.init = init == 1 ? RoundingInit::kNone : RoundingInit::kAwq;
+  result.init = ParseInit(options);
+  result.bits = ParseTesseraqGrid(options).bits;
   const int64_t divisor =
       kBudgets[options.Choice(
                    "budget",

@@ -7,6 +7,8 @@
 
 #include "worker/engine/methods/awq/awq.h"
 #include "worker/engine/methods/method.h"
+#include "worker/engine/methods/omniquant/omniquant.h"
+#include "worker/engine/methods/quarot/rotation.h"
 #include "worker/engine/reconstruct/model_tuning.h"
 #include "worker/engine/reconstruct/progressive_rounding.h"
 #include "worker/engine/reconstruct/soft_rounding.h"
@@ -22,6 +24,8 @@ enum class RoundingInit { kNone, kAwq, kOmniquant, kQuarot };
 struct TesseraqOptions {
   RoundingInit init = RoundingInit::kAwq;
   AwqOptions awq;
+  OmniquantOptions omniquant;
+  int bits = 4;  // of the grid: they decide how long OmniQuant trains
   ProgressiveRoundingOptions rounding;
   double input_mixing = 0;  // see BlockObjective::MixInputs
   ScaleCurve scale_curve = ScaleCurve::kRectifiedSigmoid;
@@ -48,6 +52,11 @@ const std::vector<TesseraqRecipe>& TesseraqRecipes();
 // The method's grid: the recipe's where one is named. Throws INVALID_SPEC when
 // both are given and differ.
 GridSpec ParseTesseraqGrid(JsonObject& options);
+
+// The recipe's activations.
+ActivationSpec TesseraqActivations(JsonObject& options);
+// INIT_QUAROT rotates the model first.
+RotationSpec TesseraqRotation(JsonObject& options, const ActivationSpec& activations);
 
 // Everything but the grid. Throws INVALID_SPEC naming the field.
 TesseraqOptions ParseTesseraqOptions(JsonObject& options);

@@ -4,6 +4,7 @@
 
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/strings.h"
+#include "worker/engine/methods/awq/clip_search.h"
 #include "worker/engine/methods/batches.h"
 #include "worker/engine/methods/block_weights.h"
 #include "worker/engine/quant/grid.h"
@@ -21,6 +22,8 @@ constexpr int64_t kKeptActivations = 12;
 AwqOptions Switched(const TesseraqOptions& options) {
   AwqOptions awq = options.awq;
   if (options.init == RoundingInit::kNone) awq.search_scales = awq.search_clip = false;
+  // Rotated channels are alike: there is nothing to scale.
+  if (options.init == RoundingInit::kQuarot) awq.search_scales = false;
   return awq;
 }
 
@@ -38,10 +41,15 @@ at::Tensor Targets(const BlockTask& task, ProgressSink& progress) {
 }
 
 // Loss when everything is rounded to nearest on the starting grid.
-double NearestLoss(const BlockTask& task, const Block& block, const BlockObjective& objective) {
+double NearestLoss(const BlockTask& task, const Block& block, const std::vector<GroupGrid>& grids,
+                   const BlockObjective& objective) {
   TrainableTensors nearest;
-  for (const Linear& linear : block.linears) {
-    nearest.weights.push_back(FakeQuantize(linear.weight, task.grid, task.scale_dtype));
+  for (size_t i = 0; i < grids.size(); ++i) {
+    QuantizedLinear linear;
+    linear.codes = RoundToGrid(block.linears[i].weight, task.grid, grids[i]);
+    linear.scales = grids[i].scales;
+    linear.zeros = grids[i].zeros;
+    nearest.weights.push_back(linear.Dequantize());
   }
   return objective.Loss(nearest);
 }
@@ -68,8 +76,16 @@ void AddFigures(const std::vector<SoftRounding>& linears, std::map<std::string, 
 
 int64_t Tesseraq::Steps(const Architecture& architecture, const ModelConfig& config,
                         const StreamShape& stream) const {
-  return AwqSearchSteps(Switched(options_), architecture, config, stream) + 2 * Batches(stream) +
+  return StartSteps(architecture, config, stream) + 2 * Batches(stream) +
          ProgressiveRounding::Steps(options_.rounding);
+}
+
+int64_t Tesseraq::StartSteps(const Architecture& architecture, const ModelConfig& config,
+                             const StreamShape& stream) const {
+  if (options_.init == RoundingInit::kOmniquant) {
+    return LearnClippingSteps(options_.omniquant, options_.bits, stream);
+  }
+  return AwqSearchSteps(Switched(options_), architecture, config, stream);
 }
 
 int64_t Tesseraq::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
@@ -104,20 +120,41 @@ void Tesseraq::Check(const StreamShape& stream) const {
                   {{"batch_size", batch}, {"windows", std::to_string(stream.windows)}});
 }
 
-AwqBlock Tesseraq::Initialize(const BlockTask& task, ProgressSink& progress) const {
-  return SearchAwq(task, Switched(options_), task.x_q, progress);
+Tesseraq::Start Tesseraq::Initialize(const BlockTask& task, ProgressSink& progress) const {
+  Start start;
+  std::vector<ClipFactors> clips;
+  if (options_.init == RoundingInit::kOmniquant) {
+    OmniquantResult learned = LearnClipping(task, options_.omniquant, progress);
+    start.block = std::move(learned.block);
+    clips = std::move(learned.clips);
+    start.metrics = {{"clip_loss_first", learned.first_loss},
+                     {"clip_loss_last", learned.last_loss}};
+  } else {
+    AwqBlock found = SearchAwq(task, Switched(options_), task.x_q, progress);
+    start.block = std::move(found.block);
+    start.metrics = std::move(found.metrics);
+  }
+  for (size_t i = 0; i < start.block.linears.size(); ++i) {
+    const at::Tensor& weight = start.block.linears[i].weight;
+    // Queries and keys keep their range, as with AWQ (spec: tesseraq.md 1.5).
+    const bool clipped = !clips.empty() && MayClip(task.block.architecture->linears[i].role);
+    start.grids.push_back(clipped ? ClippedGrid(weight, clips[i], task.grid, task.scale_dtype)
+                                  : MinMaxGrid(weight, task.grid, task.scale_dtype));
+  }
+  start.block.activations = task.activations;
+  return start;
 }
 
 MethodResult Tesseraq::Quantize(const BlockTask& task, ProgressSink& progress) const {
   const at::Tensor targets = Targets(task, progress);
-  const AwqBlock start = Initialize(task, progress);
+  const Start start = Initialize(task, progress);
   BlockObjective objective(start.block, task.rope, task.x_q, targets, task.device);
   if (options_.input_mixing > 0) objective.MixInputs(task.x_fp, options_.input_mixing);
   MethodResult result;
   result.metrics = start.metrics;
-  result.metrics["loss_init"] = NearestLoss(task, start.block, objective);
+  result.metrics["loss_init"] = NearestLoss(task, start.block, start.grids, objective);
   progress.Advance(Batches({task.x_q.size(0), task.x_q.size(1)}), "loss of the start");
-  TrainedBlock trained = Trained(task, start.block);
+  TrainedBlock trained = Trained(task, start);
   ProgressiveRoundingOptions rounding = options_.rounding;
   rounding.seed = task.seed;
   const RoundingReport report = ProgressiveRounding(task.block.index, objective, rounding, progress)
@@ -129,15 +166,14 @@ MethodResult Tesseraq::Quantize(const BlockTask& task, ProgressSink& progress) c
   return result;
 }
 
-TrainedBlock Tesseraq::Trained(const BlockTask& task, const Block& start) const {
+TrainedBlock Tesseraq::Trained(const BlockTask& task, const Start& start) const {
   TrainedBlock trained;
-  for (const Linear& linear : start.linears) {
-    trained.linears.emplace_back(linear.weight,
-                                 MinMaxGrid(linear.weight, task.grid, task.scale_dtype), task.grid,
+  for (size_t i = 0; i < start.grids.size(); ++i) {
+    trained.linears.emplace_back(start.block.linears[i].weight, start.grids[i], task.grid,
                                  options_.scale_curve);
   }
   if (options_.rounding.dense_rate == 0) return trained;
-  Block copy = start;
+  Block copy = start.block;
   for (const at::Tensor* tensor : DenseParameters(copy)) {
     trained.dense.push_back(tensor->to(at::kCPU, at::kFloat).clone());
   }

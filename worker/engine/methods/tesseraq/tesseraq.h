@@ -1,7 +1,12 @@
 #pragma once
 
+#include <map>
+#include <string>
+#include <vector>
+
 #include "worker/engine/methods/method.h"
 #include "worker/engine/methods/tesseraq/options.h"
+#include "worker/engine/quant/grid.h"
 
 namespace quantry::engine {
 
@@ -21,8 +26,17 @@ class Tesseraq : public Method {
   MethodResult Quantize(const BlockTask& task, ProgressSink& progress) const override;
 
  private:
-  AwqBlock Initialize(const BlockTask& task, ProgressSink& progress) const;
-  TrainedBlock Trained(const BlockTask& task, const Block& start) const;
+  // What rounding starts from: the block with transformed weights, and the grid
+  // of each linear.
+  struct Start {
+    Block block;
+    std::vector<GroupGrid> grids;
+    std::map<std::string, double> metrics;
+  };
+  int64_t StartSteps(const Architecture& architecture, const ModelConfig& config,
+                     const StreamShape& stream) const;
+  Start Initialize(const BlockTask& task, ProgressSink& progress) const;
+  TrainedBlock Trained(const BlockTask& task, const Start& start) const;
   static QuantizedBlock Finish(const BlockTask& task, const Block& start,
                                const TrainedBlock& trained);
 

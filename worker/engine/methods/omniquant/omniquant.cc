@@ -1,0 +1,172 @@
+#include "worker/engine/methods/omniquant/omniquant.h"
+
+#include <ATen/core/grad_mode.h>
+
+#include <memory>
+
+#include "worker/engine/methods/block_weights.h"
+#include "worker/engine/methods/omniquant/transform.h"
+#include "worker/engine/methods/training/adam.h"
+#include "worker/engine/methods/training/block_loss.h"
+#include "worker/engine/methods/training/trainable_quantize.h"
+
+namespace quantry::engine {
+namespace {
+
+// sigmoid(4) = 0.982: training starts close to min/max.
+constexpr double kFirstLogit = 4.0;
+constexpr int kEpochs = 20;
+constexpr int kEpochsAtTwoBits = 40;
+
+int Epochs(const OmniquantOptions& options, int bits) {
+  if (options.epochs > 0) return options.epochs;
+  return bits <= 2 ? kEpochsAtTwoBits : kEpochs;
+}
+
+bool LearnsTransform(const OmniquantOptions& options, const BlockTask& task) {
+  const bool layer_norm = task.block.architecture->norm_kind == NormKind::kLayer;
+  return options.learn_transform.value_or(task.activations.enabled() || layer_norm);
+}
+
+GroupRange Clipped(const GroupRange& range, const ClipFactors& clip) {
+  return {range.lo * clip.lower, range.hi * clip.upper};
+}
+
+// One block in training.
+class Trainer {
+ public:
+  Trainer(const BlockTask& task, const OmniquantOptions& options, ProgressSink& progress)
+      : task_(task), options_(options), progress_(progress) {
+    BlockTargetOptions targets;
+    targets.average_with_prefix = options.augmented_loss.value_or(task.grid.bits <= 2);
+    targets_ = MakeBlockTargets(task, targets, progress);
+    if (LearnsTransform(options, task)) {
+      transform_ = std::make_unique<EquivalentTransform>(
+          task.block, targets_.input_max, options.transform_alpha, options.tie_rope_pairs);
+    }
+    for (const Linear& linear : task.block.linears) {
+      const GroupRange range = RangeOfGroups(linear.weight, task.grid);
+      if (!transform_) ranges_.push_back(range);
+      const auto logits = [&] { return at::full_like(range.lo, kFirstLogit).requires_grad_(true); };
+      logits_.push_back({logits(), logits()});
+    }
+    for (const ClipFactors& logits : logits_) {
+      adam_.Add(logits.upper, options.learning_rate);
+      adam_.Add(logits.lower, options.learning_rate);
+    }
+    if (!transform_) return;
+    for (const at::Tensor& scale : transform_->parameters()) {
+      adam_.Add(scale, options.transform_learning_rate);
+    }
+  }
+
+  OmniquantResult Run() {
+    OmniquantResult result;
+    const int epochs = Epochs(options_, task_.grid.bits);
+    for (int epoch = 0; epoch < epochs; ++epoch) {
+      const double loss = RunEpoch();
+      if (epoch == 0) result.first_loss = loss;
+      result.last_loss = loss;
+    }
+    const at::NoGradGuard no_grad;
+    result.block = transform_ ? transform_->Bake(task_.block, task_.dense_dtypes) : task_.block;
+    for (const ClipFactors& logits : logits_) {
+      result.clips.push_back({logits.upper.detach().sigmoid(), logits.lower.detach().sigmoid()});
+    }
+    return result;
+  }
+
+ private:
+  // Mean loss of all steps.
+  double RunEpoch() {
+    const int64_t windows = task_.x_q.size(0);
+    double sum = 0;
+    for (int64_t first = 0; first < windows; first += options_.batch_size) {
+      const int64_t count = std::min<int64_t>(options_.batch_size, windows - first);
+      sum += Step(first, count) * static_cast<double>(count);
+      progress_.Advance(1, "learning to clip");
+    }
+    return sum / static_cast<double>(windows);
+  }
+
+  double Step(int64_t first, int64_t count) {
+    const at::AutoGradMode grad(true);
+    if (transform_) transform_->KeepAway();
+    const at::Tensor output =
+        Trial().Forward(task_.x_q.narrow(0, first, count).to(task_.device), task_.rope);
+    const at::Tensor wanted = targets_.outputs.narrow(0, first, count).to(task_.device);
+    const at::Tensor loss = (output - wanted).square().mean();
+    const auto value = loss.item<double>();
+    CheckTrainingLoss(task_.block, "learning to clip", value);
+    adam_.Step(Gradients(loss, adam_.parameters()));
+    return value;
+  }
+
+  // The quantized block of the current parameters.
+  Block Trial() const {
+    Block trial = transform_ ? transform_->Apply(task_.block) : task_.block;
+    trial.activations = task_.activations;
+    for (size_t i = 0; i < trial.linears.size(); ++i) {
+      at::Tensor& weight = trial.linears[i].weight;
+      const GroupRange range = transform_ ? RangeOfGroups(weight, task_.grid) : ranges_[i];
+      const ClipFactors clip = {logits_[i].upper.sigmoid(), logits_[i].lower.sigmoid()};
+      const GroupGrid grid = TrainableGrid(Clipped(range, clip), task_.grid, task_.scale_dtype);
+      weight = TrainableQuantize(weight, grid.scales, grid.zeros, {}, task_.grid.qmax());
+    }
+    return trial;
+  }
+
+  const BlockTask& task_;
+  const OmniquantOptions& options_;
+  ProgressSink& progress_;
+  BlockTargets targets_;
+  std::unique_ptr<EquivalentTransform> transform_;
+  std::vector<GroupRange> ranges_;  // of weights that nothing transforms
+  std::vector<ClipFactors> logits_;
+  Adam adam_;
+};
+
+}  // namespace
+
+int64_t LearnClippingSteps(const OmniquantOptions& options, int bits, const StreamShape& stream) {
+  const int64_t steps = (stream.windows + options.batch_size - 1) / options.batch_size;
+  return BlockTargetSteps(stream) + Epochs(options, bits) * steps;
+}
+
+OmniquantResult LearnClipping(const BlockTask& task, const OmniquantOptions& options,
+                              ProgressSink& progress) {
+  return Trainer(task, options, progress).Run();
+}
+
+GroupGrid ClippedGrid(const at::Tensor& weight, const ClipFactors& clip, const GridSpec& spec,
+                      at::ScalarType scale_dtype) {
+  const GroupRange range = Clipped(RangeOfGroups(weight, spec), clip);
+  return GridOfRange(range.lo, range.hi, spec, scale_dtype);
+}
+
+int64_t Omniquant::Steps(const Architecture& architecture, const ModelConfig&,
+                         const StreamShape& stream) const {
+  return LearnClippingSteps(options_, bits_, stream) +
+         static_cast<int64_t>(architecture.linears.size());
+}
+
+MethodResult Omniquant::Quantize(const BlockTask& task, ProgressSink& progress) const {
+  const OmniquantResult learned = LearnClipping(task, options_, progress);
+  MethodResult result;
+  result.block.index = task.block.index;
+  result.block.dense = DenseTensors(learned.block, task.dense_dtypes);
+  result.metrics = {{"first_epoch_loss", learned.first_loss},
+                    {"last_epoch_loss", learned.last_loss}};
+  for (size_t i = 0; i < learned.clips.size(); ++i) {
+    const Linear& linear = learned.block.linears[i];
+    const GroupGrid grid =
+        ClippedGrid(linear.weight, learned.clips[i], task.grid, task.scale_dtype);
+    result.block.linears.push_back(
+        MakeQuantizedLinear(linear.name, RoundToGrid(linear.weight, task.grid, grid), grid,
+                            linear.bias, {task.grid, task.scale_dtype}));
+    progress.Advance(1, linear.name);
+  }
+  return result;
+}
+
+}  // namespace quantry::engine

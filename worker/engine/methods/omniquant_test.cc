@@ -1,0 +1,155 @@
+#include "worker/engine/methods/omniquant/omniquant.h"
+
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "worker/engine/methods/block_weights.h"
+#include "worker/engine/methods/omniquant/transform.h"
+#include "worker/engine/methods/rtn/rtn.h"
+#include "worker/engine/methods/testing/setting.h"
+#include "worker/engine/methods/training/block_loss.h"
+
+namespace quantry::engine {
+namespace {
+
+using test::Counter;
+using test::RelativeError;
+using test::Setting;
+
+const GridSpec kTwoBits = {2, -1, false};
+
+OmniquantOptions Short() {
+  OmniquantOptions options;
+  options.epochs = 4;
+  return options;
+}
+
+class OmniquantTest : public ::testing::TestWithParam<const char*> {
+ protected:
+  Setting setting_{GetParam(), nlohmann::json::object(), 8};
+
+  EquivalentTransform Transform(bool tied, Counter& counter) const {
+    const BlockTask task = setting_.Task(kTwoBits);
+    const BlockTargets targets = MakeBlockTargets(task, {}, counter);
+    return {setting_.block, targets.input_max, 0.5, tied};
+  }
+};
+
+// O3, O9: the transformation changes nothing in full precision, in training and
+// baked, and leaves the down projection's inputs alone.
+TEST_P(OmniquantTest, O3TransformPreservesTheFunction) {
+  Counter counter;
+  EquivalentTransform transform = Transform(/*tied=*/true, counter);
+  at::manual_seed(5);
+  for (at::Tensor scale : transform.parameters()) {
+    const at::NoGradGuard no_grad;
+    scale.mul_(at::rand_like(scale).add_(0.5));
+  }
+  const at::NoGradGuard no_grad;
+  const at::Tensor wanted = setting_.block.Forward(setting_.x, setting_.rope);
+  const Block applied = transform.Apply(setting_.block);
+  EXPECT_LT(RelativeError(applied.Forward(setting_.x, setting_.rope), wanted), 2e-5);
+  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+    const Block baked = transform.Bake(setting_.block, setting_.Task(kTwoBits, dtype).dense_dtypes);
+    EXPECT_LT(RelativeError(baked.Forward(setting_.x, setting_.rope), wanted), 2e-5);
+  }
+  const int down = setting_.block.architecture->LinearIndex(LinearRole::kDown);
+  EXPECT_TRUE(at::equal(applied.linears[down].weight, setting_.block.linears[down].weight));
+  const int query = setting_.block.architecture->LinearIndex(LinearRole::kQuery);
+  EXPECT_FALSE(at::equal(applied.linears[query].weight, setting_.block.linears[query].weight));
+}
+
+// O6, O8: training lowers the loss; without it the result is RTN on ranges kept
+// to sigmoid(4).
+TEST_P(OmniquantTest, O6TrainingLowersTheLoss) {
+  for (const bool transform : {false, true}) {
+    OmniquantOptions options = Short();
+    options.learn_transform = transform;
+    BlockTask task = setting_.Task(kTwoBits);
+    task.activations.bits = transform ? 6 : 16;
+    Counter counter;
+    const OmniquantResult result = LearnClipping(task, options, counter);
+    EXPECT_LT(result.last_loss, result.first_loss) << transform;
+    EXPECT_EQ(counter.steps(), LearnClippingSteps(options, 2, setting_.stream()));
+  }
+}
+
+TEST_P(OmniquantTest, O8NoLearningIsClippedRounding) {
+  OmniquantOptions options = Short();
+  options.learn_transform = false;
+  options.learning_rate = 0;
+  Counter counter;
+  const BlockTask task = setting_.Task(kTwoBits);
+  const MethodResult result = Omniquant(options, 2).Quantize(task, counter);
+  for (size_t i = 0; i < result.block.linears.size(); ++i) {
+    const at::Tensor& weight = setting_.block.linears[i].weight;
+    const at::Tensor keep = at::full({weight.size(0), 1}, 4.0).sigmoid();
+    const GroupGrid grid = ClippedGrid(weight, {keep, keep}, kTwoBits, at::kHalf);
+    EXPECT_TRUE(at::equal(result.block.linears[i].codes, RoundToGrid(weight, kTwoBits, grid)));
+    EXPECT_TRUE(at::equal(result.block.linears[i].scales, grid.scales));
+  }
+}
+
+TEST_P(OmniquantTest, BeatsRoundingAndRepeats) {
+  const BlockTask task = setting_.Task(kTwoBits);
+  const at::Tensor wanted = setting_.block.Forward(setting_.x, setting_.rope);
+  Counter counter;
+  OmniquantOptions options = Short();
+  options.epochs = 20;
+  const Omniquant method(options, 2);
+  const auto error = [&](const QuantizedBlock& quantized) {
+    const Block block = Rebuild(setting_.block, quantized);
+    return RelativeError(block.Forward(setting_.x, setting_.rope), wanted);
+  };
+  const MethodResult first = method.Quantize(task, counter);
+  EXPECT_EQ(counter.steps(), method.Steps(setting_.checkpoint->architecture(),
+                                          setting_.checkpoint->config(), setting_.stream()));
+  EXPECT_LT(error(first.block), error(Rtn().Quantize(task, counter).block));
+  const MethodResult second = method.Quantize(task, counter);
+  for (size_t i = 0; i < first.block.linears.size(); ++i) {
+    EXPECT_TRUE(at::equal(first.block.linears[i].codes, second.block.linears[i].codes));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Architectures, OmniquantTest,
+                         ::testing::Values("llama", "qwen2", "qwen3", "opt"),
+                         [](const auto& param_info) { return std::string(param_info.param); });
+
+// spec/baselines.md 2.3: untied scales between query and key change the model
+// where positions rotate channel pairs, tied ones do not.
+TEST(EquivalentTransform, OnlyTiedScalesKeepRotaryAttention) {
+  const Setting setting("llama", nlohmann::json::object(), 4);
+  Counter counter;
+  const BlockTargets targets = MakeBlockTargets(setting.Task(kTwoBits), {}, counter);
+  const at::Tensor wanted = setting.block.Forward(setting.x, setting.rope);
+  for (const bool tied : {true, false}) {
+    const EquivalentTransform transform(setting.block, targets.input_max, 0.5, tied);
+    const at::NoGradGuard no_grad;
+    at::Tensor scale = transform.parameters().back();
+    scale.copy_(at::linspace(0.5, 2.0, scale.numel()));
+    const double error =
+        RelativeError(transform.Apply(setting.block).Forward(setting.x, setting.rope), wanted);
+    EXPECT_EQ(error < 1e-5, tied) << error;
+  }
+}
+
+// spec/baselines.md 2.6 by way of a weight and inputs that give its maxima.
+TEST(EquivalentTransform, GoldenFirstScales) {
+  Setting setting("llama", nlohmann::json::object(), 1);
+  const int64_t hidden = setting.checkpoint->config().hidden_size;
+  Block block = setting.block.Clone();
+  const at::Tensor column_max = at::tensor({0.5F, 0.25F, 1.0F, 0.2F}).repeat({hidden / 4});
+  block.linears[0].weight = at::ones_like(block.linears[0].weight) * column_max;
+  const at::Tensor input_max = at::tensor({4.0F, 1.0F, 0.25F, 0.0F}).repeat({hidden / 4});
+  std::map<int, at::Tensor> inputs = {{0, input_max}, {3, input_max}, {4, input_max}};
+  const auto first = [&](double alpha) {
+    return EquivalentTransform(block, inputs, alpha, true).parameters().at(0).slice(0, 0, 4);
+  };
+  EXPECT_TRUE(at::allclose(first(0.5), at::tensor({2.828427F, 2.0F, 0.5F, 0.00707107F}), 1e-5));
+  EXPECT_TRUE(
+      at::allclose(first(0.75), at::tensor({3.363586F, 1.414214F, 0.353553F, 0.000266F}), 1e-3));
+}
+
+}  // namespace
+}  // namespace quantry::engine

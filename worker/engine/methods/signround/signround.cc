@@ -1,0 +1,206 @@
+#include "worker/engine/methods/signround/signround.h"
+
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+#include "worker/engine/base/random.h"
+#include "worker/engine/methods/block_weights.h"
+#include "worker/engine/methods/training/block_loss.h"
+#include "worker/engine/methods/training/trainable_quantize.h"
+
+namespace quantry::engine {
+namespace {
+
+// Trainables of one linear.
+struct LinearParameters {
+  at::Tensor offsets;  // [out, in], -0.5 .. 0.5
+  at::Tensor lower;    // [out, groups], 0 .. 1
+  at::Tensor upper;
+};
+
+// The first `count` of a random permutation of 0 .. n - 1.
+std::vector<int64_t> Draw(int64_t n, int64_t count, Random& random) {
+  std::vector<int64_t> all(n);
+  std::iota(all.begin(), all.end(), 0);
+  for (int64_t i = 0; i < count; ++i) {
+    std::swap(all[i], all[i + static_cast<int64_t>(random.Below(n - i))]);
+  }
+  all.resize(count);
+  return all;
+}
+
+// One block in training.
+class Trainer {
+ public:
+  Trainer(const BlockTask& task, const SignroundOptions& options, ProgressSink& progress)
+      : task_(task),
+        options_(options),
+        progress_(progress),
+        input_(options.quantized_input ? task.x_q : task.x_fp),
+        targets_(MakeBlockTargets(task, {}, progress)),
+        random_(task.seed * 0x100000001b3ULL + task.block.index) {
+    for (const Linear& linear : task.block.linears) {
+      ranges_.push_back(RangeOfGroups(linear.weight, task.grid));
+      const at::Tensor& lo = ranges_.back().lo;
+      current_.push_back({at::zeros_like(linear.weight).requires_grad_(true),
+                          at::ones_like(lo).requires_grad_(options.tune_ranges),
+                          at::ones_like(lo).requires_grad_(options.tune_ranges)});
+    }
+    Keep();
+  }
+
+  void Run() {
+    const double rate =
+        options_.learning_rate > 0 ? options_.learning_rate : 1.0 / options_.iterations;
+    const double range_rate =
+        options_.range_learning_rate > 0 ? options_.range_learning_rate : rate;
+    for (int i = 0; i < options_.iterations; ++i) {
+      const double left = 1.0 - static_cast<double>(i) / options_.iterations;
+      Step(i, rate * left, range_rate * left);
+      progress_.Advance(1, "tuning rounding");
+    }
+  }
+
+  QuantizedLinear Finish(size_t i) const {
+    const at::NoGradGuard no_grad;
+    const Linear& linear = task_.block.linears[i];
+    const GroupGrid grid = GridOf(i, best_[i]);
+    const int64_t group = task_.grid.GroupSizeFor(linear.weight.size(1));
+    const auto grouped = [&](const at::Tensor& x) {
+      return x.reshape({x.size(0), x.size(1) / group, group});
+    };
+    // As TrainableQuantize rounds, bit for bit.
+    const at::Tensor codes = grouped(linear.weight)
+                                 .div(grid.scales.unsqueeze(-1))
+                                 .add_(grouped(best_[i].offsets))
+                                 .round_()
+                                 .add_(grid.zeros.unsqueeze(-1))
+                                 .clamp_(0.0, static_cast<double>(task_.grid.qmax()))
+                                 .reshape(linear.weight.sizes())
+                                 .to(at::kByte);
+    return MakeQuantizedLinear(linear.name, codes, grid, linear.bias,
+                               {task_.grid, task_.scale_dtype});
+  }
+
+  std::map<std::string, double> Metrics() const {
+    return {{"first_loss", first_loss_},
+            {"best_loss", best_loss_},
+            {"best_step", static_cast<double>(best_step_)}};
+  }
+
+ private:
+  GroupGrid GridOf(size_t i, const LinearParameters& parameters) const {
+    const GroupRange range = {ranges_[i].lo * parameters.lower, ranges_[i].hi * parameters.upper};
+    return TrainableGrid(range, task_.grid, task_.scale_dtype);
+  }
+
+  Block Trial() const {
+    Block trial = task_.block;
+    trial.activations = task_.activations;
+    for (size_t i = 0; i < trial.linears.size(); ++i) {
+      const GroupGrid grid = GridOf(i, current_[i]);
+      at::Tensor& weight = trial.linears[i].weight;
+      weight = TrainableQuantize(weight, grid.scales, grid.zeros, current_[i].offsets,
+                                 task_.grid.qmax());
+    }
+    return trial;
+  }
+
+  // Parameters to differentiate by; ranges only where they are tuned.
+  std::vector<at::Tensor> Parameters() const {
+    std::vector<at::Tensor> all;
+    for (const LinearParameters& parameters : current_) {
+      all.push_back(parameters.offsets);
+      if (!options_.tune_ranges) continue;
+      all.push_back(parameters.lower);
+      all.push_back(parameters.upper);
+    }
+    return all;
+  }
+
+  void Step(int step, double rate, double range_rate) {
+    const at::AutoGradMode grad(true);
+    const int64_t windows = input_.size(0);
+    const std::vector<int64_t> drawn =
+        Draw(windows, std::min<int64_t>(options_.batch_size, windows), random_);
+    const at::Tensor index = at::tensor(drawn, at::kLong);
+    const auto part = [&](const at::Tensor& x) {
+      return x.index_select(0, index).to(task_.device);
+    };
+    const at::Tensor output = Trial().Forward(part(input_), task_.rope);
+    const at::Tensor loss = (output - part(targets_.outputs)).square().mean();
+    const auto value = loss.item<double>();
+    CheckTrainingLoss(task_.block, "tuning rounding", value);
+    if (step == 0) first_loss_ = value;
+    if (value < best_loss_) {
+      best_loss_ = value;
+      best_step_ = step;
+      Keep();
+    }
+    Move(Gradients(loss, Parameters()), rate, range_rate);
+  }
+
+  void Move(const std::vector<at::Tensor>& gradients, double rate, double range_rate) {
+    const at::NoGradGuard no_grad;
+    size_t next = 0;
+    const auto move = [&](at::Tensor& value, double step, double low, double high) {
+      const at::Tensor& gradient = gradients.at(next++);
+      if (gradient.defined()) value.add_(gradient.sign(), -step).clamp_(low, high);
+    };
+    for (LinearParameters& parameters : current_) {
+      move(parameters.offsets, rate, -0.5, 0.5);
+      if (!options_.tune_ranges) continue;
+      move(parameters.lower, range_rate, 0.0, 1.0);
+      move(parameters.upper, range_rate, 0.0, 1.0);
+    }
+  }
+
+  void Keep() {
+    best_.clear();
+    for (const LinearParameters& parameters : current_) {
+      best_.push_back({parameters.offsets.detach().clone(), parameters.lower.detach().clone(),
+                       parameters.upper.detach().clone()});
+    }
+  }
+
+  const BlockTask& task_;
+  const SignroundOptions& options_;
+  ProgressSink& progress_;
+  at::Tensor input_;
+  BlockTargets targets_;
+  Random random_;
+  std::vector<GroupRange> ranges_;
+  std::vector<LinearParameters> current_;
+  std::vector<LinearParameters> best_;
+  double first_loss_ = 0;
+  double best_loss_ = std::numeric_limits<double>::infinity();
+  int best_step_ = 0;
+};
+
+}  // namespace
+
+int64_t Signround::Steps(const Architecture& architecture, const ModelConfig&,
+                         const StreamShape& stream) const {
+  return BlockTargetSteps(stream) + options_.iterations +
+         static_cast<int64_t>(architecture.linears.size());
+}
+
+MethodResult Signround::Quantize(const BlockTask& task, ProgressSink& progress) const {
+  Trainer trainer(task, options_, progress);
+  trainer.Run();
+  MethodResult result;
+  result.block.index = task.block.index;
+  result.block.dense = DenseTensors(task.block, task.dense_dtypes);
+  result.metrics = trainer.Metrics();
+  for (size_t i = 0; i < task.block.linears.size(); ++i) {
+    result.block.linears.push_back(trainer.Finish(i));
+    progress.Advance(1, task.block.linears[i].name);
+  }
+  return result;
+}
+
+}  // namespace quantry::engine

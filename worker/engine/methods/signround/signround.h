@@ -1,0 +1,33 @@
+#pragma once
+
+#include "worker/engine/methods/method.h"
+
+namespace quantry::engine {
+
+struct SignroundOptions {
+  int iterations = 200;
+  double learning_rate = 0;        // first step of a rounding offset; 0 = 1 / iterations
+  double range_learning_rate = 0;  // of a range factor; 0 = learning_rate
+  int batch_size = 8;              // windows a step
+  bool tune_ranges = true;
+  bool quantized_input = true;  // train on the quantized prefix's activations
+};
+
+// SignRound (Cheng et al., arXiv 2309.05516), the method of AutoRound: every
+// weight gets an offset in [-0.5, 0.5] before it is rounded, every group factors
+// in [0, 1] for both ends of its range; all move by the sign of the gradient of
+// the block's output error, by steps that fall linearly to 0, over windows drawn
+// anew each step. The parameters with the least loss of any step win. Targets
+// are outputs of the original chain.
+class Signround : public Method {
+ public:
+  explicit Signround(const SignroundOptions& options) : options_(options) {}
+  int64_t Steps(const Architecture& architecture, const ModelConfig& config,
+                const StreamShape& stream) const override;
+  MethodResult Quantize(const BlockTask& task, ProgressSink& progress) const override;
+
+ private:
+  SignroundOptions options_;
+};
+
+}  // namespace quantry::engine
