@@ -218,10 +218,13 @@ void Run::Tune() {
     stored.push_back(checkpoints_->Load(index));
     quantized.push_back(stored.back().block);
   }
-  const ModelTuningTask task{
-      checkpoint(),  rope_,   inputs_.calibration,
-      streams_.x_fp, device_, [this](int block) {
-                               return DenseDtypes(checkpoint(), block); }};
+  const ModelTuningTask task{checkpoint(),
+                             rope_,
+                             inputs_.calibration,
+                             streams_.x_fp,
+                             device_,
+                             job_.activations,
+                             [this](int block) { return DenseDtypes(checkpoint(), block); }};
   ModelTuningOptions options = *tuning;
   options.seed = static_cast<uint64_t>(job_.seed);
   const ModelTuningReport report = TuneModel(task, options, quantized, *progress_);

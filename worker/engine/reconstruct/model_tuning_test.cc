@@ -44,9 +44,9 @@ class ModelTuningTest : public ::testing::TestWithParam<const char*> {
   }
 
   ModelTuningReport Tune(const ModelTuningOptions& options, std::vector<QuantizedBlock>& blocks) {
-    const ModelTuningTask task{
-        *checkpoint_, rope_,    windows_,
-        outputs_,     at::kCPU, [](int) { return std::map<std::string, at::ScalarType>(); }};
+    const ModelTuningTask task{*checkpoint_, rope_, windows_, outputs_, at::kCPU, {}, [](int) {
+                                 return std::map<std::string, at::ScalarType>();
+                               }};
     return TuneModel(task, options, blocks, progress_);
   }
 
