@@ -58,8 +58,7 @@ const std::vector<OutputFormatRow>& OutputFormats() {
 std::unique_ptr<Layout> CreateLayout(const OutputFormatRow& format, WeightKind kind,
                                      const GridSpec& grid, at::ScalarType scale_dtype) {
   if (kind == WeightKind::kGrid) return format.create(grid, scale_dtype);
-  const auto create =
-      kind == WeightKind::kMixedBinary ? format.create_mixed : format.create_values;
+  const auto create = kind == WeightKind::kMixedBinary ? format.create_mixed : format.create_values;
   if (create == nullptr) {
     throw EngineError(FailureClass::kBug, "INTERNAL", format.name + " cannot hold these weights");
   }
