@@ -57,8 +57,6 @@ std::string RefusesGptqV1(const GridSpec& grid) {
                   {{"format", format.name}, {"fitting", Join(fitting)}});
 }
 
-constexpr int64_t kScaleBits = 16;
-
 }  // namespace
 
 int64_t Layout::LinearBits(const PlannedLinear& linear) const {

@@ -23,7 +23,7 @@ struct PlannedLinear {
   // WeightKind::kMixedBinary only: columns kept in 4 bits, and the module that
   // holds the mask (itself, or the first linear with the same input).
   int64_t salient = 0;
-  std::string mask_module;
+  std::string mask_module = {};
   int64_t value_bits = 0;  // kValues only: what the method says it would take packed
 
   bool holds_mask() const { return mask_module == module; }

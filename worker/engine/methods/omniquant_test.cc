@@ -1,5 +1,6 @@
 #include "worker/engine/methods/omniquant/omniquant.h"
 
+#include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
 
 #include <string>

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "worker/engine/methods/method.h"
+#include "worker/engine/quant/grid.h"
 
 namespace quantry::engine {
 
