@@ -72,7 +72,9 @@ Block RandomBlock(const Architecture& architecture, const ModelConfig& config) {
   block.config = &config;
   for (const LinearSpec& spec : architecture.linears) {
     const LinearShape shape = ShapeOf(config, spec.role);
-    block.linears.push_back({spec.name, at::randn({shape.out, shape.in}) * 0.05, at::Tensor()});
+    Linear& linear = block.linears.emplace_back();
+    linear.name = spec.name;
+    linear.weight = at::randn({shape.out, shape.in}) * 0.05;
   }
   for (const NormSpec& spec : architecture.norms) {
     block.norms.push_back({spec.name, at::ones({SizeOf(config, spec.role)}), at::Tensor()});
