@@ -109,9 +109,9 @@ void ParseOutputs(JsonObject& parent, Job& job) {
   }
   if (!job.outputs.empty()) return;
   for (const OutputFormatRow& row : OutputFormats()) {
-    const bool fits = Writes(*job.method_row, row.name) && row.refuses(job.grid).empty();
-    if (job.outputs.empty() && fits) job.outputs.push_back(&row);
+    if (job.outputs.empty() && Writes(*job.method_row, row.name)) job.outputs.push_back(&row);
   }
+  CheckFormat(*job.outputs.at(0), job.grid);
 }
 
 QualityGate ParseGate(JsonObject& parent) {

@@ -136,7 +136,7 @@ INSTANTIATE_TEST_SUITE_P(
                "activations.bits must be 2 to 8"},
         BadJob{"six_bits_in_compressed_tensors",
                R"({"method": {"awq": {"grid": {"bits": 6}}}, "outputs": null})",
-               "formats that carry 6 bits (dense, quantry)"},
+               "formats that can hold this: dense, quantry"},
         BadJob{
             "online_rotation_in_compressed_tensors",
             R"({"method": {"awq": null, "quarot": {"activations": {"bits": 4}}}, "outputs": null})",

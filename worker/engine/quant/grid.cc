@@ -71,7 +71,9 @@ at::Tensor RoundScales(const at::Tensor& scales, at::ScalarType dtype) {
   // fp16's smallest subnormal; the largest values of fp16, and of bf16 in it.
   const double smallest = 0x1p-24;
   const double largest = dtype == at::kHalf ? 65504.0 : 65280.0;
-  return scales.clamp(smallest, largest).to(dtype).to(at::kHalf).to(at::kFloat);
+  const at::Tensor clamped = scales.clamp(smallest, largest);
+  if (dtype == at::kFloat) return clamped;  // as they are: for comparisons only
+  return clamped.to(dtype).to(at::kHalf).to(at::kFloat);
 }
 
 at::Tensor ScalesOf(const at::Tensor& lo, const at::Tensor& hi, const GridSpec& spec) {

@@ -2,6 +2,8 @@
 
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <optional>
+
 namespace quantry::engine {
 namespace {
 
@@ -17,7 +19,8 @@ class Quantize : public torch::autograd::Function<Quantize> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& weight,
                             const at::Tensor& scales, const at::Tensor& zeros,
-                            const at::Tensor& offsets, int64_t qmax) {
+                            const std::optional<at::Tensor>& given, int64_t qmax) {
+    const at::Tensor offsets = given.value_or(at::Tensor());
     context->save_for_backward({weight, scales, zeros, offsets});
     context->saved_data["qmax"] = qmax;
     const at::Tensor s = scales.unsqueeze(-1), z = zeros.unsqueeze(-1);
@@ -65,7 +68,9 @@ class Straight : public torch::autograd::Function<Straight> {
 
 at::Tensor TrainableQuantize(const at::Tensor& weight, const at::Tensor& scales,
                              const at::Tensor& zeros, const at::Tensor& offsets, int64_t qmax) {
-  return Quantize::apply(weight, scales, zeros, offsets, qmax);
+  // An undefined tensor is no argument that autograd takes.
+  const auto given = offsets.defined() ? std::optional<at::Tensor>(offsets) : std::nullopt;
+  return Quantize::apply(weight, scales, zeros, given, qmax);
 }
 
 GroupRange RangeOfGroups(const at::Tensor& weight, const GridSpec& spec) {
