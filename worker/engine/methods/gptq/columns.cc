@@ -108,7 +108,7 @@ class Rounder {
   at::Tensor upper_;
   at::Tensor order_;   // int64 [in], original index of each column
   at::Tensor groups_;  // int64 [in], group of each column, on the CPU
-  at::Tensor codes_;  // fp32
+  at::Tensor codes_;   // fp32
   at::Tensor scales_;
   at::Tensor zeros_;
   const GridFit* fit_ = nullptr;
