@@ -7,6 +7,7 @@ import subprocess
 import sys
 import urllib.request
 
+import boto3
 import pytest
 
 from conftest import submit_args, wait_for
@@ -47,7 +48,8 @@ def test_job_with_artifacts_in_an_object_store(make_server, s3, stories, tmp_pat
     stored = keys(s3)
     prefix = f"quantry/default/{job['uid']}/1/"
     assert prefix + "manifest.json" in stored
-    assert not any("/checkpoints/" in key for key in stored), "removed once the job succeeded"
+    wait_for(lambda: not [key for key in keys(s3) if "/checkpoints/" in key and not key.endswith("/")],
+             10, "the checkpoints to be removed, once the job has succeeded")
 
     pulled = tmp_path / "pulled"
     server.cli("pull", "in-s3", pulled, check=0)
@@ -57,13 +59,13 @@ def test_job_with_artifacts_in_an_object_store(make_server, s3, stories, tmp_pat
 
     # What is read is what was committed: a changed object is refused.
     victim = manifest["files"][0]["path"]
-    urllib.request.urlopen(
-        urllib.request.Request(f"http://{s3}/bucket/{prefix}{victim}", data=b"changed", method="PUT"))
+    boto3.client("s3", endpoint_url=f"http://{s3}", region_name="us-east-1", aws_access_key_id="test",
+                 aws_secret_access_key="test").put_object(Bucket="bucket", Key=prefix + victim, Body=b"changed")
     done = server.cli("pull", "in-s3", tmp_path / "again")
     assert done.returncode != 0 and "ARTIFACT_CORRUPT" in done.stderr
 
     server.cli("delete", "in-s3", check=0)
-    assert keys(s3) == []
+    wait_for(lambda: not [key for key in keys(s3) if not key.endswith("/")], 10, "an empty bucket")
 
 
 def test_wrong_endpoint_is_told_at_the_start(make_server):
