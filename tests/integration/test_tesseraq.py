@@ -90,9 +90,9 @@ def test_submitted_through_the_service(server, stories):
         "--batch-size", "2", "--init", "none", method="tesseraq", bits=3))
     assert job["state"] == "SUCCEEDED"
     assert 3.0 < job["bits"]["linears"] < 3.5
-    refused = server.cli(*submit_args(stories, "--recipe", "tesseraq-w2g64", method="tesseraq", bits=3))
+    refused = server.cli(*submit_args(stories, "--recipe", "tesseraq-w2g64", "--wait", method="tesseraq", bits=3))
     assert refused.returncode != 0
-    assert "tesseraq-w2g64" in refused.stderr, refused.stderr
+    assert "tesseraq-w2g64" in refused.stdout + refused.stderr, refused.stderr
 
 
 @pytest.mark.full
