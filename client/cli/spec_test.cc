@@ -44,6 +44,8 @@ TEST(BuildMethod, FlagsAndFileTogether) {
   f->method = "tesseraq", f->bits = 2;
   f->method_fields = {
       {"init", "none"}, {"steps_per_stage", "25"}, {"learning_rate", "1e-2"}, {"budget", "fast"}};
+  f = add("ptq161's own", "ptq161 { salient_ratio: 0.1 epochs: 3 }");
+  f->method = "ptq161", f->method_fields = {{"epochs", "3"}, {"salient_ratio", "0.1"}};
   f = add("a field of another method", "", "--stages does not apply to method \"awq\"");
   f->method = "awq", f->method_fields = {{"stages", "10"}};
   f = add("an unknown word", "", "--init: wanted one of none, awq");
