@@ -32,12 +32,12 @@ Parameter ParameterBuffer::Add(const at::Tensor& initial, double rate) {
   return parameter;
 }
 
-Adam::Adam(const ParameterBuffer& buffer)
+BufferAdam::BufferAdam(const ParameterBuffer& buffer)
     : buffer_(buffer),
       first_(at::zeros_like(buffer.values())),
       second_(at::zeros_like(buffer.values())) {}
 
-void Adam::Step(double rate_scale) {
+void BufferAdam::Step(double rate_scale) {
   ++steps_;
   const at::Tensor& grads = buffer_.grads();
   first_.lerp_(grads, 1.0 - kBeta1);

@@ -39,9 +39,9 @@ class ParameterBuffer {
 
 // AdamW without weight decay: betas 0.9 and 0.999, eps 1e-8, bias correction
 // (spec: ptq161.md 4.2). State fp32.
-class Adam {
+class BufferAdam {
  public:
-  explicit Adam(const ParameterBuffer& buffer);
+  explicit BufferAdam(const ParameterBuffer& buffer);
   // values -= rate_scale * rates * m / (sqrt(v) + eps) with the buffer's gradients.
   void Step(double rate_scale = 1.0);
 

@@ -173,13 +173,13 @@ TEST(MixedLinear, Invariant3StoredLevelsAreTwo) {
   }
 }
 
-TEST(Adam, FirstStepIsTheLearningRate) {  // spec 11.3, 5
+TEST(BufferAdam, FirstStepIsTheLearningRate) {  // spec 11.3, 5
   ParameterBuffer buffer(5, at::kCPU);
   const Parameter slow = buffer.Add(at::zeros({2}), 5e-4);
   const Parameter fast = buffer.Add(at::ones({3}), 1e-3);
   at::Tensor grads = buffer.grads();
   grads.copy_(at::tensor({1e-6, -3.0, 0.0, 1e-3, -1e5}, at::kFloat));
-  Adam adam(buffer);
+  BufferAdam adam(buffer);
   adam.Step();
   EXPECT_NEAR(slow.value[0].item<double>(), -5e-4, 5e-6);
   EXPECT_NEAR(slow.value[1].item<double>(), 5e-4, 5e-6);
@@ -189,10 +189,10 @@ TEST(Adam, FirstStepIsTheLearningRate) {  // spec 11.3, 5
 }
 
 // Against the recurrence written down in double.
-TEST(Adam, FollowsTheRecurrence) {
+TEST(BufferAdam, FollowsTheRecurrence) {
   ParameterBuffer buffer(1, at::kCPU);
   const Parameter parameter = buffer.Add(at::ones({1}), 0.01);
-  Adam adam(buffer);
+  BufferAdam adam(buffer);
   double value = 1, first = 0, second = 0;
   for (int step = 1; step <= 50; ++step) {
     const double grad = std::sin(step) + value;

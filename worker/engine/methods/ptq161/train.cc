@@ -58,7 +58,7 @@ class Trainer {
 
   // nullopt when a loss was not finite; failed_step() then tells where.
   std::optional<TrainingReport> Run(ParameterBuffer& buffer, double rate_scale) {
-    Adam adam(buffer);
+    BufferAdam adam(buffer);
     Random random(task_.seed ^ (uint64_t{0x161} << 32) ^ static_cast<uint64_t>(task_.block.index));
     TrainingReport report;
     for (int epoch = 0; epoch < options_.epochs; ++epoch) {
@@ -78,7 +78,7 @@ class Trainer {
  private:
   int64_t windows() const { return task_.x_q.size(0); }
 
-  std::optional<EpochSums> RunEpoch(Adam& adam, double rate_scale, Random& random) {
+  std::optional<EpochSums> RunEpoch(BufferAdam& adam, double rate_scale, Random& random) {
     EpochSums sums;
     for (const int64_t sample : OrderOf(windows(), options_.shuffle, random)) {
       const BlockLoss loss = Backward(sample);
