@@ -71,15 +71,19 @@ void CheckFinite(const Block& block, const Linear& linear) {
                   {{"block", index}, {"step", "clip search of " + linear.name}});
 }
 
-// Inputs the clip search samples, scaled as the block's are by then.
-std::map<int, InputStatistics> ClipInputs(const BlockTask& task, const at::Tensor& stream,
-                                          const std::map<int, at::Tensor>& scales,
-                                          ProgressSink& progress) {
-  BlockTask other = task;
-  other.x_fp = stream;
-  std::map<int, InputStatistics> inputs = CollectInputs(other, {}, progress);
+// Makes `inputs`, those of the scale search if there was one, what the clip
+// search samples: of `stream`, scaled as the block's are by then.
+void TakeClipInputs(const BlockTask& task, const at::Tensor& stream,
+                    const std::map<int, at::Tensor>& scales, std::map<int, InputStatistics>& inputs,
+                    ProgressSink& progress) {
+  if (!inputs.empty() && stream.is_same(task.x_fp)) {
+    progress.Advance(Batches({stream.size(0), stream.size(1)}), "inputs of the scale search");
+  } else {
+    BlockTask other = task;
+    other.x_fp = stream;
+    inputs = CollectInputs(other, {}, progress);
+  }
   for (const auto& [source, scale] : scales) inputs.at(source).samples.div_(scale);
-  return inputs;
 }
 
 }  // namespace
@@ -101,12 +105,14 @@ AwqBlock SearchAwq(const BlockTask& task, const AwqOptions& options, const at::T
                    ProgressSink& progress) {
   AwqBlock result{task.block, {}};  // folding and clipping replace tensors, never write to them
   std::map<int, at::Tensor> scales;
+  std::map<int, InputStatistics> inputs;
   if (options.search_scales) {
-    const auto inputs = CollectInputs(task, GramSources(task), progress);
+    inputs = CollectInputs(task, GramSources(task), progress);
     scales = SmoothBlock(task, options.scale_grid_points, inputs, result, progress);
   }
   if (options.search_clip) {
-    ClipBlock(task, ClipInputs(task, clip_inputs, scales, progress), result, progress);
+    TakeClipInputs(task, clip_inputs, scales, inputs, progress);
+    ClipBlock(task, inputs, result, progress);
   }
   for (const Linear& linear : result.block.linears) CheckFinite(result.block, linear);
   return result;
