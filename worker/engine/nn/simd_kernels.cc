@@ -53,6 +53,23 @@ QUANTRY_AVX2_INLINE __m256i Lanes(int64_t count) {
                             _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
+// Eight values, or the `left` that remain (the other lanes 0). Masks at the end
+// of a row only: many CPUs take tens of cycles for a masked store.
+QUANTRY_AVX2_INLINE __m256 Load(const float* from, int64_t left) {
+  return left >= 8 ? _mm256_loadu_ps(from) : _mm256_maskload_ps(from, Lanes(left));
+}
+QUANTRY_AVX2_INLINE void Store(float* to, int64_t left, __m256 x) {
+  if (left >= 8) {
+    _mm256_storeu_ps(to, x);
+  } else {
+    _mm256_maskstore_ps(to, Lanes(left), x);
+  }
+}
+// Sets the lanes beyond `left` to 0.
+QUANTRY_AVX2_INLINE __m256 Keep(int64_t left, __m256 x) {
+  return left >= 8 ? x : _mm256_and_ps(x, _mm256_castsi256_ps(Lanes(left)));
+}
+
 // Rows x (8 Columns) of c, whole vectors or the lanes of `mask`.
 template <int kRows, int kColumns, bool kMasked>
 QUANTRY_AVX2_INLINE void Tile(int64_t k, Matrix a, const float* b, int64_t b_row, float* c,
@@ -130,11 +147,9 @@ QUANTRY_AVX2 float ExpRow(float* row, int64_t count, float scale, float* largest
   const __m256 shift = _mm256_set1_ps(*largest);
   __m256 sums = _mm256_setzero_ps();
   for (int64_t j = 0; j < count; j += 8) {
-    const __m256i mask = Lanes(std::min<int64_t>(8, count - j));
-    const __m256 x = _mm256_maskload_ps(row + j, mask);
-    const __m256 e =
-        _mm256_and_ps(Exp8(_mm256_fmsub_ps(x, factor, shift)), _mm256_castsi256_ps(mask));
-    _mm256_maskstore_ps(row + j, mask, e);
+    const __m256 x = Load(row + j, count - j);
+    const __m256 e = Keep(count - j, Exp8(_mm256_fmsub_ps(x, factor, shift)));
+    Store(row + j, count - j, e);
     sums = _mm256_add_ps(sums, e);
   }
   return Sum8(sums);
@@ -144,9 +159,8 @@ QUANTRY_AVX2 void ExpShifted(float* row, int64_t count, float scale, float shift
   const __m256 factor = _mm256_set1_ps(scale);
   const __m256 less = _mm256_set1_ps(shift);
   for (int64_t j = 0; j < count; j += 8) {
-    const __m256i mask = Lanes(std::min<int64_t>(8, count - j));
-    const __m256 x = _mm256_maskload_ps(row + j, mask);
-    _mm256_maskstore_ps(row + j, mask, Exp8(_mm256_fmsub_ps(x, factor, less)));
+    const __m256 x = Load(row + j, count - j);
+    Store(row + j, count - j, Exp8(_mm256_fmsub_ps(x, factor, less)));
   }
 }
 
@@ -157,8 +171,7 @@ QUANTRY_AVX2 void Scale(float* row, int64_t count, float factor) {
 QUANTRY_AVX2 float Dot(const float* a, const float* b, int64_t count) {
   __m256 sums = _mm256_setzero_ps();
   for (int64_t j = 0; j < count; j += 8) {
-    const __m256i mask = Lanes(std::min<int64_t>(8, count - j));
-    sums = _mm256_fmadd_ps(_mm256_maskload_ps(a + j, mask), _mm256_maskload_ps(b + j, mask), sums);
+    sums = _mm256_fmadd_ps(Load(a + j, count - j), Load(b + j, count - j), sums);
   }
   return Sum8(sums);
 }
@@ -191,11 +204,10 @@ QUANTRY_AVX2 void RotateRow(const float* x, const float* cos, const float* sin, 
 QUANTRY_AVX2 void GatedSilu(const float* gate, const float* up, int64_t count, float* out) {
   const __m256 one = _mm256_set1_ps(1.0F);
   for (int64_t j = 0; j < count; j += 8) {
-    const __m256i mask = Lanes(std::min<int64_t>(8, count - j));
-    const __m256 g = _mm256_maskload_ps(gate + j, mask);
+    const __m256 g = Load(gate + j, count - j);
     const __m256 e = Exp8(_mm256_sub_ps(_mm256_setzero_ps(), g));
     const __m256 silu = _mm256_div_ps(g, _mm256_add_ps(one, e));
-    _mm256_maskstore_ps(out + j, mask, _mm256_mul_ps(silu, _mm256_maskload_ps(up + j, mask)));
+    Store(out + j, count - j, _mm256_mul_ps(silu, Load(up + j, count - j)));
   }
 }
 
@@ -203,17 +215,16 @@ QUANTRY_AVX2 void GatedSiluSlope(const float* gate, const float* up, const float
                                  int64_t count, float* gate_slope, float* up_slope) {
   const __m256 one = _mm256_set1_ps(1.0F);
   for (int64_t j = 0; j < count; j += 8) {
-    const __m256i mask = Lanes(std::min<int64_t>(8, count - j));
-    const __m256 g = _mm256_maskload_ps(gate + j, mask);
-    const __m256 s = _mm256_maskload_ps(slope + j, mask);
+    const __m256 g = Load(gate + j, count - j);
+    const __m256 s = Load(slope + j, count - j);
     const __m256 e = Exp8(_mm256_sub_ps(_mm256_setzero_ps(), g));
     const __m256 sigmoid = _mm256_div_ps(one, _mm256_add_ps(one, e));
     // d silu / dx = sigmoid (1 + x (1 - sigmoid))
     const __m256 along =
         _mm256_mul_ps(sigmoid, _mm256_fmadd_ps(g, _mm256_sub_ps(one, sigmoid), one));
-    const __m256 u = _mm256_maskload_ps(up + j, mask);
-    _mm256_maskstore_ps(gate_slope + j, mask, _mm256_mul_ps(_mm256_mul_ps(s, u), along));
-    _mm256_maskstore_ps(up_slope + j, mask, _mm256_mul_ps(s, _mm256_mul_ps(g, sigmoid)));
+    const __m256 u = Load(up + j, count - j);
+    Store(gate_slope + j, count - j, _mm256_mul_ps(_mm256_mul_ps(s, u), along));
+    Store(up_slope + j, count - j, _mm256_mul_ps(s, _mm256_mul_ps(g, sigmoid)));
   }
 }
 

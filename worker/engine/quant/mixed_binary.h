@@ -41,8 +41,7 @@ struct MixedBinaryWeight {
 // a binary column, and the mask when this weight is the one that holds it.
 constexpr int64_t MixedBinaryBits(int64_t rows, int64_t columns, int64_t salient, bool with_mask) {
   const int64_t others = columns - salient;
-  return rows * (4 * salient + others) + rows * (3 * 16 + 4) + 16 * others +
-         (with_mask ? columns : 0);
+  return rows * (4 * salient + others) + rows * 52 + 16 * others + (with_mask ? columns : 0);
 }
 
 // Bytes of its packed tensors (docs/formats/quantry-container.md): the same,
@@ -50,8 +49,8 @@ constexpr int64_t MixedBinaryBits(int64_t rows, int64_t columns, int64_t salient
 // whole bytes.
 constexpr int64_t MixedBinaryBytes(int64_t rows, int64_t columns, int64_t salient, bool with_mask) {
   const int64_t others = columns - salient;
-  return rows * ((salient + 1) / 2 + (others + 7) / 8) + 3 * 2 * rows + (rows + 1) / 2 +
-         2 * others + (with_mask ? (columns + 7) / 8 : 0);
+  return rows * ((salient + 1) / 2 + (others + 7) / 8) + 6 * rows + (rows + 1) / 2 + 2 * others +
+         (with_mask ? (columns + 7) / 8 : 0);
 }
 
 }  // namespace quantry::engine
