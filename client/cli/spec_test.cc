@@ -50,6 +50,11 @@ TEST(BuildMethod, FlagsAndFileTogether) {
   f->method = "tesseraq", f->method_fields = {{"init", "luck"}};
   f = add("no number", "", "--learning-rate: wanted a number above 0");
   f->method = "tesseraq", f->method_fields = {{"learning_rate", "-1"}};
+  f = add("ptq161", "ptq161 { recipe: \"ptq161-plus\" salient_ratio: 0.25 epochs: 3 }");
+  f->method = "ptq161";
+  f->method_fields = {{"recipe", "ptq161-plus"}, {"salient_ratio", "0.25"}, {"epochs", "3"}};
+  f = add("bits without a grid", "", "do not apply to method \"ptq161\"");
+  f->method = "ptq161", f->bits = 2;
   add("nothing", "", "quantry methods");
   add("unknown method", "", "rtn, awq")->method = "magic";
   add("the oneof is no method", "", "--method")->method = "kind";
