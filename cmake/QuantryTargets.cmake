@@ -69,6 +69,8 @@ function(quantry_test name)
   target_compile_definitions(${name} PRIVATE QUANTRY_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
   quantry_use_pch(${name} ${ARG_DEPS})
   add_test(NAME ${name} COMMAND ${name})
+  # A waiting thread of a team must not spin: the cores may be shared.
+  set_tests_properties(${name} PROPERTIES ENVIRONMENT OMP_WAIT_POLICY=PASSIVE)
   set_tests_properties(${name} PROPERTIES TIMEOUT 600)
 endfunction()
 

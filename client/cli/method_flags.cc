@@ -29,9 +29,9 @@ constexpr std::array kFlags = {
     MethodFlag{"--steps-per-stage", "steps_per_stage", "N", "Steps of a stage. Default: 250"},
     MethodFlag{"--learning-rate", "learning_rate", "X", "Rate of the rounding. Default: 1e-3"},
     MethodFlag{"--batch-size", "batch_size", "N", "Calibration windows a step. Default: 4"},
-    MethodFlag{"--epochs", "epochs", "N", "Passes over the calibration windows. ptq161: 20"},
+    MethodFlag{"--epochs", "epochs", "N", "Passes over the calibration text a block. Default: 20"},
     MethodFlag{"--salient-ratio", "salient_ratio", "X",
-               "Share of columns that ptq161 keeps in 4 bits. Default: 0.2"},
+               "Share of the columns ptq161 keeps in 4 bits, at most 0.5. Default: 0.2"},
 };
 
 template <typename Number>

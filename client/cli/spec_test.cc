@@ -44,8 +44,6 @@ TEST(BuildMethod, FlagsAndFileTogether) {
   f->method = "tesseraq", f->bits = 2;
   f->method_fields = {
       {"init", "none"}, {"steps_per_stage", "25"}, {"learning_rate", "1e-2"}, {"budget", "fast"}};
-  f = add("ptq161's own", "ptq161 { salient_ratio: 0.1 epochs: 3 }");
-  f->method = "ptq161", f->method_fields = {{"epochs", "3"}, {"salient_ratio", "0.1"}};
   f = add("a field of another method", "", "--stages does not apply to method \"awq\"");
   f->method = "awq", f->method_fields = {{"stages", "10"}};
   f = add("an unknown word", "", "--init: wanted one of none, awq");
@@ -59,6 +57,11 @@ TEST(BuildMethod, FlagsAndFileTogether) {
   f->activation_bits = 16;
   f = add("twelve activation bits", "", "--activation-bits: wanted 2 to 8");
   f->method = "rtn", f->activation_bits = 12;
+  f = add("ptq161", "ptq161 { recipe: \"ptq161-plus\" salient_ratio: 0.25 epochs: 3 }");
+  f->method = "ptq161";
+  f->method_fields = {{"recipe", "ptq161-plus"}, {"salient_ratio", "0.25"}, {"epochs", "3"}};
+  f = add("bits without a grid", "", "do not apply to method \"ptq161\"");
+  f->method = "ptq161", f->bits = 2;
   add("nothing", "", "quantry methods");
   add("unknown method", "", "rtn, awq")->method = "magic";
   add("the oneof is no method", "", "--method")->method = "kind";

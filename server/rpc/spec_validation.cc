@@ -160,6 +160,26 @@ void CheckSignround(const std::string& field, const v1::SignroundMethod& signrou
   out->Share(field + ".range_learning_rate", signround.range_learning_rate());
 }
 
+// Numbers at 0 are the method's defaults.
+void CheckPtq161(const std::string& field, const v1::Ptq161Method& ptq161, Violations* out) {
+  const auto number = [&](const char* name, double value, double most) {
+    if (value >= 0 && value <= most) return;
+    out->Wanted(absl::StrCat(field, ".", name), absl::StrCat("0 (the default) to ", most),
+                absl::StrCat(value));
+  };
+  constexpr double kMostSalient = 0.5;
+  constexpr double kMostRate = 10;
+  constexpr double kMostWeight = 1e6;
+  number("salient_ratio", ptq161.salient_ratio(), kMostSalient);
+  number("gain_rate", ptq161.gain_rate(), kMostRate);
+  number("rank_one_rate", ptq161.rank_one_rate(), kMostRate);
+  number("mse_weight", ptq161.mse_weight(), kMostWeight);
+  number("cosine_weight", ptq161.cosine_weight(), kMostWeight);
+  number("stop_improvement", ptq161.stop_improvement(), 1);
+  out->Range(field + ".salient_multiple", ptq161.salient_multiple(), 0, 4096);
+  out->Range(field + ".epochs", ptq161.epochs(), 0, 10000);
+}
+
 void CheckMethod(const v1::Method& method, Violations* out) {
   const std::string field = At("method");
   switch (method.kind_case()) {
@@ -174,6 +194,7 @@ void CheckMethod(const v1::Method& method, Violations* out) {
       if (!method.tesseraq().recipe().empty()) return;
       return CheckGrid(field + ".tesseraq.grid", method.tesseraq().grid(), out);
     case v1::Method::kPtq161:
+      return CheckPtq161(field + ".ptq161", method.ptq161(), out);
     case v1::Method::kBillm:
     case v1::Method::kPbllm:
       return;  // no grid; the engine's quote checks the options

@@ -34,6 +34,15 @@ struct Ptq161Options {
   bool token_cosine = false;  // mean of the tokens' -log cos instead of -log of the mean
   // An epoch that lowers the loss by a smaller share ends the block; 0 = never.
   double stop_improvement = 0;
+
+  // Not in the paper: signs and 4-bit codes learned by progressive rounding
+  // before the gains are trained (learned_rounding.h).
+  bool learn_rounding = false;
+  int rounding_stages = 20;
+  int64_t rounding_steps = 32;  // a stage
+  int64_t rounding_batch = 4;   // windows a step
+  double rounding_rate = 1e-2;
+  double rounding_scale_rate = 1e-2;
 };
 
 }  // namespace quantry::engine

@@ -9,6 +9,8 @@ namespace {
 
 constexpr double kMostSalient = 0.5;
 constexpr int64_t kMostEpochs = 10'000;
+constexpr int64_t kMostStages = 1000;
+constexpr int64_t kMostSteps = 1'000'000;
 constexpr int64_t kMostMultiple = 4096;
 
 // A positive number; 0 and absence leave `value` alone.
@@ -17,10 +19,38 @@ void Override(JsonObject& options, const std::string& name, double& value) {
   if (given > 0) value = given;
 }
 
+// What a preset decides; the other fields override it.
+Ptq161Options RecipeOf(JsonObject& options) {
+  const std::string recipe = options.String("recipe", "");
+  Ptq161Options parsed;
+  if (recipe.empty() || recipe == "ptq161") return parsed;
+  if (recipe != "ptq161-plus") options.Refuse("recipe", "ptq161 or ptq161-plus, got " + recipe);
+  parsed.salient_grid = true;
+  parsed.centered_gain = true;
+  parsed.relative_gain = true;
+  parsed.shuffle = true;
+  parsed.learn_rounding = true;
+  return parsed;
+}
+
+void ParseLearnedRounding(JsonObject& options, Ptq161Options& parsed) {
+  parsed.learn_rounding |= options.Bool("learn_rounding", false);
+  const auto count = [&](const std::string& name, int64_t fallback, int64_t most) {
+    const int64_t given = options.Int(name, 0, 0, most);
+    return given > 0 ? given : fallback;
+  };
+  parsed.rounding_stages =
+      static_cast<int>(count("rounding_stages", parsed.rounding_stages, kMostStages));
+  parsed.rounding_steps = count("rounding_steps", parsed.rounding_steps, kMostSteps);
+  parsed.rounding_batch = count("rounding_batch", parsed.rounding_batch, kMostSteps);
+  Override(options, "rounding_rate", parsed.rounding_rate);
+  Override(options, "rounding_scale_rate", parsed.rounding_scale_rate);
+}
+
 }  // namespace
 
 Ptq161Options ParsePtq161(JsonObject& options) {
-  Ptq161Options parsed;
+  Ptq161Options parsed = RecipeOf(options);
   const double ratio = options.Number("salient_ratio", 0, 0);
   if (ratio > kMostSalient) {
     options.Refuse("salient_ratio", StrCat("above 0 and at most ", kMostSalient, ", got ", ratio,
@@ -33,20 +63,21 @@ Ptq161Options ParsePtq161(JsonObject& options) {
   if (statistic == 2) parsed.statistic = Ptq161Options::Statistic::kMean;
   parsed.exact_top_k = options.Bool("exact_top_k", false);
   parsed.salient_multiple = options.Int("salient_multiple", 0, 0, kMostMultiple);
-  parsed.salient_grid = options.Bool("salient_grid", false);
-  parsed.centered_gain = options.Bool("centered_gain", false);
+  parsed.salient_grid |= options.Bool("salient_grid", false);
+  parsed.centered_gain |= options.Bool("centered_gain", false);
   const int64_t epochs = options.Int("epochs", 0, 0, kMostEpochs);
   if (epochs > 0) parsed.epochs = static_cast<int>(epochs);
   if (options.Bool("disable_training", false)) parsed.epochs = 0;
   Override(options, "gain_rate", parsed.gain_rate);
   Override(options, "rank_one_rate", parsed.rank_one_rate);
-  parsed.relative_gain = options.Bool("relative_gain", false);
-  parsed.shuffle = options.Bool("shuffle", false);
+  parsed.relative_gain |= options.Bool("relative_gain", false);
+  parsed.shuffle |= options.Bool("shuffle", false);
   Override(options, "mse_weight", parsed.mse_weight);
   Override(options, "cosine_weight", parsed.cosine_weight);
   if (options.Bool("disable_cosine", false)) parsed.cosine_weight = 0;
   parsed.token_cosine = options.Bool("token_cosine", false);
   Override(options, "stop_improvement", parsed.stop_improvement);
+  ParseLearnedRounding(options, parsed);
   return parsed;
 }
 
@@ -56,6 +87,8 @@ std::unique_ptr<Method> CreatePtq161(JsonObject& options) {
 
 std::vector<ParameterRow> Ptq161Parameters() {
   return {
+      {"recipe", "string", "\"ptq161\"",
+       "ptq161: the authors' code; ptq161-plus: what measured better."},
       {"salient_ratio", "double", "0.2", "Share of the columns kept in 4 bits, at most 0.5."},
       {"disable_mask", "bool", "false", "No salient columns: a sign for every weight."},
       {"statistic", "enum", "\"STATISTIC_MAX\"",
@@ -78,7 +111,14 @@ std::vector<ParameterRow> Ptq161Parameters() {
       {"disable_cosine", "bool", "false", "Leave the cosine terms out."},
       {"token_cosine", "bool", "false", "Mean of the tokens' -log cos, not -log of their mean."},
       {"stop_improvement", "double", "0",
-       "End a block after an epoch that lowers its loss by a smaller share than this."}};
+       "End a block after an epoch that lowers its loss by a smaller share than this."},
+      {"learn_rounding", "bool", "false",
+       "Learn signs and 4-bit codes by progressive rounding before the gains."},
+      {"rounding_stages", "int32", "20", "Stages of hardening signs and codes."},
+      {"rounding_steps", "int32", "32", "Adam steps of a stage."},
+      {"rounding_batch", "int32", "4", "Calibration windows a step."},
+      {"rounding_rate", "double", "0.01", "Rate of the rounding logits."},
+      {"rounding_scale_rate", "double", "0.01", "Rate of the row scales meanwhile."}};
 }
 
 }  // namespace quantry::engine

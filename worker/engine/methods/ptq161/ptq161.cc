@@ -4,6 +4,7 @@
 
 #include "worker/engine/methods/batches.h"
 #include "worker/engine/methods/block_weights.h"
+#include "worker/engine/methods/ptq161/learned_rounding.h"
 #include "worker/engine/methods/ptq161/mask.h"
 #include "worker/engine/methods/ptq161/mixed_linear.h"
 #include "worker/engine/methods/ptq161/train.h"
@@ -53,7 +54,7 @@ void AddMetrics(const TrainingReport& report, std::map<std::string, double>& met
 
 int64_t Ptq161::Steps(const Architecture& architecture, const ModelConfig&,
                       const StreamShape& stream) const {
-  return Batches(stream) + options_.epochs * stream.windows +
+  return Batches(stream) + LearnedRoundingSteps(options_) + options_.epochs * stream.windows +
          static_cast<int64_t>(architecture.linears.size());
 }
 
@@ -72,9 +73,17 @@ int64_t Ptq161::SalientColumns(int64_t in_features) const {
 MethodResult Ptq161::Quantize(const BlockTask& task, ProgressSink& progress) const {
   const BlockSurvey survey = SurveyBlock(task, options_.statistic, progress);
   ParameterBuffer buffer(TrainedNumbers(task.block), task.device);
-  const std::vector<MixedLinear> linears =
+  std::vector<MixedLinear> linears =
       MakeMixedLinears(task.block, options_, SelectColumns(task, options_, survey), buffer);
   MethodResult result;
+  if (options_.learn_rounding) {
+    const LearnedRoundingReport report =
+        LearnRounding(task, options_, survey, linears, buffer, progress);
+    result.metrics["rounding_loss_first"] = report.loss_first;
+    result.metrics["rounding_loss_last"] = report.loss_last;
+    result.metrics["sign_flips"] = report.sign_flips;
+    result.metrics["code_flips"] = report.code_flips;
+  }
   AddMetrics(TrainBlock(task, options_, survey, linears, buffer, progress), result.metrics);
   result.block.index = task.block.index;
   result.block.dense = DenseTensors(task.block, task.dense_dtypes);

@@ -197,6 +197,32 @@ TEST_P(Ptq161Test, Invariant14SecondPassKeepsTheSigns) {
   EXPECT_GE(same, 0.98 * all);
 }
 
+// Learned signs and codes: a smaller error at the same bits, with the steps
+// that were promised, and the same bytes every time.
+TEST_P(Ptq161Test, LearnedRoundingBeatsSigns) {
+  const BlockSetting setting(GetParam());
+  Ptq161Options learned = Quick(4);
+  learned.learn_rounding = true;
+  learned.rounding_stages = 10;
+  learned.rounding_steps = 12;
+  CountingSink sink;
+  const MethodResult first = Ptq161(learned).Quantize(setting.Task(), sink);
+  EXPECT_EQ(sink.steps(), Ptq161(learned).Steps(setting.checkpoint->architecture(),
+                                                setting.checkpoint->config(), {12, 16}));
+  const MethodResult plain = RunMethod(setting.Task(), Quick(4));
+  EXPECT_LT(Loss(setting, first.block), Loss(setting, plain.block));
+  EXPECT_GT(first.metrics.at("sign_flips"), 0.001);
+  EXPECT_LT(first.metrics.at("sign_flips"), 0.5);
+  const MethodResult second = RunMethod(setting.Task(), learned);
+  for (size_t i = 0; i < first.block.linears.size(); ++i) {
+    EXPECT_TRUE(
+        at::equal(first.block.linears[i].mixed->salient, plain.block.linears[i].mixed->salient));
+    ExpectSame(*first.block.linears[i].mixed, *second.block.linears[i].mixed);
+    EXPECT_TRUE(
+        at::equal(first.block.linears[i].Dequantize(), second.block.linears[i].Dequantize()));
+  }
+}
+
 TEST_P(Ptq161Test, EverySwitchRuns) {
   const BlockSetting setting(GetParam());
   const auto changed = [](const std::function<void(Ptq161Options&)>& change) {
@@ -213,6 +239,7 @@ TEST_P(Ptq161Test, EverySwitchRuns) {
         changed([](auto& o) { o.cosine_weight = 0; }),
         changed([](auto& o) { o.token_cosine = true; }),
         changed([](auto& o) { o.salient_ratio = 0.5; }),
+        changed([](auto& o) { o.learn_rounding = true, o.mask = false, o.rounding_stages = 2; }),
         changed([](auto& o) { o.statistic = Ptq161Options::Statistic::kMean; })}) {
     const MethodResult result = RunMethod(setting.Task(), options);
     EXPECT_LT(Loss(setting, result.block), 1e9);
@@ -258,6 +285,13 @@ TEST(Ptq161Parse, DefaultsAreTheMethod) {
   EXPECT_FALSE(options.shuffle || options.relative_gain || options.salient_grid);
 }
 
+TEST(Ptq161Parse, RecipePlusAndFieldsOverIt) {
+  const Ptq161Options plus = Parse(R"({"recipe": "ptq161-plus", "rounding_stages": 7})");
+  EXPECT_TRUE(plus.learn_rounding && plus.salient_grid && plus.relative_gain && plus.shuffle);
+  EXPECT_EQ(plus.rounding_stages, 7);
+  EXPECT_FALSE(Parse(R"({"recipe": "ptq161"})").learn_rounding);
+}
+
 struct BadOption {
   const char* name;
   const char* json;
@@ -278,6 +312,7 @@ INSTANTIATE_TEST_SUITE_P(
                       BadOption{"ratio_negative", R"({"salient_ratio": -0.1})", "salient_ratio"},
                       BadOption{"epochs", R"({"epochs": -1})", "epochs"},
                       BadOption{"statistic", R"({"statistic": "MEDIAN"})", "STATISTIC_MEAN"},
+                      BadOption{"recipe", R"({"recipe": "plus"})", "ptq161-plus"},
                       BadOption{"grid", R"({"grid": {"bits": 2}})", "grid"},
                       BadOption{"rate", R"({"gain_rate": -1})", "gain_rate"}),
     [](const auto& param_info) { return std::string(param_info.param.name); });

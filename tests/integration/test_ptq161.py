@@ -1,0 +1,131 @@
+"""PTQ1.61 through quantry-engine: container, unpack, resume, bad input, and the authors' figures.
+
+The figures (QUANTRY_FULL) use the protocol of test_engine_targets.py and its QUANTRY_DATA_DIR.
+"""
+import json
+import os
+import pathlib
+import signal
+
+import pytest
+
+from test_engine_run import Engine, hashes
+
+QUICK = {"ptq161": {"epochs": 2}}
+BOTH = [{"format": "OUTPUT_FORMAT_QUANTRY"}, {"format": "OUTPUT_FORMAT_DENSE"}]
+
+# The authors' code at the same calibration: all-binary, mask only, trained, bits of the linears.
+AUTHORS = {
+    "stories260k": (1012.7, 345.2, 56.64, 2.463),
+    "tinystories-656k": (2322.1, 630.9, 225.4, 2.025),
+    "tiny1m": (841.5, 366.9, 83.30, 2.032),
+}
+
+
+@pytest.fixture
+def engine(binaries, stories, tmp_path):
+    return Engine(binaries / "quantry-engine", stories, tmp_path)
+
+
+def manifest_of(folder):
+    return json.loads((folder / "out" / "manifest.json").read_text())
+
+
+def test_outputs_are_verified_and_take_the_bits_they_should(engine):
+    folder = engine.job("a", QUICK, outputs=BOTH)
+    engine.run(folder)
+    manifest = manifest_of(folder)
+    assert [(output["format"], output["verified"]) for output in manifest["outputs"]] == [
+        ("quantry", True), ("dense", True)]
+    bits = manifest["bits"]
+    assert bits["linears"] < 2.47 and bits["linear_weights"] == 5 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 172 * 64)
+    # Header, and bits filled up to bytes: 64 and 172 columns are no multiples of 8 salient ones.
+    packed = manifest["outputs"][0]["bytes"]
+    assert bits["theoretical_bytes"] < packed < 1.12 * bits["theoretical_bytes"]
+    assert manifest["quality"]["perplexity"]["quantized"] < 400
+
+
+def test_unpack_gives_the_dense_output(engine, tmp_path):
+    import subprocess
+    folder = engine.job("a", QUICK, outputs=BOTH)
+    engine.run(folder)
+    unpacked = tmp_path / "unpacked"
+    subprocess.run([engine.binary, "unpack", "--input", folder / "out" / "quantry", "--output", unpacked], check=True)
+    wanted = sorted_tensors(folder / "out" / "dense" / "model.safetensors")
+    assert sorted_tensors(unpacked / "model.safetensors") == wanted
+
+
+def sorted_tensors(path):
+    """Name, dtype, shape and bytes of every tensor of a safetensors file."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:8 + size])
+    header.pop("__metadata__", None)
+    return sorted((name, entry["dtype"], entry["shape"],
+                   data[8 + size + entry["data_offsets"][0]:8 + size + entry["data_offsets"][1]])
+                  for name, entry in header.items())
+
+
+def test_killed_between_blocks_resumes_to_the_same_bytes(engine):
+    whole, killed = engine.job("whole", QUICK, outputs=BOTH), engine.job("killed", QUICK, outputs=BOTH)
+    engine.run(whole)
+    with engine.start(killed) as process:
+        for line in process.stdout:
+            if json.loads(line).get("checkpoint", {}).get("blocks_done", 0) >= 2:
+                process.send_signal(signal.SIGKILL)
+                break
+    engine.run(killed)
+    assert hashes(killed) == hashes(whole)
+
+
+@pytest.mark.parametrize("method,outputs,words", [
+    (QUICK, [{"format": "OUTPUT_FORMAT_COMPRESSED_TENSORS"}], "quantry, dense"),
+    ({"ptq161": {"salient_ratio": 0.6}}, BOTH, "salient_ratio"),
+    ({"ptq161": {"grid": {"bits": 2}}}, BOTH, "grid"),
+])
+def test_bad_specs_are_refused_by_name(engine, method, outputs, words):
+    events = engine.run(engine.job("a", method, outputs=outputs), status=1)
+    error = events[-1]["error"]
+    assert error["reason"] == "INVALID_SPEC" and words in error["message"]
+
+
+def test_calibration_is_needed(engine):
+    folder = engine.job("a", QUICK, outputs=BOTH, calibration=None)
+    error = engine.run(folder, status=1)[-1]["error"]
+    assert error["reason"] == "INVALID_SPEC" and "calibration" in error["message"]
+
+
+@pytest.fixture
+def figures(binaries, tmp_path):
+    """Runs one model by the protocol of the figures; perplexity and manifest."""
+    data = os.environ.get("QUANTRY_DATA_DIR") or os.environ.get("QUANTRY_DATA")
+    if not data:
+        pytest.skip("QUANTRY_DATA_DIR is not set")
+    data = pathlib.Path(data)
+
+    def run(model, method):
+        engine = Engine(binaries / "quantry-engine", data / "models" / model, tmp_path)
+        text = data / "text"
+        folder = engine.job(
+            "figures", {"ptq161": method}, outputs=BOTH[:1],
+            calibration={"text": {"path": str(text / "tinystories_train_0.txt")}, "samples": 128,
+                         "sequence_length": 256},
+            evaluation={"text": {"path": str(text / "tinystories_val_a.txt")}, "sequence_length": 256})
+        engine.run(folder)
+        manifest = manifest_of(folder)
+        return manifest["quality"]["perplexity"]["quantized"], manifest
+
+    return run
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("model", list(AUTHORS))
+def test_figures_of_the_authors(figures, model):
+    binary, masked, trained, bits = AUTHORS[model]
+    perplexity, manifest = figures(model, {})
+    assert perplexity <= trained
+    assert manifest["bits"]["linears"] <= bits + 0.001
+    masked_only, _ = figures(model, {"disable_training": True})
+    all_binary, _ = figures(model, {"disable_training": True, "disable_mask": True})
+    assert perplexity < masked_only < all_binary
+    assert masked_only <= 1.02 * masked and all_binary <= 1.02 * binary
