@@ -1,0 +1,224 @@
+"""Fixtures of the operations tests: tools, and one real run that a real Prometheus scrapes.
+
+QUANTRY_BIN   folder with the binaries (default: build/release/bin, then build/dev/bin)
+QUANTRY_TOOLS folder of unpacked Debian packages (default: .deps/tools, from scripts/bootstrap)
+"""
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
+EXAMPLES = ROOT / "examples"
+TOOLS = pathlib.Path(os.environ.get("QUANTRY_TOOLS", ROOT / ".deps/tools"))
+
+
+def tool(name):
+    """A program of .deps/tools, of the test environment, or of the machine."""
+    for folder in (TOOLS / "usr/bin", TOOLS / "usr/sbin", pathlib.Path(sys.executable).parent):
+        if (folder / name).exists():
+            return folder / name
+    found = shutil.which(name)
+    assert found, f"no {name}: run scripts/bootstrap"
+    return pathlib.Path(found)
+
+
+def tool_environment():
+    """For programs that are only unpacked: where their libraries are."""
+    return {**os.environ, "LD_LIBRARY_PATH": str(TOOLS / "usr/lib/x86_64-linux-gnu")}
+
+
+def run_tool(name, *args, timeout=60, **kwargs):
+    return subprocess.run([tool(name), *map(str, args)], capture_output=True, text=True, timeout=timeout, **kwargs)
+
+
+def find_bin():
+    if "QUANTRY_BIN" in os.environ:
+        return pathlib.Path(os.environ["QUANTRY_BIN"])
+    for preset in ("release", "dev"):
+        folder = ROOT / "build" / preset / "bin"
+        if (folder / "quantryd").exists():
+            return folder
+    raise RuntimeError("no binaries: build first, or set QUANTRY_BIN")
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def http_get(url, timeout=10):
+    with urllib.request.urlopen(url, timeout=timeout) as answer:
+        return answer.read().decode()
+
+
+def wait_for(condition, seconds, what):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if value := condition():
+                return value
+        except OSError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError(f"waited {seconds} s for {what}")
+
+
+class Processes:
+    """Programs that end with the test; each writes its own log."""
+
+    def __init__(self, folder):
+        self.folder, self.running = pathlib.Path(folder), []
+
+    def start(self, name, command, env=None):
+        log = open(self.folder / f"{name}.log", "ab")
+        process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=env or dict(os.environ))
+        log.close()
+        self.running.append((name, process))
+        return process
+
+    def log(self, name):
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def stop(self):
+        for _, process in reversed(self.running):
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                try:
+                    process.wait(timeout=30)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+        self.running.clear()
+
+
+@pytest.fixture(scope="session")
+def binaries():
+    return find_bin()
+
+
+@pytest.fixture
+def processes(tmp_path):
+    group = Processes(tmp_path)
+    yield group
+    group.stop()
+
+
+def start_service(group, binaries, folder, server_flags=(), worker_flags=()):
+    """quantryd and one worker of its own, on free loopback ports; their addresses by name."""
+    tenant, worker_port, admin, worker_admin = free_ports(4)
+    group.start("quantryd", [
+        binaries / "quantryd", f"--data-dir={folder}/data", f"--listen=127.0.0.1:{tenant}",
+        f"--worker-listen=127.0.0.1:{worker_port}", f"--admin-listen=127.0.0.1:{admin}", "--embedded=false",
+        "--sweep-interval-s=1", "--heartbeat-interval-s=1", *server_flags])
+    wait_for(lambda: http_get(f"http://127.0.0.1:{admin}/readyz"), 20, "quantryd")
+    group.start("worker", [
+        binaries / "quantry-worker", f"--server=127.0.0.1:{worker_port}", f"--work-dir={folder}/work",
+        f"--admin-listen=127.0.0.1:{worker_admin}", "--worker-id=worker-1", "--threads=1", "--device=cpu",
+        *worker_flags])
+    wait_for(lambda: http_get(f"http://127.0.0.1:{worker_admin}/readyz"), 20, "the worker")
+    return {"tenant": f"127.0.0.1:{tenant}", "worker": f"127.0.0.1:{worker_port}", "admin": f"127.0.0.1:{admin}",
+            "worker_admin": f"127.0.0.1:{worker_admin}"}
+
+
+def cli(binaries, address, *args, timeout=120, check=0):
+    done = subprocess.run([binaries / "quantry", "--server", address, *map(str, args)], capture_output=True, text=True,
+                          timeout=timeout)
+    assert done.returncode == check, f"quantry {args}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def submit(binaries, address, job_id, method, *extra):
+    cli(binaries, address, "submit", EXAMPLES / "stories260k", "--id", job_id, "--method", method, "--bits", 4,
+        "--group-size", -1, "--calibration", EXAMPLES / "text/calibration.txt", "--calibration-samples", 16,
+        "--calibration-length", 64, "--evaluation", EXAMPLES / "text/evaluation.txt", "--evaluation-length", 64,
+        "--evaluation-windows", 8, "--wait", *extra)
+
+
+class LiveRun:
+    """What Prometheus saw while jobs ran."""
+
+    def __init__(self, prometheus, start, end, job, texts):
+        self.prometheus, self.start, self.end, self.job = prometheus, start, end, job
+        self.texts = texts  # exposition text by process, taken while a job ran
+
+    def query_range(self, expr, end=None):
+        """Every finite sample of the run."""
+        query = urllib.parse.urlencode({"query": expr, "start": self.start, "end": end or self.end, "step": "1s"})
+        answer = json.loads(http_get(f"http://{self.prometheus}/api/v1/query_range?{query}"))
+        assert answer["status"] == "success", answer
+        values = [float(value) for series in answer["data"]["result"] for _, value in series["values"]]
+        return [value for value in values if value - value == 0]
+
+    def get(self, path):
+        return json.loads(http_get(f"http://{self.prometheus}{path}"))["data"]
+
+
+def scrape_config(folder, targets):
+    """deploy/prometheus/prometheus.yml with other ports and a second for a scrape."""
+    config = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    assert {job["job_name"] for job in config["scrape_configs"]} == set(targets)
+    for job in config["scrape_configs"]:
+        job["static_configs"] = [{"targets": [targets[job["job_name"]]]}]
+    rules = yaml.safe_load((DEPLOY / "prometheus/rules.yml").read_text())
+    for group in rules["groups"]:
+        group["interval"] = "1s"
+    (folder / "rules.yml").write_text(yaml.safe_dump(rules))
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    return folder / "prometheus.yml"
+
+
+@pytest.fixture(scope="session")
+def live_run(binaries, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("live")
+    group = Processes(folder)
+    try:
+        yield run_jobs(group, binaries, folder)
+    finally:
+        group.stop()
+
+
+def run_jobs(group, binaries, folder):
+    service = start_service(group, binaries, folder)
+    exporter_port, prometheus_port = free_ports(2)
+    exporter, prometheus = f"127.0.0.1:{exporter_port}", f"127.0.0.1:{prometheus_port}"
+    group.start("exporter", [sys.executable, DEPLOY / "exporter/quantry_exporter.py", f"--listen={exporter}",
+                             f"--server={service['tenant']}", f"--quantry={binaries / 'quantry'}", "--interval=0.5"])
+    config = scrape_config(folder, {"quantryd": service["admin"], "quantry-worker": service["worker_admin"],
+                                    "quantry-exporter": exporter})
+    group.start("prometheus", [tool("prometheus"), f"--config.file={config}", f"--storage.tsdb.path={folder}/tsdb",
+                               f"--web.listen-address={prometheus}", "--log.level=warn"])
+    start = time.time()
+    wait_for(lambda: http_get(f"http://{prometheus}/-/ready"), 20, "Prometheus")
+    run = LiveRun(prometheus, start, start, "live-tesseraq", {})
+    wait_for(lambda: [t["health"] for t in run.get("/api/v1/targets")["activeTargets"]] == ["up"] * 3, 30, "the targets")
+    time.sleep(2)  # a scrape before the first job, so that counters are seen to grow
+    submit(binaries, service["tenant"], "live-awq", "awq")
+    watch = group.start("submit", [
+        binaries / "quantry", "--server", service["tenant"], "submit", EXAMPLES / "stories260k", "--id", run.job,
+        "--method", "tesseraq", "--bits", "4", "--group-size", "-1", "--stages", "4", "--steps-per-stage", "30",
+        "--calibration", EXAMPLES / "text/calibration.txt", "--calibration-samples", "16", "--calibration-length", "64",
+        "--evaluation", EXAMPLES / "text/evaluation.txt", "--evaluation-length", "64", "--evaluation-windows", "8",
+        "--wait"])
+    wait_for(lambda: f'loss_after{{job_id="{run.job}"' in http_get(f"http://{exporter}/metrics"), 60, "a block of the job")
+    for process, address in (("quantryd", service["admin"]), ("worker", service["worker_admin"]), ("exporter", exporter)):
+        run.texts[process] = http_get(f"http://{address}/metrics")
+    assert watch.wait(timeout=90) == 0, group.log("submit")
+    time.sleep(3)
+    run.end = time.time()
+    return run

@@ -1,0 +1,73 @@
+"""The exporter by itself: which series, how many, how written, and what it says when the server is away."""
+import argparse
+import sys
+
+import pytest
+
+from conftest import DEPLOY, free_ports
+
+sys.path.insert(0, str(DEPLOY / "exporter"))
+import quantry_exporter  # noqa: E402
+
+
+def job(name="j1", model=None, bits=4, end="2026-01-02T03:04:05.500Z", dense=4.0):
+    return {"name": f"tenants/acme/quantizationJobs/{name}", "end_time": end,
+            "spec": {"model": model or {"uri": "s3://b/models/llama/?region=x"}, "method": {"awq": {"grid": {"bits": bits}}}},
+            "quality": {"perplexity": {"dense": dense, "quantized": 4.5, "windows": 8}, "kl_divergence": 0.1, "top1_agreement": 0.9},
+            "bits": {"linears": 4.25, "file": 5.0}, "timing": {"run_s": 12}}
+
+
+def lines(running=(), succeeded=(), limit=10):
+    text = quantry_exporter.render(quantry_exporter.samples(running, succeeded, limit))
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("model,label", [
+    ({"local_path": "/models/llama-7b/"}, "llama-7b"),
+    ({"uri": "s3://bucket/models/opt?region=eu"}, "opt"),
+    ({"blobs": {"files": [{"path": "model.safetensors", "sha256": "ab" * 32}]}}, "upload-abababab"),
+    ({"blobs": {"files": []}}, "upload"),
+    ({}, "upload"),
+])
+def test_model_label(model, label):
+    assert quantry_exporter.model_label(model) == label
+
+
+def test_the_newest_result_of_each_label_set_counts():
+    newest_first = [job("new", dense=1.0), job("old", dense=2.0), job("other", bits=3, dense=3.0)]
+    dense = [line for line in lines(succeeded=newest_first) if 'weights="dense"' in line]
+    assert dense == ['quantry_result_perplexity{model="llama",method="awq",bits="4",weights="dense"} 1.0',
+                     'quantry_result_perplexity{model="llama",method="awq",bits="3",weights="dense"} 3.0']
+
+
+def test_results_are_bounded():
+    many = [job(model={"uri": f"s3://b/{i}"}) for i in range(50)]
+    assert len([line for line in lines(succeeded=many, limit=7) if line.startswith("quantry_result_run_seconds")]) == 7
+
+
+def test_a_job_without_evaluation_has_bits_and_no_quality():
+    bare = job()
+    del bare["quality"]
+    names = {line.split("{")[0] for line in lines(succeeded=[bare])}
+    assert names == {"quantry_result_bitwidth", "quantry_result_run_seconds", "quantry_result_end_timestamp_seconds"}
+
+
+def test_a_job_that_just_started_has_no_loss():
+    started = {**job(), "progress": {"stage": "FETCHING"}}
+    assert not [line for line in lines(running=[started]) if "loss" in line]
+    assert 'quantry_job_stage{job_id="j1",tenant="acme",stage="fetching"} 1.0' in lines(running=[started])
+
+
+def test_time_and_labels_are_written_exactly():
+    assert quantry_exporter.unix_time("1970-01-02T00:00:00.25Z") == 86400.25
+    assert quantry_exporter.escape('a"b\\c\nd') == 'a\\"b\\\\c\\nd'
+
+
+def test_server_away(binaries, capsys):
+    options = argparse.Namespace(quantry=str(binaries / "quantry"), server=f"127.0.0.1:{free_ports(1)[0]}", tenant=["default"],
+                                 interval=60, history=10, max_results=10)
+    source = quantry_exporter.Source(options)
+    assert "quantry_exporter_up 0.0" in source.metrics()
+    assert "quantry_exporter: " in capsys.readouterr().err
+    assert source.metrics() == "# HELP quantry_exporter_up " + quantry_exporter.FAMILIES["quantry_exporter_up"] + \
+        "\n# TYPE quantry_exporter_up gauge\nquantry_exporter_up 0.0\n"
