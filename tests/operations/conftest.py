@@ -6,6 +6,7 @@ QUANTRY_TOOLS folder of unpacked Debian packages (default: .deps/tools, from scr
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -84,20 +85,20 @@ class Processes:
     def __init__(self, folder):
         self.folder, self.running = pathlib.Path(folder), []
 
-    def start(self, name, command, env=None):
+    def start(self, name, command, env=None, stop=signal.SIGTERM):
         log = open(self.folder / f"{name}.log", "ab")
         process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=env or dict(os.environ))
         log.close()
-        self.running.append((name, process))
+        self.running.append((process, stop))
         return process
 
     def log(self, name):
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
     def stop(self):
-        for _, process in reversed(self.running):
+        for process, stop in reversed(self.running):
             if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(stop)
                 try:
                     process.wait(timeout=30)
                 except subprocess.TimeoutExpired:
@@ -147,6 +148,21 @@ def submit(binaries, address, job_id, method, *extra):
         "--group-size", -1, "--calibration", EXAMPLES / "text/calibration.txt", "--calibration-samples", 16,
         "--calibration-length", 64, "--evaluation", EXAMPLES / "text/evaluation.txt", "--evaluation-length", 64,
         "--evaluation-windows", 8, "--wait", *extra)
+
+
+def known_flags(binaries, program):
+    """Names of the flags `program --help` tells."""
+    done = subprocess.run([binaries / program, "--help"], capture_output=True, text=True, timeout=20)
+    return set(re.findall(r"^  --([a-z][a-z0-9-]*)", done.stdout, re.M))
+
+
+def check_flags(binaries, program, args, folder):
+    """Every flag exists, and the program accepts their values: --check-config, folders replaced by real ones."""
+    names = {arg.split("=")[0].removeprefix("--") for arg in args}
+    assert names <= known_flags(binaries, program), names - known_flags(binaries, program)
+    command = [binaries / program, "--check-config", *(arg.replace("=/", f"={folder}/") for arg in args)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0, done.stderr
 
 
 class LiveRun:

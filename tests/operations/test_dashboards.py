@@ -48,6 +48,10 @@ def test_provisioning_finds_the_boards():
     source = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())
     (prometheus,) = source["datasources"]
     assert source["apiVersion"] == 1 and prometheus["type"] == "prometheus" and prometheus["isDefault"]
+    compose = yaml.safe_load((DEPLOY / "docker/compose.yml").read_text())["services"]["grafana"]
+    mounted = {volume.split(":")[1] for volume in compose["volumes"]}
+    assert entry["options"]["path"] in mounted and "/etc/grafana/provisioning" in mounted
+    assert prometheus["url"].removeprefix("$") in compose["environment"]
 
 
 def test_promtool_parses_every_query(tmp_path):
