@@ -119,21 +119,22 @@ def processes(tmp_path):
     group.stop()
 
 
-def start_service(group, binaries, folder, server_flags=(), worker_flags=()):
-    """quantryd and one worker of its own, on free loopback ports; their addresses by name."""
+def start_service(group, binaries, folder, worker=True):
+    """quantryd and one worker, on free loopback ports; their addresses by name."""
     tenant, worker_port, admin, worker_admin = free_ports(4)
     group.start("quantryd", [
         binaries / "quantryd", f"--data-dir={folder}/data", f"--listen=127.0.0.1:{tenant}",
         f"--worker-listen=127.0.0.1:{worker_port}", f"--admin-listen=127.0.0.1:{admin}", "--embedded=false",
-        "--sweep-interval-s=1", "--heartbeat-interval-s=1", *server_flags])
+        "--sweep-interval-s=1", "--heartbeat-interval-s=1"])
     wait_for(lambda: http_get(f"http://127.0.0.1:{admin}/readyz"), 20, "quantryd")
-    group.start("worker", [
-        binaries / "quantry-worker", f"--server=127.0.0.1:{worker_port}", f"--work-dir={folder}/work",
-        f"--admin-listen=127.0.0.1:{worker_admin}", "--worker-id=worker-1", "--threads=1", "--device=cpu",
-        *worker_flags])
-    wait_for(lambda: http_get(f"http://127.0.0.1:{worker_admin}/readyz"), 20, "the worker")
-    return {"tenant": f"127.0.0.1:{tenant}", "worker": f"127.0.0.1:{worker_port}", "admin": f"127.0.0.1:{admin}",
-            "worker_admin": f"127.0.0.1:{worker_admin}"}
+    addresses = {"tenant": f"127.0.0.1:{tenant}", "worker": f"127.0.0.1:{worker_port}", "admin": f"127.0.0.1:{admin}",
+                 "worker_admin": f"127.0.0.1:{worker_admin}"}
+    if worker:
+        group.start("worker", [
+            binaries / "quantry-worker", f"--server={addresses['worker']}", f"--work-dir={folder}/work",
+            f"--admin-listen={addresses['worker_admin']}", "--worker-id=worker-1", "--threads=1", "--device=cpu"])
+        wait_for(lambda: http_get(f"http://{addresses['worker_admin']}/readyz"), 20, "the worker")
+    return addresses
 
 
 def cli(binaries, address, *args, timeout=120, check=0):

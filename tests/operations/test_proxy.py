@@ -1,0 +1,127 @@
+"""The TLS proxies of the cluster, run for real: a job goes through both; wrong certificates do not."""
+import socket
+import ssl
+import subprocess
+import urllib.error
+
+import pytest
+
+from conftest import DEPLOY, EXAMPLES, Processes, cli, free_ports, http_get, start_service, tool, tool_environment, wait_for
+
+BASE = DEPLOY / "kubernetes/base"
+
+
+def openssl(*args):
+    subprocess.run(["openssl", *map(str, args)], check=True, capture_output=True, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    """A CA, and folders as the Secrets' volumes look: server, worker, client, and stranger of another CA."""
+    folder = tmp_path_factory.mktemp("tls")
+    for ca in ("ca", "other"):
+        openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", 2, "-subj", f"/CN={ca}",
+                "-keyout", folder / f"{ca}.key", "-out", folder / f"{ca}.crt")
+    for name, subject, ca in (("server", "/CN=quantryd", "ca"), ("worker", "/CN=quantry-worker/OU=worker", "ca"),
+                              ("client", "/CN=quantry-client/OU=client", "ca"), ("stranger", "/CN=x/OU=worker", "other")):
+        to = folder / name
+        to.mkdir()
+        openssl("req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", subject,
+                "-keyout", to / "tls.crt.key", "-out", to / "csr")
+        (to / "ext").write_text("subjectAltName=DNS:quantryd,DNS:quantryd.quantry.svc\n" if name == "server" else "extendedKeyUsage=clientAuth\n")
+        openssl("x509", "-req", "-days", 2, "-in", to / "csr", "-CA", folder / f"{ca}.crt", "-CAkey", folder / f"{ca}.key", "-CAcreateserial",
+                "-extfile", to / "ext", "-out", to / "tls.crt")
+        (to / "ca.crt").write_bytes((folder / "ca.crt").read_bytes())
+    return folder
+
+
+def start_proxy(processes, name, config, tls, folder, addresses):
+    """HAProxy with a file of the cluster, other addresses instead of its own."""
+    text = (BASE / config).read_text().replace("/tls/", f"{tls}/")
+    for old, new in addresses.items():
+        assert old in text, old
+        text = text.replace(old, new)
+    path = folder / f"{name}.cfg"
+    path.write_text(text)
+    checked = subprocess.run([tool("haproxy"), "-c", "-f", path], capture_output=True, text=True, timeout=20, env=tool_environment())
+    assert checked.returncode == 0, checked.stderr
+    assert "[WARNING]" not in checked.stderr, checked.stderr
+    processes.start(name, [tool("haproxy"), "-W", "-db", "-f", path], env=tool_environment())
+
+
+@pytest.fixture(scope="module")
+def cluster(binaries, tmp_path_factory, certificates):
+    """quantryd with its proxy; addresses of the proxy's ports by name."""
+    folder = tmp_path_factory.mktemp("cluster")
+    processes = Processes(folder)
+    try:
+        yield start_cluster(binaries, folder, processes, certificates)
+    finally:
+        processes.stop()
+
+
+def start_cluster(binaries, folder, processes, certificates):
+    ports = dict(zip(("tenant", "worker", "admin", "worker_admin", "exporter"), free_ports(5)))
+    server = start_service(processes, binaries, folder, worker=False)
+    start_proxy(processes, "server-proxy", "server-proxy.cfg", certificates / "server", folder, {
+        "127.0.0.1:7070": server["tenant"], "127.0.0.1:7071": server["worker"], "127.0.0.1:7072": server["admin"],
+        "127.0.0.1:7073": server["worker_admin"], ":8470": f"127.0.0.1:{ports['tenant']}", ":8471": f"127.0.0.1:{ports['worker']}",
+        ":8072": f"127.0.0.1:{ports['admin']}", ":8073": f"127.0.0.1:{ports['worker_admin']}", ":8074": f"127.0.0.1:{ports['exporter']}"})
+    wait_for(lambda: http_get(f"http://127.0.0.1:{ports['admin']}/readyz"), 20, "the proxy:\n" + processes.log("server-proxy"))
+    return {name: f"127.0.0.1:{port}" for name, port in ports.items()}
+
+
+def start_client(processes, folder, name, tls, target):
+    """A worker pod's proxy in front of `target`: (address of its loopback end, admin end, the worker's admin address)."""
+    local, admin, worker_admin = (f"127.0.0.1:{port}" for port in free_ports(3))
+    start_proxy(processes, name, "worker-proxy.cfg", tls, folder, {
+        "bind 127.0.0.1:7071": f"bind {local}", "quantryd:8471": target, "127.0.0.1:7073": worker_admin, "bind :8073": f"bind {admin}",
+        " resolvers cluster init-addr last,libc,none": ""})
+    return local, admin, worker_admin
+
+
+def test_a_job_goes_through_both_proxies(binaries, tmp_path, processes, cluster, certificates):
+    server_end, admin_end, worker_admin = start_client(processes, tmp_path, "worker-proxy", certificates / "worker", cluster["worker"])
+    tenant_end, _, _ = start_client(processes, tmp_path, "client-proxy", certificates / "client", cluster["tenant"])
+    processes.start("far-worker", [binaries / "quantry-worker", f"--server={server_end}", f"--work-dir={tmp_path}/far", "--worker-id=far",
+                                   f"--admin-listen={worker_admin}", "--threads=1", "--device=cpu"])
+    wait_for(lambda: http_get(f"http://{admin_end}/readyz"), 20, "the worker through its proxy")
+    cli(binaries, tenant_end, "submit", EXAMPLES / "stories260k", "--id", "far-job", "--method", "rtn", "--group-size", -1,
+        "--calibration", EXAMPLES / "text/calibration.txt", "--calibration-samples", 4, "--calibration-length", 64, "--wait")
+    cli(binaries, tenant_end, "pull", "far-job", tmp_path / "pulled")
+    assert "job=tenants/default/quantizationJobs/far-job" in processes.log("far-worker")
+    assert "quantry_worker_slots 1" in http_get(f"http://{admin_end}/metrics")
+
+
+def answers(address, certificates, who):
+    """Whether HTTP/2's preface is answered; False when the connection ends instead."""
+    context = ssl.create_default_context(cafile=certificates / "ca.crt")
+    context.set_alpn_protocols(["h2"])
+    if who:
+        context.load_cert_chain(certificates / who / "tls.crt", certificates / who / "tls.crt.key")
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port)), timeout=15) as plain:
+        try:
+            with context.wrap_socket(plain, server_hostname="quantryd") as connection:
+                assert connection.selected_alpn_protocol() == "h2"
+                connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+                return len(connection.recv(9)) > 0
+        except (ssl.SSLError, ConnectionError):
+            return False
+
+
+@pytest.mark.parametrize("who,tenant,worker", [("client", True, False), ("worker", True, True), ("stranger", False, False), (None, False, False)])
+def test_who_gets_in(cluster, certificates, who, tenant, worker):
+    assert answers(cluster["tenant"], certificates, who) == tenant
+    assert answers(cluster["worker"], certificates, who) == worker
+
+
+def test_admin_port_is_read_only(cluster):
+    for path in ("/metrics", "/livez", "/readyz"):
+        assert http_get(f"http://{cluster['admin']}{path}")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        http_get(f"http://{cluster['admin']}/anything")
+    assert refused.value.code == 403
+    with pytest.raises(urllib.error.HTTPError) as absent:  # nobody exports there in this test
+        http_get(f"http://{cluster['exporter']}/metrics")
+    assert absent.value.code == 503
