@@ -168,6 +168,24 @@ absl::Status SetEvaluation(const SpecFlags& flags, v1::JobSpec* spec) {
   return absl::OkStatus();
 }
 
+absl::Status SetPreprocessing(const SpecFlags& flags, v1::JobSpec* spec) {
+  const bool wanted = flags.preprocessing == "lora";
+  if (wanted != flags.preprocessing_corpus) {
+    return absl::InvalidArgumentError(
+        wanted ? "--preprocessing lora needs a text to train on: add --preprocessing-corpus FILE"
+               : "--preprocessing-corpus has no effect without --preprocessing lora");
+  }
+  if (!wanted) return absl::OkStatus();
+  const auto format = TextFormatOf("--preprocessing-format", flags.preprocessing_format);
+  if (!format.ok()) return format.status();
+  v1::Preprocessing* preprocessing = spec->mutable_preprocessing();
+  preprocessing->set_format(*format);
+  preprocessing->set_sequence_length(flags.preprocessing_length);
+  preprocessing->mutable_lora()->set_steps(flags.preprocessing_steps);
+  preprocessing->mutable_lora()->set_rank(flags.preprocessing_rank);
+  return absl::OkStatus();
+}
+
 absl::Status SetOutputs(const SpecFlags& flags, v1::JobSpec* spec) {
   for (const std::string& word : flags.formats) {
     const auto format =
@@ -222,7 +240,7 @@ absl::StatusOr<v1::JobSpec> BuildSpec(const SpecFlags& flags) {
   absl::StatusOr<v1::Method> method = BuildMethod(flags);
   if (!method.ok()) return method.status();
   *spec.mutable_method() = *std::move(method);
-  for (const auto set : {SetCalibration, SetEvaluation, SetOutputs}) {
+  for (const auto set : {SetCalibration, SetPreprocessing, SetEvaluation, SetOutputs}) {
     if (absl::Status status = set(flags, &spec); !status.ok()) return status;
   }
   SetResources(flags, &spec);

@@ -36,6 +36,13 @@ struct SpecFlags {
   int evaluation_windows = 0;
   bool evaluate = false;  // --evaluation was given
 
+  std::string preprocessing;  // "none", "lora"
+  std::string preprocessing_format;
+  int preprocessing_length = 0;
+  int preprocessing_steps = 0;
+  int preprocessing_rank = 0;
+  bool preprocessing_corpus = false;  // --preprocessing-corpus was given
+
   std::vector<std::string> formats;
   double max_perplexity_ratio = 0;
   double max_perplexity_increase = 0;

@@ -117,6 +117,23 @@ TEST(BuildSpec, EveryFlagArrives) {
             "stop_limits { max_run { seconds: 90 nanos: 500000000 } } seed: 7");
 }
 
+TEST(BuildSpec, PreprocessingAndItsCorpusGoTogether) {
+  SpecFlags flags;
+  flags.method = "ptq161";
+  flags.preprocessing = "lora";
+  EXPECT_THAT(std::string(BuildSpec(flags).status().message()),
+              HasSubstr("--preprocessing-corpus FILE"));
+  flags.preprocessing_corpus = true;
+  flags.preprocessing_steps = 50;
+  flags.preprocessing_rank = 8;
+  const auto spec = BuildSpec(flags);
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  EXPECT_EQ(spec->preprocessing().ShortDebugString(),
+            "format: TEXT_FORMAT_TEXT lora { rank: 8 steps: 50 }");
+  flags.preprocessing = "none";
+  EXPECT_THAT(std::string(BuildSpec(flags).status().message()), HasSubstr("--preprocessing lora"));
+}
+
 TEST(BuildSpec, AGateNeedsAMeasurement) {
   SpecFlags flags;
   flags.method = "rtn";

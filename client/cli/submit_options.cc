@@ -115,6 +115,43 @@ void AddCalibrationOptions(CLI::App& command, SubmitOptions& o) {
       ->group("Calibration");
 }
 
+void AddPreprocessingOptions(CLI::App& command, SubmitOptions& o) {
+  const char* group = "Preprocessing";
+  Choices(command.add_option("--preprocessing", o.spec.preprocessing,
+                             "lora: quantize once, train adapters on the quantized model by "
+                             "next-token loss, merge them, and quantize what comes out. "
+                             "Default: none"),
+          {"none", "lora"})
+      ->group(group);
+  command
+      .add_option("--preprocessing-corpus", o.preprocessing_corpus,
+                  "Text to train the adapters on: a file here, or a URI")
+      ->type_name("FILE")
+      ->group(group);
+  Choices(command.add_option("--preprocessing-format", o.spec.preprocessing_format,
+                             "UTF-8 text, or JSON token ids. Default: text"),
+          {"text", "tokens"})
+      ->group(group);
+  command
+      .add_option("--preprocessing-length", o.spec.preprocessing_length,
+                  "Tokens a window. Default: the calibration's")
+      ->check(CLI::PositiveNumber)
+      ->type_name("N")
+      ->group(group);
+  command
+      .add_option("--preprocessing-steps", o.spec.preprocessing_steps,
+                  "Updates, of two windows each. Default: 10000")
+      ->check(CLI::PositiveNumber)
+      ->type_name("N")
+      ->group(group);
+  command
+      .add_option("--preprocessing-rank", o.spec.preprocessing_rank,
+                  "Rank of the adapters. Default: 64, or what fits")
+      ->check(CLI::PositiveNumber)
+      ->type_name("N")
+      ->group(group);
+}
+
 void AddEvaluationOptions(CLI::App& command, SubmitOptions& o) {
   command
       .add_option("--evaluation", o.evaluation,
@@ -180,6 +217,7 @@ void AddSpecOptions(CLI::App& command, SubmitOptions& options) {
   AddModelOptions(command, options);
   AddMethodOptions(command, options);
   AddCalibrationOptions(command, options);
+  AddPreprocessingOptions(command, options);
   AddEvaluationOptions(command, options);
   AddResourceOptions(command, options);
 }

@@ -19,6 +19,7 @@ struct SubmitOptions {
   std::string model_uri;
   std::string calibration;  // FILE or URI
   std::string evaluation;
+  std::string preprocessing_corpus;
   std::string method_config;  // FILE
   SpecFlags spec;
 

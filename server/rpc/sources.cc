@@ -39,7 +39,9 @@ std::vector<Named> LocalPaths(const v1::JobSpec& spec) {
   for (const auto& [field, text] : {std::pair<std::string, const v1::TextSource&>(
                                         "calibration.source", spec.calibration().source()),
                                     std::pair<std::string, const v1::TextSource&>(
-                                        "evaluation.source", spec.evaluation().source())}) {
+                                        "evaluation.source", spec.evaluation().source()),
+                                    std::pair<std::string, const v1::TextSource&>(
+                                        "preprocessing.source", spec.preprocessing().source())}) {
     add(field, text.has_local_path(), text.local_path(), text.has_uri(), text.uri());
   }
   return paths;
@@ -48,8 +50,10 @@ std::vector<Named> LocalPaths(const v1::JobSpec& spec) {
 std::vector<v1::BlobFile> BlobsOf(const v1::JobSpec& spec) {
   std::vector<v1::BlobFile> blobs(spec.model().blobs().files().begin(),
                                   spec.model().blobs().files().end());
-  if (spec.calibration().source().has_blob()) blobs.push_back(spec.calibration().source().blob());
-  if (spec.evaluation().source().has_blob()) blobs.push_back(spec.evaluation().source().blob());
+  for (const v1::TextSource* text : {&spec.calibration().source(), &spec.evaluation().source(),
+                                     &spec.preprocessing().source()}) {
+    if (text->has_blob()) blobs.push_back(text->blob());
+  }
   return blobs;
 }
 
@@ -155,6 +159,15 @@ absl::StatusOr<std::unique_ptr<Sources::LocalJob>> Sources::Materialise(
     evaluation.mutable_text()->set_format(spec.evaluation().format());
     evaluation.set_sequence_length(spec.evaluation().sequence_length());
     evaluation.set_windows(spec.evaluation().windows());
+  }
+  if (spec.has_preprocessing()) {
+    v1::EnginePreprocessing& preprocessing = *job.mutable_preprocessing();
+    absl::Status status = text_path(spec.preprocessing().source(), "preprocessing.source.uri",
+                                    preprocessing.mutable_text());
+    if (!status.ok()) return status;
+    preprocessing.mutable_text()->set_format(spec.preprocessing().format());
+    preprocessing.set_sequence_length(spec.preprocessing().sequence_length());
+    *preprocessing.mutable_lora() = spec.preprocessing().lora();
   }
   *job.mutable_method() = spec.method();
   *job.mutable_outputs() = spec.outputs();

@@ -259,6 +259,33 @@ void CheckEvaluation(const v1::JobSpec& spec, const SpecLimits& limits, Violatio
   }
 }
 
+void CheckPreprocessing(const v1::JobSpec& spec, const SpecLimits& limits, Violations* out) {
+  if (!spec.has_preprocessing()) return;
+  const std::string field = At("preprocessing");
+  const v1::Preprocessing& preprocessing = spec.preprocessing();
+  CheckText(field + ".source", preprocessing.source(), limits, out);
+  out->Range(field + ".sequence_length", preprocessing.sequence_length(), 0, kMaxSequenceLength);
+  if (!v1::TextFormat_IsValid(preprocessing.format())) {
+    out->Wanted(field + ".format", "a known TextFormat", absl::StrCat(preprocessing.format()));
+  }
+  const v1::LoraOptions& lora = preprocessing.lora();
+  const auto number = [&](const char* name, double value, double least, double most) {
+    if (value >= least && value <= most) return;
+    out->Wanted(absl::StrCat(field, ".lora.", name),
+                absl::StrCat(least, " to ", most, " (0 = the default)"), absl::StrCat(value));
+  };
+  constexpr double kMostAlpha = 1e6;
+  constexpr double kMostDropout = 0.99;
+  out->Range(field + ".lora.rank", lora.rank(), 0, kMaxSamples);
+  out->Range(field + ".lora.steps", lora.steps(), 0, kMaxIterations);
+  out->Range(field + ".lora.accumulation", lora.accumulation(), 0, kMaxBatch);
+  out->Range(field + ".lora.warmup_steps", lora.warmup_steps(), 0, kMaxIterations);
+  number("alpha", lora.alpha(), 0, kMostAlpha);
+  number("dropout", lora.dropout(), -1, kMostDropout);
+  number("learning_rate", lora.learning_rate(), 0, 1);
+  number("clip_norm", lora.clip_norm(), 0, kMostAlpha);
+}
+
 void CheckOutputs(const v1::JobSpec& spec, Violations* out) {
   const std::string field = At("outputs");
   out->Range(field, spec.outputs_size(), 0, 8);
@@ -329,6 +356,7 @@ void CheckSpec(const v1::JobSpec& spec, const SpecLimits& limits, Violations* vi
   CheckMethod(spec.method(), violations);
   CheckCalibration(spec, limits, violations);
   CheckEvaluation(spec, limits, violations);
+  CheckPreprocessing(spec, limits, violations);
   CheckOutputs(spec, violations);
   CheckResources(spec, violations);
 }

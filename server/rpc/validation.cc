@@ -121,6 +121,9 @@ void FillDefaults(v1::JobSpec* spec) {
                                                              : 2048);
     }
   }
+  if (spec->has_preprocessing() && spec->preprocessing().format() == v1::TEXT_FORMAT_UNSPECIFIED) {
+    spec->mutable_preprocessing()->set_format(v1::TEXT_FORMAT_TEXT);
+  }
   v1::Method& method = *spec->mutable_method();
   if (method.has_rtn()) DefaultGrid(method.mutable_rtn()->mutable_grid());
   if (method.has_gptq()) DefaultGrid(method.mutable_gptq()->mutable_grid());

@@ -41,6 +41,13 @@ v1::EngineJob MakeEngineJob(const v1::Lease& lease, const JobInputs& inputs, con
     evaluation.set_sequence_length(spec.evaluation().sequence_length());
     evaluation.set_windows(spec.evaluation().windows());
   }
+  if (!inputs.preprocessing.empty()) {
+    auto& preprocessing = *job.mutable_preprocessing();
+    preprocessing.mutable_text()->set_path(inputs.preprocessing);
+    preprocessing.mutable_text()->set_format(spec.preprocessing().format());
+    preprocessing.set_sequence_length(spec.preprocessing().sequence_length());
+    *preprocessing.mutable_lora() = spec.preprocessing().lora();
+  }
   if (spec.has_quality_gate()) *job.mutable_quality_gate() = spec.quality_gate();
   job.set_seed(spec.seed());
   const std::string& device = spec.resources().device();

@@ -244,6 +244,11 @@ absl::StatusOr<JobInputs> Materializer::Materialize(const v1::Lease& lease, cons
     if (!text.ok()) return text.status();
     inputs.evaluation = *text;
   }
+  if (spec.preprocessing().has_source()) {
+    auto text = Text(context, spec.preprocessing().source(), dir.text() + "/preprocessing");
+    if (!text.ok()) return text.status();
+    inputs.preprocessing = *text;
+  }
   return inputs;
 }
 

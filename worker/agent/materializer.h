@@ -15,6 +15,7 @@ struct JobInputs {
   std::string model_dir;
   std::string calibration;
   std::string evaluation;
+  std::string preprocessing;  // its corpus
 };
 
 // Brings a job's inputs onto this machine and refuses what must not be read:

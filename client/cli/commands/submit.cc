@@ -28,9 +28,11 @@ struct Submission {
   std::vector<LocalFile> model_files;       // to upload; empty: a path or URI
   std::vector<LocalFile> calibration_file;  // none or one
   std::vector<LocalFile> evaluation_file;   // none or one
+  std::vector<LocalFile> corpus_file;       // none or one
 
   bool uploads() const {
-    return !model_files.empty() || !calibration_file.empty() || !evaluation_file.empty();
+    return !model_files.empty() || !calibration_file.empty() || !evaluation_file.empty() ||
+           !corpus_file.empty();
   }
 };
 
@@ -65,6 +67,12 @@ absl::Status FindSources(const SubmitOptions& options, Submission& submission) {
                  spec->mutable_calibration()->mutable_source(), submission.calibration_file);
     if (!status.ok()) return status;
   }
+  if (spec->has_preprocessing()) {
+    absl::Status status =
+        FindText("--preprocessing-corpus", options.preprocessing_corpus,
+                 spec->mutable_preprocessing()->mutable_source(), submission.corpus_file);
+    if (!status.ok()) return status;
+  }
   if (!spec->has_evaluation()) return absl::OkStatus();
   return FindText("--evaluation", options.evaluation, spec->mutable_evaluation()->mutable_source(),
                   submission.evaluation_file);
@@ -90,6 +98,7 @@ absl::StatusOr<Submission> Prepare(const GlobalOptions& global, const SubmitOpti
   flags.method_config = *std::move(config);
   flags.calibrate = !options.calibration.empty();
   flags.evaluate = !options.evaluation.empty();
+  flags.preprocessing_corpus = !options.preprocessing_corpus.empty();
   absl::StatusOr<v1::JobSpec> spec = BuildSpec(flags);
   if (!spec.ok()) return spec.status();
   const auto labels = ParseLabels(options.labels);
@@ -116,7 +125,8 @@ absl::StatusOr<Submission> Prepare(const GlobalOptions& global, const SubmitOpti
 
 absl::Status UploadSources(Connection& connection, StatusLine& line, Submission& submission) {
   std::vector<LocalFile> files = submission.model_files;
-  for (const auto* more : {&submission.calibration_file, &submission.evaluation_file}) {
+  for (const auto* more :
+       {&submission.calibration_file, &submission.evaluation_file, &submission.corpus_file}) {
     files.insert(files.end(), more->begin(), more->end());
   }
   const auto blobs = Uploader(connection, line, submission.request.parent()).Upload(files);
@@ -133,6 +143,9 @@ absl::Status UploadSources(Connection& connection, StatusLine& line, Submission&
   }
   if (!submission.evaluation_file.empty()) {
     *spec->mutable_evaluation()->mutable_source()->mutable_blob() = *next++;
+  }
+  if (!submission.corpus_file.empty()) {
+    *spec->mutable_preprocessing()->mutable_source()->mutable_blob() = *next++;
   }
   return absl::OkStatus();
 }

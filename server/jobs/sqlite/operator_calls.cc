@@ -141,7 +141,8 @@ void SweepExpired(const Context& context, SweepReport& report) {
 std::vector<std::string> BlobsOf(const v1::JobSpec& spec) {
   std::vector<std::string> blobs;
   for (const v1::BlobFile& file : spec.model().blobs().files()) blobs.push_back(file.sha256());
-  for (const v1::TextSource* text : {&spec.calibration().source(), &spec.evaluation().source()}) {
+  for (const v1::TextSource* text : {&spec.calibration().source(), &spec.evaluation().source(),
+                                     &spec.preprocessing().source()}) {
     if (text->has_blob()) blobs.push_back(text->blob().sha256());
   }
   return blobs;

@@ -167,6 +167,7 @@ std::optional<StageState> Checkpoints::LoadStage(int block) const {
 
 const std::vector<HashedFile>& Checkpoints::List() {
   listed_ = files_;
+  listed_.insert(listed_.end(), carried_.begin(), carried_.end());
   listed_.push_back(Hash(dir_, kState));
   return listed_;
 }

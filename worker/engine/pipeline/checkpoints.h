@@ -48,6 +48,11 @@ class Checkpoints {
   const std::vector<HashedFile>& CommitTuned(const std::vector<StoredBlock>& blocks);
   bool tuned() const;
 
+  // Files of another folder's checkpoint that belong to every one from here on.
+  void Carry(const std::vector<HashedFile>& files) { carried_ = files; }
+  // The files that make up the checkpoint.
+  const std::vector<HashedFile>& Files() { return List(); }
+
   StoredBlock Load(int index) const;
   // Removes every file of the checkpoint.
   void Clear();
@@ -63,8 +68,9 @@ class Checkpoints {
 
   std::string dir_;
   std::string fingerprint_;
-  std::vector<HashedFile> files_;   // without state.json
-  std::vector<HashedFile> listed_;  // with it
+  std::vector<HashedFile> files_;  // without state.json
+  std::vector<HashedFile> carried_;
+  std::vector<HashedFile> listed_;  // all of them
 };
 
 }  // namespace quantry::engine

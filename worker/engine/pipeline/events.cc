@@ -34,6 +34,8 @@ std::string StageName(Stage stage) {
       return "STAGE_LOADING";
     case Stage::kCalibrating:
       return "STAGE_CALIBRATING";
+    case Stage::kPreprocessing:
+      return "STAGE_PREPROCESSING";
     case Stage::kQuantizing:
       return "STAGE_QUANTIZING";
     case Stage::kPacking:

@@ -11,7 +11,7 @@
 namespace quantry::engine {
 
 // Stages an engine goes through (Stage in job.proto).
-enum class Stage { kLoading, kCalibrating, kQuantizing, kPacking, kEvaluating };
+enum class Stage { kLoading, kPreprocessing, kCalibrating, kQuantizing, kPacking, kEvaluating };
 std::string StageName(Stage stage);  // "STAGE_LOADING"
 
 // BlockReport in artifact.proto.

@@ -56,6 +56,10 @@ std::vector<HashedFile> HashInputs(const Job& job, const Checkpoint& checkpoint)
     const std::string& path = job.evaluation->source.path;
     files.push_back(Hash(path, "evaluation/" + FileName(path)));
   }
+  if (job.preprocessing) {
+    const std::string& path = job.preprocessing->corpus.source.path;
+    files.push_back(Hash(path, "preprocessing/" + FileName(path)));
+  }
   return files;
 }
 
@@ -73,7 +77,9 @@ Inputs OpenInputs(const Job& job) {
   CheckGrid(job.grid, LinearWidths(checkpoint.architecture(), checkpoint.config()));
   CheckOutputs(job, checkpoint);
   std::shared_ptr<const Tokenizer> tokenizer;
-  if (NeedsTokenizer(job.calibration) || NeedsTokenizer(job.evaluation)) {
+  const std::optional<TextJob> corpus =
+      job.preprocessing ? std::optional(job.preprocessing->corpus) : std::nullopt;
+  if (NeedsTokenizer(job.calibration) || NeedsTokenizer(job.evaluation) || NeedsTokenizer(corpus)) {
     tokenizer = Tokenizer::Load(job.model_dir + "/tokenizer.json");
   }
   if (job.calibration) {
@@ -81,6 +87,10 @@ Inputs OpenInputs(const Job& job) {
   }
   if (job.evaluation) {
     inputs.evaluation = Windows(*job.evaluation, tokenizer.get(), checkpoint);
+  }
+  if (corpus) {
+    CheckLora(job.preprocessing->lora, checkpoint.architecture(), checkpoint.config());
+    inputs.corpus = Windows(*corpus, tokenizer.get(), checkpoint);
   }
   inputs.files = HashInputs(job, checkpoint);
   inputs.source = inputs.checkpoint;
@@ -124,6 +134,12 @@ std::string Fingerprint(const Job& job, const Inputs& inputs, const at::Device& 
     const WindowSpec& windows = job.calibration->windows;
     all["calibration"] = {windows.windows, windows.length, static_cast<int>(windows.sampling),
                           static_cast<int>(job.calibration->source.format)};
+  }
+  if (job.preprocessing) {
+    // Where the corpus lies does not count; its hash stands among the files.
+    auto given = nlohmann::ordered_json::parse(job.preprocessing->json);
+    given["text"].erase("path");
+    all["preprocessing"] = given;
   }
   return Sha256OfText(all.dump());
 }

@@ -19,6 +19,7 @@ struct Inputs {
   std::shared_ptr<const Checkpoint> source;
   at::Tensor calibration;         // int64 [windows, length]; undefined when there is none
   at::Tensor evaluation;          // the same
+  at::Tensor corpus;              // the same, of preprocessing
   std::vector<HashedFile> files;  // model, calibration and evaluation files with hashes
 };
 

@@ -56,6 +56,47 @@ TextJob ParseEvaluation(JsonObject object, int64_t default_length) {
   return evaluation;
 }
 
+// A number of the options: 0 and absence leave `value` alone.
+void Override(JsonObject& options, const std::string& name, double& value) {
+  const double given = options.Number(name, 0, 0);
+  if (given > 0) value = given;
+}
+
+void Override(JsonObject& options, const std::string& name, int64_t most, int64_t& value) {
+  const int64_t given = options.Int(name, 0, 0, most);
+  if (given > 0) value = given;
+}
+
+LoraOptions ParseLora(JsonObject options, uint64_t seed) {
+  LoraOptions lora;
+  Override(options, "rank", JobLimits::kSamples, lora.rank);
+  Override(options, "alpha", lora.alpha);
+  const double dropout = options.Number("dropout", 0, -1);
+  if (dropout >= 1) options.Refuse("dropout", "below 1 (0 = the default, -1 = none)");
+  if (dropout != 0) lora.dropout = std::max(0.0, dropout);
+  Override(options, "steps", JobLimits::kSteps, lora.steps);
+  Override(options, "accumulation", JobLimits::kSamples, lora.accumulation);
+  Override(options, "learning_rate", lora.learning_rate);
+  Override(options, "warmup_steps", JobLimits::kSteps, lora.warmup_steps);
+  Override(options, "clip_norm", lora.clip_norm);
+  lora.attention_output = options.Bool("attention_output", false);
+  lora.seed = seed;
+  options.Finish();
+  return lora;
+}
+
+PreprocessingJob ParsePreprocessing(JsonObject object, uint64_t seed, int64_t default_length) {
+  PreprocessingJob preprocessing;
+  preprocessing.json = object.value().dump();
+  preprocessing.corpus.source = ParseText(object, "preprocessing corpus", "INVALID_CALIBRATION");
+  preprocessing.corpus.windows.length = ParseLength(object, default_length);
+  const nlohmann::json none = nlohmann::json::object();
+  std::optional<JsonObject> lora = object.Object("lora");
+  preprocessing.lora = ParseLora(lora ? *lora : JsonObject(none, object.PathOf("lora")), seed);
+  object.Finish();
+  return preprocessing;
+}
+
 void ParseMethod(JsonObject& parent, Job& job) {
   std::optional<JsonObject> kinds = parent.Object("method");
   std::vector<std::string> known;
@@ -173,6 +214,10 @@ Job ParseJob(const nlohmann::json& json) {
   if (std::optional<JsonObject> evaluation = object.Object("evaluation")) {
     const int64_t length = job.calibration ? job.calibration->windows.length : kDefaultLength;
     job.evaluation = ParseEvaluation(*evaluation, length);
+  }
+  if (std::optional<JsonObject> preprocessing = object.Object("preprocessing")) {
+    const int64_t length = job.calibration ? job.calibration->windows.length : kDefaultLength;
+    job.preprocessing = ParsePreprocessing(*preprocessing, static_cast<uint64_t>(job.seed), length);
   }
   ParseOutputs(object, job);
   job.quality_gate = ParseGate(object);

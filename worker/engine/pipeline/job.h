@@ -10,6 +10,7 @@
 #include "worker/engine/calibration/dataset.h"
 #include "worker/engine/export/layout.h"
 #include "worker/engine/methods/catalog.h"
+#include "worker/engine/reconstruct/lora.h"
 
 namespace quantry::engine {
 
@@ -18,12 +19,20 @@ struct JobLimits {
   static constexpr int64_t kSamples = 1 << 20;
   static constexpr int64_t kSequenceLength = 1 << 20;
   static constexpr int64_t kThreads = 4096;
+  static constexpr int64_t kSteps = int64_t{1} << 32;
   static constexpr uint64_t kFileBytes = uint64_t{16} << 20;
 };
 
 struct TextJob {
   TextSource source;
   WindowSpec windows;
+};
+
+// Adapters trained on a first pass's model (EnginePreprocessing).
+struct PreprocessingJob {
+  TextJob corpus;  // all windows of it
+  LoraOptions lora;
+  std::string json;  // as given, compact
 };
 
 struct QualityGate {
@@ -40,6 +49,7 @@ struct Job {
   std::string model_dir;
   std::optional<TextJob> calibration;
   std::optional<TextJob> evaluation;
+  std::optional<PreprocessingJob> preprocessing;
   const MethodRow* method_row = nullptr;
   std::unique_ptr<Method> method;
   std::string method_json;  // the method's message as given, compact

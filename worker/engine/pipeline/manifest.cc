@@ -57,6 +57,18 @@ Json TimingJson(const Manifest& manifest) {
       {"run_s", manifest.run_seconds}, {"blocks_s", blocks}, {"stages_s", manifest.stage_seconds}};
 }
 
+Json ToJson(const RestorationResult& result) {
+  Json json = {{"updates", result.updates},
+               {"loss_first", Finite(result.loss_first)},
+               {"loss_last", Finite(result.loss_last)},
+               {"relative_change", Finite(result.relative_change)}};
+  if (result.perplexity_restored > 0) {
+    json["perplexity_first_pass"] = Finite(result.perplexity_first_pass);
+    json["perplexity_restored"] = Finite(result.perplexity_restored);
+  }
+  return json;
+}
+
 Json ToJson(const Job& job, const Manifest& manifest) {
   Json json = {{"schema", kSchema},
                {"job", job.name},
@@ -73,6 +85,7 @@ Json ToJson(const Job& job, const Manifest& manifest) {
   if (manifest.quality) {
     json["quality"] = QualityJson(*manifest.quality, manifest.evaluation_length);
   }
+  if (manifest.preprocessing) json["preprocessing"] = ToJson(*manifest.preprocessing);
   json["timing"] = TimingJson(manifest);
   json["outputs"] = List(manifest.outputs);
   json["peak_rss_bytes"] = manifest.peak_rss_bytes;

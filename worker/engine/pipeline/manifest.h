@@ -11,6 +11,7 @@
 #include "worker/engine/export/exporter.h"
 #include "worker/engine/pipeline/events.h"
 #include "worker/engine/pipeline/job.h"
+#include "worker/engine/pipeline/restoration.h"
 
 namespace quantry::engine {
 
@@ -21,6 +22,7 @@ struct Manifest {
   std::vector<BlockReport> blocks;
   BitAccounting bits;
   std::optional<EvaluationResult> quality;
+  std::optional<RestorationResult> preprocessing;
   int64_t evaluation_length = 0;
   double run_seconds = 0;
   std::map<std::string, double> stage_seconds;

@@ -82,6 +82,23 @@ TEST(Job, ARecipeDecidesWhatIsLeftOpen) {
   EXPECT_EQ(job.calibration->windows.length, 2048);
 }
 
+TEST(Job, ReadsPreprocessing) {
+  nlohmann::json json = GoodJob();
+  EXPECT_FALSE(ParseJob(json).preprocessing);
+  json["preprocessing"] = {{"text", {{"path", "/p"}}},
+                           {"lora", {{"rank", 8}, {"steps", 70}, {"dropout", -1}}}};
+  const Job job = ParseJob(json);
+  ASSERT_TRUE(job.preprocessing);
+  EXPECT_EQ(job.preprocessing->corpus.source.path, "/p");
+  EXPECT_EQ(job.preprocessing->corpus.windows.length, 32);  // the calibration's
+  EXPECT_EQ(job.preprocessing->lora.rank, 8);
+  EXPECT_EQ(job.preprocessing->lora.steps, 70);
+  EXPECT_EQ(job.preprocessing->lora.dropout, 0);
+  EXPECT_EQ(job.preprocessing->lora.alpha, 16);
+  json["preprocessing"]["lora"]["dropout"] = 1;
+  EXPECT_TRUE(test::Mentions(test::ErrorOf([&] { ParseJob(json); }), "dropout"));
+}
+
 // A job of the good one's kind with these TesseraQ options.
 EngineError TesseraqError(const std::string& options) {
   nlohmann::json json = GoodJob();
@@ -354,8 +371,15 @@ TEST(Progress, GrowsStrictlyAndTellsTheTimeLeft) {
   double now = 0;
   {
     EventWriter events(fd);
+    StepPlan plan;
+    plan.blocks = 2;
+    plan.calibrating = 1;
+    plan.per_block = 10;
+    plan.packing = 2;
+    plan.evaluating = 4;
+    plan.evaluating_weight = 1.0;
     ProgressTracker tracker(
-        {2, 1, 10, 0, 2, 4, 1.0}, events, [&] { return now; }, 0, [] { return int64_t{0}; });
+        plan, events, [&] { return now; }, 0, [] { return int64_t{0}; });
     tracker.EnterStage(Stage::kQuantizing);
     for (int block = 0; block < 2; ++block) {
       tracker.BlockStarted();

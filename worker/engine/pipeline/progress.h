@@ -19,6 +19,7 @@ using Seconds = std::function<double()>;
 // Steps of a whole job, fixed before the first block.
 struct StepPlan {
   int blocks = 0;
+  int64_t preprocessing = 0;
   int64_t calibrating = 0;
   int64_t per_block = 0;
   int64_t tuning = 0;  // of the whole model, after all blocks
@@ -28,7 +29,9 @@ struct StepPlan {
   // the calibration stream; for the ETA.
   double evaluating_weight = 0;
 
-  int64_t total() const { return calibrating + blocks * per_block + tuning + packing + evaluating; }
+  int64_t total() const {
+    return preprocessing + calibrating + blocks * per_block + tuning + packing + evaluating;
+  }
 };
 
 // Counts steps and tells the world: at most a few events a second, at least

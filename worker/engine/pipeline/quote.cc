@@ -65,7 +65,14 @@ void CheckInputs(const Job& job, const Checkpoint& checkpoint, Json& problems) {
   if (job.rotation.enabled) {
     note([&] { Rotation(checkpoint.architecture(), checkpoint.config(), job.rotation.online, 0); });
   }
-  for (const auto* text : {&job.calibration, &job.evaluation}) {
+  const std::optional<TextJob> corpus =
+      job.preprocessing ? std::optional(job.preprocessing->corpus) : std::nullopt;
+  if (job.preprocessing) {
+    note([&] {
+      CheckLora(job.preprocessing->lora, checkpoint.architecture(), checkpoint.config());
+    });
+  }
+  for (const auto* text : {&job.calibration, &job.evaluation, &corpus}) {
     if (!*text) continue;
     note([&] {
       CheckSequenceLength(checkpoint.architecture(), checkpoint.config(), (*text)->windows.length);
@@ -127,6 +134,7 @@ Json QuoteJson(const Job& job) {
       {"parameters", checkpoint->parameters()},
       {"host_memory_bytes",
        HostMemoryBytes(*checkpoint, calibration) +
+           (job.preprocessing ? checkpoint->parameters() * kFloatBytes : 0) +
            job.method->WorkingBytes(checkpoint->architecture(), checkpoint->config(), calibration)},
       {"device_memory_bytes", DeviceMemoryBytes(*checkpoint, calibration)}};
   const bool fits = problems.empty();

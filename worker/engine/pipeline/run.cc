@@ -104,6 +104,7 @@ class Run {
   void Execute() {
     events_.StageChanged(Stage::kLoading);
     Load();
+    Restore();
     Calibrate();
     Quantize();
     Pack();
@@ -113,6 +114,8 @@ class Run {
 
  private:
   void Load();
+  void Restore();
+  void Resume();
   void Calibrate();
   void Quantize();
   void QuantizeBlock(int index);
@@ -132,6 +135,7 @@ class Run {
   // What is quantized and written; the original, but for rotated models.
   const Checkpoint& checkpoint() const { return *inputs_.source; }
   std::string RotatedDir() const { return CheckpointDir(job_) + "/rotated"; }
+  std::string RestoredDir() const { return CheckpointDir(job_) + "/restored"; }
   int blocks() const { return static_cast<int>(checkpoint().config().num_layers); }
   EvaluationOptions evaluation_options() const {
     EvaluationOptions options;
@@ -173,6 +177,15 @@ void Run::Load() {
   if (job_.rotation.enabled) inputs_.source = OpenRotated(job_, inputs_, RotatedDir());
   checkpoints_ =
       std::make_unique<Checkpoints>(CheckpointDir(job_), Fingerprint(job_, inputs_, device_));
+  Resume();
+  progress_ = std::make_unique<ProgressTracker>(
+      PlanSteps(job_, checkpoint(), ShapeOfStream(inputs_.calibration),
+                ShapeOfStream(inputs_.evaluation), evaluation_options()),
+      events_, clock_, began_, [this] { return PeakDeviceBytes(device_); });
+  events_.Started(DescribeDevice(device_), blocks(), resumed_, checkpoint().parameters());
+}
+
+void Run::Resume() {
   resumed_ = checkpoints_->Resume(blocks(), inputs_.calibration.defined() ? &streams_ : nullptr,
                                   [&](const std::string& message) { Warn(message); });
   for (int i = 0; i < resumed_; ++i) {
@@ -180,11 +193,21 @@ void Run::Load() {
     manifest_.blocks.push_back(stored.report);
     Remember(stored.block);
   }
-  progress_ = std::make_unique<ProgressTracker>(
-      PlanSteps(job_, checkpoint(), ShapeOfStream(inputs_.calibration),
-                ShapeOfStream(inputs_.evaluation), evaluation_options()),
-      events_, clock_, began_, [this] { return PeakDeviceBytes(device_); });
-  events_.Started(DescribeDevice(device_), blocks(), resumed_, checkpoint().parameters());
+}
+
+void Run::Restore() {
+  if (!job_.preprocessing) return;
+  progress_->EnterStage(Stage::kPreprocessing);
+  EvaluationOptions options = evaluation_options();
+  options.quantized_ends = nullptr;
+  const RestorationTask task{job_,          inputs_,
+                             device_,       CheckpointDir(job_),
+                             RestoredDir(), options,
+                             events_,       *progress_,
+                             clock_,        [this](const std::string& message) { Warn(message); }};
+  manifest_.preprocessing = RestoreModel(task);
+  inputs_.source = manifest_.preprocessing->model;
+  checkpoints_->Carry(manifest_.preprocessing->files);
 }
 
 void Run::Calibrate() {
@@ -391,6 +414,10 @@ void Run::Finish() {
   const std::string sha256 = WriteManifest(job_, manifest_);
   std::error_code ignored;
   if (job_.rotation.enabled) std::filesystem::remove_all(RotatedDir(), ignored);
+  if (job_.preprocessing) std::filesystem::remove_all(RestoredDir(), ignored);
+  if (job_.preprocessing && job_.checkpoint_dir.empty()) {
+    std::filesystem::remove_all(CheckpointDir(job_) + "/first-pass", ignored);
+  }
   if (job_.checkpoint_dir.empty()) checkpoints_->Clear();
   events_.Completed(sha256, manifest_.quality_gate_failed);
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "worker/engine/methods/batches.h"
+#include "worker/engine/pipeline/restoration.h"
 #include "worker/engine/reconstruct/model_tuning.h"
 
 namespace quantry::engine {
@@ -21,6 +22,7 @@ StepPlan PlanSteps(const Job& job, const Checkpoint& checkpoint, const StreamSha
                    Batches(calibration) + 1;
   if (const ModelTuningOptions* tuning = job.method->Tuning()) plan.tuning = tuning->steps;
   plan.packing = 2 * static_cast<int64_t>(job.outputs.size()) * plan.blocks;
+  plan.preprocessing = RestorationSteps(job, checkpoint, calibration, evaluation, options);
   if (evaluation.windows == 0) return plan;
   plan.evaluating =
       EvaluationSteps(checkpoint, evaluation.windows, evaluation.length, true, options);

@@ -36,4 +36,18 @@ void DenseAdam::Step(const std::vector<at::Tensor>& gradients, double rate,
   }
 }
 
+std::vector<at::Tensor> DenseAdam::Moments() const {
+  std::vector<at::Tensor> moments = means_;
+  moments.insert(moments.end(), squares_.begin(), squares_.end());
+  return moments;
+}
+
+void DenseAdam::Restore(int64_t steps, const std::vector<at::Tensor>& moments) {
+  step_ = steps;
+  for (size_t i = 0; i < means_.size(); ++i) {
+    means_[i].copy_(moments.at(i));
+    squares_[i].copy_(moments.at(means_.size() + i));
+  }
+}
+
 }  // namespace quantry::engine

@@ -20,6 +20,11 @@ class DenseAdam {
   void Step(const std::vector<at::Tensor>& gradients, double rate,
             std::vector<at::Tensor>& tensors);
 
+  // Both moments of every tensor, means first: all there is beside the steps.
+  std::vector<at::Tensor> Moments() const;
+  // Goes on after `steps` steps.
+  void Restore(int64_t steps, const std::vector<at::Tensor>& moments);
+
  private:
   int64_t step_ = 0;
   std::vector<at::Tensor> means_;

@@ -1,6 +1,5 @@
 #include "worker/engine/reconstruct/model_tuning.h"
 
-#include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
 
 #include <algorithm>
@@ -14,13 +13,11 @@
 #include "worker/engine/quant/grid.h"
 #include "worker/engine/reconstruct/block_objective.h"
 #include "worker/engine/reconstruct/dense_adam.h"
+#include "worker/engine/reconstruct/model_backward.h"
 #include "worker/engine/reconstruct/progressive_rounding.h"
 
 namespace quantry::engine {
 namespace {
-
-// Logits held at once, 64 MiB each for teacher and student.
-constexpr int64_t kMaxLogits = int64_t{1} << 24;
 
 // One block: what is fixed, and what is tuned.
 struct TunedBlock {
@@ -99,20 +96,11 @@ class Tuner {
   std::vector<at::Tensor> Dense() const { return Flat(&TunedBlock::dense); }
 
   Gradients Step(const std::vector<int64_t>& windows) const {
-    const auto count = static_cast<int64_t>(windows.size());
-    const double tokens = static_cast<double>(count * task_.windows.size(1));
-    const int64_t shares =
-        task_.device.is_cpu() && count % at::get_num_threads() == 0 ? at::get_num_threads() : 1;
-    if (shares == 1) return Part(windows, tokens);
-    std::vector<Gradients> parts(shares);
-    at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t share = begin; share < end; ++share) {
-        const auto first = windows.begin() + share * count / shares;
-        parts[share] = Part({first, first + count / shares}, tokens);
-      }
-    });
-    for (int64_t share = 1; share < shares; ++share) Add(parts[0], parts[share]);
-    return std::move(parts[0]);
+    const double tokens =
+        static_cast<double>(windows.size()) * static_cast<double>(task_.windows.size(1));
+    return OverShares(
+        task_.device, windows,
+        [&](const std::vector<int64_t>& share) { return Part(share, tokens); }, Add);
   }
 
   // Writes what was tuned into the blocks, rounded as it is stored.
@@ -146,76 +134,54 @@ class Tuner {
   // `tokens`; its slope by the hidden states through `slope`.
   double Divergence(const at::Tensor& outputs, const at::Tensor& wanted, double tokens,
                     at::Tensor& slope) const {
-    at::Tensor leaf = outputs.detach().requires_grad_(true);
-    at::Tensor normed;
-    {
-      const c10::AutoGradMode with_gradients(true);
-      normed = head_.Normalize(leaf);
-    }
-    const c10::AutoGradMode without_gradients(false);
-    const at::Tensor student = normed.detach().reshape({-1, normed.size(-1)});
-    const at::Tensor teacher = head_.Normalize(wanted).reshape({-1, normed.size(-1)});
-    at::Tensor normed_slope = at::empty_like(student);
-    const int64_t step = std::max<int64_t>(1, kMaxLogits / rows_.size(0));
-    double sum = 0;
-    for (int64_t first = 0; first < student.size(0); first += step) {
-      const int64_t last = std::min(first + step, student.size(0));
-      const at::Tensor got = at::log_softmax(at::mm(student.slice(0, first, last), rows_.t()), -1);
+    const at::Tensor teacher = head_.Normalize(wanted).reshape({-1, wanted.size(-1)});
+    const auto chunk = [&](int64_t first, int64_t last, const at::Tensor& student,
+                           at::Tensor& student_slope) {
+      const at::Tensor got = at::log_softmax(at::mm(student, rows_.t()), -1);
       const at::Tensor log_wanted =
           at::log_softmax(at::mm(teacher.slice(0, first, last), rows_.t()), -1);
       const at::Tensor probability = log_wanted.exp();
-      sum += ((log_wanted - got) * probability).sum(at::kDouble).item<double>();
-      const at::Tensor error = got.exp().sub_(probability).div_(tokens);
-      normed_slope.slice(0, first, last).copy_(at::mm(error, rows_));
-    }
-    normed.backward(normed_slope.view(normed.sizes()));
-    slope = leaf.grad();
-    return sum / tokens;
+      const double sum = ((log_wanted - got) * probability).sum(at::kDouble).item<double>();
+      student_slope.copy_(at::mm(got.exp().sub_(probability).div_(tokens), rows_));
+      return sum;
+    };
+    return BackwardThroughHead(head_, outputs, chunk, slope) / tokens;
   }
 
   Gradients Part(const std::vector<int64_t>& windows, double tokens) const {
     const at::Tensor index = at::tensor(windows, at::kLong);
-    std::vector<at::Tensor> inputs;
-    at::Tensor hidden = Embed(task_.checkpoint, task_.windows.index_select(0, index), task_.device);
-    for (const TunedBlock& block : blocks_) {
-      const c10::AutoGradMode without_gradients(false);
-      inputs.push_back(hidden);
-      hidden = Materialize(block, task_.device, false).Forward(hidden, task_.rope);
-    }
     Gradients result;
-    at::Tensor slope;
-    result.loss =
-        Divergence(hidden, task_.outputs.index_select(0, index).to(task_.device), tokens, slope);
     result.logs.resize(blocks_.size());
     result.dense.resize(blocks_.size());
-    for (size_t b = blocks_.size(); b-- > 0;) {
-      slope = BlockSlopes(b, inputs[b], slope, result);
-      inputs[b] = at::Tensor();
-    }
+    Block block;
+    ModelPass pass;
+    pass.forward = [&](size_t b, const at::Tensor& hidden) {
+      block = Materialize(blocks_[b], task_.device, c10::GradMode::is_enabled());
+      return block.Forward(hidden, task_.rope);
+    };
+    pass.loss = [&](const at::Tensor& outputs, at::Tensor& slope) {
+      return Divergence(outputs, task_.outputs.index_select(0, index).to(task_.device), tokens,
+                        slope);
+    };
+    pass.collect = [&](size_t b) { Collect(b, block, result); };
+    result.loss = BackwardThroughModel(
+        Embed(task_.checkpoint, task_.windows.index_select(0, index), task_.device), blocks_.size(),
+        pass);
     return result;
   }
 
-  // Gradients of block `b`; returns the slope by its input.
-  at::Tensor BlockSlopes(size_t b, const at::Tensor& input, const at::Tensor& slope,
-                         Gradients& result) const {
-    const Block block = Materialize(blocks_[b], task_.device, true);
-    at::Tensor leaf = input.detach().requires_grad_(true);
-    {
-      const c10::AutoGradMode with_gradients(true);
-      block.Forward(leaf, task_.rope).backward(slope);
-    }
+  // Gradients of block `b` from those of its materialized tensors.
+  void Collect(size_t b, Block& block, Gradients& result) const {
     for (size_t i = 0; i < block.linears.size(); ++i) {
       const at::Tensor offsets = Offsets(blocks_[b].quantized->linears[i]);
       const at::Tensor gradient = block.linears[i].weight.grad().to(at::kCPU).view(offsets.sizes());
       result.logs[b].push_back((gradient * offsets).sum(-1).mul_(ScalesOf(blocks_[b], i)));
     }
-    Block copy = block;
-    for (const at::Tensor* tensor : DenseParameters(copy)) {
+    for (const at::Tensor* tensor : DenseParameters(block)) {
       const at::Tensor& gradient = tensor->grad();
       result.dense[b].push_back(gradient.defined() ? gradient.to(at::kCPU)
                                                    : at::zeros_like(*tensor, at::kCPU));
     }
-    return leaf.grad();
   }
 
   const ModelTuningTask& task_;

@@ -1,0 +1,74 @@
+#include "worker/engine/pipeline/adapter_file.h"
+
+#include <nlohmann/json.hpp>
+
+#include "worker/engine/base/error.h"
+#include "worker/engine/base/file.h"
+#include "worker/engine/base/strings.h"
+#include "worker/engine/model/safetensors.h"
+
+namespace quantry::engine {
+namespace {
+
+constexpr char kSchema[] = "quantry.adapters.v1";
+
+void Plan(const std::string& name, const std::vector<at::Tensor>& list,
+          std::vector<TensorSpec>& specs, std::vector<at::Tensor>& values) {
+  for (size_t i = 0; i < list.size(); ++i) {
+    specs.push_back({StrCat(name, ".", i), at::kFloat, list[i].sizes().vec()});
+    values.push_back(list[i].contiguous());
+  }
+}
+
+std::vector<at::Tensor> List(const SafetensorsFile& file, const std::string& name) {
+  std::vector<at::Tensor> list;
+  while (const TensorInfo* info = file.Find(StrCat(name, ".", list.size()))) {
+    list.push_back(file.View(*info).clone());
+  }
+  return list;
+}
+
+}  // namespace
+
+void WriteAdapterFile(const std::string& path, const std::string& fingerprint,
+                      const LoraState& state) {
+  std::vector<TensorSpec> specs;
+  std::vector<at::Tensor> values;
+  Plan("adapter", state.adapters, specs, values);
+  Plan("moment", state.moments, specs, values);
+  const nlohmann::json description = {{"schema", kSchema},
+                                      {"fingerprint", fingerprint},
+                                      {"steps_done", state.steps_done},
+                                      {"loss_first", state.loss_first},
+                                      {"loss_last", state.loss_last}};
+  SafetensorsWriter writer(path, specs, {{"quantry", description.dump()}});
+  for (size_t i = 0; i < specs.size(); ++i) writer.Append(specs[i].name, values[i]);
+  writer.Finish();
+}
+
+std::optional<LoraState> ReadAdapterFile(const std::string& path, const std::string& fingerprint) {
+  if (!IsRegularFile(path)) return std::nullopt;
+  try {
+    const auto file = SafetensorsFile::Open(path);
+    const auto description = nlohmann::json::parse(file->metadata().at("quantry"));
+    if (description.at("schema") != kSchema || description.at("fingerprint") != fingerprint) {
+      return std::nullopt;
+    }
+    LoraState state;
+    state.steps_done = description.at("steps_done").get<int64_t>();
+    state.loss_first = description.at("loss_first").get<double>();
+    state.loss_last = description.at("loss_last").get<double>();
+    state.adapters = List(*file, "adapter");
+    state.moments = List(*file, "moment");
+    if (state.moments.size() != 2 * state.adapters.size()) return std::nullopt;
+    return state;
+  } catch (const EngineError&) {
+    return std::nullopt;
+  } catch (const nlohmann::json::exception&) {
+    return std::nullopt;
+  } catch (const std::out_of_range&) {
+    return std::nullopt;
+  }
+}
+
+}  // namespace quantry::engine

@@ -1,0 +1,69 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "worker/engine/methods/method.h"
+#include "worker/engine/model/checkpoint.h"
+#include "worker/engine/nn/block.h"
+#include "worker/engine/nn/rope.h"
+
+namespace quantry::engine {
+
+// Low-rank adapters (Hu et al., arXiv 2106.09685) on a quantized model, trained
+// by next-token loss and merged into it: W + alpha / r B A, with A [r, in] and
+// B [out, r]. Defaults are those of PTQ1.61's code (spec: ptq161.md 5.1).
+struct LoraOptions {
+  int64_t rank = 0;  // 0 = 64, or the smaller side of a linear where that is less
+  double alpha = 16;
+  double dropout = 0.1;  // of the adapters' inputs
+  int64_t steps = 10'000;
+  int64_t accumulation = 2;  // windows a step
+  double learning_rate = 1e-4;
+  int64_t warmup_steps = -1;  // -1 = a tenth of the steps
+  double clip_norm = 1;
+  bool attention_output = false;  // adapters there too
+  uint64_t seed = 0;
+};
+
+// Where training stands; the same numbers go on from it.
+struct LoraState {
+  int64_t steps_done = 0;
+  std::vector<at::Tensor> adapters;  // A, B of every adapted linear, fp32
+  std::vector<at::Tensor> moments;   // DenseAdam::Moments
+  double loss_first = 0;             // sums so far, see LoraReport
+  double loss_last = 0;
+};
+
+class LoraStore {
+ public:
+  virtual ~LoraStore() = default;
+  virtual std::optional<LoraState> Load() = 0;
+  // After every step; keeping the last one, once `finished`, is a must.
+  virtual void Save(const LoraState& state, bool finished) = 0;
+};
+
+struct LoraReport {
+  double loss_first = 0;  // nats a token, mean of the first and last tenth of the steps
+  double loss_last = 0;
+  double relative_change = 0;  // mean over adapted linears of |change| / |weight|, Frobenius
+};
+
+// Trains adapters on `blocks`, all of the model's, fp32 on `device`, and merges
+// them. windows: int64 [windows, length] of the corpus, taken in a shuffled
+// order, again and again. Advances `progress` by options.steps. Holds the
+// model in fp32. Deterministic as methods are. Throws EngineError
+// "NON_FINITE_LOSS".
+LoraReport TrainLora(const Checkpoint& checkpoint, const RopeTable& rope, const at::Tensor& windows,
+                     const at::Device& device, const LoraOptions& options, LoraStore* store,
+                     std::vector<Block>& blocks, ProgressSink& progress);
+
+// Throws UserError INVALID_SPEC when options.rank exceeds a side of a linear
+// that would be adapted.
+void CheckLora(const LoraOptions& options, const Architecture& architecture,
+               const ModelConfig& config);
+
+}  // namespace quantry::engine
