@@ -13,10 +13,11 @@ import argparse
 import json
 import pathlib
 import sys
+from typing import Any, Iterator, Optional, Sequence
 
 import numpy as np
 
-from quantry.safetensors import File, FormatError, float32_to_bf16
+from quantry.safetensors import Array, File, FormatError, PathLike, Tensor, float32_to_bf16
 
 STEM = "model.quantry"
 GRID_SCHEMA = "quantry.container.v1"
@@ -27,22 +28,23 @@ MIXED_PARTS = ("salient_codes", "salient_scales", "salient_zeros", "signs", "row
                "column_gain", "mask")
 
 
-def unpack_stream(words: np.ndarray, count: int, bits: int) -> np.ndarray:
+def unpack_stream(words: Array, count: int, bits: int) -> Array:
     """`count` codes of `bits` bits of every row of a dense stream: int32 [rows, words] -> uint8 [rows, count]."""
     if words.ndim != 2 or words.shape[1] != (count * bits + 31) // 32:
         raise FormatError(f"{count} codes of {bits} bits do not fit int32 {words.shape}")
     stream = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=1, bitorder="little")
     digits = stream[:, :count * bits].reshape(words.shape[0], count, bits)
-    return (digits << np.arange(bits, dtype=np.uint8)).sum(axis=2, dtype=np.uint8)
+    codes: Array = (digits << np.arange(bits, dtype=np.uint8)).sum(axis=2, dtype=np.uint8)
+    return codes
 
 
-def unpack_nibbles(packed: np.ndarray, count: int) -> np.ndarray:
+def unpack_nibbles(packed: Array, count: int) -> Array:
     """uint8 [rows, ceil(count / 2)] -> uint8 [rows, count], low nibble first."""
     both = np.stack([packed & 15, packed >> 4], axis=-1)
     return both.reshape(packed.shape[0], -1)[:, :count]
 
 
-def unpack_bits(packed: np.ndarray, count: int) -> np.ndarray:
+def unpack_bits(packed: Array, count: int) -> Array:
     """uint8 [rows, ceil(count / 8)] -> uint8 [rows, count] of 0 and 1, lowest bit first."""
     return np.unpackbits(packed, axis=1, bitorder="little")[:, :count]
 
@@ -50,11 +52,11 @@ def unpack_bits(packed: np.ndarray, count: int) -> np.ndarray:
 class Container:
     """A quantry folder. Files are mapped, linears decoded one at a time."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: PathLike) -> None:
         self.folder = pathlib.Path(folder)
-        self._files = {}  # tensor -> its file
-        self.linears = {}  # module -> what the metadata says of it
-        self.schemas = set()
+        self._files: dict[str, File] = {}  # tensor -> its file
+        self.linears: dict[str, Any] = {}  # module -> what the metadata says of it
+        self.schemas: set[str] = set()
         for path in self._shards():
             file = File(path)
             self._files.update((name, file) for name in file.names())
@@ -69,7 +71,7 @@ class Container:
         if not self.linears:
             raise FormatError(f"{self.folder}: no file of it describes its linears")
 
-    def _shards(self):
+    def _shards(self) -> list[pathlib.Path]:
         index = self.folder / f"{STEM}.safetensors.index.json"
         if not index.exists():
             return [self.folder / f"{STEM}.safetensors"]
@@ -78,7 +80,7 @@ class Container:
             raise FormatError(f"{index}: shards must be file names without folders")
         return [self.folder / name for name in names]
 
-    def _tensor(self, name, dtype, shape):
+    def _tensor(self, name: str, dtype: Sequence[str], shape: tuple[int, ...]) -> Tensor:
         if name not in self._files:
             raise FormatError(f"{self.folder}: no tensor {name}")
         tensor = self._files[name].read(name)
@@ -87,22 +89,22 @@ class Container:
                               f"{tensor.array.shape}")
         return tensor
 
-    def kind(self, module) -> str:
+    def kind(self, module: str) -> str:
         """"grid" or "mixed-binary"."""
-        return self.linears[module].get("kind", "grid")
+        return str(self.linears[module].get("kind", "grid"))
 
-    def parts(self, module):
+    def parts(self, module: str) -> list[str]:
         """Names of the tensors that hold a linear's weight."""
         names = MIXED_PARTS if self.kind(module) == "mixed-binary" else GRID_PARTS
         return [f"{module}.{name}" for name in names if f"{module}.{name}" in self._files]
 
-    def read(self, module) -> np.ndarray:
+    def read(self, module: str) -> Array:
         """The weight float32 [out, in] a linear stands for."""
         described = self.linears[module]
         return self._read_mixed(module, described) if self.kind(module) == "mixed-binary" \
             else self._read_grid(module, described)
 
-    def _read_grid(self, module, described):
+    def _read_grid(self, module: str, described: Any) -> Array:
         rows, columns = described["shape"]
         bits = described["bits"]
         group = columns if described["group_size"] < 0 else described["group_size"]
@@ -118,16 +120,17 @@ class Container:
             packed = self._tensor(f"{module}.zeros", ("I32",), ((rows * bits + 31) // 32, groups))
             zeros = unpack_stream(packed.array.T, rows, bits).T.astype(np.float32)
         centred = codes.reshape(rows, groups, group) - zeros[:, :, None]
-        return (centred * scales[:, :, None]).reshape(rows, columns)
+        weight: Array = (centred * scales[:, :, None]).reshape(rows, columns)
+        return weight
 
-    def _read_mixed(self, module, described):
+    def _read_mixed(self, module: str, described: Any) -> Array:
         (rows, columns), count = described["shape"], described["salient"]
         others = columns - count
 
-        def half(part, size):
+        def half(part: str, size: int) -> Array:
             return self._tensor(f"{module}.{part}", ("F16",), (size,)).to_float32()
 
-        def packed(part, *shape):
+        def packed(part: str, *shape: int) -> Array:
             return self._tensor(f"{module}.{part}", ("U8",), shape).array
 
         mask = self._tensor(described["mask"], ("U8",), ((columns + 7) // 8,)).array
@@ -143,19 +146,27 @@ class Container:
         weight[:, ~salient] = np.where(signs, offset + gain, offset - gain) * half("column_gain", others)
         return weight
 
-    def other_tensors(self):
+    def other_tensors(self) -> list[str]:
         """Names of the tensors kept dense: embeddings, norms, biases, head."""
         packed = {name for module in self.linears for name in self.parts(module)}
         return [name for name in self._files if name not in packed]
 
-    def dense_tensors(self):
+    def dense_tensors(self) -> Iterator[tuple[str, Array]]:
         """(name, float32 array) of the whole model under the names a dense checkpoint has."""
         for name in self.other_tensors():
             yield name, self._files[name].read(name).to_float32()
         for module in self.linears:
             yield f"{module}.weight", self.read(module)
 
-    def summary(self) -> dict:
+    def dense_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """(name, shape) of what dense_tensors() gives, in its order."""
+        for name in self.other_tensors():
+            yield name, self._files[name].shape(name)
+        for module, described in self.linears.items():
+            rows, columns = described["shape"]
+            yield f"{module}.weight", (rows, columns)
+
+    def summary(self) -> dict[str, Any]:
         packed = [name for module in self.linears for name in self.parts(module)]
         bits = 8 * sum(self._files[name].nbytes(name) for name in packed)
         weights = sum(rows * columns for rows, columns in (d["shape"] for d in self.linears.values()))
@@ -168,7 +179,7 @@ class Container:
                 "dense_tensors": len(self.other_tensors())}
 
 
-def main(argv=None) -> int:
+def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m quantry.reader", description="Summary of a quantry container.")
     parser.add_argument("folder")
     parser.add_argument("--linears", action="store_true", help="also one line a linear")

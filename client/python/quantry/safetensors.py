@@ -3,15 +3,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, Iterable, Mapping, NamedTuple, Union
 
 import numpy as np
+
+Array = np.ndarray[Any, Any]
+PathLike = Union[str, "os.PathLike[str]"]
 
 MAX_HEADER_BYTES = 64 << 20
 
 # bf16 has no numpy type: its 16 bits are kept as they are.
-DTYPES = {
+DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"),
     "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
     "U8": np.dtype("u1"), "BOOL": np.dtype("u1"),
@@ -24,19 +28,19 @@ class FormatError(ValueError):
 
 class Tensor(NamedTuple):
     dtype: str  # as the file names it: "F16"
-    array: np.ndarray  # of DTYPES[dtype]
+    array: Array  # of DTYPES[dtype]
 
-    def to_float32(self) -> np.ndarray:
+    def to_float32(self) -> Array:
         if self.dtype == "BF16":
             return bf16_to_float32(self.array)
         return self.array.astype(np.float32)
 
 
-def bf16_to_float32(bits: np.ndarray) -> np.ndarray:
+def bf16_to_float32(bits: Array) -> Array:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def float32_to_bf16(values: np.ndarray) -> np.ndarray:
+def float32_to_bf16(values: Array) -> Array:
     """Bits of finite values rounded half to even."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
@@ -45,7 +49,7 @@ def float32_to_bf16(values: np.ndarray) -> np.ndarray:
 class File:
     """One safetensors file."""
 
-    def __init__(self, path):
+    def __init__(self, path: PathLike) -> None:
         self.path = pathlib.Path(path)
         self._data = np.memmap(self.path, np.uint8, "r")
         length = int.from_bytes(self._data[:8].tobytes(), "little")
@@ -56,20 +60,20 @@ class File:
         except ValueError as error:
             raise FormatError(f"{self.path}: the header is not JSON: {error}") from None
         self._begin = 8 + length
-        self.metadata = header.pop("__metadata__", {})
-        self._entries = header
+        self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        self._entries: dict[str, Any] = header
 
-    def names(self):
+    def names(self) -> list[str]:
         return list(self._entries)
 
-    def shape(self, name):
+    def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._entries[name]["shape"])
 
-    def nbytes(self, name) -> int:
+    def nbytes(self, name: str) -> int:
         first, last = self._entries[name]["data_offsets"]
-        return last - first
+        return int(last - first)
 
-    def read(self, name) -> Tensor:
+    def read(self, name: str) -> Tensor:
         entry = self._entries[name]
         dtype = DTYPES.get(entry["dtype"])
         first, last = entry["data_offsets"]
@@ -80,3 +84,30 @@ class File:
             raise FormatError(f"{self.path}: {name} should take {size} bytes, its offsets are {first} to {last}")
         data = self._data[self._begin + first:self._begin + last]
         return Tensor(entry["dtype"], data.view(dtype).reshape(entry["shape"]))
+
+
+def write_file(path: PathLike, shapes: Mapping[str, tuple[str, tuple[int, ...]]],
+               tensors: Iterable[tuple[str, Array]], metadata: Mapping[str, str]) -> None:
+    """Writes one file, a tensor at a time: `shapes` is {name: (dtype, shape)}, `tensors` gives them in that order.
+
+    The file appears whole or not at all.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    at = 0
+    for name, (dtype, shape) in shapes.items():
+        size = math.prod(shape) * DTYPES[dtype].itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    target = pathlib.Path(path)
+    part = target.with_name(f"{target.name}.part")
+    order = iter(shapes.items())
+    with open(part, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, array in tensors:
+            wanted, (dtype, shape) = next(order)
+            if name != wanted or array.shape != shape or array.dtype != DTYPES[dtype]:
+                raise ValueError(f"wanted {wanted} {dtype} {shape}, got {name} {array.dtype} {array.shape}")
+            file.write(np.ascontiguousarray(array).data)
+    os.replace(part, target)

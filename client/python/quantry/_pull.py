@@ -1,0 +1,335 @@
+"""An artifact into a folder, and proof of it: the manifest by the server's digest of it, every file by the manifest's.
+
+manifest.json is written last, so a folder that has it is complete. Running it again verifies what is there and
+fetches the rest; files are replaced whole or not at all.
+"""
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import pathlib
+import stat
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Iterator, Optional
+
+from google.protobuf.json_format import Parse, ParseError
+
+from quantry import errors
+from quantry._files import check_name
+from quantry._progress import Meter, MeterFactory
+from quantry._retry import MAX_TRIES, Backoff, is_retryable, stream_deadline
+from quantry._transport import Transport
+from quantry._upload import crc32c
+from quantry.artifact import MANIFEST, LocalArtifact
+from quantry.v1 import artifact_pb2, artifact_service_pb2 as service_pb2
+
+MAX_MANIFEST_BYTES = 64 << 20
+NAME_DIGITS = 12  # of the sha256 in a part file's name
+READ_BYTES = 1 << 20
+
+log = logging.getLogger("quantry")
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What pull() left in the folder: everything verified."""
+
+    artifact: LocalArtifact
+    files: int  # in the folder now
+    downloaded: int  # of them, fetched by this call
+    bytes: int
+    downloaded_bytes: int
+    seconds: float
+
+    @property
+    def folder(self) -> pathlib.Path:
+        return self.artifact.folder
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which files, and what may be replaced."""
+
+    folder: pathlib.Path
+    format: str = ""
+    path: str = ""
+    force: bool = False
+
+
+@contextmanager
+def disk(path: pathlib.Path, doing: str = "write") -> Iterator[None]:
+    """Turns what the disk says no with into a LocalDiskError."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, errors.QuantryError):
+            raise
+        full = error.errno in _FULL
+        raise errors.LocalDiskError(
+            f"cannot {doing} \"{path}\": {error.strerror or error}", errno=error.errno,
+            code="RESOURCE_EXHAUSTED" if full else "UNAVAILABLE", reason="DISK_FULL" if full else "STORAGE_ERROR",
+            metadata={"path": str(path)},
+            hint="free space there, then pull again: it goes on where it stopped" if full
+            else "check the folder and its permissions, then pull again") from None
+
+
+def _full() -> set[Optional[int]]:
+    import errno
+    return {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
+
+
+_FULL = _full()
+
+
+def _corrupt(message: str, path: str) -> errors.QuantryError:
+    return errors.make_error("DATA_LOSS", message, reason="ARTIFACT_CORRUPT", metadata={"path": path})
+
+
+class PartFile:
+    """Bytes of a file on their way, beside it as NAME.{sha256 digits}.part; a later try goes on from what is there."""
+
+    def __init__(self, target: pathlib.Path, sha256: str) -> None:
+        self._target, self._sha256 = target, sha256
+        self.path = target.with_name(f"{target.name}.{sha256[:NAME_DIGITS]}.part")
+        self._digest, self.size = hashlib.sha256(), 0
+        with disk(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+            self._file = os.fdopen(os.open(self.path, flags, 0o644), "r+b", buffering=0)
+            while block := self._file.read(READ_BYTES):
+                self._digest.update(block)
+                self.size += len(block)
+
+    def append(self, data: bytes) -> None:
+        with disk(self.path):
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._file.write(rest):]
+        self._digest.update(data)
+        self.size += len(data)
+
+    def reset(self) -> None:
+        with disk(self.path):
+            self._file.seek(0)
+            self._file.truncate()
+        self._digest, self.size = hashlib.sha256(), 0
+
+    def matches(self, size: int) -> bool:
+        return self.size == size and self._digest.hexdigest() == self._sha256
+
+    def commit(self) -> None:
+        with disk(self._target):
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self.path, self._target)
+            if os.name == "posix":
+                folder = os.open(self._target.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
+
+    def discard(self) -> None:
+        self.close()
+        self.path.unlink()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def holds_exactly(path: pathlib.Path, size: int, sha256: str) -> bool:
+    """Whether a regular file has this content."""
+    try:
+        info = path.lstat()
+        if not stat.S_ISREG(info.st_mode) or info.st_size != size:
+            return False
+        digest = hashlib.sha256()
+        with open(path, "rb") as data:
+            while block := data.read(READ_BYTES):
+                digest.update(block)
+    except OSError:
+        return False
+    return digest.hexdigest() == sha256
+
+
+def parse_manifest(data: bytes) -> artifact_pb2.Manifest:
+    try:
+        return Parse(data.decode(), artifact_pb2.Manifest(), ignore_unknown_fields=True)
+    except (ParseError, UnicodeDecodeError):
+        raise _corrupt(f"{MANIFEST} is not the JSON of a manifest", MANIFEST) from None
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder + "/")
+
+
+def _check_entries(manifest: artifact_pb2.Manifest) -> None:
+    seen: set[str] = set()
+    for file in manifest.files:
+        check_name(file.path)
+        hexadecimal = len(file.sha256) == 64 and set(file.sha256) <= set("0123456789abcdef")
+        if file.path in seen or file.path == MANIFEST or file.size_bytes < 0 or not hexadecimal:
+            raise _corrupt(f"the artifact's manifest has a bad entry for \"{file.path}\"", file.path)
+        seen.add(file.path)
+
+
+def choose_files(manifest: artifact_pb2.Manifest, wanted: Wanted) -> list[artifact_pb2.ArtifactFile]:
+    """The files a pull wants, in manifest order."""
+    _check_entries(manifest)
+    files = list(manifest.files)
+    if wanted.format:
+        folders = {output.format: output.path for output in manifest.outputs}
+        if wanted.format not in folders:
+            raise errors.make_error("INVALID_ARGUMENT", f"format: the artifact holds {', '.join(folders) or 'no outputs'}"
+                                                        f", got \"{wanted.format}\"")
+        folder = folders[wanted.format]
+        others = [path for path in folders.values() if path]
+        files = [file for file in files if (_is_below(file.path, folder) if folder else
+                                            not any(_is_below(file.path, other) for other in others))]
+    if wanted.path:
+        files = [file for file in files if _is_below(file.path, wanted.path)]
+        if not files:
+            raise errors.make_error("INVALID_ARGUMENT", f"path: the artifact has no file or folder \"{wanted.path}\"")
+    return files
+
+
+def _occupied(path: pathlib.Path, what: str) -> errors.QuantryError:
+    return errors.make_error("FAILED_PRECONDITION", f"\"{path}\" is already there and is {what}: nothing was overwritten",
+                             hint="pull into another folder, or with force=True to replace it")
+
+
+class Puller:
+    def __init__(self, transport: Transport, meters: MeterFactory) -> None:
+        self._transport, self._meters = transport, meters
+
+    async def pull(self, artifact: artifact_pb2.Artifact, wanted: Wanted) -> Pulled:
+        start, run = time.monotonic(), self._transport.run
+        data = await self._manifest(artifact)
+        manifest = parse_manifest(data)
+        files = choose_files(manifest, wanted)
+        target = wanted.folder / MANIFEST
+        ours = await run(holds_exactly, target, len(data), artifact.manifest_sha256)
+        if not ours and os.path.lexists(target) and not wanted.force:
+            raise _occupied(target, "another artifact's manifest")
+        total, fetched = sum(int(file.size_bytes) for file in files), []
+        with self._meters("downloading", total) as meter:
+            for file in files:
+                if await self._pull_file(artifact.name, file, wanted, ours, meter):
+                    fetched.append(int(file.size_bytes))
+        if not ours:
+            await run(_write_whole, target, artifact.manifest_sha256, data)
+        return Pulled(LocalArtifact(wanted.folder), len(files), len(fetched), total, sum(fetched),
+                      time.monotonic() - start)
+
+    async def _manifest(self, artifact: artifact_pb2.Artifact) -> bytes:
+        request = service_pb2.ReadArtifactRequest(name=artifact.name, path=MANIFEST)
+        for last in (False, True):
+            data = b""
+            stream = self._transport.stream("artifacts", "ReadArtifact", request, 60.0)
+            try:
+                async for chunk in stream:
+                    data += chunk.data
+                    if len(data) > MAX_MANIFEST_BYTES:
+                        break
+            except errors.QuantryError as error:
+                if last or not is_retryable(error):
+                    raise
+            finally:
+                await stream.aclose()
+            if hashlib.sha256(data).hexdigest() == artifact.manifest_sha256:
+                return data
+        raise _corrupt(f"{MANIFEST} of {artifact.name} has another sha256 than the server's record "
+                       f"{artifact.manifest_sha256}", MANIFEST)
+
+    async def _pull_file(self, artifact: str, file: artifact_pb2.ArtifactFile, wanted: Wanted, ours: bool,
+                         meter: Meter) -> bool:
+        """Whether it had to be fetched."""
+        target = wanted.folder / check_name(file.path)
+        if os.path.lexists(target):
+            if await self._transport.run(holds_exactly, target, int(file.size_bytes), file.sha256):
+                meter.add(int(file.size_bytes))
+                return False
+            if not ours and not wanted.force:
+                raise _occupied(target, "not the artifact's file")
+            log.warning("\"%s\" differs from the manifest; fetching it again", target)
+        await self._download(artifact, file, target, meter)
+        return True
+
+    async def _download(self, artifact: str, file: artifact_pb2.ArtifactFile, target: pathlib.Path,
+                        meter: Meter) -> None:
+        run = self._transport.run
+        part = await run(PartFile, target, file.sha256)
+        try:
+            meter.add(min(part.size, int(file.size_bytes)))
+            for last in (False, True):
+                problem = await self._fill(artifact, file, part, meter)
+                if problem is None:
+                    await run(part.commit)
+                    return
+                if last:
+                    await run(part.discard)
+                    raise problem
+                log.warning("%s; fetching it once more", problem.message)
+                meter.add(-min(part.size, int(file.size_bytes)))
+                await run(part.reset)
+        finally:
+            part.close()
+
+    async def _fill(self, artifact: str, file: artifact_pb2.ArtifactFile, part: PartFile,
+                    meter: Meter) -> Optional[errors.QuantryError]:
+        """Fills `part` up to the file's size, over broken connections; returns why its bytes are wrong, if they are."""
+        if part.size > file.size_bytes:
+            return _corrupt(f"\"{file.path}\" has too many bytes", file.path)
+        backoff, tries = Backoff(), 0
+        while part.size < file.size_bytes:
+            before, failure = part.size, None
+            try:
+                await self._fill_once(artifact, file, part, meter)
+            except errors.CorruptData as error:
+                return error
+            except errors.QuantryError as error:
+                if not is_retryable(error):
+                    raise
+                failure = error
+            tries = 1 if part.size > before else tries + 1
+            if part.size >= file.size_bytes:
+                break
+            if tries >= MAX_TRIES:
+                if failure is not None:
+                    raise failure
+                return _corrupt(f"\"{file.path}\" ends after {part.size} bytes: wanted {file.size_bytes}", file.path)
+            await self._transport.sleep(backoff.next())
+            await self._transport.refresh()
+        if part.matches(int(file.size_bytes)):
+            return None
+        return _corrupt(f"\"{file.path}\" arrived with another sha256 than the manifest's {file.sha256}", file.path)
+
+    async def _fill_once(self, artifact: str, file: artifact_pb2.ArtifactFile, part: PartFile, meter: Meter) -> None:
+        request = service_pb2.ReadArtifactRequest(name=artifact, path=file.path, read_offset=part.size)
+        stream = self._transport.stream("artifacts", "ReadArtifact", request,
+                                        stream_deadline(int(file.size_bytes) - part.size))
+        try:
+            async for chunk in stream:
+                _check_chunk(chunk, file, part.size)
+                await self._transport.run(part.append, chunk.data)
+                meter.add(len(chunk.data))
+        finally:
+            await stream.aclose()
+
+
+def _check_chunk(chunk: Any, file: artifact_pb2.ArtifactFile, at: int) -> None:
+    if chunk.offset != at or crc32c(chunk.data) != chunk.crc32c or len(chunk.data) > file.size_bytes - at:
+        raise _corrupt(f"bytes of \"{file.path}\" from offset {at} arrived damaged", file.path)
+
+
+def _write_whole(target: pathlib.Path, sha256: str, data: bytes) -> None:
+    part = PartFile(target, sha256)
+    try:
+        part.reset()
+        part.append(data)
+        part.commit()
+    finally:
+        part.close()

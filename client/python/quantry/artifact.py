@@ -1,0 +1,127 @@
+"""A pulled artifact: its manifest, its tables, its weights, and whether its bytes are still what they were."""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any, Iterator, Optional, Union
+
+from quantry.errors import CorruptData, InvalidRequest, NotFound
+
+PathLike = Union[str, "os.PathLike[str]"]
+Row = dict[str, Any]
+
+MANIFEST = "manifest.json"
+
+
+class LocalArtifact:
+    """A folder that pull() filled (docs/formats). Needs no server.
+
+        artifact = quantry.LocalArtifact("my-model-w4")
+        artifact.verify()
+        pandas.DataFrame(artifact.block_rows()).plot(x="block", y=["loss_rtn", "loss_final"])
+    """
+
+    def __init__(self, folder: PathLike) -> None:
+        self.folder = pathlib.Path(folder)
+        try:
+            self.manifest: Row = json.loads((self.folder / MANIFEST).read_bytes())
+        except FileNotFoundError:
+            raise NotFound(f"wanted a pulled artifact, got \"{self.folder}\" without {MANIFEST}",
+                           hint="pull() writes it last: pull again to complete the folder") from None
+        except ValueError as error:
+            raise CorruptData(f"\"{self.folder / MANIFEST}\" is not JSON: {error}") from None
+
+    def __repr__(self) -> str:
+        return f"LocalArtifact({str(self.folder)!r})"
+
+    @property
+    def job(self) -> str:
+        """Name of the job that made it."""
+        return str(self.manifest.get("job", ""))
+
+    @property
+    def method(self) -> str:
+        return str(self.manifest.get("method", ""))
+
+    @property
+    def outputs(self) -> dict[str, pathlib.Path]:
+        """Folder of each output layout: {"compressed-tensors": ...}."""
+        return {o["format"]: self.folder / o.get("path", "") for o in self.manifest.get("outputs", [])}
+
+    def output(self, format: str) -> pathlib.Path:
+        outputs = self.outputs
+        if format not in outputs:
+            raise InvalidRequest(f"format: the artifact holds {', '.join(outputs) or 'no outputs'}, got \"{format}\"")
+        return outputs[format]
+
+    def verify(self) -> int:
+        """Reads every file and compares size and sha256 with the manifest; returns their number.
+
+        CorruptData names the first file that is missing or differs.
+        """
+        files = self.manifest.get("files", [])
+        for file in files:
+            path = self.folder / file["path"]
+            digest = _sha256(path)
+            if digest != file["sha256"]:
+                raise CorruptData(f"\"{path}\": wanted sha256 {file['sha256']}, got {digest or 'no such file'}",
+                                  code="DATA_LOSS", reason="ARTIFACT_CORRUPT", wanted=file["sha256"],
+                                  got=digest or "no such file", metadata={"path": file["path"]},
+                                  hint="pull again into the same folder: it fetches what differs")
+        return len(files)
+
+    def row(self) -> Row:
+        """The headline as one flat row, ready for pandas.DataFrame([a.row() for a in artifacts])."""
+        perplexity = self.manifest.get("quality", {}).get("perplexity", {})
+        dense, quantized = perplexity.get("dense"), perplexity.get("quantized")
+        bits, timing = self.manifest.get("bits", {}), self.manifest.get("timing", {})
+        quality = self.manifest.get("quality", {})
+        return {"job": self.job.rsplit("/", 1)[-1], "method": self.method, "model_type": self.manifest.get("model_type"),
+                "perplexity_dense": dense, "perplexity_quantized": quantized,
+                "perplexity_ratio": quantized / dense if dense and quantized else None,
+                "kl_divergence": quality.get("kl_divergence"), "top1_agreement": quality.get("top1_agreement"),
+                "bits_linears": bits.get("linears"), "bits_file": bits.get("file"), "run_seconds": timing.get("run_s"),
+                "seed": int(self.manifest.get("seed", 0)), "outputs": ",".join(self.outputs)}
+
+    def block_rows(self) -> list[Row]:
+        """One flat row a block: block, loss_rtn, loss_final, improvement, seconds, metric_*."""
+        rows = []
+        for block in self.manifest.get("blocks", []):
+            rtn, final = float(block.get("loss_rtn", 0)), float(block.get("loss_final", 0))
+            row: Row = {"block": int(block.get("index", 0)), "loss_rtn": rtn, "loss_final": final,
+                        "improvement": 1 - final / rtn if rtn else 0.0, "seconds": float(block.get("seconds", 0))}
+            row.update((f"metric_{name}", value) for name, value in sorted(block.get("metrics", {}).items()))
+            rows.append(row)
+        return rows
+
+    def output_rows(self) -> list[Row]:
+        """One flat row an output layout: format, path, bytes, bits_per_weight, verified, compatibility."""
+        return [{"format": o.get("format"), "path": o.get("path", ""), "bytes": int(o.get("bytes", 0)),
+                 "bits_per_weight": float(o.get("bits_per_weight", 0)), "verified": bool(o.get("verified", False)),
+                 "compatibility": o.get("compatibility", "")} for o in self.manifest.get("outputs", [])]
+
+    def load_dense(self, dtype: str = "float32") -> dict[str, Any]:
+        """The model's tensors, dequantized: {name: array}. Needs the output "quantry"; see quantry.load_dense."""
+        from quantry.dense import load_dense
+        return load_dense(self.output("quantry"), dtype)
+
+    def dense_tensors(self) -> Iterator[tuple[str, Any]]:
+        """(name, float32 array) one at a time, for models larger than the memory."""
+        from quantry.reader import Container
+        yield from Container(self.output("quantry")).dense_tensors()
+
+
+def _sha256(path: pathlib.Path) -> Optional[str]:
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as data:
+            while block := data.read(1 << 20):
+                digest.update(block)
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
+__all__ = ["LocalArtifact"]

@@ -1,0 +1,178 @@
+"""From the arguments of submit() to the job spec: the CLI's defaults, and each wrong argument by its name."""
+import json
+import subprocess
+
+import pytest
+from google.protobuf.json_format import MessageToDict
+
+import quantry
+from conftest import EXAMPLES
+from quantry._arguments import Arguments, JobArguments, prepare
+from quantry._spec import FORMATS, METHODS, check_offered
+from quantry.v1 import method_pb2, quantization_service_pb2 as service_pb2
+
+TEXT = EXAMPLES / "text/calibration.txt"
+
+
+def spec(**arguments):
+    return MessageToDict(Arguments(model="m", **arguments).spec(), preserving_proto_field_name=True)
+
+
+@pytest.mark.parametrize("arguments, wanted", [
+    ({"method": "awq"}, {"awq": {"grid": {"bits": 4}}}),
+    ({"method": "rtn", "bits": 3, "group_size": "channel"}, {"rtn": {"grid": {"bits": 3, "group_size": -1}}}),
+    ({"method": "rtn", "group_size": "64", "symmetric": True}, {"rtn": {"grid": {"bits": 4, "group_size": 64, "symmetric": True}}}),
+    ({"method": "rtn", "zero_point_at_least_one": True, "activation_bits": 8},
+     {"rtn": {"grid": {"bits": 4, "zero_point_at_least_one": True}, "activations": {"bits": 8}}}),
+    ({"method": "tesseraq", "method_options": {"recipe": "tesseraq-w2g128"}},
+     {"tesseraq": {"grid": {}, "recipe": "tesseraq-w2g128"}}),
+    ({"method": "ptq161", "method_options": {"epochs": 3}}, {"ptq161": {"epochs": 3}}),
+    ({"method": "ptq161", "activation_bits": 16}, {"ptq161": {}}),
+    ({"method_config": {"awq": {"grid": {"group_size": 64}, "disable_clip_search": True}}, "bits": 8},
+     {"awq": {"grid": {"bits": 8, "group_size": 64}, "disable_clip_search": True}}),
+])
+def test_methods(arguments, wanted):
+    assert spec(**arguments)["method"] == wanted
+
+
+def test_everything_else():
+    built = spec(method="awq", calibration="a", calibration_samples=8, calibration_length=64,
+                 calibration_sampling="random", calibration_format="tokens", evaluation="b", evaluation_windows=3,
+                 max_perplexity_ratio=1.1, formats=["quantry", "dense", "quantry"], device="cpu", threads=2, gpus=1,
+                 gpu_memory_gib=1.5, max_run=90.5, seed=7)
+    assert built == {
+        "method": {"awq": {"grid": {"bits": 4}}}, "seed": "7",
+        "calibration": {"format": "TEXT_FORMAT_TOKEN_IDS", "samples": 8, "sequence_length": 64, "sampling": "SAMPLING_RANDOM"},
+        "evaluation": {"format": "TEXT_FORMAT_TEXT", "windows": 3}, "quality_gate": {"max_perplexity_ratio": 1.1},
+        "outputs": [{"format": "OUTPUT_FORMAT_QUANTRY"}, {"format": "OUTPUT_FORMAT_DENSE"}],
+        "resources": {"device": "cpu", "threads": 2, "gpu_count": 1, "min_gpu_memory_bytes": str(3 << 29)},
+        "stop_limits": {"max_run": "90.500s"}}
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ({}, "method: wanted one of rtn, .*, got none"),
+    ({"method": "magic"}, "method: wanted one of .*, got \"magic\""),
+    ({"method": "rtn", "group_size": "row"}, "group_size: wanted a number of columns"),
+    ({"method": "rtn", "group_size": -2}, "group_size: wanted a number of columns"),
+    ({"method": "ptq161", "bits": 4}, "do not apply to method \"ptq161\""),
+    ({"method": "ptq161", "activation_bits": 8}, "activation_bits does not apply"),
+    ({"method": "rtn", "activation_bits": 9}, "activation_bits: wanted 2 to 8"),
+    ({"method": "rtn", "formats": "gguf"}, "formats: wanted one of compressed-tensors"),
+    ({"method": "rtn", "method_options": {"epochs": 3}}, "method_options: wanted fields of method \"rtn\""),
+    ({"method_config": {"awq": {"bits": 4}}}, "method_config: wanted the JSON of one method"),
+    ({"method_config": "/no/such.json"}, "method_config: wanted a file"),
+    ({"method": "rtn", "method_config": {"awq": {}}}, "wanted the method of method_config, \"awq\", got \"rtn\""),
+    ({"method": "rtn", "calibration": "a", "calibration_format": "csv"}, "calibration_format: wanted one of text, tokens"),
+    ({"method": "rtn", "calibration": "a", "calibration_sampling": "best"}, "calibration_sampling: wanted one of"),
+    ({"method": "rtn", "max_perplexity_ratio": 1.1}, "wanted evaluation=FILE, got none"),
+])
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(quantry.InvalidRequest, match=message):
+        spec(**arguments)
+
+
+def test_an_unknown_argument_is_a_type_error():
+    with pytest.raises(TypeError, match="group"):
+        quantry.Client("127.0.0.1:1").submit("m", method="rtn", group=3)
+
+
+def test_keyword_types_are_the_arguments():
+    fields = set(Arguments.__dataclass_fields__) - {"model"}
+    assert set(JobArguments.__annotations__) | set(JobArguments.__mro__[0].__annotations__) <= fields
+    from quantry._arguments import SpecArguments
+    assert {**SpecArguments.__annotations__, **JobArguments.__annotations__}.keys() == fields
+
+
+def test_words_are_those_of_the_cli(binaries):
+    text = subprocess.run([binaries / "quantry", "submit", "--help"], capture_output=True, text=True, timeout=30).stdout
+    flat = " ".join(text.split())
+    assert all(name in flat for name in (*FORMATS, *METHODS))
+
+
+@pytest.mark.parametrize("flags, arguments", [
+    (["--method", "awq"], {"method": "awq"}),
+    (["--method", "awq", "--bits", "3", "--group-size", "channel", "--symmetric", "--format", "dense", "--format", "quantry",
+      "--seed", "5", "--device", "cpu", "--max-run", "90"],
+     {"method": "awq", "bits": 3, "group_size": "channel", "symmetric": True, "formats": ["dense", "quantry"], "seed": 5,
+      "device": "cpu", "max_run": 90}),
+    (["--method", "tesseraq", "--bits", "2", "--calibration-samples", "8", "--calibration-length", "64",
+      "--calibration-sampling", "random"],
+     {"method": "tesseraq", "bits": 2, "calibration_samples": 8, "calibration_length": 64, "calibration_sampling": "random"}),
+    (["--method", "ptq161", "--format", "quantry"], {"method": "ptq161", "formats": ["quantry"]}),
+])
+def test_same_spec_as_the_cli(server, client, stories, flags, arguments):
+    """The CLI's job and this client's have the same spec and digest."""
+    by_cli = server.json("submit", stories, "--calibration", TEXT, *flags)
+    job = client.submit(stories, calibration=TEXT, **arguments)
+    for name in (by_cli["name"], job.name):
+        client.cancel(name)
+    assert job.proto.spec_digest == by_cli.get("spec_digest", by_cli.get("specDigest"))
+
+
+def test_prepare_finds_the_files(stories, tmp_path):
+    submission = prepare(Arguments(model=stories, method="awq", calibration=TEXT, evaluation="s3://texts/test.txt",
+                                   job_id="nightly", labels={"team": "a"}, priority=3), "acme", "r", False)
+    assert [file.name for file in submission.files] == ["config.json", "model.safetensors", "tokenizer.json",
+                                                        "calibration.txt"]
+    assert submission.request.parent == "tenants/acme" and submission.request.quantization_job_id == "nightly"
+    assert submission.spec.evaluation.source.uri == "s3://texts/test.txt"
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ({}, "wanted one of model, model_path and model_uri, got none"),
+    ({"model": "a", "model_uri": "s3://b"}, "got 2 of them"),
+    ({"model": "/no/such/folder"}, "which does not exist"),
+    ({"model_path": "/m", "calibration": "/no/such/text"}, "calibration: wanted a readable file"),
+    ({"model_path": "/m", "job_id": "A"}, "a job id of 4-63 characters"),
+])
+def test_prepare_refuses(arguments, message):
+    with pytest.raises(quantry.InvalidRequest, match=message):
+        prepare(Arguments(method="rtn", **arguments), "default", "r", False)
+
+
+@pytest.mark.parametrize("names, contents, message, reason", [
+    ([], {}, "has no config.json", "INVALID_CHECKPOINT"),
+    (["config.json"], {}, "has no weights", "INVALID_CHECKPOINT"),
+    (["config.json", "pytorch_model.bin"], {}, "a pickle, which can run code", "CHECKPOINT_FORMAT_REFUSED"),
+    (["config.json"], {"model.safetensors.index.json": "{"}, "wanted JSON with an object", "INVALID_CHECKPOINT"),
+    (["config.json"], {"model.safetensors.index.json": json.dumps({"weight_map": {"a": "../x.safetensors"}})},
+     "in the same folder", "INVALID_CHECKPOINT"),
+    (["config.json"], {"model.safetensors.index.json": json.dumps({"weight_map": {"a": "x.safetensors"}})},
+     "which is not there", "INVALID_CHECKPOINT"),
+])
+def test_folders_that_are_no_model(tmp_path, names, contents, message, reason):
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    for name, text in contents.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(quantry.InvalidRequest, match=message) as caught:
+        prepare(Arguments(model=tmp_path, method="rtn"), "default", "r", False)
+    assert caught.value.reason == reason
+
+
+def test_only_model_files_are_uploaded(tmp_path):
+    for name in ("config.json", "a.safetensors", "b.safetensors", "stray.safetensors", "tokenizer.json", "modeling.py",
+                 "optimizer.pt", "notes.txt"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}))
+    submission = prepare(Arguments(model=tmp_path, method="rtn"), "default", "r", False)
+    assert [file.name for file in submission.files] == [
+        "a.safetensors", "b.safetensors", "config.json", "model.safetensors.index.json", "tokenizer.json"]
+
+
+def test_what_the_server_offers():
+    methods = service_pb2.ListMethodsResponse(methods=[method_pb2.MethodDescription(
+        name="awq", bits=[2, 3, 4], output_formats=["dense"], needs_calibration=True)])
+
+    def check(**arguments):
+        check_offered(Arguments(model="m", **arguments).spec(), methods)
+
+    check(method="awq", calibration="c", formats="dense")
+    for arguments, message in (({"method": "rtn"}, "offers the methods awq"),
+                               ({"method": "awq", "bits": 8, "calibration": "c"}, "awq takes 2, 3, 4, got 8"),
+                               ({"method": "awq", "calibration": "c", "formats": "awq"}, "awq writes dense, got awq"),
+                               ({"method": "awq"}, "needs a text to calibrate with")):
+        with pytest.raises(quantry.InvalidRequest, match=message) as caught:
+            check(**arguments)
+        assert caught.value.reason == "INVALID_SPEC" and caught.value.violations

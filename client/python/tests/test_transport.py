@@ -1,0 +1,227 @@
+"""Where the server is, who asks, and over what: wrong endpoint, TLS, certificates, tokens."""
+import asyncio
+import datetime
+import ipaddress
+import socket
+import threading
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+import quantry
+from fake_server import Fake, abort, serving
+from quantry._transport import Options, resolve_server
+
+
+class Authority:
+    """A CA made for one test run."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.cert = self._sign("test ca", self.key, self.key, "test ca", ca=True)
+        self.file = folder / "ca.pem"
+        self.file.write_bytes(self.cert.public_bytes(serialization.Encoding.PEM))
+
+    def _sign(self, name, key, signer, issuer, ca=False):
+        now = datetime.datetime.now(datetime.timezone.utc)
+        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+
+        def subject(text):
+            return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
+
+        return (x509.CertificateBuilder().subject_name(subject(name)).issuer_name(subject(issuer))
+                .public_key(key.public_key()).serial_number(x509.random_serial_number())
+                .not_valid_before(now - datetime.timedelta(hours=1)).not_valid_after(now + datetime.timedelta(hours=1))
+                .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+                .add_extension(x509.SubjectAlternativeName(names), critical=False).sign(signer, hashes.SHA256()))
+
+    def issue(self, name):
+        """(certificate file, key file)"""
+        key = ec.generate_private_key(ec.SECP256R1())
+        cert_file, key_file = self.folder / f"{name}.pem", self.folder / f"{name}.key"
+        cert_file.write_bytes(self._sign(name, key, self.key, "test ca").public_bytes(serialization.Encoding.PEM))
+        key_file.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+                                               serialization.NoEncryption()))
+        return cert_file, key_file
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("ca"))
+
+
+def server_credentials(authority, mutual=False):
+    cert, key = authority.issue("server")
+    ca = authority.file.read_bytes() if mutual else None
+    return grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())], ca, mutual)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def connect(kind, target, **options):
+    if kind == "blocking":
+        with quantry.connect(target, **options) as client:
+            return client.server_info().version
+
+    async def run():
+        async with await quantry.aio.connect(target, **options) as client:
+            return (await client.server_info()).version
+
+    return asyncio.run(run())
+
+
+KINDS = pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+
+
+@KINDS
+def test_nobody_listens(kind):
+    target = f"127.0.0.1:{free_port()}"
+    with pytest.raises(quantry.ServerUnavailable) as caught:
+        connect(kind, target)
+    assert target in str(caught.value) and "connect()" in str(caught.value) and "quantryd" in caught.value.hint
+    assert caught.value.got == "Connection refused" and isinstance(caught.value, ConnectionError)
+
+
+def test_what_answers_is_no_quantry():
+    """An HTTP/1 server."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        def serve():
+            while True:
+                try:
+                    peer, _ = listener.accept()
+                except OSError:
+                    return
+                peer.recv(1000)
+                peer.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+                peer.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        with pytest.raises(quantry.ServerUnavailable) as caught:
+            quantry.connect(f"127.0.0.1:{listener.getsockname()[1]}", timeout=3)
+        listener.shutdown(socket.SHUT_RDWR)
+    assert "no answer" in str(caught.value) or "did not answer" in str(caught.value)
+
+
+def test_another_grpc_server():
+    from concurrent import futures
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with pytest.raises(quantry.ServerError, match="is no quantry server"):
+            quantry.connect(f"127.0.0.1:{port}")
+    finally:
+        server.stop(0)
+
+
+def test_a_server_that_says_nothing():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        with pytest.raises(quantry.ServerUnavailable, match="did not answer within 0.5 s"):
+            quantry.connect(f"127.0.0.1:{listener.getsockname()[1]}", timeout=0.5)
+
+
+@KINDS
+def test_tls(kind, authority):
+    with serving(Fake(), server_credentials(authority)) as target:
+        assert connect(kind, target, tls_ca=authority.file) == "fake"
+        port = target.rsplit(":", 1)[1]
+        assert connect(kind, f"localhost:{port}", tls_ca=authority.file) == "fake"
+
+
+@KINDS
+def test_mutual_tls(kind, authority):
+    cert, key = authority.issue("client")
+    with serving(Fake(), server_credentials(authority, mutual=True)) as target:
+        assert connect(kind, target, tls_ca=authority.file, tls_cert=cert, tls_key=key) == "fake"
+        with pytest.raises(quantry.ServerUnavailable):
+            connect(kind, target, tls_ca=authority.file)
+
+
+def test_no_tls_where_it_is_needed(authority):
+    with serving(Fake(), server_credentials(authority)) as target, pytest.raises(quantry.ServerUnavailable) as caught:
+        quantry.connect(target)
+    assert "TLS" in caught.value.hint
+
+
+def test_tls_where_there_is_none(authority):
+    with serving(Fake()) as target, pytest.raises(quantry.ServerUnavailable) as caught:
+        quantry.connect(target, tls_ca=authority.file)
+    assert "does not speak TLS" in caught.value.hint
+
+
+def test_a_certificate_of_another_authority(authority, tmp_path):
+    with serving(Fake(), server_credentials(authority)) as target, pytest.raises(quantry.ServerUnavailable) as caught:
+        quantry.connect(target, tls_ca=Authority(tmp_path).file)
+    assert "tls_ca must be the CA" in caught.value.hint
+
+
+def test_tokens(tmp_path):
+    fake, file = Fake(), tmp_path / "token"
+    file.write_text("from-file\n")
+    current = iter(["first", "second"])
+    with serving(fake) as target:
+        connect("blocking", target)
+        connect("blocking", target, token="abc")
+        connect("asyncio", target, token=lambda: next(current))
+        with quantry.connect(target, token_file=file) as client:
+            file.write_text("renewed")
+            client.server_info()
+    assert fake.tokens == [None, None, "Bearer abc", "Bearer abc", "Bearer first", "Bearer second",
+                           "Bearer from-file", "Bearer renewed"]
+
+
+def test_an_expired_token():
+    fake = Fake()
+    fake.info = lambda context: abort(context, grpc.StatusCode.UNAUTHENTICATED, "the token expired", "UNAUTHENTICATED")
+    with serving(fake) as target, pytest.raises(quantry.AccessDenied, match="expired") as caught:
+        quantry.connect(target, token="old")
+    assert "renewed" in caught.value.hint and caught.value.reason == "UNAUTHENTICATED"
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"token": "abc"}, "wanted TLS to send a token"),
+    ({"tls_cert": "c.pem"}, "tls_cert and tls_key together"),
+    ({"tls": False, "tls_ca": "c.pem"}, "got tls=False"),
+    ({"token": "a", "token_file": "b", "tls": True}, "one of token and token_file"),
+    ({"tenant": "Not A Tenant"}, "a tenant of 1-63 characters"),
+])
+def test_options_that_cannot_work(options, message):
+    with pytest.raises(quantry.InvalidRequest, match=message):
+        quantry.Client("quantry.example:7070", **options)
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"tls_ca": "/no/such/ca.pem"}, "tls_ca: wanted a readable file"),
+    ({"token_file": "/no/such/token"}, "token_file: wanted a readable file"),
+])
+def test_files_that_are_not_there(options, message):
+    with pytest.raises(quantry.InvalidRequest, match=message):
+        quantry.connect("127.0.0.1:1", **options)
+
+
+def test_where_the_server_is(monkeypatch, tmp_path):
+    for name in ("QUANTRY_SERVER", "QUANTRY_DATA_DIR", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve_server(None).target == "127.0.0.1:7070"
+    file = tmp_path / ".local/state/quantry/run/tenant"
+    file.parent.mkdir(parents=True)
+    file.write_text("127.0.0.1:1234\n")
+    assert resolve_server(None).target == "127.0.0.1:1234"
+    monkeypatch.setenv("QUANTRY_SERVER", "there:1")
+    assert resolve_server(None).target == "there:1"
+    assert resolve_server("here:2").source == "connect()"
+    assert Options(tls_ca="x").secure and Options(tls=True).secure and not Options().secure
