@@ -119,7 +119,7 @@ def processes(tmp_path):
     group.stop()
 
 
-def start_service(group, binaries, folder, worker=True):
+def start_service(group, binaries, folder, worker=True, worker_environment=None):
     """quantryd and one worker, on free loopback ports; their addresses by name."""
     tenant, worker_port, admin, worker_admin = free_ports(4)
     group.start("quantryd", [
@@ -132,7 +132,8 @@ def start_service(group, binaries, folder, worker=True):
     if worker:
         group.start("worker", [
             binaries / "quantry-worker", f"--server={addresses['worker']}", f"--work-dir={folder}/work",
-            f"--admin-listen={addresses['worker_admin']}", "--worker-id=worker-1", "--threads=1", "--device=cpu"])
+            f"--admin-listen={addresses['worker_admin']}", "--worker-id=worker-1", "--threads=1", "--device=cpu"],
+                    env=worker_environment)
         wait_for(lambda: http_get(f"http://{addresses['worker_admin']}/readyz"), 20, "the worker")
     return addresses
 
@@ -210,8 +211,15 @@ def live_run(binaries, tmp_path_factory):
         group.stop()
 
 
+def with_imagined_gpus(folder):
+    """An environment in which a worker finds an NVML and GPUs; it computes on the CPU all the same."""
+    library = folder / "libnvidia-ml.so.1"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, pathlib.Path(__file__).parent / "fake_nvml.c"], check=True, timeout=60)
+    return {**os.environ, "LD_LIBRARY_PATH": str(folder)}
+
+
 def run_jobs(group, binaries, folder):
-    service = start_service(group, binaries, folder)
+    service = start_service(group, binaries, folder, worker_environment=with_imagined_gpus(folder))
     exporter_port, prometheus_port = free_ports(2)
     exporter, prometheus = f"127.0.0.1:{exporter_port}", f"127.0.0.1:{prometheus_port}"
     group.start("exporter", [sys.executable, DEPLOY / "exporter/quantry_exporter.py", f"--listen={exporter}",
@@ -226,6 +234,7 @@ def run_jobs(group, binaries, folder):
     wait_for(lambda: [t["health"] for t in run.get("/api/v1/targets")["activeTargets"]] == ["up"] * 3, 30, "the targets")
     time.sleep(2)  # a scrape before the first job, so that counters are seen to grow
     submit(binaries, service["tenant"], "live-awq", "awq")
+    cli(binaries, service["tenant"], "get", "no-such-job", check=4)  # a call that does not end OK
     watch = group.start("submit", [
         binaries / "quantry", "--server", service["tenant"], "submit", EXAMPLES / "stories260k", "--id", run.job,
         "--method", "tesseraq", "--bits", "4", "--group-size", "-1", "--stages", "4", "--steps-per-stage", "30",
