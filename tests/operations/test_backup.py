@@ -1,0 +1,62 @@
+"""A backup taken while jobs run is a data folder: the finished job is there, the running one ends again."""
+import json
+import subprocess
+import sys
+
+from conftest import DEPLOY, EXAMPLES, Processes, cli, start_service, submit, wait_for
+
+SCRIPT = DEPLOY / "backup/quantry-backup"
+
+
+def back_up(*args):
+    return subprocess.run([sys.executable, SCRIPT, *map(str, args)], capture_output=True, text=True, timeout=60)
+
+
+def start_long_job(processes, binaries, address):
+    submitted = processes.start("submit", [
+        binaries / "quantry", "--server", address, "submit", EXAMPLES / "stories260k", "--id", "running", "--method", "tesseraq",
+        "--group-size", "-1", "--stages", "3", "--steps-per-stage", "30", "--calibration", EXAMPLES / "text/calibration.txt",
+        "--calibration-samples", "8", "--calibration-length", "64"])
+    assert submitted.wait(timeout=30) == 0
+
+
+def get(binaries, address, job):
+    return json.loads(cli(binaries, address, "get", job, "--output", "json"))
+
+
+def test_restore_of_a_live_backup(binaries, tmp_path):
+    place, first, second = tmp_path / "place", Processes(tmp_path), Processes(tmp_path)
+    place.mkdir()
+    try:
+        old = start_service(first, binaries, place)
+        submit(binaries, old["tenant"], "done", "rtn")
+        start_long_job(first, binaries, old["tenant"])
+        wait_for(lambda: get(binaries, old["tenant"], "running")["progress"].get("blocks_done", 0) >= 1, 40, "a block")
+        assert back_up(place / "data", tmp_path / "copy").returncode == 0
+        wait_for(lambda: get(binaries, old["tenant"], "running")["state"] == "SUCCEEDED", 60, "the end, which the backup does not know")
+        artifact = get(binaries, old["tenant"], "done")["artifact"]
+    finally:
+        first.stop()
+    (place / "data").rename(tmp_path / "lost")
+    (place / "work").rename(tmp_path / "lost-work")
+    (tmp_path / "copy").rename(place / "data")
+    try:
+        new = start_service(second, binaries, place)
+        assert get(binaries, new["tenant"], "done")["artifact"] == artifact
+        cli(binaries, new["tenant"], "pull", "done", tmp_path / "pulled")  # every byte is checked
+        wait_for(lambda: get(binaries, new["tenant"], "running")["state"] == "SUCCEEDED", 90, "the job to end again")
+        cli(binaries, new["tenant"], "pull", "running", tmp_path / "pulled-again")
+        assert get(binaries, new["tenant"], "running")["user_failures"] == 0
+    finally:
+        second.stop()
+
+
+def test_wrong_arguments(tmp_path):
+    assert back_up().returncode == 2
+    done = back_up(tmp_path, tmp_path / "to")
+    assert done.returncode == 1 and "no quantry.db" in done.stderr and not (tmp_path / "to").exists()
+    (tmp_path / "quantry.db").write_bytes(b"not a database, but long enough to look at" * 100)
+    done = back_up(tmp_path, tmp_path / "to")
+    assert done.returncode == 1 and not (tmp_path / "to").exists()
+    (tmp_path / "there").mkdir()
+    assert "exists" in back_up(tmp_path, tmp_path / "there").stderr
