@@ -223,7 +223,7 @@ def test_id_taken(shared_server, stories):
 
 def test_delete_of_a_running_job(make_server, stories):
     server = make_server().start()
-    server.json(*submit_args(stories, "--id", "running", samples=128, length=256))
+    server.json(*submit_args(stories, "--id", "running", samples=48, length=256))
     done = server.cli("delete", "running", check=2)
     assert "JOB_NOT_ENDED" in done.stderr
     assert server.json("watch", "running")["state"] == "SUCCEEDED"

@@ -18,7 +18,7 @@ def blocks_done(server, job):
 
 
 def long_job(stories, name):
-    return submit_args(stories, "--id", name, samples=128, length=256)
+    return submit_args(stories, "--id", name, samples=48, length=256)
 
 
 @pytest.mark.parametrize("seed", [1, 2])

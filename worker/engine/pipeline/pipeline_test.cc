@@ -406,7 +406,13 @@ TEST(Progress, GrowsStrictlyAndTellsTheTimeLeft) {
     EXPECT_EQ(progress.at("steps_total").get<int64_t>(), 27);
     EXPECT_FALSE(progress.contains("loss_before"));
     with_eta += progress.contains("eta");
-    EXPECT_EQ(progress.contains("eta"), progress.at("blocks_done") != 0);
+    EXPECT_EQ(progress.contains("eta"), with_eta > 0);  // it does not go away again
+    if (progress.at("steps_done") == 2) {
+      EXPECT_EQ(progress.at("eta"), "5.4s");  // 18 steps of 0.3 s, the first block's word for it
+    }
+    if (progress.at("steps_done") == 20) {
+      EXPECT_EQ(progress.at("eta"), "2.0s");  // four evaluations of a forward pass each
+    }
   }
   EXPECT_EQ(last, 20);
   EXPECT_GT(with_eta, 0);

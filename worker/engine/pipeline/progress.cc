@@ -10,6 +10,8 @@ namespace quantry::engine {
 namespace {
 
 constexpr double kSecondsBetweenEvents = 0.5;
+// Share of the first block after which the time left is guessed from its steps.
+constexpr double kLeastShare = 0.02;
 
 // google.protobuf.Duration as proto JSON: "12.3s".
 std::string DurationText(double seconds) {
@@ -51,6 +53,11 @@ void ProgressTracker::Resume(int blocks) {
 void ProgressTracker::Advance(int64_t steps, std::string_view) {
   const std::lock_guard lock(mutex_);
   done_ += steps;
+  if (in_block_) block_done_steps_ += steps;
+  if (phase_steps_ > 0) {
+    phase_done_ += steps;
+    if (phase_done_ >= phase_steps_) phase_steps_ = 0;
+  }
   if (stage_ == Stage::kEvaluating) evaluating_done_ += steps;
   if (clock_() - emitted_at_ >= kSecondsBetweenEvents) Emit();
 }
@@ -60,9 +67,25 @@ void ProgressTracker::Measure(const std::map<std::string, double>& figures) {
   for (const auto& [name, value] : figures) measured_[name] = value;
 }
 
-void ProgressTracker::BlockStarted() { block_began_ = clock_(); }
+void ProgressTracker::PhaseStarted(int64_t steps) {
+  phase_steps_ = steps;
+  phase_done_ = 0;
+  phase_began_ = clock_();
+}
+
+void ProgressTracker::FirstPassBlock(double seconds) {
+  ++timed_blocks_;
+  timed_seconds_ += seconds;
+}
+
+void ProgressTracker::BlockStarted() {
+  block_began_ = clock_();
+  block_done_steps_ = 0;
+  in_block_ = true;
+}
 
 void ProgressTracker::BlockDone(const BlockReport& report, double stream_seconds) {
+  in_block_ = false;
   ++blocks_done_;
   ++timed_blocks_;
   timed_seconds_ += clock_() - block_began_;
@@ -72,17 +95,44 @@ void ProgressTracker::BlockDone(const BlockReport& report, double stream_seconds
   Emit();
 }
 
-// Blocks cost what the blocks before cost; evaluation is guessed from the
-// forward pass until it can be measured itself.
+// Blocks cost what the blocks before cost, the first one what its steps so far
+// say.
+std::optional<double> ProgressTracker::BlocksLeft() const {
+  const double share =
+      in_block_ ? std::min(1.0, static_cast<double>(block_done_steps_) /
+                                    static_cast<double>(std::max<int64_t>(plan_.per_block, 1)))
+                : 0.0;
+  if (timed_blocks_ == 0 && share < kLeastShare) return std::nullopt;
+  const double block =
+      timed_blocks_ > 0 ? timed_seconds_ / timed_blocks_ : (clock_() - block_began_) / share;
+  return (plan_.blocks - blocks_done_ - share) * block;
+}
+
+// What is left of the phase; of a tuning to come, a guess from the forward
+// pass. Adapters to come cannot be guessed.
+std::optional<double> ProgressTracker::PhaseLeft() const {
+  if (phase_steps_ == 0) {
+    if (stage_ == Stage::kPreprocessing) return std::nullopt;
+    const bool ahead = stage_ <= Stage::kQuantizing && plan_.tuning > 0;
+    return ahead ? static_cast<double>(plan_.tuning) * plan_.tuning_weight * stream_seconds_ : 0;
+  }
+  if (phase_done_ == 0) return std::nullopt;
+  return (clock_() - phase_began_) * static_cast<double>(phase_steps_ - phase_done_) /
+         static_cast<double>(phase_done_);
+}
+
+// Evaluation is guessed from the forward pass until it can be measured itself,
+// which leaves it out within the first block.
 std::optional<double> ProgressTracker::Eta() const {
-  if (timed_blocks_ == 0) return std::nullopt;
-  const double blocks = (plan_.blocks - blocks_done_) * (timed_seconds_ / timed_blocks_);
+  const std::optional<double> blocks = BlocksLeft();
+  const std::optional<double> phase = PhaseLeft();
+  if (!blocks || !phase) return std::nullopt;
   const auto left = static_cast<double>(plan_.evaluating - evaluating_done_);
   double step = plan_.evaluating_weight * stream_seconds_;
   if (evaluating_done_ > 0) {
     step = (clock_() - evaluating_began_) / static_cast<double>(evaluating_done_);
   }
-  return blocks + left * step;
+  return *blocks + *phase + left * step;
 }
 
 void ProgressTracker::Emit() {

@@ -28,6 +28,7 @@ struct StepPlan {
   // Cost of one evaluating step relative to the forward pass of one block over
   // the calibration stream; for the ETA.
   double evaluating_weight = 0;
+  double tuning_weight = 0;  // the same of a tuning step
 
   int64_t total() const {
     return preprocessing + calibrating + blocks * per_block + tuning + packing + evaluating;
@@ -48,6 +49,11 @@ class ProgressTracker : public ProgressSink {
   void Resume(int blocks);
   void Advance(int64_t steps, std::string_view what) override;
   void Measure(const std::map<std::string, double>& figures) override;
+  // Steps that cost the same each begin and, after that many, end: adapters,
+  // tuning of the whole model.
+  void PhaseStarted(int64_t steps);
+  // A block of preprocessing's first pass took that long.
+  void FirstPassBlock(double seconds);
   void BlockStarted();
   // `stream_seconds`: the part of the block's time spent on one forward pass
   // of the stream through one block.
@@ -60,6 +66,8 @@ class ProgressTracker : public ProgressSink {
  private:
   void Emit();
   std::optional<double> Eta() const;
+  std::optional<double> BlocksLeft() const;  // seconds; empty = not known yet
+  std::optional<double> PhaseLeft() const;
 
   StepPlan plan_;
   EventWriter& events_;
@@ -74,6 +82,11 @@ class ProgressTracker : public ProgressSink {
   int64_t emitted_ = -1;
   double emitted_at_ = -1e9;
   double block_began_ = 0;
+  int64_t block_done_steps_ = 0;  // of the block in progress
+  double phase_began_ = 0;
+  int64_t phase_steps_ = 0;  // 0 = in no phase
+  int64_t phase_done_ = 0;
+  bool in_block_ = false;
   int timed_blocks_ = 0;
   double timed_seconds_ = 0;
   double stream_seconds_ = 0;

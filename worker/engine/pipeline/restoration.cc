@@ -53,6 +53,7 @@ class Restoration : public LoraStore {
     result.perplexity_first_pass = Perplexity(quantized);
     const LoraOptions& options = task_.job.preprocessing->lora;
     const RopeTable rope = Rope(task_.inputs.corpus.size(1));
+    task_.progress.PhaseStarted(options.steps);
     const LoraReport report = TrainLora(original(), rope, task_.inputs.corpus, task_.device,
                                         options, this, quantized, task_.progress);
     result.perplexity_restored = Perplexity(quantized);
@@ -116,6 +117,7 @@ class Restoration : public LoraStore {
 
   void QuantizeBlock(int index, const RopeTable& rope, Streams& streams) {
     const Job& job = task_.job;
+    const double began = task_.clock();
     const Block block = LoadBlock(original(), index, task_.device);
     const BlockTask task{block,
                          rope,
@@ -140,6 +142,7 @@ class Restoration : public LoraStore {
     const bool last = index + 1 == blocks();
     first_files_ = checkpoints_.Commit(index + 1, streams.defined() && !last ? &streams : nullptr);
     task_.events.Checkpoint(0, Files());
+    task_.progress.FirstPassBlock(task_.clock() - began);
   }
 
   // The first pass's model, fp32.

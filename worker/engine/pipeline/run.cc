@@ -250,6 +250,7 @@ void Run::Tune() {
                              [this](int block) { return DenseDtypes(checkpoint(), block); }};
   ModelTuningOptions options = *tuning;
   options.seed = static_cast<uint64_t>(job_.seed);
+  progress_->PhaseStarted(options.steps);
   const ModelTuningReport report = TuneModel(task, options, quantized, *progress_);
   stored.back().report.metrics["tuning_kl_first"] = report.first_loss;
   stored.back().report.metrics["tuning_kl_last"] = report.last_loss;

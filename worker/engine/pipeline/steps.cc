@@ -10,6 +10,9 @@ namespace quantry::engine {
 namespace {
 
 constexpr double kHeadShare = 1.3;  // an evaluation step against its blocks alone
+// A training step through the whole model against its forward pass: that pass
+// twice, the backward pass, and weights built twice.
+constexpr double kTrainingShare = 5;
 
 }  // namespace
 
@@ -20,7 +23,11 @@ StepPlan PlanSteps(const Job& job, const Checkpoint& checkpoint, const StreamSha
   plan.calibrating = Batches(calibration);
   plan.per_block = job.method->Steps(checkpoint.architecture(), checkpoint.config(), calibration) +
                    Batches(calibration) + 1;
-  if (const ModelTuningOptions* tuning = job.method->Tuning()) plan.tuning = tuning->steps;
+  if (const ModelTuningOptions* tuning = job.method->Tuning()) {
+    plan.tuning = tuning->steps;
+    plan.tuning_weight = kTrainingShare * static_cast<double>(tuning->batch_size * plan.blocks) /
+                         static_cast<double>(std::max<int64_t>(calibration.windows, 1));
+  }
   plan.packing = 2 * static_cast<int64_t>(job.outputs.size()) * plan.blocks;
   plan.preprocessing = RestorationSteps(job, checkpoint, calibration, evaluation, options);
   if (evaluation.windows == 0) return plan;
