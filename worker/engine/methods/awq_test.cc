@@ -67,7 +67,7 @@ class AwqTest : public ::testing::TestWithParam<const char*> {};
 
 // T20: scaling changes nothing in full precision, whatever the norms are
 // stored in.
-TEST_P(AwqTest, FoldingPreservesTheFunction) {
+TEST_P(AwqTest, T20_FoldingPreservesTheFunction) {
   for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
     const Setting setting(GetParam());
     const BlockTask task = setting.Task(kTwoBits, dtype);
@@ -91,7 +91,7 @@ TEST_P(AwqTest, FoldingPreservesTheFunction) {
 
 // T20: ratio 0 (no scaling) is a candidate, so the winner is never worse; and
 // the loss of ratio 0 is that of plain rounding, computed here the long way.
-TEST_P(AwqTest, WinnerIsNoWorseThanRounding) {
+TEST_P(AwqTest, T20_WinnerIsNoWorseThanRounding) {
   const Setting setting(GetParam());
   const BlockTask task = setting.Task(kTwoBits);
   Counter counter;
@@ -186,7 +186,7 @@ TEST_P(AwqTest, ReportsTheSameStepsWithQuantizedActivations) {
 }
 
 // T22: with grouped-query attention v_proj is narrower than o_proj's input.
-TEST(Awq, SkipsAttentionOutputWithGroupedQueries) {
+TEST(Awq, T22_SkipsAttentionOutputWithGroupedQueries) {
   const auto previous = [](int kv_heads) {
     const Setting setting("llama", {{"num_key_value_heads", kv_heads}});
     std::vector<std::string> names;
@@ -206,7 +206,7 @@ TEST(Awq, SkipsAttentionOutputWithGroupedQueries) {
 }
 
 // T21: p = 1 is a candidate, and query and key are left alone.
-TEST(Clip, IsNoWorseThanUnclippedInEveryGroup) {
+TEST(Clip, T21_IsNoWorseThanUnclippedInEveryGroup) {
   at::manual_seed(3);
   const at::Tensor weight = at::randn({50, 64}).pow(3);
   const at::Tensor samples = at::randn({300, 64});
@@ -243,7 +243,7 @@ TEST(Clip, CountsWhatQuantizedInputsAdd) {
   EXPECT_TRUE(at::allclose(found.errors, errors, 1e-4, 1e-6));
 }
 
-TEST(Clip, LeavesQueryAndKeyUntouched) {
+TEST(Clip, T21_LeavesQueryAndKeyUntouched) {
   const Setting setting("llama");
   Counter counter;
   const auto result = Awq({false, true, 20}).Quantize(setting.Task(kTwoBits), counter);

@@ -15,7 +15,7 @@ TEST(Activations, KnownValues) {
   EXPECT_TRUE(at::equal(FakeQuantizeActivations(x, 2), want)) << FakeQuantizeActivations(x, 2);
 }
 
-TEST(Activations, EveryTokenHasItsOwnGrid) {
+TEST(Activations, T27_EveryTokenHasItsOwnGrid) {
   at::manual_seed(1);
   const at::Tensor x = at::randn({3, 5, 24}) * at::tensor({1e-3F, 1.0F, 1e3F}).view({3, 1, 1});
   const at::Tensor whole = FakeQuantizeActivations(x, 4);
@@ -56,7 +56,7 @@ TEST(Activations, MoreBitsLessError) {
 }
 
 // T27: the gradient is the identity, and the value the same with autograd on.
-TEST(Activations, GradientIsTheIdentity) {
+TEST(Activations, T27_GradientIsTheIdentity) {
   at::manual_seed(3);
   const at::Tensor x = at::randn({4, 16}).requires_grad_(true);
   const at::Tensor weights = at::randn({4, 16});

@@ -1,0 +1,67 @@
+#include "worker/engine/pipeline/streams.h"
+
+#include <gtest/gtest.h>
+
+#include "worker/engine/methods/block_weights.h"
+#include "worker/engine/nn/transformer.h"
+#include "worker/engine/pipeline/block_file.h"
+#include "worker/engine/quant/grid.h"
+#include "worker/engine/testing/temp_dir.h"
+#include "worker/engine/testing/tiny_model.h"
+
+namespace quantry::engine {
+namespace {
+
+class Quiet : public ProgressSink {
+ public:
+  void Advance(int64_t, std::string_view) override {}
+};
+
+QuantizedBlock TwoBits(const Block& block) {
+  QuantizedBlock quantized;
+  quantized.index = block.index;
+  for (const Linear& linear : block.linears) {
+    quantized.linears.push_back(
+        QuantizeNearest(linear.name, linear.weight, linear.bias, {2, -1, false}, at::kHalf));
+  }
+  quantized.dense = DenseTensors(block, {});
+  return quantized;
+}
+
+class StreamsTest : public ::testing::TestWithParam<const char*> {};
+
+// What one block hands to the next: the original model's hidden states, and
+// those of the model that is stored, read back from its file.
+TEST_P(StreamsTest, T24_NeitherChainSeesTheOther) {
+  const test::TempDir dir;
+  test::MakeTinyModel(GetParam()).Write(dir.path());
+  const auto checkpoint = Checkpoint::Open(dir.path());
+  const RopeTable rope = MakeRopeTable(checkpoint->architecture(), checkpoint->config(), 8);
+  at::manual_seed(2);
+  const at::Tensor windows = at::randint(0, checkpoint->config().vocab_size, {5, 8}, at::kLong);
+  Streams streams = EmbedWindows(*checkpoint, windows, at::kCPU, [] {});
+  at::Tensor original = Embed(*checkpoint, windows), stored = original;
+  Quiet quiet;
+  for (int index = 0; index < checkpoint->config().num_layers; ++index) {
+    const Block block = LoadBlock(*checkpoint, index);
+    const QuantizedBlock quantized = TwoBits(block);
+    const std::string path = dir.File("block-" + std::to_string(index));
+    WriteBlockFile(path, quantized, {});
+    const Block final = Rebuild(block, quantized);
+    const BlockLosses losses =
+        AdvanceStreams({block, final, final}, rope, at::kCPU, streams, quiet);
+    original = block.Forward(original, rope);
+    stored =
+        Rebuild(LoadBlock(*checkpoint, index), ReadBlockFile(path).block).Forward(stored, rope);
+    EXPECT_TRUE(at::allclose(streams.x_fp, original, 1e-5, 1e-6)) << index;
+    EXPECT_TRUE(at::allclose(streams.x_q, stored, 1e-5, 1e-6)) << index;
+    EXPECT_FALSE(at::allclose(streams.x_q, original, 1e-2, 1e-2)) << index;
+    const double loss = (stored - original).square().sum(-1).mean().item<double>();
+    EXPECT_NEAR(losses.final, loss, 1e-4 * loss);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Architectures, StreamsTest, ::testing::Values("llama", "opt"));
+
+}  // namespace
+}  // namespace quantry::engine
