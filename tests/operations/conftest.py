@@ -125,7 +125,7 @@ def start_service(group, binaries, folder, worker=True, worker_environment=None)
     group.start("quantryd", [
         binaries / "quantryd", f"--data-dir={folder}/data", f"--listen=127.0.0.1:{tenant}",
         f"--worker-listen=127.0.0.1:{worker_port}", f"--admin-listen=127.0.0.1:{admin}", "--embedded=false",
-        "--sweep-interval-s=1", "--heartbeat-interval-s=1", "--lease-ttl-s=10"])
+        "--sweep-interval-s=1", "--heartbeat-interval-s=1", "--lease-ttl-s=6"])
     wait_for(lambda: http_get(f"http://127.0.0.1:{admin}/readyz"), 20, "quantryd")
     addresses = {"tenant": f"127.0.0.1:{tenant}", "worker": f"127.0.0.1:{worker_port}", "admin": f"127.0.0.1:{admin}",
                  "worker_admin": f"127.0.0.1:{worker_admin}"}
