@@ -30,7 +30,8 @@ def built(tmp_path_factory):
 
 def test_contents(built):
     names = set(zipfile.ZipFile(built).namelist())
-    sources = {f"quantry/{path.name}" for path in (PACKAGE / "quantry").glob("*.py")} | {"quantry/py.typed"}
+    sources = {str(path.relative_to(PACKAGE)) for path in (PACKAGE / "quantry").rglob("*.py") if path.parent.name != "v1"}
+    sources.add("quantry/py.typed")
     protos = {path.stem for path in (ROOT / "proto/quantry/v1").glob("*.proto")}
     generated = {f"quantry/v1/{proto}{end}" for proto in protos for end in ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")}
     rest = {name for name in names if not name.startswith("quantry-")}

@@ -1,0 +1,146 @@
+"""The Airflow operator and its trigger against a live quantryd; Airflow's own database is not needed for them."""
+import asyncio
+import importlib
+import signal
+import threading
+import types
+
+import pytest
+
+import quantry
+from conftest import LONG, MEASURED, ROOT, load, wait_for
+
+pytest.importorskip("airflow", reason="Airflow is not in the default test environment: pip install -r "
+                    "tests/requirements-airflow.txt into one of its own (scripts/test --full)")
+pytestmark = pytest.mark.full
+
+TASK = types.SimpleNamespace(dag_id="models", task_id="quantize", run_id="manual__1", map_index=-1)
+QUICK_LEASES = ("--lease-ttl-s=3", "--heartbeat-interval-s=1", "--sweep-interval-s=1")
+
+
+@pytest.fixture(scope="module")
+def module():
+    return importlib.import_module("quantry.integrations.airflow")
+
+
+@pytest.fixture(scope="module")
+def deferred():
+    try:
+        from airflow.sdk.exceptions import TaskDeferred
+    except ImportError:
+        from airflow.exceptions import TaskDeferred
+    return TaskDeferred
+
+
+def operator(module, server, stories, **options):
+    arguments = {name: str(value) if "calibration" == name or "evaluation" == name else value
+                 for name, value in (options.pop("arguments", None) or MEASURED).items() if name != "method"}
+    return module.QuantizeOperator(task_id="quantize", server=server.address, model=str(stories), method="awq",
+                                   arguments=arguments, **options)
+
+
+def again(module, trigger):
+    """The trigger as another triggerer makes it from what is stored."""
+    path, kwargs = trigger.serialize()
+    name, _, kind = path.rpartition(".")
+    return getattr(importlib.import_module(name), kind)(**kwargs)
+
+
+async def first_event(trigger):
+    async for event in trigger.run():
+        return event.payload
+
+
+def test_defers_waits_and_comes_back(module, deferred, server, client, stories, tmp_path):
+    task = operator(module, server, stories, pull_to=str(tmp_path / "w4"))
+    with pytest.raises(deferred) as caught:
+        task.execute({"ti": TASK})
+    assert caught.value.method_name == "execute_complete"
+    event = asyncio.run(first_event(again(module, caught.value.trigger)))
+    assert event["state"] == "succeeded"
+    result = task.execute_complete({"ti": TASK}, event)
+    assert 1 < float(result["perplexity_ratio"]) < 2 and quantry.LocalArtifact(result["folder"]).verify() > 3
+    assert result["artifact_uri"] and client.get(result["job"]).succeeded
+
+
+def test_a_worker_that_died_finds_its_job(module, deferred, server, client, stories):
+    """Another try submits again, and gets the same job; another attempt does not."""
+    names = []
+    for attempt in ("", "", "second"):
+        with pytest.raises(deferred) as caught:
+            operator(module, server, stories, arguments=LONG, attempt=attempt).execute(
+                {"ti": types.SimpleNamespace(**{**vars(TASK), "run_id": "manual__died"})})
+        names.append(caught.value.trigger.job)
+    assert names[0] == names[1] != names[2]
+    for name in set(names):
+        client.cancel(name)
+
+
+def test_the_trigger_survives_a_restart_and_another_triggerer(module, deferred, make_server, stories):
+    server = make_server(*QUICK_LEASES).start()
+    task = operator(module, server, stories, arguments=LONG)
+    with pytest.raises(deferred) as caught:
+        task.execute({"ti": TASK})
+    trigger = caught.value.trigger
+    with quantry.connect(server.address) as client:
+        def restart():
+            wait_for(lambda: client.get(trigger.job).progress.blocks_done >= 1, 60, "a block")
+            server.stop(signal.SIGKILL)
+            server.start()
+
+        thread = threading.Thread(target=restart)
+
+        async def run():
+            first = asyncio.ensure_future(first_event(trigger))
+            await asyncio.sleep(0.3)
+            first.cancel()  # the first triggerer goes
+            thread.start()
+            return await first_event(again(module, trigger))
+
+        event = asyncio.run(run())
+        thread.join(60)
+    assert event["state"] == "succeeded"
+    assert task.execute_complete({"ti": TASK}, event)["state"] == "succeeded"
+
+
+def test_without_deferring(module, server, stories):
+    result = operator(module, server, stories, deferrable=False).execute(
+        {"ti": types.SimpleNamespace(**{**vars(TASK), "run_id": "manual__wait"})})
+    assert result["state"] == "succeeded"
+
+
+def test_what_fails_the_task(module, server, client, stories):
+    gated = operator(module, server, stories, deferrable=False, arguments={**MEASURED, "max_perplexity_ratio": 0.5})
+    with pytest.raises(module.AirflowException, match="QUALITY_GATE_FAILED"):
+        gated.execute({"ti": types.SimpleNamespace(**{**vars(TASK), "run_id": "manual__gate"})})
+    job = client.submit(stories, **LONG)
+    client.cancel(job)
+    client.wait(job, raise_on_failure=False)
+    event = asyncio.run(first_event(module.QuantryJobTrigger(job.name, server=server.address)))
+    with pytest.raises(module.AirflowException, match="is cancelled"):
+        gated.execute_complete({}, event)
+    away = asyncio.run(first_event(module.QuantryJobTrigger(job.name, server="127.0.0.1:1")))
+    with pytest.raises(module.AirflowException, match="no answer from the server"):
+        gated.execute_complete({}, away)
+
+
+def test_killed(module, deferred, server, client, stories):
+    task = operator(module, server, stories, arguments=LONG, cancel_on_kill=True)
+    with pytest.raises(deferred) as caught:
+        task.execute({"ti": types.SimpleNamespace(**{**vars(TASK), "run_id": "manual__killed"})})
+    task.on_kill()
+    assert client.wait(caught.value.trigger.job, raise_on_failure=False).state == "cancelled"
+
+
+def test_connection(module):
+    connection = types.SimpleNamespace(host="q.example", port=None, password="secret",
+                                       extra_dejson={"tenant": "acme", "tls_ca": "/ca.pem", "other": 1})
+    assert module.options_of(connection) == {"target": "q.example:7070", "tenant": "acme", "tls_ca": "/ca.pem",
+                                             "token": "secret"}
+
+
+def test_the_example_dag(module):
+    dag = load("quantize_dag", ROOT / "integrations/airflow/quantize_dag.py").dag
+    assert set(dag.task_ids) == {"quantize", "accept"}
+    assert isinstance(dag.get_task("quantize"), module.QuantizeOperator)
+    assert dag.get_task("accept").upstream_task_ids == {"quantize"}

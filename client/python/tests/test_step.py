@@ -1,0 +1,191 @@
+"""quantry.step, and the pipelines of integrations/ that run it, against a live quantryd."""
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+import yaml
+
+import quantry
+from conftest import EXAMPLES, MEASURED, ROOT, TESTS, wait_for
+from quantry import step
+
+PIPELINES = ROOT / "integrations"
+QUICK_ARGUMENTS = {"calibration_samples": 8, "calibration_length": 64, "evaluation_length": 64, "evaluation_windows": 8,
+                   "formats": "quantry"}
+TEXTS = ["--calibration", str(EXAMPLES / "text/calibration.txt"), "--evaluation", str(EXAMPLES / "text/evaluation.txt")]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+
+
+@pytest.fixture(scope="module")
+def rooted(binaries, tmp_path_factory):
+    """A server that may read the example model, as a URI."""
+    from conftest import service
+    server = service.Server(binaries, tmp_path_factory.mktemp("rooted") / "data", local_roots=[EXAMPLES]).start()
+    yield server
+    server.stop()
+
+
+def test_outputs_and_pull(server, stories, tmp_path, capsys):
+    arguments = ["--server", server.address, "--model", str(stories), "--method", "awq", "--group-size", "channel", *TEXTS,
+                 "--arguments", json.dumps(QUICK_ARGUMENTS), "--request-key", "dag/run-1/outputs"]
+    assert step.main([*arguments, "--pull", str(tmp_path / "w4"), "--output-dir", str(tmp_path / "all"),
+                      "--output", f"perplexity_ratio={tmp_path / 'deep/er/ratio'}"]) == 0
+    outputs = {path.name: path.read_text() for path in (tmp_path / "all").iterdir()}
+    assert set(outputs) == set(step.OUTPUTS) - {"perplexity_ratio"}
+    ratio = float((tmp_path / "deep/er/ratio").read_text())
+    assert 1 < ratio < 2 and outputs["state"] == "succeeded"
+    assert len(json.loads(outputs["report"])["blocks"]) == 5
+    assert quantry.LocalArtifact(tmp_path / "w4").verify() > 3
+    said = capsys.readouterr().err
+    assert "succeeded" in said and "submitted tenants/default/" in said
+    # Again, as a pipeline would: the same job, and nothing runs twice.
+    assert step.main([*arguments, "--output-dir", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again/job").read_text() == outputs["job"]
+
+
+@pytest.mark.parametrize("arguments, code, text", [
+    (["--method", "magic", "--model", "."], 2, "wanted one of rtn"),
+    (["--method", "rtn", "--model", "/no/such/model"], 2, "does not exist"),
+    (["--method", "rtn", "--model-path", "/etc"], 5, "SOURCE_FORBIDDEN"),
+    (["--method", "rtn", "--arguments", "[]"], 2, "wanted a JSON object"),
+    (["--method", "rtn", "--model", ".", "--arguments", "{\"colour\": 1}"], 2, "colour"),
+    (["--method", "rtn", "--output", "colour=x"], 2, "wanted NAME=PATH"),
+    (["--server", "127.0.0.1:1", "--method", "rtn"], 7, "no answer"),
+])
+def test_exit_codes(server, capsys, arguments, code, text):
+    assert step.main(["--server", server.address, *arguments]) == code
+    assert text in capsys.readouterr().err
+
+
+def test_a_gate_that_fails(server, stories, tmp_path, capsys):
+    arguments = {**QUICK_ARGUMENTS, "max_perplexity_ratio": 0.5}
+    code = step.main(["--server", server.address, "--model", str(stories), "--method", "rtn", "--group-size", "channel", *TEXTS,
+                      "--arguments", json.dumps(arguments), "--output-dir", str(tmp_path)])
+    assert code == 1 and "QUALITY_GATE_FAILED" in capsys.readouterr().err
+    assert (tmp_path / "state").read_text() == "failed"
+
+
+def test_time_over_and_back_again(server, client, stories, tmp_path, capsys):
+    arguments = ["--server", server.address, "--model", str(stories), "--method", "rtn", "--group-size", "channel",
+                 "--request-key", "time-over", "--output-dir", str(tmp_path)]
+    assert step.main([*arguments, "--timeout", "0.01"]) == 8
+    assert step.main(arguments) == 0
+    assert (tmp_path / "perplexity_ratio").read_text() == ""
+
+
+def substitute(text, values):
+    return re.sub(r"{{([^}]+)}}", lambda match: values[match.group(1)], text)
+
+
+def argo_command(parameters, workflow, server, outputs):
+    """The container of the template as Argo would start it, with its output folder moved."""
+    document = yaml.safe_load((PIPELINES / "argo/quantize.yaml").read_text())
+    template = document["spec"]["templates"][0]
+    values = {f"inputs.parameters.{p['name']}": p.get("value") for p in template["inputs"]["parameters"]}
+    values.update({f"inputs.parameters.{name}": value for name, value in parameters.items()})
+    values.update({f"workflow.parameters.{p['name']}": p["value"] for p in document["spec"]["arguments"]["parameters"]})
+    values.update({"workflow.parameters.server": server, "workflow.uid": workflow})
+    container = template["container"]
+    words = [substitute(word, values).replace("/tmp/outputs", str(outputs)) for word in container["command"] + container["args"]]
+    assert words[0] == "python"
+    return [sys.executable, *words[1:]], template
+
+
+def test_argo(rooted, tmp_path):
+    parameters = {"model-uri": f"file://{EXAMPLES / 'stories260k'}", "group-size": "channel",
+                  "calibration": str(EXAMPLES / "text/calibration.txt"),
+                  "evaluation": str(EXAMPLES / "text/evaluation.txt"), "arguments": json.dumps(QUICK_ARGUMENTS)}
+    command, template = argo_command(parameters, "3f1c", rooted.address, tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    files = [p["valueFrom"]["path"] for p in template["outputs"]["parameters"]]
+    files += [a["path"] for a in template["outputs"]["artifacts"]]
+    for path in files:
+        assert (tmp_path / path.rsplit("/", 1)[1]).read_text(), path
+    again = subprocess.run(command, capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
+    assert again.returncode == 0
+    with quantry.connect(rooted.address) as client:
+        assert [job.name for job in client.list()] == [(tmp_path / "job").read_text()]
+    # What is retried is what the step calls worth a retry.
+    retried = [int(code) for code in re.search(r"in \[(.*)\]", template["retryStrategy"]["expression"]).group(1).split(",")]
+    assert retried == [6, 7, 8] and "6 quota, 7 server unreachable, 8 time over" in (PIPELINES / "README.md").read_text()
+
+
+def kubeflow_words(part, inputs, folder):
+    if isinstance(part, str):
+        return part
+    if "inputValue" in part:
+        return inputs[part["inputValue"]]
+    if "outputPath" in part:
+        return str(folder / part["outputPath"] / "data")
+    return "".join(kubeflow_words(piece, inputs, folder) for piece in part["concat"])
+
+
+def test_kubeflow(rooted, tmp_path):
+    component = yaml.safe_load((PIPELINES / "kubeflow/quantize.yaml").read_text())
+    inputs = {i["name"]: i.get("default") for i in component["inputs"]}
+    inputs.update(server=rooted.address, model_uri=f"file://{EXAMPLES / 'stories260k'}", run_id="kfp-1", method="rtn",
+                  group_size="channel", arguments="{\"formats\": \"quantry\"}")
+    words = [kubeflow_words(part, inputs, tmp_path) for part in component["implementation"]["container"]["command"]]
+    done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    written = {path.parent.name for path in tmp_path.glob("*/data")}
+    assert written == {output["name"] for output in component["outputs"]}
+    assert (tmp_path / "job/data").read_text().startswith("tenants/default/")
+
+
+def script(server, binaries, *arguments, **variables):
+    environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}", "QUANTRY_SERVER": server.address, **variables}
+    return subprocess.run([PIPELINES / "ci/quantize.sh", *map(str, arguments)], capture_output=True, text=True, timeout=120,
+                          env=environment)
+
+
+QUICK_FLAGS = ["--method", "rtn", "--group-size", "channel", "--evaluation-length", "64", "--evaluation-windows", "8",
+               "--calibration-samples", "8", "--calibration-length", "64", "--format", "quantry"]
+
+
+def test_ci_script(server, client, binaries, stories, tmp_path):
+    text = EXAMPLES / "text/evaluation.txt"
+    summary = tmp_path / "summary.md"
+    before = len(list(client.list()))
+    for _ in range(2):
+        done = script(server, binaries, stories, text, tmp_path / "out", *QUICK_FLAGS, RUN_KEY="ci-1",
+                      GITHUB_STEP_SUMMARY=str(summary))
+        assert done.returncode == 0, done.stderr
+    assert len(list(client.list())) == before + 1
+    assert quantry.LocalArtifact(tmp_path / "out").verify() > 3
+    assert "succeeded" in summary.read_text().lower()
+    assert script(server, binaries, stories).returncode == 2
+    gate = script(server, binaries, stories, text, tmp_path / "gated", *QUICK_FLAGS, "--max-perplexity-ratio", "0.5")
+    assert gate.returncode == 1 and "QUALITY_GATE_FAILED" in gate.stderr
+
+
+def test_ci_script_without_a_server(server, binaries, stories, tmp_path):
+    done = script(server, binaries, stories, EXAMPLES / "text/evaluation.txt", tmp_path / "out", *QUICK_FLAGS,
+                  QUANTRY_SERVER="127.0.0.1:1", RETRY_PAUSE="0")
+    assert done.returncode == 7 and done.stderr.count("no answer from the server") == 4
+
+
+def test_a_step_survives_a_restart_of_the_server(make_server, stories, tmp_path, capsys):
+    server = make_server("--lease-ttl-s=3", "--heartbeat-interval-s=1", "--sweep-interval-s=1").start()
+    with quantry.connect(server.address) as client:
+        job = client.submit(stories, request_id=quantry.request_id_for("restart"), **MEASURED)
+
+        def restart():
+            wait_for(lambda: client.get(job).progress.blocks_done >= 1, 30, "a block")
+            server.stop(signal.SIGTERM)
+            server.start()
+
+        thread = threading.Thread(target=restart)
+        thread.start()
+        arguments = {**QUICK_ARGUMENTS, "formats": []}
+        code = step.main(["--server", server.address, "--model", str(stories), "--method", "awq", "--bits", "4",
+                          "--group-size", "channel", *TEXTS, "--arguments", json.dumps(arguments), "--request-key", "restart",
+                          "--output-dir", str(tmp_path)])
+        thread.join(60)
+    assert code == 0 and (tmp_path / "job").read_text() == job.name
