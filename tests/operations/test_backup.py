@@ -1,5 +1,6 @@
 """A backup taken while jobs run is a data folder: the finished job is there, the running one ends again."""
 import json
+import re
 import subprocess
 import sys
 
@@ -45,6 +46,7 @@ def test_restore_of_a_live_backup(binaries, tmp_path):
         assert get(binaries, new["tenant"], "done")["artifact"] == artifact
         cli(binaries, new["tenant"], "pull", "done", tmp_path / "pulled")  # every byte is checked
         wait_for(lambda: get(binaries, new["tenant"], "running")["state"] == "SUCCEEDED", 90, "the job to end again")
+        assert re.search(r"running epoch=2 .*resume_blocks=[1-9]", second.log("worker")), "it started over"
         cli(binaries, new["tenant"], "pull", "running", tmp_path / "pulled-again")
         assert get(binaries, new["tenant"], "running")["user_failures"] == 0
     finally:

@@ -1,0 +1,59 @@
+"""What docs/operations names exists: files, links, commands and their flags."""
+import re
+import subprocess
+
+import pytest
+
+from conftest import ROOT, known_flags
+
+PAGES = sorted((ROOT / "docs/operations").glob("*.md"))
+SPANS = {page: re.findall(r"`([^`]+)`", page.read_text()) for page in PAGES}
+
+
+def anchors(page):
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_exist(page):
+    for path in re.findall(r"\bdeploy/[\w./-]*\w", page.read_text()):
+        if path not in ("deploy/docker/.env", "deploy/systemd"):
+            assert (ROOT / path).exists(), path
+
+
+def cli_help(binaries, *command):
+    return subprocess.run([binaries / "quantry", *command, "--help"], capture_output=True, text=True, timeout=20).stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_the_cli_exist(binaries, page):
+    shared = set(re.findall(r"--[a-z][a-z-]*", cli_help(binaries)))
+    for span in SPANS[page]:
+        match = re.match(r"quantry (?:--server \S+ )?([a-z][a-z-]*)(?: (pause|resume|drain))?\b", span)
+        if not match:
+            continue
+        command = [part for part in match.groups() if part]
+        text = cli_help(binaries, *command)
+        assert f"quantry {' '.join(command)}" in text, span
+        flags = set(re.findall(r"--[a-z][a-z-]*", span))
+        assert flags <= shared | set(re.findall(r"--[a-z][a-z-]*", text)), span
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_flags_of_the_servers_exist(binaries, page):
+    known = known_flags(binaries, "quantryd") | known_flags(binaries, "quantry-worker") | {"check-config", "config", "embedded"}
+    for span in SPANS[page]:
+        if re.match(r"(quantryd|quantry-worker)?\s*--[a-z]", span):
+            flags = set(re.findall(r"--([a-z][a-z-]*)", span))
+            assert flags <= known | {"sbom", "provenance", "older-than", "dry-run"}, span
