@@ -57,3 +57,10 @@ def test_flags_of_the_servers_exist(binaries, page):
         if re.match(r"(quantryd|quantry-worker)?\s*--[a-z]", span):
             flags = set(re.findall(r"--([a-z][a-z-]*)", span))
             assert flags <= known | {"sbom", "provenance", "older-than", "dry-run"}, span
+
+
+def test_reasons_of_the_runbook_are_reasons():
+    known = set(re.findall(r"`([A-Z_]+)", (ROOT / "docs/api/errors.md").read_text()))
+    known |= {"RESOURCE_EXHAUSTED", "UNAVAILABLE", "INTERNAL"}  # statuses
+    words = set(re.findall(r"\b[A-Z]+_[A-Z_]+\b", (ROOT / "docs/operations/runbook.md").read_text()))
+    assert words - known <= {"QUANTRY_SERVER"}, words - known
