@@ -27,7 +27,7 @@ BinarizedColumns BinarizeColumns(const at::Tensor& weight, const at::Tensor& upp
 // row and block (spec: baselines.md 0.3). Does not depend on the split.
 constexpr int64_t BillmBits(int64_t rows, int64_t columns, int64_t block_size) {
   const int64_t blocks = (columns + block_size - 1) / block_size;
-  return 2 * rows * columns + columns + 8 * 16 * rows * blocks;
+  return 2 * rows * columns + columns + 128 * rows * blocks;
 }
 
 }  // namespace quantry::engine
