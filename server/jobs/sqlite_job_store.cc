@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "common/errors.h"
+#include "server/jobs/rules.h"
 #include "server/jobs/sqlite/connections.h"
 #include "server/jobs/sqlite/data_dir_lock.h"
 #include "server/jobs/sqlite/quotas.h"
@@ -101,8 +102,8 @@ class SqliteJobStore : public JobStore {
         Write<JobState>(now, [&](const Context& c) { return sqlite::Complete(c, request); });
     if (!state.ok()) return state.status();
     if (*state != JobState::kCancelled) return absl::OkStatus();
-    return sqlite::LeaseLost(request.lease.job, request.lease.epoch,
-                             "the job was cancelled before this commit");
+    return LeaseLost(request.lease.job, request.lease.epoch,
+                     "the job was cancelled before this commit");
   }
   absl::StatusOr<JobState> Fail(const FailRequest& request, Time now) override {
     return Write<JobState>(now, [&](const Context& c) { return sqlite::Fail(c, request); });

@@ -1,5 +1,5 @@
 #include "common/errors.h"
-#include "common/ids.h"
+#include "server/jobs/rules.h"
 #include "server/jobs/sqlite/worker_calls.h"
 
 namespace quantry::server::sqlite {
@@ -35,23 +35,6 @@ int64_t Count(Database& db, std::string_view sql, int64_t pk) {
   return rows.Next() ? rows.Int(0) : 0;
 }
 
-absl::Status Poisoned(const QueueRow& row, int64_t distinct, int losses) {
-  return MakeError(Reason::kPoisonJob,
-                   std::to_string(losses) + " workers in a row (" + std::to_string(distinct) +
-                       " different ones, the last was " + row.worker_id +
-                       ") vanished while they ran this job; look at their logs before you "
-                       "submit it again",
-                   {{"losses", std::to_string(losses)},
-                    {"distinct_workers", std::to_string(distinct)},
-                    {"worker", row.worker_id}});
-}
-
-// Events a worker may write into the history.
-bool IsWorkersOwn(const v1::JobEvent& event) {
-  return event.kind_case() != v1::JobEvent::KIND_NOT_SET &&
-         event.kind_case() != v1::JobEvent::kStateChanged;
-}
-
 }  // namespace
 
 absl::StatusOr<QueueRow> CheckLease(const Context& context, const LeaseToken& lease) {
@@ -61,28 +44,18 @@ absl::StatusOr<QueueRow> CheckLease(const Context& context, const LeaseToken& le
   if (!pk) return LeaseLost(lease.job, lease.epoch, "the job is gone");
   std::optional<QueueRow> row = ReadQueueRow(context.db, *pk);
   if (!row) return LeaseLost(lease.job, lease.epoch, "the job has ended");
-  if (!IsLeased(row->state)) return LeaseLost(lease.job, lease.epoch, "the job is queued again");
-  if (row->epoch != lease.epoch) {
-    return LeaseLost(lease.job, lease.epoch,
-                     "attempt " + std::to_string(row->epoch) + " is running");
-  }
-  if (row->worker_id != worker->worker_id) {
-    return LeaseLost(lease.job, lease.epoch, "worker " + row->worker_id + " runs it");
-  }
+  absl::Status held = CheckLeaseRow(lease, *row, worker->worker_id);
+  if (!held.ok()) return held;
   return *row;
 }
 
 int64_t StoreEvents(const Context& context, QueueRow& row, const AttemptEvents& events) {
-  int64_t known = row.next_event_offset;
-  // Negative, or a hole before the first event: the worker sends again from
-  // `known`.
-  if (events.offset < 0 || events.offset > known) return known;
-  for (size_t i = static_cast<size_t>(known - events.offset); i < events.events.size(); ++i) {
-    const v1::JobEvent& event = events.events[i];
+  const std::vector<v1::JobEvent> added = NewEvents(row.next_event_offset, events);
+  for (const v1::JobEvent& event : added) {
     if (IsWorkersOwn(event)) AppendEvent(context.db, row.pk, row.epoch, context.now, event);
-    ++row.next_event_offset;
   }
-  if (row.next_event_offset != known) {
+  row.next_event_offset += static_cast<int64_t>(added.size());
+  if (!added.empty()) {
     context.db.Execute("UPDATE queue SET next_event_offset = ? WHERE pk = ?", row.next_event_offset,
                        row.pk);
   }
@@ -116,13 +89,10 @@ absl::StatusOr<JobState> EndLost(const Context& context, const QueueRow& row,
   db.Execute("INSERT OR IGNORE INTO job_losses (pk, worker_id) VALUES (?, ?)", row.pk,
              row.worker_id);
   int64_t distinct = Count(db, "SELECT count(*) FROM job_losses WHERE pk = ?", row.pk);
-  if (distinct >= context.policy.max_distinct_losses ||
-      losses >= context.policy.max_losses_without_checkpoint) {
+  if (IsPoison(context.policy, distinct, losses)) {
     return EndForGood(context, row, Poisoned(row, distinct, losses));
   }
-  absl::Status error = MakeError(Reason::kWorkerLost, "worker " + row.worker_id + " " + why,
-                                 {{"worker", row.worker_id}, {"why", why}});
-  return End(context, row, JobState::kQueued, error,
+  return End(context, row, JobState::kQueued, WorkerLost(row, why),
              Backoff(context.policy, losses, context.random()));
 }
 

@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "common/errors.h"
+#include "server/jobs/rules.h"
 #include "server/jobs/sqlite/quotas.h"
 #include "server/jobs/sqlite/worker_calls.h"
 

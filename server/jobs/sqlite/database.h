@@ -8,12 +8,11 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
-#include <variant>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "common/clock.h"
 #include "google/protobuf/message_lite.h"
+#include "server/jobs/sql_value.h"
 
 struct sqlite3;
 struct sqlite3_stmt;
@@ -27,30 +26,9 @@ struct sqlite3_stmt;
 // read look the same to them; their answer is then thrown away.
 namespace quantry::server::sqlite {
 
-struct Blob {
-  std::string bytes;
-};
-
-// What a placeholder gets.
-using Value = std::variant<std::nullptr_t, int64_t, std::string, Blob>;
-
-inline Value Arg(int64_t value) { return value; }
-inline Value Arg(int value) { return int64_t{value}; }
-inline Value Arg(bool value) { return int64_t{value}; }
-inline Value Arg(Time value) { return ToUnixMicros(value); }
-inline Value Arg(Duration value) { return int64_t{value.count()}; }
-inline Value Arg(const char* value) { return std::string(value); }
-inline Value Arg(const std::string& value) { return value; }
-inline Value Arg(std::string_view value) { return std::string(value); }
-inline Value Arg(Blob value) { return value; }
-inline Value Arg(std::nullptr_t) { return nullptr; }
-inline Value Arg(const google::protobuf::MessageLite& value) {
-  return Blob{value.SerializeAsString()};
-}
-template <typename T>
-Value Arg(const std::optional<T>& value) {
-  return value ? Arg(*value) : Value(nullptr);
-}
+using sql::Arg;
+using sql::Blob;
+using sql::Value;
 
 class Database;
 

@@ -1,14 +1,11 @@
-#include <algorithm>
-
 #include "common/errors.h"
 #include "google/protobuf/util/message_differencer.h"
+#include "server/jobs/rules.h"
 #include "server/jobs/sqlite/worker_calls.h"
 
 // What a worker says while it holds a lease.
 namespace quantry::server::sqlite {
 namespace {
-
-constexpr size_t kMaxLogTailBytes = size_t{16} * 1024;
 
 void Renew(const Context& context, const QueueRow& row) {
   context.db.Execute("UPDATE queue SET lease_until = ? WHERE pk = ?",
@@ -26,12 +23,6 @@ void StoreProgress(const Context& context, const QueueRow& row, const v1::JobPro
                      progress.steps_done(), context.now, row.pk);
 }
 
-v1::Directive DirectiveFor(const QueueRow& row, const WorkerRow& worker) {
-  if (row.state == JobState::kCancelling) return v1::DIRECTIVE_CANCEL;
-  if (worker.draining && worker.terminate) return v1::DIRECTIVE_CHECKPOINT_AND_RELEASE;
-  return v1::DIRECTIVE_CONTINUE;
-}
-
 absl::StatusOr<BeatReply> BeatOne(const Context& context, const WorkerRow& worker,
                                   const Beat& beat) {
   BeatReply reply{beat.job, beat.epoch};
@@ -47,11 +38,6 @@ absl::StatusOr<BeatReply> BeatOne(const Context& context, const WorkerRow& worke
   StoreProgress(context, *row, beat.progress);
   reply.directive = DirectiveFor(*row, worker);
   return reply;
-}
-
-v1::WorkerDirective DirectiveFor(const WorkerRow& worker) {
-  if (!worker.draining) return v1::WORKER_DIRECTIVE_NONE;
-  return worker.terminate ? v1::WORKER_DIRECTIVE_TERMINATE : v1::WORKER_DIRECTIVE_QUIET;
 }
 
 bool SameCheckpoint(const Context& context, const QueueRow& row,
@@ -91,36 +77,9 @@ void StoreResult(const Context& context, const QueueRow& row, const CompleteRequ
   context.db.Execute("UPDATE job_payloads SET result = ? WHERE pk = ?", result, row.pk);
 }
 
-absl::Status GateFailed() {
-  return MakeError(Reason::kQualityGateFailed,
-                   "the measured quality is worse than spec.quality_gate allows; the artifact is "
-                   "kept, marked: see result.quality, then loosen the gate or use more bits");
-}
-
-// The end of `log`, cut at a character, not inside one.
-std::string Tail(const std::string& log) {
-  size_t begin = log.size() > kMaxLogTailBytes ? log.size() - kMaxLogTailBytes : 0;
-  while (begin > 0 && begin < log.size() &&
-         (static_cast<unsigned char>(log[begin]) & 0xC0) == 0x80) {
-    ++begin;
-  }
-  return log.substr(begin);
-}
-
 void StoreLogTail(const Context& context, const QueueRow& row, const std::string& log) {
   if (log.empty()) return;
-  v1::JobEvent event;
-  event.mutable_log()->set_level(v1::LogLine::LEVEL_ERROR);
-  event.mutable_log()->set_message(Tail(log));
-  AppendEvent(context.db, row.pk, row.epoch, context.now, std::move(event));
-}
-
-absl::Status ErrorOf(const FailRequest& request) {
-  const v1::EngineError& error = request.error;
-  std::map<std::string, std::string> metadata(error.metadata().begin(), error.metadata().end());
-  if (request.exit_code != 0) metadata["exit_code"] = std::to_string(request.exit_code);
-  if (request.exit_signal != 0) metadata["exit_signal"] = std::to_string(request.exit_signal);
-  return MakeNamedError(error.reason(), error.message(), std::move(metadata));
+  AppendEvent(context.db, row.pk, row.epoch, context.now, LogTailEvent(log));
 }
 
 }  // namespace
@@ -151,12 +110,7 @@ absl::Status CommitCheckpoint(const Context& context, const CheckpointRequest& r
       "INSERT OR REPLACE INTO job_checkpoints (pk, epoch, checkpoint) VALUES (?, ?, ?)", row->pk,
       row->epoch, checkpoint);
   context.db.Execute("UPDATE queue SET losses_since_checkpoint = 0 WHERE pk = ?", row->pk);
-  v1::JobEvent event;
-  event.mutable_checkpoint()->set_blocks_done(checkpoint.blocks_done());
-  int64_t bytes = 0;
-  for (const v1::ArtifactFile& file : checkpoint.files()) bytes += file.size_bytes();
-  event.mutable_checkpoint()->set_bytes(bytes);
-  AppendEvent(context.db, row->pk, row->epoch, context.now, std::move(event));
+  AppendEvent(context.db, row->pk, row->epoch, context.now, EventOf(checkpoint));
   return absl::OkStatus();
 }
 

@@ -1,4 +1,4 @@
-#include "common/errors.h"
+#include "server/jobs/rules.h"
 #include "server/jobs/sqlite/tenant_calls.h"
 #include "server/jobs/sqlite/worker_calls.h"
 
@@ -9,15 +9,8 @@ namespace {
 constexpr int kMaxExpiredPerSweep = 1000;  // one transaction must stay short
 constexpr const char* kLastSweep = "last_sweep";
 
-Worker WorkerOf(const Context& context, const WorkerRow& row) {
-  Worker worker;
-  worker.info = row.info;
-  worker.session = row.session;
-  worker.last_seen = row.last_seen;
-  worker.draining = row.draining;
-  worker.terminate = row.terminate;
-  worker.refusal = row.refusal;
-  worker.live = row.last_seen + context.policy.lease_ttl > context.now;
+Worker WithJobs(const Context& context, const WorkerRow& row) {
+  Worker worker = WorkerOf(row, context.policy, context.now);
   for (const QueueRow& leased : ReadLeasedBy(context.db, row.worker_id)) {
     worker.jobs.push_back(ReadKey(context.db, leased.pk));
   }
@@ -58,43 +51,24 @@ void PushLeases(const Context& context, Duration outage) {
       context.now + context.policy.lease_ttl, outage);
 }
 
-std::string Seconds(Duration duration) { return std::to_string(duration.count() / 1'000'000); }
-
-absl::Status OverLimit(Reason reason, const std::string& what, Duration limit) {
-  return MakeError(
-      reason, "the job " + what + " for more than the " + Seconds(limit) + " s of its stop_limits",
-      {{"limit_s", Seconds(limit)}});
-}
-
-absl::Status NoProgress(const QueueRow& row) {
-  return MakeError(Reason::kNoProgress,
-                   "step " + std::to_string(row.steps_done) + " on worker " + row.worker_id +
-                       " is the last for more than " + Seconds(row.max_no_progress) +
-                       " s; raise stop_limits.max_no_progress if such steps are to be expected",
-                   {{"steps_done", std::to_string(row.steps_done)},
-                    {"worker", row.worker_id},
-                    {"limit_s", Seconds(row.max_no_progress)}});
-}
-
 // What is wrong with a leased row, dealt with. nullopt = nothing.
 std::optional<absl::StatusOr<JobState>> Judge(const Context& context, const QueueRow& row,
                                               SweepReport& report) {
-  if (row.lease_until <= context.now) {
-    ++report.lost;
-    return EndLost(context, row, "did not report within its lease");
-  }
-  if (row.state == JobState::kCancelling) {
-    if (row.cancel_time + context.policy.cancel_grace > context.now) return std::nullopt;
-    ++report.lost;
-    return EndLost(context, row, "did not confirm the cancel");
-  }
-  if (row.max_run > Duration(0) && context.now - row.claim_time + row.run_used >= row.max_run) {
-    ++report.over_limit;
-    return EndForGood(context, row, OverLimit(Reason::kMaxRunExceeded, "ran", row.max_run));
-  }
-  if (row.progress_time + row.max_no_progress <= context.now) {
-    ++report.no_progress;
-    return EndFailed(context, row, NoProgress(row), false);
+  switch (JudgeLease(row, context.policy, context.now)) {
+    case Verdict::kFine:
+      break;
+    case Verdict::kLapsed:
+      ++report.lost;
+      return EndLost(context, row, "did not report within its lease");
+    case Verdict::kCancelIgnored:
+      ++report.lost;
+      return EndLost(context, row, "did not confirm the cancel");
+    case Verdict::kMaxRun:
+      ++report.over_limit;
+      return EndForGood(context, row, MaxRunExceeded(row));
+    case Verdict::kNoProgress:
+      ++report.no_progress;
+      return EndFailed(context, row, NoProgress(row), false);
   }
   return std::nullopt;
 }
@@ -117,8 +91,7 @@ absl::Status SweepPending(const Context& context, SweepReport& report) {
   for (int64_t pk : overdue) {
     std::optional<QueueRow> row = ReadQueueRow(context.db, pk);
     if (!row) continue;
-    auto ended = EndForGood(context, *row,
-                            OverLimit(Reason::kMaxPendingExceeded, "was queued", row->max_pending));
+    auto ended = EndForGood(context, *row, MaxPendingExceeded(*row));
     if (!ended.ok()) return ended.status();
     ++report.over_limit;
     report.changed.push_back(ReadKey(context.db, pk));
@@ -138,16 +111,6 @@ void SweepExpired(const Context& context, SweepReport& report) {
   }
 }
 
-std::vector<std::string> BlobsOf(const v1::JobSpec& spec) {
-  std::vector<std::string> blobs;
-  for (const v1::BlobFile& file : spec.model().blobs().files()) blobs.push_back(file.sha256());
-  for (const v1::TextSource* text : {&spec.calibration().source(), &spec.evaluation().source(),
-                                     &spec.preprocessing().source()}) {
-    if (text->has_blob()) blobs.push_back(text->blob().sha256());
-  }
-  return blobs;
-}
-
 int64_t One(Rows rows) { return rows.Next() ? rows.Int(0) : 0; }
 
 }  // namespace
@@ -157,7 +120,7 @@ std::vector<Worker> ListWorkers(const Context& context) {
   for (const std::string& id :
        Column(context.db.Query("SELECT worker_id FROM workers ORDER BY worker_id"))) {
     std::optional<WorkerRow> row = FindWorkerById(context.db, id);
-    if (row) workers.push_back(WorkerOf(context, *row));
+    if (row) workers.push_back(WithJobs(context, *row));
   }
   return workers;
 }
@@ -168,9 +131,8 @@ absl::StatusOr<Worker> DrainWorker(const Context& context, const std::string& wo
       "UPDATE workers SET draining = 1, terminate = max(terminate, ?) WHERE worker_id = ?",
       terminate, worker_id);
   std::optional<WorkerRow> row = FindWorkerById(context.db, worker_id);
-  if (row) return WorkerOf(context, *row);
-  return MakeError(Reason::kWorkerNotFound, "there is no worker " + worker_id + "; list workers",
-                   {{"worker", worker_id}});
+  if (row) return WithJobs(context, *row);
+  return WorkerNotFound(worker_id);
 }
 
 absl::StatusOr<SweepReport> Sweep(const Context& context) {

@@ -1,13 +1,9 @@
 #include "server/jobs/sqlite/quotas.h"
 
-#include "common/errors.h"
-#include "common/ids.h"
+#include "server/jobs/rules.h"
 
 namespace quantry::server::sqlite {
 namespace {
-
-// How soon a queued job may have started.
-constexpr Duration kRetryAfter = std::chrono::seconds(10);
 
 int64_t One(Rows rows) { return rows.Next() ? rows.Int(0) : 0; }
 
@@ -38,14 +34,7 @@ absl::Status CheckQueuedQuota(Database& db, const std::string& tenant) {
       db.Query("SELECT count(*) FROM (SELECT 1 FROM jobs WHERE tenant = ? AND state = 1 LIMIT ?)",
                tenant, limit));
   if (queued < limit) return absl::OkStatus();
-  const std::string name = FormatTenantName(tenant);
-  return MakeDetailedError(Reason::kQuotaQueued,
-                           name + " may have " + std::to_string(limit) +
-                               " queued jobs and has that many; wait until " +
-                               "some have started, or cancel some",
-                           {.metadata = {{"tenant", name}, {"max_queued", std::to_string(limit)}},
-                            .quotas = {{name, "max_queued " + std::to_string(limit)}},
-                            .retry_after = kRetryAfter});
+  return QueuedQuotaReached(tenant, limit);
 }
 
 std::set<std::string> TenantsAtRunningQuota(Database& db) {

@@ -2,10 +2,8 @@
 
 #include <utility>
 
-#include "common/errors.h"
-#include "common/ids.h"
 #include "google/protobuf/util/time_util.h"
-#include "server/jobs/transitions.h"
+#include "server/jobs/rules.h"
 
 namespace quantry::server::sqlite {
 namespace {
@@ -169,25 +167,6 @@ std::optional<QueuePause> ReadPause(Database& db) {
   return QueuePause{rows.Text(0), rows.At(1)};
 }
 
-absl::Status JobNotFound(const JobKey& key) {
-  std::string name = FormatJobName(key.tenant, key.id);
-  return MakeError(Reason::kJobNotFound, "there is no job " + name + "; list the tenant's jobs",
-                   {{"job", name}});
-}
-
-absl::Status LeaseLost(const JobKey& key, int64_t epoch, const std::string& why) {
-  std::string name = FormatJobName(key.tenant, key.id);
-  return MakeError(Reason::kLeaseLost,
-                   "attempt " + std::to_string(epoch) + " of " + name +
-                       " does not own the job any more: " + why +
-                       "; stop the engine and forget the job",
-                   {{"job", name}, {"epoch", std::to_string(epoch)}, {"why", why}});
-}
-
-absl::Status UnknownWorker() {
-  return MakeError(Reason::kUnknownWorker, "no worker has this session; register again");
-}
-
 void AppendEvent(Database& db, int64_t pk, int64_t epoch, Time now, v1::JobEvent event) {
   int64_t last = 0;
   {
@@ -202,11 +181,7 @@ void AppendEvent(Database& db, int64_t pk, int64_t epoch, Time now, v1::JobEvent
 }
 
 absl::Status ChangeState(Database& db, const StateChange& change, Time now) {
-  if (!CanTransition(change.from, change.to)) {
-    return MakeError(Reason::kInternal, "transition " + std::string(JobStateName(change.from)) +
-                                            " -> " + std::string(JobStateName(change.to)) +
-                                            " is not in the table");
-  }
+  if (absl::Status allowed = CheckTransition(change); !allowed.ok()) return allowed;
   std::optional<Time> end_time;
   if (IsEnded(change.to)) end_time = now;
   db.Execute(
@@ -217,12 +192,7 @@ absl::Status ChangeState(Database& db, const StateChange& change, Time now) {
     db.Execute("UPDATE job_payloads SET error = ? WHERE pk = ?", *change.error, change.pk);
   }
   MoveQueueRow(db, change, now);
-  v1::JobEvent event;
-  event.mutable_state_changed()->set_from(ToProto(change.from));
-  event.mutable_state_changed()->set_to(ToProto(change.to));
-  event.mutable_state_changed()->set_reason(change.reason);
-  if (change.error) *event.mutable_state_changed()->mutable_error() = *change.error;
-  AppendEvent(db, change.pk, change.epoch, now, std::move(event));
+  AppendEvent(db, change.pk, change.epoch, now, EventOf(change));
   return absl::OkStatus();
 }
 

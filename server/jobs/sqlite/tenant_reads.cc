@@ -1,5 +1,4 @@
-#include "common/errors.h"
-#include "common/ids.h"
+#include "server/jobs/rules.h"
 #include "server/jobs/sqlite/rows.h"
 #include "server/jobs/sqlite/tenant_calls.h"
 
@@ -111,9 +110,7 @@ absl::StatusOr<Artifact> GetArtifact(Database& db, const std::string& tenant,
                                      const std::string& uid) {
   Rows rows = db.Query(QUANTRY_SELECT_ARTIFACT " AND a.uid = ?", tenant, uid);
   if (rows.Next()) return ArtifactOf(rows);
-  std::string name = FormatArtifactName(tenant, uid);
-  return MakeError(Reason::kArtifactNotFound, "there is no artifact " + name + "; list artifacts",
-                   {{"artifact", name}});
+  return ArtifactNotFound(tenant, uid);
 }
 
 ArtifactPage ListArtifacts(Database& db, const std::string& tenant, int limit,

@@ -1,32 +1,12 @@
 #include <algorithm>
 
-#include "common/errors.h"
-#include "common/ids.h"
-#include "google/protobuf/util/time_util.h"
+#include "server/jobs/rules.h"
 #include "server/jobs/sqlite/quotas.h"
 #include "server/jobs/sqlite/rows.h"
 #include "server/jobs/sqlite/tenant_calls.h"
-#include "server/jobs/transitions.h"
 
 namespace quantry::server::sqlite {
 namespace {
-
-std::optional<Duration> Limit(const google::protobuf::Duration& limit) {
-  int64_t micros = google::protobuf::util::TimeUtil::DurationToMicroseconds(limit);
-  if (micros <= 0) return std::nullopt;
-  return Duration(micros);
-}
-
-// Claims go by rank, smallest first: the time of creation, moved back by one
-// `aging` for each level of priority.
-int64_t Rank(const JobPolicy& policy, Time create_time, int priority) {
-  return ToUnixMicros(create_time) - priority * policy.aging.count();
-}
-
-// A job that names a CUDA device needs a GPU though it did not say how many.
-int GpuCount(const v1::ResourceRequest& resources) {
-  return std::max(resources.gpu_count(), resources.device().starts_with("cuda") ? 1 : 0);
-}
 
 void InsertLabels(Database& db, int64_t pk, const std::map<std::string, std::string>& labels) {
   for (const auto& [key, value] : labels) {
@@ -44,7 +24,7 @@ struct Enqueue {
 
 void InsertQueueRow(Database& db, const JobPolicy& policy, const Enqueue& job,
                     const v1::JobSpec& spec, Time now) {
-  std::optional<Duration> max_pending = Limit(spec.stop_limits().max_pending());
+  std::optional<Duration> max_pending = LimitOf(spec.stop_limits().max_pending());
   std::optional<Time> pending_deadline;
   if (max_pending) pending_deadline = now + *max_pending;
   int max_attempts = spec.retry_policy().max_attempts();
@@ -54,10 +34,10 @@ void InsertQueueRow(Database& db, const JobPolicy& policy, const Enqueue& job,
       " epoch) VALUES (?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
       job.pk, MethodName(spec.method()), GpuCount(spec.resources()),
       spec.resources().min_gpu_memory_bytes(), spec.resources().host_memory_bytes(),
-      Rank(policy, job.create_time, job.priority), now, pending_deadline,
+      RankOf(policy, job.create_time, job.priority), now, pending_deadline,
       max_attempts > 0 ? max_attempts : policy.max_attempts, max_pending,
-      Limit(spec.stop_limits().max_run()),
-      Limit(spec.stop_limits().max_no_progress()).value_or(policy.max_no_progress), job.epoch);
+      LimitOf(spec.stop_limits().max_run()),
+      LimitOf(spec.stop_limits().max_no_progress()).value_or(policy.max_no_progress), job.epoch);
 }
 
 int64_t InsertJob(Database& db, const SubmitRequest& request, Time now) {
@@ -89,23 +69,11 @@ absl::StatusOr<std::optional<SubmitResult>> FindRepeat(Database& db, const Submi
                          request.key.tenant, request.request_id);
     if (!rows.Next()) return std::nullopt;
     if (rows.Text(1) != request.request_hash) {
-      return MakeError(Reason::kRequestIdReused,
-                       "request_id " + request.request_id +
-                           " came before with another payload; use a new request_id",
-                       {{"request_id", request.request_id}});
+      return RequestIdReused(request.request_id);
     }
     pk = rows.Int(0);
   }
   return SubmitResult{ReadJob(db, pk), false};
-}
-
-absl::Status CheckEtag(const Job& job, const std::string& etag) {
-  if (etag.empty() || etag == EtagOf(job)) return absl::OkStatus();
-  std::string name = FormatJobName(job.key.tenant, job.key.id);
-  return MakeError(
-      Reason::kEtagMismatch,
-      name + " has etag " + EtagOf(job) + ", not " + etag + "; read it again, then retry",
-      {{"job", name}, {"wanted", etag}, {"got", EtagOf(job)}});
 }
 
 // The job, if it exists and has the etag.
@@ -124,23 +92,6 @@ std::string LastRetry(Database& db, int64_t pk) {
   return rows.Next() ? rows.Text(0) : "";
 }
 
-absl::Status CheckRetryable(const Job& job) {
-  std::string name = FormatJobName(job.key.tenant, job.key.id);
-  std::string state(JobStateName(job.state));
-  const std::map<std::string, std::string> metadata = {{"job", name}, {"state", state}};
-  if (!CanTransition(job.state, JobState::kQueued) || job.state == JobState::kRunning) {
-    return MakeError(Reason::kJobNotRetryable,
-                     name + " is " + state + "; only FAILED and CANCELLED jobs can be retried",
-                     metadata);
-  }
-  if (!job.has_artifact) return absl::OkStatus();
-  return MakeError(Reason::kJobNotRetryable,
-                   name +
-                       " has an artifact that failed its quality gate, and another attempt "
-                       "gives the same bytes; submit a job with another spec",
-                   metadata);
-}
-
 }  // namespace
 
 absl::StatusOr<SubmitResult> Submit(Database& db, const JobPolicy& policy,
@@ -148,11 +99,7 @@ absl::StatusOr<SubmitResult> Submit(Database& db, const JobPolicy& policy,
   auto repeat = FindRepeat(db, request);
   if (!repeat.ok()) return repeat.status();
   if (*repeat) return **repeat;
-  if (FindJob(db, request.key)) {
-    std::string name = FormatJobName(request.key.tenant, request.key.id);
-    return MakeError(Reason::kJobIdTaken, "there already is a job " + name + "; choose another id",
-                     {{"job", name}});
-  }
+  if (FindJob(db, request.key)) return JobIdTaken(request.key);
   if (absl::Status quota = CheckQueuedQuota(db, request.key.tenant); !quota.ok()) return quota;
   int64_t pk = InsertJob(db, request, now);
   InsertQueueRow(db, policy, {.pk = pk, .priority = request.priority, .create_time = now},
@@ -172,7 +119,7 @@ absl::StatusOr<Job> Update(Database& db, const JobPolicy& policy, const UpdateRe
   if (request.priority) {
     db.Execute("UPDATE jobs SET priority = ? WHERE pk = ?", *request.priority, pk);
     db.Execute("UPDATE queue SET rank = ? WHERE pk = ?",
-               Rank(policy, job.create_time, *request.priority), pk);
+               RankOf(policy, job.create_time, *request.priority), pk);
   }
   if (request.expire_time) {
     db.Execute("UPDATE jobs SET expire_time = ? WHERE pk = ?", *request.expire_time, pk);
@@ -185,26 +132,11 @@ absl::StatusOr<Job> Cancel(Database& db, const CancelRequest& request, Time now)
   auto loaded = Load(db, request.key, request.etag);
   if (!loaded.ok()) return loaded.status();
   auto& [pk, job] = *loaded;
-  StateChange change{.pk = pk, .from = job.state, .reason = request.reason};
+  auto target = CancelTarget(job);
+  if (!target.ok()) return target.status();
+  if (!*target) return job;
+  StateChange change{.pk = pk, .from = job.state, .to = **target, .reason = request.reason};
   if (change.reason.empty()) change.reason = "cancelled by the client";
-  switch (job.state) {
-    case JobState::kCancelling:
-    case JobState::kCancelled:
-      return job;
-    case JobState::kQueued:
-      change.to = JobState::kCancelled;
-      break;
-    case JobState::kRunning:
-      change.to = JobState::kCancelling;
-      break;
-    case JobState::kSucceeded:
-    case JobState::kFailed: {
-      std::string name = FormatJobName(job.key.tenant, job.key.id);
-      std::string state(JobStateName(job.state));
-      return MakeError(Reason::kJobAlreadyEnded, name + " is " + state + " already",
-                       {{"job", name}, {"state", state}});
-    }
-  }
   absl::Status changed = ChangeState(db, change, now);
   if (!changed.ok()) return changed;
   return ReadJob(db, pk);
@@ -249,13 +181,7 @@ absl::StatusOr<Job> Delete(Database& db, const DeleteRequest& request, Time now)
   auto loaded = Load(db, request.key, request.etag);
   if (!loaded.ok()) return loaded.status();
   auto& [pk, job] = *loaded;
-  if (!IsEnded(job.state)) {
-    std::string name = FormatJobName(job.key.tenant, job.key.id);
-    std::string state(JobStateName(job.state));
-    return MakeError(Reason::kJobNotEnded,
-                     name + " is " + state + "; cancel it and wait for its end, then delete it",
-                     {{"job", name}, {"state", state}});
-  }
+  if (!IsEnded(job.state)) return JobNotEnded(job);
   RemoveJob(db, pk, now);
   return job;
 }
