@@ -1,0 +1,228 @@
+#include <map>
+
+#include "server/jobs/postgres/schema.h"
+#include "server/jobs/postgres/tenant_calls.h"
+#include "server/jobs/postgres/worker_calls.h"
+#include "server/jobs/rules.h"
+
+// ListWorkers, DrainWorker, Sweep, Stats, ListReferences.
+namespace quantry::server::postgres {
+namespace {
+
+constexpr int kMaxExpiredPerSweep = 1000;  // one transaction must stay short
+constexpr const char* kLastSweep = "last_sweep";
+
+std::vector<int64_t> Keys(Rows rows) {
+  std::vector<int64_t> keys;
+  while (rows.Next()) keys.push_back(rows.Int(0));
+  return keys;
+}
+
+// Until the end of the transaction. False: another server has it.
+bool TakeSweepLock(Database& db) {
+  static const std::string sql =
+      std::string("SELECT pg_try_advisory_xact_lock(") + kSweepLock + ")::int";
+  return One(db.Query(sql)) != 0;
+}
+
+// How long nobody swept; 0 the first time and when the clock stepped back.
+Duration SinceLastSweep(const Context& context) {
+  Duration since{};
+  Rows rows = context.db.Query("SELECT value FROM meta WHERE key = $1", kLastSweep);
+  if (rows.Next()) since = std::max(Duration(0), context.now - rows.At(0));
+  context.db.Execute(
+      "INSERT INTO meta (key, value) VALUES ($1, $2)"
+      " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+      kLastSweep, context.now);
+  return since;
+}
+
+// After an outage nobody could beat: everyone gets a whole new ttl, and the
+// outage does not count as standing still or running.
+void PushLeases(const Context& context, Duration outage) {
+  context.db.Execute(
+      "UPDATE queue SET lease_until = greatest(lease_until, $1),"
+      " progress_time = progress_time + $2, claim_time = claim_time + $2,"
+      " cancel_time = cancel_time + $2 WHERE worker_id IS NOT NULL",
+      context.now + context.policy.lease_ttl, outage);
+}
+
+// Locks the row and judges it as it is then. nullopt = nothing is wrong.
+std::optional<absl::StatusOr<JobState>> Judge(const Context& context, int64_t pk,
+                                              SweepReport& report) {
+  const std::optional<QueueRow> row = LockQueueRow(context.db, pk);
+  if (!row || !IsLeased(row->state)) return std::nullopt;
+  switch (JudgeLease(*row, context.policy, context.now)) {
+    case Verdict::kFine:
+      break;
+    case Verdict::kLapsed:
+      ++report.lost;
+      return EndLost(context, *row, "did not report within its lease");
+    case Verdict::kCancelIgnored:
+      ++report.lost;
+      return EndLost(context, *row, "did not confirm the cancel");
+    case Verdict::kMaxRun:
+      ++report.over_limit;
+      return EndForGood(context, *row, MaxRunExceeded(*row));
+    case Verdict::kNoProgress:
+      ++report.no_progress;
+      return EndFailed(context, *row, NoProgress(*row), false);
+  }
+  return std::nullopt;
+}
+
+absl::Status SweepLeases(const Context& context, SweepReport& report) {
+  for (const QueueRow& row : ReadLeased(context.db)) {
+    if (JudgeLease(row, context.policy, context.now) == Verdict::kFine) continue;
+    auto ended = Judge(context, row.pk, report);
+    if (!ended) continue;
+    if (!ended->ok()) return ended->status();
+    report.changed.push_back(ReadKey(context.db, row.pk));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SweepPending(const Context& context, SweepReport& report) {
+  const auto overdue =
+      Keys(context.db.Query("SELECT pk FROM queue WHERE state = 1 AND pending_deadline IS NOT NULL"
+                            " AND pending_deadline <= $1 ORDER BY pk FOR UPDATE SKIP LOCKED",
+                            context.now));
+  for (int64_t pk : overdue) {
+    std::optional<QueueRow> row = LockQueueRow(context.db, pk);
+    if (!row) continue;
+    auto ended = EndForGood(context, *row, MaxPendingExceeded(*row));
+    if (!ended.ok()) return ended.status();
+    ++report.over_limit;
+    report.changed.push_back(ReadKey(context.db, pk));
+  }
+  return absl::OkStatus();
+}
+
+void SweepExpired(const Context& context, SweepReport& report) {
+  const auto expired = Keys(context.db.Query(
+      "SELECT pk FROM jobs WHERE expire_time IS NOT NULL AND state >= 4 AND expire_time <= $1"
+      " ORDER BY pk LIMIT $2 FOR UPDATE SKIP LOCKED",
+      context.now, kMaxExpiredPerSweep));
+  for (int64_t pk : expired) {
+    report.changed.push_back(ReadKey(context.db, pk));
+    RemoveJob(context.db, pk, context.now);
+    ++report.expired;
+  }
+}
+
+// Counter changes that are committed by now become part of the counters.
+void FoldCounts(Database& db) {
+  db.Execute(
+      "WITH gone AS (DELETE FROM job_count_changes RETURNING state, n),"
+      " sums AS (SELECT state, sum(n) AS n FROM gone GROUP BY state)"
+      " UPDATE job_counts c SET n = c.n + sums.n FROM sums WHERE sums.state = c.state");
+}
+
+// The jobs each worker runs.
+std::multimap<std::string, JobKey> LeasedJobs(Database& db) {
+  std::multimap<std::string, JobKey> jobs;
+  Rows rows = db.Query(
+      "SELECT q.worker_id, j.tenant, j.id FROM queue q JOIN jobs j ON j.pk = q.pk"
+      " WHERE q.worker_id IS NOT NULL ORDER BY q.pk");
+  while (rows.Next()) jobs.emplace(rows.Text(0), JobKey{rows.Text(1), rows.Text(2)});
+  return jobs;
+}
+
+void ReadLiveWorkers(Database& db, Time seen_after, StoreStats& stats) {
+  Rows rows = db.Query("SELECT info FROM workers WHERE last_seen > $1", seen_after);
+  while (rows.Next()) {
+    v1::WorkerInfo info;
+    rows.Parse(0, &info);
+    ++stats.live_workers;
+    stats.total_slots += info.slots();
+  }
+}
+
+}  // namespace
+
+std::vector<Worker> ListWorkers(Database& db, const JobPolicy& policy, Time now) {
+  const auto jobs = LeasedJobs(db);
+  std::vector<Worker> workers;
+  for (const WorkerRow& row : ReadWorkers(db)) {
+    Worker& worker = workers.emplace_back(WorkerOf(row, policy, now));
+    const auto [begin, end] = jobs.equal_range(row.worker_id);
+    for (auto job = begin; job != end; ++job) worker.jobs.push_back(job->second);
+  }
+  return workers;
+}
+
+absl::StatusOr<Worker> DrainWorker(const Context& context, const std::string& worker_id,
+                                   bool terminate) {
+  context.db.Execute(
+      "UPDATE workers SET draining = 1, terminate = greatest(terminate, $1) WHERE worker_id = $2",
+      terminate, worker_id);
+  for (Worker& worker : ListWorkers(context.db, context.policy, context.now)) {
+    if (worker.info.worker_id() == worker_id) return std::move(worker);
+  }
+  return WorkerNotFound(worker_id);
+}
+
+absl::StatusOr<SweepReport> Sweep(const Context& context) {
+  SweepReport report;
+  if (!TakeSweepLock(context.db)) {
+    report.left_to_another = true;
+    return report;
+  }
+  const Duration outage = SinceLastSweep(context);
+  if (outage > context.policy.lease_ttl / 2) {
+    PushLeases(context, outage);
+    report.pushed_leases = true;
+    return report;
+  }
+  absl::Status swept = SweepLeases(context, report);
+  if (swept.ok()) swept = SweepPending(context, report);
+  if (!swept.ok()) return swept;
+  SweepExpired(context, report);
+  SweepWaiting(context, report);
+  FoldCounts(context.db);
+  return report;
+}
+
+std::vector<JobReferences> ListReferences(Database& db, const std::string& after, int limit) {
+  Rows rows = db.Query(
+      "SELECT j.tenant, j.uid, j.state, j.epoch, p.spec, a.epoch, c.epoch FROM jobs j"
+      " JOIN job_payloads p ON p.pk = j.pk LEFT JOIN artifacts a ON a.pk = j.pk"
+      " LEFT JOIN job_checkpoints c ON c.pk = j.pk WHERE j.uid > $1 ORDER BY j.uid LIMIT $2",
+      after, limit);
+  std::vector<JobReferences> all;
+  while (rows.Next()) {
+    JobReferences& job = all.emplace_back();
+    job.tenant = rows.Text(0);
+    job.uid = rows.Text(1);
+    if (IsLeased(static_cast<JobState>(rows.Int(2)))) {
+      job.outputs.insert(rows.Int(3));
+      job.checkpoints.insert(rows.Int(3));
+    }
+    if (!rows.IsNull(5)) job.outputs.insert(rows.Int(5));
+    if (!rows.IsNull(6)) job.checkpoints.insert(rows.Int(6));
+    v1::JobSpec spec;
+    rows.Parse(4, &spec);
+    job.blobs = BlobsOf(spec);
+  }
+  return all;
+}
+
+StoreStats Stats(Database& db, const JobPolicy& policy, Time now) {
+  StoreStats stats;
+  Rows counts = db.Query(
+      "SELECT state, sum(n)::bigint FROM (SELECT state, n FROM job_counts"
+      " UNION ALL SELECT state, n FROM job_count_changes) counted GROUP BY state");
+  while (counts.Next()) stats.jobs[static_cast<JobState>(counts.Int(0))] = counts.Int(1);
+  stats.delayed = One(db.Query(
+      "SELECT count(*) FROM queue WHERE state = 1 AND not_before > 0 AND not_before > $1", now));
+  stats.depth = stats.jobs[JobState::kQueued] - stats.delayed;
+  Rows oldest = db.Query("SELECT min(enqueue_time) FROM queue WHERE state = 1");
+  if (oldest.Next()) stats.oldest_queued = oldest.MaybeAt(0);
+  stats.pause = ReadPause(db);
+  stats.busy_slots =
+      static_cast<int>(One(db.Query("SELECT count(*) FROM queue WHERE worker_id IS NOT NULL")));
+  ReadLiveWorkers(db, now - policy.lease_ttl, stats);
+  return stats;
+}
+
+}  // namespace quantry::server::postgres

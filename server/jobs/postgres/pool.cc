@@ -1,0 +1,130 @@
+#include "server/jobs/postgres/pool.h"
+
+#include <thread>
+#include <utility>
+
+#include "common/errors.h"
+
+namespace quantry::server::postgres {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+constexpr auto kWaitForConnection = std::chrono::seconds(5);
+// After a refused connection nobody knocks again for this long.
+constexpr auto kKnockAgain = milliseconds(200);
+constexpr int kAttempts = 8;
+
+}  // namespace
+
+Pool::Pool(std::string conninfo, int size) : conninfo_(std::move(conninfo)), size_(size) {}
+
+absl::Status Pool::Write(const Operation& operation) {
+  return Retry([&](bool* again) { return TryWrite(operation, again); });
+}
+
+absl::Status Pool::Read(const Operation& operation) {
+  return Retry([&](bool* again) { return TryRead(operation, again); });
+}
+
+absl::Status Pool::Retry(const std::function<absl::Status(bool*)>& attempt) {
+  absl::Status status;
+  for (int i = 0; i < kAttempts; ++i) {
+    bool again = false;
+    status = attempt(&again);
+    if (!again) return status;
+    if (i > 0) std::this_thread::sleep_for(milliseconds(1 << i));  // let the other one end
+  }
+  return status;
+}
+
+absl::Status Pool::TryWrite(const Operation& operation, bool* again) {
+  auto taken = Take();
+  if (!taken.ok()) return taken.status();
+  std::unique_ptr<Database> db = *std::move(taken);
+  db->Script("BEGIN");
+  absl::Status result = operation(*db);
+  const bool late = db->TakeLate();
+  if (!db->status().ok()) {
+    result = db->status();
+    *again = db->failure() == Failure::kConflict || db->failure() == Failure::kConnection;
+  }
+  if (result.ok()) {
+    db->Script(late ? "SET LOCAL synchronous_commit = off; COMMIT" : "COMMIT");
+    result = db->status();
+    if (!result.ok()) return Discard(std::move(db)), result;
+    return GiveBack(std::move(db)), result;
+  }
+  if (db->failure() == Failure::kConnection) return Discard(std::move(db)), result;
+  db->ClearError();
+  db->Script("ROLLBACK");
+  GiveBack(std::move(db));
+  return result;
+}
+
+absl::Status Pool::TryRead(const Operation& operation, bool* again) {
+  auto taken = Take();
+  if (!taken.ok()) return taken.status();
+  std::unique_ptr<Database> db = *std::move(taken);
+  absl::Status result = operation(*db);
+  if (!db->status().ok()) result = db->status();
+  if (db->failure() != Failure::kConnection) return GiveBack(std::move(db)), result;
+  *again = true;
+  Discard(std::move(db));
+  return result;
+}
+
+absl::StatusOr<std::unique_ptr<Database>> Pool::Take() {
+  std::unique_lock lock(mutex_);
+  const bool free =
+      freed_.wait_for(lock, kWaitForConnection, [&] { return !idle_.empty() || open_ < size_; });
+  if (!free) {
+    return MakeError(Reason::kStoreUnavailable,
+                     "all " + std::to_string(size_) +
+                         " connections to PostgreSQL are busy; retry, or raise "
+                         "--job-store-connections");
+  }
+  if (!idle_.empty()) {
+    std::unique_ptr<Database> db = std::move(idle_.back());
+    idle_.pop_back();
+    return db;
+  }
+  if (steady_clock::now() < refused_until_) return last_refusal_;
+  ++open_;
+  lock.unlock();
+  return Connect();
+}
+
+absl::StatusOr<std::unique_ptr<Database>> Pool::Connect() {
+  auto db = Database::Open(conninfo_);
+  if (db.ok()) return db;
+  std::lock_guard lock(mutex_);
+  --open_;
+  last_refusal_ = db.status();
+  refused_until_ = steady_clock::now() + kKnockAgain;
+  freed_.notify_one();
+  return db;
+}
+
+void Pool::GiveBack(std::unique_ptr<Database> db) {
+  if (!db->IsOpen() || !db->status().ok()) {
+    db->ClearError();
+    if (!db->IsOpen()) return Discard(std::move(db));
+  }
+  std::lock_guard lock(mutex_);
+  idle_.push_back(std::move(db));
+  freed_.notify_one();
+}
+
+// What broke one connection has most likely broken all of them.
+void Pool::Discard(std::unique_ptr<Database> db) {
+  std::vector<std::unique_ptr<Database>> closed;
+  std::lock_guard lock(mutex_);
+  closed.swap(idle_);
+  closed.push_back(std::move(db));
+  open_ -= static_cast<int>(closed.size());
+  freed_.notify_all();
+}
+
+}  // namespace quantry::server::postgres

@@ -1,0 +1,56 @@
+#pragma once
+
+#include "server/jobs/job_store.h"
+#include "server/jobs/postgres/rows.h"
+
+// The worker and operator side of JobStore, inside the caller's transaction
+// (the List and Stats calls need none).
+namespace quantry::server::postgres {
+
+absl::Status RegisterWorker(const Context& context, const v1::WorkerInfo& worker,
+                            const std::string& session);
+absl::StatusOr<std::optional<Grant>> Acquire(const Context& context, const AcquireRequest& request);
+// Its commit may be late when it brings progress alone.
+absl::StatusOr<HeartbeatReply> Heartbeat(const Context& context, const WorkerBeat& beat);
+absl::Status CommitCheckpoint(const Context& context, const CheckpointRequest& request);
+// Where the job is afterwards; CANCELLED = the commit came too late.
+absl::StatusOr<JobState> Complete(const Context& context, const CompleteRequest& request);
+absl::StatusOr<JobState> Fail(const Context& context, const FailRequest& request);
+absl::Status Release(const Context& context, const LeaseToken& lease, const std::string& reason);
+
+std::vector<Worker> ListWorkers(Database& db, const JobPolicy& policy, Time now);
+absl::StatusOr<Worker> DrainWorker(const Context& context, const std::string& worker_id,
+                                   bool terminate);
+// Under an advisory lock; leaves it to another server that sweeps right now.
+absl::StatusOr<SweepReport> Sweep(const Context& context);
+StoreStats Stats(Database& db, const JobPolicy& policy, Time now);
+std::vector<JobReferences> ListReferences(Database& db, const std::string& after, int limit);
+
+// Tells queued jobs why nobody takes them (waiting.cc).
+void SweepWaiting(const Context& context, SweepReport& report);
+
+// Shared ---------------------------------------------------------------------
+
+// The leased row of the attempt, locked. Errors: UNKNOWN_WORKER, LEASE_LOST.
+absl::StatusOr<QueueRow> CheckLease(const Context& context, const LeaseToken& lease);
+// The same for a worker that is known.
+absl::StatusOr<QueueRow> CheckLease(const Context& context, const WorkerRow& worker,
+                                    const LeaseToken& lease);
+
+// Stores the events it does not have yet; returns the number expected next.
+int64_t StoreEvents(const Context& context, QueueRow& row, const AttemptEvents& events);
+
+// How an attempt ends without a result; `row` is locked. CANCELLING always
+// becomes CANCELLED.
+
+// Counted against max_attempts: QUEUED again or FAILED.
+absl::StatusOr<JobState> EndFailed(const Context& context, const QueueRow& row,
+                                   const absl::Status& error, bool final);
+// FAILED whatever the counts say.
+absl::StatusOr<JobState> EndForGood(const Context& context, const QueueRow& row,
+                                    const absl::Status& error);
+// The worker vanished: QUEUED again or FAILED POISON_JOB.
+absl::StatusOr<JobState> EndLost(const Context& context, const QueueRow& row,
+                                 const std::string& why);
+
+}  // namespace quantry::server::postgres
