@@ -13,6 +13,20 @@ Time SystemClock::Now() const {
 
 MonotonicTime SystemClock::Monotonic() const { return std::chrono::steady_clock::now(); }
 
+Time FollowingClock::Now() const {
+  const int64_t ahead = ahead_us_.load();
+  if (ahead == kSystem) return SystemClock().Now();
+  return FromUnixMicros(
+      std::chrono::duration_cast<Duration>(Monotonic().time_since_epoch()).count() + ahead);
+}
+
+MonotonicTime FollowingClock::Monotonic() const { return std::chrono::steady_clock::now(); }
+
+void FollowingClock::Follow(Time there, MonotonicTime here) {
+  ahead_us_.store(ToUnixMicros(there) -
+                  std::chrono::duration_cast<Duration>(here.time_since_epoch()).count());
+}
+
 Time FakeClock::Now() const {
   return Time(std::chrono::seconds(kFakeEpochSeconds)) + Duration(elapsed_us_.load());
 }

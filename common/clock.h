@@ -28,6 +28,21 @@ class SystemClock : public Clock {
   MonotonicTime Monotonic() const override;
 };
 
+// The system's clock until Follow() is called; from then on the wall clock of
+// another machine (a database), carried on between two readings by the
+// monotonic clock, so that steps of this machine's wall clock do not matter.
+class FollowingClock : public Clock {
+ public:
+  Time Now() const override;
+  MonotonicTime Monotonic() const override;
+  // The other clock stood at `there` when this monotonic clock stood at `here`.
+  void Follow(Time there, MonotonicTime here);
+
+ private:
+  static constexpr int64_t kSystem = INT64_MIN;
+  std::atomic<int64_t> ahead_us_{kSystem};  // of the monotonic clock
+};
+
 // Stands still until told otherwise. Starts at 2001-09-09T01:46:40Z.
 class FakeClock : public Clock {
  public:

@@ -21,7 +21,7 @@
 #include "server/artifacts/file_ops.h"
 #include "server/artifacts/local_blob_store.h"
 #include "server/embedded_agent.h"
-#include "server/jobs/sqlite_job_store.h"
+#include "server/job_store_setup.h"
 #include "server/metrics/metered_job_store.h"
 #include "server/scheduling/notifying_job_store.h"
 #include "server/scheduling/sweeper.h"
@@ -43,6 +43,8 @@ constexpr size_t kTenantQueue = 4096;
 constexpr size_t kWorkerQueue = 4096;
 constexpr size_t kSlowQueue = 16;
 constexpr int kGarbageBatch = 100;
+// Wake-ups from other servers may be lost.
+constexpr Duration kSharedWatchPoll = std::chrono::seconds(1);
 
 class App : public ServerApp {
  public:
@@ -96,9 +98,10 @@ class App : public ServerApp {
     policy.lease_ttl = seconds(config_.lease_ttl_s());
     policy.first_lease_ttl = std::min<Duration>(policy.first_lease_ttl, policy.lease_ttl);
     policy.max_no_progress = seconds(config_.max_no_progress_s());
-    auto store = OpenSqliteJobStore({.data_dir = data, .policy = policy});
-    if (!store.ok()) return store.status();
-    store_ = NotifyingJobStore(MeteredJobStore(*std::move(store), &clock_, &metrics_), &hub_);
+    auto setup = OpenJobStore(config_, policy, &clock_, &hub_);
+    if (!setup.ok()) return setup.status();
+    setup_ = *std::move(setup);
+    store_ = NotifyingJobStore(MeteredJobStore(std::move(setup_.store), &clock_, &metrics_), &hub_);
 
     for (const std::string& folder : {config_.run_dir(), data + "/tmp", data + "/worker"}) {
       if (absl::Status status = MakeFolders(folder); !status.ok()) return status;
@@ -107,15 +110,12 @@ class App : public ServerApp {
     auto roots = LocalRoots::Open({config_.local_roots().begin(), config_.local_roots().end()});
     if (!roots.ok()) return roots.status();
     roots_ = *std::move(roots);
-    auto blobs = OpenLocalBlobStore(data + "/blobs");
+    auto blobs = OpenLocalBlobStore(config_.blob_dir());
     if (!blobs.ok()) return blobs.status();
     blobs_ = *std::move(blobs);
     auto artifacts = OpenArtifactStore(config_.artifact_root());
     if (!artifacts.ok()) return artifacts.status();
     artifacts_ = *std::move(artifacts);
-    auto tokens = PageTokens::Open(data + "/page_token.key");
-    if (!tokens.ok()) return tokens.status();
-    page_tokens_ = *std::move(tokens);
     sources_.emplace(&*roots_, blobs_.get(), data + "/tmp");
     engine_ = NewEngineTool(config_.engine_binary(), data + "/tmp");
     capabilities_.emplace(engine_.get(), [this](const auto& answer) { OnCapabilities(answer); });
@@ -139,12 +139,13 @@ class App : public ServerApp {
     context_.hub = &hub_;
     context_.engine = engine_.get();
     context_.capabilities = &*capabilities_;
-    context_.page_tokens = &*page_tokens_;
+    context_.page_tokens = &*setup_.page_tokens;
     context_.sources = &*sources_;
     context_.clock = &clock_;
     context_.limits.max_blob_bytes = config_.max_blob_bytes();
     context_.local_roots = roots_->paths();
     context_.embedded = config_.embedded();
+    if (setup_.shared()) context_.watch_poll = kSharedWatchPoll;
     context_.start_time = clock_.Now();
     context_.lease_ttl = seconds(config_.lease_ttl_s());
     context_.heartbeat_interval = seconds(config_.heartbeat_interval_s());
@@ -194,7 +195,7 @@ class App : public ServerApp {
     agent.argv = {config_.worker_binary(),
                   absl::StrCat("--server=", addresses().worker),
                   absl::StrCat("--work-dir=", config_.data_dir(), "/worker"),
-                  "--worker-id=embedded",
+                  absl::StrCat("--worker-id=", EmbeddedWorkerId(config_)),
                   "--admin-listen=127.0.0.1:0",
                   absl::StrCat("--slots=", config_.embedded_slots()),
                   absl::StrCat("--engine-binary=", config_.engine_binary()),
@@ -217,6 +218,7 @@ class App : public ServerApp {
                                                     {"over_limit", report->over_limit}});
     }
     if (const auto stats = store_->Stats(clock_.Now()); stats.ok()) metrics_.SetQueue(*stats);
+    if (report->left_to_another) return;  // its garbage too
     const auto garbage = store_->ListGarbage(kGarbageBatch);
     if (!garbage.ok()) return;
     for (const Garbage& item : *garbage) {
@@ -232,14 +234,14 @@ class App : public ServerApp {
 
   // Destroyed from the bottom up: threads first, what they use last.
   const v1::ServerConfig config_;
-  SystemClock clock_;
+  FollowingClock clock_;
   ServerMetrics metrics_{AllMethodNames(), {"rtn", "awq"}};
   WakeupHub hub_;
+  JobStoreSetup setup_;
   std::unique_ptr<JobStore> store_;
   std::optional<LocalRoots> roots_;
   std::unique_ptr<BlobStore> blobs_;
   std::unique_ptr<ArtifactStore> artifacts_;
-  std::optional<PageTokens> page_tokens_;
   std::optional<Sources> sources_;
   std::unique_ptr<EngineTool> engine_;
   std::optional<CapabilitiesCache> capabilities_;

@@ -11,6 +11,7 @@
 #include "common/errors.h"
 #include "common/listen_address.h"
 #include "common/log.h"
+#include "server/job_store_setup.h"
 
 namespace quantry::server {
 namespace {
@@ -66,7 +67,8 @@ absl::Status CheckValues(const v1::ServerConfig& config) {
         CheckRange("drain_timeout_s", config.drain_timeout_s(), 1, 3600),
         CheckRange("max_blob_bytes", config.max_blob_bytes(), 1, std::int64_t{1} << 50),
         CheckRange("embedded_slots", config.embedded_slots(), 1, 256),
-        log::Configure(config.log_format(), config.log_level())}) {
+        CheckRange("job_store_connections", config.job_store_connections(), 1, 1000),
+        CheckJobStore(config), log::Configure(config.log_format(), config.log_level())}) {
     if (!status.ok()) return status;
   }
   return absl::OkStatus();
@@ -85,6 +87,7 @@ absl::Status FinishServerConfig(v1::ServerConfig* config) {
   if (config->artifact_root().empty()) {
     config->set_artifact_root(absl::StrCat("file://", (data_dir / "artifacts").string()));
   }
+  if (config->blob_dir().empty()) config->set_blob_dir((data_dir / "blobs").string());
   if (config->run_dir().empty()) config->set_run_dir((data_dir / "run").string());
   if (config->worker_binary().empty()) {
     config->set_worker_binary(BesideThisProgram("quantry-worker"));

@@ -177,8 +177,8 @@ struct ArtifactPage {
 // What a sweep did.
 struct SweepReport {
   bool left_to_another = false;  // another server of the same database sweeps right now
-  bool pushed_leases = false;  // the sweeper had stood still; nobody was judged
-  int lost = 0;                // leases that lapsed
+  bool pushed_leases = false;    // the sweeper had stood still; nobody was judged
+  int lost = 0;                  // leases that lapsed
   int no_progress = 0;
   int over_limit = 0;  // max_run, max_pending
   int expired = 0;     // ended jobs removed at their expire_time

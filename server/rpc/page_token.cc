@@ -33,12 +33,16 @@ absl::StatusOr<PageTokens> PageTokens::Open(const std::string& path) {
   std::stringstream text;
   text << std::ifstream(path, std::ios::binary).rdbuf();
   if (text.str().size() == kKeyBytes) return PageTokens(text.str());
+  auto key = NewKey();
+  if (!key.ok()) return key.status();
+  if (absl::Status status = WriteFileAtomically(path, *key); !status.ok()) return status;
+  return PageTokens(*std::move(key));
+}
+
+absl::StatusOr<std::string> PageTokens::NewKey() {
   std::string key(kKeyBytes, '\0');
-  if (RAND_bytes(reinterpret_cast<unsigned char*>(key.data()), kKeyBytes) != 1) {
-    return MakeError(Reason::kInternal, "the system gave no random bytes");
-  }
-  if (absl::Status status = WriteFileAtomically(path, key); !status.ok()) return status;
-  return PageTokens(key);
+  if (RAND_bytes(reinterpret_cast<unsigned char*>(key.data()), kKeyBytes) == 1) return key;
+  return MakeError(Reason::kInternal, "the system gave no random bytes");
 }
 
 // HMAC-SHA256 over length-prefixed parts, so that no two splits look alike.

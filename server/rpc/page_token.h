@@ -19,6 +19,8 @@ class PageTokens {
   // Reads the key from `path`, or makes one (mode 0600) when there is none.
   static absl::StatusOr<PageTokens> Open(const std::string& path);
 
+  static absl::StatusOr<std::string> NewKey();
+
   // `scope` names the list: method, parent and filter. A token only works with
   // the scope it was made for.
   std::string Encode(std::string_view scope, const Cursor& cursor) const;

@@ -35,6 +35,8 @@ struct ServiceContext {
   Time start_time;
   Duration lease_ttl{};
   Duration heartbeat_interval{};
+  // A watch that is told nothing looks for itself this often.
+  Duration watch_poll = std::chrono::seconds(10);
 };
 
 // Full names of every method of the four services, for metrics and tests.

@@ -18,8 +18,9 @@ using Message = v1::WatchQuantizationJobResponse;
 using std::chrono::steady_clock;
 
 constexpr std::string_view kMethod = "/quantry.v1.QuantizationService/WatchQuantizationJob";
-// A watch that is told nothing looks for itself this often.
-constexpr auto kPoll = std::chrono::seconds(10);
+// All watches together look for themselves at most once in this time.
+constexpr auto kPollOfEach = std::chrono::milliseconds(2);
+constexpr auto kSlowestPoll = std::chrono::seconds(10);
 
 class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
  public:
@@ -120,7 +121,7 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
   absl::Status SendProgressOrWait(const Job& job) {
     const auto now = steady_clock::now();
     std::string progress = job.progress.SerializeAsString();
-    auto wake = now + kPoll;
+    auto wake = now + Poll();
     if (progress != sent_progress_) {
       const auto due = sent_progress_time_ + interval_;
       if (now >= due) {
@@ -146,6 +147,13 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
     }
     task_->KickAt(context_->runtime->timer, std::min(wake, last_write_ + kWatchKeepalive));
     return absl::OkStatus();
+  }
+
+  // Many streams must not keep the store busy by looking.
+  Duration Poll() const {
+    const auto streams = static_cast<int64_t>(context_->runtime->metrics->watch_streams.Value());
+    return std::min<Duration>(std::max<Duration>(context_->watch_poll, streams * kPollOfEach),
+                              kSlowestPoll);
   }
 
   void Send(Message message, const std::string& kind) {

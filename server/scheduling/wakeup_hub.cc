@@ -10,6 +10,11 @@
 #include <vector>
 
 namespace quantry::server {
+namespace {
+
+constexpr int kWaiters = 16;
+
+}  // namespace
 
 // One subscription. `running` is held while the callback runs, so that Reset()
 // can wait for it; `runner` lets a callback end its own subscription.
@@ -35,6 +40,38 @@ struct WakeupHub::State {
   std::mutex mutex;
   std::multimap<JobKey, std::shared_ptr<Entry>> jobs;
   std::list<std::shared_ptr<Entry>> waiting;  // who was woken goes to the end
+  std::function<void(const JobKey*)> relay;   // set once
+
+  using Entries = std::vector<std::shared_ptr<Entry>>;
+
+  Entries Watching(const JobKey& job) {
+    std::lock_guard lock(mutex);
+    Entries watching;
+    auto [begin, end] = jobs.equal_range(job);
+    for (auto row = begin; row != end; ++row) watching.push_back(row->second);
+    return watching;
+  }
+
+  Entries Waiting(int most) {
+    std::lock_guard lock(mutex);
+    Entries longest;
+    for (size_t left = waiting.size(); left > 0 && most > 0; --left, --most) {
+      longest.push_back(waiting.front());
+      waiting.splice(waiting.end(), waiting, waiting.begin());
+    }
+    return longest;
+  }
+
+  Entries All() {
+    std::lock_guard lock(mutex);
+    Entries all(waiting.begin(), waiting.end());
+    for (const auto& [job, entry] : jobs) all.push_back(entry);
+    return all;
+  }
+
+  static void Wake(const Entries& entries) {
+    for (const auto& entry : entries) entry->Call();
+  }
 
   void Remove(const Entry* entry) {
     std::lock_guard lock(mutex);
@@ -95,26 +132,23 @@ WakeupHub::Subscription WakeupHub::OnWorkAvailable(std::function<void()> callbac
 }
 
 void WakeupHub::JobChanged(const JobKey& job) {
-  std::vector<std::shared_ptr<Subscription::Entry>> woken;
-  {
-    std::lock_guard lock(state_->mutex);
-    auto [begin, end] = state_->jobs.equal_range(job);
-    for (auto row = begin; row != end; ++row) woken.push_back(row->second);
-  }
-  for (const auto& entry : woken) entry->Call();
+  State::Wake(state_->Watching(job));
+  if (state_->relay) state_->relay(&job);
 }
 
 void WakeupHub::WorkAvailable(int waiters) {
-  std::vector<std::shared_ptr<Subscription::Entry>> woken;
-  {
-    std::lock_guard lock(state_->mutex);
-    std::list<std::shared_ptr<Subscription::Entry>>& waiting = state_->waiting;
-    for (size_t left = waiting.size(); left > 0 && waiters > 0; --left, --waiters) {
-      woken.push_back(waiting.front());
-      waiting.splice(waiting.end(), waiting, waiting.begin());
-    }
-  }
-  for (const auto& entry : woken) entry->Call();
+  State::Wake(state_->Waiting(waiters));
+  if (state_->relay) state_->relay(nullptr);
 }
+
+void WakeupHub::RelayTo(std::function<void(const JobKey*)> relay) {
+  state_->relay = std::move(relay);
+}
+
+void WakeupHub::Receive(const JobKey* job) {
+  State::Wake(job != nullptr ? state_->Watching(*job) : state_->Waiting(kWaiters));
+}
+
+void WakeupHub::WakeAll() { State::Wake(state_->All()); }
 
 }  // namespace quantry::server

@@ -42,6 +42,14 @@ class WakeupHub {
   // Wakes at most `waiters` long polls, those that wait longest first.
   void WorkAvailable(int waiters = 16);
 
+  // Tells `relay` too about every wake-up made by the two calls above (nullptr:
+  // work is available), for the hubs of other servers; they hand it to
+  // Receive(). Same rules as for callbacks. Set before anyone notifies.
+  void RelayTo(std::function<void(const JobKey* job)> relay);
+  void Receive(const JobKey* job);
+  // After wake-ups may have been missed.
+  void WakeAll();
+
  private:
   struct State;
   std::shared_ptr<State> state_;

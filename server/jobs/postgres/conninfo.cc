@@ -92,6 +92,7 @@ absl::StatusOr<std::string> MakeConninfo(const std::string& uri, const std::stri
   parameters->try_emplace("keepalives_idle", "20");
   parameters->try_emplace("keepalives_interval", "10");
   parameters->try_emplace("keepalives_count", "3");
+  parameters->try_emplace("tcp_user_timeout", "30000");
   std::string conninfo;
   for (const auto& [key, value] : *parameters) conninfo += key + "=" + Quote(value) + " ";
   return conninfo;

@@ -103,9 +103,6 @@ class Database {
   // Keeps the first error.
   void SetError(absl::Status status, Failure failure = Failure::kOther);
 
-  // For LISTEN: the connection itself.
-  pqxx::connection& connection() { return *connection_; }
-
  private:
   Database(std::unique_ptr<pqxx::connection> connection, std::string where);
 

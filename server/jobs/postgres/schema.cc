@@ -171,6 +171,8 @@ CREATE TABLE garbage (
   tenant TEXT COLLATE "C" NOT NULL,
   create_time BIGINT NOT NULL
 );
+-- Keys that all servers of the database share.
+CREATE TABLE secrets (name TEXT PRIMARY KEY, value BYTEA NOT NULL);
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BIGINT NOT NULL);
 CREATE TABLE queue_pause (
   id INTEGER PRIMARY KEY CHECK (id = 1),
