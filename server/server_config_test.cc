@@ -21,6 +21,8 @@ TEST(ServerConfig, PathsFollowTheDataFolder) {
   ASSERT_TRUE(FinishServerConfig(&config).ok());
   EXPECT_EQ(config.artifact_root(), "file:///data/x/artifacts");
   EXPECT_EQ(config.run_dir(), "/data/x/run");
+  EXPECT_EQ(config.blob_dir(), "/data/x/blobs");
+  EXPECT_EQ(config.job_store(), "sqlite");
   EXPECT_NE(config.worker_binary().find("/quantry-worker"), std::string::npos);
   EXPECT_NE(config.engine_binary().find("/quantry-engine"), std::string::npos);
 }
@@ -53,6 +55,9 @@ TEST(ServerConfig, WrongValuesNameTheirFlag) {
       {[](auto* c) { c->set_drain_timeout_s(0); }, "--drain-timeout-s"},
       {[](auto* c) { c->set_max_blob_bytes(0); }, "--max-blob-bytes"},
       {[](auto* c) { c->set_embedded_slots(0); }, "--embedded-slots: wanted 1 to 256, got 0"},
+      {[](auto* c) { c->set_job_store("mysql://me@db/jobs"); }, "--job-store: wanted postgresql"},
+      {[](auto* c) { c->set_job_store("postgresql://me:pw@db/jobs"); }, "holds a password"},
+      {[](auto* c) { c->set_job_store_connections(0); }, "--job-store-connections: wanted 1 to"},
       {[](auto* c) { c->set_log_format("xml"); }, "wanted text or json, got 'xml'"},
       {[](auto* c) { c->set_log_level("loud"); }, "got 'loud'"},
   };

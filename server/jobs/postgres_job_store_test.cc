@@ -1,7 +1,9 @@
 #include "server/jobs/postgres_job_store.h"
 
+#include <atomic>
 #include <csignal>
-#include <cstdlib>
+#include <functional>
+#include <latch>
 #include <thread>
 
 #include "server/jobs/postgres/conninfo.h"
@@ -11,48 +13,21 @@
 namespace quantry::server {
 namespace {
 
-using testing::PostgresServer;
+using quantry::testing::PostgresServer;
 
-// One server for all tests of this program; each takes a schema of its own.
-PostgresServer* server_of_tests = nullptr;
-int schemas = 0;
-
-class ServerEnvironment : public ::testing::Environment {
- public:
-  void SetUp() override {
-    ASSERT_TRUE(PostgresServer::IsInstalled())
-        << "no PostgreSQL server on this machine: run scripts/bootstrap";
-    server_ = std::make_unique<PostgresServer>();
-    server_of_tests = server_.get();
-  }
-  void TearDown() override { server_ = nullptr; }
-
- private:
-  std::unique_ptr<PostgresServer> server_;
-};
-
-const ::testing::Environment* const kEnvironment =
-    ::testing::AddGlobalTestEnvironment(new ServerEnvironment);
-
-std::string NewSchema() { return server_of_tests->UriOf("t" + std::to_string(++schemas)); }
-
-std::string Conninfo(const std::string& uri) {
-  auto conninfo = postgres::MakeConninfo(uri, "");
-  EXPECT_EQ(Outcome(conninfo), "OK");
-  return conninfo.value_or("");
-}
+constexpr Time kNow = Time(std::chrono::hours(480'000));
 
 std::unique_ptr<JobStore> MustOpen(const std::string& uri, const JobPolicy& policy = {}) {
-  auto store = OpenPostgresJobStore({.conninfo = Conninfo(uri), .policy = policy});
+  auto conninfo = postgres::MakeConninfo(uri, "");
+  EXPECT_EQ(Outcome(conninfo), "OK");
+  auto store = OpenPostgresJobStore({.conninfo = conninfo.value_or(""), .policy = policy});
   EXPECT_EQ(Outcome(store), "OK") << store.status();
   return store.ok() ? *std::move(store) : nullptr;
 }
 
 class PostgresInstance : public StoreInstance {
  public:
-  explicit PostgresInstance(const JobPolicy& policy) : policy_(policy), uri_(NewSchema()) {
-    Reopen();
-  }
+  explicit PostgresInstance(const JobPolicy& policy) : policy_(policy) { Reopen(); }
   JobStore& store() override { return *store_; }
   void Reopen() override {
     store_ = nullptr;
@@ -61,7 +36,7 @@ class PostgresInstance : public StoreInstance {
 
  private:
   JobPolicy policy_;
-  std::string uri_;
+  std::string uri_ = PostgresServer::Shared().NewUri();
   std::unique_ptr<JobStore> store_;
 };
 
@@ -72,6 +47,277 @@ INSTANTIATE_TEST_SUITE_P(Postgres, JobStoreSuite,
                                return std::make_unique<PostgresInstance>(policy);
                              }}),
                          FactoryName);
+
+SubmitRequest Request(const std::string& id) {
+  SubmitRequest request;
+  request.key = {"acme", id};
+  request.uid = NewUuid4();
+  request.request_id = request.uid;
+  request.request_hash = "hash";
+  request.spec.mutable_method()->mutable_rtn();
+  return request;
+}
+
+std::string RegisterWorker(JobStore& store, const std::string& id) {
+  v1::WorkerInfo worker;
+  worker.set_worker_id(id);
+  worker.set_incarnation(id);
+  worker.add_methods("rtn");
+  EXPECT_EQ(Outcome(store.RegisterWorker(worker, "session of " + id, kNow)), "OK");
+  return "session of " + id;
+}
+
+// Calls call(i) on `threads` threads at once.
+void InParallel(int threads, const std::function<void(int)>& call) {
+  std::latch ready(threads);
+  std::vector<std::jthread> pool;
+  for (int i = 0; i < threads; ++i) {
+    pool.emplace_back([&, i] {
+      ready.arrive_and_wait();
+      call(i);
+    });
+  }
+}
+
+TEST(PostgresJobStoreTest, ServersThatStartAtOnceMakeOneSchema) {
+  const std::string uri = PostgresServer::Shared().NewUri();
+  InParallel(6, [&](int i) {
+    auto store = MustOpen(uri);
+    EXPECT_EQ(Outcome(store->Submit(Request("job-" + std::to_string(i)), kNow)), "OK");
+  });
+  EXPECT_EQ(MustOpen(uri)->Stats(kNow)->depth, 6);
+}
+
+TEST(PostgresJobStoreTest, ASchemaOfANewerVersionIsRefusedAndLeftAlone) {
+  PostgresServer& server = PostgresServer::Shared();
+  const std::string uri = server.UriOf("newer");
+  MustOpen(uri);
+  server.Execute("UPDATE newer.quantry_schema SET version = 99");
+  auto store = OpenPostgresJobStore({postgres::MakeConninfo(uri, "").value(), {}});
+  EXPECT_EQ(Outcome(store), "STORE_UNAVAILABLE");
+  EXPECT_EQ(MetadataOf(store.status(), "schema"), "99");
+  EXPECT_EQ(server.Execute("SELECT version FROM newer.quantry_schema"), "99");
+}
+
+TEST(PostgresJobStoreTest, ARoleWithoutRightsToTheSchemaServes) {
+  PostgresServer& server = PostgresServer::Shared();
+  const std::string uri = server.UriOf("granted");
+  MustOpen(uri);
+  server.Execute(
+      "CREATE ROLE app LOGIN; GRANT USAGE ON SCHEMA granted TO app;"
+      " GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA granted TO app");
+  std::string as_app = uri;
+  as_app.replace(as_app.find("quantry@"), 8, "app@");
+  auto store = MustOpen(as_app);
+  EXPECT_EQ(Outcome(store->Submit(Request("job-one"), kNow)), "OK");
+  const std::string session = RegisterWorker(*store, "w");
+  EXPECT_TRUE(store->Acquire({session, NewUuid4()}, kNow).value().has_value());
+  EXPECT_EQ(Outcome(store->Sweep(kNow)), "OK");
+}
+
+TEST(PostgresJobStoreTest, AServerThatIsNotThereIsNamedWithoutThePassword) {
+  auto store = OpenPostgresJobStore({"host='/nowhere' user='me' password='secret'", {}});
+  EXPECT_EQ(Outcome(store), "STORE_UNAVAILABLE");
+  EXPECT_NE(store.status().message().find("/nowhere"), std::string::npos) << store.status();
+  EXPECT_EQ(store.status().ToString().find("secret"), std::string::npos);
+}
+
+TEST(PostgresJobStoreTest, ATextWithNulIsRefused) {
+  auto store = MustOpen(PostgresServer::Shared().NewUri());
+  SubmitRequest request = Request("job-one");
+  request.display_name = std::string("a\0b", 3);
+  EXPECT_EQ(Outcome(store->Submit(request, kNow)), "INVALID_ARGUMENT");
+  EXPECT_EQ(Outcome(store->Get(request.key)), "JOB_NOT_FOUND");
+}
+
+TEST(PostgresJobStoreTest, TwoServersClaimEachJobOnce) {
+  const std::string uri = PostgresServer::Shared().NewUri();
+  std::unique_ptr<JobStore> stores[] = {MustOpen(uri), MustOpen(uri)};
+  for (int i = 0; i < 100; ++i) {
+    ASSERT_EQ(Outcome(stores[0]->Submit(Request("job-" + std::to_string(i)), kNow)), "OK");
+  }
+  std::mutex mutex;
+  std::set<std::string> claimed;
+  int claims = 0;
+  InParallel(8, [&](int i) {
+    JobStore& store = *stores[i % 2];
+    const std::string session = RegisterWorker(store, "w" + std::to_string(i));
+    while (true) {
+      auto grant = store.Acquire({session, NewUuid4()}, kNow);
+      ASSERT_EQ(Outcome(grant), "OK");
+      EXPECT_EQ(Outcome(store.Sweep(kNow)), "OK");
+      if (!*grant) return;
+      std::lock_guard lock(mutex);
+      ++claims;
+      claimed.insert((*grant)->job.key.id);
+    }
+  });
+  EXPECT_EQ(claims, 100);
+  EXPECT_EQ(claimed.size(), 100u);
+}
+
+TEST(PostgresJobStoreTest, OneAcquireIdGivesOneJobWhateverServerIsAsked) {
+  const std::string uri = PostgresServer::Shared().NewUri();
+  std::unique_ptr<JobStore> stores[] = {MustOpen(uri), MustOpen(uri)};
+  for (int i = 0; i < 20; ++i) stores[0]->Submit(Request("job-" + std::to_string(i)), kNow).value();
+  const std::string session = RegisterWorker(*stores[0], "w");
+  std::mutex mutex;
+  std::set<std::string> given;
+  InParallel(8, [&](int i) {
+    auto grant = stores[i % 2]->Acquire({session, "the same"}, kNow);
+    ASSERT_TRUE(grant.ok() && *grant) << grant.status();
+    std::lock_guard lock(mutex);
+    given.insert((*grant)->job.key.id);
+  });
+  EXPECT_EQ(given.size(), 1u);
+}
+
+TEST(PostgresJobStoreTest, QuotasHoldWhenManyServersCountAtOnce) {
+  const std::string uri = PostgresServer::Shared().NewUri();
+  std::unique_ptr<JobStore> stores[] = {MustOpen(uri), MustOpen(uri)};
+  ASSERT_EQ(Outcome(stores[0]->SetQuota({"acme", 7, 3})), "OK");
+  std::atomic<int> submitted{0};
+  InParallel(16, [&](int i) {
+    const auto result = stores[i % 2]->Submit(Request("job-" + std::to_string(i)), kNow);
+    if (result.ok()) ++submitted;
+    EXPECT_TRUE(result.ok() || Outcome(result) == "QUOTA_QUEUED") << result.status();
+  });
+  EXPECT_EQ(submitted, 7);
+  std::atomic<int> running{0};
+  InParallel(8, [&](int i) {
+    JobStore& store = *stores[i % 2];
+    const std::string session = RegisterWorker(store, "w" + std::to_string(i));
+    auto grant = store.Acquire({session, NewUuid4()}, kNow);
+    ASSERT_EQ(Outcome(grant), "OK");
+    if (*grant) ++running;
+  });
+  EXPECT_EQ(running, 3);
+}
+
+TEST(PostgresJobStoreTest, TheSweepFoldsTheCounters) {
+  PostgresServer& server = PostgresServer::Shared();
+  auto store = MustOpen(server.UriOf("folded"));
+  for (int i = 0; i < 5; ++i) store->Submit(Request("job-" + std::to_string(i)), kNow).value();
+  EXPECT_EQ(server.Execute("SELECT count(*) FROM folded.job_count_changes"), "5");
+  ASSERT_EQ(Outcome(store->Sweep(kNow)), "OK");
+  EXPECT_EQ(server.Execute("SELECT count(*) FROM folded.job_count_changes"), "0");
+  EXPECT_EQ(store->Stats(kNow)->depth, 5);
+}
+
+TEST(PostgresJobStoreTest, ASweepIsLeftToTheServerThatSweeps) {
+  PostgresServer& server = PostgresServer::Shared();
+  auto store = MustOpen(server.UriOf("swept"));
+  std::latch locked(1);
+  std::jthread other([&] {
+    server.Execute(
+        "SELECT pg_advisory_lock(hashtextextended('quantry sweep swept', 0)); SELECT pg_sleep(1)");
+  });
+  absl::StatusOr<SweepReport> report = store->Sweep(kNow);
+  for (int i = 0; i < 100 && report.ok() && !report->left_to_another; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    report = store->Sweep(kNow);
+  }
+  ASSERT_EQ(Outcome(report), "OK");
+  EXPECT_TRUE(report->left_to_another);
+  other.join();
+  EXPECT_FALSE(store->Sweep(kNow)->left_to_another);
+}
+
+TEST(PostgresJobStoreTest, AnOutageFailsCallsAndEndsByItself) {
+  PostgresServer server;
+  auto store = MustOpen(server.NewUri());
+  const std::string session = RegisterWorker(*store, "w");
+  store->Submit(Request("before"), kNow).value();
+  const LeaseToken lease{session, {"acme", "before"}, 1};
+  ASSERT_TRUE(store->Acquire({session, NewUuid4()}, kNow).value().has_value());
+  server.Stop(SIGINT);
+  EXPECT_EQ(Outcome(store->Get({"acme", "before"})), "STORE_UNAVAILABLE");
+  const auto refused = store->Submit(Request("meanwhile"), kNow);
+  EXPECT_EQ(Outcome(refused), "STORE_UNAVAILABLE");
+  EXPECT_NE(refused.status().message().find("cannot be reached"), std::string::npos)
+      << refused.status();
+  EXPECT_EQ(Outcome(store->Ping()), "STORE_UNAVAILABLE");
+  server.Start();
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  EXPECT_EQ(Outcome(store->Get({"acme", "before"})), "OK") << "the first call after it";
+  EXPECT_EQ(Outcome(store->Get({"acme", "meanwhile"})), "JOB_NOT_FOUND");
+  CompleteRequest done;
+  done.lease = lease;
+  done.manifest_sha256 = "sha";
+  EXPECT_EQ(Outcome(store->Complete(done, kNow)), "OK");
+}
+
+TEST(PostgresJobStoreTest, ARestartInBetweenIsNotSeen) {
+  PostgresServer server;
+  auto store = MustOpen(server.NewUri());
+  store->Submit(Request("before"), kNow).value();
+  server.Stop(SIGINT);
+  server.Start();
+  EXPECT_EQ(Outcome(store->Submit(Request("after"), kNow)), "OK");
+  EXPECT_EQ(Outcome(store->Get({"acme", "before"})), "OK");
+}
+
+// Repeats what was not acknowledged, as a client does.
+void SubmitUntilAcknowledged(JobStore& store, const std::string& id, std::atomic<int>& faults) {
+  const SubmitRequest request = Request(id);
+  auto result = store.Submit(request, kNow);
+  while (Outcome(result) == "STORE_UNAVAILABLE") {
+    ++faults;
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    result = store.Submit(request, kNow);
+  }
+  ASSERT_EQ(Outcome(result), "OK") << result.status();
+  EXPECT_EQ(result->job.uid, request.uid);
+}
+
+// 160 submits while `disturb` runs again and again.
+void ExpectNothingLost(PostgresServer& server, const std::function<void()>& disturb) {
+  auto store = MustOpen(server.NewUri());
+  std::atomic<int> left{160};
+  std::atomic<int> faults{0};
+  {
+    std::vector<std::jthread> clients;
+    for (int client = 0; client < 4; ++client) {
+      clients.emplace_back([&] {
+        for (int i = --left; i >= 0; i = --left) {
+          SubmitUntilAcknowledged(*store, "job-" + std::to_string(i), faults);
+        }
+      });
+    }
+    while (left > 0) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      disturb();
+    }
+  }
+  ::testing::Test::RecordProperty("faults", faults);
+  EXPECT_EQ(store->Stats(kNow)->jobs.at(JobState::kQueued), 160);
+  ListQuery all;
+  all.tenant = "acme";
+  all.limit = 1000;
+  auto page = store->List(all);
+  ASSERT_EQ(Outcome(page), "OK");
+  EXPECT_EQ(page->jobs.size(), 160u);
+  for (const Job& job : page->jobs) EXPECT_EQ(job.last_sequence, 1);
+}
+
+TEST(PostgresJobStoreTest, KilledBackendsLoseNothing) {
+  PostgresServer& server = PostgresServer::Shared();
+  ExpectNothingLost(server, [&] {
+    server.Execute(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+        " WHERE application_name = 'quantryd'");
+  });
+}
+
+TEST(PostgresJobStoreTest, ACrashedServerLosesNothingAcknowledged) {
+  PostgresServer server;
+  int crashes = 0;
+  ExpectNothingLost(server, [&] {
+    if (++crashes > 3) return;
+    server.Stop(SIGQUIT);
+    server.Start();
+  });
+}
 
 }  // namespace
 }  // namespace quantry::server

@@ -110,5 +110,26 @@ TEST(WakeupHubTest, ManyThreads) {
   EXPECT_GE(calls, 8000);
 }
 
+TEST(WakeupHubTest, RelaysWhatHappensHereAndNotWhatCameFromElsewhere) {
+  WakeupHub hub;
+  std::string relayed;
+  hub.RelayTo([&](const JobKey* job) { relayed += job == nullptr ? "work " : job->id + " "; });
+  int watching = 0;
+  int waiting = 0;
+  const JobKey job{"acme", "job-one"};
+  auto watch = hub.OnJobChanged(job, [&] { ++watching; });
+  auto wait = hub.OnWorkAvailable([&] { ++waiting; });
+  hub.JobChanged(job);
+  hub.WorkAvailable();
+  EXPECT_EQ(relayed, "job-one work ");
+  EXPECT_EQ(watching * 10 + waiting, 11);
+  hub.Receive(&job);
+  hub.Receive(nullptr);
+  EXPECT_EQ(relayed, "job-one work ");
+  EXPECT_EQ(watching * 10 + waiting, 22);
+  hub.WakeAll();
+  EXPECT_EQ(watching * 10 + waiting, 33);
+}
+
 }  // namespace
 }  // namespace quantry::server

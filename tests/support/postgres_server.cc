@@ -70,9 +70,13 @@ pid_t Spawn(const std::vector<std::string>& argv, const std::string& log) {
 
 }  // namespace
 
-bool PostgresServer::IsInstalled() { return !BinFolder().empty(); }
+PostgresServer& PostgresServer::Shared() {
+  static PostgresServer server;
+  return server;
+}
 
 PostgresServer::PostgresServer() {
+  if (BinFolder().empty()) Die("no PostgreSQL server on this machine: run scripts/bootstrap", "");
   std::string path = fs::temp_directory_path() / "quantry_pg_XXXXXX";
   folder_ = mkdtemp(path.data());
   if (const passwd* user = UserForServer(); user != nullptr) {
@@ -119,10 +123,13 @@ void PostgresServer::Stop(int signal) {
   pid_ = -1;
 }
 
-void PostgresServer::Execute(const std::string& sql) const {
+std::string PostgresServer::Execute(const std::string& sql) const {
   pqxx::connection connection("host=" + folder_ + " user=quantry dbname=postgres");
-  pqxx::nontransaction(connection).exec(sql);
+  const pqxx::result result = pqxx::nontransaction(connection).exec(sql);
+  return result.empty() ? "" : result[0][0].c_str();
 }
+
+std::string PostgresServer::NewUri() { return UriOf("t" + std::to_string(++schemas_)); }
 
 std::string PostgresServer::UriOf(const std::string& name) const {
   Execute("SET client_min_messages = warning; CREATE SCHEMA IF NOT EXISTS " + name);

@@ -19,20 +19,25 @@ class PostgresServer {
   PostgresServer(const PostgresServer&) = delete;
   PostgresServer& operator=(const PostgresServer&) = delete;
 
-  // Whether the machine has the binaries.
-  static bool IsInstalled();
+  // One for all tests of a program, started at its first use and stopped at its
+  // end; each test takes a schema of its own.
+  static PostgresServer& Shared();
 
+  // The server ends with the thread that started it.
   void Start();
   void Stop(int signal);  // SIGINT: fast, SIGQUIT: immediate (as a crash)
 
   // postgresql://... of an empty schema `name`, made when absent.
   std::string UriOf(const std::string& name) const;
-  // Runs statements as the superuser.
-  void Execute(const std::string& sql) const;
+  // UriOf a name that was not used before.
+  std::string NewUri();
+  // Runs statements as the superuser; the first column of the first row, "" without one.
+  std::string Execute(const std::string& sql) const;
 
  private:
   std::string folder_;
   pid_t pid_ = -1;
+  int schemas_ = 0;
 };
 
 }  // namespace quantry::testing

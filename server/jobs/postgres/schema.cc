@@ -4,6 +4,7 @@
 #include <string>
 
 #include "common/errors.h"
+#include "server/jobs/postgres/rows.h"
 
 namespace quantry::server::postgres {
 namespace {
@@ -204,7 +205,9 @@ absl::Status Newer(int64_t version) {
 }
 
 absl::Status MigrateLocked(Database& db) {
-  db.Script("CREATE TABLE IF NOT EXISTS quantry_schema (version INTEGER NOT NULL)");
+  if (One(db.Query("SELECT (to_regclass('quantry_schema') IS NULL)::int")) != 0) {
+    db.Script("CREATE TABLE quantry_schema (version INTEGER NOT NULL)");
+  }
   int64_t version = Version(db);
   if (version > kNewest) return Newer(version);
   for (; version < kNewest && db.status().ok(); ++version) {
