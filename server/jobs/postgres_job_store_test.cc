@@ -270,10 +270,10 @@ void SubmitUntilAcknowledged(JobStore& store, const std::string& id, std::atomic
   EXPECT_EQ(result->job.uid, request.uid);
 }
 
-// 160 submits while `disturb` runs again and again.
+// 120 submits while `disturb` runs again and again.
 void ExpectNothingLost(PostgresServer& server, const std::function<void()>& disturb) {
   auto store = MustOpen(server.NewUri());
-  std::atomic<int> left{160};
+  std::atomic<int> left{120};
   std::atomic<int> faults{0};
   {
     std::vector<std::jthread> clients;
@@ -285,18 +285,18 @@ void ExpectNothingLost(PostgresServer& server, const std::function<void()>& dist
       });
     }
     while (left > 0) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      std::this_thread::sleep_for(std::chrono::milliseconds(80));
       disturb();
     }
   }
   ::testing::Test::RecordProperty("faults", faults);
-  EXPECT_EQ(store->Stats(kNow)->jobs.at(JobState::kQueued), 160);
+  EXPECT_EQ(store->Stats(kNow)->jobs.at(JobState::kQueued), 120);
   ListQuery all;
   all.tenant = "acme";
   all.limit = 1000;
   auto page = store->List(all);
   ASSERT_EQ(Outcome(page), "OK");
-  EXPECT_EQ(page->jobs.size(), 160u);
+  EXPECT_EQ(page->jobs.size(), 120u);
   for (const Job& job : page->jobs) EXPECT_EQ(job.last_sequence, 1);
 }
 

@@ -15,7 +15,7 @@ import urllib.request
 import pytest
 
 from conftest import submit_args, wait_for
-from test_faults import blocks_done, long_job
+from test_faults import blocks_done
 from test_main_job import file_hashes
 
 PASSWORD = "it's a \\ secret"
@@ -124,6 +124,11 @@ def cluster(make_server, postgres, tmp_path, binaries):
         worker.wait(timeout=30)
 
 
+def some_blocks(stories, name):
+    """A job that has blocks to go when its first one is done."""
+    return submit_args(stories, "--id", name, samples=64, length=128)
+
+
 def sequences(server, job):
     lines = server.cli("events", job, "--output", "json", check=0).stdout.splitlines()
     return [int(json.loads(line)["sequence"]) for line in lines]
@@ -169,7 +174,7 @@ def workers_of(server):
 
 def test_the_watched_server_killed(cluster, stories):
     cluster.start_worker(cluster.b)
-    cluster.a.json(*long_job(stories, "survivor"))
+    cluster.a.json(*some_blocks(stories, "survivor"))
     watch = Watch(cluster.a, "survivor")
     wait_for(lambda: blocks_done(cluster.b, "survivor") >= 1, 60, "a block")
     seen = sequences(cluster.a, "survivor")
@@ -186,7 +191,7 @@ def test_the_watched_server_killed(cluster, stories):
 def test_the_workers_server_killed(cluster, stories):
     """The worker is cut off and gives up; another one at the other server goes on."""
     cluster.start_worker(cluster.b)
-    cluster.a.json(*long_job(stories, "orphan"))
+    cluster.a.json(*some_blocks(stories, "orphan"))
     wait_for(lambda: blocks_done(cluster.a, "orphan") >= 1, 60, "a block")
     cluster.b.stop(signal.SIGKILL)
     cluster.start_worker(cluster.a, "w2")
@@ -202,10 +207,11 @@ def ready(server):
         return False
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["fast", "crash"])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, id="fast"),
+                                 pytest.param(signal.SIGQUIT, id="crash", marks=pytest.mark.full)])
 def test_postgres_restarted(cluster, stories, how):
     cluster.start_worker(cluster.b)
-    cluster.a.json(*long_job(stories, "patient"))
+    cluster.a.json(*some_blocks(stories, "patient"))
     watch = Watch(cluster.a, "patient")
     wait_for(lambda: blocks_done(cluster.a, "patient") >= 1, 60, "a block")
     cluster.database.stop(how)

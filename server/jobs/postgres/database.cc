@@ -71,6 +71,16 @@ std::optional<std::string> TextOf(const Value& value) {
 
 }  // namespace
 
+std::unique_ptr<pqxx::connection> Connect(const std::string& conninfo) {
+  auto connection = std::make_unique<pqxx::connection>(conninfo);
+  // libpqxx 7 never reconnects and so has no such call.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+  connection->inhibit_reactivation(true);
+#pragma GCC diagnostic pop
+  return connection;
+}
+
 pqxx::field Rows::Field(int column) const {
   return result_[static_cast<pqxx::result::size_type>(row_)][column];
 }
@@ -125,14 +135,7 @@ void Rows::Parse(int column, google::protobuf::MessageLite* message) {
 Database::Database(std::unique_ptr<pqxx::connection> connection, std::string where)
     : connection_(std::move(connection)),
       session_(std::make_unique<pqxx::nontransaction>(*connection_)),
-      where_(std::move(where)) {
-  // A connection that comes back by itself would know nothing of the open
-  // transaction. libpqxx 7 never does that and so has no such call.
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
-  connection_->inhibit_reactivation(true);
-#pragma GCC diagnostic pop
-}
+      where_(std::move(where)) {}
 
 Database::~Database() = default;
 
@@ -140,7 +143,7 @@ absl::StatusOr<std::unique_ptr<Database>> Database::Open(const std::string& conn
   const std::string where = Describe(conninfo);
   std::unique_ptr<Database> db;
   try {
-    db.reset(new Database(std::make_unique<pqxx::connection>(conninfo), where));
+    db.reset(new Database(Connect(conninfo), where));
   } catch (const std::exception& error) {
     return Unreachable(FirstLine(error.what()), where);
   }

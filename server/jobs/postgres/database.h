@@ -32,6 +32,10 @@ using sql::Arg;
 using sql::Blob;
 using sql::Value;
 
+// A plain connection of libpqxx that stays broken when it breaks: one that comes
+// back by itself would know nothing of the open transaction. Throws.
+std::unique_ptr<pqxx::connection> Connect(const std::string& conninfo);
+
 class Database;
 
 // The rows of one query, all of them in memory, read forward.

@@ -80,8 +80,7 @@ absl::StatusOr<std::unique_ptr<Peers>> Peers::Join(Options options) {
   const std::string where = Describe(options.conninfo);
   std::unique_ptr<Peers> peers(new Peers(std::move(options), std::move(wake)));
   try {
-    pqxx::connection connection(peers->options_.conninfo);
-    peers->ReadClock(connection, /*first=*/true);
+    peers->ReadClock(*Connect(peers->options_.conninfo), /*first=*/true);
   } catch (const std::exception& error) {
     return MakeError(Reason::kStoreUnavailable,
                      where + " cannot be reached (" + error.what() + "); is it running? Retry",
@@ -118,8 +117,7 @@ bool Peers::HasOutbox() {
 void Peers::Run(const std::stop_token& stop) {
   while (!stop.stop_requested()) {
     try {
-      pqxx::connection connection(options_.conninfo);
-      Serve(stop, connection);
+      Serve(stop, *Connect(options_.conninfo));
     } catch (const std::exception&) {
       // Refused or broken; the store's own calls tell the operator.
       pollfd stopped{wake_.get(), POLLIN, 0};
@@ -159,6 +157,9 @@ void Peers::Wait(pqxx::connection& connection, bool also_for_outbox, millisecond
   poll(fds, also_for_outbox ? 2 : 1, static_cast<int>(timeout.count()));
   if (fds[1].revents != 0) Drain(wake_.get());
   connection.get_notifs();
+  if (!connection.is_open() || (fds[0].revents & (POLLHUP | POLLERR)) != 0) {
+    throw pqxx::broken_connection("the connection for wake-ups broke");
+  }
 }
 
 void Peers::Receive(const std::string& payload) {
