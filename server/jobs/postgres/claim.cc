@@ -61,17 +61,21 @@ struct Picked {
 // head; only the merged head is locked, one row after the other.
 std::optional<Picked> TryPick(const Context& context, const Abilities& worker,
                               const std::set<std::string>& passed_over, int candidates) {
-  Rows rows = context.db.Query(
+  // In the text: a plan for any limit might read and sort the whole queue.
+  const std::string limit = std::to_string(candidates);
+  const std::string sql =
       "SELECT q.pk, q.tenant, EXISTS (SELECT 1 FROM quotas t WHERE t.tenant = q.tenant"
       " AND t.max_running > 0)::int FROM queue q JOIN (SELECT c.pk, c.rank FROM"
       " unnest($1::text[], $2::int[], $3::bigint[]) AS a (method, gpus, memory)"
       " CROSS JOIN LATERAL (SELECT pk, rank FROM queue WHERE state = 1 AND method = a.method"
       " AND gpu_count = a.gpus AND not_before <= $5 AND min_gpu_memory <= a.memory"
-      " AND host_memory <= $4 AND tenant <> ALL ($6::text[]) ORDER BY rank, pk LIMIT $7) c"
-      " ORDER BY c.rank, c.pk LIMIT $7) head ON head.pk = q.pk"
-      " WHERE q.state = 1 ORDER BY head.rank, head.pk LIMIT 1 FOR UPDATE OF q SKIP LOCKED",
-      worker.methods, worker.gpus, worker.gpu_memory, worker.host_memory, context.now,
-      TextArray({passed_over.begin(), passed_over.end()}), candidates);
+      " AND host_memory <= $4 AND tenant <> ALL ($6::text[]) ORDER BY rank, pk LIMIT " +
+      limit + ") c ORDER BY c.rank, c.pk LIMIT " + limit +
+      ") head ON head.pk = q.pk"
+      " WHERE q.state = 1 ORDER BY head.rank, head.pk LIMIT 1 FOR UPDATE OF q SKIP LOCKED";
+  Rows rows =
+      context.db.Query(sql, worker.methods, worker.gpus, worker.gpu_memory, worker.host_memory,
+                       context.now, TextArray({passed_over.begin(), passed_over.end()}));
   if (!rows.Next()) return std::nullopt;
   return Picked{rows.Int(0), rows.Text(1), rows.Int(2) != 0};
 }

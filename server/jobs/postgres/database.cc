@@ -69,6 +69,17 @@ std::optional<std::string> TextOf(const Value& value) {
   return std::nullopt;
 }
 
+// Values as libpq takes them: texts, null pointers for NULL.
+struct Parameters {
+  explicit Parameters(std::span<const Value> values) {
+    texts.reserve(values.size());
+    for (const Value& value : values) texts.push_back(TextOf(value));
+    for (const auto& text : texts) pointers.push_back(text ? text->c_str() : nullptr);
+  }
+  std::vector<std::optional<std::string>> texts;
+  std::vector<const char*> pointers;
+};
+
 }  // namespace
 
 std::unique_ptr<pqxx::connection> Connect(const std::string& conninfo) {
@@ -168,28 +179,38 @@ auto Database::Guard(const Call& call) -> decltype(call()) {
 }
 
 pqxx::result Database::Send(std::string_view sql, std::span<const Value> values) {
-  std::vector<std::optional<std::string>> texts;
-  texts.reserve(values.size());
-  for (const Value& value : values) texts.push_back(TextOf(value));
-  std::vector<const char*> pointers;
-  pointers.reserve(values.size());
-  for (const auto& text : texts) pointers.push_back(text ? text->c_str() : nullptr);
-  return session_->exec_prepared(NameOf(sql), pqxx::prepare::make_dynamic_params(pointers));
+  const Parameters parameters(values);
+  return session_->exec_prepared(NameOf(sql),
+                                 pqxx::prepare::make_dynamic_params(parameters.pointers));
 }
 
-Rows Database::Run(std::string_view sql, std::span<const Value> values) {
-  if (!status_.ok()) return Rows(this, {});
+bool Database::CheckValues(std::span<const Value> values) {
+  if (!status_.ok()) return false;
   for (const Value& value : values) {
     const auto* text = std::get_if<std::string>(&value);
     if (text == nullptr || text->find('\0') == std::string::npos) continue;
     SetError(MakeError(Reason::kInvalidArgument, "a text holds a NUL byte, which cannot be kept"));
-    return Rows(this, {});
+    return false;
   }
+  return true;
+}
+
+Rows Database::Run(std::string_view sql, std::span<const Value> values) {
+  if (!CheckValues(values)) return Rows(this, {});
   return Rows(this, Guard([&] { return Send(sql, values); }));
 }
 
+Rows Database::QueryOnce(const std::string& sql, std::span<const Value> values) {
+  if (!CheckValues(values)) return Rows(this, {});
+  const Parameters parameters(values);
+  return Rows(this, Guard([&] {
+                return session_->exec_params(
+                    sql, pqxx::prepare::make_dynamic_params(parameters.pointers));
+              }));
+}
+
 int64_t Database::RunToEnd(std::string_view sql, std::span<const Value> values) {
-  if (!status_.ok()) return 0;
+  if (!CheckValues(values)) return 0;
   pqxx::result result = Guard([&] { return Send(sql, values); });
   return status_.ok() ? static_cast<int64_t>(result.affected_rows()) : 0;
 }

@@ -86,7 +86,9 @@ class Database {
   Rows Query(std::string_view sql, const Args&... args) {
     return Run(sql, std::vector<Value>{Arg(args)...});
   }
-  Rows QueryWith(std::string_view sql, std::span<const Value> values) { return Run(sql, values); }
+  // Not prepared: for text that differs from call to call. Also planned for
+  // these very values, so that a LIMIT given as one counts.
+  Rows QueryOnce(const std::string& sql, std::span<const Value> values);
   // Returns the number of rows changed, 0 after an error.
   template <typename... Args>
   int64_t Execute(std::string_view sql, const Args&... args) {
@@ -113,6 +115,8 @@ class Database {
   Rows Run(std::string_view sql, std::span<const Value> values);
   int64_t RunToEnd(std::string_view sql, std::span<const Value> values);
   pqxx::result Send(std::string_view sql, std::span<const Value> values);
+  // False, and an error is set, when they cannot be sent.
+  bool CheckValues(std::span<const Value> values);
   const std::string& NameOf(std::string_view sql);
   // Runs `call`; what it throws becomes the sticky error.
   template <typename Call>

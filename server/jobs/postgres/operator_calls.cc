@@ -83,10 +83,10 @@ absl::Status SweepLeases(const Context& context, SweepReport& report) {
 }
 
 absl::Status SweepPending(const Context& context, SweepReport& report) {
-  const auto overdue =
-      Keys(context.db.Query("SELECT pk FROM queue WHERE state = 1 AND pending_deadline IS NOT NULL"
-                            " AND pending_deadline <= $1 ORDER BY pk FOR UPDATE SKIP LOCKED",
-                            context.now));
+  const auto overdue = Keys(context.db.Query(
+      "SELECT pk FROM queue WHERE state = 1 AND pending_deadline IS NOT NULL"
+      " AND pending_deadline <= $1 ORDER BY pending_deadline FOR UPDATE SKIP LOCKED",
+      context.now));
   for (int64_t pk : overdue) {
     std::optional<QueueRow> row = LockQueueRow(context.db, pk);
     if (!row) continue;
@@ -101,7 +101,7 @@ absl::Status SweepPending(const Context& context, SweepReport& report) {
 void SweepExpired(const Context& context, SweepReport& report) {
   const auto expired = Keys(context.db.Query(
       "SELECT pk FROM jobs WHERE expire_time IS NOT NULL AND state >= 4 AND expire_time <= $1"
-      " ORDER BY pk LIMIT $2 FOR UPDATE SKIP LOCKED",
+      " ORDER BY expire_time LIMIT $2 FOR UPDATE SKIP LOCKED",
       context.now, kMaxExpiredPerSweep));
   for (int64_t pk : expired) {
     report.changed.push_back(ReadKey(context.db, pk));
@@ -184,11 +184,12 @@ absl::StatusOr<SweepReport> Sweep(const Context& context) {
 }
 
 std::vector<JobReferences> ListReferences(Database& db, const std::string& after, int limit) {
-  Rows rows = db.Query(
+  const std::vector<Value> values = {Arg(after), Arg(limit)};
+  Rows rows = db.QueryOnce(
       "SELECT j.tenant, j.uid, j.state, j.epoch, p.spec, a.epoch, c.epoch FROM jobs j"
       " JOIN job_payloads p ON p.pk = j.pk LEFT JOIN artifacts a ON a.pk = j.pk"
       " LEFT JOIN job_checkpoints c ON c.pk = j.pk WHERE j.uid > $1 ORDER BY j.uid LIMIT $2",
-      after, limit);
+      values);
   std::vector<JobReferences> all;
   while (rows.Next()) {
     JobReferences& job = all.emplace_back();

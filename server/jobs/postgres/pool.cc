@@ -53,12 +53,10 @@ absl::Status Pool::TryWrite(const Operation& operation, bool* again) {
   if (result.ok()) {
     db->Script(late ? "SET LOCAL synchronous_commit = off; COMMIT" : "COMMIT");
     result = db->status();
-    if (!result.ok()) return Discard(std::move(db)), result;
-    return GiveBack(std::move(db)), result;
+  } else if (db->failure() != Failure::kConnection) {
+    db->ClearError();
+    db->Script("ROLLBACK");
   }
-  if (db->failure() == Failure::kConnection) return Discard(std::move(db)), result;
-  db->ClearError();
-  db->Script("ROLLBACK");
   GiveBack(std::move(db));
   return result;
 }
@@ -69,9 +67,9 @@ absl::Status Pool::TryRead(const Operation& operation, bool* again) {
   std::unique_ptr<Database> db = *std::move(taken);
   absl::Status result = operation(*db);
   if (!db->status().ok()) result = db->status();
-  if (db->failure() != Failure::kConnection) return GiveBack(std::move(db)), result;
-  *again = true;
-  Discard(std::move(db));
+  *again = db->failure() == Failure::kConnection;
+  if (!*again) db->ClearError();
+  GiveBack(std::move(db));
   return result;
 }
 
@@ -108,10 +106,7 @@ absl::StatusOr<std::unique_ptr<Database>> Pool::Connect() {
 }
 
 void Pool::GiveBack(std::unique_ptr<Database> db) {
-  if (!db->IsOpen() || !db->status().ok()) {
-    db->ClearError();
-    if (!db->IsOpen()) return Discard(std::move(db));
-  }
+  if (!db->IsOpen() || !db->status().ok()) return Discard(std::move(db));
   std::lock_guard lock(mutex_);
   idle_.push_back(std::move(db));
   freed_.notify_one();

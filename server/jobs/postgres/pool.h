@@ -34,6 +34,7 @@ class Pool {
  private:
   absl::StatusOr<std::unique_ptr<Database>> Take();
   absl::StatusOr<std::unique_ptr<Database>> Connect();
+  // Keeps it, or closes it when it is broken or has an error.
   void GiveBack(std::unique_ptr<Database> db);
   void Discard(std::unique_ptr<Database> db);
   // One try. `again` = nothing has happened and another one may work.

@@ -78,7 +78,7 @@ absl::StatusOr<Job> Get(Database& db, const JobKey& key) {
 
 absl::StatusOr<JobPage> List(Database& db, const ListQuery& query) {
   const SqlBuilder where = ListSql(query);
-  Rows rows = db.QueryWith(SelectJobs(where.sql), where.values);
+  Rows rows = db.QueryOnce(SelectJobs(where.sql), where.values);
   JobPage page;
   const auto limit = static_cast<size_t>(query.limit);
   while (rows.Next()) {
@@ -120,7 +120,7 @@ absl::StatusOr<Artifact> GetArtifact(Database& db, const std::string& tenant,
   SqlBuilder select;
   select.Add(kSelectArtifacts, tenant);
   select.Add(" AND a.uid = ?", uid);
-  Rows rows = db.QueryWith(select.sql, select.values);
+  Rows rows = db.QueryOnce(select.sql, select.values);
   if (rows.Next()) return ArtifactOf(rows);
   return ArtifactNotFound(tenant, uid);
 }
@@ -131,7 +131,7 @@ ArtifactPage ListArtifacts(Database& db, const std::string& tenant, int limit,
   select.Add(kSelectArtifacts, tenant);
   if (after) select.Add(" AND (a.create_time, a.uid) < (?, ?)", after->create_time, after->uid);
   select.Add(" ORDER BY a.create_time DESC, a.uid DESC LIMIT ?", limit + 1);
-  Rows rows = db.QueryWith(select.sql, select.values);
+  Rows rows = db.QueryOnce(select.sql, select.values);
   ArtifactPage page;
   while (rows.Next()) page.artifacts.push_back(ArtifactOf(rows));
   if (page.artifacts.size() > static_cast<size_t>(limit)) {

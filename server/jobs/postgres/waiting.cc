@@ -20,12 +20,13 @@ struct Queued {
 };
 
 std::vector<Queued> ReadOldest(const Context& context) {
-  Rows rows = context.db.Query(
+  static const std::string sql =
       "SELECT q.pk, q.method, q.gpu_count, q.min_gpu_memory, q.host_memory, j.state_reason,"
       " q.tenant FROM queue q JOIN jobs j ON j.pk = q.pk"
       " WHERE q.state = 1 AND q.enqueue_time <= $1 AND q.not_before <= $2"
-      " ORDER BY q.enqueue_time LIMIT $3",
-      context.now - context.policy.tell_waiting_after, context.now, kMaxTold);
+      " ORDER BY q.enqueue_time LIMIT " +
+      std::to_string(kMaxTold);
+  Rows rows = context.db.Query(sql, context.now - context.policy.tell_waiting_after, context.now);
   std::vector<Queued> oldest;
   while (rows.Next()) {
     oldest.push_back({.pk = rows.Int(0),
