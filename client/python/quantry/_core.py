@@ -6,7 +6,7 @@ import os
 import pathlib
 import time
 import uuid
-from typing import Any, AsyncGenerator, AsyncIterator, Mapping, Optional, Union
+from typing import Any, AsyncGenerator, Mapping, Optional, Union
 
 from quantry import errors
 from quantry._arguments import Arguments, Submission, prepare
@@ -17,7 +17,8 @@ from quantry._retry import FIRST_WAIT, Backoff, is_break
 from quantry._spec import check_offered, wrong
 from quantry._transport import Transport
 from quantry._upload import Uploader
-from quantry.job import Event, Job, JobView, Quote
+from quantry._view import JobView
+from quantry.job import Event, Job, Quote
 from quantry.v1 import artifact_pb2, artifact_service_pb2 as files_pb2, quantization_service_pb2 as service_pb2
 
 log = logging.getLogger("quantry")
@@ -79,7 +80,8 @@ class Core:
     # --- reading ---
 
     async def get(self, job: JobLike) -> Job:
-        return Job(await self._jobs("GetQuantizationJob", service_pb2.GetQuantizationJobRequest(name=self.name_of(job))))
+        request = service_pb2.GetQuantizationJobRequest(name=self.name_of(job))
+        return Job(await self._jobs("GetQuantizationJob", request))
 
     async def list(self, state: str, method: str, labels: Optional[Mapping[str, str]], filter: str,
                    page_size: int) -> AsyncGenerator[Job, None]:
@@ -288,4 +290,4 @@ class _Follower:
         await self._transport.refresh()
 
 
-__all__ = ["AWAY", "AsyncIterator", "Core", "JobLike", "request_id_for"]
+__all__ = ["AWAY", "Core", "JobLike", "request_id_for"]

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, AsyncIterator, Mapping, Optional, Sequenc
 
 from quantry._arguments import Arguments
 from quantry._core import AWAY, Core, JobLike
+from quantry._options import Options, Token
 from quantry._progress import JobProgress, TransferProgress
 from quantry._pull import Pulled
-from quantry._transport import AsyncTransport, Options, Token
+from quantry._transport import AsyncTransport
 from quantry.job import Event, Job, Quote
 from quantry.v1 import artifact_pb2, method_pb2, quantization_service_pb2 as service_pb2
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Iterator, Mapping, Optional, Sequence, Un
 
 from quantry._arguments import Arguments
 from quantry._core import AWAY, Core, JobLike
+from quantry._options import Options, Token
 from quantry._progress import JobProgress, TransferProgress
 from quantry._pull import Pulled
-from quantry._transport import BlockingTransport, Options, Token, drive, iterate
+from quantry._transport import BlockingTransport, drive, iterate
 from quantry.job import Event, Job, Quote
 from quantry.v1 import artifact_pb2, method_pb2, quantization_service_pb2 as service_pb2
 

@@ -34,7 +34,7 @@ LONG = {**QUICK, "calibration_samples": 64, "calibration_length": 128}
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "full: slow or with large dependencies, runs with QUANTRY_FULL=1 (scripts/test --full)")
+    config.addinivalue_line("markers", "full: slow or with large dependencies, runs with QUANTRY_FULL=1 (--full)")
 
 
 def pytest_collection_modifyitems(items):
@@ -79,6 +79,14 @@ def make_server(binaries, tmp_path):
 def server(binaries, tmp_path_factory):
     """One server for every test that leaves it alone."""
     shared = service.Server(binaries, tmp_path_factory.mktemp("server") / "data").start()
+    yield shared
+    shared.stop()
+
+
+@pytest.fixture(scope="session")
+def rooted(binaries, tmp_path_factory):
+    """A server that may read the example model by path or URI."""
+    shared = service.Server(binaries, tmp_path_factory.mktemp("rooted") / "data", local_roots=[EXAMPLES]).start()
     yield shared
     shared.stop()
 

@@ -88,9 +88,8 @@ def test_model_path_outside_the_roots(client):
     assert caught.value.reason == "SOURCE_FORBIDDEN" and "upload" in caught.value.hint
 
 
-def test_model_path(make_server, stories):
-    server = make_server(local_roots=[stories.parent]).start()
-    with quantry.connect(server.address) as client:
+def test_model_path(rooted, stories):
+    with quantry.connect(rooted.address) as client:
         job = client.submit(model_path=stories, method="rtn", group_size="channel")
         assert client.wait(job, timeout=60).succeeded
         client.delete(job)
@@ -166,7 +165,7 @@ def see(event, at, seen):
         at.set()
 
 
-@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+@pytest.mark.parametrize("kind", ["blocking", pytest.param("asyncio", marks=pytest.mark.full)])
 def test_server_killed_while_watched(make_server, stories, kind):
     server, at, seen = make_server(*QUICK_LEASES).start(), threading.Event(), []
     thread = killed_and_restarted(server, at)
@@ -191,6 +190,7 @@ def test_server_killed_while_watched(make_server, stories, kind):
     assert [event.kind for event in seen].count("snapshot") == 1
 
 
+@pytest.mark.full
 def test_server_killed_while_waited_for(make_server, stories):
     server, at = make_server(*QUICK_LEASES).start(), threading.Event()
     thread = killed_and_restarted(server, at)

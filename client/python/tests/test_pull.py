@@ -10,11 +10,11 @@ import pytest
 
 import quantry
 from fake_server import ARTIFACT, Fake, serving
-from quantry import _pull, _retry
-from quantry._arguments import SpecArguments  # noqa: F401
+from quantry import _part_file, _retry
 from quantry._files import LocalFile
 from quantry._progress import Meter
-from quantry._transport import AsyncTransport, BlockingTransport, Options, drive
+from quantry._options import Options
+from quantry._transport import AsyncTransport, BlockingTransport, drive
 from quantry._upload import Uploader
 
 BIG = bytes(range(256)) * 40  # 10240 bytes, 11 chunks
@@ -218,7 +218,7 @@ def test_no_space_left(fake, tmp_path, monkeypatch):
     def fsync(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(_pull.os, "fsync", fsync)
+    monkeypatch.setattr(_part_file.os, "fsync", fsync)
     with pytest.raises(quantry.LocalDiskError, match="No space left on device") as caught:
         pull(fake, tmp_path)
     assert caught.value.code == "RESOURCE_EXHAUSTED" and caught.value.errno == errno.ENOSPC

@@ -1,6 +1,7 @@
 """quantry.step, and the pipelines of integrations/ that run it, against a live quantryd."""
 import json
 import os
+import pathlib
 import re
 import signal
 import subprocess
@@ -19,15 +20,6 @@ QUICK_ARGUMENTS = {"calibration_samples": 8, "calibration_length": 64, "evaluati
                    "formats": "quantry"}
 TEXTS = ["--calibration", str(EXAMPLES / "text/calibration.txt"), "--evaluation", str(EXAMPLES / "text/evaluation.txt")]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
-
-
-@pytest.fixture(scope="module")
-def rooted(binaries, tmp_path_factory):
-    """A server that may read the example model, as a URI."""
-    from conftest import service
-    server = service.Server(binaries, tmp_path_factory.mktemp("rooted") / "data", local_roots=[EXAMPLES]).start()
-    yield server
-    server.stop()
 
 
 def test_outputs_and_pull(server, stories, tmp_path, capsys):
@@ -110,7 +102,7 @@ def test_argo(rooted, tmp_path):
     again = subprocess.run(command, capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
     assert again.returncode == 0
     with quantry.connect(rooted.address) as client:
-        assert [job.name for job in client.list()] == [(tmp_path / "job").read_text()]
+        assert [job.name for job in client.list(method="awq")] == [(tmp_path / "job").read_text()]
     # What is retried is what the step calls worth a retry.
     retried = [int(code) for code in re.search(r"in \[(.*)\]", template["retryStrategy"]["expression"]).group(1).split(",")]
     assert retried == [6, 7, 8] and "6 quota, 7 server unreachable, 8 time over" in (PIPELINES / "README.md").read_text()
@@ -165,12 +157,19 @@ def test_ci_script(server, client, binaries, stories, tmp_path):
     assert gate.returncode == 1 and "QUALITY_GATE_FAILED" in gate.stderr
 
 
+def test_image():
+    done = subprocess.run([pathlib.Path(sys.executable).with_name("hadolint"), "-c", ROOT / ".hadolint.yaml",
+                           PIPELINES / "Dockerfile"], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stdout
+
+
 def test_ci_script_without_a_server(server, binaries, stories, tmp_path):
     done = script(server, binaries, stories, EXAMPLES / "text/evaluation.txt", tmp_path / "out", *QUICK_FLAGS,
                   QUANTRY_SERVER="127.0.0.1:1", RETRY_PAUSE="0")
     assert done.returncode == 7 and done.stderr.count("no answer from the server") == 4
 
 
+@pytest.mark.full
 def test_a_step_survives_a_restart_of_the_server(make_server, stories, tmp_path, capsys):
     server = make_server("--lease-ttl-s=3", "--heartbeat-interval-s=1", "--sweep-interval-s=1").start()
     with quantry.connect(server.address) as client:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 import quantry
 from fake_server import Fake, abort, serving
-from quantry._transport import Options, resolve_server
+from quantry._options import Options, resolve_server
 
 
 class Authority:

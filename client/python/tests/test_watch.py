@@ -10,7 +10,7 @@ import quantry
 from fake_server import Fake, JOB, abort, end, event, serving, snapshot
 from quantry import _retry
 from quantry._core import Core, request_id_for
-from quantry.job import JobView
+from quantry._view import JobView
 from quantry.v1 import job_pb2
 
 

@@ -1,0 +1,100 @@
+"""A file on its way: its bytes so far beside it, checked while they come, renamed when they are right."""
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import pathlib
+import stat
+from contextlib import contextmanager
+from typing import Iterator
+
+from quantry import errors
+
+NAME_DIGITS = 12  # of the sha256 in a part file's name
+READ_BYTES = 1 << 20
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+@contextmanager
+def disk(path: pathlib.Path, doing: str = "write") -> Iterator[None]:
+    """Turns what the disk says no with into a LocalDiskError."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, errors.QuantryError):
+            raise
+        full = error.errno in FULL
+        raise errors.LocalDiskError(
+            f"cannot {doing} \"{path}\": {error.strerror or error}", errno=error.errno,
+            code="RESOURCE_EXHAUSTED" if full else "UNAVAILABLE", reason="DISK_FULL" if full else "STORAGE_ERROR",
+            metadata={"path": str(path)},
+            hint="free space there, then pull again: it goes on where it stopped" if full
+            else "check the folder and its permissions, then pull again") from None
+
+
+class PartFile:
+    """Bytes of a file on their way, beside it as NAME.{sha256 digits}.part; a later try goes on from what is there."""
+
+    def __init__(self, target: pathlib.Path, sha256: str) -> None:
+        self._target, self._sha256 = target, sha256
+        self.path = target.with_name(f"{target.name}.{sha256[:NAME_DIGITS]}.part")
+        self._digest, self.size = hashlib.sha256(), 0
+        with disk(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+            self._file = os.fdopen(os.open(self.path, flags, 0o644), "r+b", buffering=0)
+            while block := self._file.read(READ_BYTES):
+                self._digest.update(block)
+                self.size += len(block)
+
+    def append(self, data: bytes) -> None:
+        with disk(self.path):
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._file.write(rest):]
+        self._digest.update(data)
+        self.size += len(data)
+
+    def reset(self) -> None:
+        with disk(self.path):
+            self._file.seek(0)
+            self._file.truncate()
+        self._digest, self.size = hashlib.sha256(), 0
+
+    def matches(self, size: int) -> bool:
+        return self.size == size and self._digest.hexdigest() == self._sha256
+
+    def commit(self) -> None:
+        with disk(self._target):
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self.path, self._target)
+            if os.name == "posix":
+                folder = os.open(self._target.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
+
+    def discard(self) -> None:
+        self.close()
+        self.path.unlink()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def holds_exactly(path: pathlib.Path, size: int, sha256: str) -> bool:
+    """Whether a regular file has this content."""
+    try:
+        info = path.lstat()
+        if not stat.S_ISREG(info.st_mode) or info.st_size != size:
+            return False
+        digest = hashlib.sha256()
+        with open(path, "rb") as data:
+            while block := data.read(READ_BYTES):
+                digest.update(block)
+    except OSError:
+        return False
+    return digest.hexdigest() == sha256
