@@ -157,6 +157,20 @@ def test_calibration_is_needed(engine):
     assert error["reason"] == "INVALID_SPEC" and "calibration" in error["message"]
 
 
+def test_preprocessing_through_the_service(server, stories):
+    job = server.json(
+        "submit", stories, "--method", "ptq161", "--epochs", "1", "--format", "quantry",
+        "--preprocessing", "lora", "--preprocessing-corpus", EXAMPLES / "text/evaluation.txt",
+        "--preprocessing-steps", "10", "--preprocessing-rank", "4",
+        "--calibration", EXAMPLES / "text/calibration.txt", "--calibration-samples", 8,
+        "--calibration-length", 64, "--wait")
+    assert job["state"] == "SUCCEEDED"
+    assert "PREPROCESSING" in server.cli("events", job["name"], "--output", "json", check=0).stdout
+    alone = server.cli("submit", stories, "--method", "ptq161", "--calibration", EXAMPLES / "text/calibration.txt",
+                       "--preprocessing", "lora")
+    assert alone.returncode == 2 and "--preprocessing-corpus FILE" in alone.stderr
+
+
 @pytest.fixture
 def figures(binaries, tmp_path):
     """Runs one model by the protocol of the figures; perplexity and manifest."""
