@@ -126,7 +126,7 @@ def start_service(group, binaries, folder, worker=True, worker_environment=None)
         binaries / "quantryd", f"--data-dir={folder}/data", f"--listen=127.0.0.1:{tenant}",
         f"--worker-listen=127.0.0.1:{worker_port}", f"--admin-listen=127.0.0.1:{admin}", "--embedded=false",
         "--sweep-interval-s=1", "--heartbeat-interval-s=1", "--lease-ttl-s=6"])
-    wait_for(lambda: http_get(f"http://127.0.0.1:{admin}/readyz"), 20, "quantryd")
+    wait_for(lambda: http_get(f"http://127.0.0.1:{admin}/readyz"), 40, "quantryd")
     addresses = {"tenant": f"127.0.0.1:{tenant}", "worker": f"127.0.0.1:{worker_port}", "admin": f"127.0.0.1:{admin}",
                  "worker_admin": f"127.0.0.1:{worker_admin}"}
     if worker:
@@ -134,7 +134,7 @@ def start_service(group, binaries, folder, worker=True, worker_environment=None)
             binaries / "quantry-worker", f"--server={addresses['worker']}", f"--work-dir={folder}/work",
             f"--admin-listen={addresses['worker_admin']}", "--worker-id=worker-1", "--threads=1", "--device=cpu"],
                     env=worker_environment)
-        wait_for(lambda: http_get(f"http://{addresses['worker_admin']}/readyz"), 20, "the worker")
+        wait_for(lambda: http_get(f"http://{addresses['worker_admin']}/readyz"), 40, "the worker")
     return addresses
 
 
@@ -181,6 +181,9 @@ class LiveRun:
         assert answer["status"] == "success", answer
         values = [float(value) for series in answer["data"]["result"] for _, value in series["values"]]
         return [value for value in values if value - value == 0]
+
+    def now(self, expr):
+        return self.get(f"/api/v1/query?{urllib.parse.urlencode({'query': expr})}")["result"]
 
     def get(self, path):
         return json.loads(http_get(f"http://{self.prometheus}{path}"))["data"]
@@ -245,6 +248,8 @@ def run_jobs(group, binaries, folder):
     for process, address in (("quantryd", service["admin"]), ("worker", service["worker_admin"]), ("exporter", exporter)):
         run.texts[process] = http_get(f"http://{address}/metrics")
     assert watch.wait(timeout=90) == 0, group.log("submit")
-    time.sleep(3)
+    # The end is scraped, and the job's series are gone again.
+    wait_for(lambda: run.now('quantry_jobs_finished_total{method="tesseraq"}') and not run.now("quantry_job_info"), 30, "the last scrapes")
+    time.sleep(1)  # recording rules
     run.end = time.time()
     return run

@@ -72,9 +72,10 @@ def test_names_follow_the_rules(live_run):
 
 
 def test_series_of_a_job_end_with_it(live_run):
-    """Two scrapes after the job its series are gone from the worker."""
-    ids = live_run.get(f"/api/v1/query?query=quantry_job_info&time={live_run.end}")["result"]
-    assert ids == []
+    """Seen while it ran, gone two scrapes later: the fixture waited for it."""
+    for name in ("quantry_job_info", "quantry_job_progress_ratio", "quantry_job_stage"):
+        assert live_run.query_range(f'{name}{{job_id="{live_run.job}"}}')
+        assert live_run.now(name) == []
 
 
 def test_series_stay_few(live_run):
