@@ -4,7 +4,7 @@
         --request-key "$RUN_ID" --pull ./artifact --output-dir ./outputs
 
 A step that is repeated with the same --request-key finds its own job again instead of starting another. --output-dir
-gets a file for each output; --output NAME=PATH writes one where the pipeline wants it:
+gets a file for each output; --output NAME PATH writes one where the pipeline wants it:
 
     job, state, artifact, artifact_uri, perplexity_dense, perplexity_quantized, perplexity_ratio, bits, report (JSON)
 
@@ -87,7 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--timeout", type=float, metavar="SECONDS", help="give up waiting; the job goes on")
     step.add_argument("--pull", default="", metavar="DIR", help="pull the artifact into this folder")
     step.add_argument("--output-dir", metavar="DIR")
-    step.add_argument("--output", action="append", default=[], metavar="NAME=PATH", help=f"one of {', '.join(OUTPUTS)}")
+    step.add_argument("--output", action="append", default=[], nargs=2, metavar=("NAME", "PATH"),
+                      help=f"one of {', '.join(OUTPUTS)}")
     return parser
 
 
@@ -110,11 +111,10 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _output_paths(options: argparse.Namespace) -> dict[str, str]:
-    paths = dict(pair.partition("=")[::2] for pair in options.output)
-    unknown = [name for name, path in paths.items() if name not in OUTPUTS or not path]
+    paths = dict(options.output)
+    unknown = [name for name in paths if name not in OUTPUTS]
     if unknown:
-        raise errors.InvalidRequest(f"--output: wanted NAME=PATH with a name of {', '.join(OUTPUTS)}, got "
-                                    f"{unknown[0]!r}")
+        raise errors.InvalidRequest(f"--output: wanted one of {', '.join(OUTPUTS)}, got {unknown[0]!r}")
     return paths
 
 

@@ -26,7 +26,7 @@ def test_outputs_and_pull(server, stories, tmp_path, capsys):
     arguments = ["--server", server.address, "--model", str(stories), "--method", "awq", "--group-size", "channel", *TEXTS,
                  "--arguments", json.dumps(QUICK_ARGUMENTS), "--request-key", "dag/run-1/outputs"]
     assert step.main([*arguments, "--pull", str(tmp_path / "w4"), "--output-dir", str(tmp_path / "all"),
-                      "--output", f"perplexity_ratio={tmp_path / 'deep/er/ratio'}"]) == 0
+                      "--output", "perplexity_ratio", str(tmp_path / "deep/er/ratio")]) == 0
     outputs = {path.name: path.read_text() for path in (tmp_path / "all").iterdir()}
     assert set(outputs) == set(step.OUTPUTS) - {"perplexity_ratio"}
     ratio = float((tmp_path / "deep/er/ratio").read_text())
@@ -46,7 +46,7 @@ def test_outputs_and_pull(server, stories, tmp_path, capsys):
     (["--method", "rtn", "--model-path", "/etc"], 5, "SOURCE_FORBIDDEN"),
     (["--method", "rtn", "--arguments", "[]"], 2, "wanted a JSON object"),
     (["--method", "rtn", "--model", ".", "--arguments", "{\"colour\": 1}"], 2, "colour"),
-    (["--method", "rtn", "--output", "colour=x"], 2, "wanted NAME=PATH"),
+    (["--method", "rtn", "--output", "colour", "x"], 2, "--output: wanted one of job"),
     (["--server", "127.0.0.1:1", "--method", "rtn"], 7, "no answer"),
 ])
 def test_exit_codes(server, capsys, arguments, code, text):
@@ -113,9 +113,7 @@ def kubeflow_words(part, inputs, folder):
         return part
     if "inputValue" in part:
         return inputs[part["inputValue"]]
-    if "outputPath" in part:
-        return str(folder / part["outputPath"] / "data")
-    return "".join(kubeflow_words(piece, inputs, folder) for piece in part["concat"])
+    return str(folder / part["outputPath"] / "data")
 
 
 def test_kubeflow(rooted, tmp_path):
@@ -129,6 +127,48 @@ def test_kubeflow(rooted, tmp_path):
     written = {path.parent.name for path in tmp_path.glob("*/data")}
     assert written == {output["name"] for output in component["outputs"]}
     assert (tmp_path / "job/data").read_text().startswith("tenants/default/")
+
+
+def unknown_to(source, understood, path=""):
+    """Paths of the source that the other side dropped or changed."""
+    if isinstance(source, dict):
+        return [found for name, value in source.items()
+                for found in unknown_to(value, (understood or {}).get(name), f"{path}.{name}")]
+    if isinstance(source, list):
+        pairs = zip(source, understood or [None] * len(source))
+        return [found for i, (value, other) in enumerate(pairs) for found in unknown_to(value, other, f"{path}[{i}]")]
+    return [] if str(source) == str(understood) else [path]
+
+
+@pytest.mark.full
+def test_argo_s_own_types():
+    """Argo's Python types know every field of the template."""
+    models = pytest.importorskip("hera.workflows.models", reason="hera is not in the default test environment")
+    document = yaml.safe_load((PIPELINES / "argo/quantize.yaml").read_text())
+
+    def understood():
+        return models.WorkflowTemplate.model_validate(document).model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    assert unknown_to(document, understood()) == []
+    document["spec"]["templates"][0]["container"]["colour"] = "red"
+    assert unknown_to(document, understood()) == [".spec.templates[0].container.colour"]
+
+
+@pytest.mark.full
+def test_kubeflow_s_own_compiler(tmp_path):
+    """The SDK loads the component and compiles a pipeline of it."""
+    kfp = pytest.importorskip("kfp", reason="kfp is not in the default test environment")
+    quantize = kfp.components.load_component_from_file(str(PIPELINES / "kubeflow/quantize.yaml"))
+
+    @kfp.dsl.pipeline(name="models")
+    def pipeline(uri: str):
+        first = quantize(server="q:7070", model_uri=uri, run_id=kfp.dsl.PIPELINE_JOB_ID_PLACEHOLDER)
+        quantize(server="q:7070", model_uri=first.outputs["artifact_uri"], run_id="second")
+
+    kfp.compiler.Compiler().compile(pipeline, str(tmp_path / "pipeline.yaml"))
+    compiled = yaml.safe_load((tmp_path / "pipeline.yaml").read_text())
+    words = compiled["deploymentSpec"]["executors"]["exec-quantize-with-quantry"]["container"]["command"]
+    assert words[:3] == ["python", "-m", "quantry.step"] and "{{$.outputs.parameters['job'].output_file}}" in words
 
 
 def script(server, binaries, *arguments, **variables):
