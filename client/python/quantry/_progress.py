@@ -9,8 +9,8 @@ from quantry.job import Job
 
 # progress= of wait(): True = a tqdm bar; a function is called with the job after each change.
 JobProgress = Union[bool, Callable[[Job], None], None]
-# progress= of submit(), quote() and pull(): True = a tqdm bar; a function is called with what is done ("uploading",
-# "downloading"), the bytes done and the bytes in all.
+# progress= of submit(), quote() and pull(): True = a tqdm bar; a function is called with what is done ("hashing",
+# "uploading", "downloading"), the bytes done and the bytes in all.
 TransferProgress = Union[bool, Callable[[str, int, int], None], None]
 
 

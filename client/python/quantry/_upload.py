@@ -1,4 +1,4 @@
-"""Local files onto the server by content hash: hash, ask what is missing, send that from where an earlier try stopped."""
+"""Local files onto the server by content hash: hash, ask what is missing, send it from where an earlier try stopped."""
 from __future__ import annotations
 
 import hashlib
@@ -92,8 +92,12 @@ class Uploader:
 
     async def upload(self, files: Sequence[LocalFile]) -> list[job_pb2.BlobFile]:
         """One BlobFile a file, in order, all of them on the server on return."""
-        blobs = [job_pb2.BlobFile(path=file.name, sha256=await self._transport.run(hash_file, file),
-                                  size_bytes=file.size) for file in files]
+        blobs = []
+        with self._meters("hashing", sum(file.size for file in files)) as meter:
+            for file in files:
+                sha256 = await self._transport.run(hash_file, file)
+                blobs.append(job_pb2.BlobFile(path=file.name, sha256=sha256, size_bytes=file.size))
+                meter.add(file.size)
         missing = {entry.blob.sha256: entry for entry in await self._missing(blobs)}
         total = sum(entry.blob.size_bytes - entry.committed_bytes for entry in missing.values())
         with self._meters("uploading", total) as meter:

@@ -7,6 +7,7 @@ import os
 import pathlib
 from typing import Any, Iterator, Optional, Union
 
+from quantry._files import check_name
 from quantry.errors import CorruptData, InvalidRequest, NotFound
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -48,7 +49,8 @@ class LocalArtifact:
     @property
     def outputs(self) -> dict[str, pathlib.Path]:
         """Folder of each output layout: {"compressed-tensors": ...}."""
-        return {o["format"]: self.folder / o.get("path", "") for o in self.manifest.get("outputs", [])}
+        folders = {output["format"]: output.get("path", "") for output in self.manifest.get("outputs", [])}
+        return {name: self.folder / check_name(path) if path else self.folder for name, path in folders.items()}
 
     def output(self, format: str) -> pathlib.Path:
         outputs = self.outputs
@@ -63,7 +65,7 @@ class LocalArtifact:
         """
         files = self.manifest.get("files", [])
         for file in files:
-            path = self.folder / file["path"]
+            path = self.folder / check_name(file["path"])
             digest = _sha256(path)
             if digest != file["sha256"]:
                 raise CorruptData(f"\"{path}\": wanted sha256 {file['sha256']}, got {digest or 'no such file'}",
@@ -78,7 +80,8 @@ class LocalArtifact:
         dense, quantized = perplexity.get("dense"), perplexity.get("quantized")
         bits, timing = self.manifest.get("bits", {}), self.manifest.get("timing", {})
         quality = self.manifest.get("quality", {})
-        return {"job": self.job.rsplit("/", 1)[-1], "method": self.method, "model_type": self.manifest.get("model_type"),
+        return {"job": self.job.rsplit("/", 1)[-1], "method": self.method,
+                "model_type": self.manifest.get("model_type"),
                 "perplexity_dense": dense, "perplexity_quantized": quantized,
                 "perplexity_ratio": quantized / dense if dense and quantized else None,
                 "kl_divergence": quality.get("kl_divergence"), "top1_agreement": quality.get("top1_agreement"),

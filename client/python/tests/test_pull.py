@@ -2,6 +2,7 @@
 import asyncio
 import errno
 import hashlib
+import json
 import os
 import resource
 
@@ -180,6 +181,17 @@ def test_a_folder_of_another_artifact(fake, tmp_path):
         pull(fake, tmp_path)
 
 
+def test_a_manifest_that_points_elsewhere(tmp_path):
+    """A folder of somebody else's making."""
+    for manifest in ({"files": [{"path": "../secret", "sha256": "0" * 64}]},
+                     {"files": [], "outputs": [{"format": "quantry", "path": "/etc"}]}):
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+        artifact = quantry.LocalArtifact(tmp_path)
+        with pytest.raises(quantry.CorruptData, match="stays below the target folder"):
+            artifact.verify()
+            artifact.output("quantry")
+
+
 def test_verify_finds_what_was_changed_later(fake, tmp_path):
     artifact = pull(fake, tmp_path).artifact
     (tmp_path / "config.json").write_text("[]")
@@ -249,25 +261,29 @@ def test_by_the_artifact_s_own_name(fake, tmp_path):
 def test_a_torn_upload_goes_on_where_it_stopped(tmp_path, kind, breaks, sent):
     path = tmp_path / "weights"
     path.write_bytes(os.urandom((1 << 20) + 77))  # three chunks
-    fake, meter = Fake(), Meter("uploading", 0)
+    fake, meters = Fake(), {}
+
+    def meter(what, total):
+        return meters.setdefault(what, Meter(what, total))
+
     fake.breaks = list(breaks)
     with serving(fake) as target:
         if kind == "blocking":
             transport = BlockingTransport(Options(target))
-            upload = Uploader(transport, "tenants/default", lambda what, total: meter)
+            upload = Uploader(transport, "tenants/default", meter)
             blobs = drive(upload.upload([LocalFile("weights", path, path.stat().st_size)]))
             drive(transport.close())
         else:
             async def run():
                 transport = AsyncTransport(Options(target))
-                upload = Uploader(transport, "tenants/default", lambda what, total: meter)
+                upload = Uploader(transport, "tenants/default", meter)
                 done = await upload.upload([LocalFile("weights", path, path.stat().st_size)])
                 await transport.close()
                 return done
 
             blobs = asyncio.run(run())
     assert len(fake.uploads) == sent and b"".join(fake.uploads) == path.read_bytes()
-    assert blobs[0].sha256 == hashlib.sha256(path.read_bytes()).hexdigest() and meter.done == blobs[0].size_bytes
+    assert blobs[0].sha256 == hashlib.sha256(path.read_bytes()).hexdigest() and meters["uploading"].done == blobs[0].size_bytes
 
 
 @KINDS
