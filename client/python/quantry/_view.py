@@ -38,7 +38,7 @@ class JobView:
         if kind == "event":
             return self._apply_event(message.event)
         if kind == "progress":
-            self.job.progress.CopyFrom(message.progress)
+            self._set_progress(message.progress)
             return Event("progress", 0, None, self.seen(), message.progress)
         if kind == "end":
             self.ended = True
@@ -74,9 +74,16 @@ class JobView:
         elif kind == "stage_changed":
             progress.stage = event.stage_changed.stage
         elif kind == "progress":
-            progress.CopyFrom(event.progress)
+            self._set_progress(event.progress)
         elif kind == "block_done":
             progress.blocks_done = max(progress.blocks_done, event.block_done.index + 1)
             progress.loss_before = event.block_done.loss_rtn
             progress.loss_after = event.block_done.loss_final
         return Event.of(event, self.seen())
+
+    def _set_progress(self, progress: job_pb2.JobProgress) -> None:
+        """Progress between blocks carries no losses: those of the block done last stay."""
+        before, after = self.job.progress.loss_before, self.job.progress.loss_after
+        self.job.progress.CopyFrom(progress)
+        if progress.loss_before == 0 and progress.loss_after == 0:
+            self.job.progress.loss_before, self.job.progress.loss_after = before, after

@@ -1,17 +1,21 @@
-"""The Airflow operator and its trigger against a live quantryd; Airflow's own database is not needed for them."""
+"""The Airflow operator and its trigger against a live quantryd: called as Airflow calls them, and by Airflow itself."""
 import asyncio
 import importlib
+import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 import types
 
 import pytest
 
 import quantry
-from conftest import LONG, MEASURED, ROOT, load, wait_for
+from conftest import LONG, MEASURED, ROOT, TESTS, load, wait_for
 
 pytest.importorskip("airflow", reason="Airflow is not in the default test environment: pip install -r "
-                    "tests/requirements-airflow.txt into one of its own (scripts/test --full)")
+                    "tests/requirements-full.txt (scripts/test --full)")
 pytestmark = pytest.mark.full
 
 TASK = types.SimpleNamespace(dag_id="models", task_id="quantize", run_id="manual__1", map_index=-1)
@@ -144,3 +148,44 @@ def test_the_example_dag(module):
     assert set(dag.task_ids) == {"quantize", "accept"}
     assert isinstance(dag.get_task("quantize"), module.QuantizeOperator)
     assert dag.get_task("accept").upstream_task_ids == {"quantize"}
+
+
+DAG_FILE = """
+from airflow.sdk import DAG, task
+from quantry.integrations.airflow import QuantizeOperator
+
+with DAG("quantize_test", schedule=None, catchup=False, params={{"bits": 4}}) as dag:
+    quantize = QuantizeOperator(task_id="quantize", quantry_conn_id="quantry", model={model!r}, method="awq",
+                                arguments={arguments!r},
+                                pull_to={folder!r} + "/{{{{ dag.dag_id }}}}-w4")
+
+    @task
+    def accept(result: dict[str, str]) -> float:
+        assert float(result["perplexity_ratio"]) < 2
+        return float(result["perplexity_ratio"])
+
+    accept(quantize.output)
+
+if __name__ == "__main__":
+    run = dag.test()
+    print("ENDED", run.state, sorted((task.task_id, str(task.state)) for task in run.get_task_instances()))
+"""
+
+
+def test_in_airflow_itself(server, client, stories, tmp_path):
+    """A run of a DAG: connection, templates, deferral, trigger, XCom to the next task."""
+    arguments = {name: value if isinstance(value, (int, float)) else str(value) for name, value in MEASURED.items()
+                 if name != "method"}
+    (tmp_path / "dags").mkdir()
+    (tmp_path / "dags/quantize_test.py").write_text(DAG_FILE.format(model=str(stories), arguments=arguments,
+                                                                   folder=str(tmp_path)))
+    host, _, port = server.address.rpartition(":")
+    environment = {**os.environ, "AIRFLOW_HOME": str(tmp_path / "home"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+                   "AIRFLOW__CORE__DAGS_FOLDER": str(tmp_path / "dags"), "PYTHONPATH": str(TESTS.parent),
+                   "AIRFLOW_CONN_QUANTRY": json.dumps({"conn_type": "generic", "host": host, "port": int(port)})}
+    for command in (["-m", "airflow", "db", "migrate"], [str(tmp_path / "dags/quantize_test.py")]):
+        done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=180)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "ENDED success [('accept', 'success'), ('quantize', 'success')]" in done.stdout, done.stdout[-3000:]
+    pulled = quantry.LocalArtifact(tmp_path / "quantize_test-w4")
+    assert pulled.verify() > 3 and client.get(pulled.job).succeeded

@@ -11,7 +11,7 @@ from fake_server import Fake, JOB, abort, end, event, serving, snapshot
 from quantry import _retry
 from quantry._core import Core, request_id_for
 from quantry._view import JobView
-from quantry.v1 import job_pb2
+from quantry.v1 import job_pb2, quantization_service_pb2 as jobs_pb2
 
 
 @pytest.fixture(autouse=True)
@@ -170,6 +170,19 @@ def test_view_keeps_what_it_saw_apart_from_what_it_shows():
     first = view.apply(snapshot()).job
     view.apply(event(1))
     assert first.last_sequence == 0 and view.seen().last_sequence == 1
+
+
+def test_losses_stay_between_blocks():
+    view = JobView()
+    view.apply(snapshot())
+    block = event(1)
+    block.event.block_done.loss_rtn, block.event.block_done.loss_final = 3, 2
+    view.apply(block)
+    between = jobs_pb2.WatchQuantizationJobResponse(progress=job_pb2.JobProgress(ratio=0.5, blocks_done=1))
+    job = view.apply(between).job
+    assert (job.progress.ratio, job.progress.loss_before, job.progress.loss_after) == (0.5, 3, 2)
+    between.progress.loss_before = between.progress.loss_after = 1
+    assert view.apply(between).job.progress.loss_after == 1
 
 
 def test_request_ids_are_the_same_for_the_same_parts():

@@ -81,7 +81,8 @@ class QuantizeOperator(BaseOperator):  # type: ignore[misc]
     arguments        any other argument of submit(), by its name
     pull_to          folder on the worker for the artifact
     deferrable       False: wait on the worker
-    cancel_on_kill   cancel the job when the task is killed; off: another try finds it
+    cancel_on_kill   cancel the job when the task is killed while it is on a worker; off: another try finds it. A
+                     deferred task that is cleared or marked leaves its job running: cancel it with `quantry cancel`
     """
 
     template_fields: Sequence[str] = ("model", "model_path", "model_uri", "method", "arguments", "job_id", "pull_to",
