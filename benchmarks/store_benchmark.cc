@@ -162,7 +162,8 @@ absl::StatusOr<std::unique_ptr<JobStore>> Open(const Flags& flags) {
   if (flags.job_store == "sqlite") return OpenSqliteJobStore({flags.data_dir, {}});
   auto conninfo = postgres::MakeConninfo(flags.job_store, flags.password_file);
   if (!conninfo.ok()) return conninfo.status();
-  return OpenPostgresJobStore({.conninfo = *conninfo, .connections = flags.connections});
+  return OpenPostgresJobStore(
+      {.conninfo = *conninfo, .policy = {}, .connections = flags.connections});
 }
 
 }  // namespace

@@ -41,7 +41,7 @@ class Database;
 // The rows of one query, all of them in memory, read forward.
 class Rows {
  public:
-  Rows(Database* db, pqxx::result result) : db_(db), result_(std::move(result)) {}
+  Rows(Database* db, const pqxx::result& result) : db_(db), result_(result) {}
 
   // To the next row; false at the end and after an error.
   bool Next() { return ++row_ < static_cast<int64_t>(result_.size()); }
