@@ -219,19 +219,17 @@ def test_wait_timeout_leaves_the_job(client, stories):
     client.cancel(job)
 
 
-def test_a_stored_artifact_that_was_tampered_with(make_server, stories, tmp_path):
-    server = make_server().start()
-    with quantry.connect(server.address) as client:
-        job = client.wait(client.submit(stories, method="rtn", group_size="channel", formats="quantry"), timeout=60)
-        stored = next((server.data_dir / "artifacts").rglob("model.quantry.safetensors"))
-        data = bytearray(stored.read_bytes())
-        data[-1] ^= 1
-        stored.chmod(0o644)
-        stored.write_bytes(data)
-        with pytest.raises(quantry.CorruptData) as caught:
-            client.pull(job, tmp_path / "out")
-        assert caught.value.reason == "ARTIFACT_CORRUPT"
-        assert not list((tmp_path / "out").rglob("*.safetensors")) and not (tmp_path / "out/manifest.json").exists()
+def test_a_stored_artifact_that_was_tampered_with(server, client, stories, tmp_path):
+    job = client.wait(client.submit(stories, method="rtn", group_size="channel", formats="quantry"), timeout=60)
+    stored = next((server.data_dir / "artifacts/default" / job.uid).rglob("model.quantry.safetensors"))
+    data = bytearray(stored.read_bytes())
+    data[-1] ^= 1
+    stored.chmod(0o644)
+    stored.write_bytes(data)
+    with pytest.raises(quantry.CorruptData) as caught:
+        client.pull(job, tmp_path / "out")
+    assert caught.value.reason == "ARTIFACT_CORRUPT"
+    assert not list((tmp_path / "out").rglob("*.safetensors")) and not (tmp_path / "out/manifest.json").exists()
 
 
 def test_first_artifact_in_a_folder_of_its_own(client, finished, tmp_path):
