@@ -17,6 +17,8 @@
 #include "common/errors.h"
 #include "common/http_admin.h"
 #include "common/log.h"
+#include "google/protobuf/descriptor.h"
+#include "quantry/v1/method.pb.h"
 #include "server/artifacts/artifact_store.h"
 #include "server/artifacts/file_ops.h"
 #include "server/artifacts/local_blob_store.h"
@@ -32,6 +34,14 @@ namespace {
 namespace fs = std::filesystem;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
+
+// What Method's oneof offers, so that every method's counters begin at 0.
+std::vector<std::string> QuantizationMethods() {
+  std::vector<std::string> names;
+  const google::protobuf::OneofDescriptor& kinds = *v1::Method::descriptor()->oneof_decl(0);
+  for (int i = 0; i < kinds.field_count(); ++i) names.push_back(kinds.field(i)->name());
+  return names;
+}
 
 // Store calls wait for fsync; group commit turns many waiting threads into few
 // commits, so there are more threads than cores.
@@ -235,7 +245,7 @@ class App : public ServerApp {
   // Destroyed from the bottom up: threads first, what they use last.
   const v1::ServerConfig config_;
   FollowingClock clock_;
-  ServerMetrics metrics_{AllMethodNames(), {"rtn", "awq"}};
+  ServerMetrics metrics_{AllMethodNames(), QuantizationMethods()};
   WakeupHub hub_;
   JobStoreSetup setup_;
   std::unique_ptr<JobStore> store_;
