@@ -12,9 +12,11 @@ pytestmark = pytest.mark.full
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     """mlflow-skinny has no database: a folder, which newer versions want to be asked for."""
+    uri = f"file://{tmp_path / 'mlruns'}"
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    return mlflow_tracking.MlflowClient(tracking_uri=f"file://{tmp_path / 'mlruns'}",
-                                        registry_uri=f"file://{tmp_path / 'mlruns'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # where MLflow looks behind the client's back
+    monkeypatch.chdir(tmp_path)
+    return mlflow_tracking.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def test_log_job(client, finished, store, tmp_path):
