@@ -188,6 +188,7 @@ def test_the_watched_server_killed(cluster, stories):
     assert int(cluster.b.json("get", "survivor")["epoch"]) == 1, "its worker was not disturbed"
 
 
+@pytest.mark.full
 def test_the_workers_server_killed(cluster, stories):
     """The worker is cut off and gives up; another one at the other server goes on."""
     cluster.start_worker(cluster.b)

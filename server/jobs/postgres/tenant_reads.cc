@@ -26,7 +26,7 @@ struct SqlBuilder {
 
 SqlBuilder ListSql(const ListQuery& query) {
   SqlBuilder where;
-  where.Add("WHERE j.tenant = ?", query.tenant);
+  where.Add("SELECT j.pk FROM jobs j WHERE j.tenant = ?", query.tenant);
   if (query.states.size() == 1) {
     where.Add(" AND j.state = ?", static_cast<int>(query.states[0]));
   } else if (!query.states.empty()) {
@@ -77,8 +77,12 @@ absl::StatusOr<Job> Get(Database& db, const JobKey& key) {
 }
 
 absl::StatusOr<JobPage> List(Database& db, const ListQuery& query) {
-  const SqlBuilder where = ListSql(query);
-  Rows rows = db.QueryOnce(SelectJobs(where.sql), where.values);
+  const SqlBuilder page_keys = ListSql(query);
+  // The page first, by its index, then the rest of its few jobs: whatever the
+  // planner knows of the tables.
+  Rows rows = db.QueryOnce(SelectJobs("WHERE j.pk = ANY (ARRAY(" + page_keys.sql +
+                                      ")) ORDER BY j.create_time DESC, j.uid DESC"),
+                           page_keys.values);
   JobPage page;
   const auto limit = static_cast<size_t>(query.limit);
   while (rows.Next()) {
