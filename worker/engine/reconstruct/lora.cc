@@ -299,7 +299,7 @@ void CheckLora(const LoraOptions& options, const Architecture& architecture,
     narrowest = &linear;
     most = side;
   }
-  if (options.rank <= most) return;
+  if (narrowest == nullptr || options.rank <= most) return;
   const LinearShape shape = ShapeOf(config, narrowest->role);
   throw UserError(
       "INVALID_SPEC",
