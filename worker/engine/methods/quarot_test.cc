@@ -69,6 +69,19 @@ TEST_P(RotationTest, Q1LogitsAgree) {
   EXPECT_LT(RelativeError(Logits(*twins_.rotated), Logits(*twins_.plain)), 2e-6);
 }
 
+// A tied model whose only copy of the embedding is called the head.
+TEST(Rotation, Q1HoldsForAnEmbeddingStoredAsTheHead) {
+  test::TinyModel model = test::MakeTinyModel("llama", {{"tie_word_embeddings", true}});
+  model.tensors["lm_head.weight"] = model.tensors.at("model.embed_tokens.weight");
+  model.tensors.erase("model.embed_tokens.weight");
+  const test::TempDir dir;
+  model.Write(dir.File("plain"));
+  const auto plain = Checkpoint::Open(dir.File("plain"));
+  std::filesystem::create_directories(dir.File("rotated"));
+  WriteRotatedCheckpoint(*plain, {true, true}, 5, dir.File("rotated"));
+  EXPECT_LT(RelativeError(Logits(*Checkpoint::Open(dir.File("rotated"))), Logits(*plain)), 2e-6);
+}
+
 // Q4, Q5: every block maps h Q to (its output) Q, and no norm has a weight left.
 TEST_P(RotationTest, Q4HiddenStatesAreRotated) {
   const Checkpoint& plain = *twins_.plain;

@@ -72,13 +72,24 @@ bool IsLinearWeight(const Checkpoint& checkpoint, const std::string& key) {
                      [&](const LinearSpec& spec) { return key == spec.name + ".weight"; });
 }
 
+// The embedding's name in the twin: a tied model may have stored it as its
+// head, and the twin has both.
+std::string EmbeddingOfTwin(const Checkpoint& checkpoint) {
+  const Architecture& architecture = checkpoint.architecture();
+  if (checkpoint.EmbeddingName() != architecture.head) return checkpoint.EmbeddingName();
+  const std::string norm = checkpoint.FinalNormName();
+  return norm.substr(0, norm.size() - architecture.final_norm.size()) + architecture.embedding;
+}
+
 std::vector<TensorSpec> Specs(const Checkpoint& checkpoint) {
   std::vector<TensorSpec> specs;
   for (const std::string& name : checkpoint.names()) {
     const TensorInfo& info = checkpoint.Info(name);
     const auto [block, key] = Locate(checkpoint, name);
     const bool linear = block >= 0 && IsLinearWeight(checkpoint, key);
-    specs.push_back({name, linear ? at::kFloat : info.dtype, info.shape});
+    const bool embedding = name == checkpoint.EmbeddingName();
+    specs.push_back({embedding ? EmbeddingOfTwin(checkpoint) : name,
+                     linear ? at::kFloat : info.dtype, info.shape});
   }
   if (checkpoint.config().tie_word_embeddings) {
     const TensorInfo& embedding = checkpoint.Info(checkpoint.EmbeddingName());
@@ -98,8 +109,8 @@ void WriteTensors(const Checkpoint& checkpoint, const Rotation& rotation, const 
       value = source.OfBlock(block, key);
     } else if (spec.name == checkpoint.architecture().head) {
       value = source.Rows(checkpoint.HeadName(), source.FinalGain());
-    } else if (spec.name == checkpoint.EmbeddingName()) {
-      value = source.Rows(spec.name, {});
+    } else if (spec.name == EmbeddingOfTwin(checkpoint)) {
+      value = source.Rows(checkpoint.EmbeddingName(), {});
     } else {
       value = at::ones(spec.shape);  // the final norm
     }
