@@ -29,7 +29,8 @@ constexpr std::array kFlags = {
     MethodFlag{"--steps-per-stage", "steps_per_stage", "N", "Steps of a stage. Default: 250"},
     MethodFlag{"--learning-rate", "learning_rate", "X", "Rate of the rounding. Default: 1e-3"},
     MethodFlag{"--batch-size", "batch_size", "N", "Calibration windows a step. Default: 4"},
-    MethodFlag{"--epochs", "epochs", "N", "Passes over the calibration text a block. Default: 20"},
+    MethodFlag{"--epochs", "epochs", "N",
+               "Passes over the calibration text. Default: 20, the recipe ptq161-plus 2"},
     MethodFlag{"--salient-ratio", "salient_ratio", "X",
                "Share of the columns ptq161 keeps in 4 bits, at most 0.5. Default: 0.2"},
 };

@@ -30,6 +30,7 @@ Ptq161Options RecipeOf(JsonObject& options) {
   parsed.relative_gain = true;
   parsed.shuffle = true;
   parsed.learn_rounding = true;
+  parsed.epochs = 2;  // little is left for the gains
   return parsed;
 }
 
@@ -100,7 +101,8 @@ std::vector<ParameterRow> Ptq161Parameters() {
       {"salient_grid", "bool", "false",
        "Fit the 4-bit range to the salient columns instead of the whole row."},
       {"centered_gain", "bool", "false", "Start from mean |W - mu| instead of mean |W|."},
-      {"epochs", "int32", "20", "Passes over the calibration windows for each block."},
+      {"epochs", "int32", "20",
+       "Passes over the calibration windows for each block. ptq161-plus: 2."},
       {"disable_training", "bool", "false", "Keep the analytic gains."},
       {"gain_rate", "double", "0.0005", "Learning rate of the row gains alpha."},
       {"rank_one_rate", "double", "0.001", "Learning rate of the rank-one gains r1 and r2."},

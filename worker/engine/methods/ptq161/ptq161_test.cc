@@ -289,6 +289,8 @@ TEST(Ptq161Parse, RecipePlusAndFieldsOverIt) {
   const Ptq161Options plus = Parse(R"({"recipe": "ptq161-plus", "rounding_stages": 7})");
   EXPECT_TRUE(plus.learn_rounding && plus.salient_grid && plus.relative_gain && plus.shuffle);
   EXPECT_EQ(plus.rounding_stages, 7);
+  EXPECT_EQ(plus.epochs, 2);
+  EXPECT_EQ(Parse(R"({"recipe": "ptq161-plus", "epochs": 9})").epochs, 9);
   EXPECT_FALSE(Parse(R"({"recipe": "ptq161"})").learn_rounding);
 }
 
