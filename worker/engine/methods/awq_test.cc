@@ -16,20 +16,12 @@
 #include "worker/engine/model/checkpoint.h"
 #include "worker/engine/nn/transformer.h"
 #include "worker/engine/quant/grid.h"
+#include "worker/engine/testing/counting_sink.h"
 #include "worker/engine/testing/temp_dir.h"
 #include "worker/engine/testing/tiny_model.h"
 
 namespace quantry::engine {
 namespace {
-
-class Counter : public ProgressSink {
- public:
-  void Advance(int64_t steps, std::string_view) override { steps_ += steps; }
-  int64_t steps() const { return steps_; }
-
- private:
-  std::atomic<int64_t> steps_ = 0;
-};
 
 // A random model of one architecture with a random calibration stream.
 struct Setting {
@@ -71,7 +63,7 @@ TEST_P(AwqTest, T20_FoldingPreservesTheFunction) {
   for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
     const Setting setting(GetParam());
     const BlockTask task = setting.Task(kTwoBits, dtype);
-    Counter counter;
+    test::CountingSink counter;
     const auto inputs = CollectInputs(task, {0, 1, 2, 3, 4, 5, 6}, counter);
     Block folded = setting.block;
     for (const GroupScale& found : SearchScales(task, inputs, 4, counter)) {
@@ -94,7 +86,7 @@ TEST_P(AwqTest, T20_FoldingPreservesTheFunction) {
 TEST_P(AwqTest, T20_WinnerIsNoWorseThanRounding) {
   const Setting setting(GetParam());
   const BlockTask task = setting.Task(kTwoBits);
-  Counter counter;
+  test::CountingSink counter;
   const auto inputs = CollectInputs(task, {0, 1, 2, 3, 4, 5, 6}, counter);
   for (const GroupScale& found : SearchScales(task, inputs, 5, counter)) {
     const auto best = *std::min_element(found.losses.begin(), found.losses.end());
@@ -115,7 +107,7 @@ TEST_P(AwqTest, TakesExactlyTheStepsItPromises) {
   for (const AwqOptions& options : {AwqOptions{}, AwqOptions{false, true, 20},
                                     AwqOptions{true, false, 3}, AwqOptions{false, false, 20}}) {
     const Awq awq(options);
-    Counter counter;
+    test::CountingSink counter;
     awq.Quantize(setting.Task(kTwoBits), counter);
     EXPECT_EQ(counter.steps(), awq.Steps(setting.checkpoint->architecture(),
                                          setting.checkpoint->config(), {40, 16}));
@@ -124,7 +116,7 @@ TEST_P(AwqTest, TakesExactlyTheStepsItPromises) {
 
 TEST_P(AwqTest, SameTaskSameBytes) {
   const Setting setting(GetParam());
-  Counter counter;
+  test::CountingSink counter;
   const auto first = Awq({}).Quantize(setting.Task({3, -1, true}), counter);
   const auto second = Awq({}).Quantize(setting.Task({3, -1, true}), counter);
   for (size_t i = 0; i < first.block.linears.size(); ++i) {
@@ -136,7 +128,7 @@ TEST_P(AwqTest, SameTaskSameBytes) {
 
 TEST_P(AwqTest, BeatsRoundingOnSkewedInputs) {
   const Setting setting(GetParam());
-  Counter counter;
+  test::CountingSink counter;
   const BlockTask task = setting.Task(kTwoBits);
   const at::Tensor wanted = setting.block.Forward(setting.x, setting.rope);
   const auto loss = [&](const Method& method) {
@@ -157,7 +149,7 @@ TEST_P(AwqTest, SearchesWithQuantizedActivations) {
   const Setting setting(GetParam());
   BlockTask task = setting.Task(kTwoBits);
   task.activations.bits = 3;
-  Counter counter;
+  test::CountingSink counter;
   const auto inputs = CollectInputs(task, {}, counter);
   for (const GroupScale& found : SearchScales(task, inputs, 5, counter)) {
     EXPECT_LE(*std::min_element(found.losses.begin(), found.losses.end()), found.losses.at(0));
@@ -178,7 +170,7 @@ TEST_P(AwqTest, ReportsTheSameStepsWithQuantizedActivations) {
   const Setting setting(GetParam());
   BlockTask task = setting.Task(kTwoBits);
   task.activations.bits = 4;
-  Counter counter;
+  test::CountingSink counter;
   const Awq awq({true, true, 3});
   awq.Quantize(task, counter);
   EXPECT_EQ(counter.steps(),
@@ -245,7 +237,7 @@ TEST(Clip, CountsWhatQuantizedInputsAdd) {
 
 TEST(Clip, T21_LeavesQueryAndKeyUntouched) {
   const Setting setting("llama");
-  Counter counter;
+  test::CountingSink counter;
   const auto result = Awq({false, true, 20}).Quantize(setting.Task(kTwoBits), counter);
   for (const char* name : {"self_attn.q_proj", "self_attn.k_proj"}) {
     const int index = setting.block.LinearIndex(name);

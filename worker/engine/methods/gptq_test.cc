@@ -14,7 +14,7 @@
 namespace quantry::engine {
 namespace {
 
-using test::Counter;
+using test::CountingSink;
 using test::RelativeError;
 using test::Setting;
 
@@ -278,7 +278,7 @@ TEST_P(GptqMethodTest, BeatsRoundingAndReportsItsSteps) {
   const Setting setting(GetParam());
   const BlockTask task = setting.Task({3, -1, false});
   const at::Tensor wanted = setting.block.Forward(setting.x, setting.rope);
-  Counter unused;
+  CountingSink unused;
   const auto loss = [&](const Method& method) {
     const Block block = Rebuild(setting.block, method.Quantize(task, unused).block);
     return RelativeError(block.Forward(setting.x, setting.rope), wanted);
@@ -288,7 +288,7 @@ TEST_P(GptqMethodTest, BeatsRoundingAndReportsItsSteps) {
     options.true_sequential = sequential;
     options.columns.act_order = true;
     const Gptq gptq(options);
-    Counter counter;
+    CountingSink counter;
     const MethodResult first = gptq.Quantize(task, counter);
     EXPECT_EQ(counter.steps(), gptq.Steps(setting.checkpoint->architecture(),
                                           setting.checkpoint->config(), setting.stream()));
@@ -305,7 +305,7 @@ TEST_P(GptqMethodTest, BeatsRoundingAndReportsItsSteps) {
 TEST_P(GptqMethodTest, G10SharedSecondMomentsAreTheInputsOwn) {
   const Setting setting(GetParam());
   const BlockTask task = setting.Task({3, -1, false});
-  Counter counter;
+  CountingSink counter;
   std::set<int> sources;
   for (size_t i = 0; i < setting.block.linears.size(); ++i) {
     sources.insert(InputSource(*setting.block.architecture, static_cast<int>(i)));

@@ -14,7 +14,7 @@
 namespace quantry::engine {
 namespace {
 
-using test::Counter;
+using test::CountingSink;
 using test::RelativeError;
 using test::Setting;
 
@@ -30,7 +30,7 @@ class OmniquantTest : public ::testing::TestWithParam<const char*> {
  protected:
   Setting setting_{GetParam(), nlohmann::json::object(), 8};
 
-  EquivalentTransform Transform(bool tied, Counter& counter) const {
+  EquivalentTransform Transform(bool tied, CountingSink& counter) const {
     const BlockTask task = setting_.Task(kTwoBits);
     const BlockTargets targets = MakeBlockTargets(task, {}, counter);
     return {setting_.block, targets.input_max, 0.5, tied};
@@ -40,7 +40,7 @@ class OmniquantTest : public ::testing::TestWithParam<const char*> {
 // O3, O9: the transformation changes nothing in full precision, in training and
 // baked, and leaves the down projection's inputs alone.
 TEST_P(OmniquantTest, O3TransformPreservesTheFunction) {
-  Counter counter;
+  CountingSink counter;
   EquivalentTransform transform = Transform(/*tied=*/true, counter);
   at::manual_seed(5);
   for (at::Tensor scale : transform.parameters()) {
@@ -69,7 +69,7 @@ TEST_P(OmniquantTest, O6TrainingLowersTheLoss) {
     options.learn_transform = transform;
     BlockTask task = setting_.Task(kTwoBits);
     task.activations.bits = transform ? 6 : 16;
-    Counter counter;
+    CountingSink counter;
     const OmniquantResult result = LearnClipping(task, options, counter);
     EXPECT_LT(result.last_loss, result.first_loss) << transform;
     EXPECT_EQ(counter.steps(), LearnClippingSteps(options, 2, setting_.stream()));
@@ -80,7 +80,7 @@ TEST_P(OmniquantTest, O8NoLearningIsClippedRounding) {
   OmniquantOptions options = Short();
   options.learn_transform = false;
   options.learning_rate = 0;
-  Counter counter;
+  CountingSink counter;
   const BlockTask task = setting_.Task(kTwoBits);
   const MethodResult result = Omniquant(options, 2).Quantize(task, counter);
   for (size_t i = 0; i < result.block.linears.size(); ++i) {
@@ -95,7 +95,7 @@ TEST_P(OmniquantTest, O8NoLearningIsClippedRounding) {
 TEST_P(OmniquantTest, BeatsRoundingAndRepeats) {
   const BlockTask task = setting_.Task(kTwoBits);
   const at::Tensor wanted = setting_.block.Forward(setting_.x, setting_.rope);
-  Counter counter;
+  CountingSink counter;
   OmniquantOptions options = Short();
   options.epochs = 20;
   const Omniquant method(options, 2);
@@ -121,7 +121,7 @@ INSTANTIATE_TEST_SUITE_P(Architectures, OmniquantTest,
 // where positions rotate channel pairs, tied ones do not.
 TEST(EquivalentTransform, OnlyTiedScalesKeepRotaryAttention) {
   const Setting setting("llama", nlohmann::json::object(), 4);
-  Counter counter;
+  CountingSink counter;
   const BlockTargets targets = MakeBlockTargets(setting.Task(kTwoBits), {}, counter);
   const at::Tensor wanted = setting.block.Forward(setting.x, setting.rope);
   for (const bool tied : {true, false}) {

@@ -18,7 +18,7 @@ namespace quantry::engine {
 namespace {
 
 using nlohmann::json;
-using test::Counter;
+using test::CountingSink;
 using test::RelativeError;
 using test::Setting;
 
@@ -166,7 +166,7 @@ TEST(Rotation, Q9SecondMomentsSeeTheOnlineRotation) {
   plain.online.reset();
   const BlockTask task = setting.Task({4, -1, false});
   const int down = setting.block.LinearIndex("mlp.down_proj");
-  Counter counter;
+  CountingSink counter;
   const int gate = setting.block.LinearIndex("mlp.gate_proj");
   EXPECT_EQ(InputSource(*setting.block.architecture, down), down);
   EXPECT_NE(gate, down);
@@ -211,7 +211,7 @@ TEST(Quarot, RoundsOnSearchedGridsAndWithGptq) {
                  at::kHalf, {},           0,         at::kCPU};
   task.activations.bits = 8;
   const at::Tensor wanted = rotated.Forward(setting.x, setting.rope);
-  Counter unused;
+  CountingSink unused;
   const auto loss = [&](const Method& method) {
     const Block block = Rebuild(rotated, method.Quantize(task, unused).block, task.activations);
     return RelativeError(block.Forward(setting.x, setting.rope), wanted);
@@ -221,7 +221,7 @@ TEST(Quarot, RoundsOnSearchedGridsAndWithGptq) {
   EXPECT_LT(loss(Quarot({false, true})), nearest);
   for (const QuarotOptions& options :
        {QuarotOptions{}, QuarotOptions{true, false}, QuarotOptions{true, true}}) {
-    Counter counter;
+    CountingSink counter;
     const Quarot quarot(options);
     quarot.Quantize(task, counter);
     EXPECT_EQ(counter.steps(), quarot.Steps(setting.checkpoint->architecture(),

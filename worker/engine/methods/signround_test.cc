@@ -11,7 +11,7 @@
 namespace quantry::engine {
 namespace {
 
-using test::Counter;
+using test::CountingSink;
 using test::RelativeError;
 using test::Setting;
 
@@ -41,7 +41,7 @@ TEST_P(SignroundTest, BeatsRoundingAndReportsItsSteps) {
   SignroundOptions options;
   options.iterations = 60;
   const Signround method(options);
-  Counter counter;
+  CountingSink counter;
   const MethodResult result = method.Quantize(Task(), counter);
   EXPECT_EQ(counter.steps(), method.Steps(setting_.checkpoint->architecture(),
                                           setting_.checkpoint->config(), setting_.stream()));
@@ -55,7 +55,7 @@ TEST_P(SignroundTest, OffsetsMoveCodesByOneAtMost) {
   SignroundOptions options;
   options.iterations = 20;
   options.tune_ranges = false;
-  Counter counter;
+  CountingSink counter;
   const MethodResult result = Signround(options).Quantize(Task(), counter);
   const MethodResult nearest = Rtn().Quantize(Task(), counter);
   int64_t moved = 0;
@@ -74,7 +74,7 @@ TEST_P(SignroundTest, OffsetsMoveCodesByOneAtMost) {
 TEST_P(SignroundTest, NoStepOrARateOfZeroIsRounding) {
   SignroundOptions options;
   options.iterations = 1;
-  Counter counter;
+  CountingSink counter;
   const MethodResult result = Signround(options).Quantize(Task(), counter);
   const MethodResult nearest = Rtn().Quantize(Task(), counter);
   for (size_t i = 0; i < result.block.linears.size(); ++i) {
@@ -85,7 +85,7 @@ TEST_P(SignroundTest, NoStepOrARateOfZeroIsRounding) {
 TEST_P(SignroundTest, SameSeedSameBytes) {
   SignroundOptions options;
   options.iterations = 10;
-  Counter counter;
+  CountingSink counter;
   BlockTask task = Task();
   const auto codes = [&] {
     return Signround(options).Quantize(task, counter).block.linears[0].codes;

@@ -25,11 +25,6 @@ constexpr double kSecondsBetweenSaves = 30;
 constexpr char kFolder[] = "first-pass";
 constexpr char kAdapters[] = "adapters.safetensors";
 
-StreamShape ShapeOf(const at::Tensor& windows) {
-  if (!windows.defined()) return {};
-  return {windows.size(0), windows.size(1)};
-}
-
 // Adds the folder's name to files below it.
 std::vector<HashedFile> Below(const std::vector<HashedFile>& files) {
   std::vector<HashedFile> below = files;
@@ -97,7 +92,7 @@ class Restoration : public LoraStore {
   }
 
   void FirstPass() {
-    const StreamShape shape = ShapeOf(task_.inputs.calibration);
+    const StreamShape shape = ShapeOfStream(task_.inputs.calibration);
     const int64_t per_block =
         task_.job.method->Steps(original().architecture(), original().config(), shape) +
         Batches(shape);

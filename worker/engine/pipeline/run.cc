@@ -47,11 +47,6 @@ std::string UtcNow() {
   return text;
 }
 
-StreamShape ShapeOfStream(const at::Tensor& windows) {
-  if (!windows.defined()) return {};
-  return {windows.size(0), windows.size(1)};
-}
-
 // What an output's readers must do beside its weights.
 std::string ActivationNote(const ActivationSpec& activations) {
   if (!activations.enabled()) return "";

@@ -28,6 +28,11 @@ double SquaredError(const at::Tensor& a, const at::Tensor& b) {
 
 }  // namespace
 
+StreamShape ShapeOfStream(const at::Tensor& windows) {
+  if (!windows.defined()) return {};
+  return {windows.size(0), windows.size(1)};
+}
+
 Streams EmbedWindows(const Checkpoint& checkpoint, const at::Tensor& windows,
                      const at::Device& device, const std::function<void()>& done) {
   Streams streams;

@@ -21,6 +21,9 @@ struct Streams {
   bool defined() const { return x_fp.defined(); }
 };
 
+// Of token windows int64 [windows, length]; undefined ones are no windows.
+StreamShape ShapeOfStream(const at::Tensor& windows);
+
 // Embeds token windows int64 [windows, length]. `done` is called after each
 // batch of windows (as many as Batches() says).
 Streams EmbedWindows(const Checkpoint& checkpoint, const at::Tensor& windows,

@@ -6,16 +6,12 @@
 #include "worker/engine/nn/transformer.h"
 #include "worker/engine/pipeline/block_file.h"
 #include "worker/engine/quant/grid.h"
+#include "worker/engine/testing/counting_sink.h"
 #include "worker/engine/testing/temp_dir.h"
 #include "worker/engine/testing/tiny_model.h"
 
 namespace quantry::engine {
 namespace {
-
-class Quiet : public ProgressSink {
- public:
-  void Advance(int64_t, std::string_view) override {}
-};
 
 QuantizedBlock TwoBits(const Block& block) {
   QuantizedBlock quantized;
@@ -41,7 +37,7 @@ TEST_P(StreamsTest, T24_NeitherChainSeesTheOther) {
   const at::Tensor windows = at::randint(0, checkpoint->config().vocab_size, {5, 8}, at::kLong);
   Streams streams = EmbedWindows(*checkpoint, windows, at::kCPU, [] {});
   at::Tensor original = Embed(*checkpoint, windows), stored = original;
-  Quiet quiet;
+  test::CountingSink quiet;
   for (int index = 0; index < checkpoint->config().num_layers; ++index) {
     const Block block = LoadBlock(*checkpoint, index);
     const QuantizedBlock quantized = TwoBits(block);

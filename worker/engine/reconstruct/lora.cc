@@ -74,7 +74,6 @@ class WindowOrder {
 
 // One adapted linear: places of its A and B (the next) among the adapters.
 struct Slot {
-  size_t block = 0;
   size_t linear = 0;
   size_t adapter = 0;
   double scale = 0;
@@ -123,9 +122,9 @@ class Trainer {
   double Merge() {
     const c10::AutoGradMode without_gradients(false);
     double sum = 0, count = 0;
-    for (const std::vector<Slot>& slots : slots_) {
-      for (const Slot& slot : slots) {
-        at::Tensor& weight = blocks_[slot.block].linears[slot.linear].weight;
+    for (size_t b = 0; b < slots_.size(); ++b) {
+      for (const Slot& slot : slots_[b]) {
+        at::Tensor& weight = blocks_[b].linears[slot.linear].weight;
         const at::Tensor change =
             at::mm(adapters_[slot.adapter + 1], adapters_[slot.adapter]).mul_(slot.scale);
         sum += (change.norm() / weight.norm().clamp_min(1e-30)).item<double>();
@@ -139,12 +138,11 @@ class Trainer {
  private:
   void AddSlots(size_t b) {
     const Block& block = blocks_[b];
-    slots_[b].clear();
     for (size_t i = 0; i < block.linears.size(); ++i) {
       if (!Adapts(options_, block.architecture->linears[i].role)) continue;
       const at::Tensor& weight = block.linears[i].weight;
       const int64_t rank = RankOf(options_, weight.size(0), weight.size(1));
-      slots_[b].push_back({b, i, adapters_.size(), options_.alpha / static_cast<double>(rank)});
+      slots_[b].push_back({i, adapters_.size(), options_.alpha / static_cast<double>(rank)});
       // A uniform in +-1/sqrt(in) as the field's libraries start it, B at 0.
       at::Generator random = at::detail::createCPUGenerator(
           Random(options_.seed ^ (uint64_t{0x10aa} << 40) ^ adapters_.size()).Next());

@@ -7,18 +7,13 @@
 
 #include "worker/engine/nn/transformer.h"
 #include "worker/engine/reconstruct/model_backward.h"
+#include "worker/engine/testing/counting_sink.h"
 #include "worker/engine/testing/errors.h"
 #include "worker/engine/testing/temp_dir.h"
 #include "worker/engine/testing/tiny_model.h"
 
 namespace quantry::engine {
 namespace {
-
-class Quiet : public ProgressSink {
- public:
-  void Advance(int64_t count, std::string_view) override { steps += count; }
-  int64_t steps = 0;
-};
 
 // Remembers the state after one step, and hands it out afterwards.
 class OneState : public LoraStore {
@@ -79,14 +74,14 @@ class LoraTest : public ::testing::TestWithParam<const char*> {
   RopeTable rope_;
   at::Tensor windows_;
   LoraOptions options_;
-  Quiet progress_;
+  test::CountingSink progress_;
 };
 
 TEST_P(LoraTest, LowersTheLossAndLeavesTheOtherLinears) {
   const std::vector<Block> before = Blocks();
   std::vector<Block> blocks = Blocks();
   const LoraReport report = Train(blocks);
-  EXPECT_EQ(progress_.steps, options_.steps);
+  EXPECT_EQ(progress_.steps(), options_.steps);
   EXPECT_LT(report.loss_last, 0.9 * report.loss_first);
   EXPECT_LT(Loss(blocks, windows_).item<double>(), 0.9 * Loss(before, windows_).item<double>());
   EXPECT_GT(report.relative_change, 0);

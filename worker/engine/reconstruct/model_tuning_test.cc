@@ -7,17 +7,12 @@
 #include "worker/engine/methods/block_weights.h"
 #include "worker/engine/nn/transformer.h"
 #include "worker/engine/quant/grid.h"
+#include "worker/engine/testing/counting_sink.h"
 #include "worker/engine/testing/temp_dir.h"
 #include "worker/engine/testing/tiny_model.h"
 
 namespace quantry::engine {
 namespace {
-
-class Quiet : public ProgressSink {
- public:
-  void Advance(int64_t count, std::string_view) override { steps += count; }
-  int64_t steps = 0;
-};
 
 // A random model with every block rounded to nearest at 3 bits.
 class ModelTuningTest : public ::testing::TestWithParam<const char*> {
@@ -55,7 +50,7 @@ class ModelTuningTest : public ::testing::TestWithParam<const char*> {
   RopeTable rope_;
   at::Tensor windows_, outputs_;
   std::vector<QuantizedBlock> blocks_;
-  Quiet progress_;
+  test::CountingSink progress_;
 };
 
 TEST_P(ModelTuningTest, LowersTheDivergenceAndKeepsTheIntegers) {
@@ -65,7 +60,7 @@ TEST_P(ModelTuningTest, LowersTheDivergenceAndKeepsTheIntegers) {
   options.dense_rate = 0.001;
   std::vector<QuantizedBlock> tuned = blocks_;
   const ModelTuningReport report = Tune(options, tuned);
-  EXPECT_EQ(progress_.steps, 60);
+  EXPECT_EQ(progress_.steps(), 60);
   EXPECT_LT(report.last_loss, 0.8 * report.first_loss);
   for (size_t b = 0; b < tuned.size(); ++b) {
     for (size_t i = 0; i < tuned[b].linears.size(); ++i) {

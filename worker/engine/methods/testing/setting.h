@@ -9,19 +9,11 @@
 #include "worker/engine/methods/method.h"
 #include "worker/engine/model/checkpoint.h"
 #include "worker/engine/nn/transformer.h"
+#include "worker/engine/testing/counting_sink.h"
 #include "worker/engine/testing/temp_dir.h"
 #include "worker/engine/testing/tiny_model.h"
 
 namespace quantry::engine::test {
-
-class Counter : public ProgressSink {
- public:
-  void Advance(int64_t steps, std::string_view) override { steps_ += steps; }
-  int64_t steps() const { return steps_; }
-
- private:
-  std::atomic<int64_t> steps_ = 0;
-};
 
 // A random model of one architecture with a random calibration stream whose
 // channels differ in size.
