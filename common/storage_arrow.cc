@@ -41,12 +41,13 @@ absl::Status FromArrow(const arrow::Status& status, std::string_view action,
     return ErrnoStatus(error, action, path);
   }
   const std::string& text = status.message();
-  if (Mentions(text, {"NOT_FOUND", "NO_SUCH", "does not exist", "NotFound", "404"})) {
-    return absl::NotFoundError(message);
-  }
+  // First: "The access key ID you provided does not exist".
   if (Mentions(text, {"ACCESS_DENIED", "AccessDenied", "FORBIDDEN", "INVALID_ACCESS_KEY", "403",
                       "SIGNATURE_DOES_NOT_MATCH"})) {
     return absl::PermissionDeniedError(message);
+  }
+  if (Mentions(text, {"NOT_FOUND", "NO_SUCH", "does not exist", "NotFound", "404"})) {
+    return absl::NotFoundError(message);
   }
   return absl::UnavailableError(message);
 }

@@ -8,6 +8,7 @@
 
 #include "client/cli/cli.h"
 #include "client/cli/interrupt.h"
+#include "common/grpc_reconnect.h"
 
 namespace {
 
@@ -27,6 +28,7 @@ std::string Variable(std::string_view name) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  quantry::FindServersQuickly();
   std::signal(SIGPIPE, SIG_IGN);
   // gRPC reports failed connections by itself; ours are in the error message.
   setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);

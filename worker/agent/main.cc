@@ -11,6 +11,7 @@
 
 #include "common/config_loader.h"
 #include "common/errors.h"
+#include "common/grpc_reconnect.h"
 #include "common/http_admin.h"
 #include "common/ids.h"
 #include "common/log.h"
@@ -158,6 +159,7 @@ absl::Status RunWorker(const v1::WorkerConfig& config) {
 
 int main(int argc, char** argv) {
   using quantry::v1::WorkerConfig;
+  quantry::FindServersQuickly();
   quantry::agent::SignalThread::Block();
   WorkerConfig config;
   const auto finish = [](google::protobuf::Message* message) {
