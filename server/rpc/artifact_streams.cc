@@ -166,6 +166,12 @@ class ReadReactor : public grpc::ServerWriteReactor<v1::ReadArtifactResponse> {
     if (!artifact.ok()) return artifact.status();
     if (absl::Status status = FindFile(*artifact); !status.ok()) return status;
     auto reader = context_->artifacts->Open(artifact->uri, request_.path());
+    if (HasReason(reader.status(), Reason::kArtifactNotFound)) {
+      // The manifest lists it: it went with its job just now, or it is lost.
+      artifact = context_->store->GetArtifact(name->tenant, name->uid);
+      if (!artifact.ok()) return artifact.status();
+      return Corrupt(request_.path(), sha256_, "no such file");
+    }
     if (!reader.ok()) return reader.status();
     reader_ = *std::move(reader);
     const std::int64_t size = reader_->size_bytes();

@@ -168,6 +168,8 @@ TEST_F(ArtifactRpcs, ChangedFilesAreNoticed) {
   EXPECT_TRUE(HasReason(Read(name, "config.json", 0, 0, &data), Reason::kArtifactCorrupt));
   std::ofstream(folder_ + "/config.json") << "{}";
   EXPECT_TRUE(HasReason(Read(name, "config.json", 0, 1, &data), Reason::kArtifactCorrupt));
+  std::filesystem::remove(folder_ + "/config.json");
+  EXPECT_TRUE(HasReason(Read(name, "config.json", 0, 0, &data), Reason::kArtifactCorrupt));
   std::ofstream(folder_ + "/manifest.json") << "{}";
   grpc::ClientContext context;
   v1::GetArtifactRequest request;
