@@ -4,28 +4,15 @@ QUANTRY_BIN   folder with the binaries (default: build/release/bin, then build/d
 QUANTRY_DATA  folder with more models and texts (tests that need it skip without)
 QUANTRY_FULL  set: run the slow tests too
 """
-import json
 import os
 import pathlib
 import shutil
-import signal
-import subprocess
-import time
+import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-EXAMPLES = ROOT / "examples"
-
-
-def find_bin() -> pathlib.Path:
-    if "QUANTRY_BIN" in os.environ:
-        return pathlib.Path(os.environ["QUANTRY_BIN"])
-    for preset in ("release", "dev"):
-        folder = ROOT / "build" / preset / "bin"
-        if (folder / "quantryd").exists():
-            return folder
-    raise RuntimeError("no binaries: build first, or set QUANTRY_BIN")
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+from service import EXAMPLES, ROOT, Server, find_bin, submit_args, wait_for  # noqa: E402,F401  tests import them from here
 
 
 def pytest_configure(config):
@@ -59,92 +46,6 @@ def model_copy(stories, tmp_path) -> pathlib.Path:
     return folder
 
 
-def wait_for(condition, seconds, what):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.05)
-    raise AssertionError(f"waited {seconds} s for {what}")
-
-
-class Server:
-    """One quantryd on free loopback ports."""
-
-    def __init__(self, binaries, data_dir, *flags, local_roots=(), env=None):
-        self.env = {**os.environ, **(env or {})}
-        self.binaries, self.data_dir, self.flags = binaries, pathlib.Path(data_dir), list(flags)
-        self.flags += [f"--local-roots={root}" for root in local_roots]
-        self.log_path = self.data_dir.parent / (self.data_dir.name + ".log")
-        self.process = None
-        self.address = None
-        self.port = 0
-
-    def start(self, expect_failure=False):
-        run_dir = self.data_dir / "run"
-        shutil.rmtree(run_dir, ignore_errors=True)
-        command = [
-            self.binaries / "quantryd", f"--data-dir={self.data_dir}", f"--listen=127.0.0.1:{self.port}",
-            "--worker-listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", *self.flags,
-        ]
-        self.log = open(self.log_path, "ab")
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, env=self.env)
-        if expect_failure:
-            return self.process.wait(timeout=20)
-
-        def ready():
-            if self.process.poll() is not None:
-                raise AssertionError(f"quantryd ended with {self.process.returncode}:\n{self.log_text()}")
-            return (run_dir / "tenant").exists() and (run_dir / "admin").exists() and (run_dir / "tenant").read_text()
-
-        self.address = wait_for(ready, 20, "quantryd's address file").strip()
-        self.port = int(self.address.rsplit(":", 1)[1])
-        self.admin = (run_dir / "admin").read_text().strip()
-        return self
-
-    def log_text(self):
-        return self.log_path.read_text(errors="replace")
-
-    def stop(self, how=signal.SIGTERM, timeout=40):
-        if self.process and self.process.poll() is None:
-            self.process.send_signal(how)
-            self.process.wait(timeout=timeout)
-        self.log.close()
-        return self.process.returncode
-
-    def cli(self, *args, check=None, timeout=300, env=None):
-        """Runs the CLI; returns the completed process. check = wanted exit status."""
-        done = subprocess.run(
-            [self.binaries / "quantry", *map(str, args)], capture_output=True, text=True, timeout=timeout,
-            env={**os.environ, "QUANTRY_SERVER": self.address or "127.0.0.1:1", **(env or {})},
-        )
-        if check is not None and done.returncode != check:
-            raise AssertionError(
-                f"quantry {' '.join(map(str, args))}\nwanted exit {check}, got {done.returncode}\n"
-                f"stdout: {done.stdout}\nstderr: {done.stderr}\nserver:\n{self.log_text()[-4000:]}")
-        return done
-
-    def json(self, *args, check=0, **kwargs):
-        done = self.cli(*args, "--output", "json", check=check, **kwargs)
-        return json.loads(done.stdout)
-
-    def engine_pids(self, job_uid=None):
-        """Processes named quantry-engine below this server's data folder."""
-        found = []
-        for entry in pathlib.Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                command = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if command and command[0].endswith(b"quantry-engine") and b"run" in command and any(
-                    str(self.data_dir).encode() in part for part in command):
-                found.append(int(entry.name))
-        return found
-
-
 @pytest.fixture
 def make_server(binaries, tmp_path):
     servers = []
@@ -163,14 +64,3 @@ def make_server(binaries, tmp_path):
 @pytest.fixture
 def server(make_server):
     return make_server().start()
-
-
-def submit_args(model, *extra, method="awq", bits=4, group=-1, evaluation=True, samples=32, length=128):
-    """Arguments of a quick job on the example texts."""
-    args = ["submit", model, "--method", method, "--bits", bits, "--group-size", group,
-            "--calibration", EXAMPLES / "text/calibration.txt",
-            "--calibration-samples", samples, "--calibration-length", length]
-    if evaluation:
-        args += ["--evaluation", EXAMPLES / "text/evaluation.txt",
-                 "--evaluation-length", length, "--evaluation-windows", 32]
-    return args + list(extra)

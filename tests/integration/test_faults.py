@@ -1,5 +1,4 @@
 """Kills, cancels and full disks while a job runs."""
-import ctypes
 import json
 import os
 import random
@@ -10,6 +9,7 @@ import time
 import pytest
 
 from conftest import submit_args, wait_for
+from machine import fill, mount_tmpfs
 from test_main_job import file_hashes
 
 
@@ -84,14 +84,6 @@ def test_worker_killed(server, stories):
     assert job["state"] == "SUCCEEDED"
 
 
-def mount_tmpfs(folder, size):
-    folder.mkdir(parents=True, exist_ok=True)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b"tmpfs", str(folder).encode(), b"tmpfs", 0, f"size={size}".encode()) != 0:
-        pytest.skip(f"cannot mount a tmpfs here: {os.strerror(ctypes.get_errno())}")
-    return lambda: libc.umount2(str(folder).encode(), 2)
-
-
 def test_disk_full_while_writing_the_artifact(make_server, stories, tmp_path):
     unmount = mount_tmpfs(tmp_path / "full", "300k")
     try:
@@ -114,12 +106,7 @@ def test_disk_full_under_sqlite(make_server, stories, tmp_path):
         server = make_server(env={"QUANTRY_MIN_FREE_DISK_BYTES": "1"}).start()
         server.json(*submit_args(stories, "--id", "before", "--wait", method="rtn", evaluation=False))
         filler = tmp_path / "data" / "filler"
-        with open(filler, "wb", buffering=0) as file:
-            try:
-                while True:
-                    file.write(b"x" * 4096)
-            except OSError:
-                pass
+        fill(filler)
         # The store's log may still have room for a few.
         accepted = ["before"]
         for attempt in range(400):

@@ -1,47 +1,22 @@
 """Artifacts and checkpoints in an S3 store: quantryd --artifact-root=s3://..."""
 import hashlib
 import json
-import os
-import re
-import subprocess
-import sys
-import urllib.request
 
-import boto3
 import pytest
 
 from conftest import submit_args, wait_for
-
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
+from object_store import CREDENTIALS, artifact_root, client, keys, moto
 
 
 @pytest.fixture
 def s3(tmp_path):
     """An S3 server of the test's own; its address."""
-    server = os.path.join(os.path.dirname(sys.executable), "moto_server")
-    if not os.path.exists(server):
-        pytest.skip(f"no {server}: run scripts/bootstrap")
-    log = tmp_path / "moto.log"
-    with open(log, "wb") as out:
-        process = subprocess.Popen([server, "-H", "127.0.0.1", "-p", "0"], stdout=out, stderr=out)
-    try:
-        found = wait_for(lambda: re.search(r"Running on http://(127\.0\.0\.1:\d+)", log.read_text()), 60, "moto")
-        address = found.group(1)
-        urllib.request.urlopen(urllib.request.Request(f"http://{address}/bucket", method="PUT"))
+    with moto(tmp_path) as address:
         yield address
-    finally:
-        process.terminate()
-        process.wait(timeout=10)
-
-
-def keys(address):
-    with urllib.request.urlopen(f"http://{address}/bucket?list-type=2") as answer:
-        return re.findall(r"<Key>([^<]+)</Key>", answer.read().decode())
 
 
 def test_job_with_artifacts_in_an_object_store(make_server, s3, stories, tmp_path):
-    root = f"s3://bucket/quantry?scheme=http&region=us-east-1&endpoint_override={s3}"
-    server = make_server(f"--artifact-root={root}", env=CREDENTIALS).start()
+    server = make_server(f"--artifact-root={artifact_root(s3)}", env=CREDENTIALS).start()
     job = server.json(*submit_args(stories, "--id", "in-s3", method="rtn"), "--wait")
     assert job["state"] == "SUCCEEDED"
     assert job["artifact"]["uri"].startswith("s3://bucket/quantry/")
@@ -59,8 +34,7 @@ def test_job_with_artifacts_in_an_object_store(make_server, s3, stories, tmp_pat
 
     # What is read is what was committed: a changed object is refused.
     victim = manifest["files"][0]["path"]
-    boto3.client("s3", endpoint_url=f"http://{s3}", region_name="us-east-1", aws_access_key_id="test",
-                 aws_secret_access_key="test").put_object(Bucket="bucket", Key=prefix + victim, Body=b"changed")
+    client(s3).put_object(Bucket="bucket", Key=prefix + victim, Body=b"changed")
     done = server.cli("pull", "in-s3", tmp_path / "again")
     assert done.returncode != 0 and "ARTIFACT_CORRUPT" in done.stderr
 

@@ -1,13 +1,7 @@
 """Several quantryd on one PostgreSQL: servers and the database die, jobs go on."""
 import json
-import os
-import pathlib
-import pwd
-import shutil
 import signal
-import socket
 import subprocess
-import tempfile
 import threading
 import time
 import urllib.request
@@ -15,72 +9,9 @@ import urllib.request
 import pytest
 
 from conftest import submit_args, wait_for
+from postgres import PASSWORD, Postgres
 from test_faults import blocks_done
 from test_main_job import file_hashes
-
-PASSWORD = "it's a \\ secret"
-
-
-def bin_folder():
-    """Debian keeps the server's programs out of PATH."""
-    found = sorted(pathlib.Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
-        pytest.fail("no PostgreSQL server on this machine: run scripts/bootstrap")
-    return found[-1].parent
-
-
-def user_for_server():
-    """PostgreSQL refuses to run as root: arguments of subprocess for another user."""
-    if os.getuid() != 0:
-        return {}
-    for name in ("postgres", "nobody"):
-        try:
-            entry = pwd.getpwnam(name)
-            return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-        except KeyError:
-            pass
-    pytest.fail("no user to run PostgreSQL as")
-
-
-class Postgres:
-    """A cluster in a temporary folder, on a loopback port, with passwords on."""
-
-    def __init__(self):
-        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="quantry_pg_"))
-        self.user = user_for_server()
-        if self.user:
-            os.chown(self.folder, self.user["user"], self.user["group"])
-        password = self.folder / "password"
-        password.write_text(PASSWORD + "\n")
-        password.chmod(0o644)
-        subprocess.run([bin_folder() / "initdb", "-D", self.folder / "data", "-U", "quantry", "-A", "scram-sha-256",
-                        f"--pwfile={password}", "-E", "UTF8", "--locale=C", "--no-sync"],
-                       check=True, capture_output=True, cwd="/", timeout=60, **self.user)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri = f"postgresql://quantry@127.0.0.1:{self.port}/postgres"
-        self.process = None
-
-    def start(self):
-        self.log = open(self.folder.parent / (self.folder.name + ".log"), "ab")
-        self.process = subprocess.Popen(
-            [bin_folder() / "postgres", "-D", self.folder / "data", "-h", "127.0.0.1", "-p", str(self.port),
-             "-k", self.folder], stdout=self.log, stderr=self.log, cwd="/", **self.user)
-        wait_for(lambda: subprocess.run([bin_folder() / "pg_isready", "-h", "127.0.0.1", "-p", str(self.port)],
-                                        capture_output=True).returncode == 0, 30, "PostgreSQL")
-        return self
-
-    def stop(self, how=signal.SIGINT):  # SIGINT: fast; SIGQUIT: immediate, as a crash
-        if self.process and self.process.poll() is None:
-            self.process.send_signal(how)
-            self.process.wait(timeout=30)
-        self.log.close()
-
-    def remove(self):
-        self.stop()
-        shutil.rmtree(self.folder, ignore_errors=True)
-        pathlib.Path(self.log.name).unlink(missing_ok=True)
 
 
 @pytest.fixture

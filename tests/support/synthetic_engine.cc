@@ -1,5 +1,6 @@
-// An engine without numerics for tests of the agent: it follows a script, the
-// job's calibration text, one command a line:
+// An engine without numerics, for tests of agents and servers: a job takes it
+// milliseconds. It follows a script, the job's calibration text, one command a
+// line:
 //   block            one block: files, block_done and checkpoint events; a block
 //                    that is already in checkpoint_dir is skipped
 //   artifact         writes the artifact with its manifest
@@ -7,6 +8,12 @@
 //   error CLASS REASON TEXT   an error event, exit 1
 //   stage NAME       a stage event ("QUANTIZING")
 //   garbage          lines on stdout that are no events
+//   huge-line BYTES  one line of so many bytes on stdout
+//   fill BYTES       a file of so many bytes beside the artifact's, listed with them; DISK_FULL if
+//                    there is no room
+//   nan              progress with numbers that are none
+//   sleep MS
+//   spin             for ever, busy
 //   stderr TEXT      one line of log
 //   touch FILE       says "I am here"
 //   wait FILE        until the file exists
@@ -14,6 +21,7 @@
 //   hang             for ever
 //   signal N         kills itself
 //   exit N
+//   epoch N COMMAND  the command, only in attempt N
 // The artifact depends only on the number of blocks, so a resumed job can be
 // compared with an undisturbed one.
 #include <signal.h>
@@ -101,6 +109,12 @@ class SyntheticEngine {
     if (command == "artifact") Artifact();
     if (command == "stage") Stage(rest);
     if (command == "garbage") std::cout << "not json\n{\"started\": 7}\n\x01\xff\n" << std::endl;
+    if (command == "huge-line") std::cout << std::string(std::stoul(rest), 'x') << std::endl;
+    if (command == "fill") return Fill(std::stoul(rest));
+    if (command == "nan") NotANumber();
+    if (command == "sleep") std::this_thread::sleep_for(std::chrono::milliseconds(std::stoi(rest)));
+    if (command == "spin") Spin();
+    if (command == "epoch") return InEpoch(rest);
     if (command == "stderr") std::cerr << rest << std::endl;
     if (command == "touch") WriteFile(rest, std::to_string(getpid()));
     if (command == "wait") WaitFor([&] { return fs::exists(rest); });
@@ -115,6 +129,35 @@ class SyntheticEngine {
 
   static void WaitFor(const std::function<bool()>& done) {
     while (!done()) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+
+  int InEpoch(const std::string& rest) {
+    std::istringstream words(rest);
+    std::int64_t epoch = 0;
+    std::string command;
+    words >> epoch >> command;
+    std::string arguments;
+    std::getline(words >> std::ws, arguments);
+    return epoch == job_.epoch() ? Do(command, arguments) : -1;
+  }
+
+  int Fill(std::size_t bytes) {
+    const fs::path path = fs::path(job_.output_dir()) / "fill.bin";
+    WriteFile(path, std::string(bytes, 'f'));
+    std::error_code ignored;
+    if (fs::file_size(path, ignored) == bytes) return -1;
+    return Error("ENVIRONMENT DISK_FULL no room for fill.bin");
+  }
+
+  static void Spin() {
+    for (volatile bool forever = true; forever;) {
+    }
+  }
+
+  // As an engine would write it that does not check what it measures.
+  static void NotANumber() {
+    std::cout << R"({"progress": {"blocks_done": 1, "loss_after": "NaN", "ratio": "Infinity", )"
+              << R"("metrics": {"loss": "NaN"}}})" << std::endl;
   }
 
   void Stage(const std::string& name) {
@@ -168,6 +211,7 @@ class SyntheticEngine {
     manifest.set_job(job_.job());
     *manifest.add_files() = Describe(output, "model.safetensors");
     *manifest.add_files() = Describe(output, "nested/config.json");
+    if (fs::exists(output / "fill.bin")) *manifest.add_files() = Describe(output, "fill.bin");
     manifest.mutable_quality()->mutable_perplexity()->set_dense(4);
     manifest.mutable_quality()->mutable_perplexity()->set_quantized(5);
     manifest.mutable_bits()->set_linears(4.25);
@@ -218,6 +262,10 @@ int main(int argc, char** argv) {
   }
   if (command == "methods") {
     std::cout << R"({"methods": [{"name": "rtn"}, {"name": "awq"}]})" << std::endl;
+    return 0;
+  }
+  if (command == "quote") {
+    std::cout << R"({"steps": 4, "blocks": 4, "parameters": 100})" << std::endl;
     return 0;
   }
   v1::EngineJob job;
