@@ -1,0 +1,159 @@
+#!/usr/bin/env python3
+"""How long quantry takes to come back, with the settings users have (lease 30 s, beat 5 s, sweep 5 s).
+
+    .deps/venv/bin/python benchmarks/recovery.py [--rounds N] [--skip-long]
+
+Two servers on one PostgreSQL, two workers with the synthetic engine, loopback. Prints a line a measurement:
+  worker killed    SIGKILL of a worker -> its job runs at the other one
+  worker restarted the same, but the worker is started again at once under its name
+  server killed    SIGKILL of the server a watch is attached to -> first message at the other server
+  server restarted SIGKILL of the only server (SQLite) and start -> first message of the watch
+  postgres 60 s    PostgreSQL away for 60 s -> first submit that is acknowledged; jobs that failed or moved meanwhile
+  cancel           acknowledged cancel -> no process of the engine left, for an engine that ends on SIGTERM and one that ignores it
+"""
+import argparse
+import pathlib
+import signal
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests/support"), str(ROOT / "tests/faults")]
+
+from fleet import Fleet, alive  # noqa: E402
+from postgres import Postgres  # noqa: E402
+from service import find_bin, wait_for  # noqa: E402
+
+# As quantryd has them: later flags beat Fleet's.
+USUAL = ["--lease-ttl-s=30", "--heartbeat-interval-s=5", "--sweep-interval-s=5"]
+
+
+def until(condition, seconds, what, every=0.01):
+    """Seconds until the condition holds."""
+    began = time.monotonic()
+    while time.monotonic() - began < seconds:
+        if condition():
+            return time.monotonic() - began
+        time.sleep(every)
+    raise AssertionError(f"waited {seconds} s for {what}")
+
+
+def hanging(path, before=""):
+    return f"{before}block\nepoch 1 touch {path}\nepoch 1 hang\ntouch {path}.again\nblock\nblock\nblock\nartifact\ncomplete\n"
+
+
+def start_job(fleet, folder, name, before=""):
+    at = folder / name
+    fleet.submit(name, hanging(at, before))
+    wait_for(lambda: at.exists() and at.read_text(), 30, "the engine")
+    fleet.wait_block(name)
+    return at, int(at.read_text())
+
+
+def worker_killed(fleet, folder, name, restart):
+    at, _ = start_job(fleet, folder, name)
+    victim = fleet.workers[fleet.get(name).worker]
+    victim.stop(signal.SIGKILL)
+    if restart:
+        victim.start()
+    again = pathlib.Path(f"{at}.again")
+    took = until(again.exists, 90, "the job to run again")
+    fleet.wait_end(name)
+    if not restart:
+        victim.start()
+    return took
+
+
+def server_killed(fleet, folder, name):
+    at, _ = start_job(fleet, folder, name)
+    watch = fleet.watch(name, "a")
+    watch.attached.wait(10)
+    fleet.servers["a"].stop(signal.SIGKILL)
+    wait_for(lambda: watch.resumes, 60, "the watch")
+    fleet.servers["a"].start()
+    fleet.cancel(name)
+    fleet.wait_end(name, seconds=60)
+    watch.wait()
+    return watch.resumes[0]
+
+
+def server_restarted(folder, name, binaries):
+    fleet = Fleet(folder / name, binaries, flags=USUAL)
+    try:
+        fleet.start(workers=1)
+        start_job(fleet, folder, name)
+        watch = fleet.watch(name)
+        watch.attached.wait(10)
+        fleet.servers["a"].stop(signal.SIGKILL)
+        fleet.servers["a"].start()
+        wait_for(lambda: watch.resumes, 60, "the watch")
+        assert fleet.get(name).epoch == 1
+        fleet.cancel(name)
+        watch.wait()
+        fleet.check()
+        return watch.resumes[0]
+    finally:
+        fleet.stop()
+
+
+def postgres_away(fleet, folder, postgres, seconds):
+    names = [f"away-{number}" for number in range(2)]
+    for name in names:
+        start_job(fleet, folder, name)
+    postgres.stop(signal.SIGINT)
+    time.sleep(seconds)
+    postgres.start()
+    began = time.monotonic()
+    fleet.submit_for_sure("away-after", seconds=60)
+    back = time.monotonic() - began
+    time.sleep(12)  # two sweeps: whoever would be judged has been
+    moved = sum(fleet.get(name).epoch != 1 for name in names)
+    for name in names:
+        fleet.cancel(name)
+        fleet.wait_end(name, seconds=60)
+    fleet.wait_end("away-after", seconds=60)
+    return back, moved
+
+
+def cancel(fleet, folder, name, before=""):
+    _, pid = start_job(fleet, folder, name, before)
+    fleet.cancel(name)
+    took = until(lambda: not alive(pid), 60, "the engine to be gone")
+    fleet.wait_end(name, seconds=60)
+    return took
+
+
+def tell(what, times):
+    times = sorted(times)
+    print(f"{what:34} median {times[len(times) // 2]:6.2f} s   worst {times[-1]:6.2f} s   ({len(times)} runs)", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--skip-long", action="store_true", help="without PostgreSQL's 60 s")
+    options = parser.parse_args()
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="quantry_recovery_"))
+    binaries, postgres = find_bin(), Postgres()
+    fleet = Fleet(folder / "fleet", binaries, servers=2, postgres=postgres.start(), flags=USUAL)
+    try:
+        fleet.start(workers=2)
+        rounds = range(options.rounds)
+        tell("worker killed", [worker_killed(fleet, folder, f"killed-{i}", False) for i in rounds])
+        tell("worker killed, started again", [worker_killed(fleet, folder, f"again-{i}", True) for i in rounds])
+        tell("server killed, watch goes on", [server_killed(fleet, folder, f"watched-{i}") for i in rounds])
+        tell("cancel", [cancel(fleet, folder, f"cancel-{i}") for i in rounds])
+        tell("cancel, engine ignores SIGTERM", [cancel(fleet, folder, f"deaf-{i}", "ignore-term\n") for i in rounds])
+        tell("only server killed and started", [server_restarted(folder, f"restart-{i}", binaries) for i in rounds])
+        if not options.skip_long:
+            back, moved = postgres_away(fleet, folder, postgres, 60)
+            print(f"PostgreSQL away for 60 s: first submit {back:.2f} s after it is back; {moved} of 2 running jobs moved")
+        fleet.check()
+    finally:
+        fleet.stop()
+        postgres.remove()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The fault suite: docs/reliability.md says what each test does. Everything runs with QUANTRY_FULL=1."""
+import os
+import pathlib
+import signal
+import sys
+
+import pytest
+
+sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1] / "support"), str(pathlib.Path(__file__).resolve().parent)]
+
+
+from fleet import Fleet  # noqa: E402
+from link import Link  # noqa: E402
+from postgres import Postgres  # noqa: E402
+from service import find_bin, wait_for  # noqa: E402
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "full: slow, runs with QUANTRY_FULL=1 (scripts/test --full)")
+
+
+def pytest_collection_modifyitems(items):
+    if os.environ.get("QUANTRY_FULL"):
+        return
+    for item in items:
+        if "full" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="slow: set QUANTRY_FULL=1"))
+
+
+@pytest.fixture(scope="session")
+def binaries():
+    return find_bin()
+
+
+@pytest.fixture(scope="session")
+def session_postgres():
+    server = Postgres()
+    try:
+        yield server.start()
+    finally:
+        server.remove()
+
+
+@pytest.fixture(scope="session")
+def session_fleet(tmp_path_factory, binaries, session_postgres):
+    fleet = Fleet(tmp_path_factory.mktemp("fleet"), binaries, servers=2, postgres=session_postgres)
+    try:
+        yield fleet.start(workers=2)
+    finally:
+        fleet.stop()
+
+
+@pytest.fixture
+def fleet(session_fleet):
+    """Two servers on PostgreSQL and two workers, shared; afterwards every job must have kept the promise."""
+    session_fleet.heal()
+    yield session_fleet
+    session_fleet.heal_processes()
+    session_fleet.check()
+
+
+@pytest.fixture
+def make_fleet(tmp_path, binaries):
+    """Fleets that a test may treat as it likes: make_fleet() is one server on SQLite, postgres=... several."""
+    fleets = []
+
+    def make(name="fleet", **options):
+        fleets.append(Fleet(tmp_path / name, binaries, **options))
+        return fleets[-1]
+
+    yield make
+    for fleet in fleets:
+        fleet.stop()
+
+
+@pytest.fixture
+def own_postgres():
+    """A PostgreSQL that a test may stop."""
+    server = Postgres()
+    try:
+        yield server.start()
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def far_worker(fleet):
+    """The only worker, behind a link; fleet.heal_processes() brings the others back."""
+    for worker in fleet.workers.values():
+        worker.stop()
+    with Link(fleet.servers["a"].worker_address) as link:
+        (fleet.folder / "far.log").unlink(missing_ok=True)  # of the test before
+        far = fleet.worker("far", address=link.address)
+        wait_for(lambda: "registered" in far.log_text(), 10, "the worker")
+        yield link
+        fleet.workers.pop("far").stop(signal.SIGKILL)
