@@ -301,6 +301,9 @@ def from_rpc(error: Any, target: str, source: str, secure: bool, timeout: Option
         within = f" within {timeout:g} s" if timeout is not None else " in time"
         return ServerUnavailable(f"the server at {target} ({source}) did not answer{within}", code=code,
                                  hint=_CODE_HINTS[code])
+    if blob is None and code == "CANCELLED":  # not by this side: that raises nothing here
+        return ServerUnavailable(f"the server at {target} ({source}) ended the call; it is probably shutting down",
+                                 code="UNAVAILABLE", hint=_CODE_HINTS["UNAVAILABLE"])
     if blob is None and _no_quantry(code, text):
         return ServerError(f"what answers at {target} ({source}) is no quantry server (or an old one): {text}", code=code,
                            hint="check host and port: the tenant port of quantryd is wanted",

@@ -98,3 +98,14 @@ def test_every_reason_with_a_hint_is_in_the_table():
     from conftest import ROOT
     table = (ROOT / "docs/api/errors.md").read_text()
     assert all(f"`{reason}`" in table for reason in errors._HINTS)
+
+
+def test_a_server_that_ends_a_call_is_unavailable():
+    """As one does that shuts down: the call was not cancelled here."""
+    class Ended:
+        code = staticmethod(lambda: grpc.StatusCode.CANCELLED)
+        details = staticmethod(lambda: "CANCELLED")
+        trailing_metadata = staticmethod(lambda: ())
+
+    error = errors.from_rpc(Ended(), "127.0.0.1:1", "test", False, 1)
+    assert isinstance(error, quantry.ServerUnavailable) and error.code == "UNAVAILABLE"
