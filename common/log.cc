@@ -42,6 +42,8 @@ std::string_view LevelName(Level level, Format format) {
       return json ? "warning" : "WARNING";
     case Level::kError:
       return json ? "error" : "ERROR";
+    case Level::kAudit:
+      return json ? "audit" : "AUDIT";
   }
   return "";
 }
@@ -55,9 +57,11 @@ spdlog::level::level_enum ToSpdlog(Level level) {
     case Level::kWarning:
       return spdlog::level::warn;
     case Level::kError:
+      return spdlog::level::err;
+    case Level::kAudit:
       break;
   }
-  return spdlog::level::err;
+  return spdlog::level::critical;  // above every level that can be configured
 }
 
 // Escapes as in a JSON string; good for text too.
@@ -148,6 +152,7 @@ void Debug(std::string_view message, Fields fields) { Write(Level::kDebug, messa
 void Info(std::string_view message, Fields fields) { Write(Level::kInfo, message, fields); }
 void Warning(std::string_view message, Fields fields) { Write(Level::kWarning, message, fields); }
 void Error(std::string_view message, Fields fields) { Write(Level::kError, message, fields); }
+void Audit(Fields fields) { Write(Level::kAudit, "audit", fields); }
 
 std::string FormatLine(Format format, Level level, std::string_view timestamp,
                        std::string_view message, Fields fields) {

@@ -21,7 +21,8 @@
 namespace quantry::log {
 
 enum class Format { kText, kJson };
-enum class Level { kDebug, kInfo, kWarning, kError };
+// kAudit lines are written whatever the level configured.
+enum class Level { kDebug, kInfo, kWarning, kError, kAudit };
 
 // One key/value. `raw` values (numbers, booleans) are not quoted in JSON.
 struct Field {
@@ -47,6 +48,8 @@ void Debug(std::string_view message, Fields fields = {});
 void Info(std::string_view message, Fields fields = {});
 void Warning(std::string_view message, Fields fields = {});
 void Error(std::string_view message, Fields fields = {});
+// Who changed what: message "audit".
+void Audit(Fields fields);
 
 // The line that would be written, without its end; for tests.
 std::string FormatLine(Format format, Level level, std::string_view timestamp,

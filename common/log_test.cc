@@ -23,6 +23,18 @@ TEST(Log, JsonLine) {
             R"("n":7,"ok":true,"x":0.5,"s":"v\n"})");
 }
 
+TEST(Log, AuditLinesPassEveryLevel) {
+  ASSERT_TRUE(Configure("json", "error").ok());
+  ::testing::internal::CaptureStderr();
+  Warning("left out");
+  Audit({{"principal", "ci"}});
+  const std::string text = ::testing::internal::GetCapturedStderr();
+  ASSERT_TRUE(Configure("text", "info").ok());
+  EXPECT_EQ(text.find("left out"), std::string::npos);
+  EXPECT_NE(text.find(R"("level":"audit","message":"audit","principal":"ci"})"), std::string::npos)
+      << text;
+}
+
 TEST(Log, NonFiniteNumbersStayValidJson) {
   EXPECT_EQ(FormatLine(Format::kJson, Level::kInfo, kTime, "m",
                        {{"x", std::numeric_limits<double>::quiet_NaN()}}),

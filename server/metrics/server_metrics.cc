@@ -127,6 +127,18 @@ ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
                                 "Times the embedded agent was started again.")),
       log_errors(OneCounter(registry_.get(), "quantry_server_faults_total",
                             "Calls that ended with a fault of the server.")),
+      calls_denied(registry_.get(), "quantry_calls_denied_total",
+                   "Calls of strangers (UNAUTHENTICATED) and of callers without the right "
+                   "(PERMISSION_DENIED).",
+                   {"code"}),
+      audit_lines(registry_.get(), "quantry_audit_lines_total",
+                  "Lines of the audit log: changes that were asked for.", {"outcome"}),
+      credential_reloads(registry_.get(), "quantry_credential_reloads_total",
+                         "Changed files of credentials that were read; error: they stay unused.",
+                         {"outcome"}),
+      certificate_expiry(registry_.get(), "quantry_tls_certificate_expiry_timestamp_seconds",
+                         "End of the certificates this server uses; 0 without one.",
+                         {"certificate"}),
       build_info_(registry_.get(), "quantry_build_info", "Versions; always 1.",
                   {"version", "engine"}) {
   for (const std::string& method : grpc_methods) call_started.With({method});
@@ -153,6 +165,12 @@ ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
       store_errors.With({op, code});
     }
   }
+  for (const char* code : {"UNAUTHENTICATED", "PERMISSION_DENIED"}) calls_denied.With({code});
+  for (const char* outcome : {"ok", "error"}) {
+    audit_lines.With({outcome});
+    credential_reloads.With({outcome});
+  }
+  for (const char* certificate : {"server", "client_ca"}) certificate_expiry.With({certificate});
   artifact_bytes.With({"upload"});
   artifact_bytes.With({"download"});
 }

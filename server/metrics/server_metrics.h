@@ -104,6 +104,11 @@ class ServerMetrics {
   // Embedded agent
   prometheus::Counter& agent_restarts;
   prometheus::Counter& log_errors;  // calls that ended with a server-side fault
+  // Identity
+  CounterVec calls_denied;        // code
+  CounterVec audit_lines;         // outcome
+  CounterVec credential_reloads;  // outcome
+  GaugeVec certificate_expiry;    // certificate
 
   void SetQueue(const StoreStats& stats);
   void SetEngineVersion(const std::string& engine_version);

@@ -77,8 +77,8 @@ class Service : public v1::QuantizationService::CallbackService, private Service
     return Run("DeleteQuantizationJob", call, request, response, &Service::Delete);
   }
   grpc::ServerWriteReactor<v1::WatchQuantizationJobResponse>* WatchQuantizationJob(
-      CallbackServerContext*, const v1::WatchQuantizationJobRequest* request) override {
-    return StartWatch(context_, *request);
+      CallbackServerContext* call, const v1::WatchQuantizationJobRequest* request) override {
+    return StartWatch(context_, call, *request);
   }
   ServerUnaryReactor* ListJobEvents(CallbackServerContext* call,
                                     const v1::ListJobEventsRequest* request,

@@ -11,6 +11,7 @@
 
 #include "common/config_loader.h"
 #include "common/errors.h"
+#include "common/grpc_credentials.h"
 #include "common/grpc_reconnect.h"
 #include "common/http_admin.h"
 #include "common/ids.h"
@@ -40,6 +41,15 @@ std::string DefaultWorkDir() {
   return base / "quantry/worker";
 }
 
+absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> Credentials(
+    const v1::WorkerConfig& config) {
+  return MakeChannelCredentials({.ca_file = config.tls_ca_file(),
+                                 .cert_file = config.client_cert_file(),
+                                 .key_file = config.client_key_file(),
+                                 .token_file = config.token_file()},
+                                config.server());
+}
+
 // Computed defaults and checks; what the proto documents.
 absl::Status FinishConfig(v1::WorkerConfig& config) {
   const auto fill = [](std::string* field, const std::string& value) {
@@ -58,6 +68,12 @@ absl::Status FinishConfig(v1::WorkerConfig& config) {
   if (config.threads() < 0) {
     return MakeError(Reason::kInvalidConfig,
                      "threads: wanted 1 or more, got " + std::to_string(config.threads()));
+  }
+  // Said now, not by the hundredth try to connect.
+  if (auto made = Credentials(config); !made.ok()) return made.status();
+  if (absl::Status status = CheckAdminAddress(config.admin_listen(), config.admin_plaintext());
+      !status.ok()) {
+    return MakeError(Reason::kInvalidConfig, "--admin-listen: " + std::string(status.message()));
   }
   return absl::OkStatus();
 }
@@ -129,7 +145,9 @@ absl::Status RunWorker(const v1::WorkerConfig& config) {
   }
   const auto gpus = GpuInventory::Open();
   WorkerMetrics metrics(config.slots(), abilities->version, *gpus);
-  WorkerClient client(config.server(), MakeInfo(config, *abilities, *gpus));
+  auto credentials = Credentials(config);
+  if (!credentials.ok()) return credentials.status();
+  WorkerClient client(config.server(), MakeInfo(config, *abilities, *gpus), *credentials);
   BlobCache cache(work_dir->cache());
   const Materializer materializer(cache,
                                   {config.local_roots().begin(), config.local_roots().end()});
@@ -143,7 +161,8 @@ absl::Status RunWorker(const v1::WorkerConfig& config) {
               {.device = config.device(), .threads = config.threads()});
   auto admin = HttpAdmin::Start(config.admin_listen(),
                                 StandardHandlers([&metrics] { return metrics.Text(); },
-                                                 [&agent] { return agent.NotReady(); }));
+                                                 [&agent] { return agent.NotReady(); }),
+                                config.admin_plaintext());
   if (!admin.ok()) return admin.status();
   log::Info("quantry-worker starts", {{"version", QUANTRY_VERSION},
                                       {"server", config.server()},
