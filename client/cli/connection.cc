@@ -2,7 +2,10 @@
 
 #include <fstream>
 
+#include "client/cli/contexts.h"
+#include "client/cli/hints.h"
 #include "client/cli/text.h"
+#include "common/grpc_credentials.h"
 
 namespace quantry::cli {
 namespace {
@@ -41,9 +44,8 @@ std::string LastWords(const std::string& message) {
   return colon == std::string::npos ? message : message.substr(colon + 2);
 }
 
-bool IsLoopback(const std::string& target) {
-  return target.rfind("127.", 0) == 0 || target.rfind("localhost:", 0) == 0 ||
-         target.rfind("[::1]", 0) == 0 || target.rfind("unix:", 0) == 0;
+bool IsLocal(const std::string& target) {
+  return IsLoopbackTarget(target) || target.rfind("unix:", 0) == 0;
 }
 
 grpc::ChannelArguments Arguments(const std::string& target) {
@@ -57,17 +59,14 @@ grpc::ChannelArguments Arguments(const std::string& target) {
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2'000);
   // Another process's dead channel to the same target is none of ours.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  if (IsLoopback(target)) arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  if (IsLocal(target)) arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   return arguments;
 }
 
 }  // namespace
 
 ServerAddress ResolveServer(const Environment& env, const GlobalOptions& global) {
-  if (!global.server.empty()) return {global.server, "--server"};
-  if (std::string server = env.variable("QUANTRY_SERVER"); !server.empty()) {
-    return {std::move(server), "QUANTRY_SERVER"};
-  }
+  if (!global.server.empty()) return {global.server, global.server_source};
   const std::string file = DataDir(env) + "/run/tenant";
   if (std::string server = FirstLine(file); !server.empty()) return {std::move(server), file};
   return {kDefaultServer, "the default"};
@@ -82,8 +81,11 @@ Connection::Connection(Environment& env, const GlobalOptions& global)
 }
 
 void Connection::Connect() {
+  // Checked before the command began; a file that broke since makes a channel
+  // on which every call fails with gRPC's words.
+  auto credentials = MakeChannelCredentials(SecurityOf(global_), address_.target);
   const std::shared_ptr<grpc::Channel> channel = grpc::CreateCustomChannel(
-      address_.target, grpc::InsecureChannelCredentials(), Arguments(address_.target));
+      address_.target, credentials.ok() ? *credentials : nullptr, Arguments(address_.target));
   jobs_ = v1::QuantizationService::NewStub(channel);
   artifacts_ = v1::ArtifactService::NewStub(channel);
   admin_ = v1::AdminService::NewStub(channel);
@@ -112,8 +114,10 @@ absl::Status Connection::Explain(const grpc::Status& status) const {
   }
   const bool from_server = !status.error_details().empty();
   if (status.error_code() == grpc::StatusCode::UNAVAILABLE && !from_server) {
-    return absl::UnavailableError(Cat("no answer from the server at ", address_.target, " (",
-                                      address_.source, "): ", LastWords(status.error_message())));
+    return WithNext(
+        absl::UnavailableError(Cat("no answer from the server at ", address_.target, " (",
+                                   address_.source, "): ", LastWords(status.error_message()))),
+        ConnectionHint(status.error_message(), !global_.tls_ca.empty()));
   }
   if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED && !from_server) {
     return absl::DeadlineExceededError(Cat("the server at ", address_.target, " (", address_.source,

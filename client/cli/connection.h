@@ -24,11 +24,11 @@ struct ServerAddress {
   std::string source;  // "--server", "QUANTRY_SERVER", a file, "the default"
 };
 
-// --server, else QUANTRY_SERVER, else the address file a local embedded server
-// leaves in {data_dir}/run/tenant, else 127.0.0.1:7070.
+// The server of `global` (contexts.h), else the address file a local embedded
+// server leaves in {data_dir}/run/tenant, else 127.0.0.1:7070.
 ServerAddress ResolveServer(const Environment& env, const GlobalOptions& global);
 
-// One channel to one server, made on first use. Unary calls get the user's
+// One channel to one server, with the credentials of `global`. Unary calls get the user's
 // deadline and are repeated by gRPC when the server is UNAVAILABLE (each of them
 // is idempotent). Used by one thread; the interrupter cancels from its own.
 class Connection {

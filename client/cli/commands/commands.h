@@ -22,6 +22,8 @@ void AddWorkers(CLI::App& app, Action& chosen);
 void AddQueue(CLI::App& app, Action& chosen);
 void AddQuota(CLI::App& app, Action& chosen);
 void AddGc(CLI::App& app, Action& chosen);
+void AddLogin(CLI::App& app, Action& chosen);
+void AddContext(CLI::App& app, Action& chosen);
 void AddCompletion(CLI::App& app, Action& chosen);
 void AddVersion(CLI::App& app, Action& chosen);
 
