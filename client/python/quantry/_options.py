@@ -32,19 +32,17 @@ SERVICE_CONFIG = json.dumps({"methodConfig": [
 @dataclass(frozen=True)
 class Address:
     target: str  # HOST:PORT
-    source: str  # "connect()", "QUANTRY_SERVER", a file, "the default"
+    source: str  # "connect()", "QUANTRY_SERVER", "context NAME", a file, "the default"
 
     @property
     def is_loopback(self) -> bool:
         return self.target.startswith(LOOPBACK)
 
 
-def resolve_server(target: Optional[str]) -> Address:
-    """The argument, else QUANTRY_SERVER, else the address file of an embedded server here, else the default."""
+def resolve_server(target: Optional[str], source: str = "connect()") -> Address:
+    """The target, else the address file of an embedded server here, else the default."""
     if target:
-        return Address(target, "connect()")
-    if os.environ.get("QUANTRY_SERVER"):
-        return Address(os.environ["QUANTRY_SERVER"], "QUANTRY_SERVER")
+        return Address(target, source)
     folder = os.environ.get("QUANTRY_DATA_DIR") or os.path.join(
         os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state"), "quantry")
     file = os.path.join(folder, "run", "tenant")
@@ -69,6 +67,7 @@ class Options:
     token: Token = None
     token_file: Optional[PathLike] = None
     timeout: float = 10.0
+    source: str = "connect()"  # of the target
 
     @property
     def secure(self) -> bool:
