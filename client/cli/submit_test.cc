@@ -127,6 +127,31 @@ TEST_F(SubmitTest, UploadsTheModelAndNothingElse) {
   EXPECT_THAT(request.request_id(), testing::SizeIs(36));
 }
 
+TEST_F(SubmitTest, ARecipeContradictedIsRefusedBeforeTheUpload) {
+  v1::MethodDescription* method = server.methods.add_methods();
+  method->set_name("tesseraq");
+  method->add_bits(2);
+  method->add_bits(3);
+  v1::RecipeDescription* recipe = method->add_recipes();
+  recipe->set_name("tesseraq-w2");
+  recipe->set_bits(2);
+  recipe->set_group_size(-1);
+  const std::vector<std::string> arguments = {
+      "submit",      folder / "model", "--method",           "tesseraq", "--recipe",
+      "tesseraq-w2", "--calibration",  folder / "train.txt", "--server", server.address()};
+  EXPECT_EQ(RunForTest(arguments).code, 0);
+  server.blobs.clear();
+  std::vector<std::string> wrong = arguments;
+  wrong.insert(wrong.end(), {"--bits", "3"});
+  const CliRun run = RunForTest(wrong);
+  EXPECT_EQ(run.code, 2);
+  EXPECT_THAT(run.err, HasSubstr("wanted 2, which recipe tesseraq-w2 has, or nothing, got 3"));
+  EXPECT_THAT(run.err, HasSubstr("quantization_job.spec.method.tesseraq.grid.bits"));
+  EXPECT_TRUE(server.blobs.empty());
+  const CliRun methods = RunForTest({"methods", "--server", server.address()});
+  EXPECT_THAT(methods.out, HasSubstr("tesseraq-w2  2 bits, per channel"));
+}
+
 TEST_F(SubmitTest, ASecondSubmitSendsNoBytes) {
   ASSERT_EQ(RunForTest(Arguments({})).code, 0);
   const size_t uploads = server.upload_offsets.size();

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/errors.h"
 #include "common/ids.h"
+#include "common/recipes.h"
 #include "quantry/v1/quantization_service.grpc.pb.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/filter.h"
@@ -43,7 +44,9 @@ class Service : public v1::QuantizationService::CallbackService, private Service
   ServerUnaryReactor* CreateQuantizationJob(CallbackServerContext* call,
                                             const v1::CreateQuantizationJobRequest* request,
                                             v1::CreateQuantizationJobResponse* response) override {
-    Executor* executor = request->validate_only() ? runtime_->slow : runtime_->tenant;
+    Executor* executor = request->validate_only() ? runtime_->slow
+                         : NeedsEngine(*request)  ? EngineExecutor()
+                                                  : runtime_->tenant;
     return RunOn(executor, "CreateQuantizationJob", call, request, response, &Service::Create);
   }
   ServerUnaryReactor* GetQuantizationJob(CallbackServerContext* call,
@@ -102,9 +105,21 @@ class Service : public v1::QuantizationService::CallbackService, private Service
     return context_->capabilities->answered() ? runtime_->tenant : runtime_->slow;
   }
 
+  // The engine's table of recipes decides about the request.
+  static bool NeedsEngine(const v1::CreateQuantizationJobRequest& request) {
+    return !RecipeName(request.quantization_job().spec().method()).empty();
+  }
+
+  // What the engine offers; nothing while it does not say.
+  EngineCapabilities EngineFor(const v1::CreateQuantizationJobRequest& request) const {
+    if (!NeedsEngine(request)) return {};
+    auto known = context_->capabilities->Get(kCapabilitiesWait);
+    return known.ok() ? *std::move(known) : EngineCapabilities();
+  }
+
   absl::Status Create(const v1::CreateQuantizationJobRequest& request,
                       v1::CreateQuantizationJobResponse* response) {
-    auto submit = ValidateCreate(request, context_->limits);
+    auto submit = ValidateCreate(request, context_->limits, EngineFor(request).methods);
     if (!submit.ok()) return submit.status();
     if (absl::Status status = context_->sources->Check(submit->key.tenant, submit->spec);
         !status.ok()) {

@@ -160,7 +160,8 @@ std::string DigestOf(const google::protobuf::Message& message) {
 }
 
 absl::StatusOr<SubmitRequest> ValidateCreate(const v1::CreateQuantizationJobRequest& request,
-                                             const SpecLimits& limits) {
+                                             const SpecLimits& limits,
+                                             std::span<const v1::MethodDescription> methods) {
   auto tenant = ParseTenantName(request.parent());
   if (!tenant.ok()) return tenant.status();
   const std::string& id = request.quantization_job_id();
@@ -175,7 +176,7 @@ absl::StatusOr<SubmitRequest> ValidateCreate(const v1::CreateQuantizationJobRequ
   CheckResource(job, &violations);
   SubmitRequest submit;
   submit.expire_time = CheckExpireTime(job, &violations);
-  CheckSpec(job.spec(), limits, &violations);
+  CheckSpec(job.spec(), limits, methods, &violations);
   if (absl::Status status = violations.ToStatus(Reason::kInvalidSpec); !status.ok()) return status;
 
   v1::CreateQuantizationJobRequest payload = request;

@@ -1,6 +1,8 @@
 // The tenant's calls on jobs over real gRPC.
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
+#include <fstream>
 #include <thread>
 
 #include "common/errors.h"
@@ -100,6 +102,34 @@ TEST_F(JobRpcs, InvalidSpecsNameTheirFields) {
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_TRUE(HasReason(status, Reason::kInvalidSpec));
   EXPECT_NE(status.message().find("grid.bits: wanted 2, 3, 4, 6 or 8, got 5"), std::string::npos);
+}
+
+// The engine's own table of recipes decides, before anything is queued.
+TEST_F(JobRpcs, ARecipeContradictedIsRefusedAtSubmit) {
+  server_.Stop();
+  server_.config().set_engine_binary(server_.root() + "/engine");
+  std::ofstream(server_.root() + "/engine") << R"(#!/bin/sh
+echo '{"methods": [{"name": "tesseraq", "recipes": [{"name": "two", "bits": 2}]}]}')";
+  chmod((server_.root() + "/engine").c_str(), 0700);
+  server_.Start();
+  v1::CreateQuantizationJobRequest request = server_.JobRequest("bad-job");
+  v1::JobSpec* spec = request.mutable_quantization_job()->mutable_spec();
+  *spec->mutable_calibration()->mutable_source()->mutable_blob() = server_.Upload("text", "words");
+  spec->mutable_method()->mutable_tesseraq()->set_recipe("two");
+  spec->mutable_method()->mutable_tesseraq()->mutable_grid()->set_bits(3);
+  const absl::Status status = Create(request);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(HasReason(status, Reason::kInvalidSpec)) << status;
+  EXPECT_NE(status.message().find(
+                "method.tesseraq.grid.bits: wanted 2, which recipe two has, or nothing, got 3"),
+            std::string::npos)
+      << status;
+  spec->mutable_method()->mutable_tesseraq()->mutable_grid()->clear_bits();
+  EXPECT_TRUE(Create(request).ok());
+  grpc::ClientContext context;
+  v1::ListMethodsResponse methods;
+  ASSERT_TRUE(server_.jobs->ListMethods(&context, {}, &methods).ok());
+  EXPECT_EQ(methods.methods(0).recipes(0).name(), "two");
 }
 
 TEST_F(JobRpcs, MissingBlobsAreNamed) {

@@ -116,6 +116,7 @@ TEST(Job, T5_RefusesTesseraqOptionsThatCannotWork) {
       {R"({"batch_size": 5})", "batch_size 5"},
       {R"({"recipe": "best"})", "tesseraq-w2g128"},
       {R"({"recipe": "tesseraq-w2g64", "grid": {"bits": 3}})", "tesseraq-w2g64"},
+      {R"({"recipe": "tesseraq-w4a4", "activations": {"bits": 8}})", "tesseraq-w4a4"},
       {R"({"init": "INIT_GUESS"})", "init"},
   };
   for (const auto& [options, words] : cases) {
