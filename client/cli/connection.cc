@@ -1,6 +1,7 @@
 #include "client/cli/connection.h"
 
 #include <fstream>
+#include <ostream>
 
 #include "client/cli/contexts.h"
 #include "client/cli/hints.h"
@@ -48,6 +49,17 @@ bool IsLocal(const std::string& target) {
   return IsLoopbackTarget(target) || target.rfind("unix:", 0) == 0;
 }
 
+// Spans are recorded only where somebody asked for them.
+TraceContext TraceOf(Environment& env) {
+  const std::string given = env.variable("TRACEPARENT");
+  if (auto trace = ParseTraceparent(given)) return *std::move(trace);
+  if (!given.empty()) {
+    env.err << "quantry: TRACEPARENT is no W3C traceparent and ignored; wanted "
+               "00-{32 hex digits}-{16 hex digits}-{00 or 01}\n";
+  }
+  return NewTrace(/*sampled=*/false);
+}
+
 grpc::ChannelArguments Arguments(const std::string& target) {
   grpc::ChannelArguments arguments;
   arguments.SetServiceConfigJSON(kServiceConfig);
@@ -76,7 +88,8 @@ Connection::Connection(Environment& env, const GlobalOptions& global)
     : env_(env),
       global_(global),
       timeout_(static_cast<int64_t>(global.timeout_s * 1000)),
-      address_(ResolveServer(env, global)) {
+      address_(ResolveServer(env, global)),
+      trace_(TraceOf(env)) {
   Connect();
 }
 
@@ -89,6 +102,10 @@ void Connection::Connect() {
   jobs_ = v1::QuantizationService::NewStub(channel);
   artifacts_ = v1::ArtifactService::NewStub(channel);
   admin_ = v1::AdminService::NewStub(channel);
+}
+
+void Connection::AddMetadata(grpc::ClientContext& context) const {
+  context.AddMetadata(kTraceparentKey, FormatTraceparent(trace_));
 }
 
 void Connection::Refresh() {

@@ -12,6 +12,7 @@
 #include "client/cli/errors.h"
 #include "client/cli/interrupt.h"
 #include "client/cli/options.h"
+#include "common/trace_context.h"
 #include "quantry/v1/admin_service.grpc.pb.h"
 #include "quantry/v1/artifact_service.grpc.pb.h"
 #include "quantry/v1/quantization_service.grpc.pb.h"
@@ -45,6 +46,13 @@ class Connection {
   const ServerAddress& address() const { return address_; }
   Environment& env() { return env_; }
 
+  // The W3C trace all calls belong to: $TRACEPARENT, or a new one.
+  const TraceContext& trace() const { return trace_; }
+  // Asks for the job's spans to be recorded.
+  void SampleTrace() { trace_.sampled = true; }
+  // What every call carries, streams too.
+  void AddMetadata(grpc::ClientContext& context) const;
+
   // Looks the address up again: a restarted local server may have another port.
   void Refresh();
 
@@ -56,6 +64,7 @@ class Connection {
                     const Request& request, Response* response) {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + timeout_);
+    AddMetadata(context);
     const Interrupter::Guard guard(env_.interrupter, [&context] { context.TryCancel(); });
     return Explain((stub.*method)(&context, request, response));
   }
@@ -72,6 +81,7 @@ class Connection {
   const GlobalOptions& global_;
   const std::chrono::milliseconds timeout_;
   ServerAddress address_;
+  TraceContext trace_;
   std::unique_ptr<Jobs> jobs_;
   std::unique_ptr<Artifacts> artifacts_;
   std::unique_ptr<Admin> admin_;

@@ -8,6 +8,7 @@
 #include "client/cli/progress.h"
 #include "client/cli/spec.h"
 #include "client/cli/text.h"
+#include "common/trace_context.h"
 
 namespace quantry::cli {
 namespace {
@@ -121,6 +122,9 @@ std::string JobText(const v1::QuantizationJob& job, WallTime now) {
   if (job.state() == v1::JOB_STATE_RUNNING) {
     if (!job.worker().empty()) fields.emplace_back("worker", Plain(job.worker()));
     fields.emplace_back("progress", ProgressText(job));
+  }
+  if (const std::string trace = TraceIdOf(job.traceparent()); !trace.empty()) {
+    fields.emplace_back("trace", trace);
   }
   if (job.has_result()) AddResult(job.result(), fields);
   if (job.has_error()) {

@@ -245,6 +245,11 @@ void AddJobOptions(CLI::App& command, SubmitOptions& o) {
       ->group("Job");
   command.add_flag("--validate-only", o.validate_only, "Only say what it would cost (= quote)")
       ->group("Job");
+  command
+      .add_flag("--trace", o.trace,
+                "Record the time of every stage and block as report/trace.json (OTLP). The trace "
+                "is $TRACEPARENT's, or a new one")
+      ->group("Job");
   command.add_flag("--wait,--follow", o.wait, "Stay until the job ends; Ctrl-C leaves it running")
       ->group("Job");
   command

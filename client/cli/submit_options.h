@@ -29,6 +29,7 @@ struct SubmitOptions {
   std::vector<std::string> labels;
   int priority = 0;
   bool validate_only = false;
+  bool trace = false;
   bool wait = false;
   double wait_timeout_s = 0;
   std::string download;

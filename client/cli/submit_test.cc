@@ -5,6 +5,7 @@
 #include "client/cli/testing/fake_server.h"
 #include "client/cli/testing/run.h"
 #include "common/digest.h"
+#include "common/trace_context.h"
 
 namespace quantry::cli {
 namespace {
@@ -150,6 +151,24 @@ TEST_F(SubmitTest, ARecipeContradictedIsRefusedBeforeTheUpload) {
   EXPECT_TRUE(server.blobs.empty());
   const CliRun methods = RunForTest({"methods", "--server", server.address()});
   EXPECT_THAT(methods.out, HasSubstr("tesseraq-w2  2 bits, per channel"));
+}
+
+TEST_F(SubmitTest, TheTraceIsTheEnvironmentsOrANewOne) {
+  const std::string ids = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-";
+  const auto sent = [&](const std::vector<std::string>& more, const std::string& variable) {
+    const CliRun run = RunForTest(Arguments(more), {{"TRACEPARENT", variable}});
+    EXPECT_EQ(run.code, 0) << run.err;
+    EXPECT_EQ(run.err.find("TRACEPARENT is no") != std::string::npos, variable == "nonsense");
+    return server.traceparents.back();
+  };
+  EXPECT_EQ(sent({}, ids + "01"), ids + "01");
+  EXPECT_EQ(sent({"--trace"}, ids + "00"), ids + "01");
+  for (const char* none : {"", "nonsense"}) {
+    const auto made = ParseTraceparent(sent({}, none));
+    ASSERT_TRUE(made.has_value());
+    EXPECT_FALSE(made->sampled);
+  }
+  EXPECT_TRUE(ParseTraceparent(sent({"--trace"}, ""))->sampled);
 }
 
 TEST_F(SubmitTest, ASecondSubmitSendsNoBytes) {

@@ -59,6 +59,7 @@ struct Job {
   std::map<std::string, std::string> labels;
   v1::JobSpec spec;         // defaults filled in
   std::string spec_digest;  // sha256 hex over the canonical spec
+  std::string traceparent;  // W3C, of the call that submitted it; "" = none
   int priority = 0;
   JobState state = JobState::kQueued;
   std::string state_reason;

@@ -39,6 +39,7 @@ struct SubmitRequest {
   std::string spec_digest;
   int priority = 0;
   std::optional<Time> expire_time;
+  std::string traceparent = {};  // W3C; "" = none
 };
 
 struct SubmitResult {

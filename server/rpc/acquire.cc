@@ -59,6 +59,7 @@ class AcquireReactor : public SteppedCall<grpc::ServerUnaryReactor> {
     *lease.mutable_ttl() = ToProto(grant.ttl);
     *lease.mutable_spec() = job.spec;
     lease.set_spec_digest(job.spec_digest);
+    lease.set_traceparent(job.traceparent);
     lease.set_output_uri(context_->artifacts->OutputUri(job.key.tenant, job.uid, job.epoch));
     lease.set_checkpoint_uri(
         context_->artifacts->CheckpointUri(job.key.tenant, job.uid, job.epoch));

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/errors.h"
 #include "common/log.h"
+#include "common/trace_context.h"
 #include "google/rpc/status.pb.h"
 
 namespace quantry::server {
@@ -45,6 +46,20 @@ Presented PresentedBy(const grpc::CallbackServerContext& context) {
   return presented;
 }
 
+// The caller's W3C traceparent; "" when it sent none. A bad one is ignored with
+// a warning.
+std::string TraceparentOf(const grpc::CallbackServerContext& context) {
+  const auto& metadata = context.client_metadata();
+  const auto found = metadata.find(kTraceparentKey);
+  if (found == metadata.end()) return "";
+  const std::string_view given(found->second.data(), found->second.size());
+  if (const auto trace = ParseTraceparent(given)) return FormatTraceparent(*trace);
+  constexpr size_t kShown = 100;
+  log::Warning("a traceparent that is none is ignored",
+               {{"got", given.substr(0, kShown)}, {"peer", context.peer()}});
+  return "";
+}
+
 }  // namespace
 
 grpc::Status ToGrpcStatus(const absl::Status& status) {
@@ -78,6 +93,8 @@ void StreamCounts::Remove(const std::string& name) {
 Call::Call(std::string_view method, const RpcRuntime* runtime, grpc::CallbackServerContext* context)
     : method_(method),
       runtime_(runtime),
+      traceparent_(TraceparentOf(*context)),
+      trace_id_(TraceIdOf(traceparent_)),
       start_(std::chrono::steady_clock::now()),
       permission_(FindPermission(method)) {
   runtime_->metrics->call_started.With({method_}).Increment();
@@ -149,6 +166,7 @@ void Call::Audit(const absl::Status& status) const {
 }
 
 grpc::Status Call::End(const absl::Status& status) {
+  const log::TraceScope trace(trace_id_);
   Audit(status);
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start_;
   const std::string code = StatusName(status.code());

@@ -19,6 +19,7 @@
 
 #include "absl/status/status.h"
 #include "common/clock.h"
+#include "common/log.h"
 #include "google/protobuf/message.h"
 #include "server/auth/authenticator.h"
 #include "server/metrics/server_metrics.h"
@@ -74,12 +75,17 @@ class Call {
   // Counts and logs; returns what goes to Finish.
   grpc::Status End(const absl::Status& status);
   const std::string& method() const { return method_; }
+  // The caller's W3C traceparent; "" when it sent none or a bad one.
+  const std::string& traceparent() const { return traceparent_; }
+  const std::string& trace_id() const { return trace_id_; }
 
  private:
   void Audit(const absl::Status& status) const;
 
   const std::string method_;
   const RpcRuntime* const runtime_;
+  const std::string traceparent_;
+  const std::string trace_id_;
   const MonotonicTime start_;
   const Permission* const permission_;
   Presented presented_;
@@ -87,6 +93,10 @@ class Call {
   std::optional<Principal> principal_;
   std::string resource_;
 };
+
+// What a unary rpc does.
+template <class Request, class Response>
+using UnaryBody = std::function<absl::Status(const Request&, Response*, const Call&)>;
 
 // Shared by all services of a process. Everything pointed at outlives it.
 struct RpcRuntime {
@@ -109,13 +119,13 @@ struct RpcRuntime {
     open_streams.KickAll();
   }
 
-  // Runs `body` on `executor` and finishes the call with what it returns.
+  // Runs `body` on `executor` and finishes the call with what it returns. What
+  // the body logs carries the caller's trace.
   // `method` is the full name, "/quantry.v1.AdminService/ListWorkers".
   template <class Request, class Response>
   grpc::ServerUnaryReactor* Unary(Executor* executor, std::string_view method,
                                   grpc::CallbackServerContext* context, const Request* request,
-                                  Response* response,
-                                  std::function<absl::Status(const Request&, Response*)> body) {
+                                  Response* response, UnaryBody<Request, Response> body) {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
     auto call = std::make_shared<Call>(method, this, context);
     // Before it may queue: strangers take no turn.
@@ -126,7 +136,8 @@ struct RpcRuntime {
     const auto deadline = Deadline(*context);
     const bool accepted = executor->Submit([=, this, body = std::move(body)] {
       absl::Status status = CheckStart(*context, deadline);
-      if (status.ok()) status = body(*request, response);
+      const log::TraceScope trace(call->trace_id());
+      if (status.ok()) status = body(*request, response, *call);
       if (status.ok()) call->Made(*response);
       reactor->Finish(call->End(status));
     });

@@ -98,6 +98,7 @@ v1::QuantizationJob ToProto(const Job& job) {
   }
   proto.set_user_failures(job.user_failures);
   proto.set_worker_losses(job.worker_losses);
+  proto.set_traceparent(job.traceparent);
   return proto;
 }
 

@@ -118,7 +118,7 @@ class Service : public v1::QuantizationService::CallbackService, private Service
   }
 
   absl::Status Create(const v1::CreateQuantizationJobRequest& request,
-                      v1::CreateQuantizationJobResponse* response) {
+                      v1::CreateQuantizationJobResponse* response, const Call& call) {
     auto submit = ValidateCreate(request, context_->limits, EngineFor(request).methods);
     if (!submit.ok()) return submit.status();
     if (absl::Status status = context_->sources->Check(submit->key.tenant, submit->spec);
@@ -126,6 +126,7 @@ class Service : public v1::QuantizationService::CallbackService, private Service
       return status;
     }
     if (request.validate_only()) return Quote(*submit, response);
+    submit->traceparent = call.traceparent();
     auto result = context_->store->Submit(*submit, context_->clock->Now());
     if (!result.ok()) return result.status();
     *response->mutable_quantization_job() = ToProto(result->job);

@@ -132,6 +132,26 @@ echo '{"methods": [{"name": "tesseraq", "recipes": [{"name": "two", "bits": 2}]}
   EXPECT_EQ(methods.methods(0).recipes(0).name(), "two");
 }
 
+TEST_F(JobRpcs, TheTraceStaysWithTheJobAndABadOneIsIgnored) {
+  const std::string good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+  const std::pair<std::string, std::string> cases[] = {
+      {good, good}, {"00-nonsense", ""}, {std::string(1000, 'x'), ""}, {"", ""}};
+  int i = 0;
+  for (const auto& [sent, stored] : cases) {
+    grpc::ClientContext context;
+    if (!sent.empty()) context.AddMetadata("traceparent", sent);
+    const std::string id = "traced-" + std::to_string(i++);
+    v1::CreateQuantizationJobResponse response;
+    const grpc::Status status =
+        server_.jobs->CreateQuantizationJob(&context, server_.JobRequest(id), &response);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    EXPECT_EQ(response.quantization_job().traceparent(), stored);
+    EXPECT_EQ(server_.Get(id).traceparent(), stored);
+  }
+  FakeWorker worker(&server_, "worker");
+  EXPECT_EQ(worker.Acquire().traceparent(), good);
+}
+
 TEST_F(JobRpcs, MissingBlobsAreNamed) {
   v1::CreateQuantizationJobRequest request = server_.JobRequest("bad-job");
   v1::BlobFile& file = *request.mutable_quantization_job()

@@ -4,6 +4,7 @@
 
 #include "common/errors.h"
 #include "common/log.h"
+#include "common/trace_context.h"
 #include "google/protobuf/util/time_util.h"
 #include "worker/agent/artifact_uploader.h"
 #include "worker/agent/failure.h"
@@ -70,6 +71,7 @@ struct JobRunner::Attempt {
 };
 
 void JobRunner::Run(const v1::Lease& lease, MonotonicTime granted) {
+  const log::TraceScope trace(TraceIdOf(lease.traceparent()));
   Attempt attempt(lease, granted);
   log::Info("job started", {{"job", lease.job()},
                             {"epoch", lease.epoch()},

@@ -201,6 +201,7 @@ absl::StatusOr<ExitCode> RunSubmit(Context& context, const SubmitOptions& option
   absl::StatusOr<Submission> submission = Prepare(context.global, options);
   if (!submission.ok()) return submission.status();
   Connection connection(context.env, context.global);
+  if (options.trace) connection.SampleTrace();
   StatusLine line(context.env, context.global.quiet);
   if (submission->uploads()) {
     const absl::Status status =

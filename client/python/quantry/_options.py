@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pathlib
+import re
 from dataclasses import dataclass
 from typing import Any, Callable, Optional, Union
 
@@ -13,7 +15,13 @@ from quantry import errors
 from quantry._version import VERSION
 
 Token = Union[str, Callable[[], str], None]
+Traceparent = Union[str, Callable[[], str], None]
 PathLike = Union[str, "os.PathLike[str]"]
+
+log = logging.getLogger("quantry")
+
+# W3C Trace Context; ids of zeros alone are none.
+TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 DEFAULT_SERVER = "127.0.0.1:7070"
 LOOPBACK = ("127.", "localhost:", "[::1]", "unix:")
@@ -68,6 +76,7 @@ class Options:
     token_file: Optional[PathLike] = None
     timeout: float = 10.0
     source: str = "connect()"  # of the target
+    traceparent: Traceparent = None
 
     @property
     def secure(self) -> bool:
@@ -96,7 +105,17 @@ class Options:
         token = self.token() if callable(self.token) else self.token
         if self.token_file is not None:
             token = (_read("token_file", self.token_file) or b"").decode("utf-8", "replace").strip()
-        return [("authorization", f"Bearer {token}")] if token else []
+        return ([("authorization", f"Bearer {token}")] if token else []) + self._trace()
+
+    def _trace(self) -> list[tuple[str, str]]:
+        given = self.traceparent() if callable(self.traceparent) else self.traceparent
+        given = os.environ.get("TRACEPARENT", "") if given is None else given
+        if not given:
+            return []
+        if TRACEPARENT.fullmatch(given) is None:
+            log.warning("traceparent: wanted 00-{32 hex digits}-{16 hex digits}-{00 or 01}, got %.100r; ignored", given)
+            return []
+        return [("traceparent", given)]
 
     def arguments(self, address: Address) -> list[tuple[str, Any]]:
         arguments: list[tuple[str, Any]] = [

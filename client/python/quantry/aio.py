@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, AsyncIterator, Mapping, Optional, Sequenc
 from quantry._arguments import Arguments
 from quantry._contexts import settle
 from quantry._core import AWAY, Core, JobLike
-from quantry._options import Options, Token
+from quantry._options import Options, Token, Traceparent
 from quantry._progress import JobProgress, TransferProgress
 from quantry._pull import Pulled
 from quantry._transport import AsyncTransport
@@ -39,9 +39,10 @@ class AsyncClient:
     def __init__(self, target: Optional[str] = None, *, tenant: Optional[str] = None,
                  context: Optional[str] = None, tls: Optional[bool] = None, tls_ca: Optional[PathLike] = None,
                  tls_cert: Optional[PathLike] = None, tls_key: Optional[PathLike] = None, tls_server_name: str = "",
-                 token: Token = None, token_file: Optional[PathLike] = None, timeout: float = 10.0) -> None:
+                 token: Token = None, token_file: Optional[PathLike] = None, timeout: float = 10.0,
+                 traceparent: Traceparent = None) -> None:
         options, tenant = settle(Options(target, tls, tls_ca, tls_cert, tls_key, tls_server_name, token, token_file,
-                                         timeout), tenant, context)
+                                         timeout, traceparent=traceparent), tenant, context)
         self._transport = AsyncTransport(options)
         self._core = Core(self._transport, tenant)
 

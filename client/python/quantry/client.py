@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Iterator, Mapping, Optional, Sequence, Un
 from quantry._arguments import Arguments
 from quantry._contexts import settle
 from quantry._core import AWAY, Core, JobLike
-from quantry._options import Options, Token
+from quantry._options import Options, Token, Traceparent
 from quantry._progress import JobProgress, TransferProgress
 from quantry._pull import Pulled
 from quantry._transport import BlockingTransport, drive, iterate
@@ -32,7 +32,8 @@ class Client:
     def __init__(self, target: Optional[str] = None, *, tenant: Optional[str] = None,
                  context: Optional[str] = None, tls: Optional[bool] = None, tls_ca: Optional[PathLike] = None,
                  tls_cert: Optional[PathLike] = None, tls_key: Optional[PathLike] = None, tls_server_name: str = "",
-                 token: Token = None, token_file: Optional[PathLike] = None, timeout: float = 10.0) -> None:
+                 token: Token = None, token_file: Optional[PathLike] = None, timeout: float = 10.0,
+                 traceparent: Traceparent = None) -> None:
         """
         target      HOST:PORT; None: QUANTRY_SERVER, else the context's, else a server of yours on this machine, else
                     127.0.0.1:7070
@@ -47,9 +48,10 @@ class Client:
         token       bearer token, or a function that returns it, called for every call
         token_file  file with the token, read for every call: a renewed token is used at once
         timeout     seconds to wait for the answer of one call; streams and uploads take what they need
+        traceparent W3C trace that calls and jobs belong to, or a function that returns it; None: $TRACEPARENT
         """
         options, tenant = settle(Options(target, tls, tls_ca, tls_cert, tls_key, tls_server_name, token, token_file,
-                                         timeout), tenant, context)
+                                         timeout, traceparent=traceparent), tenant, context)
         self._transport = BlockingTransport(options)
         self._core = Core(self._transport, tenant)
 

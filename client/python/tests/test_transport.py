@@ -146,6 +146,20 @@ def test_tokens(tmp_path):
                            "Bearer from-file", "Bearer renewed"]
 
 
+def test_traces(monkeypatch):
+    fake, given = Fake(), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-"
+    with serving(fake) as target:
+        monkeypatch.delenv("TRACEPARENT", raising=False)
+        connect("blocking", target)
+        for bad in ("nonsense", "00-" + "0" * 32 + "-b7ad6b7169203331-01"):
+            connect("blocking", target, traceparent=bad)
+        connect("asyncio", target, traceparent=lambda: given + "00")
+        monkeypatch.setenv("TRACEPARENT", given + "01")
+        connect("blocking", target)
+        connect("blocking", target, traceparent="")
+    assert fake.traces[::2] == fake.traces[1::2] == [None, None, None, given + "00", given + "01", None]
+
+
 def test_an_expired_token():
     fake = Fake()
     fake.info = lambda context: abort(context, grpc.StatusCode.UNAUTHENTICATED, "the token expired", "UNAUTHENTICATED")

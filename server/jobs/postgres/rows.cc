@@ -14,7 +14,7 @@ constexpr const char* kJobColumns =
     " (SELECT max(seq) FROM job_events e WHERE e.pk = j.pk), j.user_failures, j.worker_losses,"
     " j.create_time, j.update_time, j.start_time, j.end_time, j.expire_time,"
     " ARRAY(SELECT key FROM job_labels l WHERE l.pk = j.pk ORDER BY key),"
-    " ARRAY(SELECT value FROM job_labels l WHERE l.pk = j.pk ORDER BY key)"
+    " ARRAY(SELECT value FROM job_labels l WHERE l.pk = j.pk ORDER BY key), p.traceparent"
     " FROM jobs j JOIN job_payloads p ON p.pk = j.pk LEFT JOIN job_progress g ON g.pk = j.pk"
     " LEFT JOIN artifacts a ON a.pk = j.pk ";
 
@@ -154,6 +154,7 @@ Job JobOf(Rows& rows) {
   const std::vector<std::string> keys = rows.Texts(24);
   const std::vector<std::string> values = rows.Texts(25);
   for (size_t i = 0; i < keys.size() && i < values.size(); ++i) job.labels[keys[i]] = values[i];
+  job.traceparent = rows.Text(26);
   return job;
 }
 

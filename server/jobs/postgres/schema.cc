@@ -187,8 +187,12 @@ CREATE TABLE quotas (
 );
 )sql";
 
+constexpr const char* kVersion2 = R"sql(
+ALTER TABLE job_payloads ADD COLUMN traceparent TEXT NOT NULL DEFAULT '';
+)sql";
+
 // Step i brings version i to i + 1. Never change a released one: add another.
-constexpr const char* kSteps[] = {kVersion1};
+constexpr const char* kSteps[] = {kVersion1, kVersion2};
 constexpr int kNewest = static_cast<int>(std::size(kSteps));
 
 int64_t Version(Database& db) {

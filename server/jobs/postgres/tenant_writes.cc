@@ -70,13 +70,15 @@ std::optional<int64_t> InsertJob(const Context& context, const SubmitRequest& re
       " method, spec_digest, priority, state, create_time, update_time, expire_time)"
       " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 1, $10, $10, $11)"
       " ON CONFLICT DO NOTHING RETURNING pk),"
-      " payload AS (INSERT INTO job_payloads (pk, spec) SELECT pk, $12::bytea FROM job),"
+      " payload AS (INSERT INTO job_payloads (pk, spec, traceparent)"
+      " SELECT pk, $12::bytea, $15::text FROM job),"
       " labels AS (INSERT INTO job_labels (pk, key, value)"
       " SELECT pk, l.* FROM job, unnest($13::text[], $14::text[]) l)"
       " SELECT pk FROM job",
       request.key.tenant, request.key.id, request.uid, request_id, request.request_hash,
       request.display_name, MethodName(request.spec.method()), request.spec_digest,
-      request.priority, context.now, request.expire_time, request.spec, labels.keys, labels.values);
+      request.priority, context.now, request.expire_time, request.spec, labels.keys, labels.values,
+      request.traceparent);
   if (!rows.Next()) return std::nullopt;
   return rows.Int(0);
 }

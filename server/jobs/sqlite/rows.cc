@@ -12,8 +12,8 @@ constexpr std::string_view kSelectJob =
     "SELECT j.tenant, j.id, j.uid, j.display_name, p.spec, j.spec_digest, j.priority, j.state,"
     " j.state_reason, g.progress, j.epoch, j.worker, p.error, a.uid IS NOT NULL, p.result,"
     " j.version, (SELECT max(seq) FROM job_events e WHERE e.pk = j.pk), j.user_failures,"
-    " j.worker_losses, j.create_time, j.update_time, j.start_time, j.end_time, j.expire_time"
-    " FROM jobs j JOIN job_payloads p USING (pk) LEFT JOIN job_progress g USING (pk)"
+    " j.worker_losses, j.create_time, j.update_time, j.start_time, j.end_time, j.expire_time,"
+    " p.traceparent FROM jobs j JOIN job_payloads p USING (pk) LEFT JOIN job_progress g USING (pk)"
     " LEFT JOIN artifacts a USING (pk) WHERE j.pk = ?";
 
 void ReadPayloads(Rows& rows, Job& job) {
@@ -123,6 +123,7 @@ Job ReadJob(Database& db, int64_t pk) {
   job.start_time = rows.MaybeAt(21);
   job.end_time = rows.MaybeAt(22);
   job.expire_time = rows.MaybeAt(23);
+  job.traceparent = rows.Text(24);
   ReadPayloads(rows, job);
   Rows labels = db.Query("SELECT key, value FROM job_labels WHERE pk = ?", pk);
   while (labels.Next()) job.labels.emplace(labels.Text(0), labels.Text(1));

@@ -51,7 +51,8 @@ int64_t InsertJob(Database& db, const SubmitRequest& request, Time now) {
       request.display_name, MethodName(request.spec.method()), request.spec_digest,
       request.priority, now, request.expire_time);
   int64_t pk = db.LastInsertId();
-  db.Execute("INSERT INTO job_payloads (pk, spec) VALUES (?, ?)", pk, request.spec);
+  db.Execute("INSERT INTO job_payloads (pk, spec, traceparent) VALUES (?, ?, ?)", pk, request.spec,
+             request.traceparent);
   InsertLabels(db, pk, request.labels);
   v1::JobEvent event;
   event.mutable_state_changed()->set_to(v1::JOB_STATE_QUEUED);

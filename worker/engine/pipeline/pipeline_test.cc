@@ -390,8 +390,16 @@ TEST(Progress, GrowsStrictlyAndTellsTheTimeLeft) {
       }
       BlockReport report;
       report.loss_rtn = std::nan("");
+      report.index = block;
       tracker.BlockDone(report, 0.5);
     }
+    const std::vector<Span> spans = tracker.spans();
+    ASSERT_EQ(spans.size(), 4u);  // loading, quantizing, its two blocks
+    EXPECT_EQ(spans[0].name, "loading");
+    EXPECT_EQ(spans[1].name, "quantizing");
+    EXPECT_DOUBLE_EQ(spans[1].end, now);
+    EXPECT_EQ(spans[3].block, 1);
+    EXPECT_NEAR(spans[3].end - spans[3].begin, 3, 1e-9);
   }
   close(fd);
   std::istringstream lines(ReadFile(dir.File("events"), 1 << 20, "TEST"));
