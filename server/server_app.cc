@@ -115,7 +115,8 @@ class App : public ServerApp {
     policy.lease_ttl = seconds(config_.lease_ttl_s());
     policy.first_lease_ttl = std::min<Duration>(policy.first_lease_ttl, policy.lease_ttl);
     policy.max_no_progress = seconds(config_.max_no_progress_s());
-    auto setup = OpenJobStore(config_, policy, &clock_, &hub_);
+    auto setup = OpenJobStore(config_, policy, &clock_, &hub_,
+                              [this](const JobKey& job) { OnOtherChanged(job); });
     if (!setup.ok()) return setup.status();
     setup_ = *std::move(setup);
     store_ = NotifyingJobStore(MeteredJobStore(std::move(setup_.store), &clock_, &metrics_), &hub_);
@@ -137,6 +138,14 @@ class App : public ServerApp {
     engine_ = NewEngineTool(config_.engine_binary(), data + "/tmp");
     capabilities_.emplace(engine_.get(), [this](const auto& answer) { OnCapabilities(answer); });
     return absl::OkStatus();
+  }
+
+  // A job that waited for another one's result took it, or runs itself now.
+  void OnOtherChanged(const JobKey& key) {
+    const auto job = store_->Get(key);
+    if (job.ok() && IsEnded(job->state)) CountEnded(*job, &metrics_);
+    hub_.JobChanged(key);
+    hub_.WorkAvailable();
   }
 
   // A server without an engine still serves what is there.

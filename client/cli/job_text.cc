@@ -126,6 +126,9 @@ std::string JobText(const v1::QuantizationJob& job, WallTime now) {
   if (const std::string trace = TraceIdOf(job.traceparent()); !trace.empty()) {
     fields.emplace_back("trace", trace);
   }
+  if (!job.result_of().empty()) {
+    fields.emplace_back("result of", std::string(ShortId(job.result_of())));
+  }
   if (job.has_result()) AddResult(job.result(), fields);
   if (job.has_error()) {
     const ErrorReport report = Describe(job.error());

@@ -246,6 +246,11 @@ void AddJobOptions(CLI::App& command, SubmitOptions& o) {
   command.add_flag("--validate-only", o.validate_only, "Only say what it would cost (= quote)")
       ->group("Job");
   command
+      .add_flag("--reuse-result", o.reuse_result,
+                "Take the result of a job with the same spec and engine version: at once when it "
+                "succeeded, with its end when it runs. Uploads only. Default: compute again")
+      ->group("Job");
+  command
       .add_flag("--trace", o.trace,
                 "Record the time of every stage and block as report/trace.json (OTLP). The trace "
                 "is $TRACEPARENT's, or a new one")
@@ -284,6 +289,8 @@ Examples:
     quantry watch nightly
   In a pipeline: one JSON object on stdout, exit code 0 only for SUCCEEDED, safe to repeat:
     quantry submit ./model --method rtn --id step-42 --request-id "$UUID" --wait --output json
+  The same spec may have been computed already: take that result, or compute it:
+    quantry submit ./model --method awq --calibration train.txt --reuse-result --wait
   A model that lies on the server, several outputs, a quality gate:
     quantry submit --model-path /models/llama --method awq --calibration train.txt \
         --evaluation test.txt --format compressed-tensors --format quantry --max-perplexity-ratio 1.05

@@ -30,6 +30,7 @@ struct SubmitOptions {
   int priority = 0;
   bool validate_only = false;
   bool trace = false;
+  bool reuse_result = false;
   bool wait = false;
   double wait_timeout_s = 0;
   std::string download;

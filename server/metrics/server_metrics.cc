@@ -97,6 +97,8 @@ ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
       jobs_submitted(OneCounter(registry_.get(), "quantry_jobs_submitted_total", "Jobs accepted.")),
       jobs_finished(registry_.get(), "quantry_jobs_finished_total", "Jobs that ended.",
                     {"method", "outcome"}),
+      result_cache(registry_.get(), "quantry_result_cache_total",
+                   "Submits that asked for an earlier job's result.", {"outcome"}),
       job_queue_seconds(BuildHistogram()
                             .Name("quantry_job_queue_seconds")
                             .Help("Time from submit to the first claim.")
@@ -153,6 +155,7 @@ ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
        {"succeeded", "failed", "cancelled", "released", "lost", "no_progress"}) {
     job_attempts.With({outcome});
   }
+  for (const char* outcome : {"hit", "joined", "miss"}) result_cache.With({outcome});
   for (const char* op : {"heartbeat", "commit_checkpoint", "complete", "fail", "release"}) {
     stale_writes_rejected.With({op});
   }

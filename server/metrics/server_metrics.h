@@ -86,6 +86,7 @@ class ServerMetrics {
   prometheus::Gauge& workers_live;
   prometheus::Counter& jobs_submitted;
   CounterVec jobs_finished;  // method, outcome
+  CounterVec result_cache;   // outcome: hit, joined, miss
   prometheus::Histogram& job_queue_seconds;
   HistogramVec job_run_seconds;  // method
   CounterVec job_attempts;       // outcome

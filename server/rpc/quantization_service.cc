@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <functional>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -105,9 +106,10 @@ class Service : public v1::QuantizationService::CallbackService, private Service
     return context_->capabilities->answered() ? runtime_->tenant : runtime_->slow;
   }
 
-  // The engine's table of recipes decides about the request.
+  // The engine's table of recipes, or its version, decides about the request.
   static bool NeedsEngine(const v1::CreateQuantizationJobRequest& request) {
-    return !RecipeName(request.quantization_job().spec().method()).empty();
+    return request.reuse_result() ||
+           !RecipeName(request.quantization_job().spec().method()).empty();
   }
 
   // What the engine offers; nothing while it does not say.
@@ -119,8 +121,10 @@ class Service : public v1::QuantizationService::CallbackService, private Service
 
   absl::Status Create(const v1::CreateQuantizationJobRequest& request,
                       v1::CreateQuantizationJobResponse* response, const Call& call) {
-    auto submit = ValidateCreate(request, context_->limits, EngineFor(request).methods);
+    const EngineCapabilities engine = EngineFor(request);
+    auto submit = ValidateCreate(request, context_->limits, engine.methods);
     if (!submit.ok()) return submit.status();
+    submit->engine_version = engine.version;
     if (absl::Status status = context_->sources->Check(submit->key.tenant, submit->spec);
         !status.ok()) {
       return status;
@@ -233,12 +237,20 @@ class Service : public v1::QuantizationService::CallbackService, private Service
       const bool missing = HasReason(deleted.status(), Reason::kJobNotFound);
       return missing && request.allow_missing() ? absl::OkStatus() : deleted.status();
     }
-    // What fails here is listed as garbage and removed by the housekeeper.
-    const Garbage garbage{.tenant = key->tenant, .job_uid = deleted->uid};
+    for (const std::string& uid : std::set<std::string>{deleted->uid, deleted->artifact_uid}) {
+      if (!uid.empty()) RemoveFiles({.tenant = key->tenant, .job_uid = uid});
+    }
+    return absl::OkStatus();
+  }
+
+  // Unless another job shares the artifact. What fails here is listed as garbage
+  // and removed by the housekeeper.
+  void RemoveFiles(const Garbage& garbage) {
+    const auto shared = context_->store->GetArtifact(garbage.tenant, garbage.job_uid);
+    if (!absl::IsNotFound(shared.status())) return;
     if (context_->artifacts->DeleteJob(garbage.tenant, garbage.job_uid).ok()) {
       context_->store->ForgetGarbage(garbage).IgnoreError();
     }
-    return absl::OkStatus();
   }
 
   absl::Status ListEvents(const v1::ListJobEventsRequest& request,

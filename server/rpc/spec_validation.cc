@@ -404,4 +404,23 @@ void CheckSpec(const v1::JobSpec& spec, const SpecLimits& limits,
   CheckResources(spec, violations);
 }
 
+void CheckReusable(const v1::JobSpec& spec, Violations* violations) {
+  const auto refuse = [&](const std::string& field, const std::string& got) {
+    violations->Wanted("reuse_result",
+                       "sources whose content is known when the job is submitted: uploads",
+                       field + " as a " + got);
+  };
+  const v1::ModelSource& model = spec.model();
+  if (model.has_local_path()) refuse("spec.model", "local_path");
+  if (model.has_uri()) refuse("spec.model", "uri");
+  const std::pair<const char*, const v1::TextSource*> texts[] = {
+      {"spec.calibration", &spec.calibration().source()},
+      {"spec.evaluation", &spec.evaluation().source()},
+      {"spec.preprocessing", &spec.preprocessing().source()}};
+  for (const auto& [field, text] : texts) {
+    if (text->has_local_path()) refuse(field, "local_path");
+    if (text->has_uri()) refuse(field, "uri");
+  }
+}
+
 }  // namespace quantry::server

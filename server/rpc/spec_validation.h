@@ -13,4 +13,7 @@ namespace quantry::server {
 void CheckSpec(const v1::JobSpec& spec, const SpecLimits& limits,
                std::span<const v1::MethodDescription> methods, Violations* violations);
 
+// For reuse_result: the spec digest must stand for the content of every source.
+void CheckReusable(const v1::JobSpec& spec, Violations* violations);
+
 }  // namespace quantry::server

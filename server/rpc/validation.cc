@@ -177,6 +177,7 @@ absl::StatusOr<SubmitRequest> ValidateCreate(const v1::CreateQuantizationJobRequ
   SubmitRequest submit;
   submit.expire_time = CheckExpireTime(job, &violations);
   CheckSpec(job.spec(), limits, methods, &violations);
+  if (request.reuse_result()) CheckReusable(job.spec(), &violations);
   if (absl::Status status = violations.ToStatus(Reason::kInvalidSpec); !status.ok()) return status;
 
   v1::CreateQuantizationJobRequest payload = request;
@@ -192,6 +193,7 @@ absl::StatusOr<SubmitRequest> ValidateCreate(const v1::CreateQuantizationJobRequ
   FillDefaults(&submit.spec);
   submit.spec_digest = DigestOf(submit.spec);
   submit.priority = job.priority();
+  submit.reuse_result = request.reuse_result();
   return submit;
 }
 

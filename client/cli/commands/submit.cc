@@ -114,6 +114,7 @@ absl::StatusOr<Submission> Prepare(const GlobalOptions& global, const SubmitOpti
   submission.request.set_quantization_job_id(options.id);
   submission.request.set_request_id(options.request_id.empty() ? NewUuid4() : options.request_id);
   submission.request.set_validate_only(options.validate_only);
+  submission.request.set_reuse_result(options.reuse_result);
   v1::QuantizationJob* job = submission.request.mutable_quantization_job();
   job->set_display_name(options.title);
   job->set_priority(options.priority);
