@@ -16,10 +16,10 @@
 namespace quantry::cli {
 namespace {
 
-constexpr std::array<AddCommand, 21> kCommands = {
-    AddSubmit, AddQuote,  AddGet,    AddList,  AddWatch,   AddEvents,     AddCancel,
-    AddRetry,  AddDelete, AddUpdate, AddPull,  AddMethods, AddServerInfo, AddWorkers,
-    AddQueue,  AddQuota,  AddGc,     AddLogin, AddContext, AddCompletion, AddVersion};
+constexpr std::array<AddCommand, 22> kCommands = {
+    AddSubmit, AddQuote,  AddGet,   AddList,    AddWatch,      AddEvents,     AddCancel,  AddRetry,
+    AddDelete, AddUpdate, AddPull,  AddExport,  AddMethods,    AddServerInfo, AddWorkers, AddQueue,
+    AddQuota,  AddGc,     AddLogin, AddContext, AddCompletion, AddVersion};
 
 // Commands that ask no server, or choose theirs themselves.
 constexpr std::array kWithoutServer = {std::string_view("login"), std::string_view("context"),
