@@ -231,6 +231,7 @@ class App : public ServerApp {
     context_.limits.max_blob_bytes = config_.max_blob_bytes();
     context_.local_roots = roots_->paths();
     context_.embedded = config_.embedded();
+    context_.hub_sources = !config_.embedded() || !config_.hub_endpoint().empty();
     if (setup_.shared()) context_.watch_poll = kSharedWatchPoll;
     context_.start_time = clock_.Now();
     context_.lease_ttl = seconds(config_.lease_ttl_s());
@@ -291,8 +292,20 @@ class App : public ServerApp {
                   absl::StrCat("--log-format=", config_.log_format()),
                   absl::StrCat("--log-level=", config_.log_level())};
     if (auth_ != nullptr) agent.argv.push_back(absl::StrCat("--token-file=", AgentTokenFile()));
+    AddHubFlags(agent.argv);
     agent.on_restart = [this] { metrics_.agent_restarts.Increment(); };
     agent_ = std::make_unique<EmbeddedAgent>(std::move(agent));
+  }
+
+  void AddHubFlags(std::vector<std::string>& argv) const {
+    if (config_.hub_endpoint().empty()) return;
+    argv.push_back(absl::StrCat("--hub-endpoint=", config_.hub_endpoint()));
+    if (!config_.hub_token_file().empty()) {
+      argv.push_back(absl::StrCat("--hub-token-file=", config_.hub_token_file()));
+    }
+    for (const std::string& host : config_.hub_redirect_hosts()) {
+      argv.push_back(absl::StrCat("--hub-redirect-hosts=", host));
+    }
   }
 
   // The sweep's beat also refreshes gauges, health and deleted jobs' bytes.

@@ -177,7 +177,7 @@ Json LayersJson(const std::vector<OciLayer>& layers) {
 // The layers in the order of their paths, with where each file lies now.
 absl::StatusOr<std::map<std::string, std::pair<OciLayer, std::string>>> FindLayers(
     const v1::Manifest& manifest, const v1::OutputSummary& output, const std::string& folder) {
-  const auto files = ChooseFiles(manifest, {.format = output.format()});
+  const auto files = ChooseFiles(manifest, {.folder = folder, .format = output.format()});
   if (!files.ok()) return files.status();
   std::map<std::string, std::pair<OciLayer, std::string>> layers;
   for (const v1::ArtifactFile& file : *files) {
@@ -214,9 +214,26 @@ absl::StatusOr<Json> OpenIndex(const std::string& layout) {
   return Corrupt(layout + "/index.json", "wanted an image index");
 }
 
+// What a file says, which may be anything: null, "" and 0 stand for what is not there.
+const Json& Field(const Json& json, const char* name) {
+  static const Json none;
+  if (!json.is_object()) return none;
+  const auto found = json.find(name);
+  return found == json.end() ? none : *found;
+}
+
+std::string Text(const Json& json, const char* name) {
+  const Json& field = Field(json, name);
+  return field.is_string() ? field.get<std::string>() : "";
+}
+
+int64_t Integer(const Json& json, const char* name) {
+  const Json& field = Field(json, name);
+  return field.is_number_integer() ? field.get<int64_t>() : 0;
+}
+
 bool HasTag(const Json& descriptor, const std::string& tag) {
-  return descriptor.is_object() && descriptor.contains("annotations") &&
-         descriptor["annotations"].value(kRefName, "") == tag;
+  return Text(Field(descriptor, "annotations"), kRefName) == tag;
 }
 
 void SetTag(const std::string& tag, Json descriptor, Json& index) {
@@ -231,20 +248,19 @@ void SetTag(const std::string& tag, Json descriptor, Json& index) {
 
 // The blob a descriptor names, checked; JSON when asked for.
 absl::StatusOr<FileDigest> CheckBlob(const std::string& layout, const Json& descriptor) {
-  const std::string digest = descriptor.value("digest", "");
+  const std::string digest = Text(descriptor, "digest");
   const std::string sha256 =
       digest.rfind(kDigestPrefix, 0) == 0 ? digest.substr(kDigestPrefix.size()) : "";
-  if (!IsSha256Hex(sha256) || !descriptor.contains("mediaType") ||
-      !descriptor.value("size", Json()).is_number_integer()) {
+  if (!IsSha256Hex(sha256) || Text(descriptor, "mediaType").empty() ||
+      !Field(descriptor, "size").is_number_integer()) {
     return Corrupt(layout, "a descriptor without mediaType, digest and size");
   }
   const std::string path = BlobPath(layout, sha256);
   const auto found = Sha256File(path);
   if (!found.ok()) return found.status();
-  if (found->sha256 == sha256 && found->size_bytes == descriptor["size"].get<int64_t>()) {
-    return *found;
-  }
-  return Corrupt(path, Cat("wanted ", descriptor["size"].get<int64_t>(), " bytes of this sha256"));
+  const int64_t size = Integer(descriptor, "size");
+  if (found->sha256 == sha256 && found->size_bytes == size) return *found;
+  return Corrupt(path, Cat("wanted ", size, " bytes of this sha256"));
 }
 
 absl::StatusOr<Json> ReadBlob(const std::string& layout, const Json& descriptor) {
@@ -268,35 +284,35 @@ absl::StatusOr<Json> ReadJson(const std::string& path) {
 absl::StatusOr<Json> FindTag(const std::string& layout, const std::string& tag) {
   const auto version = ReadJson(layout + "/oci-layout");
   if (!version.ok()) return version.status();
-  if (version->value("imageLayoutVersion", "") != kLayoutVersion) {
+  if (Text(*version, "imageLayoutVersion") != kLayoutVersion) {
     return Corrupt(layout + "/oci-layout", Cat("wanted imageLayoutVersion ", kLayoutVersion));
   }
   const auto index = ReadJson(layout + "/index.json");
   if (!index.ok()) return index.status();
-  if (index->value("schemaVersion", 0) != 2) {
+  if (Integer(*index, "schemaVersion") != 2) {
     return Corrupt(layout + "/index.json", "wanted schemaVersion 2");
   }
-  for (const Json& row : index->value("manifests", Json::array())) {
+  for (const Json& row : Field(*index, "manifests")) {
     if (HasTag(row, tag)) return row;
   }
   return Corrupt(layout + "/index.json", Cat("no image has the tag \"", tag, "\""));
 }
 
 absl::Status CheckImageManifest(const std::string& layout, const Json& manifest) {
-  if (manifest.value("schemaVersion", 0) != 2 || manifest.value("mediaType", "") != kManifestType ||
-      manifest.value("artifactType", "") != kModelManifest || !manifest.contains("config") ||
-      !manifest.value("layers", Json()).is_array() || manifest["layers"].empty()) {
+  const Json& layers = Field(manifest, "layers");
+  if (Integer(manifest, "schemaVersion") != 2 || Text(manifest, "mediaType") != kManifestType ||
+      Text(manifest, "artifactType") != kModelManifest || !layers.is_array() || layers.empty()) {
     return Corrupt(layout, "the image manifest lacks what the specification asks for");
   }
-  const auto config = ReadBlob(layout, manifest["config"]);
+  const Json& descriptor = Field(manifest, "config");
+  const auto config = ReadBlob(layout, descriptor);
   if (!config.ok()) return config.status();
-  const Json diff_ids = config->value("modelfs", Json::object()).value("diffIds", Json());
-  if (manifest["config"].value("mediaType", "") != kModelConfig ||
-      !config->contains("descriptor") || !config->contains("config") || !diff_ids.is_array() ||
-      diff_ids.size() != manifest["layers"].size()) {
-    return Corrupt(layout, "the model's config lacks what ModelPack asks for");
+  const Json& diff_ids = Field(Field(*config, "modelfs"), "diffIds");
+  if (Text(descriptor, "mediaType") == kModelConfig && config->contains("descriptor") &&
+      config->contains("config") && diff_ids.size() == layers.size()) {
+    return absl::OkStatus();
   }
-  return absl::OkStatus();
+  return Corrupt(layout, "the model's config lacks what ModelPack asks for");
 }
 
 }  // namespace
@@ -374,9 +390,8 @@ absl::StatusOr<OciImage> VerifyOciLayout(const std::string& layout, const std::s
   for (const Json& row : manifest->at("layers")) {
     const auto digest = CheckBlob(layout, row);
     if (!digest.ok()) return digest.status();
-    image.layers.push_back({row.value("annotations", Json::object()).value(kFilePath, ""),
-                            row["mediaType"].get<std::string>(), digest->sha256,
-                            digest->size_bytes});
+    image.layers.push_back({Text(Field(row, "annotations"), kFilePath), Text(row, "mediaType"),
+                            digest->sha256, digest->size_bytes});
     image.bytes += digest->size_bytes;
   }
   return image;

@@ -12,7 +12,7 @@ void AddModelOptions(CLI::App& command, SubmitOptions& o) {
   command
       .add_option("MODEL_DIR", o.model_dir,
                   "Folder on this machine with config.json, *.safetensors and tokenizer.json; "
-                  "uploaded by content hash, so only what the server lacks is sent")
+                  "uploaded by content hash, so only what the server lacks is sent. Or a URI")
       ->type_name("DIR");
   command
       .add_option(
@@ -20,7 +20,10 @@ void AddModelOptions(CLI::App& command, SubmitOptions& o) {
           "Folder on the server's machine below one of its local roots; nothing is uploaded")
       ->type_name("PATH")
       ->group("Model");
-  command.add_option("--model-uri", o.model_uri, "file://, s3://, gs:// or abfs:// prefix")
+  command
+      .add_option(
+          "--model-uri", o.model_uri,
+          "file://, s3://, gs:// or abfs:// prefix, or hf://ORG/NAME[@REVISION] of a model hub")
       ->type_name("URI")
       ->group("Model");
 }

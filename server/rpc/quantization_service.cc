@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/errors.h"
+#include "common/hub_uri.h"
 #include "common/ids.h"
 #include "common/recipes.h"
 #include "quantry/v1/quantization_service.grpc.pb.h"
@@ -125,6 +126,7 @@ class Service : public v1::QuantizationService::CallbackService, private Service
     auto submit = ValidateCreate(request, context_->limits, engine.methods);
     if (!submit.ok()) return submit.status();
     submit->engine_version = engine.version;
+    if (!context_->hub_sources && IsHubUri(submit->spec.model().uri())) return NoHub();
     if (absl::Status status = context_->sources->Check(submit->key.tenant, submit->spec);
         !status.ok()) {
       return status;
@@ -135,6 +137,13 @@ class Service : public v1::QuantizationService::CallbackService, private Service
     if (!result.ok()) return result.status();
     *response->mutable_quantization_job() = ToProto(result->job);
     return absl::OkStatus();
+  }
+
+  static absl::Status NoHub() {
+    return MakeError(Reason::kSourceForbidden,
+                     "quantization_job.spec.model.uri: this server fetches nothing from model "
+                     "hubs; the operator turns it on with --hub-endpoint, or upload the model",
+                     {{"field", "model.uri"}});
   }
 
   absl::Status Quote(const SubmitRequest& submit, v1::CreateQuantizationJobResponse* response) {

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/digest.h"
+#include "common/hub_uri.h"
 #include "common/recipes.h"
 #include "server/jobs/job.h"
 #include "server/rpc/output_formats.h"
@@ -66,6 +67,11 @@ void CheckUri(const std::string& field, const std::string& uri, Violations* out)
   out->Wanted(field, "file:///, s3://, gs:// or abfs:// and at most 4096 bytes", "'" + uri + "'");
 }
 
+void CheckHubUri(const std::string& field, const std::string& uri, Violations* out) {
+  if (ParseHubUri(uri).ok()) return;
+  out->Wanted(field, "hf://ORG/NAME or hf://ORG/NAME@REVISION", "'" + uri + "'");
+}
+
 void CheckLocalPath(const std::string& field, const std::string& path, Violations* out) {
   if (path.empty() || path.front() != '/' || path.size() > kMaxPathBytes ||
       path.find('\0') != std::string::npos) {
@@ -79,6 +85,7 @@ void CheckModel(const v1::ModelSource& model, const SpecLimits& limits, Violatio
     case v1::ModelSource::kLocalPath:
       return CheckLocalPath(field + ".local_path", model.local_path(), out);
     case v1::ModelSource::kUri:
+      if (IsHubUri(model.uri())) return CheckHubUri(field + ".uri", model.uri(), out);
       return CheckUri(field + ".uri", model.uri(), out);
     case v1::ModelSource::kBlobs:
       break;
@@ -407,12 +414,14 @@ void CheckSpec(const v1::JobSpec& spec, const SpecLimits& limits,
 void CheckReusable(const v1::JobSpec& spec, Violations* violations) {
   const auto refuse = [&](const std::string& field, const std::string& got) {
     violations->Wanted("reuse_result",
-                       "sources whose content is known when the job is submitted: uploads",
+                       "sources whose content is known when the job is submitted: uploads, or "
+                       "hf:// with a commit",
                        field + " as a " + got);
   };
   const v1::ModelSource& model = spec.model();
   if (model.has_local_path()) refuse("spec.model", "local_path");
-  if (model.has_uri()) refuse("spec.model", "uri");
+  const auto hub = ParseHubUri(model.uri());
+  if (model.has_uri() && !(hub.ok() && hub->pinned())) refuse("spec.model", "uri");
   const std::pair<const char*, const v1::TextSource*> texts[] = {
       {"spec.calibration", &spec.calibration().source()},
       {"spec.evaluation", &spec.evaluation().source()},

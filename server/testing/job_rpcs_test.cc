@@ -199,7 +199,8 @@ TEST_F(JobRpcs, AResultIsShared) {
   ASSERT_TRUE(Create(Reusing("third"), &third).ok());
   EXPECT_EQ(third.state(), v1::JOB_STATE_SUCCEEDED);
   EXPECT_EQ(third.artifact(), first.artifact());
-  for (const auto& [outcome, count] : {std::pair("hit", 1), {"joined", 1}, {"miss", 1}}) {
+  for (const auto& [outcome, count] :
+       {std::pair("hit", 1), std::pair("joined", 1), std::pair("miss", 1)}) {
     EXPECT_EQ(
         server_.Metric("quantry_result_cache_total{outcome=\"" + std::string(outcome) + "\"}"),
         count);

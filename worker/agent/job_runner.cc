@@ -120,6 +120,7 @@ absl::Status JobRunner::Prepare(Attempt& attempt, JobInputs* inputs) {
   auto fetched = parts_.materializer.Materialize(attempt.lease, attempt.dir, check);
   if (!fetched.ok()) return fetched.status();
   *inputs = *std::move(fetched);
+  if (!inputs->note.empty()) attempt.session->AddLog(v1::LogLine::LEVEL_INFO, inputs->note);
   return Restore(attempt);
 }
 

@@ -20,6 +20,7 @@
 #include "quantry/v1/config.pb.h"
 #include "worker/agent/agent.h"
 #include "worker/agent/gpu_inventory.h"
+#include "worker/agent/hub_source.h"
 
 namespace quantry::agent {
 namespace {
@@ -50,6 +51,20 @@ absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> Credentials(
                                 config.server());
 }
 
+HubOptions HubOptionsOf(const v1::WorkerConfig& config) {
+  HubOptions options;
+  options.fetch.endpoint = config.hub_endpoint();
+  while (options.fetch.endpoint.ends_with('/')) options.fetch.endpoint.pop_back();
+  options.fetch.token_file = config.hub_token_file();
+  options.fetch.redirect_hosts = {config.hub_redirect_hosts().begin(),
+                                  config.hub_redirect_hosts().end()};
+  if (options.fetch.redirect_hosts.empty() && options.fetch.endpoint == "https://huggingface.co") {
+    options.fetch.redirect_hosts = {"*.huggingface.co", "*.hf.co"};
+  }
+  options.max_bytes = config.hub_max_bytes();
+  return options;
+}
+
 // Computed defaults and checks; what the proto documents.
 absl::Status FinishConfig(v1::WorkerConfig& config) {
   const auto fill = [](std::string* field, const std::string& value) {
@@ -75,7 +90,7 @@ absl::Status FinishConfig(v1::WorkerConfig& config) {
       !status.ok()) {
     return MakeError(Reason::kInvalidConfig, "--admin-listen: " + std::string(status.message()));
   }
-  return absl::OkStatus();
+  return HubSource::Check(HubOptionsOf(config));
 }
 
 v1::WorkerInfo MakeInfo(const v1::WorkerConfig& config, const EngineAbilities& engine,
@@ -149,8 +164,9 @@ absl::Status RunWorker(const v1::WorkerConfig& config) {
   if (!credentials.ok()) return credentials.status();
   WorkerClient client(config.server(), MakeInfo(config, *abilities, *gpus), *credentials);
   BlobCache cache(work_dir->cache());
-  const Materializer materializer(cache,
-                                  {config.local_roots().begin(), config.local_roots().end()});
+  const HubSource hub(HubOptionsOf(config));
+  const Materializer materializer(cache, {config.local_roots().begin(), config.local_roots().end()},
+                                  &hub);
   const EngineRunner engine(engine_options);
   Agent agent({.slots = config.slots(),
                .once = config.once(),

@@ -56,7 +56,9 @@ absl::Status FindSources(const SubmitOptions& options, Submission& submission) {
   v1::JobSpec* spec = submission.request.mutable_quantization_job()->mutable_spec();
   if (!options.model_path.empty()) spec->mutable_model()->set_local_path(options.model_path);
   if (!options.model_uri.empty()) spec->mutable_model()->set_uri(options.model_uri);
-  if (!options.model_dir.empty()) {
+  if (IsUri(options.model_dir)) {
+    spec->mutable_model()->set_uri(options.model_dir);
+  } else if (!options.model_dir.empty()) {
     absl::StatusOr<std::vector<LocalFile>> files = FindModelFiles(options.model_dir);
     if (!files.ok()) return files.status();
     submission.model_files = *std::move(files);

@@ -284,8 +284,12 @@ TEST(Catalog, RecipesFixWhatTheyParseTo) {
       const nlohmann::json options = {{"recipe", recipe.name}};
       JsonObject object(options, row.name);
       const GridSpec grid = row.parse_grid(object);
-      if (recipe.bits != 0) EXPECT_EQ(grid.bits, recipe.bits) << recipe.name;
-      if (recipe.group_size != 0) EXPECT_EQ(grid.group_size, recipe.group_size) << recipe.name;
+      if (recipe.bits != 0) {
+        EXPECT_EQ(grid.bits, recipe.bits) << recipe.name;
+      }
+      if (recipe.group_size != 0) {
+        EXPECT_EQ(grid.group_size, recipe.group_size) << recipe.name;
+      }
       if (recipe.activation_bits != 0) {
         EXPECT_EQ(row.default_activations(object).bits, recipe.activation_bits) << recipe.name;
       }
