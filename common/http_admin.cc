@@ -216,10 +216,12 @@ std::uint16_t BoundPort(int fd) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<HttpAdmin>> HttpAdmin::Start(std::string_view address,
-                                                            Handlers handlers) {
+                                                            Handlers handlers,
+                                                            bool beyond_loopback) {
+  if (absl::Status status = CheckAdminAddress(address, beyond_loopback); !status.ok()) {
+    return status;
+  }
   auto parsed = ParseListenAddress(address);
-  if (!parsed.ok()) return parsed.status();
-  if (absl::Status status = RequireLoopback(*parsed); !status.ok()) return status;
   sockaddr_storage storage;
   const socklen_t size = ToSockaddr(*parsed, &storage);
   UniqueFd listener(socket(storage.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
@@ -234,6 +236,14 @@ absl::StatusOr<std::unique_ptr<HttpAdmin>> HttpAdmin::Start(std::string_view add
   parsed->port = BoundPort(listener.get());
   return std::make_unique<PollServer>(std::move(listener), std::move(wake), parsed->ToString(),
                                       std::move(handlers));
+}
+
+absl::Status CheckAdminAddress(std::string_view address, bool beyond_loopback) {
+  const auto parsed = ParseListenAddress(address);
+  if (!parsed.ok() || beyond_loopback) return parsed.status();
+  return RequireLoopback(*parsed,
+                         "--admin-plaintext: this port has no TLS and asks nobody who he "
+                         "is (it is read-only)");
 }
 
 HttpAdmin::Handlers StandardHandlers(std::function<std::string()> metrics_text,

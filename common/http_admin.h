@@ -1,7 +1,7 @@
 // A very small HTTP/1.1 server for probes and metrics: GET on a fixed set of
-// paths, one answer a connection. Made for a loopback port that anything on
-// the machine may poke at: request bytes, time and connections are bounded, a
-// slow client delays nobody else.
+// paths, one answer a connection, no TLS, nobody is asked who he is. Made for
+// a loopback port that anything on the machine may poke at: request bytes, time and connections are
+// bounded, a slow client delays nobody else.
 //
 // One thread of its own serves all connections with poll(2); handlers run on
 // it and must be quick and thread-safe towards the rest of the program. The
@@ -30,15 +30,21 @@ class HttpAdmin {
   using Handler = std::function<HttpResponse()>;
   using Handlers = std::map<std::string, Handler, std::less<>>;  // by path, "/metrics"
 
-  // Binds `address` (HOST:PORT, loopback only) and serves until destroyed.
+  // Binds `address` (HOST:PORT) and serves until destroyed. Beyond loopback
+  // only if `beyond_loopback`: the operator's --admin-plaintext.
   // Errors: INVALID_ARGUMENT, FAILED_PRECONDITION (not loopback, in use).
   static absl::StatusOr<std::unique_ptr<HttpAdmin>> Start(std::string_view address,
-                                                          Handlers handlers);
+                                                          Handlers handlers,
+                                                          bool beyond_loopback = false);
 
   virtual ~HttpAdmin() = default;
   // With the port that was bound.
   virtual std::string address() const = 0;
 };
+
+// OK when an admin server may listen there; FAILED_PRECONDITION and
+// INVALID_ARGUMENT as from Start.
+absl::Status CheckAdminAddress(std::string_view address, bool beyond_loopback);
 
 // What every quantry process answers: /livez is 200 while the process runs,
 // /readyz 200 or 503 with the reason, /metrics the Prometheus text format.

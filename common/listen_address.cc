@@ -46,21 +46,19 @@ absl::StatusOr<ListenAddress> ParseListenAddress(std::string_view text) {
   return ListenAddress{.host = host, .port = static_cast<std::uint16_t>(number)};
 }
 
-absl::Status RequireLoopback(const ListenAddress& address) {
+bool IsLoopback(const ListenAddress& address) {
   in_addr v4{};
-  if (inet_pton(AF_INET, address.host.c_str(), &v4) == 1 && ntohl(v4.s_addr) >> 24 == 127) {
-    return absl::OkStatus();
-  }
+  if (inet_pton(AF_INET, address.host.c_str(), &v4) == 1) return ntohl(v4.s_addr) >> 24 == 127;
   in6_addr v6{};
-  if (inet_pton(AF_INET6, address.host.c_str(), &v6) == 1 &&
-      std::memcmp(&v6, &in6addr_loopback, sizeof v6) == 0) {
-    return absl::OkStatus();
-  }
+  return inet_pton(AF_INET6, address.host.c_str(), &v6) == 1 &&
+         std::memcmp(&v6, &in6addr_loopback, sizeof v6) == 0;
+}
+
+absl::Status RequireLoopback(const ListenAddress& address, std::string_view missing) {
+  if (IsLoopback(address)) return absl::OkStatus();
   return absl::FailedPreconditionError(absl::StrCat(
-      "refusing to listen on ", address.ToString(),
-      ": addresses other than loopback need TLS and authentication (--tls-certificate-file, "
-      "--tls-key-file, --tls-client-ca-file or --token-file), which this version does not have "
-      "yet. Listen on 127.0.0.1 and reach it through a tunnel or a TLS proxy"));
+      "refusing to listen on ", address.ToString(), ", which is not loopback, without ",
+      std::string(missing), "; add them, or listen on 127.0.0.1"));
 }
 
 }  // namespace quantry

@@ -1,5 +1,4 @@
-// Listen addresses of the form HOST:PORT, and the rule that nothing listens
-// beyond loopback without TLS and authentication (design.md §7).
+// Listen addresses of the form HOST:PORT.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +23,11 @@ struct ListenAddress {
 // 127.0.0.1). INVALID_ARGUMENT otherwise; names are not resolved.
 absl::StatusOr<ListenAddress> ParseListenAddress(std::string_view text);
 
-// OK for 127.0.0.0/8 and ::1. Otherwise FAILED_PRECONDITION that says what
-// listening there will take.
-absl::Status RequireLoopback(const ListenAddress& address);
+// 127.0.0.0/8 and ::1.
+bool IsLoopback(const ListenAddress& address);
+
+// OK on loopback. Otherwise FAILED_PRECONDITION that says what listening there
+// would take: `missing`, "--tls-cert-file and ...".
+absl::Status RequireLoopback(const ListenAddress& address, std::string_view missing);
 
 }  // namespace quantry

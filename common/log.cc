@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <ctime>
 #include <memory>
+#include <utility>
 
 #include "spdlog/sinks/stdout_sinks.h"
 #include "spdlog/spdlog.h"
@@ -17,6 +18,7 @@ namespace {
 constexpr size_t kMaxValueBytes = 4096;
 
 std::atomic<Format> g_format{Format::kText};
+thread_local std::string t_trace_id;
 
 // Never destroyed: threads may log while the process exits.
 spdlog::logger& Logger() {
@@ -42,6 +44,8 @@ std::string_view LevelName(Level level, Format format) {
       return json ? "warning" : "WARNING";
     case Level::kError:
       return json ? "error" : "ERROR";
+    case Level::kAudit:
+      return json ? "audit" : "AUDIT";
   }
   return "";
 }
@@ -55,9 +59,11 @@ spdlog::level::level_enum ToSpdlog(Level level) {
     case Level::kWarning:
       return spdlog::level::warn;
     case Level::kError:
+      return spdlog::level::err;
+    case Level::kAudit:
       break;
   }
-  return spdlog::level::err;
+  return spdlog::level::critical;  // above every level that can be configured
 }
 
 // Escapes as in a JSON string; good for text too.
@@ -111,11 +117,17 @@ std::string Timestamp() {
 void Write(Level level, std::string_view message, Fields fields) {
   const auto spdlog_level = ToSpdlog(level);
   if (!Logger().should_log(spdlog_level)) return;
-  const std::string line = FormatLine(g_format.load(), level, Timestamp(), message, fields);
+  const std::string line =
+      FormatLine(g_format.load(), level, Timestamp(), message, fields, t_trace_id);
   Logger().log(spdlog_level, spdlog::string_view_t(line.data(), line.size()));
 }
 
 }  // namespace
+
+TraceScope::TraceScope(std::string_view trace_id)
+    : outer_(std::exchange(t_trace_id, std::string(trace_id))) {}
+
+TraceScope::~TraceScope() { t_trace_id = std::move(outer_); }
 
 Field::Field(std::string_view k, double v) : key(k), raw(std::isfinite(v)) {
   char text[40];
@@ -148,37 +160,48 @@ void Debug(std::string_view message, Fields fields) { Write(Level::kDebug, messa
 void Info(std::string_view message, Fields fields) { Write(Level::kInfo, message, fields); }
 void Warning(std::string_view message, Fields fields) { Write(Level::kWarning, message, fields); }
 void Error(std::string_view message, Fields fields) { Write(Level::kError, message, fields); }
+void Audit(Fields fields) { Write(Level::kAudit, "audit", fields); }
+
+namespace {
+
+void AppendJson(const Field& field, std::string* line) {
+  line->push_back(',');
+  AppendQuoted(field.key, line);
+  line->push_back(':');
+  if (field.raw) {
+    line->append(field.value);
+  } else {
+    AppendQuoted(field.value, line);
+  }
+}
+
+void AppendText(const Field& field, std::string* line) {
+  line->append(" ").append(field.key).append("=");
+  if (NeedsQuotes(field.value)) {
+    AppendQuoted(field.value, line);
+  } else {
+    AppendEscaped(field.value, line);
+  }
+}
+
+}  // namespace
 
 std::string FormatLine(Format format, Level level, std::string_view timestamp,
-                       std::string_view message, Fields fields) {
+                       std::string_view message, Fields fields, std::string_view trace_id) {
   std::string line;
-  if (format == Format::kJson) {
+  const bool json = format == Format::kJson;
+  if (json) {
     line.append("{\"ts\":").append("\"").append(timestamp).append("\",\"level\":\"");
     line.append(LevelName(level, format)).append("\",\"message\":");
     AppendQuoted(message, &line);
-    for (const Field& field : fields) {
-      line.push_back(',');
-      AppendQuoted(field.key, &line);
-      line.push_back(':');
-      if (field.raw) {
-        line.append(field.value);
-      } else {
-        AppendQuoted(field.value, &line);
-      }
-    }
-    line.push_back('}');
-    return line;
+  } else {
+    line.append(timestamp).append(" ").append(LevelName(level, format)).append(" ");
+    AppendEscaped(message, &line);
   }
-  line.append(timestamp).append(" ").append(LevelName(level, format)).append(" ");
-  AppendEscaped(message, &line);
-  for (const Field& field : fields) {
-    line.append(" ").append(field.key).append("=");
-    if (NeedsQuotes(field.value)) {
-      AppendQuoted(field.value, &line);
-    } else {
-      AppendEscaped(field.value, &line);
-    }
-  }
+  const auto append = json ? AppendJson : AppendText;
+  for (const Field& field : fields) append(field, &line);
+  if (!trace_id.empty()) append({"trace_id", trace_id}, &line);
+  if (json) line.push_back('}');
   return line;
 }
 

@@ -21,7 +21,8 @@
 namespace quantry::log {
 
 enum class Format { kText, kJson };
-enum class Level { kDebug, kInfo, kWarning, kError };
+// kAudit lines are written whatever the level configured.
+enum class Level { kDebug, kInfo, kWarning, kError, kAudit };
 
 // One key/value. `raw` values (numbers, booleans) are not quoted in JSON.
 struct Field {
@@ -39,6 +40,19 @@ struct Field {
 };
 using Fields = std::initializer_list<Field>;
 
+// While it lives, every line this thread writes ends with the field trace_id;
+// nothing when `trace_id` is "". The innermost scope counts.
+class TraceScope {
+ public:
+  explicit TraceScope(std::string_view trace_id);
+  ~TraceScope();
+  TraceScope(const TraceScope&) = delete;
+  TraceScope& operator=(const TraceScope&) = delete;
+
+ private:
+  std::string outer_;
+};
+
 // `format`: "text" or "json"; `level`: "debug", "info", "warning", "error".
 // INVALID_ARGUMENT for anything else. Call once, early in main.
 absl::Status Configure(std::string_view format, std::string_view level);
@@ -47,9 +61,11 @@ void Debug(std::string_view message, Fields fields = {});
 void Info(std::string_view message, Fields fields = {});
 void Warning(std::string_view message, Fields fields = {});
 void Error(std::string_view message, Fields fields = {});
+// Who changed what: message "audit".
+void Audit(Fields fields);
 
 // The line that would be written, without its end; for tests.
 std::string FormatLine(Format format, Level level, std::string_view timestamp,
-                       std::string_view message, Fields fields);
+                       std::string_view message, Fields fields, std::string_view trace_id = "");
 
 }  // namespace quantry::log

@@ -1,6 +1,7 @@
 #include "common/log.h"
 
 #include <limits>
+#include <thread>
 
 #include "gtest/gtest.h"
 
@@ -23,6 +24,18 @@ TEST(Log, JsonLine) {
             R"("n":7,"ok":true,"x":0.5,"s":"v\n"})");
 }
 
+TEST(Log, AuditLinesPassEveryLevel) {
+  ASSERT_TRUE(Configure("json", "error").ok());
+  ::testing::internal::CaptureStderr();
+  Warning("left out");
+  Audit({{"principal", "ci"}});
+  const std::string text = ::testing::internal::GetCapturedStderr();
+  ASSERT_TRUE(Configure("text", "info").ok());
+  EXPECT_EQ(text.find("left out"), std::string::npos);
+  EXPECT_NE(text.find(R"("level":"audit","message":"audit","principal":"ci"})"), std::string::npos)
+      << text;
+}
+
 TEST(Log, NonFiniteNumbersStayValidJson) {
   EXPECT_EQ(FormatLine(Format::kJson, Level::kInfo, kTime, "m",
                        {{"x", std::numeric_limits<double>::quiet_NaN()}}),
@@ -41,6 +54,33 @@ TEST(Log, LongValuesAreCut) {
   const std::string line =
       FormatLine(Format::kText, Level::kInfo, kTime, "m", {{"k", std::string(100000, 'x')}});
   EXPECT_LT(line.size(), 5000u);
+}
+
+TEST(Log, TheTraceIsTheLastField) {
+  EXPECT_EQ(
+      FormatLine(Format::kJson, Level::kInfo, kTime, "m", {{"a", 1}}, "0af7"),
+      R"({"ts":"2026-01-02T03:04:05.678Z","level":"info","message":"m","a":1,"trace_id":"0af7"})");
+  EXPECT_EQ(FormatLine(Format::kText, Level::kInfo, kTime, "m", {}, "0af7"),
+            "2026-01-02T03:04:05.678Z INFO m trace_id=0af7");
+}
+
+TEST(Log, TraceScopesNestAndBelongToTheirThread) {
+  testing::internal::CaptureStderr();
+  {
+    const TraceScope outer("aaaa");
+    {
+      const TraceScope inner("bbbb");
+      Info("inner");
+      std::thread([] { Info("elsewhere"); }).join();
+    }
+    Info("outer");
+  }
+  Info("after");
+  const std::string lines = testing::internal::GetCapturedStderr();
+  EXPECT_NE(lines.find("INFO inner trace_id=bbbb\n"), std::string::npos) << lines;
+  EXPECT_NE(lines.find("INFO elsewhere\n"), std::string::npos) << lines;
+  EXPECT_NE(lines.find("INFO outer trace_id=aaaa\n"), std::string::npos) << lines;
+  EXPECT_NE(lines.find("INFO after\n"), std::string::npos) << lines;
 }
 
 TEST(Log, UnknownSettingsAreRefused) {

@@ -20,9 +20,11 @@ absl::StatusOr<std::string> ConninfoOf(const v1::ServerConfig& config) {
   return postgres::MakeConninfo(config.job_store(), config.job_store_password_file());
 }
 
-absl::StatusOr<JobStoreSetup> OpenSqlite(const v1::ServerConfig& config, const JobPolicy& policy) {
+absl::StatusOr<JobStoreSetup> OpenSqlite(const v1::ServerConfig& config, const JobPolicy& policy,
+                                         ChangeObserver on_changed) {
   JobStoreSetup setup;
-  auto store = OpenSqliteJobStore({.data_dir = config.data_dir(), .policy = policy});
+  auto store = OpenSqliteJobStore(
+      {.data_dir = config.data_dir(), .policy = policy, .on_changed = std::move(on_changed)});
   if (!store.ok()) return store.status();
   setup.store = *std::move(store);
   auto tokens = PageTokens::Open(config.data_dir() + "/page_token.key");
@@ -32,14 +34,16 @@ absl::StatusOr<JobStoreSetup> OpenSqlite(const v1::ServerConfig& config, const J
 }
 
 absl::Status OpenPostgres(const v1::ServerConfig& config, const JobPolicy& policy,
-                          JobStoreSetup& setup) {
+                          ChangeObserver on_changed, JobStoreSetup& setup) {
   auto lock = sqlite::DataDirLock::Acquire(config.data_dir());
   if (!lock.ok()) return lock.status();
   setup.data_dir_lock = std::make_unique<sqlite::DataDirLock>(*std::move(lock));
   auto conninfo = ConninfoOf(config);
   if (!conninfo.ok()) return conninfo.status();
-  auto store = OpenPostgresJobStore(
-      {.conninfo = *conninfo, .policy = policy, .connections = config.job_store_connections()});
+  auto store = OpenPostgresJobStore({.conninfo = *conninfo,
+                                     .policy = policy,
+                                     .connections = config.job_store_connections(),
+                                     .on_changed = std::move(on_changed)});
   if (!store.ok()) return store.status();
   setup.store = *std::move(store);
   auto fresh = PageTokens::NewKey();
@@ -72,10 +76,13 @@ absl::Status CheckJobStore(const v1::ServerConfig& config) {
 }
 
 absl::StatusOr<JobStoreSetup> OpenJobStore(const v1::ServerConfig& config, const JobPolicy& policy,
-                                           FollowingClock* clock, WakeupHub* hub) {
-  if (config.job_store() == kSqlite) return OpenSqlite(config, policy);
+                                           FollowingClock* clock, WakeupHub* hub,
+                                           ChangeObserver on_changed) {
+  if (config.job_store() == kSqlite) return OpenSqlite(config, policy, std::move(on_changed));
   JobStoreSetup setup;
-  if (auto status = OpenPostgres(config, policy, setup); !status.ok()) return status;
+  if (auto status = OpenPostgres(config, policy, std::move(on_changed), setup); !status.ok()) {
+    return status;
+  }
   if (auto status = JoinPeers(config, clock, hub, setup); !status.ok()) return status;
   return setup;
 }

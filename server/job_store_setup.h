@@ -36,7 +36,8 @@ absl::Status CheckJobStore(const v1::ServerConfig& config);
 // `clock` follows the database's from now on when it is shared, and `hub`
 // relays; both outlive the result.
 absl::StatusOr<JobStoreSetup> OpenJobStore(const v1::ServerConfig& config, const JobPolicy& policy,
-                                           FollowingClock* clock, WakeupHub* hub);
+                                           FollowingClock* clock, WakeupHub* hub,
+                                           ChangeObserver on_changed);
 
 // The embedded worker's id: servers of one store need different ones.
 std::string EmbeddedWorkerId(const v1::ServerConfig& config);

@@ -2,11 +2,13 @@
 #include <csignal>
 #include <cstdio>
 #include <string>
+#include <string_view>
 
 #include "common/config_loader.h"
 #include "common/log.h"
 #include "common/storage.h"
 #include "quantry/v1/config.pb.h"
+#include "server/auth/token_command.h"
 #include "server/server_app.h"
 #include "server/server_config.h"
 
@@ -42,10 +44,15 @@ int Serve(const quantry::v1::ServerConfig& config, const sigset_t& stop) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (argc > 1 && std::string_view(argv[1]) == "token") {
+    return quantry::server::RunTokenCommand(argc - 2, argv + 2);
+  }
   quantry::v1::ServerConfig config;
   const auto done = quantry::LoadConfigOrExit(
-      {"quantryd", "quantization service: queue, leases, events, artifacts"}, argc, argv, &config,
-      [&config](google::protobuf::Message*) {
+      {"quantryd",
+       "quantization service: queue, leases, events, artifacts.\n"
+       "`quantryd token create --help` tells how tokens for callers are made."},
+      argc, argv, &config, [&config](google::protobuf::Message*) {
         return quantry::server::FinishServerConfig(&config);
       });
   if (done) return *done;

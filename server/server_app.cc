@@ -22,11 +22,14 @@
 #include "server/artifacts/artifact_store.h"
 #include "server/artifacts/file_ops.h"
 #include "server/artifacts/local_blob_store.h"
+#include "server/auth/authenticator.h"
+#include "server/auth/credential_watcher.h"
 #include "server/embedded_agent.h"
 #include "server/job_store_setup.h"
 #include "server/metrics/metered_job_store.h"
 #include "server/scheduling/notifying_job_store.h"
 #include "server/scheduling/sweeper.h"
+#include "server/server_config.h"
 
 namespace quantry::server {
 namespace {
@@ -62,6 +65,7 @@ class App : public ServerApp {
 
   ~App() override {
     runtime_.Drain();
+    watcher_.reset();
     if (agent_ != nullptr) agent_->Stop(milliseconds(0));
     if (rpc_ != nullptr) rpc_->Shutdown(milliseconds(0));
     admin_.reset();
@@ -70,11 +74,14 @@ class App : public ServerApp {
   }
 
   absl::Status Open() {
-    for (const auto& step : {&App::OpenStores, &App::Listen, &App::WriteAddresses}) {
+    for (const auto& step :
+         {&App::OpenStores, &App::OpenIdentity, &App::Listen, &App::WriteAddresses}) {
       if (absl::Status status = (this->*step)(); !status.ok()) return status;
     }
     StartLoops();
     log::Info("quantryd is ready", {{"tenant", addresses().tenant},
+                                    {"tls", !config_.tls_cert_file().empty()},
+                                    {"authentication", auth_ != nullptr},
                                     {"worker", addresses().worker},
                                     {"admin", admin_->address()},
                                     {"data_dir", config_.data_dir()},
@@ -108,7 +115,8 @@ class App : public ServerApp {
     policy.lease_ttl = seconds(config_.lease_ttl_s());
     policy.first_lease_ttl = std::min<Duration>(policy.first_lease_ttl, policy.lease_ttl);
     policy.max_no_progress = seconds(config_.max_no_progress_s());
-    auto setup = OpenJobStore(config_, policy, &clock_, &hub_);
+    auto setup = OpenJobStore(config_, policy, &clock_, &hub_,
+                              [this](const JobKey& job) { OnOtherChanged(job); });
     if (!setup.ok()) return setup.status();
     setup_ = *std::move(setup);
     store_ = NotifyingJobStore(MeteredJobStore(std::move(setup_.store), &clock_, &metrics_), &hub_);
@@ -132,6 +140,14 @@ class App : public ServerApp {
     return absl::OkStatus();
   }
 
+  // A job that waited for another one's result took it, or runs itself now.
+  void OnOtherChanged(const JobKey& key) {
+    const auto job = store_->Get(key);
+    if (job.ok() && IsEnded(job->state)) CountEnded(*job, &metrics_);
+    hub_.JobChanged(key);
+    hub_.WorkAvailable();
+  }
+
   // A server without an engine still serves what is there.
   void OnCapabilities(const absl::StatusOr<EngineCapabilities>& answer) {
     metrics_.SetEngineVersion(answer.ok() ? answer->version : "");
@@ -139,6 +155,66 @@ class App : public ServerApp {
     log::Warning(
         "the engine did not tell its methods",
         {{"engine", config_.engine_binary()}, {"error", std::string(answer.status().message())}});
+  }
+
+  absl::Status OpenIdentity() {
+    if (AuthenticationConfigured(config_)) {
+      auto auth = Authenticator::Open({.principals_file = config_.principals_file(),
+                                       .certificates = !config_.tls_client_ca_file().empty(),
+                                       .spiffe_trust_domain = config_.spiffe_trust_domain(),
+                                       .jwks_file = config_.jwks_file(),
+                                       .jwt = {config_.jwt_issuer(), config_.jwt_audience()}});
+      if (!auth.ok()) return auth.status();
+      auth_ = *std::move(auth);
+      runtime_.auth = auth_.get();
+    }
+    if (auth_ == nullptr || !config_.embedded()) return absl::OkStatus();
+    // A new one at each start; the file is for the agent alone.
+    const std::string token = NewToken();
+    auto principal = MakePrincipal("embedded-agent", RoleName(Role::kWorker), kAllTenants);
+    if (!principal.ok()) return principal.status();
+    auth_->Trust(token, *principal);
+    return WriteFileAtomically(AgentTokenFile(), token + "\n");
+  }
+
+  std::string AgentTokenFile() const { return config_.run_dir() + "/agent-token"; }
+
+  ServerSecurity Security() const {
+    return {.cert_file = config_.tls_cert_file(),
+            .key_file = config_.tls_key_file(),
+            .client_ca_file = config_.tls_client_ca_file(),
+            .require_client_certificate =
+                config_.principals_file().empty() && config_.jwks_file().empty(),
+            .reload = seconds(config_.credentials_reload_s())};
+  }
+
+  void WatchCredentials() {
+    CredentialWatcher::Options options;
+    options.auth = auth_.get();
+    if (!config_.tls_cert_file().empty()) {
+      options.certificates["server"] = config_.tls_cert_file();
+    }
+    if (!config_.tls_client_ca_file().empty()) {
+      options.certificates["client_ca"] = config_.tls_client_ca_file();
+    }
+    if (options.auth == nullptr && options.certificates.empty()) return;
+    options.interval = seconds(config_.credentials_reload_s());
+    options.on_reload = [this](const absl::Status& status) { OnReload(status); };
+    options.on_certificate = [this](const std::string& certificate, Time end) {
+      metrics_.certificate_expiry.With({certificate}).Set(ToSeconds(end.time_since_epoch()));
+    };
+    watcher_.emplace(std::move(options));
+  }
+
+  void OnReload(const absl::Status& status) {
+    metrics_.credential_reloads.With({status.ok() ? "ok" : "error"}).Increment();
+    if (status.ok()) {
+      log::Info("credentials were read again");
+    } else {
+      log::Error("credentials cannot be read again; those before stay",
+                 {{"error", std::string(status.message())}});
+    }
+    runtime_.open_streams.KickAll();  // each looks whether its own still counts
   }
 
   absl::Status Listen() {
@@ -155,16 +231,19 @@ class App : public ServerApp {
     context_.limits.max_blob_bytes = config_.max_blob_bytes();
     context_.local_roots = roots_->paths();
     context_.embedded = config_.embedded();
+    context_.hub_sources = !config_.embedded() || !config_.hub_endpoint().empty();
     if (setup_.shared()) context_.watch_poll = kSharedWatchPoll;
     context_.start_time = clock_.Now();
     context_.lease_ttl = seconds(config_.lease_ttl_s());
     context_.heartbeat_interval = seconds(config_.heartbeat_interval_s());
-    auto rpc = StartRpcServer(&context_, {config_.listen(), config_.worker_listen()});
+    auto rpc =
+        StartRpcServer(&context_, {config_.listen(), config_.worker_listen(), ""}, Security());
     if (!rpc.ok()) return rpc.status();
     rpc_ = *std::move(rpc);
     auto admin = HttpAdmin::Start(
         config_.admin_listen(),
-        StandardHandlers([this] { return metrics_.Render(); }, [this] { return NotReady(); }));
+        StandardHandlers([this] { return metrics_.Render(); }, [this] { return NotReady(); }),
+        config_.admin_plaintext());
     if (!admin.ok()) return admin.status();
     admin_ = *std::move(admin);
     return absl::OkStatus();
@@ -189,12 +268,13 @@ class App : public ServerApp {
 
   void RemoveAddresses() {
     std::error_code ignored;
-    for (const char* name : {"tenant", "worker", "admin"}) {
+    for (const char* name : {"tenant", "worker", "admin", "agent-token"}) {
       fs::remove(absl::StrCat(config_.run_dir(), "/", name), ignored);
     }
   }
 
   void StartLoops() {
+    WatchCredentials();
     Sweeper::Options options;
     options.interval = seconds(config_.sweep_interval_s());
     options.on_sweep = [this](const absl::StatusOr<SweepReport>& report) { OnSweep(report); };
@@ -203,7 +283,7 @@ class App : public ServerApp {
     if (!config_.embedded()) return;
     EmbeddedAgent::Options agent;
     agent.argv = {config_.worker_binary(),
-                  absl::StrCat("--server=", addresses().worker),
+                  absl::StrCat("--server=", addresses().agent),
                   absl::StrCat("--work-dir=", config_.data_dir(), "/worker"),
                   absl::StrCat("--worker-id=", EmbeddedWorkerId(config_)),
                   "--admin-listen=127.0.0.1:0",
@@ -211,8 +291,21 @@ class App : public ServerApp {
                   absl::StrCat("--engine-binary=", config_.engine_binary()),
                   absl::StrCat("--log-format=", config_.log_format()),
                   absl::StrCat("--log-level=", config_.log_level())};
+    if (auth_ != nullptr) agent.argv.push_back(absl::StrCat("--token-file=", AgentTokenFile()));
+    AddHubFlags(agent.argv);
     agent.on_restart = [this] { metrics_.agent_restarts.Increment(); };
     agent_ = std::make_unique<EmbeddedAgent>(std::move(agent));
+  }
+
+  void AddHubFlags(std::vector<std::string>& argv) const {
+    if (config_.hub_endpoint().empty()) return;
+    argv.push_back(absl::StrCat("--hub-endpoint=", config_.hub_endpoint()));
+    if (!config_.hub_token_file().empty()) {
+      argv.push_back(absl::StrCat("--hub-token-file=", config_.hub_token_file()));
+    }
+    for (const std::string& host : config_.hub_redirect_hosts()) {
+      argv.push_back(absl::StrCat("--hub-redirect-hosts=", host));
+    }
   }
 
   // The sweep's beat also refreshes gauges, health and deleted jobs' bytes.
@@ -268,8 +361,10 @@ class App : public ServerApp {
                       .streams = &stream_executor_,
                       .slow = &slow_executor_,
                       .timer = &timer_};
+  std::unique_ptr<Authenticator> auth_;
   std::unique_ptr<RpcServer> rpc_;
   std::unique_ptr<HttpAdmin> admin_;
+  std::optional<CredentialWatcher> watcher_;
   std::optional<Sweeper> sweeper_;
   std::jthread sweeper_thread_;
   std::unique_ptr<EmbeddedAgent> agent_;

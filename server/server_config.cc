@@ -5,10 +5,13 @@
 #include <filesystem>
 #include <string>
 #include <system_error>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/config_fields.h"
 #include "common/errors.h"
+#include "common/http_admin.h"
 #include "common/listen_address.h"
 #include "common/log.h"
 #include "server/job_store_setup.h"
@@ -45,20 +48,57 @@ absl::Status CheckRange(std::string_view field, std::int64_t value, std::int64_t
   return Bad(field, absl::StrCat(lo, " to ", hi), absl::StrCat(value));
 }
 
-absl::Status CheckAddress(std::string_view field, const std::string& text) {
-  auto address = ParseListenAddress(text);
-  absl::Status status = address.ok() ? RequireLoopback(*address) : address.status();
+absl::Status NamingFlag(std::string_view field, const absl::Status& status) {
   if (status.ok()) return status;
   return absl::Status(status.code(),
                       absl::StrCat("--", FlagName(field), ": ", std::string(status.message())));
 }
 
+// What listening beyond loopback still takes; "" when nothing (design.md §7).
+std::string MissingForTheWorld(const v1::ServerConfig& config) {
+  std::vector<std::string> missing;
+  if (config.tls_cert_file().empty()) missing.emplace_back("--tls-cert-file");
+  if (config.tls_key_file().empty()) missing.emplace_back("--tls-key-file");
+  if (!AuthenticationConfigured(config)) {
+    missing.emplace_back("one of --principals-file, --tls-client-ca-file and --jwks-file");
+  }
+  return absl::StrJoin(missing, ", ");
+}
+
+absl::Status CheckAddress(std::string_view field, const std::string& text,
+                          const v1::ServerConfig& config) {
+  auto address = ParseListenAddress(text);
+  if (!address.ok()) return NamingFlag(field, address.status());
+  const std::string missing = MissingForTheWorld(config);
+  return missing.empty() ? absl::OkStatus() : NamingFlag(field, RequireLoopback(*address, missing));
+}
+
+absl::Status CheckIdentity(const v1::ServerConfig& config) {
+  if (config.tls_cert_file().empty() != config.tls_key_file().empty()) {
+    const bool no_key = config.tls_key_file().empty();
+    return Bad(no_key ? "tls_key_file" : "tls_cert_file", "both of certificate and key",
+               no_key ? "a certificate alone" : "a key alone");
+  }
+  if (!config.tls_client_ca_file().empty() && config.tls_cert_file().empty()) {
+    return Bad("tls_client_ca_file", "--tls-cert-file and --tls-key-file beside it", "");
+  }
+  const bool jwt = !config.jwks_file().empty();
+  if (jwt && config.jwt_issuer().empty()) {
+    return Bad("jwt_issuer", "the iss of the tokens that --jwks-file is for", "");
+  }
+  if (jwt && config.jwt_audience().empty()) {
+    return Bad("jwt_audience", "the aud of the tokens that are for this server", "");
+  }
+  return CheckRange("credentials_reload_s", config.credentials_reload_s(), 1, 3600);
+}
+
 absl::Status CheckValues(const v1::ServerConfig& config) {
   for (const absl::Status& status :
-       {CheckAddress("listen", config.listen()),
-        CheckAddress("worker_listen", config.worker_listen()),
-        CheckAddress("admin_listen", config.admin_listen()),
-        CheckRange("lease_ttl_s", config.lease_ttl_s(), 3, 3600),
+       {CheckAddress("listen", config.listen(), config),
+        CheckAddress("worker_listen", config.worker_listen(), config),
+        NamingFlag("admin_listen",
+                   CheckAdminAddress(config.admin_listen(), config.admin_plaintext())),
+        CheckIdentity(config), CheckRange("lease_ttl_s", config.lease_ttl_s(), 3, 3600),
         CheckRange("heartbeat_interval_s", config.heartbeat_interval_s(), 1,
                    config.lease_ttl_s() / 3),
         // A sweep later than ttl / 2 reads as an outage and judges nobody.
@@ -75,6 +115,11 @@ absl::Status CheckValues(const v1::ServerConfig& config) {
 }
 
 }  // namespace
+
+bool AuthenticationConfigured(const v1::ServerConfig& config) {
+  return !config.principals_file().empty() || !config.tls_client_ca_file().empty() ||
+         !config.jwks_file().empty();
+}
 
 absl::Status FinishServerConfig(v1::ServerConfig* config) {
   if (config->data_dir().empty()) config->set_data_dir(DefaultDataDir());

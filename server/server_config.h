@@ -11,4 +11,7 @@ namespace quantry::server {
 // FAILED_PRECONDITION for an address beyond loopback.
 absl::Status FinishServerConfig(v1::ServerConfig* config);
 
+// Whether callers are asked who they are.
+bool AuthenticationConfigured(const v1::ServerConfig& config);
+
 }  // namespace quantry::server

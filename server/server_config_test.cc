@@ -46,9 +46,38 @@ TEST(ServerConfig, WrongValuesNameTheirFlag) {
     const char* wanted;
   };
   const Case cases[] = {
-      {[](auto* c) { c->set_listen("0.0.0.0:7070"); }, "--listen: refusing to listen on 0.0.0.0"},
+      {[](auto* c) { c->set_listen("0.0.0.0:7070"); },
+       "--listen: refusing to listen on 0.0.0.0:7070, which is not loopback, without "
+       "--tls-cert-file, --tls-key-file, one of --principals-file, --tls-client-ca-file and "
+       "--jwks-file"},
       {[](auto* c) { c->set_worker_listen("[::]:1"); }, "--worker-listen: refusing"},
+      {[](auto* c) {
+         c->set_listen("0.0.0.0:7070");
+         c->set_tls_cert_file("c");
+         c->set_tls_key_file("k");
+       },
+       "without one of --principals-file"},
+      {[](auto* c) {
+         c->set_listen("0.0.0.0:7070");
+         c->set_principals_file("p");
+       },
+       "without --tls-cert-file, --tls-key-file;"},
+      {[](auto* c) { c->set_tls_cert_file("c"); }, "--tls-key-file: wanted both"},
+      {[](auto* c) { c->set_tls_key_file("k"); }, "--tls-cert-file: wanted both"},
+      {[](auto* c) { c->set_tls_client_ca_file("ca"); }, "--tls-client-ca-file: wanted"},
+      {[](auto* c) {
+         c->set_jwks_file("k");
+         c->set_jwt_audience("a");
+       },
+       "--jwt-issuer: wanted"},
+      {[](auto* c) {
+         c->set_jwks_file("k");
+         c->set_jwt_issuer("i");
+       },
+       "--jwt-audience: wanted"},
+      {[](auto* c) { c->set_credentials_reload_s(0); }, "--credentials-reload-s: wanted 1 to"},
       {[](auto* c) { c->set_admin_listen("7072"); }, "--admin-listen: wanted an address"},
+      {[](auto* c) { c->set_admin_listen("0.0.0.0:7072"); }, "without --admin-plaintext"},
       {[](auto* c) { c->set_lease_ttl_s(1); }, "--lease-ttl-s: wanted 3 to 3600, got 1"},
       {[](auto* c) { c->set_heartbeat_interval_s(11); }, "--heartbeat-interval-s: wanted 1 to 10"},
       {[](auto* c) { c->set_sweep_interval_s(11); }, "--sweep-interval-s: wanted 1 to 10"},
@@ -68,6 +97,22 @@ TEST(ServerConfig, WrongValuesNameTheirFlag) {
     EXPECT_FALSE(status.ok()) << test.wanted;
     EXPECT_NE(status.message().find(test.wanted), std::string::npos) << status;
   }
+}
+
+TEST(ServerConfig, BeyondLoopbackWithTlsAndAuthentication) {
+  v1::ServerConfig config = Defaults();
+  config.set_listen("0.0.0.0:7070");
+  config.set_worker_listen("[::]:7071");
+  config.set_admin_listen("0.0.0.0:7072");
+  config.set_admin_plaintext(true);
+  config.set_tls_cert_file("c");
+  config.set_tls_key_file("k");
+  config.set_principals_file("p");
+  EXPECT_TRUE(FinishServerConfig(&config).ok()) << FinishServerConfig(&config);
+  EXPECT_TRUE(AuthenticationConfigured(config));
+  config.clear_principals_file();
+  config.set_tls_client_ca_file("ca");
+  EXPECT_TRUE(FinishServerConfig(&config).ok());
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "client/cli/commands/commands.h"
+#include "client/cli/contexts.h"
 #include "client/cli/errors.h"
 #include "client/cli/exit_codes.h"
 #include "client/cli/json.h"
@@ -15,10 +16,14 @@
 namespace quantry::cli {
 namespace {
 
-constexpr std::array<AddCommand, 19> kCommands = {
-    AddSubmit, AddQuote,  AddGet,    AddList,       AddWatch,   AddEvents,     AddCancel,
-    AddRetry,  AddDelete, AddUpdate, AddPull,       AddMethods, AddServerInfo, AddWorkers,
-    AddQueue,  AddQuota,  AddGc,     AddCompletion, AddVersion};
+constexpr std::array<AddCommand, 22> kCommands = {
+    AddSubmit, AddQuote,  AddGet,   AddList,    AddWatch,      AddEvents,     AddCancel,  AddRetry,
+    AddDelete, AddUpdate, AddPull,  AddExport,  AddMethods,    AddServerInfo, AddWorkers, AddQueue,
+    AddQuota,  AddGc,     AddLogin, AddContext, AddCompletion, AddVersion};
+
+// Commands that ask no server, or choose theirs themselves.
+constexpr std::array kWithoutServer = {std::string_view("login"), std::string_view("context"),
+                                       std::string_view("completion"), std::string_view("version")};
 
 constexpr char kFooter[] = R"(
 Examples:
@@ -106,8 +111,16 @@ int RunCli(const std::vector<std::string>& arguments, Environment& env) {
   } catch (const CLI::ParseError& error) {
     return ParseFailed(app, error, arguments, env);
   }
+  const std::string command = app.get_subcommands().front()->get_name();
+  const bool asks =
+      std::find(kWithoutServer.begin(), kWithoutServer.end(), command) == kWithoutServer.end();
   Context context{env, global};
-  const absl::StatusOr<ExitCode> code = chosen(context);
+  absl::StatusOr<ExitCode> code = ExitCode::kOk;
+  if (absl::Status status = asks ? ResolveGlobal(env, &global) : absl::OkStatus(); !status.ok()) {
+    code = status;
+  } else {
+    code = chosen(context);
+  }
   if (code.ok()) return static_cast<int>(*code);
   PrintError(code.status(), global.json(), env);
   return static_cast<int>(ExitCodeFor(code.status()));

@@ -1,8 +1,12 @@
 #include "client/cli/connection.h"
 
 #include <fstream>
+#include <ostream>
 
+#include "client/cli/contexts.h"
+#include "client/cli/hints.h"
 #include "client/cli/text.h"
+#include "common/grpc_credentials.h"
 
 namespace quantry::cli {
 namespace {
@@ -41,9 +45,19 @@ std::string LastWords(const std::string& message) {
   return colon == std::string::npos ? message : message.substr(colon + 2);
 }
 
-bool IsLoopback(const std::string& target) {
-  return target.rfind("127.", 0) == 0 || target.rfind("localhost:", 0) == 0 ||
-         target.rfind("[::1]", 0) == 0 || target.rfind("unix:", 0) == 0;
+bool IsLocal(const std::string& target) {
+  return IsLoopbackTarget(target) || target.rfind("unix:", 0) == 0;
+}
+
+// Spans are recorded only where somebody asked for them.
+TraceContext TraceOf(Environment& env) {
+  const std::string given = env.variable("TRACEPARENT");
+  if (auto trace = ParseTraceparent(given)) return *std::move(trace);
+  if (!given.empty()) {
+    env.err << "quantry: TRACEPARENT is no W3C traceparent and ignored; wanted "
+               "00-{32 hex digits}-{16 hex digits}-{00 or 01}\n";
+  }
+  return NewTrace(/*sampled=*/false);
 }
 
 grpc::ChannelArguments Arguments(const std::string& target) {
@@ -57,17 +71,14 @@ grpc::ChannelArguments Arguments(const std::string& target) {
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2'000);
   // Another process's dead channel to the same target is none of ours.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  if (IsLoopback(target)) arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  if (IsLocal(target)) arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   return arguments;
 }
 
 }  // namespace
 
 ServerAddress ResolveServer(const Environment& env, const GlobalOptions& global) {
-  if (!global.server.empty()) return {global.server, "--server"};
-  if (std::string server = env.variable("QUANTRY_SERVER"); !server.empty()) {
-    return {std::move(server), "QUANTRY_SERVER"};
-  }
+  if (!global.server.empty()) return {global.server, global.server_source};
   const std::string file = DataDir(env) + "/run/tenant";
   if (std::string server = FirstLine(file); !server.empty()) return {std::move(server), file};
   return {kDefaultServer, "the default"};
@@ -77,16 +88,24 @@ Connection::Connection(Environment& env, const GlobalOptions& global)
     : env_(env),
       global_(global),
       timeout_(static_cast<int64_t>(global.timeout_s * 1000)),
-      address_(ResolveServer(env, global)) {
+      address_(ResolveServer(env, global)),
+      trace_(TraceOf(env)) {
   Connect();
 }
 
 void Connection::Connect() {
+  // Checked before the command began; a file that broke since makes a channel
+  // on which every call fails with gRPC's words.
+  auto credentials = MakeChannelCredentials(SecurityOf(global_), address_.target);
   const std::shared_ptr<grpc::Channel> channel = grpc::CreateCustomChannel(
-      address_.target, grpc::InsecureChannelCredentials(), Arguments(address_.target));
+      address_.target, credentials.ok() ? *credentials : nullptr, Arguments(address_.target));
   jobs_ = v1::QuantizationService::NewStub(channel);
   artifacts_ = v1::ArtifactService::NewStub(channel);
   admin_ = v1::AdminService::NewStub(channel);
+}
+
+void Connection::AddMetadata(grpc::ClientContext& context) const {
+  context.AddMetadata(kTraceparentKey, FormatTraceparent(trace_));
 }
 
 void Connection::Refresh() {
@@ -112,8 +131,10 @@ absl::Status Connection::Explain(const grpc::Status& status) const {
   }
   const bool from_server = !status.error_details().empty();
   if (status.error_code() == grpc::StatusCode::UNAVAILABLE && !from_server) {
-    return absl::UnavailableError(Cat("no answer from the server at ", address_.target, " (",
-                                      address_.source, "): ", LastWords(status.error_message())));
+    return WithNext(
+        absl::UnavailableError(Cat("no answer from the server at ", address_.target, " (",
+                                   address_.source, "): ", LastWords(status.error_message()))),
+        ConnectionHint(status.error_message(), !global_.tls_ca.empty()));
   }
   if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED && !from_server) {
     return absl::DeadlineExceededError(Cat("the server at ", address_.target, " (", address_.source,

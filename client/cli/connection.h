@@ -12,6 +12,7 @@
 #include "client/cli/errors.h"
 #include "client/cli/interrupt.h"
 #include "client/cli/options.h"
+#include "common/trace_context.h"
 #include "quantry/v1/admin_service.grpc.pb.h"
 #include "quantry/v1/artifact_service.grpc.pb.h"
 #include "quantry/v1/quantization_service.grpc.pb.h"
@@ -24,11 +25,11 @@ struct ServerAddress {
   std::string source;  // "--server", "QUANTRY_SERVER", a file, "the default"
 };
 
-// --server, else QUANTRY_SERVER, else the address file a local embedded server
-// leaves in {data_dir}/run/tenant, else 127.0.0.1:7070.
+// The server of `global` (contexts.h), else the address file a local embedded
+// server leaves in {data_dir}/run/tenant, else 127.0.0.1:7070.
 ServerAddress ResolveServer(const Environment& env, const GlobalOptions& global);
 
-// One channel to one server, made on first use. Unary calls get the user's
+// One channel to one server, with the credentials of `global`. Unary calls get the user's
 // deadline and are repeated by gRPC when the server is UNAVAILABLE (each of them
 // is idempotent). Used by one thread; the interrupter cancels from its own.
 class Connection {
@@ -45,6 +46,13 @@ class Connection {
   const ServerAddress& address() const { return address_; }
   Environment& env() { return env_; }
 
+  // The W3C trace all calls belong to: $TRACEPARENT, or a new one.
+  const TraceContext& trace() const { return trace_; }
+  // Asks for the job's spans to be recorded.
+  void SampleTrace() { trace_.sampled = true; }
+  // What every call carries, streams too.
+  void AddMetadata(grpc::ClientContext& context) const;
+
   // Looks the address up again: a restarted local server may have another port.
   void Refresh();
 
@@ -56,6 +64,7 @@ class Connection {
                     const Request& request, Response* response) {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + timeout_);
+    AddMetadata(context);
     const Interrupter::Guard guard(env_.interrupter, [&context] { context.TryCancel(); });
     return Explain((stub.*method)(&context, request, response));
   }
@@ -72,6 +81,7 @@ class Connection {
   const GlobalOptions& global_;
   const std::chrono::milliseconds timeout_;
   ServerAddress address_;
+  TraceContext trace_;
   std::unique_ptr<Jobs> jobs_;
   std::unique_ptr<Artifacts> artifacts_;
   std::unique_ptr<Admin> admin_;

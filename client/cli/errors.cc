@@ -70,7 +70,10 @@ ErrorReport Describe(const google::rpc::Status& status) {
   report.code = absl::StatusCodeToString(code);
   report.message = status.message();
   for (const auto& any : status.details()) AddDetail(any, report);
-  report.next = HintFor(report.reason, code);
+  if (const auto cause = report.metadata.find("cause"); cause != report.metadata.end()) {
+    report.next = HintForCause(cause->second);
+  }
+  if (report.next.empty()) report.next = HintFor(report.reason, code);
   return report;
 }
 

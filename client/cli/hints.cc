@@ -1,6 +1,9 @@
 #include "client/cli/hints.h"
 
+#include <algorithm>
 #include <array>
+#include <cctype>
+#include <initializer_list>
 #include <optional>
 
 #include "common/errors.h"
@@ -80,7 +83,59 @@ std::string_view HintForCode(absl::StatusCode code) {
   }
 }
 
+struct CauseHint {
+  std::string_view cause;
+  std::string_view hint;
+};
+
+constexpr std::array kCauseHints = {
+    CauseHint{"missing",
+              "name your token with --token-file, or your certificate with --client-cert and "
+              "--client-key; `quantry login HOST:PORT ...` remembers them"},
+    CauseHint{"malformed", "the first line of --token-file is to be the token and nothing else"},
+    CauseHint{"unknown",
+              "is it the token for this server? an operator makes another with `quantryd token "
+              "create`"},
+    CauseHint{"expired",
+              "get a new token or certificate from the operator and put it in the same file"},
+    CauseHint{"changed", "run the command again"},
+    CauseHint{"certificate",
+              "the operator decides who a certificate is: by its URI name spiffe://DOMAIN/..., or "
+              "a line with certificate_uri in --principals-file"},
+};
+
+bool Contains(std::string_view text, std::initializer_list<std::string_view> words) {
+  return std::any_of(words.begin(), words.end(), [text](std::string_view word) {
+    return text.find(word) != std::string_view::npos;
+  });
+}
+
 }  // namespace
+
+std::string HintForCause(std::string_view cause) {
+  for (const CauseHint& row : kCauseHints) {
+    if (row.cause == cause) return std::string(row.hint);
+  }
+  return "";
+}
+
+std::string ConnectionHint(std::string_view message, bool tls) {
+  std::string lower(message);
+  for (char& c : lower) c = c == ' ' ? '_' : static_cast<char>(std::tolower(c));
+  if (tls && Contains(lower, {"wrong_version_number"})) {
+    return "the server does not speak TLS: leave --tls-ca out";
+  }
+  if (tls && Contains(lower, {"certificate", "ssl", "handshake", "peer_name", "hostname"})) {
+    return "TLS failed: --tls-ca is to be the CA that signed the server's certificate, and the "
+           "server's name one the certificate has; a server that wants client certificates needs "
+           "--client-cert and --client-key";
+  }
+  if (!tls && Contains(lower, {"socket_closed", "connection_reset", "eof", "settings_frame"})) {
+    return "somebody listens there but answers no plain gRPC: does the server want TLS "
+           "(--tls-ca CA.pem, or --tls-ca system)?";
+  }
+  return HintFor("", absl::StatusCode::kUnavailable);
+}
 
 std::string HintFor(std::string_view reason, absl::StatusCode code) {
   for (const ReasonHint& row : kReasonHints) {

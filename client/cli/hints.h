@@ -11,4 +11,10 @@ namespace quantry::cli {
 // "" when nothing general can be said.
 std::string HintFor(std::string_view reason, absl::StatusCode code);
 
+// The same for an UNAUTHENTICATED error by its metadata "cause"; "" for others.
+std::string HintForCause(std::string_view cause);
+
+// What to do when gRPC could not connect, from its words and whether we spoke TLS.
+std::string ConnectionHint(std::string_view message, bool tls);
+
 }  // namespace quantry::cli

@@ -8,6 +8,7 @@
 #include "client/cli/progress.h"
 #include "client/cli/spec.h"
 #include "client/cli/text.h"
+#include "common/trace_context.h"
 
 namespace quantry::cli {
 namespace {
@@ -121,6 +122,12 @@ std::string JobText(const v1::QuantizationJob& job, WallTime now) {
   if (job.state() == v1::JOB_STATE_RUNNING) {
     if (!job.worker().empty()) fields.emplace_back("worker", Plain(job.worker()));
     fields.emplace_back("progress", ProgressText(job));
+  }
+  if (const std::string trace = TraceIdOf(job.traceparent()); !trace.empty()) {
+    fields.emplace_back("trace", trace);
+  }
+  if (!job.result_of().empty()) {
+    fields.emplace_back("result of", std::string(ShortId(job.result_of())));
   }
   if (job.has_result()) AddResult(job.result(), fields);
   if (job.has_error()) {

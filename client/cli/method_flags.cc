@@ -10,6 +10,7 @@
 
 #include "client/cli/spec.h"
 #include "client/cli/text.h"
+#include "common/recipes.h"
 
 namespace quantry::cli {
 namespace {
@@ -20,7 +21,8 @@ using google::protobuf::Message;
 
 constexpr std::array kFlags = {
     MethodFlag{"--recipe", "recipe", "NAME",
-               "Settings under one name; see `quantry methods`. Flags win over it"},
+               "Settings under one name; see `quantry methods`. Flags win over it, but for the "
+               "grid it fixes"},
     MethodFlag{"--init", "init", "NAME",
                "What tesseraq starts from: awq, omniquant, quarot or none. Default: awq"},
     MethodFlag{"--budget", "budget", "NAME",
@@ -126,13 +128,6 @@ absl::Status ApplyMethodFlags(const std::map<std::string, std::string>& fields,
   return absl::OkStatus();
 }
 
-bool HasRecipe(const v1::Method& method) {
-  v1::Method copy = method;
-  const FieldDescriptor* kind = nullptr;
-  const Message* message = KindOf(&copy, &kind);
-  if (message == nullptr) return false;
-  const FieldDescriptor* field = kind->message_type()->FindFieldByName("recipe");
-  return field != nullptr && !message->GetReflection()->GetString(*message, field).empty();
-}
+bool HasRecipe(const v1::Method& method) { return !RecipeName(method).empty(); }
 
 }  // namespace quantry::cli

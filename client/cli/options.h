@@ -19,8 +19,15 @@ namespace quantry::cli {
 
 // Flags every command takes, before or after its name.
 struct GlobalOptions {
-  std::string server;  // HOST:PORT; "" = QUANTRY_SERVER, address file, default
-  std::string tenant = "default";
+  // Filled by the flags, then by ResolveGlobal (contexts.h).
+  std::string server = {};         // HOST:PORT; "" = address file, default
+  std::string server_source = {};  // for messages
+  std::string context = {};
+  std::string tenant = {};
+  std::string tls_ca = {};  // file, or "system"; "" = no TLS
+  std::string client_cert = {};
+  std::string client_key = {};
+  std::string token_file = {};
   std::string output = "text";  // or "json"
   double timeout_s = 10;        // of one call; streams and uploads take what they need
   bool quiet = false;

@@ -147,6 +147,7 @@ absl::StatusOr<std::vector<v1::ArtifactFile>> ChooseFiles(const v1::Manifest& ma
 absl::Status Puller::FillOnce(const std::string& artifact, const v1::ArtifactFile& file,
                               PartFile& part, TransferMeter& meter) {
   grpc::ClientContext context;
+  connection_.AddMetadata(context);
   const int64_t slowest_s = 60 + (file.size_bytes() - part.size()) / kSlowestBytesPerSecond;
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(slowest_s));
   const Interrupter::Guard guard(connection_.env().interrupter,
@@ -244,6 +245,7 @@ absl::Status Puller::PullFile(const v1::Artifact& artifact, const v1::ArtifactFi
 absl::StatusOr<std::string> Puller::FetchManifest(const v1::Artifact& artifact) {
   for (int tries = 1;; ++tries) {
     grpc::ClientContext context;
+    connection_.AddMetadata(context);
     context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
     const Interrupter::Guard guard(connection_.env().interrupter,
                                    [&context] { context.TryCancel(); });

@@ -26,6 +26,17 @@ std::string GpuText(const v1::WorkerInfo& worker) {
              Bytes(worker.gpus(0).memory_bytes()));
 }
 
+// "2 bits, groups of 128"; "any" when it fixes nothing.
+std::string RecipeText(const v1::RecipeDescription& recipe) {
+  std::string text;
+  const auto add = [&text](const std::string& part) { text += (text.empty() ? "" : ", ") + part; };
+  if (recipe.bits() != 0) add(Cat(recipe.bits(), " bits"));
+  if (recipe.group_size() > 0) add(Cat("groups of ", recipe.group_size()));
+  if (recipe.group_size() < 0) add("per channel");
+  if (recipe.activation_bits() != 0) add(Cat("activations of ", recipe.activation_bits(), " bits"));
+  return text.empty() ? "any" : text;
+}
+
 std::string WorkerState(const v1::WorkerStatus& status) {
   if (!status.live()) return "gone";
   if (status.draining()) return "draining";
@@ -88,6 +99,11 @@ std::string MethodsText(const v1::ListMethodsResponse& methods) {
                     {"calibration", method.needs_calibration() ? "needed" : "not used"},
                     {"formats", Joined(method.output_formats())},
                     {"reference", Plain(method.reference())}});
+    std::vector<std::pair<std::string, std::string>> recipes;
+    for (const v1::RecipeDescription& recipe : method.recipes()) {
+      recipes.emplace_back("  " + Plain(recipe.name()), RecipeText(recipe));
+    }
+    if (!recipes.empty()) text += "  recipes (--recipe) and the grids they fix\n" + Fields(recipes);
     std::vector<std::pair<std::string, std::string>> parameters;
     for (const v1::MethodParameter& p : method.parameters()) {
       parameters.emplace_back("  " + Plain(p.name()),

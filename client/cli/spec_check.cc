@@ -2,9 +2,11 @@
 
 #include <algorithm>
 
+#include "client/cli/method_flags.h"
 #include "client/cli/spec.h"
 #include "client/cli/text.h"
 #include "common/errors.h"
+#include "common/recipes.h"
 
 namespace quantry::cli {
 namespace {
@@ -42,9 +44,15 @@ absl::Status CheckSpec(const v1::JobSpec& spec, const v1::ListMethodsResponse& m
                    "method");
   }
   const v1::WeightGrid* grid = GridOf(spec.method());
-  if (grid != nullptr && !method->bits().empty() && !Has(method->bits(), grid->bits())) {
+  const bool open = grid != nullptr && grid->bits() == 0 && HasRecipe(spec.method());
+  if (grid != nullptr && !open && !method->bits().empty() && !Has(method->bits(), grid->bits())) {
     return Invalid(Cat("bits: ", name, " takes ", Joined(method->bits()), ", got ", grid->bits()),
                    Cat("method.", name, ".grid.bits"));
+  }
+  for (const RecipeConflict& conflict : FindRecipeConflicts(spec.method(), *method)) {
+    return Invalid(
+        Cat("recipe: ", conflict.field, ": wanted ", conflict.wanted, ", got ", conflict.got),
+        conflict.field);
   }
   for (const v1::OutputSpec& output : spec.outputs()) {
     const std::string format = FormatName(output.format());

@@ -6,7 +6,8 @@
 namespace quantry::cli {
 
 // Whether the server's methods can run this spec: method offered, bits and
-// output formats of its list, calibration given where needed. INVALID_ARGUMENT
+// output formats of its list, no contradiction of its recipe, calibration given
+// where needed. INVALID_ARGUMENT
 // INVALID_SPEC otherwise. The server checks all of it again, and more.
 absl::Status CheckSpec(const v1::JobSpec& spec, const v1::ListMethodsResponse& methods);
 

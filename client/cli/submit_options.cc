@@ -12,7 +12,7 @@ void AddModelOptions(CLI::App& command, SubmitOptions& o) {
   command
       .add_option("MODEL_DIR", o.model_dir,
                   "Folder on this machine with config.json, *.safetensors and tokenizer.json; "
-                  "uploaded by content hash, so only what the server lacks is sent")
+                  "uploaded by content hash, so only what the server lacks is sent. Or a URI")
       ->type_name("DIR");
   command
       .add_option(
@@ -20,7 +20,10 @@ void AddModelOptions(CLI::App& command, SubmitOptions& o) {
           "Folder on the server's machine below one of its local roots; nothing is uploaded")
       ->type_name("PATH")
       ->group("Model");
-  command.add_option("--model-uri", o.model_uri, "file://, s3://, gs:// or abfs:// prefix")
+  command
+      .add_option(
+          "--model-uri", o.model_uri,
+          "file://, s3://, gs:// or abfs:// prefix, or hf://ORG/NAME[@REVISION] of a model hub")
       ->type_name("URI")
       ->group("Model");
 }
@@ -245,6 +248,16 @@ void AddJobOptions(CLI::App& command, SubmitOptions& o) {
       ->group("Job");
   command.add_flag("--validate-only", o.validate_only, "Only say what it would cost (= quote)")
       ->group("Job");
+  command
+      .add_flag("--reuse-result", o.reuse_result,
+                "Take the result of a job with the same spec and engine version: at once when it "
+                "succeeded, with its end when it runs. Uploads only. Default: compute again")
+      ->group("Job");
+  command
+      .add_flag("--trace", o.trace,
+                "Record the time of every stage and block as report/trace.json (OTLP). The trace "
+                "is $TRACEPARENT's, or a new one")
+      ->group("Job");
   command.add_flag("--wait,--follow", o.wait, "Stay until the job ends; Ctrl-C leaves it running")
       ->group("Job");
   command
@@ -279,6 +292,8 @@ Examples:
     quantry watch nightly
   In a pipeline: one JSON object on stdout, exit code 0 only for SUCCEEDED, safe to repeat:
     quantry submit ./model --method rtn --id step-42 --request-id "$UUID" --wait --output json
+  The same spec may have been computed already: take that result, or compute it:
+    quantry submit ./model --method awq --calibration train.txt --reuse-result --wait
   A model that lies on the server, several outputs, a quality gate:
     quantry submit --model-path /models/llama --method awq --calibration train.txt \
         --evaluation test.txt --format compressed-tensors --format quantry --max-perplexity-ratio 1.05

@@ -29,6 +29,8 @@ struct SubmitOptions {
   std::vector<std::string> labels;
   int priority = 0;
   bool validate_only = false;
+  bool trace = false;
+  bool reuse_result = false;
   bool wait = false;
   double wait_timeout_s = 0;
   std::string download;

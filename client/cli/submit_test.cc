@@ -5,6 +5,7 @@
 #include "client/cli/testing/fake_server.h"
 #include "client/cli/testing/run.h"
 #include "common/digest.h"
+#include "common/trace_context.h"
 
 namespace quantry::cli {
 namespace {
@@ -125,6 +126,49 @@ TEST_F(SubmitTest, UploadsTheModelAndNothingElse) {
   EXPECT_EQ(run.json()["state"], "QUEUED");
   EXPECT_EQ(run.json()["request_id"], request.request_id());
   EXPECT_THAT(request.request_id(), testing::SizeIs(36));
+}
+
+TEST_F(SubmitTest, ARecipeContradictedIsRefusedBeforeTheUpload) {
+  v1::MethodDescription* method = server.methods.add_methods();
+  method->set_name("tesseraq");
+  method->add_bits(2);
+  method->add_bits(3);
+  v1::RecipeDescription* recipe = method->add_recipes();
+  recipe->set_name("tesseraq-w2");
+  recipe->set_bits(2);
+  recipe->set_group_size(-1);
+  const std::vector<std::string> arguments = {
+      "submit",      folder / "model", "--method",           "tesseraq", "--recipe",
+      "tesseraq-w2", "--calibration",  folder / "train.txt", "--server", server.address()};
+  EXPECT_EQ(RunForTest(arguments).code, 0);
+  server.blobs.clear();
+  std::vector<std::string> wrong = arguments;
+  wrong.insert(wrong.end(), {"--bits", "3"});
+  const CliRun run = RunForTest(wrong);
+  EXPECT_EQ(run.code, 2);
+  EXPECT_THAT(run.err, HasSubstr("wanted 2, which recipe tesseraq-w2 has, or nothing, got 3"));
+  EXPECT_THAT(run.err, HasSubstr("quantization_job.spec.method.tesseraq.grid.bits"));
+  EXPECT_TRUE(server.blobs.empty());
+  const CliRun methods = RunForTest({"methods", "--server", server.address()});
+  EXPECT_THAT(methods.out, HasSubstr("tesseraq-w2  2 bits, per channel"));
+}
+
+TEST_F(SubmitTest, TheTraceIsTheEnvironmentsOrANewOne) {
+  const std::string ids = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-";
+  const auto sent = [&](const std::vector<std::string>& more, const std::string& variable) {
+    const CliRun run = RunForTest(Arguments(more), {{"TRACEPARENT", variable}});
+    EXPECT_EQ(run.code, 0) << run.err;
+    EXPECT_EQ(run.err.find("TRACEPARENT is no") != std::string::npos, variable == "nonsense");
+    return server.traceparents.back();
+  };
+  EXPECT_EQ(sent({}, ids + "01"), ids + "01");
+  EXPECT_EQ(sent({"--trace"}, ids + "00"), ids + "01");
+  for (const char* none : {"", "nonsense"}) {
+    const auto made = ParseTraceparent(sent({}, none));
+    ASSERT_TRUE(made.has_value());
+    EXPECT_FALSE(made->sampled);
+  }
+  EXPECT_TRUE(ParseTraceparent(sent({"--trace"}, ""))->sampled);
 }
 
 TEST_F(SubmitTest, ASecondSubmitSendsNoBytes) {

@@ -224,7 +224,7 @@ TEST(RunCli, UsageErrorsAsJson) {
 TEST(RunCli, HelpIsOnStdoutWithExamples) {
   for (const char* command :
        {"submit", "quote", "get", "list", "watch", "events", "cancel", "delete", "update", "pull",
-        "methods", "server-info", "workers", "queue", "completion", "version"}) {
+        "export", "methods", "server-info", "workers", "queue", "completion", "version"}) {
     const CliRun run = RunForTest({command, "--help"});
     EXPECT_EQ(run.code, 0) << command;
     EXPECT_THAT(run.out, HasSubstr("Example")) << command;

@@ -125,6 +125,7 @@ absl::StatusOr<std::vector<v1::FindMissingBlobsResponse::Missing>> Uploader::Mis
 absl::Status Uploader::SendOnce(const LocalFile& file, const v1::BlobFile& blob, int64_t offset,
                                 TransferMeter& meter) {
   grpc::ClientContext context;
+  connection_.AddMetadata(context);
   const int64_t slowest_s = 60 + (file.size_bytes - offset) / kSlowestBytesPerSecond;
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(slowest_s));
   const Interrupter::Guard guard(connection_.env().interrupter,

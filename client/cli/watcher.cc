@@ -71,6 +71,7 @@ void Watcher::Say(const std::string& line) {
 
 absl::Status Watcher::Stream(const std::string& job_name, bool* heard) {
   grpc::ClientContext context;
+  connection_.AddMetadata(context);
   if (limits_.wait) {
     context.set_deadline(std::chrono::system_clock::now() +
                          (*limits_.wait - (connection_.env().ticks() - start_)) + kClockSlack);

@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""Exports what only the job resources know: stages, losses before the method,
-memory, and the measured quality of results.
+"""Exports what only the job resources know: the measured quality of results.
 
-quantryd and the workers export everything else themselves. This asks the API
-through the CLI (`quantry list --output json`), at most once in --interval, and
-needs Python 3.9 alone. Series stay few: jobs that run now (bounded by the
-slots) and the newest result of each (model, method, bits), at most
---max-results. Read-only; listens on loopback unless told otherwise.
+quantryd and the workers export everything else themselves, running jobs
+included. This asks the API through the CLI (`quantry list --output json`), at
+most once in --interval, and needs Python 3.9 alone. Series stay few: the newest
+result of each (model, method, bits), at most --max-results. Read-only; listens
+on loopback unless told otherwise.
 """
 import argparse
 import calendar
@@ -18,13 +17,6 @@ import threading
 import time
 
 FAMILIES = {
-    "quantry_job_stage": "Stage a running job is in; always 1.",
-    "quantry_job_blocks": "Blocks the job's model has.",
-    "quantry_job_steps_done": "Steps of the running attempt that are done.",
-    "quantry_job_steps": "Steps the running attempt takes.",
-    "quantry_job_block_loss_before": "Loss of the last finished block, rounded to nearest.",
-    "quantry_job_block_loss_after": "Loss of the last finished block, after the method.",
-    "quantry_job_peak_memory_bytes": "Largest memory of the job's engine, on the host and on the GPU.",
     "quantry_result_perplexity": "Perplexity of the newest result, dense and quantized.",
     "quantry_result_kl_divergence": "KL divergence of the newest result from the dense model, in nats a token.",
     "quantry_result_top1_agreement_ratio": "Share of tokens whose likeliest successor did not change.",
@@ -50,22 +42,6 @@ def facts(job):
     return {"model": model_label(job["spec"]["model"]), "method": method, "bits": str(bits) if bits else "mixed"}
 
 
-def running_samples(job):
-    progress = job.get("progress") or {}
-    _, tenant, _, name = job["name"].split("/")  # tenants/{tenant}/quantizationJobs/{id}
-    job_id = {"job_id": name, "tenant": tenant}
-    if "stage" in progress:
-        yield "quantry_job_stage", {**job_id, "stage": progress["stage"].lower()}, 1
-    for family, key in (("quantry_job_blocks", "blocks_total"), ("quantry_job_steps_done", "steps_done"),
-                        ("quantry_job_steps", "steps_total")):
-        yield family, job_id, progress.get(key, 0)
-    if progress.get("blocks_done"):
-        for when in ("before", "after"):
-            yield f"quantry_job_block_loss_{when}", job_id, progress.get(f"loss_{when}", 0)
-    for memory, key in (("host", "peak_rss_bytes"), ("gpu", "device_memory_bytes")):
-        yield "quantry_job_peak_memory_bytes", {**job_id, "memory": memory}, progress.get(key, 0)
-
-
 def result_samples(job):
     labels, quality = facts(job), job.get("quality") or {}
     for weights, value in sorted(quality.get("perplexity", {}).items()):
@@ -87,10 +63,8 @@ def unix_time(text):
     return calendar.timegm(parsed) + float(f"0.{fraction or 0}")
 
 
-def samples(running, succeeded, max_results):
+def samples(succeeded, max_results):
     """`succeeded` newest first, as the server lists them."""
-    for job in running:
-        yield from running_samples(job)
     seen = set()
     for job in succeeded:
         key = tuple(facts(job).values())
@@ -132,12 +106,11 @@ class Source:
         return json.loads(done.stdout)
 
     def ask(self):
-        running, succeeded = [], []
+        succeeded = []
         for tenant in self.options.tenant:
-            running += self.list(tenant, "running", 0)
             succeeded += self.list(tenant, "succeeded", self.options.history)
         succeeded.sort(key=lambda job: job["end_time"], reverse=True)
-        return list(samples(running, succeeded, self.options.max_results))
+        return list(samples(succeeded, self.options.max_results))
 
     def metrics(self):
         with self.lock:

@@ -143,6 +143,16 @@ class Collector {
   GarbageReport report_;
 };
 
+// Whether the attempt's output is an artifact: the job that made it may be gone
+// and others still share it. Asked last, so that none shared meanwhile is missed.
+absl::StatusOr<bool> IsArtifact(JobStore& jobs, const std::string& prefix, const Attempt& attempt) {
+  if (attempt.is_checkpoint) return false;
+  const auto artifact = jobs.GetArtifact(Parts(prefix).front(), attempt.job_uid);
+  if (artifact.ok()) return artifact->epoch == attempt.epoch;
+  if (absl::IsNotFound(artifact.status())) return false;
+  return artifact.status();
+}
+
 // A finished upload that a job names. Unfinished ones have only their age.
 bool IsNeededBlob(const Needed& needed, const std::vector<std::string>& parts) {
   return parts.size() == 2 && needed.blobs.contains({parts[0], parts[1]});
@@ -167,6 +177,9 @@ absl::StatusOr<GarbageReport> CollectGarbage(JobStore& jobs, Storage& artifacts,
   Collector collector(artifacts, blobs, options, now);
   for (const auto& [prefix, attempt] : GroupByAttempt(*artifact_files)) {
     if (needed->Needs(attempt)) continue;
+    auto kept = IsArtifact(jobs, prefix, attempt);
+    if (!kept.ok()) return kept.status();
+    if (*kept) continue;
     if (auto status = collector.Take(prefix, attempt); !status.ok()) return status;
   }
   for (const StoredFile& file : *blob_files) {

@@ -102,6 +102,34 @@ TEST_F(GarbageTest, UploadsThatNoJobNames) {
   EXPECT_EQ(Collect().objects, 0) << "again";
 }
 
+// The job that made it is gone, another one shares it.
+TEST_F(GarbageTest, SharedArtifactsStay) {
+  v1::WorkerInfo worker;
+  worker.set_worker_id("w1");
+  worker.set_engine_version("1.0");
+  worker.add_methods("rtn");
+  ASSERT_TRUE(jobs_->RegisterWorker(worker, "s1", now_).ok());
+  const Job first = Submit("job-one");
+  const LeaseToken lease = Acquire();
+  const std::string output = artifacts_->OutputUri("acme", first.uid, 1);
+  ASSERT_TRUE(
+      jobs_->Complete({.lease = lease, .manifest_sha256 = "sha", .artifact_uri = output}, now_)
+          .ok());
+  SubmitRequest request;
+  request.key = {"acme", "job-two"};
+  request.uid = NewUuid4();
+  request.spec = first.spec;
+  request.reuse_result = true;
+  request.engine_version = "1.0";
+  ASSERT_EQ(jobs_->Submit(request, now_)->reuse, Reuse::kHit);
+  ASSERT_TRUE(jobs_->Delete({first.key, ""}, now_).ok());
+  Collect();
+  EXPECT_TRUE(Exists(output));
+  ASSERT_TRUE(jobs_->Delete({request.key, ""}, now_).ok());
+  Collect();
+  EXPECT_FALSE(Exists(output));
+}
+
 TEST_F(GarbageTest, NewUploadsStay) {
   const std::string nobody = Upload("nobody's");
   now_ = SystemClock().Now() + std::chrono::hours(23);

@@ -59,6 +59,7 @@ struct Job {
   std::map<std::string, std::string> labels;
   v1::JobSpec spec;         // defaults filled in
   std::string spec_digest;  // sha256 hex over the canonical spec
+  std::string traceparent;  // W3C, of the call that submitted it; "" = none
   int priority = 0;
   JobState state = JobState::kQueued;
   std::string state_reason;
@@ -66,7 +67,9 @@ struct Job {
   int64_t epoch = 0;          // claims so far
   std::string worker;         // of the running or last attempt
   google::rpc::Status error;  // FAILED; code 0 otherwise
-  bool has_artifact = false;  // resource tenants/{tenant}/artifacts/{uid}
+  bool has_artifact = false;
+  std::string artifact_uid;  // of its artifact: its own, or of the job that made it; "" = none
+  std::string result_of;     // id of the job whose artifact it shares; "" = none
   std::optional<v1::JobResult> result;
   // Grows with each change of state or of a mutable field, not with progress.
   int64_t version = 1;

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <optional>
 #include <set>
@@ -39,11 +40,25 @@ struct SubmitRequest {
   std::string spec_digest;
   int priority = 0;
   std::optional<Time> expire_time;
+  std::string traceparent = {};  // W3C; "" = none
+  // Take the result of a job of the tenant with the same spec_digest and
+  // engine_version ("" = not known: none has it).
+  bool reuse_result = false;
+  std::string engine_version = {};
+};
+
+// What became of reuse_result.
+enum class Reuse {
+  kNotAsked,
+  kMiss,    // no such job: runs as usual
+  kJoined,  // waits for one that is queued or running
+  kHit,     // SUCCEEDED at once
 };
 
 struct SubmitResult {
   Job job;
   bool created = false;  // false: an earlier call with this request_id made it
+  Reuse reuse = Reuse::kNotAsked;
 };
 
 struct ListQuery {
@@ -232,6 +247,10 @@ struct Garbage {
   std::string job_uid;
 };
 
+// Told about jobs that a call changed beside the one it names, once that is
+// durable, on the caller's thread. May be told of one that did not change.
+using ChangeObserver = std::function<void(const JobKey& job)>;
+
 class JobStore {
  public:
   virtual ~JobStore() = default;
@@ -239,6 +258,13 @@ class JobStore {
   // Tenant side ------------------------------------------------------------
   // Errors: ALREADY_EXISTS JOB_ID_TAKEN, REQUEST_ID_REUSED (same request_id,
   // other request_hash); RESOURCE_EXHAUSTED QUOTA_QUEUED.
+  //
+  // With reuse_result, a job of the tenant with the same digest and engine
+  // version that SUCCEEDED makes the new one SUCCEEDED with the same artifact.
+  // While there is only one that is QUEUED or RUNNING, the new job is QUEUED,
+  // claimable by nobody, until that one ends: it takes an artifact of its engine
+  // version, and runs itself otherwise (of several that wait the first one runs,
+  // and the others wait for it).
   virtual absl::StatusOr<SubmitResult> Submit(const SubmitRequest& request, Time now) = 0;
   // Errors here and below: NOT_FOUND JOB_NOT_FOUND.
   virtual absl::StatusOr<Job> Get(const JobKey& key) = 0;
@@ -255,8 +281,9 @@ class JobStore {
   // Errors: ABORTED ETAG_MISMATCH, FAILED_PRECONDITION JOB_NOT_RETRYABLE,
   // RESOURCE_EXHAUSTED QUOTA_QUEUED.
   virtual absl::StatusOr<Job> Retry(const RetryRequest& request, Time now) = 0;
-  // Removes job, events and artifact row; the bytes become Garbage. Returns
-  // the job as it was. Errors: ABORTED ETAG_MISMATCH, FAILED_PRECONDITION
+  // Removes job, events and artifact row; the bytes become Garbage. An artifact
+  // that other jobs share stays and belongs to one of them. Returns the job as
+  // it was. Errors: ABORTED ETAG_MISMATCH, FAILED_PRECONDITION
   // JOB_NOT_ENDED.
   virtual absl::StatusOr<Job> Delete(const DeleteRequest& request, Time now) = 0;
   // Events with a sequence greater than `after`, oldest first.

@@ -20,7 +20,9 @@ using postgres::Database;
 class PostgresJobStore : public JobStore {
  public:
   explicit PostgresJobStore(const PostgresOptions& options)
-      : policy_(options.policy), pool_(options.conninfo, options.connections) {}
+      : policy_(options.policy),
+        on_changed_(options.on_changed),
+        pool_(options.conninfo, options.connections) {}
 
   absl::StatusOr<SubmitResult> Submit(const SubmitRequest& request, Time now) override {
     return Write<SubmitResult>(now, [&](const Context& c) { return postgres::Submit(c, request); });
@@ -180,9 +182,15 @@ class PostgresJobStore : public JobStore {
   }
   template <typename Body>
   absl::Status WriteStatus(Time now, const Body& body) {
-    return pool_.Write([&](Database& db) -> absl::Status {
-      return body(Context{db, policy_, now, random_});
+    std::vector<JobKey> changed;
+    absl::Status status = pool_.Write([&](Database& db) -> absl::Status {
+      absl::Status done = body(Context{db, policy_, now, random_});
+      changed = db.TakeChanged();
+      return done;
     });
+    if (!status.ok() || !on_changed_) return status;
+    for (const JobKey& job : changed) on_changed_(job);
+    return status;
   }
 
   uint64_t Random() {
@@ -191,6 +199,7 @@ class PostgresJobStore : public JobStore {
   }
 
   const JobPolicy policy_;
+  const ChangeObserver on_changed_;
   std::mutex random_mutex_;
   std::mt19937_64 generator_{std::random_device{}()};
   const std::function<uint64_t()> random_ = [this] { return Random(); };

@@ -13,6 +13,7 @@ struct PostgresOptions {
   std::string conninfo;  // postgres::MakeConninfo
   JobPolicy policy;
   int connections = 16;  // at most; opened when needed
+  ChangeObserver on_changed = {};
 };
 
 // JobStore in a PostgreSQL database, which any number of servers may share.

@@ -40,13 +40,10 @@ class PostgresInstance : public StoreInstance {
   std::unique_ptr<JobStore> store_;
 };
 
-INSTANTIATE_TEST_SUITE_P(Postgres, JobStoreSuite,
-                         ::testing::Values(JobStoreFactory{
-                             "Server",
-                             [](const JobPolicy& policy) {
-                               return std::make_unique<PostgresInstance>(policy);
-                             }}),
-                         FactoryName);
+const JobStoreFactory kServer = {
+    "Server", [](const JobPolicy& policy) { return std::make_unique<PostgresInstance>(policy); }};
+INSTANTIATE_TEST_SUITE_P(Postgres, JobStoreSuite, ::testing::Values(kServer), FactoryName);
+INSTANTIATE_TEST_SUITE_P(Postgres, JobStoreTwins, ::testing::Values(kServer), FactoryName);
 
 SubmitRequest Request(const std::string& id) {
   SubmitRequest request;

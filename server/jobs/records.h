@@ -9,6 +9,9 @@
 // What the SQL stores keep beside a job, as they read and write it.
 namespace quantry::server {
 
+// not_before of a queued job that waits for another one's result.
+inline constexpr Time kParked = Time(std::chrono::hours(24 * 365 * 1000));
+
 // A job's row in `queue`: there is one while it has not ended.
 struct QueueRow {
   int64_t pk = 0;

@@ -170,6 +170,17 @@ v1::JobEvent EventOf(const StateChange& change) {
   return event;
 }
 
+v1::JobEvent InfoEvent(const std::string& message) {
+  v1::JobEvent event;
+  event.mutable_log()->set_level(v1::LogLine::LEVEL_INFO);
+  event.mutable_log()->set_message(message);
+  return event;
+}
+
+std::string SharesResultOf(const JobKey& source) {
+  return "took the result of " + NameOf(source) + ", which has the same spec";
+}
+
 v1::JobEvent EventOf(const v1::CheckpointRef& checkpoint) {
   v1::JobEvent event;
   event.mutable_checkpoint()->set_blocks_done(checkpoint.blocks_done());

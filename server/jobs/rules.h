@@ -46,6 +46,10 @@ absl::StatusOr<std::optional<JobState>> CancelTarget(const Job& job);
 // Errors: INTERNAL for a transition outside the table.
 absl::Status CheckTransition(const StateChange& change);
 v1::JobEvent EventOf(const StateChange& change);
+// Of the server, for the job's owner.
+v1::JobEvent InfoEvent(const std::string& message);
+// Why a job ended that shares another one's result.
+std::string SharesResultOf(const JobKey& source);
 v1::JobEvent EventOf(const v1::CheckpointRef& checkpoint);
 
 // Leases -----------------------------------------------------------------------

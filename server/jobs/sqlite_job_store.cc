@@ -35,11 +35,12 @@ absl::StatusOr<Result> RunFor(Runner& runner, const Body& body) {
 
 class SqliteJobStore : public JobStore {
  public:
-  SqliteJobStore(sqlite::DataDirLock lock, const JobPolicy& policy,
+  SqliteJobStore(sqlite::DataDirLock lock, const JobPolicy& policy, ChangeObserver on_changed,
                  std::unique_ptr<Database> writer, std::unique_ptr<Database> checkpointer,
                  std::vector<std::unique_ptr<Database>> readers)
       : lock_(std::move(lock)),
         policy_(policy),
+        on_changed_(std::move(on_changed)),
         random_(std::random_device{}()),
         readers_(std::move(readers)),
         checkpointer_(std::move(checkpointer)),
@@ -187,17 +188,35 @@ class SqliteJobStore : public JobStore {
   }
   template <typename Result, typename Body>
   absl::StatusOr<Result> Write(Time now, const Body& body) {
-    return RunFor<Result>(writer_, [&](Database& db) {
-      return body(Context{db, policy_, now, random_});
+    std::vector<JobKey> changed;
+    auto result = RunFor<Result>(writer_, [&](Database& db) {
+      auto value = body(Context{db, policy_, now, random_});
+      changed = db.TakeChanged();
+      return value;
     });
+    if (result.ok()) Tell(changed);
+    return result;
   }
   template <typename Body>
   absl::Status WriteStatus(Time now, const Body& body) {
-    return writer_.Run([&](Database& db) { return body(Context{db, policy_, now, random_}); });
+    std::vector<JobKey> changed;
+    absl::Status status = writer_.Run([&](Database& db) {
+      absl::Status done = body(Context{db, policy_, now, random_});
+      changed = db.TakeChanged();
+      return done;
+    });
+    if (status.ok()) Tell(changed);
+    return status;
+  }
+  void Tell(const std::vector<JobKey>& changed) const {
+    for (const JobKey& job : changed) {
+      if (on_changed_) on_changed_(job);
+    }
   }
 
   sqlite::DataDirLock lock_;
   const JobPolicy policy_;
+  const ChangeObserver on_changed_;
   std::mt19937_64 random_;  // only on the writer's thread
   sqlite::ReaderPool readers_;
   sqlite::Checkpointer checkpointer_;
@@ -222,8 +241,9 @@ absl::StatusOr<std::unique_ptr<JobStore>> OpenSqliteJobStore(const SqliteOptions
     if (!reader.ok()) return reader.status();
     readers.push_back(*std::move(reader));
   }
-  return std::make_unique<SqliteJobStore>(*std::move(lock), options.policy, *std::move(writer),
-                                          *std::move(checkpointer), std::move(readers));
+  return std::make_unique<SqliteJobStore>(*std::move(lock), options.policy, options.on_changed,
+                                          *std::move(writer), *std::move(checkpointer),
+                                          std::move(readers));
 }
 
 }  // namespace quantry::server

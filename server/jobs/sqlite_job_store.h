@@ -13,6 +13,7 @@ struct SqliteOptions {
   std::string data_dir;  // created when absent; never on a network filesystem
   JobPolicy policy;
   int readers = 4;  // connections beside the writer's
+  ChangeObserver on_changed = {};
 };
 
 // JobStore in {data_dir}/quantry.db: SQLite in WAL mode with

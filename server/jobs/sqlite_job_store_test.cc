@@ -51,11 +51,10 @@ class SqliteInstance : public StoreInstance {
   std::unique_ptr<JobStore> store_;
 };
 
-INSTANTIATE_TEST_SUITE_P(
-    Sqlite, JobStoreSuite,
-    testing::Values(JobStoreFactory{
-        "File", [](const JobPolicy& policy) { return std::make_unique<SqliteInstance>(policy); }}),
-    FactoryName);
+const JobStoreFactory kFile = {
+    "File", [](const JobPolicy& policy) { return std::make_unique<SqliteInstance>(policy); }};
+INSTANTIATE_TEST_SUITE_P(Sqlite, JobStoreSuite, testing::Values(kFile), FactoryName);
+INSTANTIATE_TEST_SUITE_P(Sqlite, JobStoreTwins, testing::Values(kFile), FactoryName);
 
 constexpr Time kNow = Time(std::chrono::hours(480'000));
 
@@ -166,7 +165,7 @@ void ExpectWhole(JobStore& store, int acknowledged) {
 
 TEST(SqliteJobStoreTest, AFullDiskRefusesWritesAndLosesNothing) {
   TempDir dir;
-  if (mount("tmpfs", dir.path().c_str(), "tmpfs", 0, "size=3m") != 0) {
+  if (mount("tmpfs", dir.path().c_str(), "tmpfs", 0, "size=4m") != 0) {
     GTEST_SKIP() << "cannot mount a tmpfs here";
   }
   {

@@ -11,6 +11,7 @@ constexpr Transition kTransitions[] = {
     {kQueued, kRunning, "claim"},
     {kQueued, kCancelled, "cancel"},
     {kQueued, kFailed, "max_pending"},
+    {kQueued, kSucceeded, "took the result of a job with the same spec"},
     {kRunning, kQueued, "retry, release or lost lease"},
     {kRunning, kCancelling, "cancel"},
     {kRunning, kSucceeded, "complete"},

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "common/ids.h"
+
 namespace quantry::server {
 namespace {
 
@@ -66,6 +68,11 @@ std::string WaitsForResume(const QueuePause& pause) {
 
 std::string WaitsForQuota() {
   return std::string(kPrefix) + "the tenant runs as many jobs as its quota allows";
+}
+
+std::string WaitsForResultOf(const JobKey& source) {
+  return std::string(kPrefix) + FormatJobName(source.tenant, source.id) +
+         " has the same spec; its result will be taken";
 }
 
 bool IsWaitingReason(std::string_view state_reason) { return state_reason.starts_with(kPrefix); }

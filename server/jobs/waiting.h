@@ -29,6 +29,8 @@ std::string WaitsForResume(const QueuePause& pause);
 
 // "waiting: " and that the tenant's quota of running jobs is used up.
 std::string WaitsForQuota();
+// The job takes the result of `source`, once there is one.
+std::string WaitsForResultOf(const JobKey& source);
 
 // Whether a state_reason is one of WhyWaiting.
 bool IsWaitingReason(std::string_view state_reason);

@@ -23,6 +23,21 @@ const absl::Status& StatusOf(const absl::StatusOr<T>& result) {
   return result.status();
 }
 
+// nullptr: nobody asked.
+const char* OutcomeOf(Reuse reuse) {
+  switch (reuse) {
+    case Reuse::kHit:
+      return "hit";
+    case Reuse::kJoined:
+      return "joined";
+    case Reuse::kMiss:
+      return "miss";
+    case Reuse::kNotAsked:
+      break;
+  }
+  return nullptr;
+}
+
 class Metered : public JobStore {
  public:
   Metered(std::unique_ptr<JobStore> store, const Clock* clock, ServerMetrics* metrics)
@@ -30,7 +45,12 @@ class Metered : public JobStore {
 
   absl::StatusOr<SubmitResult> Submit(const SubmitRequest& request, Time now) override {
     auto result = Timed("submit", [&] { return store_->Submit(request, now); });
-    if (result.ok() && result->created) metrics_->jobs_submitted.Increment();
+    if (!result.ok() || !result->created) return result;
+    metrics_->jobs_submitted.Increment();
+    if (const char* outcome = OutcomeOf(result->reuse)) {
+      metrics_->result_cache.With({outcome}).Increment();
+    }
+    if (IsEnded(result->job.state)) CountEnded(result->job, metrics_);
     return result;
   }
   absl::StatusOr<Job> Get(const JobKey& key) override {
@@ -135,7 +155,7 @@ class Metered : public JobStore {
     metrics_->job_attempts.With({"no_progress"}).Increment(result->no_progress);
     for (const JobKey& key : result->changed) {
       const auto job = store_->Get(key);
-      if (job.ok() && IsEnded(job->state)) CountEnded(*job);
+      if (job.ok() && IsEnded(job->state)) CountEnded(*job, metrics_);
     }
     return result;
   }
@@ -185,22 +205,11 @@ class Metered : public JobStore {
     if (before.ok() && !IsEnded(before->state)) {
       const auto after = store_->Get(key);
       if (after.ok() && IsEnded(after->state)) {
-        CountEnded(*after);
+        CountEnded(*after, metrics_);
         if (after->has_artifact) metrics_->job_attempts.With({"succeeded"}).Increment();
       }
     }
     return result;
-  }
-
-  void CountEnded(const Job& job) {
-    const std::string method = MethodName(job.spec.method());
-    std::string outcome(JobStateName(job.state));
-    std::transform(outcome.begin(), outcome.end(), outcome.begin(),
-                   [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-    metrics_->jobs_finished.With({method, outcome}).Increment();
-    if (job.start_time && job.end_time) {
-      metrics_->job_run_seconds.With({method}).Observe(ToSeconds(*job.end_time - *job.start_time));
-    }
   }
 
   std::unique_ptr<JobStore> store_;
@@ -209,6 +218,17 @@ class Metered : public JobStore {
 };
 
 }  // namespace
+
+void CountEnded(const Job& job, ServerMetrics* metrics) {
+  const std::string method = MethodName(job.spec.method());
+  std::string outcome(JobStateName(job.state));
+  std::transform(outcome.begin(), outcome.end(), outcome.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  metrics->jobs_finished.With({method, outcome}).Increment();
+  if (job.start_time && job.end_time) {
+    metrics->job_run_seconds.With({method}).Observe(ToSeconds(*job.end_time - *job.start_time));
+  }
+}
 
 std::unique_ptr<JobStore> MeteredJobStore(std::unique_ptr<JobStore> store, const Clock* clock,
                                           ServerMetrics* metrics) {

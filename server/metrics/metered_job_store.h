@@ -13,4 +13,8 @@ namespace quantry::server {
 std::unique_ptr<JobStore> MeteredJobStore(std::unique_ptr<JobStore> store, const Clock* clock,
                                           ServerMetrics* metrics);
 
+// Counts a job that has ended: by the store above for those its calls name, by
+// its ChangeObserver for the others.
+void CountEnded(const Job& job, ServerMetrics* metrics);
+
 }  // namespace quantry::server

@@ -97,6 +97,8 @@ ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
       jobs_submitted(OneCounter(registry_.get(), "quantry_jobs_submitted_total", "Jobs accepted.")),
       jobs_finished(registry_.get(), "quantry_jobs_finished_total", "Jobs that ended.",
                     {"method", "outcome"}),
+      result_cache(registry_.get(), "quantry_result_cache_total",
+                   "Submits that asked for an earlier job's result.", {"outcome"}),
       job_queue_seconds(BuildHistogram()
                             .Name("quantry_job_queue_seconds")
                             .Help("Time from submit to the first claim.")
@@ -127,6 +129,18 @@ ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
                                 "Times the embedded agent was started again.")),
       log_errors(OneCounter(registry_.get(), "quantry_server_faults_total",
                             "Calls that ended with a fault of the server.")),
+      calls_denied(registry_.get(), "quantry_calls_denied_total",
+                   "Calls of strangers (UNAUTHENTICATED) and of callers without the right "
+                   "(PERMISSION_DENIED).",
+                   {"code"}),
+      audit_lines(registry_.get(), "quantry_audit_lines_total",
+                  "Lines of the audit log: changes that were asked for.", {"outcome"}),
+      credential_reloads(registry_.get(), "quantry_credential_reloads_total",
+                         "Changed files of credentials that were read; error: they stay unused.",
+                         {"outcome"}),
+      certificate_expiry(registry_.get(), "quantry_tls_certificate_expiry_timestamp_seconds",
+                         "End of the certificates this server uses; 0 without one.",
+                         {"certificate"}),
       build_info_(registry_.get(), "quantry_build_info", "Versions; always 1.",
                   {"version", "engine"}) {
   for (const std::string& method : grpc_methods) call_started.With({method});
@@ -141,6 +155,7 @@ ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
        {"succeeded", "failed", "cancelled", "released", "lost", "no_progress"}) {
     job_attempts.With({outcome});
   }
+  for (const char* outcome : {"hit", "joined", "miss"}) result_cache.With({outcome});
   for (const char* op : {"heartbeat", "commit_checkpoint", "complete", "fail", "release"}) {
     stale_writes_rejected.With({op});
   }
@@ -153,6 +168,12 @@ ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
       store_errors.With({op, code});
     }
   }
+  for (const char* code : {"UNAUTHENTICATED", "PERMISSION_DENIED"}) calls_denied.With({code});
+  for (const char* outcome : {"ok", "error"}) {
+    audit_lines.With({outcome});
+    credential_reloads.With({outcome});
+  }
+  for (const char* certificate : {"server", "client_ca"}) certificate_expiry.With({certificate});
   artifact_bytes.With({"upload"});
   artifact_bytes.With({"download"});
 }

@@ -86,6 +86,7 @@ class ServerMetrics {
   prometheus::Gauge& workers_live;
   prometheus::Counter& jobs_submitted;
   CounterVec jobs_finished;  // method, outcome
+  CounterVec result_cache;   // outcome: hit, joined, miss
   prometheus::Histogram& job_queue_seconds;
   HistogramVec job_run_seconds;  // method
   CounterVec job_attempts;       // outcome
@@ -104,6 +105,11 @@ class ServerMetrics {
   // Embedded agent
   prometheus::Counter& agent_restarts;
   prometheus::Counter& log_errors;  // calls that ended with a server-side fault
+  // Identity
+  CounterVec calls_denied;        // code
+  CounterVec audit_lines;         // outcome
+  CounterVec credential_reloads;  // outcome
+  GaugeVec certificate_expiry;    // certificate
 
   void SetQueue(const StoreStats& stats);
   void SetEngineVersion(const std::string& engine_version);

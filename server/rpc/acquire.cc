@@ -18,9 +18,10 @@ constexpr auto kPoll = std::chrono::seconds(1);
 
 class AcquireReactor : public SteppedCall<grpc::ServerUnaryReactor> {
  public:
-  AcquireReactor(const ServiceContext* context, const v1::AcquireJobRequest& request,
-                 v1::AcquireJobResponse* response)
-      : SteppedCall(context, context->runtime->worker, "/quantry.v1.WorkerService/AcquireJob"),
+  AcquireReactor(const ServiceContext* context, grpc::CallbackServerContext* call,
+                 const v1::AcquireJobRequest& request, v1::AcquireJobResponse* response)
+      : SteppedCall(context, context->runtime->worker, "/quantry.v1.WorkerService/AcquireJob", call,
+                    request),
         response_(response),
         acquire_{.session = request.session(), .acquire_id = request.acquire_id()},
         deadline_(steady_clock::now() + std::clamp<Duration>(FromProto(request.wait()),
@@ -30,8 +31,7 @@ class AcquireReactor : public SteppedCall<grpc::ServerUnaryReactor> {
 
  private:
   void Step() override {
-    if (cancelled()) return End(absl::CancelledError("the caller went away"));
-    if (draining()) return End(RpcRuntime::Draining());
+    if (const absl::Status status = Interrupted(); !status.ok()) return End(status);
     if (!subscribed_) {
       if (!IsUuid(acquire_.acquire_id)) {
         return End(MakeError(Reason::kInvalidArgument, "acquire_id: wanted a UUID"));
@@ -47,7 +47,7 @@ class AcquireReactor : public SteppedCall<grpc::ServerUnaryReactor> {
     }
     const auto now = steady_clock::now();
     if (now >= deadline_) return End(absl::OkStatus());
-    task_->KickAt(context_->runtime->timer, std::min<MonotonicTime>(deadline_, now + kPoll));
+    WakeAt(std::min<MonotonicTime>(deadline_, now + kPoll));
   }
 
   void FillLease(const Grant& grant) {
@@ -59,6 +59,7 @@ class AcquireReactor : public SteppedCall<grpc::ServerUnaryReactor> {
     *lease.mutable_ttl() = ToProto(grant.ttl);
     *lease.mutable_spec() = job.spec;
     lease.set_spec_digest(job.spec_digest);
+    lease.set_traceparent(job.traceparent);
     lease.set_output_uri(context_->artifacts->OutputUri(job.key.tenant, job.uid, job.epoch));
     lease.set_checkpoint_uri(
         context_->artifacts->CheckpointUri(job.key.tenant, job.uid, job.epoch));
@@ -76,9 +77,10 @@ class AcquireReactor : public SteppedCall<grpc::ServerUnaryReactor> {
 }  // namespace
 
 grpc::ServerUnaryReactor* StartAcquire(const ServiceContext* context,
+                                       grpc::CallbackServerContext* call,
                                        const v1::AcquireJobRequest& request,
                                        v1::AcquireJobResponse* response) {
-  return new AcquireReactor(context, request, response);
+  return new AcquireReactor(context, call, request, response);
 }
 
 }  // namespace quantry::server

@@ -14,6 +14,7 @@ inline constexpr auto kMaxAcquireWait = std::chrono::seconds(20);
 // Answers at once when there is work, else when some comes, the wait is over
 // or the server drains. The reactor owns itself.
 grpc::ServerUnaryReactor* StartAcquire(const ServiceContext* context,
+                                       grpc::CallbackServerContext* call,
                                        const v1::AcquireJobRequest& request,
                                        v1::AcquireJobResponse* response);
 

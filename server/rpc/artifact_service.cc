@@ -33,8 +33,8 @@ class Service : public v1::ArtifactService::CallbackService, private ServiceBase
     return Run("FindMissingBlobs", call, request, response, &Service::FindMissing);
   }
   grpc::ServerReadReactor<v1::UploadBlobRequest>* UploadBlob(
-      CallbackServerContext*, v1::UploadBlobResponse* response) override {
-    return StartUpload(context_, response);
+      CallbackServerContext* call, v1::UploadBlobResponse* response) override {
+    return StartUpload(context_, call, response);
   }
   ServerUnaryReactor* GetArtifact(CallbackServerContext* call,
                                   const v1::GetArtifactRequest* request,
@@ -47,8 +47,8 @@ class Service : public v1::ArtifactService::CallbackService, private ServiceBase
     return Run("ListArtifacts", call, request, response, &Service::List);
   }
   grpc::ServerWriteReactor<v1::ReadArtifactResponse>* ReadArtifact(
-      CallbackServerContext*, const v1::ReadArtifactRequest* request) override {
-    return StartRead(context_, *request);
+      CallbackServerContext* call, const v1::ReadArtifactRequest* request) override {
+    return StartRead(context_, call, *request);
   }
 
  private:

@@ -28,11 +28,16 @@ absl::Status Corrupt(const std::string& path, const std::string& wanted, const s
 // Reads one request at a time; the next read starts when the chunk is on disk.
 class UploadReactor : public grpc::ServerReadReactor<v1::UploadBlobRequest> {
  public:
-  UploadReactor(const ServiceContext* context, v1::UploadBlobResponse* response)
+  UploadReactor(const ServiceContext* context, grpc::CallbackServerContext* call,
+                v1::UploadBlobResponse* response)
       : context_(context),
         response_(response),
-        call_("/quantry.v1.ArtifactService/UploadBlob", context->runtime->metrics) {
-    grpc::ServerReadReactor<v1::UploadBlobRequest>::StartRead(&request_);
+        call_("/quantry.v1.ArtifactService/UploadBlob", context->runtime, call) {
+    if (const absl::Status admitted = call_.Admit(nullptr); !admitted.ok()) {
+      Finish(call_.End(admitted));
+    } else {
+      grpc::ServerReadReactor<v1::UploadBlobRequest>::StartRead(&request_);
+    }
   }
 
   void OnReadDone(bool ok) override {
@@ -43,7 +48,8 @@ class UploadReactor : public grpc::ServerReadReactor<v1::UploadBlobRequest> {
  private:
   void Step(bool more) {
     if (context_->runtime->draining) return End(RpcRuntime::Draining());
-    absl::Status status = more ? Take() : Complete();
+    absl::Status status = call_.Standing();
+    if (status.ok()) status = more ? Take() : Complete();
     if (!more || !status.ok()) return End(status);
     request_.Clear();
     grpc::ServerReadReactor<v1::UploadBlobRequest>::StartRead(&request_);
@@ -65,6 +71,7 @@ class UploadReactor : public grpc::ServerReadReactor<v1::UploadBlobRequest> {
     if (!tenant_.empty()) {
       return MakeError(Reason::kInvalidArgument, "wanted one header, got another");
     }
+    if (absl::Status status = call_.AdmitName(request_); !status.ok()) return status;
     auto tenant = ParseTenantName(header.parent());
     if (!tenant.ok()) return tenant.status();
     blob_ = {header.blob().sha256(), header.blob().size_bytes()};
@@ -138,10 +145,11 @@ class UploadReactor : public grpc::ServerReadReactor<v1::UploadBlobRequest> {
 
 class ReadReactor : public grpc::ServerWriteReactor<v1::ReadArtifactResponse> {
  public:
-  ReadReactor(const ServiceContext* context, const v1::ReadArtifactRequest& request)
+  ReadReactor(const ServiceContext* context, grpc::CallbackServerContext* call,
+              const v1::ReadArtifactRequest& request)
       : context_(context),
         request_(request),
-        call_("/quantry.v1.ArtifactService/ReadArtifact", context->runtime->metrics) {
+        call_("/quantry.v1.ArtifactService/ReadArtifact", context->runtime, call) {
     context_->runtime->streams->Post([this] { Begin(); });
   }
 
@@ -155,7 +163,9 @@ class ReadReactor : public grpc::ServerWriteReactor<v1::ReadArtifactResponse> {
 
  private:
   void Begin() {
-    if (absl::Status status = Open(); !status.ok()) return End(status);
+    absl::Status status = call_.Admit(&request_);
+    if (status.ok()) status = Open();
+    if (!status.ok()) return End(status);
     Next();
   }
 
@@ -215,6 +225,7 @@ class ReadReactor : public grpc::ServerWriteReactor<v1::ReadArtifactResponse> {
 
   void Next() {
     if (context_->runtime->draining) return End(RpcRuntime::Draining());
+    if (absl::Status status = call_.Standing(); !status.ok()) return End(status);
     if (offset_ == end_) return End(CheckHash());
     auto data = reader_->ReadAt(offset_, std::min(kChunkBytes, end_ - offset_));
     if (!data.ok()) return End(data.status());
@@ -260,13 +271,15 @@ class ReadReactor : public grpc::ServerWriteReactor<v1::ReadArtifactResponse> {
 }  // namespace
 
 grpc::ServerReadReactor<v1::UploadBlobRequest>* StartUpload(const ServiceContext* context,
+                                                            grpc::CallbackServerContext* call,
                                                             v1::UploadBlobResponse* response) {
-  return new UploadReactor(context, response);
+  return new UploadReactor(context, call, response);
 }
 
 grpc::ServerWriteReactor<v1::ReadArtifactResponse>* StartRead(
-    const ServiceContext* context, const v1::ReadArtifactRequest& request) {
-  return new ReadReactor(context, request);
+    const ServiceContext* context, grpc::CallbackServerContext* call,
+    const v1::ReadArtifactRequest& request) {
+  return new ReadReactor(context, call, request);
 }
 
 absl::StatusOr<v1::Manifest> ReadManifest(ArtifactStore* artifacts, const Artifact& artifact) {

@@ -15,10 +15,12 @@ inline constexpr std::int64_t kChunkBytes = 512 << 10;
 inline constexpr std::int64_t kMaxManifestBytes = 64 << 20;
 
 grpc::ServerReadReactor<v1::UploadBlobRequest>* StartUpload(const ServiceContext* context,
+                                                            grpc::CallbackServerContext* call,
                                                             v1::UploadBlobResponse* response);
 
 grpc::ServerWriteReactor<v1::ReadArtifactResponse>* StartRead(
-    const ServiceContext* context, const v1::ReadArtifactRequest& request);
+    const ServiceContext* context, grpc::CallbackServerContext* call,
+    const v1::ReadArtifactRequest& request);
 
 // The committed manifest of an artifact. DATA_LOSS ARTIFACT_CORRUPT when its
 // bytes differ from what was committed or do not parse. `bytes` may be null.

@@ -1,10 +1,14 @@
 #include "server/rpc/call.h"
 
+#include <grpc/grpc_security_constants.h>
+
 #include <chrono>
+#include <iterator>
 
 #include "absl/strings/str_cat.h"
 #include "common/errors.h"
 #include "common/log.h"
+#include "common/trace_context.h"
 #include "google/rpc/status.pb.h"
 
 namespace quantry::server {
@@ -28,6 +32,34 @@ bool IsServerFault(const absl::Status& status) {
   }
 }
 
+Presented PresentedBy(const grpc::CallbackServerContext& context) {
+  Presented presented;
+  const auto& metadata = context.client_metadata();
+  const auto [first, last] = metadata.equal_range("authorization");
+  if (first != last) presented.authorization.assign(first->second.data(), first->second.size());
+  // Two of them: neither is believed.
+  if (first != last && std::next(first) != last) presented.authorization = "several";
+  if (const auto peer = context.auth_context(); peer != nullptr) {
+    const auto pem = peer->FindPropertyValues(GRPC_X509_PEM_CERT_PROPERTY_NAME);
+    if (!pem.empty()) presented.certificate_pem.assign(pem[0].data(), pem[0].size());
+  }
+  return presented;
+}
+
+// The caller's W3C traceparent; "" when it sent none. A bad one is ignored with
+// a warning.
+std::string TraceparentOf(const grpc::CallbackServerContext& context) {
+  const auto& metadata = context.client_metadata();
+  const auto found = metadata.find(kTraceparentKey);
+  if (found == metadata.end()) return "";
+  const std::string_view given(found->second.data(), found->second.size());
+  if (const auto trace = ParseTraceparent(given)) return FormatTraceparent(*trace);
+  constexpr size_t kShown = 100;
+  log::Warning("a traceparent that is none is ignored",
+               {{"got", given.substr(0, kShown)}, {"peer", context.peer()}});
+  return "";
+}
+
 }  // namespace
 
 grpc::Status ToGrpcStatus(const absl::Status& status) {
@@ -44,17 +76,103 @@ grpc::Status ToGrpcStatus(const absl::Status& status) {
                       proto.SerializeAsString());
 }
 
-Call::Call(std::string_view method, ServerMetrics* metrics)
-    : method_(method), metrics_(metrics), start_(std::chrono::steady_clock::now()) {
-  metrics_->call_started.With({method_}).Increment();
+bool StreamCounts::Add(const std::string& name, int limit) {
+  const std::lock_guard lock(mutex_);
+  int& count = counts_[name];
+  if (count >= limit) return false;
+  ++count;
+  return true;
+}
+
+void StreamCounts::Remove(const std::string& name) {
+  const std::lock_guard lock(mutex_);
+  const auto found = counts_.find(name);
+  if (found != counts_.end() && --found->second == 0) counts_.erase(found);
+}
+
+Call::Call(std::string_view method, const RpcRuntime* runtime, grpc::CallbackServerContext* context)
+    : method_(method),
+      runtime_(runtime),
+      traceparent_(TraceparentOf(*context)),
+      trace_id_(TraceIdOf(traceparent_)),
+      start_(std::chrono::steady_clock::now()),
+      permission_(FindPermission(method)) {
+  runtime_->metrics->call_started.With({method_}).Increment();
+  if (runtime_->auth != nullptr) presented_ = PresentedBy(*context);
+}
+
+absl::Status Call::Admit(const google::protobuf::Message* request) {
+  if (runtime_->auth == nullptr) return absl::OkStatus();
+  if (permission_ == nullptr) {
+    return MakeError(Reason::kInternal, absl::StrCat(method_, " has no row of permissions"));
+  }
+  generation_ = runtime_->auth->generation();
+  auto principal = runtime_->auth->Authenticate(presented_, runtime_->clock->Now());
+  if (!principal.ok()) return principal.status();
+  principal_ = *std::move(principal);
+  if (request != nullptr) resource_ = ResourceOf(*permission_, *request);
+  if (absl::Status status = CheckRole(*permission_, *principal_); !status.ok()) return status;
+  return request == nullptr ? absl::OkStatus() : CheckTenant(*permission_, *principal_, *request);
+}
+
+absl::Status Call::AdmitName(const google::protobuf::Message& request) {
+  if (!principal_) return absl::OkStatus();
+  resource_ = ResourceOf(*permission_, request);
+  return CheckTenant(*permission_, *principal_, request);
+}
+
+absl::Status Call::Standing() {
+  if (!principal_) return absl::OkStatus();
+  const Time now = runtime_->clock->Now();
+  const bool ended = principal_->expire_time && *principal_->expire_time <= now;
+  const std::uint64_t generation = runtime_->auth->generation();
+  if (!ended && generation == generation_) return absl::OkStatus();
+  auto again = runtime_->auth->Authenticate(presented_, now);
+  if (!again.ok()) return again.status();
+  // The same token may have got less to say meanwhile.
+  if (again->role != principal_->role || again->tenant != principal_->tenant) {
+    return MakeError(Reason::kUnauthenticated,
+                     absl::StrCat("the role or tenant of ", again->name, " changed; call again"),
+                     {{"cause", "changed"}});
+  }
+  principal_ = *std::move(again);
+  generation_ = generation;
+  return absl::OkStatus();
+}
+
+std::optional<Duration> Call::credential_left() const {
+  if (!principal_ || !principal_->expire_time) return std::nullopt;
+  return *principal_->expire_time - runtime_->clock->Now();
+}
+
+void Call::Made(const google::protobuf::Message& response) {
+  if (!principal_) return;
+  if (std::string made = MadeBy(*permission_, response); !made.empty()) resource_ = std::move(made);
+}
+
+void Call::Audit(const absl::Status& status) const {
+  const bool denied = status.code() == absl::StatusCode::kUnauthenticated ||
+                      status.code() == absl::StatusCode::kPermissionDenied;
+  if (denied) runtime_->metrics->calls_denied.With({StatusName(status.code())}).Increment();
+  if (!principal_ || !permission_->changes) return;
+  runtime_->metrics->audit_lines.With({status.ok() ? "ok" : "error"}).Increment();
+  log::Audit({{"principal", principal_->name},
+              {"role", RoleName(principal_->role)},
+              {"tenant", principal_->tenant},
+              {"rpc", permission_->method},
+              {"resource", resource_},
+              {"outcome", StatusName(status.code())},
+              {"reason", ReasonOf(status)}});
 }
 
 grpc::Status Call::End(const absl::Status& status) {
+  const log::TraceScope trace(trace_id_);
+  Audit(status);
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start_;
   const std::string code = StatusName(status.code());
-  metrics_->call_duration.With({method_, code}).Observe(took.count());
+  runtime_->metrics->call_duration.With({method_, code}).Observe(took.count());
   if (IsServerFault(status)) {
-    metrics_->log_errors.Increment();
+    runtime_->metrics->log_errors.Increment();
     log::Error("call failed", {{"method", method_},
                                {"code", code},
                                {"reason", ReasonOf(status)},

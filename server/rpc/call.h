@@ -1,22 +1,30 @@
-// What every RPC goes through, and nothing else may: start and end counters,
-// the deadline, the limit on queued work, the error's way onto the wire, a log
-// line for faults. Unary handlers are functions run by RpcRuntime::Unary;
-// streams hold a Call for their whole life.
+// What every RPC goes through, and nothing else may: who calls and whether he
+// may, start and end counters, the deadline, the limit on queued work, the
+// error's way onto the wire, a log line for faults and one for changes. Unary
+// handlers are functions run by RpcRuntime::Unary; streams hold a Call for
+// their whole life.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
 
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "common/clock.h"
+#include "common/log.h"
+#include "google/protobuf/message.h"
+#include "server/auth/authenticator.h"
 #include "server/metrics/server_metrics.h"
 #include "server/rpc/executor.h"
+#include "server/rpc/permissions.h"
 
 namespace quantry::server {
 
@@ -26,19 +34,69 @@ inline constexpr auto kDefaultUnaryDeadline = std::chrono::seconds(10);
 // With the google.rpc.Status in grpc-status-details-bin.
 grpc::Status ToGrpcStatus(const absl::Status& status);
 
-// One RPC from start to end. End() exactly once; thread-safe otherwise.
+// How many streams each principal has open. Thread-safe.
+class StreamCounts {
+ public:
+  // False when `name` has `limit` already; else one more.
+  bool Add(const std::string& name, int limit);
+  void Remove(const std::string& name);
+
+ private:
+  std::mutex mutex_;
+  std::map<std::string, int> counts_;  // guarded by mutex_; no zeros
+};
+
+struct RpcRuntime;
+
+// One RPC from start to end: Admit first, End exactly once and last; one
+// thread at a time.
 class Call {
  public:
-  Call(std::string_view method, ServerMetrics* metrics);
+  // `method` is the full name.
+  Call(std::string_view method, const RpcRuntime* runtime, grpc::CallbackServerContext* context);
+
+  // Whether the caller may do this: UNAUTHENTICATED, PERMISSION_DENIED, or
+  // NOT_FOUND for another tenant's name. `request` is null when it has not come
+  // yet; AdmitName then takes it.
+  absl::Status Admit(const google::protobuf::Message* request);
+  absl::Status AdmitName(const google::protobuf::Message& request);
+
+  // For calls that stay open: UNAUTHENTICATED once the credential has ended or
+  // was withdrawn. Cheap while nothing changed.
+  absl::Status Standing();
+  // How long the credential still lasts; unset = for ever.
+  std::optional<Duration> credential_left() const;
+  // Unset without authentication, and of strangers.
+  const std::optional<Principal>& principal() const { return principal_; }
+
+  // What the audit log is to name: what this answer tells of, if it made something.
+  void Made(const google::protobuf::Message& response);
+
   // Counts and logs; returns what goes to Finish.
   grpc::Status End(const absl::Status& status);
   const std::string& method() const { return method_; }
+  // The caller's W3C traceparent; "" when it sent none or a bad one.
+  const std::string& traceparent() const { return traceparent_; }
+  const std::string& trace_id() const { return trace_id_; }
 
  private:
+  void Audit(const absl::Status& status) const;
+
   const std::string method_;
-  ServerMetrics* const metrics_;
+  const RpcRuntime* const runtime_;
+  const std::string traceparent_;
+  const std::string trace_id_;
   const MonotonicTime start_;
+  const Permission* const permission_;
+  Presented presented_;
+  std::uint64_t generation_ = 0;  // of the authenticator, when it was last asked
+  std::optional<Principal> principal_;
+  std::string resource_;
 };
+
+// What a unary rpc does.
+template <class Request, class Response>
+using UnaryBody = std::function<absl::Status(const Request&, Response*, const Call&)>;
 
 // Shared by all services of a process. Everything pointed at outlives it.
 struct RpcRuntime {
@@ -49,8 +107,11 @@ struct RpcRuntime {
   Executor* streams;  // steps of streams
   Executor* slow;     // calls that start a process
   Timer* timer;
+  // null: nobody is asked who he is, and everybody may do everything.
+  const Authenticator* auth = nullptr;
   std::atomic<bool> draining{false};
   StreamRegistry open_streams = {};
+  StreamCounts watches = {};
 
   // Long calls end with UNAVAILABLE from now on; short ones still work.
   void Drain() {
@@ -58,19 +119,26 @@ struct RpcRuntime {
     open_streams.KickAll();
   }
 
-  // Runs `body` on `executor` and finishes the call with what it returns.
+  // Runs `body` on `executor` and finishes the call with what it returns. What
+  // the body logs carries the caller's trace.
   // `method` is the full name, "/quantry.v1.AdminService/ListWorkers".
   template <class Request, class Response>
   grpc::ServerUnaryReactor* Unary(Executor* executor, std::string_view method,
                                   grpc::CallbackServerContext* context, const Request* request,
-                                  Response* response,
-                                  std::function<absl::Status(const Request&, Response*)> body) {
+                                  Response* response, UnaryBody<Request, Response> body) {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    auto call = std::make_shared<Call>(method, metrics);
+    auto call = std::make_shared<Call>(method, this, context);
+    // Before it may queue: strangers take no turn.
+    if (const absl::Status admitted = call->Admit(request); !admitted.ok()) {
+      reactor->Finish(call->End(admitted));
+      return reactor;
+    }
     const auto deadline = Deadline(*context);
     const bool accepted = executor->Submit([=, this, body = std::move(body)] {
       absl::Status status = CheckStart(*context, deadline);
-      if (status.ok()) status = body(*request, response);
+      const log::TraceScope trace(call->trace_id());
+      if (status.ok()) status = body(*request, response, *call);
+      if (status.ok()) call->Made(*response);
       reactor->Finish(call->End(status));
     });
     if (!accepted) reactor->Finish(call->End(Overloaded()));
@@ -80,10 +148,13 @@ struct RpcRuntime {
   // For rpcs of later versions.
   template <class Request, class Response>
   grpc::ServerUnaryReactor* Unimplemented(std::string_view method,
-                                          grpc::CallbackServerContext* context, const Request*,
-                                          Response*, std::string_view instead) {
+                                          grpc::CallbackServerContext* context,
+                                          const Request* request, Response*,
+                                          std::string_view instead) {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    reactor->Finish(Call(method, metrics).End(UnimplementedError(method, instead)));
+    Call call(method, this, context);
+    const absl::Status admitted = call.Admit(request);
+    reactor->Finish(call.End(admitted.ok() ? UnimplementedError(method, instead) : admitted));
     return reactor;
   }
 

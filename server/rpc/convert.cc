@@ -80,7 +80,8 @@ v1::QuantizationJob ToProto(const Job& job) {
   proto.set_epoch(job.epoch);
   proto.set_worker(job.worker);
   if (job.error.code() != 0) *proto.mutable_error() = job.error;
-  if (job.has_artifact) proto.set_artifact(FormatArtifactName(job.key.tenant, job.uid));
+  if (job.has_artifact) proto.set_artifact(FormatArtifactName(job.key.tenant, job.artifact_uid));
+  if (!job.result_of.empty()) proto.set_result_of(FormatJobName(job.key.tenant, job.result_of));
   proto.set_spec_digest(job.spec_digest);
   proto.set_etag(EtagOf(job));
   *proto.mutable_create_time() = ToProto(job.create_time);
@@ -98,6 +99,7 @@ v1::QuantizationJob ToProto(const Job& job) {
   }
   proto.set_user_failures(job.user_failures);
   proto.set_worker_losses(job.worker_losses);
+  proto.set_traceparent(job.traceparent);
   return proto;
 }
 

@@ -33,10 +33,11 @@ TEST(Convert, JobShowsWhatItHas) {
   job.create_time = FromUnixMicros(1'000'000);
   job.start_time = FromUnixMicros(3'500'000);
   job.has_artifact = true;
+  job.artifact_uid = "00000000-0000-4000-8000-000000000001";  // of the job that made it
   job.result.emplace();
   const v1::QuantizationJob proto = ToProto(job);
   EXPECT_EQ(proto.name(), "tenants/acme/quantizationJobs/my-job");
-  EXPECT_EQ(proto.artifact(), "tenants/acme/artifacts/" + job.uid);
+  EXPECT_EQ(proto.artifact(), "tenants/acme/artifacts/" + job.artifact_uid);
   EXPECT_EQ(proto.state(), v1::JOB_STATE_SUCCEEDED);
   EXPECT_DOUBLE_EQ(proto.result().timing().queue_s(), 2.5);
   EXPECT_FALSE(proto.has_error());

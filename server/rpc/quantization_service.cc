@@ -3,12 +3,15 @@
 #include <algorithm>
 #include <functional>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/errors.h"
+#include "common/hub_uri.h"
 #include "common/ids.h"
+#include "common/recipes.h"
 #include "quantry/v1/quantization_service.grpc.pb.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/filter.h"
@@ -43,7 +46,9 @@ class Service : public v1::QuantizationService::CallbackService, private Service
   ServerUnaryReactor* CreateQuantizationJob(CallbackServerContext* call,
                                             const v1::CreateQuantizationJobRequest* request,
                                             v1::CreateQuantizationJobResponse* response) override {
-    Executor* executor = request->validate_only() ? runtime_->slow : runtime_->tenant;
+    Executor* executor = request->validate_only() ? runtime_->slow
+                         : NeedsEngine(*request)  ? EngineExecutor()
+                                                  : runtime_->tenant;
     return RunOn(executor, "CreateQuantizationJob", call, request, response, &Service::Create);
   }
   ServerUnaryReactor* GetQuantizationJob(CallbackServerContext* call,
@@ -77,8 +82,8 @@ class Service : public v1::QuantizationService::CallbackService, private Service
     return Run("DeleteQuantizationJob", call, request, response, &Service::Delete);
   }
   grpc::ServerWriteReactor<v1::WatchQuantizationJobResponse>* WatchQuantizationJob(
-      CallbackServerContext*, const v1::WatchQuantizationJobRequest* request) override {
-    return StartWatch(context_, *request);
+      CallbackServerContext* call, const v1::WatchQuantizationJobRequest* request) override {
+    return StartWatch(context_, call, *request);
   }
   ServerUnaryReactor* ListJobEvents(CallbackServerContext* call,
                                     const v1::ListJobEventsRequest* request,
@@ -102,19 +107,43 @@ class Service : public v1::QuantizationService::CallbackService, private Service
     return context_->capabilities->answered() ? runtime_->tenant : runtime_->slow;
   }
 
+  // The engine's table of recipes, or its version, decides about the request.
+  static bool NeedsEngine(const v1::CreateQuantizationJobRequest& request) {
+    return request.reuse_result() ||
+           !RecipeName(request.quantization_job().spec().method()).empty();
+  }
+
+  // What the engine offers; nothing while it does not say.
+  EngineCapabilities EngineFor(const v1::CreateQuantizationJobRequest& request) const {
+    if (!NeedsEngine(request)) return {};
+    auto known = context_->capabilities->Get(kCapabilitiesWait);
+    return known.ok() ? *std::move(known) : EngineCapabilities();
+  }
+
   absl::Status Create(const v1::CreateQuantizationJobRequest& request,
-                      v1::CreateQuantizationJobResponse* response) {
-    auto submit = ValidateCreate(request, context_->limits);
+                      v1::CreateQuantizationJobResponse* response, const Call& call) {
+    const EngineCapabilities engine = EngineFor(request);
+    auto submit = ValidateCreate(request, context_->limits, engine.methods);
     if (!submit.ok()) return submit.status();
+    submit->engine_version = engine.version;
+    if (!context_->hub_sources && IsHubUri(submit->spec.model().uri())) return NoHub();
     if (absl::Status status = context_->sources->Check(submit->key.tenant, submit->spec);
         !status.ok()) {
       return status;
     }
     if (request.validate_only()) return Quote(*submit, response);
+    submit->traceparent = call.traceparent();
     auto result = context_->store->Submit(*submit, context_->clock->Now());
     if (!result.ok()) return result.status();
     *response->mutable_quantization_job() = ToProto(result->job);
     return absl::OkStatus();
+  }
+
+  static absl::Status NoHub() {
+    return MakeError(Reason::kSourceForbidden,
+                     "quantization_job.spec.model.uri: this server fetches nothing from model "
+                     "hubs; the operator turns it on with --hub-endpoint, or upload the model",
+                     {{"field", "model.uri"}});
   }
 
   absl::Status Quote(const SubmitRequest& submit, v1::CreateQuantizationJobResponse* response) {
@@ -217,12 +246,20 @@ class Service : public v1::QuantizationService::CallbackService, private Service
       const bool missing = HasReason(deleted.status(), Reason::kJobNotFound);
       return missing && request.allow_missing() ? absl::OkStatus() : deleted.status();
     }
-    // What fails here is listed as garbage and removed by the housekeeper.
-    const Garbage garbage{.tenant = key->tenant, .job_uid = deleted->uid};
+    for (const std::string& uid : std::set<std::string>{deleted->uid, deleted->artifact_uid}) {
+      if (!uid.empty()) RemoveFiles({.tenant = key->tenant, .job_uid = uid});
+    }
+    return absl::OkStatus();
+  }
+
+  // Unless another job shares the artifact. What fails here is listed as garbage
+  // and removed by the housekeeper.
+  void RemoveFiles(const Garbage& garbage) {
+    const auto shared = context_->store->GetArtifact(garbage.tenant, garbage.job_uid);
+    if (!absl::IsNotFound(shared.status())) return;
     if (context_->artifacts->DeleteJob(garbage.tenant, garbage.job_uid).ok()) {
       context_->store->ForgetGarbage(garbage).IgnoreError();
     }
-    return absl::OkStatus();
   }
 
   absl::Status ListEvents(const v1::ListJobEventsRequest& request,

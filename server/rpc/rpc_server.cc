@@ -25,20 +25,23 @@ constexpr int kWorkerMessageBytes = 4 << 20;
 constexpr int kMaxMetadataBytes = 8 << 10;
 constexpr int kMaxStreamsPerConnection = 1000;
 constexpr int kMinPingIntervalMs = 30'000;
+// gRPC spreads this by 10 % itself. Balancers, new certificates and new DNS
+// answers get their turn; clients reconnect unseen and resume their watches.
+constexpr int kMaxConnectionAgeMs = 30 * 60'000;
+constexpr int kMaxConnectionAgeGraceMs = 60'000;
 
 struct Listener {
   std::vector<std::unique_ptr<grpc::Service>> services;
   std::unique_ptr<grpc::Server> server;
   std::string address;
+  bool local_port = false;  // beside `address`, plain, on loopback
+  std::string local_address;
 };
 
-absl::Status Listen(std::string_view text, int max_message_bytes, Listener* listener) {
-  auto address = ParseListenAddress(text);
-  if (!address.ok()) return address.status();
-  if (absl::Status status = RequireLoopback(*address); !status.ok()) return status;
-  grpc::ServerBuilder builder;
-  int port = 0;
-  builder.AddListeningPort(address->ToString(), grpc::InsecureServerCredentials(), &port);
+using Credentials = std::shared_ptr<grpc::ServerCredentials>;
+
+void SetLimits(int max_message_bytes, grpc::ServerBuilder* out) {
+  grpc::ServerBuilder& builder = *out;
   builder.SetMaxReceiveMessageSize(max_message_bytes);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // two servers must not share a port
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxMetadataBytes);
@@ -46,9 +49,25 @@ absl::Status Listen(std::string_view text, int max_message_bytes, Listener* list
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
                              kMinPingIntervalMs);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS, kMaxConnectionAgeMs);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS, kMaxConnectionAgeGraceMs);
+}
+
+absl::Status Listen(std::string_view text, int max_message_bytes, const Credentials& credentials,
+                    Listener* listener) {
+  auto address = ParseListenAddress(text);
+  if (!address.ok()) return address.status();
+  grpc::ServerBuilder builder;
+  SetLimits(max_message_bytes, &builder);
+  int port = 0;
+  int local_port = -1;  // stays when there is none
+  builder.AddListeningPort(address->ToString(), credentials, &port);
+  if (listener->local_port) {
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &local_port);
+  }
   for (const auto& service : listener->services) builder.RegisterService(service.get());
   listener->server = builder.BuildAndStart();
-  if (listener->server == nullptr || port == 0) {
+  if (listener->server == nullptr || port == 0 || local_port == 0) {
     return MakeError(Reason::kInvalidConfig,
                      absl::StrCat("cannot listen on ", address->ToString(),
                                   ": the port is taken or not allowed; choose another, or port 0"),
@@ -56,6 +75,8 @@ absl::Status Listen(std::string_view text, int max_message_bytes, Listener* list
   }
   address->port = static_cast<std::uint16_t>(port);
   listener->address = address->ToString();
+  listener->local_address =
+      listener->local_port ? absl::StrCat("127.0.0.1:", local_port) : listener->address;
   return absl::OkStatus();
 }
 
@@ -63,7 +84,7 @@ class TwoPortServer : public RpcServer {
  public:
   TwoPortServer(Listener tenant, Listener worker)
       : tenant_(std::move(tenant)), worker_(std::move(worker)) {
-    addresses_ = {tenant_.address, worker_.address};
+    addresses_ = {tenant_.address, worker_.address, worker_.local_address};
     SetServing(true);
   }
   ~TwoPortServer() override { Shutdown(std::chrono::milliseconds(0)); }
@@ -98,7 +119,23 @@ class TwoPortServer : public RpcServer {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RpcServer>> StartRpcServer(const ServiceContext* context,
-                                                          const RpcServer::Addresses& listen) {
+                                                          const RpcServer::Addresses& listen,
+                                                          const ServerSecurity& security) {
+  const bool tls = !security.cert_file.empty();
+  if (!tls || context->runtime->auth == nullptr) {
+    for (const std::string& text : {listen.tenant, listen.worker}) {
+      auto address = ParseListenAddress(text);
+      if (!address.ok()) return address.status();
+      absl::Status status = RequireLoopback(*address, "TLS and authentication");
+      if (!status.ok()) return status;
+    }
+  }
+  Credentials credentials = grpc::InsecureServerCredentials();
+  if (tls) {
+    auto made = MakeServerCredentials(security);
+    if (!made.ok()) return made.status();
+    credentials = *std::move(made);
+  }
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   Listener tenant;
@@ -107,10 +144,11 @@ absl::StatusOr<std::unique_ptr<RpcServer>> StartRpcServer(const ServiceContext* 
   tenant.services.push_back(NewAdminService(context));
   Listener worker;
   worker.services.push_back(NewWorkerService(context));
-  if (absl::Status status = Listen(listen.tenant, kTenantMessageBytes, &tenant); !status.ok()) {
-    return status;
-  }
-  if (absl::Status status = Listen(listen.worker, kWorkerMessageBytes, &worker); !status.ok()) {
+  worker.local_port = tls && context->embedded;
+  absl::Status status = Listen(listen.tenant, kTenantMessageBytes, credentials, &tenant);
+  if (!status.ok()) return status;
+  status = Listen(listen.worker, kWorkerMessageBytes, credentials, &worker);
+  if (!status.ok()) {
     tenant.server->Shutdown();
     return status;
   }

@@ -4,6 +4,9 @@
 //
 // Shutdown order: StopServing (health says NOT_SERVING, watches and long polls
 // end) while workers can still report; then Shutdown.
+//
+// With TLS both ports speak it and nothing else; the embedded agent then gets
+// a third, plain port on loopback that serves what the worker port serves.
 #pragma once
 
 #include <chrono>
@@ -11,6 +14,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "common/grpc_credentials.h"
 #include "server/rpc/service_context.h"
 
 namespace quantry::server {
@@ -20,6 +24,7 @@ class RpcServer {
   struct Addresses {
     std::string tenant;
     std::string worker;
+    std::string agent;  // where the embedded agent finds the worker port
   };
 
   virtual ~RpcServer() = default;
@@ -32,9 +37,12 @@ class RpcServer {
   virtual void Shutdown(std::chrono::milliseconds grace) = 0;
 };
 
-// Both addresses HOST:PORT on loopback. `context` must outlive the server.
-// Errors: FAILED_PRECONDITION (not loopback, or the port is taken).
+// `listen`: tenant and worker as HOST:PORT. `security` without a cert_file:
+// plain, for loopback. `context` must outlive the server.
+// Errors: FAILED_PRECONDITION (beyond loopback without TLS and authentication),
+// INVALID_CONFIG (the port is taken, a file of `security` cannot be used).
 absl::StatusOr<std::unique_ptr<RpcServer>> StartRpcServer(const ServiceContext* context,
-                                                          const RpcServer::Addresses& listen);
+                                                          const RpcServer::Addresses& listen,
+                                                          const ServerSecurity& security);
 
 }  // namespace quantry::server

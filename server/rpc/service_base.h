@@ -25,6 +25,9 @@ class ServiceBase {
 
   template <class Request, class Response>
   using Body = absl::Status (Service::*)(const Request&, Response*);
+  // For those that ask who calls, and in which trace.
+  template <class Request, class Response>
+  using BodyOfCall = absl::Status (Service::*)(const Request&, Response*, const Call&);
 
   template <class Request, class Response>
   grpc::ServerUnaryReactor* Run(std::string_view method, grpc::CallbackServerContext* call,
@@ -40,7 +43,21 @@ class ServiceBase {
     auto* service = static_cast<Service*>(this);
     return runtime_->Unary<Request, Response>(
         executor, prefix_ + std::string(method), call, request, response,
-        [service, body](const Request& in, Response* out) { return (service->*body)(in, out); });
+        [service, body](const Request& in, Response* out, const Call&) {
+          return (service->*body)(in, out);
+        });
+  }
+
+  template <class Request, class Response>
+  grpc::ServerUnaryReactor* RunOn(Executor* executor, std::string_view method,
+                                  grpc::CallbackServerContext* context, const Request* request,
+                                  Response* response, BodyOfCall<Request, Response> body) {
+    auto* service = static_cast<Service*>(this);
+    return runtime_->Unary<Request, Response>(
+        executor, prefix_ + std::string(method), context, request, response,
+        [service, body](const Request& in, Response* out, const Call& call) {
+          return (service->*body)(in, out, call);
+        });
   }
 
   // For rpcs of later versions; `instead` says what to do meanwhile.

@@ -32,6 +32,7 @@ struct ServiceContext {
   SpecLimits limits;
   std::vector<std::string> local_roots;
   bool embedded = true;
+  bool hub_sources = true;  // false: no worker of this server fetches hf://
   Time start_time;
   Duration lease_ttl{};
   Duration heartbeat_interval{};

@@ -1,6 +1,7 @@
 #include "server/rpc/spec_validation.h"
 
 #include <cmath>
+#include <optional>
 #include <set>
 #include <string>
 #include <string_view>
@@ -8,6 +9,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/digest.h"
+#include "common/hub_uri.h"
+#include "common/recipes.h"
+#include "server/jobs/job.h"
 #include "server/rpc/output_formats.h"
 
 namespace quantry::server {
@@ -63,6 +67,11 @@ void CheckUri(const std::string& field, const std::string& uri, Violations* out)
   out->Wanted(field, "file:///, s3://, gs:// or abfs:// and at most 4096 bytes", "'" + uri + "'");
 }
 
+void CheckHubUri(const std::string& field, const std::string& uri, Violations* out) {
+  if (ParseHubUri(uri).ok()) return;
+  out->Wanted(field, "hf://ORG/NAME or hf://ORG/NAME@REVISION", "'" + uri + "'");
+}
+
 void CheckLocalPath(const std::string& field, const std::string& path, Violations* out) {
   if (path.empty() || path.front() != '/' || path.size() > kMaxPathBytes ||
       path.find('\0') != std::string::npos) {
@@ -76,6 +85,7 @@ void CheckModel(const v1::ModelSource& model, const SpecLimits& limits, Violatio
     case v1::ModelSource::kLocalPath:
       return CheckLocalPath(field + ".local_path", model.local_path(), out);
     case v1::ModelSource::kUri:
+      if (IsHubUri(model.uri())) return CheckHubUri(field + ".uri", model.uri(), out);
       return CheckUri(field + ".uri", model.uri(), out);
     case v1::ModelSource::kBlobs:
       break;
@@ -180,6 +190,32 @@ void CheckPtq161(const std::string& field, const v1::Ptq161Method& ptq161, Viola
   out->Range(field + ".epochs", ptq161.epochs(), 0, 10000);
 }
 
+// A recipe decides what the grid leaves open.
+void CheckTesseraq(const std::string& field, const v1::TesseraqMethod& tesseraq, Violations* out) {
+  v1::WeightGrid grid = tesseraq.grid();
+  constexpr int kAnyBits = 4;
+  if (!tesseraq.recipe().empty() && grid.bits() == 0) grid.set_bits(kAnyBits);
+  CheckGrid(field + ".grid", grid, out);
+  CheckActivations(field + ".activations", tesseraq.activations(), out);
+}
+
+// What the engine says of the method that the spec names.
+const v1::MethodDescription& DescriptionOf(const v1::Method& method,
+                                           std::span<const v1::MethodDescription> methods) {
+  const std::string name = MethodName(method);
+  for (const v1::MethodDescription& row : methods) {
+    if (row.name() == name) return row;
+  }
+  return v1::MethodDescription::default_instance();
+}
+
+void CheckRecipe(const v1::Method& method, const v1::MethodDescription& description,
+                 Violations* out) {
+  for (const RecipeConflict& conflict : FindRecipeConflicts(method, description)) {
+    out->Wanted(At(conflict.field), conflict.wanted, conflict.got);
+  }
+}
+
 void CheckMethod(const v1::Method& method, Violations* out) {
   const std::string field = At("method");
   switch (method.kind_case()) {
@@ -190,9 +226,7 @@ void CheckMethod(const v1::Method& method, Violations* out) {
       out->Range(field + ".awq.scale_grid_points", method.awq().scale_grid_points(), 0, 1000);
       return;
     case v1::Method::kTesseraq:
-      // A recipe decides what the grid leaves open; the engine's quote checks it.
-      if (!method.tesseraq().recipe().empty()) return;
-      return CheckGrid(field + ".tesseraq.grid", method.tesseraq().grid(), out);
+      return CheckTesseraq(field + ".tesseraq", method.tesseraq(), out);
     case v1::Method::kPtq161:
       return CheckPtq161(field + ".ptq161", method.ptq161(), out);
     case v1::Method::kBillm:
@@ -286,10 +320,23 @@ void CheckPreprocessing(const v1::JobSpec& spec, const SpecLimits& limits, Viola
   number("clip_norm", lora.clip_norm(), 0, kMostAlpha);
 }
 
-void CheckOutputs(const v1::JobSpec& spec, Violations* out) {
+// The method's grid with what its recipe adds; nullopt when it has none, or
+// when nobody here knows its bits.
+std::optional<v1::WeightGrid> WholeGrid(const v1::Method& method,
+                                        const v1::MethodDescription& description) {
+  const v1::WeightGrid* given = GridOf(method);
+  if (given == nullptr) return std::nullopt;
+  v1::WeightGrid grid = *given;
+  const v1::RecipeDescription* recipe = FindRecipe(method, description);
+  if (grid.bits() == 0 && recipe != nullptr) grid.set_bits(recipe->bits());
+  if (grid.bits() == 0 && !RecipeName(method).empty()) return std::nullopt;
+  return grid;
+}
+
+void CheckOutputs(const v1::JobSpec& spec, const std::optional<v1::WeightGrid>& grid,
+                  Violations* out) {
   const std::string field = At("outputs");
   out->Range(field, spec.outputs_size(), 0, 8);
-  const v1::WeightGrid* grid = GridOf(spec.method());
   std::set<int> seen;
   for (int i = 0; i < spec.outputs_size(); ++i) {
     const v1::OutputFormat format = spec.outputs(i).format();
@@ -301,7 +348,7 @@ void CheckOutputs(const v1::JobSpec& spec, Violations* out) {
     if (!seen.insert(format).second) {
       out->Wanted(name, "each format once", v1::OutputFormat_Name(format) + " again");
     }
-    const std::string wanted = grid == nullptr ? "" : WantedGrid(format, *grid);
+    const std::string wanted = !grid ? "" : WantedGrid(format, *grid);
     if (!wanted.empty()) {
       out->Wanted(
           name,
@@ -344,7 +391,8 @@ void CheckResources(const v1::JobSpec& spec, Violations* out) {
 
 }  // namespace
 
-void CheckSpec(const v1::JobSpec& spec, const SpecLimits& limits, Violations* violations) {
+void CheckSpec(const v1::JobSpec& spec, const SpecLimits& limits,
+               std::span<const v1::MethodDescription> methods, Violations* violations) {
   const auto size = static_cast<std::int64_t>(spec.ByteSizeLong());
   if (size > SpecLimits::kMaxSpecBytes) {
     violations->Wanted("quantization_job.spec",
@@ -353,12 +401,35 @@ void CheckSpec(const v1::JobSpec& spec, const SpecLimits& limits, Violations* vi
     return;
   }
   CheckModel(spec.model(), limits, violations);
+  const v1::MethodDescription& description = DescriptionOf(spec.method(), methods);
   CheckMethod(spec.method(), violations);
+  CheckRecipe(spec.method(), description, violations);
   CheckCalibration(spec, limits, violations);
   CheckEvaluation(spec, limits, violations);
   CheckPreprocessing(spec, limits, violations);
-  CheckOutputs(spec, violations);
+  CheckOutputs(spec, WholeGrid(spec.method(), description), violations);
   CheckResources(spec, violations);
+}
+
+void CheckReusable(const v1::JobSpec& spec, Violations* violations) {
+  const auto refuse = [&](const std::string& field, const std::string& got) {
+    violations->Wanted("reuse_result",
+                       "sources whose content is known when the job is submitted: uploads, or "
+                       "hf:// with a commit",
+                       field + " as a " + got);
+  };
+  const v1::ModelSource& model = spec.model();
+  if (model.has_local_path()) refuse("spec.model", "local_path");
+  const auto hub = ParseHubUri(model.uri());
+  if (model.has_uri() && !(hub.ok() && hub->pinned())) refuse("spec.model", "uri");
+  const std::pair<const char*, const v1::TextSource*> texts[] = {
+      {"spec.calibration", &spec.calibration().source()},
+      {"spec.evaluation", &spec.evaluation().source()},
+      {"spec.preprocessing", &spec.preprocessing().source()}};
+  for (const auto& [field, text] : texts) {
+    if (text->has_local_path()) refuse(field, "local_path");
+    if (text->has_uri()) refuse(field, "uri");
+  }
 }
 
 }  // namespace quantry::server

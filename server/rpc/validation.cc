@@ -160,7 +160,8 @@ std::string DigestOf(const google::protobuf::Message& message) {
 }
 
 absl::StatusOr<SubmitRequest> ValidateCreate(const v1::CreateQuantizationJobRequest& request,
-                                             const SpecLimits& limits) {
+                                             const SpecLimits& limits,
+                                             std::span<const v1::MethodDescription> methods) {
   auto tenant = ParseTenantName(request.parent());
   if (!tenant.ok()) return tenant.status();
   const std::string& id = request.quantization_job_id();
@@ -175,7 +176,8 @@ absl::StatusOr<SubmitRequest> ValidateCreate(const v1::CreateQuantizationJobRequ
   CheckResource(job, &violations);
   SubmitRequest submit;
   submit.expire_time = CheckExpireTime(job, &violations);
-  CheckSpec(job.spec(), limits, &violations);
+  CheckSpec(job.spec(), limits, methods, &violations);
+  if (request.reuse_result()) CheckReusable(job.spec(), &violations);
   if (absl::Status status = violations.ToStatus(Reason::kInvalidSpec); !status.ok()) return status;
 
   v1::CreateQuantizationJobRequest payload = request;
@@ -191,6 +193,7 @@ absl::StatusOr<SubmitRequest> ValidateCreate(const v1::CreateQuantizationJobRequ
   FillDefaults(&submit.spec);
   submit.spec_digest = DigestOf(submit.spec);
   submit.priority = job.priority();
+  submit.reuse_result = request.reuse_result();
   return submit;
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <optional>
+#include <span>
 #include <string>
 
 #include "absl/status/status.h"
@@ -28,8 +29,12 @@ struct SpecLimits {
 // Errors: INVALID_ARGUMENT INVALID_SPEC with every field violation;
 // INVALID_NAME for a malformed parent or id. Defaults are filled in, the spec
 // digest is set, `key.id` is chosen when the request has none.
+//
+// `methods` is what the engine offers: its table of recipes. Empty when it is
+// not known; a recipe that the spec contradicts is then refused by the engine.
 absl::StatusOr<SubmitRequest> ValidateCreate(const v1::CreateQuantizationJobRequest& request,
-                                             const SpecLimits& limits);
+                                             const SpecLimits& limits,
+                                             std::span<const v1::MethodDescription> methods = {});
 
 // Labels, priority and expire_time by update_mask.
 absl::StatusOr<UpdateRequest> ValidateUpdate(const v1::UpdateQuantizationJobRequest& request);

@@ -280,6 +280,68 @@ TEST(ValidateCreate, ManyViolationsStaySmallOnTheWire) {
   EXPECT_LT(ToRpcStatus(submit.status()).ByteSizeLong(), 6000u);
 }
 
+// Recipes as an engine could name them.
+std::vector<v1::MethodDescription> Offered() {
+  v1::MethodDescription tesseraq;
+  tesseraq.set_name("tesseraq");
+  v1::RecipeDescription* recipe = tesseraq.add_recipes();
+  recipe->set_name("four");
+  recipe->set_bits(4);
+  recipe->set_group_size(128);
+  tesseraq.add_recipes()->set_name("any");
+  v1::MethodDescription rtn;
+  rtn.set_name("rtn");
+  return {rtn, tesseraq};
+}
+
+Request RecipeRequest(const std::string& recipe, int bits) {
+  Request request = ValidRequest();
+  v1::TesseraqMethod* tesseraq = Spec(&request)->mutable_method()->mutable_tesseraq();
+  tesseraq->set_recipe(recipe);
+  tesseraq->mutable_grid()->set_bits(bits);
+  return request;
+}
+
+TEST(ValidateCreate, ARecipeContradictedIsRefused) {
+  const auto methods = Offered();
+  EXPECT_TRUE(ValidateCreate(RecipeRequest("four", 0), {}, methods).ok());
+  EXPECT_TRUE(ValidateCreate(RecipeRequest("four", 4), {}, methods).ok());
+  EXPECT_TRUE(ValidateCreate(RecipeRequest("any", 3), {}, methods).ok());
+  EXPECT_TRUE(ValidateCreate(RecipeRequest("four", 3), {}).ok()) << "the engine's table is unknown";
+  const struct {
+    const char* recipe;
+    int bits;
+    const char* field;
+    const char* description;
+  } cases[] = {
+      {"four", 3, "quantization_job.spec.method.tesseraq.grid.bits",
+       "wanted 4, which recipe four has, or nothing, got 3"},
+      {"best", 0, "quantization_job.spec.method.tesseraq.recipe",
+       "wanted one of four, any, got 'best'"},
+      {"any", 5, "quantization_job.spec.method.tesseraq.grid.bits",
+       "wanted 2, 3, 4, 6 or 8, got 5"},
+  };
+  for (const auto& c : cases) {
+    const auto submit = ValidateCreate(RecipeRequest(c.recipe, c.bits), {}, methods);
+    EXPECT_TRUE(HasReason(submit.status(), Reason::kInvalidSpec)) << c.description;
+    const auto violations = ViolationsOf(submit.status());
+    ASSERT_EQ(violations.size(), 1u) << submit.status();
+    EXPECT_EQ(violations[0].field(), c.field);
+    EXPECT_EQ(violations[0].description(), c.description);
+  }
+}
+
+TEST(ValidateCreate, OutputsMustHoldTheRecipesGrid) {
+  Request request = RecipeRequest("four", 0);
+  Spec(&request)->add_outputs()->set_format(v1::OUTPUT_FORMAT_AWQ);
+  EXPECT_TRUE(ValidateCreate(request, {}, Offered()).ok());
+  EXPECT_TRUE(ValidateCreate(request, {}).ok()) << "the engine's table is unknown";
+  Spec(&request)->mutable_outputs(0)->set_format(v1::OUTPUT_FORMAT_INT4_CARRIER);
+  const auto submit = ValidateCreate(request, {}, Offered());
+  ASSERT_EQ(ViolationsOf(submit.status()).size(), 1u) << submit.status();
+  EXPECT_EQ(ViolationsOf(submit.status())[0].field(), "quantization_job.spec.outputs[0].format");
+}
+
 TEST(ValidateCreate, NamesAreChecked) {
   for (const char* parent : {"", "acme", "tenants/", "tenants/A", "tenants/a/b", "tenants/../x"}) {
     Request request = ValidRequest();

@@ -24,8 +24,9 @@ constexpr auto kSlowestPoll = std::chrono::seconds(10);
 
 class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
  public:
-  WatchReactor(const ServiceContext* context, const v1::WatchQuantizationJobRequest& request)
-      : SteppedCall(context, context->runtime->streams, kMethod),
+  WatchReactor(const ServiceContext* context, grpc::CallbackServerContext* call,
+               const v1::WatchQuantizationJobRequest& request)
+      : SteppedCall(context, context->runtime->streams, kMethod, call, request),
         name_(request.name()),
         after_(request.after_sequence()),
         interval_(request.has_min_interval() ? FromProto(request.min_interval())
@@ -43,16 +44,28 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
  private:
   void Step() override {
     if (writing_) return;  // OnWriteDone kicks again
-    if (cancelled()) return End(absl::CancelledError("the caller went away"));
-    if (ended_) return End(absl::OkStatus());
-    if (draining()) return End(RpcRuntime::Draining());
-    absl::Status status = started_ ? Continue() : Begin();
+    if (ended_ && !cancelled()) return End(absl::OkStatus());
+    absl::Status status = Interrupted();
+    if (status.ok()) status = started_ ? Continue() : Begin();
     if (!status.ok()) End(status);
   }
 
-  void OnEnd() override { context_->runtime->metrics->watch_streams.Decrement(); }
+  void OnEnd() override {
+    context_->runtime->metrics->watch_streams.Decrement();
+    if (counted_) context_->runtime->watches.Remove(call_.principal()->name);
+  }
 
   absl::Status Begin() {
+    if (const auto& principal = call_.principal()) {
+      counted_ = context_->runtime->watches.Add(principal->name, kWatchesOfOne);
+      if (!counted_) {
+        return MakeDetailedError(
+            Reason::kResourceLimit,
+            absl::StrCat(principal->name, " has ", kWatchesOfOne,
+                         " watches open, which is the limit; end some, or list events instead"),
+            {.retry_after = std::chrono::seconds(10)});
+      }
+    }
     auto parsed = ParseJobName(name_);
     if (!parsed.ok()) return parsed.status();
     if (after_ < 0 || interval_ < Duration::zero()) {
@@ -145,7 +158,7 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
       Send(std::move(message), "keepalive");
       return absl::OkStatus();
     }
-    task_->KickAt(context_->runtime->timer, std::min(wake, last_write_ + kWatchKeepalive));
+    WakeAt(std::min(wake, last_write_ + kWatchKeepalive));
     return absl::OkStatus();
   }
 
@@ -172,6 +185,7 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
 
   // The step's own.
   JobKey key_;
+  bool counted_ = false;  // among the principal's watches
   bool started_ = false;
   bool ended_ = false;
   std::int64_t sent_sequence_ = 0;
@@ -186,8 +200,9 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
 }  // namespace
 
 grpc::ServerWriteReactor<Message>* StartWatch(const ServiceContext* context,
+                                              grpc::CallbackServerContext* call,
                                               const v1::WatchQuantizationJobRequest& request) {
-  return new WatchReactor(context, request);
+  return new WatchReactor(context, call, request);
 }
 
 }  // namespace quantry::server

@@ -16,11 +16,14 @@
 namespace quantry::server {
 
 inline constexpr int kWatchBatch = 32;
+// Open watches of one principal at most (spec/service.md §3.3).
+inline constexpr int kWatchesOfOne = 200;
 inline constexpr auto kWatchKeepalive = std::chrono::seconds(15);
 inline constexpr auto kDefaultWatchInterval = std::chrono::milliseconds(200);
 
 // The reactor owns itself.
 grpc::ServerWriteReactor<v1::WatchQuantizationJobResponse>* StartWatch(
-    const ServiceContext* context, const v1::WatchQuantizationJobRequest& request);
+    const ServiceContext* context, grpc::CallbackServerContext* call,
+    const v1::WatchQuantizationJobRequest& request);
 
 }  // namespace quantry::server

@@ -38,9 +38,9 @@ class Service : public v1::WorkerService::CallbackService, private ServiceBase<S
                                      v1::RegisterWorkerResponse* response) override {
     return Run("RegisterWorker", call, request, response, &Service::Register);
   }
-  ServerUnaryReactor* AcquireJob(CallbackServerContext*, const v1::AcquireJobRequest* request,
+  ServerUnaryReactor* AcquireJob(CallbackServerContext* call, const v1::AcquireJobRequest* request,
                                  v1::AcquireJobResponse* response) override {
-    return StartAcquire(context_, *request, response);
+    return StartAcquire(context_, call, *request, response);
   }
   ServerUnaryReactor* Heartbeat(CallbackServerContext* call, const v1::HeartbeatRequest* request,
                                 v1::HeartbeatResponse* response) override {

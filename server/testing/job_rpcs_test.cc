@@ -1,6 +1,9 @@
 // The tenant's calls on jobs over real gRPC.
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
+#include <filesystem>
+#include <fstream>
 #include <thread>
 
 #include "common/errors.h"
@@ -43,6 +46,22 @@ class JobRpcs : public ::testing::Test {
     request.set_allow_missing(allow_missing);
     google::protobuf::Empty response;
     return FromGrpc(server_.jobs->DeleteQuantizationJob(&context, request, &response));
+  }
+
+  // From now on the server's engine answers `methods` with this.
+  void UseEngine(const std::string& methods) {
+    server_.Stop();
+    const std::string engine = server_.root() + "/engine";
+    server_.config().set_engine_binary(engine);
+    std::ofstream(engine) << "#!/bin/sh\necho '" << methods << "'\n";
+    chmod(engine.c_str(), 0700);
+    server_.Start();
+  }
+
+  v1::CreateQuantizationJobRequest Reusing(const std::string& id) {
+    v1::CreateQuantizationJobRequest request = server_.JobRequest(id);
+    request.set_reuse_result(true);
+    return request;
   }
 
   TestServer server_;
@@ -100,6 +119,127 @@ TEST_F(JobRpcs, InvalidSpecsNameTheirFields) {
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_TRUE(HasReason(status, Reason::kInvalidSpec));
   EXPECT_NE(status.message().find("grid.bits: wanted 2, 3, 4, 6 or 8, got 5"), std::string::npos);
+}
+
+// The engine's own table of recipes decides, before anything is queued.
+TEST_F(JobRpcs, ARecipeContradictedIsRefusedAtSubmit) {
+  UseEngine(R"({"methods": [{"name": "tesseraq", "recipes": [{"name": "two", "bits": 2}]}]})");
+  v1::CreateQuantizationJobRequest request = server_.JobRequest("bad-job");
+  v1::JobSpec* spec = request.mutable_quantization_job()->mutable_spec();
+  *spec->mutable_calibration()->mutable_source()->mutable_blob() = server_.Upload("text", "words");
+  spec->mutable_method()->mutable_tesseraq()->set_recipe("two");
+  spec->mutable_method()->mutable_tesseraq()->mutable_grid()->set_bits(3);
+  const absl::Status status = Create(request);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(HasReason(status, Reason::kInvalidSpec)) << status;
+  EXPECT_NE(status.message().find(
+                "method.tesseraq.grid.bits: wanted 2, which recipe two has, or nothing, got 3"),
+            std::string::npos)
+      << status;
+  spec->mutable_method()->mutable_tesseraq()->mutable_grid()->clear_bits();
+  EXPECT_TRUE(Create(request).ok());
+  grpc::ClientContext context;
+  v1::ListMethodsResponse methods;
+  ASSERT_TRUE(server_.jobs->ListMethods(&context, {}, &methods).ok());
+  EXPECT_EQ(methods.methods(0).recipes(0).name(), "two");
+}
+
+TEST_F(JobRpcs, TheTraceStaysWithTheJobAndABadOneIsIgnored) {
+  const std::string good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+  const std::pair<std::string, std::string> cases[] = {
+      {good, good}, {"00-nonsense", ""}, {std::string(1000, 'x'), ""}, {"", ""}};
+  int i = 0;
+  for (const auto& [sent, stored] : cases) {
+    grpc::ClientContext context;
+    if (!sent.empty()) context.AddMetadata("traceparent", sent);
+    const std::string id = "traced-" + std::to_string(i++);
+    v1::CreateQuantizationJobResponse response;
+    const grpc::Status status =
+        server_.jobs->CreateQuantizationJob(&context, server_.JobRequest(id), &response);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    EXPECT_EQ(response.quantization_job().traceparent(), stored);
+    EXPECT_EQ(server_.Get(id).traceparent(), stored);
+  }
+  FakeWorker worker(&server_, "worker");
+  EXPECT_EQ(worker.Acquire().traceparent(), good);
+}
+
+TEST_F(JobRpcs, AResultIsShared) {
+  UseEngine(R"({"methods": [{"name": "rtn"}], "engine_version": "1.0"})");
+  FakeWorker worker(&server_, "worker");
+  v1::QuantizationJob first;
+  ASSERT_TRUE(Create(Reusing("first"), &first).ok());
+  v1::QuantizationJob second;
+  ASSERT_TRUE(Create(Reusing("second"), &second).ok());
+  EXPECT_EQ(second.state(), v1::JOB_STATE_QUEUED);
+  EXPECT_EQ(second.spec_digest(), first.spec_digest());
+  const v1::Lease lease = worker.Acquire();
+  EXPECT_EQ(lease.job(), NameOf("first"));
+  EXPECT_EQ(worker.Acquire().job(), "");
+
+  // A watch of the one that waits sees the other's end.
+  grpc::ClientContext context;
+  v1::WatchQuantizationJobRequest watch;
+  watch.set_name(NameOf("second"));
+  const auto stream = server_.jobs->WatchQuantizationJob(&context, watch);
+  v1::WatchQuantizationJobResponse message;
+  ASSERT_TRUE(stream->Read(&message));
+  ASSERT_TRUE(worker.Complete(worker.WriteArtifact(lease)).ok());
+  while (stream->Read(&message)) {
+  }
+  ASSERT_TRUE(message.has_end());
+  second = message.end().job();
+  first = server_.Get("first");
+  EXPECT_EQ(second.state(), v1::JOB_STATE_SUCCEEDED);
+  EXPECT_EQ(second.artifact(), first.artifact());
+  EXPECT_EQ(second.result_of(), NameOf("first"));
+  EXPECT_EQ(second.result().artifact_uri(), first.result().artifact_uri());
+
+  v1::QuantizationJob third;
+  ASSERT_TRUE(Create(Reusing("third"), &third).ok());
+  EXPECT_EQ(third.state(), v1::JOB_STATE_SUCCEEDED);
+  EXPECT_EQ(third.artifact(), first.artifact());
+  for (const auto& [outcome, count] :
+       {std::pair("hit", 1), std::pair("joined", 1), std::pair("miss", 1)}) {
+    EXPECT_EQ(
+        server_.Metric("quantry_result_cache_total{outcome=\"" + std::string(outcome) + "\"}"),
+        count);
+  }
+  EXPECT_EQ(server_.Metric("quantry_jobs_finished_total{method=\"rtn\",outcome=\"succeeded\"}"), 3);
+
+  // The files stay as long as one of them does.
+  const auto manifest = [&] {
+    grpc::ClientContext call;
+    v1::GetArtifactRequest get;
+    get.set_name(first.artifact());
+    v1::Artifact artifact;
+    return server_.artifacts->GetArtifact(&call, get, &artifact).ok() &&
+           !artifact.manifest().files().empty();
+  };
+  for (const char* id : {"first", "third"}) {
+    ASSERT_TRUE(Delete(id).ok());
+    EXPECT_TRUE(manifest()) << id;
+  }
+  const std::string folder = first.result().artifact_uri().substr(std::string("file://").size());
+  EXPECT_TRUE(std::filesystem::exists(folder));
+  ASSERT_TRUE(Delete("second").ok());
+  EXPECT_FALSE(manifest());
+  EXPECT_FALSE(std::filesystem::exists(folder));
+}
+
+TEST_F(JobRpcs, OnlyUploadsHaveResultsToShare) {
+  v1::CreateQuantizationJobRequest request = Reusing("local");
+  request.mutable_quantization_job()->mutable_spec()->mutable_model()->set_uri("s3://bucket/model");
+  const absl::Status status = Create(request);
+  EXPECT_TRUE(HasReason(status, Reason::kInvalidSpec)) << status;
+  EXPECT_NE(status.message().find("reuse_result: wanted sources whose content is known"),
+            std::string::npos)
+      << status;
+  // An engine that does not say its version gives none: the job runs as usual.
+  v1::QuantizationJob job;
+  ASSERT_TRUE(Create(Reusing("alone"), &job).ok());
+  EXPECT_EQ(job.state(), v1::JOB_STATE_QUEUED);
+  EXPECT_EQ(server_.Metric("quantry_result_cache_total{outcome=\"miss\"}"), 1);
 }
 
 TEST_F(JobRpcs, MissingBlobsAreNamed) {

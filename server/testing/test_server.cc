@@ -179,6 +179,7 @@ void FakeWorker::Register() {
   request.mutable_worker()->set_worker_id(id_);
   request.mutable_worker()->set_incarnation(NewUuid4());
   request.mutable_worker()->set_slots(4);
+  request.mutable_worker()->set_engine_version("1.0");
   request.mutable_worker()->add_methods("rtn");
   request.mutable_worker()->add_methods("awq");
   v1::RegisterWorkerResponse response;

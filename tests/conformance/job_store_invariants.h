@@ -34,6 +34,10 @@ inline void CheckFields(const Job& job) {
   EXPECT_EQ(job.end_time.has_value(), IsEnded(job.state)) << job.key.id;
   EXPECT_EQ(job.error.code() != 0, job.state == JobState::kFailed) << job.key.id;
   EXPECT_EQ(job.result.has_value(), job.has_artifact) << job.key.id;
+  EXPECT_EQ(job.artifact_uid.empty(), !job.has_artifact) << job.key.id;
+  if (!job.result_of.empty()) {
+    EXPECT_NE(job.artifact_uid, job.uid) << job.key.id;
+  }
   if (job.state == JobState::kSucceeded) {
     EXPECT_TRUE(job.has_artifact) << job.key.id;
   }

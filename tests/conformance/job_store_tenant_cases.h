@@ -12,6 +12,7 @@ TEST_P(JobStoreSuite, SubmitStoresEverything) {
   request.display_name = "My job";
   request.labels = {{"team", "ml"}, {"", "empty key"}};
   request.priority = 5;
+  request.traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
   request.expire_time = now() + Seconds(60);
   auto result = store().Submit(request, now());
   ASSERT_EQ(Outcome(result), "OK");
@@ -24,6 +25,7 @@ TEST_P(JobStoreSuite, SubmitStoresEverything) {
     EXPECT_EQ(job.spec.SerializeAsString(), request.spec.SerializeAsString());
     EXPECT_EQ(job.spec_digest, "digest");
     EXPECT_EQ(job.priority, 5);
+    EXPECT_EQ(job.traceparent, request.traceparent);
     EXPECT_EQ(job.state, JobState::kQueued);
     EXPECT_EQ(job.epoch, 0);
     EXPECT_EQ(job.create_time, now());

@@ -37,7 +37,7 @@ import time
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 # As server/jobs/transitions.cc; tests/model/test_model.py compares.
 TRANSITIONS = {
-    ("QUEUED", "RUNNING"), ("QUEUED", "CANCELLED"), ("QUEUED", "FAILED"),
+    ("QUEUED", "RUNNING"), ("QUEUED", "SUCCEEDED"), ("QUEUED", "CANCELLED"), ("QUEUED", "FAILED"),
     ("RUNNING", "QUEUED"), ("RUNNING", "CANCELLING"), ("RUNNING", "SUCCEEDED"), ("RUNNING", "FAILED"),
     ("FAILED", "QUEUED"), ("CANCELLED", "QUEUED"), ("CANCELLING", "CANCELLED"),
 }

@@ -11,6 +11,7 @@
 #define ROW(from, to) (state == from && next == to)
 #define ALLOWED ( \
   ROW(QUEUED, RUNNING) || \
+  ROW(QUEUED, SUCCEEDED) || \
   ROW(QUEUED, CANCELLED) || \
   ROW(QUEUED, FAILED) || \
   ROW(RUNNING, QUEUED) || \

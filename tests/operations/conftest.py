@@ -244,7 +244,8 @@ def run_jobs(group, binaries, folder):
         "--calibration", EXAMPLES / "text/calibration.txt", "--calibration-samples", "16", "--calibration-length", "64",
         "--evaluation", EXAMPLES / "text/evaluation.txt", "--evaluation-length", "64", "--evaluation-windows", "8",
         "--wait"])
-    wait_for(lambda: f'loss_after{{job_id="{run.job}"' in http_get(f"http://{exporter}/metrics"), 60, "a block of the job")
+    wait_for(lambda: f'quantry_job_block_loss{{job_id="{run.job}"' in http_get(f"http://{service['worker_admin']}/metrics"), 60,
+             "a block of the job")
     for process, address in (("quantryd", service["admin"]), ("worker", service["worker_admin"]), ("exporter", exporter)):
         run.texts[process] = http_get(f"http://{address}/metrics")
     assert watch.wait(timeout=90) == 0, group.log("submit")

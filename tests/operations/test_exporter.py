@@ -17,8 +17,8 @@ def job(name="j1", model=None, bits=4, end="2026-01-02T03:04:05.500Z", dense=4.0
             "bits": {"linears": 4.25, "file": 5.0}, "timing": {"run_s": 12}}
 
 
-def lines(running=(), succeeded=(), limit=10):
-    text = quantry_exporter.render(quantry_exporter.samples(running, succeeded, limit))
+def lines(succeeded=(), limit=10):
+    text = quantry_exporter.render(quantry_exporter.samples(succeeded, limit))
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
@@ -50,12 +50,6 @@ def test_a_job_without_evaluation_has_bits_and_no_quality():
     del bare["quality"]
     names = {line.split("{")[0] for line in lines(succeeded=[bare])}
     assert names == {"quantry_result_bitwidth", "quantry_result_run_seconds", "quantry_result_end_timestamp_seconds"}
-
-
-def test_a_job_that_just_started_has_no_loss():
-    started = {**job(), "progress": {"stage": "FETCHING"}}
-    assert not [line for line in lines(running=[started]) if "loss" in line]
-    assert 'quantry_job_stage{job_id="j1",tenant="acme",stage="fetching"} 1.0' in lines(running=[started])
 
 
 def test_time_and_labels_are_written_exactly():

@@ -180,7 +180,10 @@ class SyntheticEngine {
     progress.mutable_progress()->set_blocks_total(4);
     progress.mutable_progress()->set_steps_done(blocks_);
     progress.mutable_progress()->set_ratio(blocks_ / 4.0);
+    progress.mutable_progress()->set_steps_total(4);
+    progress.mutable_progress()->set_loss_before(2);
     progress.mutable_progress()->set_loss_after(0.5);
+    progress.mutable_progress()->set_peak_rss_bytes(4096);
     progress.mutable_progress()->mutable_eta()->set_seconds(4 - blocks_);
     Emit(progress);
     v1::EngineEvent done;

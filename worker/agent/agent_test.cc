@@ -578,6 +578,10 @@ TEST_F(AgentTest, JobSeriesVanishTwoScrapesAfterTheEnd) {
        {"quantry_worker_busy 1", "quantry_job_blocks_done{job_id=\"job-one\"} 1",
         "quantry_job_progress_ratio{job_id=\"job-one\"} 0.25",
         "quantry_job_block_loss{job_id=\"job-one\"} 0.5",
+        "quantry_job_block_loss_before{job_id=\"job-one\"} 2",
+        "quantry_job_stage{job_id=\"job-one\",stage=", "quantry_job_blocks{job_id=\"job-one\"} 4",
+        "quantry_job_steps_done{job_id=\"job-one\"} 1", "quantry_job_steps{job_id=\"job-one\"} 4",
+        "quantry_job_peak_memory_bytes{job_id=\"job-one\",memory=\"host\"} 4096",
         "quantry_job_info{job_id=\"job-one\",tenant=\"acme\",model=\"model\",method=\"rtn\"} 1",
         "quantry_job_estimated_end_timestamp_seconds{job_id=\"job-one\"}"}) {
     EXPECT_NE(running.find(line), std::string::npos) << line << "\n" << running;

@@ -18,6 +18,8 @@ class BlobCache {
  public:
   explicit BlobCache(std::string root) : root_(std::move(root)) {}
 
+  const std::string& root() const { return root_; }
+
   // Makes `target` a link to (or a copy of) the blob, fetching it from `blobs`
   // under its sha256 when needed. ARTIFACT_CORRUPT (DATA_LOSS) when the stored
   // bytes are not the announced ones; SOURCE_MISSING when there are none.

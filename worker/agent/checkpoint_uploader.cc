@@ -5,6 +5,7 @@
 #include "common/digest.h"
 #include "common/errors.h"
 #include "common/log.h"
+#include "common/trace_context.h"
 
 namespace quantry::agent {
 namespace {
@@ -88,7 +89,8 @@ absl::Status RestoreCheckpoint(const v1::Lease& lease, const AttemptDir& dir,
 CheckpointUploader::CheckpointUploader(const v1::Lease& lease, const AttemptDir& dir,
                                        WorkerClient& client, JobSession& session,
                                        TransferCheck check)
-    : uri_(lease.checkpoint_uri()),
+    : trace_id_(TraceIdOf(lease.traceparent())),
+      uri_(lease.checkpoint_uri()),
       resumed_uri_(lease.resume().uri()),
       dir_(dir),
       client_(client),
@@ -148,6 +150,7 @@ int CheckpointUploader::committed_blocks() const {
 }
 
 void CheckpointUploader::Run(std::stop_token stop) {
+  const log::TraceScope trace(trace_id_);
   while (true) {
     Staged staged;
     {

@@ -68,6 +68,7 @@ class CheckpointUploader {
   absl::Status CheckGoingOn(const std::stop_token& stop) const;
   void RemoveSuperseded(Storage& storage, const v1::CheckpointRef& committed);
 
+  const std::string trace_id_;
   const std::string uri_;
   std::string resumed_uri_;  // an older attempt's folder, removed once replaced
   const AttemptDir dir_;

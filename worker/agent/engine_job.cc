@@ -57,6 +57,7 @@ v1::EngineJob MakeEngineJob(const v1::Lease& lease, const JobInputs& inputs, con
   job.set_output_dir(dir.output());
   job.set_checkpoint_dir(dir.checkpoint());
   job.set_spec_digest(lease.spec_digest());
+  job.set_traceparent(lease.traceparent());
   job.set_spec_json(SpecJson(spec));
   return job;
 }

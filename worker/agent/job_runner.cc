@@ -4,6 +4,7 @@
 
 #include "common/errors.h"
 #include "common/log.h"
+#include "common/trace_context.h"
 #include "google/protobuf/util/time_util.h"
 #include "worker/agent/artifact_uploader.h"
 #include "worker/agent/failure.h"
@@ -70,6 +71,7 @@ struct JobRunner::Attempt {
 };
 
 void JobRunner::Run(const v1::Lease& lease, MonotonicTime granted) {
+  const log::TraceScope trace(TraceIdOf(lease.traceparent()));
   Attempt attempt(lease, granted);
   log::Info("job started", {{"job", lease.job()},
                             {"epoch", lease.epoch()},
@@ -118,6 +120,7 @@ absl::Status JobRunner::Prepare(Attempt& attempt, JobInputs* inputs) {
   auto fetched = parts_.materializer.Materialize(attempt.lease, attempt.dir, check);
   if (!fetched.ok()) return fetched.status();
   *inputs = *std::move(fetched);
+  if (!inputs->note.empty()) attempt.session->AddLog(v1::LogLine::LEVEL_INFO, inputs->note);
   return Restore(attempt);
 }
 

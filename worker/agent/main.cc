@@ -11,6 +11,7 @@
 
 #include "common/config_loader.h"
 #include "common/errors.h"
+#include "common/grpc_credentials.h"
 #include "common/grpc_reconnect.h"
 #include "common/http_admin.h"
 #include "common/ids.h"
@@ -19,6 +20,7 @@
 #include "quantry/v1/config.pb.h"
 #include "worker/agent/agent.h"
 #include "worker/agent/gpu_inventory.h"
+#include "worker/agent/hub_source.h"
 
 namespace quantry::agent {
 namespace {
@@ -40,6 +42,29 @@ std::string DefaultWorkDir() {
   return base / "quantry/worker";
 }
 
+absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> Credentials(
+    const v1::WorkerConfig& config) {
+  return MakeChannelCredentials({.ca_file = config.tls_ca_file(),
+                                 .cert_file = config.client_cert_file(),
+                                 .key_file = config.client_key_file(),
+                                 .token_file = config.token_file()},
+                                config.server());
+}
+
+HubOptions HubOptionsOf(const v1::WorkerConfig& config) {
+  HubOptions options;
+  options.fetch.endpoint = config.hub_endpoint();
+  while (options.fetch.endpoint.ends_with('/')) options.fetch.endpoint.pop_back();
+  options.fetch.token_file = config.hub_token_file();
+  options.fetch.redirect_hosts = {config.hub_redirect_hosts().begin(),
+                                  config.hub_redirect_hosts().end()};
+  if (options.fetch.redirect_hosts.empty() && options.fetch.endpoint == "https://huggingface.co") {
+    options.fetch.redirect_hosts = {"*.huggingface.co", "*.hf.co"};
+  }
+  options.max_bytes = config.hub_max_bytes();
+  return options;
+}
+
 // Computed defaults and checks; what the proto documents.
 absl::Status FinishConfig(v1::WorkerConfig& config) {
   const auto fill = [](std::string* field, const std::string& value) {
@@ -59,7 +84,13 @@ absl::Status FinishConfig(v1::WorkerConfig& config) {
     return MakeError(Reason::kInvalidConfig,
                      "threads: wanted 1 or more, got " + std::to_string(config.threads()));
   }
-  return absl::OkStatus();
+  // Said now, not by the hundredth try to connect.
+  if (auto made = Credentials(config); !made.ok()) return made.status();
+  if (absl::Status status = CheckAdminAddress(config.admin_listen(), config.admin_plaintext());
+      !status.ok()) {
+    return MakeError(Reason::kInvalidConfig, "--admin-listen: " + std::string(status.message()));
+  }
+  return HubSource::Check(HubOptionsOf(config));
 }
 
 v1::WorkerInfo MakeInfo(const v1::WorkerConfig& config, const EngineAbilities& engine,
@@ -129,10 +160,13 @@ absl::Status RunWorker(const v1::WorkerConfig& config) {
   }
   const auto gpus = GpuInventory::Open();
   WorkerMetrics metrics(config.slots(), abilities->version, *gpus);
-  WorkerClient client(config.server(), MakeInfo(config, *abilities, *gpus));
+  auto credentials = Credentials(config);
+  if (!credentials.ok()) return credentials.status();
+  WorkerClient client(config.server(), MakeInfo(config, *abilities, *gpus), *credentials);
   BlobCache cache(work_dir->cache());
-  const Materializer materializer(cache,
-                                  {config.local_roots().begin(), config.local_roots().end()});
+  const HubSource hub(HubOptionsOf(config));
+  const Materializer materializer(cache, {config.local_roots().begin(), config.local_roots().end()},
+                                  &hub);
   const EngineRunner engine(engine_options);
   Agent agent({.slots = config.slots(),
                .once = config.once(),
@@ -143,7 +177,8 @@ absl::Status RunWorker(const v1::WorkerConfig& config) {
               {.device = config.device(), .threads = config.threads()});
   auto admin = HttpAdmin::Start(config.admin_listen(),
                                 StandardHandlers([&metrics] { return metrics.Text(); },
-                                                 [&agent] { return agent.NotReady(); }));
+                                                 [&agent] { return agent.NotReady(); }),
+                                config.admin_plaintext());
   if (!admin.ok()) return admin.status();
   log::Info("quantry-worker starts", {{"version", QUANTRY_VERSION},
                                       {"server", config.server()},

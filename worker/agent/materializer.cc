@@ -3,9 +3,13 @@
 #include <algorithm>
 #include <array>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <set>
 
 #include "common/errors.h"
+#include "google/protobuf/struct.pb.h"
+#include "google/protobuf/util/json_util.h"
 #include "worker/agent/local_source.h"
 
 namespace quantry::agent {
@@ -14,6 +18,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int kMaxModelFiles = 10000;
+constexpr const char* kIndex = "model.safetensors.index.json";
+constexpr const char* kWhole = "model.safetensors";
 
 bool EndsWithAny(std::string_view text, std::initializer_list<std::string_view> endings) {
   return std::any_of(endings.begin(), endings.end(),
@@ -76,6 +82,24 @@ std::pair<std::string, std::string> SplitUri(const std::string& uri) {
   return {uri.substr(0, slash) + uri.substr(query), uri.substr(slash + 1, query - slash - 1)};
 }
 
+std::string ReadText(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+// The files that a weight_map names; empty when `index` is none.
+std::set<std::string> ShardsOf(const std::string& index) {
+  std::set<std::string> shards;
+  google::protobuf::Struct object;
+  if (!google::protobuf::util::JsonStringToMessage(index, &object).ok()) return shards;
+  const auto map = object.fields().find("weight_map");
+  if (map == object.fields().end()) return shards;
+  for (const auto& [tensor, shard] : map->second.struct_value().fields()) {
+    shards.insert(shard.string_value());
+  }
+  return shards;
+}
+
 bool IsFileUri(std::string_view uri) { return uri.starts_with("file:") || uri.starts_with('/'); }
 
 }  // namespace
@@ -91,6 +115,30 @@ ModelFile ClassifyModelFile(std::string_view path) {
     return ModelFile::kWanted;
   }
   return ModelFile::kIgnored;  // *.py above all
+}
+
+absl::StatusOr<std::vector<HubFile>> WantedHubFiles(const HubListing& listing,
+                                                    const std::string& index) {
+  std::set<std::string> shards = ShardsOf(index);
+  std::set<std::string> listed;
+  for (const HubFile& file : listing.files) listed.insert(file.path);
+  if (shards.empty() && listed.contains(kWhole)) shards = {kWhole};
+  for (const std::string& shard : shards) {
+    if (listed.contains(shard)) continue;
+    return MakeError(Reason::kSourceMissing,
+                     listing.repo + ": its index names " + shard.substr(0, 200) +
+                         ", which the repository does not have",
+                     {{"repo", listing.repo}});
+  }
+  std::vector<HubFile> wanted;
+  for (const HubFile& file : listing.files) {
+    if (ClassifyModelFile(file.path) != ModelFile::kWanted) continue;
+    if (file.path.ends_with(".safetensors") && !shards.empty() && !shards.contains(file.path)) {
+      continue;
+    }
+    wanted.push_back(file);
+  }
+  return wanted;
 }
 
 struct Materializer::Context {
@@ -147,6 +195,54 @@ absl::StatusOr<std::string> Materializer::RemoteModel(const Context& context,
   return context.dir.model();
 }
 
+absl::StatusOr<std::string> Materializer::HubModel(const Context& context, const std::string& uri,
+                                                   std::string* note) const {
+  const HubSource off({});
+  const HubSource& hub = hub_ == nullptr ? off : *hub_;
+  const auto listing = hub.List(uri, context.check);
+  if (!listing.ok()) return listing.status();
+  ModelListing names;
+  for (const HubFile& file : listing->files) names.Add(file.path);
+  if (auto status = names.Check(uri); !status.ok()) return status;
+  *note = uri + " is commit " + listing->commit;
+  if (auto status = HubFiles(context, *listing); !status.ok()) return status;
+  return context.dir.model();
+}
+
+absl::Status Materializer::HubFiles(const Context& context, const HubListing& listing) const {
+  const std::string folder = context.dir.model() + "/";
+  std::error_code error;
+  fs::create_directories(folder, error);
+  std::string index;
+  for (const HubFile& file : listing.files) {
+    if (file.path != kIndex) continue;
+    auto status = hub_->Download(listing, file, folder + kIndex, context.check);
+    if (!status.ok()) return status;
+    index = ReadText(folder + kIndex);
+  }
+  const auto wanted = WantedHubFiles(listing, index);
+  if (!wanted.ok()) return wanted.status();
+  std::int64_t total = 0;
+  for (const HubFile& file : *wanted) {
+    total += file.size_bytes;
+    if (file.size_bytes >= 0 && total <= hub_->max_bytes()) continue;
+    return MakeError(Reason::kResourceLimit,
+                     listing.repo + ": wanted a checkpoint of at most " +
+                         std::to_string(hub_->max_bytes()) +
+                         " bytes (hub_max_bytes of the worker), got more",
+                     {{"repo", listing.repo}});
+  }
+  const auto blobs = HubBlobs(*hub_, listing, cache_.root() + "/hub-parts");
+  for (const HubFile& file : *wanted) {
+    auto status =
+        file.sha256.empty()
+            ? hub_->Download(listing, file, folder + file.path, context.check)
+            : cache_.Place(*blobs, file.sha256, file.size_bytes, folder + file.path, context.check);
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::string> Materializer::BlobModel(const Context& context,
                                                     const v1::BlobSet& blobs) const {
   if (blobs.files_size() > kMaxModelFiles) {
@@ -178,12 +274,13 @@ absl::StatusOr<std::string> Materializer::BlobModel(const Context& context,
   return context.dir.model();
 }
 
-absl::StatusOr<std::string> Materializer::Model(const Context& context) const {
+absl::StatusOr<std::string> Materializer::Model(const Context& context, std::string* note) const {
   const v1::ModelSource& source = context.lease.spec().model();
   switch (source.kind_case()) {
     case v1::ModelSource::kLocalPath:
       return LocalModel(context, source.local_path());
     case v1::ModelSource::kUri:
+      if (IsHubUri(source.uri())) return HubModel(context, source.uri(), note);
       return RemoteModel(context, source.uri());
     case v1::ModelSource::kBlobs:
       return BlobModel(context, source.blobs());
@@ -230,7 +327,7 @@ absl::StatusOr<JobInputs> Materializer::Materialize(const v1::Lease& lease, cons
                                                     const TransferCheck& check) const {
   const Context context{lease, dir, check, Roots(lease)};
   JobInputs inputs;
-  auto model = Model(context);
+  auto model = Model(context, &inputs.note);
   if (!model.ok()) return model.status();
   inputs.model_dir = *model;
   const v1::JobSpec& spec = lease.spec();

@@ -36,6 +36,9 @@ absl::Status FromGrpc(const grpc::Status& status) {
 }
 
 bool WorthRepeating(const absl::Status& status) {
+  // A renewed token file counts at the next try, and the lease ends it if none
+  // comes: no result is lost for it.
+  if (absl::IsUnauthenticated(status)) return true;
   return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsAborted(status);
 }
 
@@ -78,7 +81,8 @@ struct WorkerClient::Connection {
   std::unique_ptr<v1::WorkerService::Stub> stub;
 };
 
-WorkerClient::WorkerClient(const std::string& address, v1::WorkerInfo info)
+WorkerClient::WorkerClient(const std::string& address, v1::WorkerInfo info,
+                           std::shared_ptr<grpc::ChannelCredentials> credentials)
     : info_(std::move(info)), connection_(std::make_unique<Connection>()) {
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 60000);
@@ -88,8 +92,8 @@ WorkerClient::WorkerClient(const std::string& address, v1::WorkerInfo info)
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
-  connection_->channel =
-      grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  if (credentials == nullptr) credentials = grpc::InsecureChannelCredentials();
+  connection_->channel = grpc::CreateCustomChannel(address, credentials, arguments);
   connection_->stub = v1::WorkerService::NewStub(connection_->channel);
 }
 
@@ -125,7 +129,9 @@ absl::Status WorkerClient::Register(std::stop_token stop) {
   milliseconds backoff = kFirstBackoff;
   while (!stop.stop_requested()) {
     const auto status = RegisterOnce(stop);
-    if (status.ok() || !WorthRepeating(status)) return status;
+    // A worker without the right credential says so at its start.
+    const bool stranger = absl::IsUnauthenticated(status);
+    if (status.ok() || stranger || !WorthRepeating(status)) return status;
     Pause(Jitter(backoff), stop);
     backoff = NextBackoff(backoff);
   }

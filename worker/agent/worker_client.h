@@ -11,6 +11,10 @@
 #include "absl/status/statusor.h"
 #include "quantry/v1/worker_service.pb.h"
 
+namespace grpc {
+class ChannelCredentials;
+}
+
 namespace quantry::agent {
 
 // Timing the server asks for at registration.
@@ -29,8 +33,10 @@ using KeepTrying = std::function<bool()>;
 // Errors carry the server's reason and details (common/errors.h).
 class WorkerClient {
  public:
-  // `address` is host:port. Connects lazily.
-  WorkerClient(const std::string& address, v1::WorkerInfo info);
+  // `address` is host:port, `credentials` null for a plain connection.
+  // Connects lazily.
+  WorkerClient(const std::string& address, v1::WorkerInfo info,
+               std::shared_ptr<grpc::ChannelCredentials> credentials = nullptr);
   ~WorkerClient();
 
   // Repeats until the server answers or `stop` is requested.

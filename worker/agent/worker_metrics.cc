@@ -102,32 +102,15 @@ class JobSeries : public prometheus::Collectable {
   }
 
   std::vector<MetricFamily> Collect() const override {
-    auto info = Family("quantry_job_info", "A job whose lease this worker holds; always 1.");
-    auto ratio =
-        Family("quantry_job_progress_ratio", "Share of the whole job that is done, 0 to 1.");
-    auto blocks = Family("quantry_job_blocks_done", "Blocks of the job that are quantized.");
-    auto loss = Family("quantry_job_block_loss", "Reconstruction loss of the last finished block.");
-    auto end = Family("quantry_job_estimated_end_timestamp_seconds",
-                      "When the job will end as far as its first blocks tell, in Unix time.");
+    Families families;
     const std::lock_guard lock(mutex_);
     for (Entry& entry : entries_) {
-      const std::vector<ClientMetric::Label> id = {{"job_id", entry.job_id}};
-      const v1::JobProgress progress = entry.session->progress();
-      info.metric.push_back(Gauge({{"job_id", entry.job_id},
-                                   {"tenant", entry.tenant},
-                                   {"model", entry.model},
-                                   {"method", entry.method}},
-                                  1));
-      ratio.metric.push_back(Gauge(id, progress.ratio()));
-      blocks.metric.push_back(Gauge(id, progress.blocks_done()));
-      if (progress.blocks_done() > 0) loss.metric.push_back(Gauge(id, progress.loss_after()));
-      if (progress.has_eta() && !entry.ended) {
-        end.metric.push_back(Gauge(id, SecondsFromNow(progress.eta())));
-      }
+      AddFacts(entry, families);
+      AddProgress(entry, families);
       if (entry.ended) --entry.scrapes_left;
     }
     std::erase_if(entries_, [](const Entry& entry) { return entry.scrapes_left <= 0; });
-    return {std::move(info), std::move(ratio), std::move(blocks), std::move(loss), std::move(end)};
+    return std::move(families).All();
   }
 
  private:
@@ -137,6 +120,74 @@ class JobSeries : public prometheus::Collectable {
     bool ended = false;
     int scrapes_left = kScrapesAfterEnd;
   };
+
+  struct Families {
+    MetricFamily info =
+        Family("quantry_job_info", "A job whose lease this worker holds; always 1.");
+    MetricFamily stage = Family("quantry_job_stage", "Stage the job is in; always 1.");
+    MetricFamily ratio =
+        Family("quantry_job_progress_ratio", "Share of the whole job that is done, 0 to 1.");
+    MetricFamily blocks_done =
+        Family("quantry_job_blocks_done", "Blocks of the job that are quantized.");
+    MetricFamily blocks = Family("quantry_job_blocks", "Blocks the job's model has.");
+    MetricFamily steps_done =
+        Family("quantry_job_steps_done", "Steps of the attempt that are done.");
+    MetricFamily steps = Family("quantry_job_steps", "Steps the attempt takes.");
+    MetricFamily loss =
+        Family("quantry_job_block_loss", "Loss of the last finished block, after the method.");
+    MetricFamily loss_before = Family("quantry_job_block_loss_before",
+                                      "Loss of the last finished block, rounded to nearest.");
+    MetricFamily memory = Family("quantry_job_peak_memory_bytes",
+                                 "Largest memory of the job's engine, on the host and on the GPU.");
+    MetricFamily end =
+        Family("quantry_job_estimated_end_timestamp_seconds",
+               "When the job will end as far as its first blocks tell, in Unix time.");
+
+    std::vector<MetricFamily> All() && {
+      std::vector<MetricFamily> all;
+      for (MetricFamily* family : {&info, &stage, &ratio, &blocks_done, &blocks, &steps_done,
+                                   &steps, &loss, &loss_before, &memory, &end}) {
+        all.push_back(std::move(*family));
+      }
+      return all;
+    }
+  };
+
+  static void AddFacts(const Entry& entry, Families& families) {
+    families.info.metric.push_back(Gauge({{"job_id", entry.job_id},
+                                          {"tenant", entry.tenant},
+                                          {"model", entry.model},
+                                          {"method", entry.method}},
+                                         1));
+  }
+
+  static void AddProgress(const Entry& entry, Families& families) {
+    const v1::JobProgress progress = entry.session->progress();
+    const auto add = [&](MetricFamily& family, double value,
+                         std::vector<ClientMetric::Label> more = {}) {
+      more.insert(more.begin(), {"job_id", entry.job_id});
+      family.metric.push_back(Gauge(std::move(more), value));
+    };
+    if (progress.stage() != v1::STAGE_UNSPECIFIED && !entry.ended) {
+      add(families.stage, 1, {{"stage", StageLabel(progress.stage())}});
+    }
+    add(families.ratio, progress.ratio());
+    add(families.blocks_done, progress.blocks_done());
+    add(families.blocks, progress.blocks_total());
+    add(families.steps_done, static_cast<double>(progress.steps_done()));
+    add(families.steps, static_cast<double>(progress.steps_total()));
+    if (progress.blocks_done() > 0) {
+      add(families.loss, progress.loss_after());
+      add(families.loss_before, progress.loss_before());
+    }
+    const std::pair<const char*, std::int64_t> memories[] = {
+        {"host", progress.peak_rss_bytes()}, {"gpu", progress.device_memory_bytes()}};
+    for (const auto& [memory, bytes] : memories) {
+      add(families.memory, static_cast<double>(bytes), {{"memory", memory}});
+    }
+    if (progress.has_eta() && !entry.ended) add(families.end, SecondsFromNow(progress.eta()));
+  }
+
   mutable std::mutex mutex_;
   mutable std::vector<Entry> entries_;
 };

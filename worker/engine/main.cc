@@ -23,6 +23,7 @@
 #include "worker/engine/pipeline/job.h"
 #include "worker/engine/pipeline/quote.h"
 #include "worker/engine/pipeline/run.h"
+#include "worker/engine/pipeline/trace.h"
 
 namespace quantry::engine {
 namespace {
@@ -133,7 +134,9 @@ int RunSubcommand(int argc, char** argv) {
   }
   EventWriter events(STDOUT_FILENO);
   try {
-    RunJob(ReadJobFile(path), events, SteadySeconds);
+    const Job job = ReadJobFile(path);
+    if (const auto trace = ParseTraceParent(job.traceparent)) events.SetTrace(trace->trace_id);
+    RunJob(job, events, SteadySeconds);
     return 0;
   } catch (const std::exception& error) {
     events.Error(Translate(error));

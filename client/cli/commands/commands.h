@@ -16,12 +16,15 @@ void AddDelete(CLI::App& app, Action& chosen);
 void AddRetry(CLI::App& app, Action& chosen);
 void AddUpdate(CLI::App& app, Action& chosen);
 void AddPull(CLI::App& app, Action& chosen);
+void AddExport(CLI::App& app, Action& chosen);
 void AddMethods(CLI::App& app, Action& chosen);
 void AddServerInfo(CLI::App& app, Action& chosen);
 void AddWorkers(CLI::App& app, Action& chosen);
 void AddQueue(CLI::App& app, Action& chosen);
 void AddQuota(CLI::App& app, Action& chosen);
 void AddGc(CLI::App& app, Action& chosen);
+void AddLogin(CLI::App& app, Action& chosen);
+void AddContext(CLI::App& app, Action& chosen);
 void AddCompletion(CLI::App& app, Action& chosen);
 void AddVersion(CLI::App& app, Action& chosen);
 

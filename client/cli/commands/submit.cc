@@ -56,7 +56,9 @@ absl::Status FindSources(const SubmitOptions& options, Submission& submission) {
   v1::JobSpec* spec = submission.request.mutable_quantization_job()->mutable_spec();
   if (!options.model_path.empty()) spec->mutable_model()->set_local_path(options.model_path);
   if (!options.model_uri.empty()) spec->mutable_model()->set_uri(options.model_uri);
-  if (!options.model_dir.empty()) {
+  if (IsUri(options.model_dir)) {
+    spec->mutable_model()->set_uri(options.model_dir);
+  } else if (!options.model_dir.empty()) {
     absl::StatusOr<std::vector<LocalFile>> files = FindModelFiles(options.model_dir);
     if (!files.ok()) return files.status();
     submission.model_files = *std::move(files);
@@ -114,6 +116,7 @@ absl::StatusOr<Submission> Prepare(const GlobalOptions& global, const SubmitOpti
   submission.request.set_quantization_job_id(options.id);
   submission.request.set_request_id(options.request_id.empty() ? NewUuid4() : options.request_id);
   submission.request.set_validate_only(options.validate_only);
+  submission.request.set_reuse_result(options.reuse_result);
   v1::QuantizationJob* job = submission.request.mutable_quantization_job();
   job->set_display_name(options.title);
   job->set_priority(options.priority);
@@ -201,6 +204,7 @@ absl::StatusOr<ExitCode> RunSubmit(Context& context, const SubmitOptions& option
   absl::StatusOr<Submission> submission = Prepare(context.global, options);
   if (!submission.ok()) return submission.status();
   Connection connection(context.env, context.global);
+  if (options.trace) connection.SampleTrace();
   StatusLine line(context.env, context.global.quiet);
   if (submission->uploads()) {
     const absl::Status status =

@@ -86,11 +86,14 @@ void FakeServer::Publish(const std::string& job_name, std::map<std::string, std:
   job.mutable_result()->set_artifact_uri(artifact.uri());
 }
 
-grpc::Status FakeServer::CreateQuantizationJob(Context*,
+grpc::Status FakeServer::CreateQuantizationJob(Context* context,
                                                const v1::CreateQuantizationJobRequest* request,
                                                v1::CreateQuantizationJobResponse* response) {
   std::lock_guard lock(mutex_);
   creates.push_back(*request);
+  const auto trace = context->client_metadata().find("traceparent");
+  const bool traced = trace != context->client_metadata().end();
+  traceparents.push_back(traced ? std::string(trace->second.data(), trace->second.size()) : "");
   if (creates.size() == 1 && !create_status.ok()) return create_status;
   v1::QuantizationJob* job = response->mutable_quantization_job();
   *job = request->quantization_job();

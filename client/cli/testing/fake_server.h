@@ -49,6 +49,7 @@ class FakeServer : public v1::QuantizationService::Service, public v1::ArtifactS
 
   // Record.
   std::vector<v1::CreateQuantizationJobRequest> creates;
+  std::vector<std::string> traceparents;  // of the creates
   std::vector<v1::ListQuantizationJobsRequest> lists;
   std::vector<v1::UpdateQuantizationJobRequest> updates;
   std::vector<v1::RetryQuantizationJobRequest> retries;

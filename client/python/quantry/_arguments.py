@@ -55,6 +55,7 @@ class JobArguments(SpecArguments, total=False):
     title: str
     labels: Optional[Mapping[str, str]]
     priority: int
+    reuse_result: bool
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class Arguments:
     title: str = ""
     labels: Optional[Mapping[str, str]] = None
     priority: int = 0
+    reuse_result: bool = False
 
     def spec(self) -> job_pb2.JobSpec:
         """Everything but the uploaded sources."""
@@ -164,6 +166,7 @@ def prepare(arguments: Arguments, tenant: str, request_id: str, validate_only: b
                                                                                  f"{len(given)} of them"))
     submission = Submission(service_pb2.CreateQuantizationJobRequest(
         parent=f"tenants/{tenant}", request_id=request_id, validate_only=validate_only,
+        reuse_result=arguments.reuse_result,
         quantization_job_id=check_job_id(arguments.job_id) if arguments.job_id else ""))
     job = submission.request.quantization_job
     job.display_name, job.priority = arguments.title, arguments.priority

@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pathlib
+import re
 from dataclasses import dataclass
 from typing import Any, Callable, Optional, Union
 
@@ -13,7 +15,13 @@ from quantry import errors
 from quantry._version import VERSION
 
 Token = Union[str, Callable[[], str], None]
+Traceparent = Union[str, Callable[[], str], None]
 PathLike = Union[str, "os.PathLike[str]"]
+
+log = logging.getLogger("quantry")
+
+# W3C Trace Context; ids of zeros alone are none.
+TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 DEFAULT_SERVER = "127.0.0.1:7070"
 LOOPBACK = ("127.", "localhost:", "[::1]", "unix:")
@@ -32,19 +40,17 @@ SERVICE_CONFIG = json.dumps({"methodConfig": [
 @dataclass(frozen=True)
 class Address:
     target: str  # HOST:PORT
-    source: str  # "connect()", "QUANTRY_SERVER", a file, "the default"
+    source: str  # "connect()", "QUANTRY_SERVER", "context NAME", a file, "the default"
 
     @property
     def is_loopback(self) -> bool:
         return self.target.startswith(LOOPBACK)
 
 
-def resolve_server(target: Optional[str]) -> Address:
-    """The argument, else QUANTRY_SERVER, else the address file of an embedded server here, else the default."""
+def resolve_server(target: Optional[str], source: str = "connect()") -> Address:
+    """The target, else the address file of an embedded server here, else the default."""
     if target:
-        return Address(target, "connect()")
-    if os.environ.get("QUANTRY_SERVER"):
-        return Address(os.environ["QUANTRY_SERVER"], "QUANTRY_SERVER")
+        return Address(target, source)
     folder = os.environ.get("QUANTRY_DATA_DIR") or os.path.join(
         os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state"), "quantry")
     file = os.path.join(folder, "run", "tenant")
@@ -69,6 +75,8 @@ class Options:
     token: Token = None
     token_file: Optional[PathLike] = None
     timeout: float = 10.0
+    source: str = "connect()"  # of the target
+    traceparent: Traceparent = None
 
     @property
     def secure(self) -> bool:
@@ -97,7 +105,17 @@ class Options:
         token = self.token() if callable(self.token) else self.token
         if self.token_file is not None:
             token = (_read("token_file", self.token_file) or b"").decode("utf-8", "replace").strip()
-        return [("authorization", f"Bearer {token}")] if token else []
+        return ([("authorization", f"Bearer {token}")] if token else []) + self._trace()
+
+    def _trace(self) -> list[tuple[str, str]]:
+        given = self.traceparent() if callable(self.traceparent) else self.traceparent
+        given = os.environ.get("TRACEPARENT", "") if given is None else given
+        if not given:
+            return []
+        if TRACEPARENT.fullmatch(given) is None:
+            log.warning("traceparent: wanted 00-{32 hex digits}-{16 hex digits}-{00 or 01}, got %.100r; ignored", given)
+            return []
+        return [("traceparent", given)]
 
     def arguments(self, address: Address) -> list[tuple[str, Any]]:
         arguments: list[tuple[str, Any]] = [

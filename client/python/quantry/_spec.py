@@ -161,6 +161,7 @@ def check_offered(spec: job_pb2.JobSpec, methods: service_pb2.ListMethodsRespons
     if grid is not None and grid.bits and row.bits and grid.bits not in row.bits:
         raise _invalid(f"bits: {name} takes {', '.join(map(str, row.bits))}, got {grid.bits}",
                        f"method.{name}.grid.bits")
+    _check_recipe(spec.method, row)
     words = {number: text for text, number in FORMATS.items()}
     for output in spec.outputs:
         text = words.get(output.format, str(output.format))
@@ -168,6 +169,25 @@ def check_offered(spec: job_pb2.JobSpec, methods: service_pb2.ListMethodsRespons
             raise _invalid(f"formats: {name} writes {', '.join(row.output_formats)}, got {text}", "outputs")
     if row.needs_calibration and not spec.HasField("calibration"):
         raise _invalid(f"calibration: {name} needs a text to calibrate with, got none", "calibration")
+
+
+def _check_recipe(method: method_pb2.Method, row: method_pb2.MethodDescription) -> None:
+    """What the method's recipe fixes must not be contradicted (common/recipes.h)."""
+    options = getattr(method, row.name)
+    name = getattr(options, "recipe", "")
+    if not name or not row.recipes:
+        return
+    recipe = next((recipe for recipe in row.recipes if recipe.name == name), None)
+    if recipe is None:
+        raise _invalid(f"recipe: wanted one of {', '.join(r.name for r in row.recipes)}, got \"{name}\"",
+                       f"method.{row.name}.recipe")
+    grid, activations = _field(method, "grid"), _field(method, "activations")
+    for part, fixed, given in (("grid.bits", recipe.bits, grid.bits if grid else 0),
+                               ("grid.group_size", recipe.group_size, grid.group_size if grid else 0),
+                               ("activations.bits", recipe.activation_bits, activations.bits if activations else 0)):
+        if fixed and given and fixed != given:
+            raise _invalid(f"{part}: wanted {fixed}, which recipe {name} has, or nothing, got {given}",
+                           f"method.{row.name}.{part}")
 
 
 def _invalid(message: str, field: str) -> Exception:

@@ -60,7 +60,7 @@ class Transport(Protocol):
 class _Base:
     def __init__(self, options: Options) -> None:
         self.options = options
-        self._address = resolve_server(options.target)
+        self._address = resolve_server(options.target, options.source)
         options.check(self._address)
         self._stubs: dict[str, Any] = {}
         self._channel: Any = None
@@ -93,7 +93,7 @@ class _Base:
         return errors.from_rpc(error, self._address.target, self._address.source, self.options.secure, timeout)
 
     async def refresh(self) -> None:
-        address = resolve_server(self.options.target)
+        address = resolve_server(self.options.target, self.options.source)
         if address.target == self._address.target:
             return
         self.options.check(address)

@@ -12,8 +12,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, AsyncIterator, Mapping, Optional, Sequence, Union
 
 from quantry._arguments import Arguments
+from quantry._contexts import settle
 from quantry._core import AWAY, Core, JobLike
-from quantry._options import Options, Token
+from quantry._options import Options, Token, Traceparent
 from quantry._progress import JobProgress, TransferProgress
 from quantry._pull import Pulled
 from quantry._transport import AsyncTransport
@@ -35,12 +36,14 @@ class AsyncClient:
     the event loop.
     """
 
-    def __init__(self, target: Optional[str] = None, *, tenant: str = "default", tls: Optional[bool] = None,
-                 tls_ca: Optional[PathLike] = None, tls_cert: Optional[PathLike] = None,
-                 tls_key: Optional[PathLike] = None, tls_server_name: str = "", token: Token = None,
-                 token_file: Optional[PathLike] = None, timeout: float = 10.0) -> None:
-        self._transport = AsyncTransport(Options(target, tls, tls_ca, tls_cert, tls_key, tls_server_name, token,
-                                                 token_file, timeout))
+    def __init__(self, target: Optional[str] = None, *, tenant: Optional[str] = None,
+                 context: Optional[str] = None, tls: Optional[bool] = None, tls_ca: Optional[PathLike] = None,
+                 tls_cert: Optional[PathLike] = None, tls_key: Optional[PathLike] = None, tls_server_name: str = "",
+                 token: Token = None, token_file: Optional[PathLike] = None, timeout: float = 10.0,
+                 traceparent: Traceparent = None) -> None:
+        options, tenant = settle(Options(target, tls, tls_ca, tls_cert, tls_key, tls_server_name, token, token_file,
+                                         timeout, traceparent=traceparent), tenant, context)
+        self._transport = AsyncTransport(options)
         self._core = Core(self._transport, tenant)
 
     async def __aenter__(self) -> AsyncClient:

@@ -6,8 +6,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Iterator, Mapping, Optional, Sequence, Union
 
 from quantry._arguments import Arguments
+from quantry._contexts import settle
 from quantry._core import AWAY, Core, JobLike
-from quantry._options import Options, Token
+from quantry._options import Options, Token, Traceparent
 from quantry._progress import JobProgress, TransferProgress
 from quantry._pull import Pulled
 from quantry._transport import BlockingTransport, drive, iterate
@@ -28,13 +29,18 @@ class Client:
     Jobs are named by id ("nightly"), by full name, or by a Job. Every method raises a QuantryError (quantry.errors).
     """
 
-    def __init__(self, target: Optional[str] = None, *, tenant: str = "default", tls: Optional[bool] = None,
-                 tls_ca: Optional[PathLike] = None, tls_cert: Optional[PathLike] = None,
-                 tls_key: Optional[PathLike] = None, tls_server_name: str = "", token: Token = None,
-                 token_file: Optional[PathLike] = None, timeout: float = 10.0) -> None:
+    def __init__(self, target: Optional[str] = None, *, tenant: Optional[str] = None,
+                 context: Optional[str] = None, tls: Optional[bool] = None, tls_ca: Optional[PathLike] = None,
+                 tls_cert: Optional[PathLike] = None, tls_key: Optional[PathLike] = None, tls_server_name: str = "",
+                 token: Token = None, token_file: Optional[PathLike] = None, timeout: float = 10.0,
+                 traceparent: Traceparent = None) -> None:
         """
-        target      HOST:PORT; None: QUANTRY_SERVER, else a server of yours on this machine, else 127.0.0.1:7070
-        tenant      whose jobs are meant
+        target      HOST:PORT; None: QUANTRY_SERVER, else the context's, else a server of yours on this machine, else
+                    127.0.0.1:7070
+        tenant      whose jobs are meant; None: QUANTRY_TENANT, else the context's, else "default"
+        context     server remembered by `quantry login`; None: QUANTRY_CONTEXT, else the current one if no server is
+                    named. Arguments and QUANTRY_TLS_CA_FILE, QUANTRY_TOKEN_FILE, QUANTRY_CLIENT_CERT_FILE and
+                    QUANTRY_CLIENT_KEY_FILE beat what it says
         tls         True: TLS with the public CAs; implied by tls_ca and tls_cert
         tls_ca      file with the CA that signed the server's certificate
         tls_cert    with tls_key: this client's certificate, for servers that ask for one (mTLS)
@@ -42,9 +48,11 @@ class Client:
         token       bearer token, or a function that returns it, called for every call
         token_file  file with the token, read for every call: a renewed token is used at once
         timeout     seconds to wait for the answer of one call; streams and uploads take what they need
+        traceparent W3C trace that calls and jobs belong to, or a function that returns it; None: $TRACEPARENT
         """
-        self._transport = BlockingTransport(Options(target, tls, tls_ca, tls_cert, tls_key, tls_server_name, token,
-                                                    token_file, timeout))
+        options, tenant = settle(Options(target, tls, tls_ca, tls_cert, tls_key, tls_server_name, token, token_file,
+                                         timeout, traceparent=traceparent), tenant, context)
+        self._transport = BlockingTransport(options)
         self._core = Core(self._transport, tenant)
 
     def __enter__(self) -> Client:

@@ -19,12 +19,14 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 def load(name, path):
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
 load("build_protos", TESTS.parent / "build_protos.py").main([])
 service = load("integration_conftest", ROOT / "tests" / "integration" / "conftest.py")
+load("certificates", ROOT / "tests" / "integration" / "certificates.py")
 wait_for = service.wait_for
 
 QUICK = {"method": "awq", "bits": 4, "group_size": "channel", "calibration": EXAMPLES / "text/calibration.txt",

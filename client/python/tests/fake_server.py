@@ -60,6 +60,7 @@ class Fake(quantization_service_pb2_grpc.QuantizationServiceServicer,
         self.watches = []
         self.watch_requests = []
         self.tokens = []
+        self.traces = []
         self.files = {}
         self.manifest = artifact_pb2.Manifest(schema="quantry.manifest.v1", job=JOB, method="rtn")
         self.damage = lambda path, offset, data: data
@@ -71,6 +72,7 @@ class Fake(quantization_service_pb2_grpc.QuantizationServiceServicer,
     # jobs
     def GetServerInfo(self, request, context):
         self.tokens.append(dict(context.invocation_metadata()).get("authorization"))
+        self.traces.append(dict(context.invocation_metadata()).get("traceparent"))
         self.info(context)
         return jobs_pb2.ServerInfo(version="fake")
 

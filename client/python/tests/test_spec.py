@@ -176,3 +176,25 @@ def test_what_the_server_offers():
         with pytest.raises(quantry.InvalidRequest, match=message) as caught:
             check(**arguments)
         assert caught.value.reason == "INVALID_SPEC" and caught.value.violations
+
+
+def test_a_recipe_is_not_contradicted():
+    methods = service_pb2.ListMethodsResponse(methods=[method_pb2.MethodDescription(
+        name="tesseraq", bits=[2, 3, 4], recipes=[
+            method_pb2.RecipeDescription(name="two", bits=2, group_size=-1),
+            method_pb2.RecipeDescription(name="four", bits=4, group_size=64, activation_bits=4),
+            method_pb2.RecipeDescription(name="any")])])
+
+    def check(recipe, **arguments):
+        check_offered(Arguments(model="m", method="tesseraq", method_options={"recipe": recipe}, calibration="c",
+                                **arguments).spec(), methods)
+
+    check("two")
+    check("two", bits=2, group_size="channel", activation_bits=8)
+    check("any", bits=3, group_size=32)
+    for recipe, arguments, field in (("best", {}, "recipe"), ("two", {"bits": 3}, "grid.bits"),
+                                     ("four", {"group_size": "channel"}, "grid.group_size"),
+                                     ("four", {"activation_bits": 16}, "activations.bits")):
+        with pytest.raises(quantry.InvalidRequest, match="wanted") as caught:
+            check(recipe, **arguments)
+        assert caught.value.violations[0].field == f"quantization_job.spec.method.tesseraq.{field}"

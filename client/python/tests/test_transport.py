@@ -1,52 +1,15 @@
 """Where the server is, who asks, and over what: wrong endpoint, TLS, certificates, tokens."""
 import asyncio
-import datetime
-import ipaddress
 import socket
 import threading
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 import quantry
+from certificates import LOCAL, Authority
 from fake_server import Fake, abort, serving
 from quantry._options import Options, resolve_server
-
-
-class Authority:
-    """A CA made for one test run."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.key = ec.generate_private_key(ec.SECP256R1())
-        self.cert = self._sign("test ca", self.key, self.key, "test ca", ca=True)
-        self.file = folder / "ca.pem"
-        self.file.write_bytes(self.cert.public_bytes(serialization.Encoding.PEM))
-
-    def _sign(self, name, key, signer, issuer, ca=False):
-        now = datetime.datetime.now(datetime.timezone.utc)
-        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-
-        def subject(text):
-            return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
-
-        return (x509.CertificateBuilder().subject_name(subject(name)).issuer_name(subject(issuer))
-                .public_key(key.public_key()).serial_number(x509.random_serial_number())
-                .not_valid_before(now - datetime.timedelta(hours=1)).not_valid_after(now + datetime.timedelta(hours=1))
-                .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-                .add_extension(x509.SubjectAlternativeName(names), critical=False).sign(signer, hashes.SHA256()))
-
-    def issue(self, name):
-        """(certificate file, key file)"""
-        key = ec.generate_private_key(ec.SECP256R1())
-        cert_file, key_file = self.folder / f"{name}.pem", self.folder / f"{name}.key"
-        cert_file.write_bytes(self._sign(name, key, self.key, "test ca").public_bytes(serialization.Encoding.PEM))
-        key_file.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
-                                               serialization.NoEncryption()))
-        return cert_file, key_file
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +18,7 @@ def authority(tmp_path_factory):
 
 
 def server_credentials(authority, mutual=False):
-    cert, key = authority.issue("server")
+    cert, key = authority.issue("server", *LOCAL)
     ca = authority.file.read_bytes() if mutual else None
     return grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())], ca, mutual)
 
@@ -183,6 +146,20 @@ def test_tokens(tmp_path):
                            "Bearer from-file", "Bearer renewed"]
 
 
+def test_traces(monkeypatch):
+    fake, given = Fake(), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-"
+    with serving(fake) as target:
+        monkeypatch.delenv("TRACEPARENT", raising=False)
+        connect("blocking", target)
+        for bad in ("nonsense", "00-" + "0" * 32 + "-b7ad6b7169203331-01"):
+            connect("blocking", target, traceparent=bad)
+        connect("asyncio", target, traceparent=lambda: given + "00")
+        monkeypatch.setenv("TRACEPARENT", given + "01")
+        connect("blocking", target)
+        connect("blocking", target, traceparent="")
+    assert fake.traces[::2] == fake.traces[1::2] == [None, None, None, given + "00", given + "01", None]
+
+
 def test_an_expired_token():
     fake = Fake()
     fake.info = lambda context: abort(context, grpc.StatusCode.UNAUTHENTICATED, "the token expired", "UNAUTHENTICATED")
@@ -221,7 +198,5 @@ def test_where_the_server_is(monkeypatch, tmp_path):
     file.parent.mkdir(parents=True)
     file.write_text("127.0.0.1:1234\n")
     assert resolve_server(None).target == "127.0.0.1:1234"
-    monkeypatch.setenv("QUANTRY_SERVER", "there:1")
-    assert resolve_server(None).target == "there:1"
     assert resolve_server("here:2").source == "connect()"
     assert Options(tls_ca="x").secure and Options(tls=True).secure and not Options().secure

@@ -119,8 +119,9 @@ absl::StatusOr<Grant> Claim(const Context& context, const WorkerRow& worker,
                      .reason = "claimed by " + worker.worker_id};
   db.Execute(
       "UPDATE jobs SET state = 2, state_reason = $5, version = version + 1, update_time = $3,"
-      " epoch = $4, worker = $2, start_time = coalesce(start_time, $3) WHERE pk = $1",
-      pk, worker.worker_id, context.now, epoch, change.reason);
+      " epoch = $4, worker = $2, start_time = coalesce(start_time, $3), engine_version = $6"
+      " WHERE pk = $1",
+      pk, worker.worker_id, context.now, epoch, change.reason, worker.info.engine_version());
   db.Execute("DELETE FROM job_progress WHERE pk = $1", pk);
   AppendEvent(db, pk, epoch, context.now, EventOf(change));
   return MakeGrant(context, pk, ttl);

@@ -16,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "common/clock.h"
 #include "google/protobuf/message_lite.h"
+#include "server/jobs/job.h"
 #include "server/jobs/sql_value.h"
 
 // A thin layer over one connection to PostgreSQL; the libpqxx twin of
@@ -102,6 +103,10 @@ class Database {
   void CommitMayBeLate() { late_ = true; }
   bool TakeLate() { return std::exchange(late_, false); }
 
+  // Jobs changed beside the one a call names; see ChangeObserver.
+  void NoteChanged(JobKey job) { changed_.push_back(std::move(job)); }
+  std::vector<JobKey> TakeChanged() { return std::exchange(changed_, {}); }
+
   const absl::Status& status() const { return status_; }
   Failure failure() const { return failure_; }
   bool IsOpen() const { return connection_->is_open(); }
@@ -128,6 +133,7 @@ class Database {
   absl::Status status_;
   Failure failure_ = Failure::kNone;
   bool late_ = false;
+  std::vector<JobKey> changed_;
   std::unordered_map<std::string, std::string> statements_;  // text -> name
 };
 

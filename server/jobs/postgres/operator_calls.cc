@@ -187,7 +187,7 @@ std::vector<JobReferences> ListReferences(Database& db, const std::string& after
   const std::vector<Value> values = {Arg(after), Arg(limit)};
   Rows rows = db.QueryOnce(
       "SELECT j.tenant, j.uid, j.state, j.epoch, p.spec, a.epoch, c.epoch FROM jobs j"
-      " JOIN job_payloads p ON p.pk = j.pk LEFT JOIN artifacts a ON a.pk = j.pk"
+      " JOIN job_payloads p ON p.pk = j.pk LEFT JOIN artifacts a ON a.uid = j.uid"
       " LEFT JOIN job_checkpoints c ON c.pk = j.pk WHERE j.uid > $1 ORDER BY j.uid LIMIT $2",
       values);
   std::vector<JobReferences> all;
@@ -217,7 +217,8 @@ StoreStats Stats(Database& db, const JobPolicy& policy, Time now) {
   stats.delayed = One(db.Query(
       "SELECT count(*) FROM queue WHERE state = 1 AND not_before > 0 AND not_before > $1", now));
   stats.depth = stats.jobs[JobState::kQueued] - stats.delayed;
-  Rows oldest = db.Query("SELECT min(enqueue_time) FROM queue WHERE state = 1");
+  Rows oldest =
+      db.Query("SELECT min(enqueue_time) FROM queue WHERE state = 1 AND not_before < $1", kParked);
   if (oldest.Next()) stats.oldest_queued = oldest.MaybeAt(0);
   stats.pause = ReadPause(db);
   stats.busy_slots =

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "google/protobuf/util/time_util.h"
+#include "server/jobs/postgres/twins.h"
 #include "server/jobs/rules.h"
 
 namespace quantry::server::postgres {
@@ -14,9 +15,10 @@ constexpr const char* kJobColumns =
     " (SELECT max(seq) FROM job_events e WHERE e.pk = j.pk), j.user_failures, j.worker_losses,"
     " j.create_time, j.update_time, j.start_time, j.end_time, j.expire_time,"
     " ARRAY(SELECT key FROM job_labels l WHERE l.pk = j.pk ORDER BY key),"
-    " ARRAY(SELECT value FROM job_labels l WHERE l.pk = j.pk ORDER BY key)"
+    " ARRAY(SELECT value FROM job_labels l WHERE l.pk = j.pk ORDER BY key), p.traceparent,"
+    " j.result_of"
     " FROM jobs j JOIN job_payloads p ON p.pk = j.pk LEFT JOIN job_progress g ON g.pk = j.pk"
-    " LEFT JOIN artifacts a ON a.pk = j.pk ";
+    " LEFT JOIN artifacts a ON a.uid = coalesce(j.shared_artifact, j.uid) ";
 
 void ReadPayloads(Rows& rows, Job& job) {
   rows.Parse(4, &job.spec);
@@ -141,6 +143,7 @@ Job JobOf(Rows& rows) {
   job.epoch = rows.Int(10);
   job.worker = rows.Text(11);
   job.has_artifact = !rows.IsNull(13);
+  job.artifact_uid = rows.Text(13);
   job.version = rows.Int(15);
   job.last_sequence = rows.Int(16);
   job.user_failures = static_cast<int>(rows.Int(17));
@@ -154,6 +157,8 @@ Job JobOf(Rows& rows) {
   const std::vector<std::string> keys = rows.Texts(24);
   const std::vector<std::string> values = rows.Texts(25);
   for (size_t i = 0; i < keys.size() && i < values.size(); ++i) job.labels[keys[i]] = values[i];
+  job.traceparent = rows.Text(26);
+  job.result_of = rows.Text(27);
   return job;
 }
 
@@ -242,14 +247,15 @@ absl::Status ChangeState(Database& db, const StateChange& change, Time now) {
   if (IsEnded(change.to)) end_time = now;
   db.Execute(
       "UPDATE jobs SET state = $1, state_reason = $2, version = version + 1, update_time = $3,"
-      " end_time = $4 WHERE pk = $5",
+      " end_time = $4::bigint,"
+      " waits_for = CASE WHEN $4::bigint IS NULL THEN waits_for END WHERE pk = $5",
       static_cast<int>(change.to), change.reason, now, end_time, change.pk);
   if (change.to == JobState::kFailed && change.error) {
     db.Execute("UPDATE job_payloads SET error = $1 WHERE pk = $2", *change.error, change.pk);
   }
   MoveQueueRow(db, change, now);
   AppendEvent(db, change.pk, change.epoch, now, EventOf(change));
-  return absl::OkStatus();
+  return IsEnded(change.to) ? EndWaiting(db, change, now) : absl::OkStatus();
 }
 
 }  // namespace quantry::server::postgres

@@ -19,7 +19,8 @@
 // Who changes a job holds the lock of its queue row (while there is one) and
 // then that of its row in jobs, always in this order; who only writes progress
 // and events of an attempt holds the queue row's alone. Events are appended
-// under one of these locks, so their sequences have no gaps.
+// under one of these locks, so their sequences have no gaps. Who ends a job then
+// locks those that wait for its result, which are younger than it is.
 namespace quantry::server::postgres {
 
 // What every call needs: the transaction, the limits, the time, and random

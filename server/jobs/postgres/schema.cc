@@ -187,8 +187,22 @@ CREATE TABLE quotas (
 );
 )sql";
 
+constexpr const char* kVersion2 = R"sql(
+ALTER TABLE job_payloads ADD COLUMN traceparent TEXT NOT NULL DEFAULT '';
+)sql";
+
+// As in SQLite.
+constexpr const char* kVersion3 = R"sql(
+ALTER TABLE jobs ADD COLUMN engine_version TEXT NOT NULL DEFAULT '',
+  ADD COLUMN waits_for BIGINT, ADD COLUMN shared_artifact TEXT COLLATE "C",
+  ADD COLUMN result_of TEXT COLLATE "C" NOT NULL DEFAULT '';
+CREATE INDEX jobs_by_digest ON jobs (tenant, spec_digest);
+CREATE INDEX jobs_waiting_for ON jobs (waits_for) WHERE waits_for IS NOT NULL;
+CREATE INDEX jobs_sharing ON jobs (shared_artifact) WHERE shared_artifact IS NOT NULL;
+)sql";
+
 // Step i brings version i to i + 1. Never change a released one: add another.
-constexpr const char* kSteps[] = {kVersion1};
+constexpr const char* kSteps[] = {kVersion1, kVersion2, kVersion3};
 constexpr int kNewest = static_cast<int>(std::size(kSteps));
 
 int64_t Version(Database& db) {

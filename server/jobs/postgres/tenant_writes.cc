@@ -1,6 +1,7 @@
 #include "common/errors.h"
 #include "server/jobs/postgres/quotas.h"
 #include "server/jobs/postgres/tenant_calls.h"
+#include "server/jobs/postgres/twins.h"
 #include "server/jobs/rules.h"
 
 namespace quantry::server::postgres {
@@ -67,16 +68,18 @@ std::optional<int64_t> InsertJob(const Context& context, const SubmitRequest& re
   const Labels labels(request.labels);
   Rows rows = context.db.Query(
       "WITH job AS (INSERT INTO jobs (tenant, id, uid, request_id, request_hash, display_name,"
-      " method, spec_digest, priority, state, create_time, update_time, expire_time)"
-      " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 1, $10, $10, $11)"
+      " method, spec_digest, priority, state, create_time, update_time, expire_time,"
+      " engine_version) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 1, $10, $10, $11, $16)"
       " ON CONFLICT DO NOTHING RETURNING pk),"
-      " payload AS (INSERT INTO job_payloads (pk, spec) SELECT pk, $12::bytea FROM job),"
+      " payload AS (INSERT INTO job_payloads (pk, spec, traceparent)"
+      " SELECT pk, $12::bytea, $15::text FROM job),"
       " labels AS (INSERT INTO job_labels (pk, key, value)"
       " SELECT pk, l.* FROM job, unnest($13::text[], $14::text[]) l)"
       " SELECT pk FROM job",
       request.key.tenant, request.key.id, request.uid, request_id, request.request_hash,
       request.display_name, MethodName(request.spec.method()), request.spec_digest,
-      request.priority, context.now, request.expire_time, request.spec, labels.keys, labels.values);
+      request.priority, context.now, request.expire_time, request.spec, labels.keys, labels.values,
+      request.traceparent, request.reuse_result ? request.engine_version : "");
   if (!rows.Next()) return std::nullopt;
   return rows.Int(0);
 }
@@ -119,12 +122,25 @@ absl::StatusOr<SubmitResult> Submit(const Context& context, const SubmitRequest&
   auto earlier = FindEarlier(db, request);
   if (!earlier.ok()) return earlier.status();
   if (*earlier) return **std::move(earlier);
-  if (absl::Status quota = CheckQueuedQuota(db, request.key.tenant); !quota.ok()) return quota;
+  const std::optional<Twin> twin = LockTwin(db, request);
+  const bool hit = twin && twin->succeeded;
+  if (!hit) {
+    if (absl::Status quota = CheckQueuedQuota(db, request.key.tenant); !quota.ok()) return quota;
+  }
   std::optional<int64_t> pk = InsertJob(context, request);
   if (!pk) {
     db.SetError(MakeError(Reason::kStoreUnavailable, "another submit came in between; retry"),
                 Failure::kConflict);
     return db.status();
+  }
+  v1::JobEvent event;
+  event.mutable_state_changed()->set_to(v1::JOB_STATE_QUEUED);
+  event.mutable_state_changed()->set_reason("submitted");
+  AppendEvent(db, *pk, 0, context.now, std::move(event));
+  if (hit) {
+    absl::Status taken = TakeResult(db, *pk, twin->pk, context.now);
+    if (!taken.ok()) return taken;
+    return SubmitResult{ReadJob(db, *pk), true, Reuse::kHit};
   }
   InsertQueueRow(context,
                  {.pk = *pk,
@@ -132,11 +148,9 @@ absl::StatusOr<SubmitResult> Submit(const Context& context, const SubmitRequest&
                   .priority = request.priority,
                   .create_time = context.now},
                  request.spec);
-  v1::JobEvent event;
-  event.mutable_state_changed()->set_to(v1::JOB_STATE_QUEUED);
-  event.mutable_state_changed()->set_reason("submitted");
-  AppendEvent(db, *pk, 0, context.now, std::move(event));
-  return SubmitResult{ReadJob(db, *pk), true};
+  if (twin) WaitFor(db, *pk, *twin, context.now);
+  const Reuse missed = request.reuse_result ? Reuse::kMiss : Reuse::kNotAsked;
+  return SubmitResult{ReadJob(db, *pk), true, twin ? Reuse::kJoined : missed};
 }
 
 absl::StatusOr<Job> Update(const Context& context, const UpdateRequest& request) {
@@ -206,9 +220,13 @@ absl::StatusOr<Job> Retry(const Context& context, const RetryRequest& request) {
 }
 
 void RemoveJob(Database& db, int64_t pk, Time now) {
+  LeaveArtifact(db, pk, now);
+  // Its own folder goes too, unless its artifact is another job's now.
   db.Execute(
       "INSERT INTO garbage (job_uid, tenant, create_time)"
-      " SELECT uid, tenant, $1::bigint FROM jobs WHERE pk = $2 ON CONFLICT DO NOTHING",
+      " SELECT uid, tenant, $1::bigint FROM jobs j WHERE pk = $2"
+      " AND NOT EXISTS (SELECT 1 FROM artifacts a WHERE a.uid = j.uid AND a.pk <> j.pk)"
+      " ON CONFLICT DO NOTHING",
       now, pk);
   db.Execute("DELETE FROM jobs WHERE pk = $1", pk);
 }

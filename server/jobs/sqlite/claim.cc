@@ -80,9 +80,9 @@ absl::StatusOr<Grant> Claim(const Context& context, const WorkerRow& worker,
       " next_event_offset = 0 WHERE pk = ?1",
       pk, worker.worker_id, acquire_id, context.now, context.now + ttl);
   db.Execute(
-      "UPDATE jobs SET epoch = epoch + 1, worker = ?2, start_time = coalesce(start_time, ?3)"
-      " WHERE pk = ?1",
-      pk, worker.worker_id, context.now);
+      "UPDATE jobs SET epoch = epoch + 1, worker = ?2, start_time = coalesce(start_time, ?3),"
+      " engine_version = ?4 WHERE pk = ?1",
+      pk, worker.worker_id, context.now, worker.info.engine_version());
   db.Execute("DELETE FROM job_progress WHERE pk = ?", pk);
   int64_t epoch = 0;
   {

@@ -8,10 +8,13 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "google/protobuf/message_lite.h"
+#include "server/jobs/job.h"
 #include "server/jobs/sql_value.h"
 
 struct sqlite3;
@@ -85,6 +88,10 @@ class Database {
   // SQLite rolls a transaction back by itself after some errors.
   bool InTransaction() const;
 
+  // Jobs changed beside the one a call names; see ChangeObserver.
+  void NoteChanged(JobKey job) { changed_.push_back(std::move(job)); }
+  std::vector<JobKey> TakeChanged() { return std::exchange(changed_, {}); }
+
   const absl::Status& status() const { return status_; }
   void ClearError() { status_ = absl::OkStatus(); }
   // Keeps the first error.
@@ -105,6 +112,7 @@ class Database {
   sqlite3* handle_;
   std::string path_;
   absl::Status status_;
+  std::vector<JobKey> changed_;
   std::unordered_map<std::string, sqlite3_stmt*> statements_;
 };
 

@@ -154,7 +154,7 @@ absl::StatusOr<SweepReport> Sweep(const Context& context) {
 std::vector<JobReferences> ListReferences(Database& db, const std::string& after, int limit) {
   Rows rows = db.Query(
       "SELECT j.tenant, j.uid, j.state, j.epoch, p.spec, a.epoch, c.epoch FROM jobs j"
-      " JOIN job_payloads p USING (pk) LEFT JOIN artifacts a USING (pk)"
+      " JOIN job_payloads p USING (pk) LEFT JOIN artifacts a ON a.uid = j.uid"
       " LEFT JOIN job_checkpoints c USING (pk) WHERE j.uid > ? ORDER BY j.uid LIMIT ?",
       after, limit);
   std::vector<JobReferences> all;
@@ -185,7 +185,8 @@ StoreStats Stats(Database& db, const JobPolicy& policy, Time now) {
       "SELECT count(*) FROM queue WHERE state = 1 AND not_before > 0 AND not_before > ?", now));
   stats.depth = stats.jobs[JobState::kQueued] - stats.delayed;
   {
-    Rows rows = db.Query("SELECT min(enqueue_time) FROM queue WHERE state = 1");
+    Rows rows =
+        db.Query("SELECT min(enqueue_time) FROM queue WHERE state = 1 AND not_before < ?", kParked);
     if (rows.Next()) stats.oldest_queued = rows.MaybeAt(0);
   }
   stats.pause = ReadPause(db);

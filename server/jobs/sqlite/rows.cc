@@ -4,17 +4,19 @@
 
 #include "google/protobuf/util/time_util.h"
 #include "server/jobs/rules.h"
+#include "server/jobs/sqlite/twins.h"
 
 namespace quantry::server::sqlite {
 namespace {
 
 constexpr std::string_view kSelectJob =
     "SELECT j.tenant, j.id, j.uid, j.display_name, p.spec, j.spec_digest, j.priority, j.state,"
-    " j.state_reason, g.progress, j.epoch, j.worker, p.error, a.uid IS NOT NULL, p.result,"
+    " j.state_reason, g.progress, j.epoch, j.worker, p.error, a.uid, p.result,"
     " j.version, (SELECT max(seq) FROM job_events e WHERE e.pk = j.pk), j.user_failures,"
-    " j.worker_losses, j.create_time, j.update_time, j.start_time, j.end_time, j.expire_time"
-    " FROM jobs j JOIN job_payloads p USING (pk) LEFT JOIN job_progress g USING (pk)"
-    " LEFT JOIN artifacts a USING (pk) WHERE j.pk = ?";
+    " j.worker_losses, j.create_time, j.update_time, j.start_time, j.end_time, j.expire_time,"
+    " p.traceparent, j.result_of FROM jobs j JOIN job_payloads p USING (pk) LEFT JOIN job_progress "
+    "g USING (pk)"
+    " LEFT JOIN artifacts a ON a.uid = coalesce(j.shared_artifact, j.uid) WHERE j.pk = ?";
 
 void ReadPayloads(Rows& rows, Job& job) {
   rows.Parse(4, &job.spec);
@@ -113,7 +115,8 @@ Job ReadJob(Database& db, int64_t pk) {
   job.state_reason = rows.Text(8);
   job.epoch = rows.Int(10);
   job.worker = rows.Text(11);
-  job.has_artifact = rows.Int(13) != 0;
+  job.has_artifact = !rows.IsNull(13);
+  job.artifact_uid = rows.Text(13);
   job.version = rows.Int(15);
   job.last_sequence = rows.Int(16);
   job.user_failures = static_cast<int>(rows.Int(17));
@@ -123,6 +126,8 @@ Job ReadJob(Database& db, int64_t pk) {
   job.start_time = rows.MaybeAt(21);
   job.end_time = rows.MaybeAt(22);
   job.expire_time = rows.MaybeAt(23);
+  job.traceparent = rows.Text(24);
+  job.result_of = rows.Text(25);
   ReadPayloads(rows, job);
   Rows labels = db.Query("SELECT key, value FROM job_labels WHERE pk = ?", pk);
   while (labels.Next()) job.labels.emplace(labels.Text(0), labels.Text(1));
@@ -186,14 +191,14 @@ absl::Status ChangeState(Database& db, const StateChange& change, Time now) {
   if (IsEnded(change.to)) end_time = now;
   db.Execute(
       "UPDATE jobs SET state = ?, state_reason = ?, version = version + 1, update_time = ?,"
-      " end_time = ? WHERE pk = ?",
+      " end_time = ?4, waits_for = iif(?4 IS NULL, waits_for, NULL) WHERE pk = ?5",
       static_cast<int>(change.to), change.reason, now, end_time, change.pk);
   if (change.to == JobState::kFailed && change.error) {
     db.Execute("UPDATE job_payloads SET error = ? WHERE pk = ?", *change.error, change.pk);
   }
   MoveQueueRow(db, change, now);
   AppendEvent(db, change.pk, change.epoch, now, EventOf(change));
-  return absl::OkStatus();
+  return IsEnded(change.to) ? EndWaiting(db, change, now) : absl::OkStatus();
 }
 
 }  // namespace quantry::server::sqlite

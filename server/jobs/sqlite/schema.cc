@@ -174,8 +174,24 @@ CREATE TABLE quotas (
 ) WITHOUT ROWID;
 )sql";
 
+constexpr const char* kVersion3 = R"sql(
+ALTER TABLE job_payloads ADD COLUMN traceparent TEXT NOT NULL DEFAULT '';
+)sql";
+
+// engine_version: of the last claim; of a job that takes another one's result,
+// the version it wants. shared_artifact: uid of another job's artifact.
+constexpr const char* kVersion4 = R"sql(
+ALTER TABLE jobs ADD COLUMN engine_version TEXT NOT NULL DEFAULT '';
+ALTER TABLE jobs ADD COLUMN waits_for INTEGER;
+ALTER TABLE jobs ADD COLUMN shared_artifact TEXT;
+ALTER TABLE jobs ADD COLUMN result_of TEXT NOT NULL DEFAULT '';
+CREATE INDEX jobs_by_digest ON jobs (tenant, spec_digest);
+CREATE INDEX jobs_waiting_for ON jobs (waits_for) WHERE waits_for IS NOT NULL;
+CREATE INDEX jobs_sharing ON jobs (shared_artifact) WHERE shared_artifact IS NOT NULL;
+)sql";
+
 // Step i brings version i to i + 1. Never change a released one: add another.
-constexpr const char* kSteps[] = {kVersion1, kVersion2};
+constexpr const char* kSteps[] = {kVersion1, kVersion2, kVersion3, kVersion4};
 constexpr int kNewest = static_cast<int>(std::size(kSteps));
 
 int64_t UserVersion(Database& db) {

@@ -4,6 +4,7 @@
 #include "server/jobs/sqlite/quotas.h"
 #include "server/jobs/sqlite/rows.h"
 #include "server/jobs/sqlite/tenant_calls.h"
+#include "server/jobs/sqlite/twins.h"
 
 namespace quantry::server::sqlite {
 namespace {
@@ -45,13 +46,15 @@ int64_t InsertJob(Database& db, const SubmitRequest& request, Time now) {
   if (!request.request_id.empty()) request_id = request.request_id;
   db.Execute(
       "INSERT INTO jobs (tenant, id, uid, request_id, request_hash, display_name, method,"
-      " spec_digest, priority, state, create_time, update_time, expire_time)"
-      " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 1, ?10, ?10, ?11)",
+      " spec_digest, priority, state, create_time, update_time, expire_time, engine_version)"
+      " VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 1, ?10, ?10, ?11, ?12)",
       request.key.tenant, request.key.id, request.uid, request_id, request.request_hash,
       request.display_name, MethodName(request.spec.method()), request.spec_digest,
-      request.priority, now, request.expire_time);
+      request.priority, now, request.expire_time,
+      request.reuse_result ? request.engine_version : "");
   int64_t pk = db.LastInsertId();
-  db.Execute("INSERT INTO job_payloads (pk, spec) VALUES (?, ?)", pk, request.spec);
+  db.Execute("INSERT INTO job_payloads (pk, spec, traceparent) VALUES (?, ?, ?)", pk, request.spec,
+             request.traceparent);
   InsertLabels(db, pk, request.labels);
   v1::JobEvent event;
   event.mutable_state_changed()->set_to(v1::JOB_STATE_QUEUED);
@@ -100,11 +103,21 @@ absl::StatusOr<SubmitResult> Submit(Database& db, const JobPolicy& policy,
   if (!repeat.ok()) return repeat.status();
   if (*repeat) return **repeat;
   if (FindJob(db, request.key)) return JobIdTaken(request.key);
-  if (absl::Status quota = CheckQueuedQuota(db, request.key.tenant); !quota.ok()) return quota;
+  const std::optional<Twin> twin = FindTwin(db, request);
+  const bool hit = twin && twin->succeeded;
+  if (!hit) {
+    if (absl::Status quota = CheckQueuedQuota(db, request.key.tenant); !quota.ok()) return quota;
+  }
   int64_t pk = InsertJob(db, request, now);
+  if (hit) {
+    if (absl::Status taken = TakeResult(db, pk, twin->pk, now); !taken.ok()) return taken;
+    return SubmitResult{ReadJob(db, pk), true, Reuse::kHit};
+  }
   InsertQueueRow(db, policy, {.pk = pk, .priority = request.priority, .create_time = now},
                  request.spec, now);
-  return SubmitResult{ReadJob(db, pk), true};
+  if (twin) WaitFor(db, pk, *twin, now);
+  const Reuse missed = request.reuse_result ? Reuse::kMiss : Reuse::kNotAsked;
+  return SubmitResult{ReadJob(db, pk), true, twin ? Reuse::kJoined : missed};
 }
 
 absl::StatusOr<Job> Update(Database& db, const JobPolicy& policy, const UpdateRequest& request,
@@ -170,9 +183,12 @@ absl::StatusOr<Job> Retry(Database& db, const JobPolicy& policy, const RetryRequ
 }
 
 void RemoveJob(Database& db, int64_t pk, Time now) {
+  LeaveArtifact(db, pk, now);
+  // Its own folder goes too, unless its artifact is another job's now.
   db.Execute(
       "INSERT OR IGNORE INTO garbage (job_uid, tenant, create_time)"
-      " SELECT uid, tenant, ?1 FROM jobs WHERE pk = ?2",
+      " SELECT uid, tenant, ?1 FROM jobs j WHERE pk = ?2"
+      " AND NOT EXISTS (SELECT 1 FROM artifacts a WHERE a.uid = j.uid AND a.pk <> j.pk)",
       now, pk);
   db.Execute("DELETE FROM jobs WHERE pk = ?", pk);
 }

@@ -275,5 +275,32 @@ TEST(Catalog, DescribesEveryMethodAndReadsItsOptions) {
   object.Finish();
 }
 
+// What the server refuses contradictions by is what the engine runs.
+TEST(Catalog, RecipesFixWhatTheyParseTo) {
+  int recipes = 0;
+  for (const MethodRow& row : Methods()) {
+    for (const RecipeRow& recipe : row.recipes) {
+      ++recipes;
+      const nlohmann::json options = {{"recipe", recipe.name}};
+      JsonObject object(options, row.name);
+      const GridSpec grid = row.parse_grid(object);
+      if (recipe.bits != 0) {
+        EXPECT_EQ(grid.bits, recipe.bits) << recipe.name;
+      }
+      if (recipe.group_size != 0) {
+        EXPECT_EQ(grid.group_size, recipe.group_size) << recipe.name;
+      }
+      if (recipe.activation_bits != 0) {
+        EXPECT_EQ(row.default_activations(object).bits, recipe.activation_bits) << recipe.name;
+      }
+      EXPECT_NE(row.create(object), nullptr) << recipe.name;
+    }
+  }
+  EXPECT_GE(recipes, 11);
+  const nlohmann::json tesseraq = MethodsJson().at("methods").at(2);
+  EXPECT_EQ(tesseraq.at("recipes").at(0).dump(),
+            R"({"activation_bits":0,"bits":2,"group_size":128,"name":"tesseraq-w2g128"})");
+}
+
 }  // namespace
 }  // namespace quantry::engine

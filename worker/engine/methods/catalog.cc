@@ -100,6 +100,11 @@ MethodRow TesseraqRow() {
   row.parameters.insert(row.parameters.end(), own.begin(), own.end());
   row.rotation = TesseraqRotation;
   row.default_activations = TesseraqActivations;
+  for (const TesseraqRecipe& recipe : TesseraqRecipes()) {
+    const GridSpec grid = recipe.grid.value_or(GridSpec{.bits = 0, .group_size = 0});
+    row.recipes.push_back({recipe.name, grid.bits, grid.group_size,
+                           recipe.fixes_activations() ? recipe.activation_bits : 0});
+  }
   return row;
 }
 
@@ -117,6 +122,7 @@ MethodRow Ptq161Row() {
       CreatePtq161,
       ReferenceGrid};
   row.weights = WeightKind::kMixedBinary;
+  for (const std::string& name : Ptq161Recipes()) row.recipes.push_back({name});
   return row;
 }
 
@@ -156,6 +162,17 @@ nlohmann::json ParametersJson(const std::vector<ParameterRow>& parameters) {
                     {"type", row.type},
                     {"default_value", row.default_value},
                     {"description", row.description}});
+  }
+  return json;
+}
+
+nlohmann::json RecipesJson(const std::vector<RecipeRow>& recipes) {
+  nlohmann::json json = nlohmann::json::array();
+  for (const RecipeRow& row : recipes) {
+    json.push_back({{"name", row.name},
+                    {"bits", row.bits},
+                    {"group_size", row.group_size},
+                    {"activation_bits", row.activation_bits}});
   }
   return json;
 }
@@ -226,7 +243,8 @@ nlohmann::json MethodsJson() {
                        {"needs_calibration", row.needs_calibration},
                        {"output_formats", row.output_formats},
                        {"reference", row.reference},
-                       {"parameters", ParametersJson(row.parameters)}});
+                       {"parameters", ParametersJson(row.parameters)},
+                       {"recipes", RecipesJson(row.recipes)}});
   }
   return {{"methods", methods}};
 }

@@ -21,6 +21,15 @@ struct ParameterRow {
   std::string description;
 };
 
+// A recipe of a method as RecipeDescription in method.proto shows it: what it
+// fixes. 0 = anything.
+struct RecipeRow {
+  std::string name;  // value of the message's `recipe`
+  int bits = 0;
+  int64_t group_size = 0;  // -1 = per channel
+  int activation_bits = 0;
+};
+
 // Everything outside a method's own folder that knows of it.
 struct MethodRow {
   std::string name;  // field of Method in method.proto
@@ -41,6 +50,7 @@ struct MethodRow {
   ActivationSpec (*default_activations)(JsonObject& options) = nullptr;
   // Reads how the model is to be rotated first; nullptr: never.
   RotationSpec (*rotation)(JsonObject& options, const ActivationSpec& activations) = nullptr;
+  std::vector<RecipeRow> recipes = {};  // values of its message's `recipe`
 };
 
 // What stands in for `grid` with methods that have none: the plain grid their

@@ -115,7 +115,9 @@ void EventWriter::Checkpoint(int blocks_done, const std::vector<HashedFile>& fil
 }
 
 void EventWriter::Log(const std::string& level, const std::string& message) {
-  Write("log", {{"level", level}, {"message", message}});
+  Json body = {{"level", level}, {"message", message}};
+  if (!trace_id_.empty()) body["trace_id"] = trace_id_;
+  Write("log", body);
 }
 
 void EventWriter::Info(const std::string& message) { Log("LEVEL_INFO", message); }
@@ -129,6 +131,7 @@ void EventWriter::Completed(const std::string& manifest_sha256, bool quality_gat
 void EventWriter::Error(const EngineError& error) {
   Json metadata = Json::object();
   for (const auto& [name, value] : error.metadata) metadata[name] = value;
+  if (!trace_id_.empty()) metadata["trace_id"] = trace_id_;
   Write("error", {{"failure_class", ClassName(error.failure_class)},
                   {"reason", error.reason},
                   {"message", error.what()},

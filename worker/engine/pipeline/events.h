@@ -44,6 +44,9 @@ class EventWriter {
  public:
   explicit EventWriter(int fd) : fd_(fd) {}
 
+  // From now on log and error events carry `trace_id`; "" = none.
+  void SetTrace(std::string trace_id) { trace_id_ = std::move(trace_id); }
+
   void Started(const std::string& device, int blocks_total, int resumed_blocks, int64_t parameters);
   void StageChanged(Stage stage);
   void Progress(const nlohmann::ordered_json& progress);
@@ -59,6 +62,7 @@ class EventWriter {
   void Log(const std::string& level, const std::string& message);
 
   int fd_;
+  std::string trace_id_;
 };
 
 }  // namespace quantry::engine

@@ -228,6 +228,7 @@ Job ParseJob(const nlohmann::json& json) {
   job.checkpoint_dir = object.String("checkpoint_dir", "");
   job.spec_digest = object.String("spec_digest", "");
   job.spec_json = object.String("spec_json", "");
+  job.traceparent = object.String("traceparent", "");
   object.Finish();
   CheckWhole(object, job);
   return job;

@@ -71,6 +71,7 @@ struct Job {
   std::string checkpoint_dir;  // empty: below output_dir, removed at the end
   std::string spec_digest;
   std::string spec_json;
+  std::string traceparent;  // W3C; empty = none
 };
 
 // Throws UserError INVALID_SPEC naming the field.

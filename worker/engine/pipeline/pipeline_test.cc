@@ -116,6 +116,7 @@ TEST(Job, T5_RefusesTesseraqOptionsThatCannotWork) {
       {R"({"batch_size": 5})", "batch_size 5"},
       {R"({"recipe": "best"})", "tesseraq-w2g128"},
       {R"({"recipe": "tesseraq-w2g64", "grid": {"bits": 3}})", "tesseraq-w2g64"},
+      {R"({"recipe": "tesseraq-w4a4", "activations": {"bits": 8}})", "tesseraq-w4a4"},
       {R"({"init": "INIT_GUESS"})", "init"},
   };
   for (const auto& [options, words] : cases) {
@@ -389,8 +390,16 @@ TEST(Progress, GrowsStrictlyAndTellsTheTimeLeft) {
       }
       BlockReport report;
       report.loss_rtn = std::nan("");
+      report.index = block;
       tracker.BlockDone(report, 0.5);
     }
+    const std::vector<Span> spans = tracker.spans();
+    ASSERT_EQ(spans.size(), 4u);  // loading, quantizing, its two blocks
+    EXPECT_EQ(spans[0].name, "loading");
+    EXPECT_EQ(spans[1].name, "quantizing");
+    EXPECT_DOUBLE_EQ(spans[1].end, now);
+    EXPECT_EQ(spans[3].block, 1);
+    EXPECT_NEAR(spans[3].end - spans[3].begin, 3, 1e-9);
   }
   close(fd);
   std::istringstream lines(ReadFile(dir.File("events"), 1 << 20, "TEST"));

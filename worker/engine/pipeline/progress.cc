@@ -1,6 +1,7 @@
 #include "worker/engine/pipeline/progress.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -20,6 +21,13 @@ std::string DurationText(double seconds) {
   return text;
 }
 
+// "quantizing" for STAGE_QUANTIZING.
+std::string SpanName(Stage stage) {
+  std::string name = StageName(stage).substr(std::string_view("STAGE_").size());
+  for (char& c : name) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return name;
+}
+
 }  // namespace
 
 ProgressTracker::ProgressTracker(const StepPlan& plan, EventWriter& events, Seconds clock,
@@ -28,13 +36,18 @@ ProgressTracker::ProgressTracker(const StepPlan& plan, EventWriter& events, Seco
       events_(events),
       clock_(std::move(clock)),
       device_memory_(std::move(device_memory)),
-      stage_began_(began) {}
+      stage_began_(began) {
+  spans_.push_back({.name = SpanName(stage_), .begin = began});
+}
 
 void ProgressTracker::EnterStage(Stage stage) {
   const double now = clock_();
   stage_seconds_[StageName(stage_)] += now - stage_began_;
   stage_ = stage;
   stage_began_ = now;
+  spans_[stage_span_].end = now;
+  stage_span_ = spans_.size();
+  spans_.push_back({.name = SpanName(stage), .begin = now});
   if (stage == Stage::kEvaluating) evaluating_began_ = now;
   events_.StageChanged(stage);
 }
@@ -43,6 +56,12 @@ std::map<std::string, double> ProgressTracker::stage_seconds() const {
   std::map<std::string, double> seconds = stage_seconds_;
   seconds[StageName(stage_)] += clock_() - stage_began_;
   return seconds;
+}
+
+std::vector<Span> ProgressTracker::spans() const {
+  std::vector<Span> spans = spans_;
+  spans[stage_span_].end = clock_();
+  return spans;
 }
 
 void ProgressTracker::Resume(int blocks) {
@@ -74,6 +93,12 @@ void ProgressTracker::PhaseStarted(int64_t steps) {
 }
 
 void ProgressTracker::FirstPassBlock(double seconds) {
+  const double now = clock_();
+  const int index = timed_blocks_;
+  spans_.push_back({.name = "first pass, block " + std::to_string(index),
+                    .block = index,
+                    .begin = now - seconds,
+                    .end = now});
   ++timed_blocks_;
   timed_seconds_ += seconds;
 }
@@ -86,6 +111,11 @@ void ProgressTracker::BlockStarted() {
 
 void ProgressTracker::BlockDone(const BlockReport& report, double stream_seconds) {
   in_block_ = false;
+  spans_.push_back({.name = "block " + std::to_string(report.index),
+                    .block = report.index,
+                    .begin = block_began_,
+                    .end = clock_(),
+                    .figures = {{"loss_rtn", report.loss_rtn}, {"loss_final", report.loss_final}}});
   ++blocks_done_;
   ++timed_blocks_;
   timed_seconds_ += clock_() - block_began_;

@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "worker/engine/methods/method.h"
 #include "worker/engine/pipeline/events.h"
@@ -33,6 +34,15 @@ struct StepPlan {
   int64_t total() const {
     return preprocessing + calibrating + blocks * per_block + tuning + packing + evaluating;
   }
+};
+
+// A piece of a run's time: a stage, or a block within the stage before it.
+struct Span {
+  std::string name;  // "quantizing", "block 3"
+  int block = -1;    // -1: a stage
+  double begin = 0;  // seconds of the tracker's clock
+  double end = 0;
+  std::map<std::string, double> figures = {};  // "loss_final": ...
 };
 
 // Counts steps and tells the world: at most a few events a second, at least
@@ -62,6 +72,9 @@ class ProgressTracker : public ProgressSink {
   int64_t steps_done() const { return done_; }
   // Wall time of every stage entered so far, the running one included.
   std::map<std::string, double> stage_seconds() const;
+  // Stages in the order they were entered, each followed by its blocks; the
+  // running stage ends now.
+  std::vector<Span> spans() const;
 
  private:
   void Emit();
@@ -77,6 +90,8 @@ class ProgressTracker : public ProgressSink {
   Stage stage_ = Stage::kLoading;
   double stage_began_;
   std::map<std::string, double> stage_seconds_;
+  std::vector<Span> spans_;
+  size_t stage_span_ = 0;  // the running stage's
   int blocks_done_ = 0;
   int64_t done_ = 0;
   int64_t emitted_ = -1;

@@ -1,5 +1,6 @@
 #include "worker/engine/pipeline/run.h"
 
+#include <chrono>
 #include <cmath>
 #include <ctime>
 #include <filesystem>
@@ -20,6 +21,7 @@
 #include "worker/engine/pipeline/report.h"
 #include "worker/engine/pipeline/steps.h"
 #include "worker/engine/pipeline/streams.h"
+#include "worker/engine/pipeline/trace.h"
 #include "worker/engine/quant/grid.h"
 #include "worker/engine/reconstruct/model_tuning.h"
 
@@ -45,6 +47,10 @@ std::string UtcNow() {
   char text[32];
   std::strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%SZ", &utc);
   return text;
+}
+
+double UnixSeconds() {
+  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
 // What an output's readers must do beside its weights.
@@ -406,6 +412,9 @@ void Run::Finish() {
   for (const HashedFile& file :
        WriteReport(job_.output_dir, job_.method_row->name, manifest_.blocks)) {
     manifest_.files.push_back(file);
+  }
+  if (auto trace = WriteTrace(job_, progress_->spans(), UnixSeconds() - clock_())) {
+    manifest_.files.push_back(*std::move(trace));
   }
   const std::string sha256 = WriteManifest(job_, manifest_);
   std::error_code ignored;

@@ -1,5 +1,7 @@
 #include "worker/engine/methods/ptq161/parse.h"
 
+#include <utility>
+
 #include "worker/engine/base/json_object.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/methods/ptq161/ptq161.h"
@@ -19,19 +21,31 @@ void Override(JsonObject& options, const std::string& name, double& value) {
   if (given > 0) value = given;
 }
 
-// What a preset decides; the other fields override it.
+Ptq161Options Plus() {
+  Ptq161Options plus;
+  plus.salient_grid = true;
+  plus.centered_gain = true;
+  plus.relative_gain = true;
+  plus.shuffle = true;
+  plus.learn_rounding = true;
+  plus.epochs = 2;  // little is left for the gains
+  return plus;
+}
+
+// What a recipe decides; the other fields override it. The first is the default.
+const std::vector<std::pair<std::string, Ptq161Options>>& Recipes() {
+  static const std::vector<std::pair<std::string, Ptq161Options>> table = {
+      {"ptq161", Ptq161Options()}, {"ptq161-plus", Plus()}};
+  return table;
+}
+
 Ptq161Options RecipeOf(JsonObject& options) {
-  const std::string recipe = options.String("recipe", "");
-  Ptq161Options parsed;
-  if (recipe.empty() || recipe == "ptq161") return parsed;
-  if (recipe != "ptq161-plus") options.Refuse("recipe", "ptq161 or ptq161-plus, got " + recipe);
-  parsed.salient_grid = true;
-  parsed.centered_gain = true;
-  parsed.relative_gain = true;
-  parsed.shuffle = true;
-  parsed.learn_rounding = true;
-  parsed.epochs = 2;  // little is left for the gains
-  return parsed;
+  const std::string name = options.String("recipe", "");
+  if (name.empty()) return Recipes().front().second;
+  for (const auto& [known, recipe] : Recipes()) {
+    if (known == name) return recipe;
+  }
+  options.Refuse("recipe", StrCat("one of ", Join(Ptq161Recipes())));
 }
 
 void ParseLearnedRounding(JsonObject& options, Ptq161Options& parsed) {
@@ -80,6 +94,12 @@ Ptq161Options ParsePtq161(JsonObject& options) {
   Override(options, "stop_improvement", parsed.stop_improvement);
   ParseLearnedRounding(options, parsed);
   return parsed;
+}
+
+std::vector<std::string> Ptq161Recipes() {
+  std::vector<std::string> names;
+  for (const auto& [name, recipe] : Recipes()) names.push_back(name);
+  return names;
 }
 
 std::unique_ptr<Method> CreatePtq161(JsonObject& options) {

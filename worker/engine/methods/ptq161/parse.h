@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "worker/engine/methods/catalog.h"
@@ -13,5 +14,6 @@ Ptq161Options ParsePtq161(JsonObject& options);
 
 std::unique_ptr<Method> CreatePtq161(JsonObject& options);
 std::vector<ParameterRow> Ptq161Parameters();
+std::vector<std::string> Ptq161Recipes();  // names
 
 }  // namespace quantry::engine

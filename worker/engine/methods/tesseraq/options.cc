@@ -106,8 +106,12 @@ ModelTuningOptions ParseTuning(JsonObject& options, ModelTuningOptions tuning) {
 ActivationSpec TesseraqActivations(JsonObject& options) {
   const TesseraqRecipe* recipe = FindRecipe(options);
   ActivationSpec spec;
-  if (recipe != nullptr) spec.bits = recipe->activation_bits;
-  return spec;
+  if (recipe == nullptr) return spec;
+  spec.bits = recipe->activation_bits;
+  if (!recipe->fixes_activations()) return spec;
+  if (ParseActivations(options, spec).bits == spec.bits) return spec;
+  options.Refuse("activations",
+                 StrCat("left out, or ", spec.bits, " bits as recipe ", recipe->name, " has it"));
 }
 
 RotationSpec TesseraqRotation(JsonObject& options, const ActivationSpec& activations) {

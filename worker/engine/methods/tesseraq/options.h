@@ -39,12 +39,14 @@ struct TesseraqRecipe {
   std::string name;
   std::string summary;
   std::optional<GridSpec> grid;  // absent: any
-  int activation_bits = 16;
+  int activation_bits = 16;      // 16: the method's `activations` may say otherwise
   int stages = 20;
   int64_t steps_per_stage = 250;
   double learning_rate = 1e-3;
   StreamShape calibration = {512, 2048};
   ModelTuningOptions tuning = {};
+
+  bool fixes_activations() const { return activation_bits < 16; }
 };
 
 const std::vector<TesseraqRecipe>& TesseraqRecipes();
@@ -53,7 +55,8 @@ const std::vector<TesseraqRecipe>& TesseraqRecipes();
 // both are given and differ.
 GridSpec ParseTesseraqGrid(JsonObject& options);
 
-// The recipe's activations.
+// The recipe's activations. Throws INVALID_SPEC when both say what they are and
+// differ.
 ActivationSpec TesseraqActivations(JsonObject& options);
 // INIT_QUAROT rotates the model first.
 RotationSpec TesseraqRotation(JsonObject& options, const ActivationSpec& activations);

@@ -1,0 +1,192 @@
+#include "client/cli/contexts.h"
+
+#include <array>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <system_error>
+
+#include "client/cli/connection.h"
+#include "client/cli/errors.h"
+#include "client/cli/text.h"
+
+namespace quantry::cli {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+struct Key {
+  const char* name;
+  std::string ServerContext::*member;
+};
+constexpr std::array kKeys = {
+    Key{"server", &ServerContext::server},           Key{"tls_ca", &ServerContext::tls_ca},
+    Key{"client_cert", &ServerContext::client_cert}, Key{"client_key", &ServerContext::client_key},
+    Key{"token_file", &ServerContext::token_file},   Key{"tenant", &ServerContext::tenant},
+};
+
+// A setting by flag, variable and context, in falling precedence.
+struct Setting {
+  std::string GlobalOptions::*flag;
+  const char* variable;
+  std::string ServerContext::*context;
+};
+constexpr std::array kSettings = {
+    Setting{&GlobalOptions::tls_ca, "QUANTRY_TLS_CA_FILE", &ServerContext::tls_ca},
+    Setting{&GlobalOptions::client_cert, "QUANTRY_CLIENT_CERT_FILE", &ServerContext::client_cert},
+    Setting{&GlobalOptions::client_key, "QUANTRY_CLIENT_KEY_FILE", &ServerContext::client_key},
+    Setting{&GlobalOptions::token_file, "QUANTRY_TOKEN_FILE", &ServerContext::token_file},
+    Setting{&GlobalOptions::tenant, "QUANTRY_TENANT", &ServerContext::tenant},
+};
+
+absl::Status BadFile(const std::string& path, std::string_view what) {
+  return WithNext(absl::InvalidArgumentError(Cat(path, ": ", what)),
+                  "repair the file, or remove it and run `quantry login` again");
+}
+
+absl::StatusOr<ServerContext> ParseContext(const Json& json, const std::string& path,
+                                           const std::string& name) {
+  if (!json.is_object()) return BadFile(path, Cat("contexts.", name, ": wanted an object"));
+  ServerContext context;
+  for (const auto& [key, value] : json.items()) {
+    const Key* known = nullptr;
+    for (const Key& row : kKeys) {
+      if (key == row.name) known = &row;
+    }
+    if (known == nullptr || !value.is_string()) {
+      return BadFile(path, Cat("contexts.", name, ".", key,
+                               ": wanted text under server, tls_ca, client_cert, client_key, "
+                               "token_file or tenant"));
+    }
+    context.*known->member = value.get<std::string>();
+  }
+  if (context.server.empty()) return BadFile(path, Cat("contexts.", name, ": wanted a server"));
+  return context;
+}
+
+absl::StatusOr<ServerContext> Find(const Contexts& contexts, const std::string& name) {
+  const auto found = contexts.all.find(name);
+  if (found != contexts.all.end()) return found->second;
+  std::string names;
+  for (const auto& [known, context] : contexts.all) names += (names.empty() ? "" : ", ") + known;
+  return absl::InvalidArgumentError(Cat("no context \"", name, "\": wanted ",
+                                        names.empty() ? "one made by `quantry login`" : names));
+}
+
+// The context that counts here; empty without one.
+absl::StatusOr<ServerContext> ChooseContext(const Environment& env, GlobalOptions* global) {
+  const bool server_named = !global->server.empty();
+  if (global->context.empty()) global->context = env.variable("QUANTRY_CONTEXT");
+  if (global->context.empty() && server_named) return ServerContext();
+  auto contexts = LoadContexts(env);
+  if (!contexts.ok()) return contexts.status();
+  if (global->context.empty()) global->context = contexts->current;
+  if (global->context.empty()) return ServerContext();
+  return Find(*contexts, global->context);
+}
+
+}  // namespace
+
+std::string ContextsPath(const Environment& env) {
+  if (const std::string dir = env.variable("XDG_CONFIG_HOME"); !dir.empty()) {
+    return dir + "/quantry/config.json";
+  }
+  const std::string home = env.variable("HOME");
+  return home.empty() ? "" : home + "/.config/quantry/config.json";
+}
+
+absl::StatusOr<Contexts> LoadContexts(const Environment& env) {
+  Contexts contexts;
+  const std::string path = ContextsPath(env);
+  std::error_code error;
+  if (path.empty() || !fs::exists(path, error)) return contexts;
+  std::ifstream in(path, std::ios::binary);
+  const Json json = Json::parse(in, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object()) return BadFile(path, "wanted a JSON object with current and contexts");
+  for (const auto& [key, value] : json.items()) {
+    if (key == "current" && value.is_string()) {
+      contexts.current = value.get<std::string>();
+    } else if (key == "contexts" && value.is_object()) {
+      for (const auto& [name, one] : value.items()) {
+        auto context = ParseContext(one, path, name);
+        if (!context.ok()) return context.status();
+        contexts.all[name] = *std::move(context);
+      }
+    } else {
+      return BadFile(
+          path, Cat("wanted \"current\" (text) and \"contexts\" (an object), got \"", key, "\""));
+    }
+  }
+  return contexts;
+}
+
+absl::Status SaveContexts(const Environment& env, const Contexts& contexts) {
+  const std::string path = ContextsPath(env);
+  if (path.empty()) {
+    return absl::InvalidArgumentError("wanted XDG_CONFIG_HOME or HOME, got neither");
+  }
+  Json all = Json::object();
+  for (const auto& [name, context] : contexts.all) {
+    Json one = Json::object();
+    for (const Key& key : kKeys) {
+      if (!(context.*key.member).empty()) one[key.name] = context.*key.member;
+    }
+    all[name] = std::move(one);
+  }
+  std::error_code error;
+  fs::create_directories(fs::path(path).parent_path(), error);
+  const std::string temporary = path + ".new";
+  {
+    std::ofstream out(temporary, std::ios::binary | std::ios::trunc);
+    out << Json{{"current", contexts.current}, {"contexts", std::move(all)}}.dump(2) << "\n";
+    out.flush();
+    if (!out) return absl::FailedPreconditionError(Cat("cannot write \"", temporary, "\""));
+  }
+  fs::permissions(temporary, fs::perms::owner_read | fs::perms::owner_write, error);
+  if (!error) fs::rename(temporary, path, error);
+  if (!error) return absl::OkStatus();
+  return absl::FailedPreconditionError(Cat("cannot write \"", path, "\": ", error.message()));
+}
+
+absl::Status CheckContextName(const std::string& name) {
+  constexpr size_t kMaxBytes = 63;
+  const bool plain = name.find_first_not_of(
+                         "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                         "0123456789._-") == std::string::npos;
+  if (!name.empty() && name.size() <= kMaxBytes && plain) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      Cat("wanted a context name of 1 to 63 letters, digits, \".\", \"_\" and \"-\", got \"", name,
+          "\""));
+}
+
+absl::Status ResolveGlobal(const Environment& env, GlobalOptions* global) {
+  if (!global->server.empty()) {
+    global->server_source = "--server";
+  } else if (global->server = env.variable("QUANTRY_SERVER"); !global->server.empty()) {
+    global->server_source = "QUANTRY_SERVER";
+  }
+  const auto context = ChooseContext(env, global);
+  if (!context.ok()) return context.status();
+  if (global->server.empty() && !context->server.empty()) {
+    global->server = context->server;
+    global->server_source = Cat("context ", global->context);
+  }
+  for (const Setting& setting : kSettings) {
+    std::string& value = global->*setting.flag;
+    if (value.empty()) value = env.variable(setting.variable);
+    if (value.empty()) value = (*context).*setting.context;
+  }
+  if (global->tenant.empty()) global->tenant = "default";
+  return MakeChannelCredentials(SecurityOf(*global), ResolveServer(env, *global).target).status();
+}
+
+ClientSecurity SecurityOf(const GlobalOptions& global) {
+  return {.ca_file = global.tls_ca,
+          .cert_file = global.client_cert,
+          .key_file = global.client_key,
+          .token_file = global.token_file};
+}
+
+}  // namespace quantry::cli

@@ -1,0 +1,49 @@
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "client/cli/environment.h"
+#include "client/cli/options.h"
+#include "common/grpc_credentials.h"
+
+// Named servers with what it takes to reach them, in
+// $XDG_CONFIG_HOME/quantry/config.json (else ~/.config). The Python client
+// reads the same file. It names files with secrets and holds none.
+namespace quantry::cli {
+
+struct ServerContext {
+  std::string server = {};  // HOST:PORT
+  std::string tls_ca = {};
+  std::string client_cert = {};
+  std::string client_key = {};
+  std::string token_file = {};
+  std::string tenant = {};
+};
+
+struct Contexts {
+  std::string current;  // "" = none
+  std::map<std::string, ServerContext> all;
+};
+
+// "" when neither XDG_CONFIG_HOME nor HOME is set.
+std::string ContextsPath(const Environment& env);
+// None when there is no file. INVALID_ARGUMENT names the file and what is wrong.
+absl::StatusOr<Contexts> LoadContexts(const Environment& env);
+// Replaces the file whole, mode 0600.
+absl::Status SaveContexts(const Environment& env, const Contexts& contexts);
+
+// 1 to 63 of a-z, A-Z, 0-9, ".", "_" and "-". INVALID_ARGUMENT.
+absl::Status CheckContextName(const std::string& name);
+
+// Fills what the flags left out: the environment first, then the context. The
+// current context stands aside when --server or QUANTRY_SERVER names a server:
+// a token goes to the server it is for. INVALID_ARGUMENT for an unknown context
+// or a file of credentials that cannot be used.
+absl::Status ResolveGlobal(const Environment& env, GlobalOptions* global);
+
+ClientSecurity SecurityOf(const GlobalOptions& global);
+
+}  // namespace quantry::cli

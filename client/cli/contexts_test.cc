@@ -1,0 +1,158 @@
+// Where a command's server and credentials come from.
+#include "client/cli/contexts.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <map>
+#include <sstream>
+
+#include "client/cli/errors.h"
+#include "client/cli/hints.h"
+#include "client/cli/testing/run.h"
+
+namespace quantry::cli {
+namespace {
+
+using testing::HasSubstr;
+
+class ContextsTest : public testing::Test {
+ protected:
+  ContextsTest() {
+    variables["XDG_CONFIG_HOME"] = folder / "config";
+    variables["QUANTRY_DATA_DIR"] = folder / "data";
+    token = folder.Write("token", "qtk_1\n");
+    env.variable = [this](std::string_view name) {
+      const auto found = variables.find(std::string(name));
+      return found == variables.end() ? std::string() : found->second;
+    };
+  }
+
+  void Write(const std::string& json) { folder.Write("config/quantry/config.json", json); }
+  // A server of this machine: a token may go there without TLS.
+  void WriteLab() {
+    Write(
+        R"({"current":"lab","contexts":{"lab":{"server":"127.0.0.1:1","tenant":"acme","token_file":")" +
+        token + R"("},"web":{"server":"127.0.0.2:2"}}})");
+  }
+  GlobalOptions Resolved(GlobalOptions global = {}) {
+    const absl::Status status = ResolveGlobal(env, &global);
+    EXPECT_TRUE(status.ok()) << status;
+    return global;
+  }
+
+  TempFolder folder;
+  std::map<std::string, std::string> variables;
+  std::string token;
+  std::ostringstream ignored;
+  Environment env{.out = ignored, .err = ignored};
+};
+
+TEST_F(ContextsTest, WithoutAny) {
+  const GlobalOptions global = Resolved();
+  EXPECT_EQ(global.server, "");
+  EXPECT_EQ(global.tenant, "default");
+  EXPECT_TRUE(LoadContexts(env)->all.empty());
+}
+
+TEST_F(ContextsTest, TheCurrentOneFillsWhatIsMissing) {
+  WriteLab();
+  const GlobalOptions global = Resolved();
+  EXPECT_EQ(global.server, "127.0.0.1:1");
+  EXPECT_EQ(global.server_source, "context lab");
+  EXPECT_EQ(global.tenant, "acme");
+  EXPECT_EQ(global.token_file, token);
+  EXPECT_EQ(Resolved({.context = "web"}).server, "127.0.0.2:2");
+  EXPECT_EQ(Resolved({.context = "web"}).token_file, "");
+  variables["QUANTRY_CONTEXT"] = "web";
+  EXPECT_EQ(Resolved().server, "127.0.0.2:2");
+  EXPECT_EQ(Resolved({.context = "lab"}).server, "127.0.0.1:1");
+}
+
+TEST_F(ContextsTest, FlagsBeatVariablesBeatTheContext) {
+  WriteLab();
+  variables["QUANTRY_TENANT"] = "env";
+  EXPECT_EQ(Resolved().tenant, "env");
+  EXPECT_EQ(Resolved({.tenant = "flag"}).tenant, "flag");
+  variables["QUANTRY_TOKEN_FILE"] = folder.Write("other", "qtk_2");
+  EXPECT_EQ(Resolved().token_file, folder / "other");
+}
+
+TEST_F(ContextsTest, ANamedServerGetsNothingOfTheCurrentOne) {
+  WriteLab();
+  const GlobalOptions flag = Resolved({.server = "127.0.0.3:3"});
+  EXPECT_EQ(flag.token_file, "");
+  EXPECT_EQ(flag.tenant, "default");
+  EXPECT_EQ(flag.server_source, "--server");
+  EXPECT_EQ(Resolved({.server = "127.0.0.3:3", .context = "lab"}).token_file, token);
+  variables["QUANTRY_SERVER"] = "127.0.0.4:4";
+  EXPECT_EQ(Resolved().server_source, "QUANTRY_SERVER");
+  EXPECT_EQ(Resolved().token_file, "");
+}
+
+TEST_F(ContextsTest, WhatCannotWorkIsSaidBeforeTheCall) {
+  WriteLab();
+  const auto refused = [this](GlobalOptions global) {
+    return std::string(ResolveGlobal(env, &global).message());
+  };
+  EXPECT_THAT(refused({.context = "prod"}), HasSubstr("no context \"prod\": wanted lab, web"));
+  EXPECT_THAT(refused({.server = "far:1", .token_file = token}), HasSubstr("wanted TLS to send"));
+  EXPECT_THAT(refused({.tls_ca = "/no/ca.pem"}), HasSubstr("/no/ca.pem"));
+  EXPECT_THAT(refused({.tls_ca = "system", .client_cert = "x"}), HasSubstr("together"));
+}
+
+TEST_F(ContextsTest, WrongFilesAreNamed) {
+  for (const char* json : {"", "{", "[]", R"({"contexts":[]})", R"({"more":1})",
+                           R"({"contexts":{"a":{}}})", R"({"contexts":{"a":{"server":7}}})",
+                           R"({"contexts":{"a":{"server":"x:1","token":"t"}}})"}) {
+    Write(json);
+    const auto contexts = LoadContexts(env);
+    ASSERT_FALSE(contexts.ok()) << json;
+    EXPECT_THAT(std::string(contexts.status().message()), HasSubstr("quantry/config.json: "));
+  }
+}
+
+TEST_F(ContextsTest, CommandsChangeTheFile) {
+  const auto run = [this](const std::vector<std::string>& arguments) {
+    return RunForTest(arguments, variables);
+  };
+  EXPECT_THAT(run({"context", "list"}).out, HasSubstr("quantry login"));
+  EXPECT_EQ(run({"login", "127.0.0.1:1", "--no-check", "--token-file", token}).code, 0);
+  EXPECT_EQ(run({"login", "[::1]:2", "--no-check", "--name", "six", "--tenant", "acme"}).code, 0);
+  EXPECT_EQ(run({"login", "x:1", "--no-check", "--name", "a b"}).code, 2);
+  EXPECT_EQ(run({"login", "x:1"}).code, 7) << "nobody there: nothing is remembered";
+  const CliRun list = run({"context", "list", "--output", "json"});
+  ASSERT_EQ(list.json().size(), 2u) << list.out;
+  EXPECT_EQ(list.json()[0]["name"], "127.0.0.1");
+  EXPECT_EQ(list.json()[0]["token_file"], token);
+  EXPECT_EQ(list.json()[1]["current"], true);
+  EXPECT_EQ(run({"context", "use", "127.0.0.1"}).code, 0);
+  EXPECT_THAT(run({"context", "show"}).out, HasSubstr("127.0.0.1:1"));
+  EXPECT_EQ(run({"context", "delete", "127.0.0.1"}).code, 0);
+  EXPECT_EQ(run({"context", "show"}).code, 4);
+  EXPECT_EQ(run({"context", "use", "127.0.0.1"}).code, 4);
+  EXPECT_EQ(run({"context", "show", "six"}).code, 0);
+}
+
+TEST(ConnectionHint, ByWhatGrpcSays) {
+  struct Case {
+    const char* message;
+    bool tls;
+    const char* wanted;
+  };
+  const Case cases[] = {
+      {"... Connection refused", false, "is quantryd running there"},
+      {"... Connection refused", true, "is quantryd running there"},
+      {"Socket closed", false, "does the server want TLS"},
+      {"recvmsg:Connection reset by peer", false, "does the server want TLS"},
+      {"SSL routines::wrong version number", true, "does not speak TLS"},
+      {"Ssl handshake failed: certificate verify failed", true, "the CA that signed"},
+      {"Hostname Verification Check failed.", true, "the CA that signed"},
+  };
+  for (const Case& test : cases) {
+    EXPECT_THAT(ConnectionHint(test.message, test.tls), HasSubstr(test.wanted)) << test.message;
+  }
+}
+
+}  // namespace
+}  // namespace quantry::cli

@@ -1,0 +1,160 @@
+"""Who asks: contexts and variables, and both clients against a real quantryd with TLS, tokens and roles."""
+import asyncio
+import json
+import subprocess
+
+import pytest
+
+import quantry
+from certificates import LOCAL, Authority
+from conftest import EXAMPLES, QUICK, service
+from quantry._contexts import settle
+from quantry._options import Options
+
+VARIABLES = ("QUANTRY_SERVER", "QUANTRY_CONTEXT", "QUANTRY_TENANT", "QUANTRY_TLS_CA_FILE", "QUANTRY_TOKEN_FILE",
+             "QUANTRY_CLIENT_CERT_FILE", "QUANTRY_CLIENT_KEY_FILE")
+
+
+@pytest.fixture
+def config(monkeypatch, tmp_path):
+    """Writes the file of contexts."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+    def write(current="lab", **contexts):
+        file = tmp_path / "config/quantry/config.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"current": current, "contexts": contexts}))
+
+    return write
+
+
+LAB = {"server": "lab:7070", "tls_ca": "/ca.pem", "token_file": "/token", "tenant": "acme"}
+
+
+def test_the_current_context(config):
+    assert settle(Options(), None, None) == (Options(), "default")
+    config(lab=LAB, web={"server": "web:443", "tls_ca": "system"})
+    options, tenant = settle(Options(), None, None)
+    assert (options.target, options.source, tenant) == ("lab:7070", "context lab", "acme")
+    assert (options.tls_ca, options.token_file, options.secure) == ("/ca.pem", "/token", True)
+    web, tenant = settle(Options(), None, "web")
+    assert (web.target, web.tls, web.tls_ca, web.token_file, tenant) == ("web:443", True, None, None, "default")
+
+
+def test_a_named_server_gets_nothing_of_the_current_context(config, monkeypatch):
+    config(lab=LAB)
+    options, tenant = settle(Options("other:1"), None, None)
+    assert (options.tls_ca, options.token_file, options.source, tenant) == (None, None, "connect()", "default")
+    both, _ = settle(Options("other:1"), None, "lab")
+    assert (both.target, both.token_file) == ("other:1", "/token")
+    monkeypatch.setenv("QUANTRY_SERVER", "env:1")
+    env, _ = settle(Options(), None, None)
+    assert (env.target, env.source, env.token_file) == ("env:1", "QUANTRY_SERVER", None)
+
+
+def test_arguments_beat_variables_beat_the_context(config, monkeypatch):
+    config(lab=LAB)
+    monkeypatch.setenv("QUANTRY_TOKEN_FILE", "/env-token")
+    monkeypatch.setenv("QUANTRY_TENANT", "env-tenant")
+    options, tenant = settle(Options(), None, None)
+    assert (options.token_file, tenant, options.tls_ca) == ("/env-token", "env-tenant", "/ca.pem")
+    options, tenant = settle(Options(token="t", tls_ca="/mine.pem"), "mine", None)
+    assert (options.token, options.token_file, options.tls_ca, tenant) == ("t", None, "/mine.pem", "mine")
+    assert settle(Options(tls=False), None, None)[0].secure is False
+
+
+@pytest.mark.parametrize("text, words", [
+    ("{", "wanted JSON"), ("[]", "wanted a JSON object"), ('{"contexts": {"a": {}}}', "contexts.a: wanted server"),
+    ('{"contexts": {"a": {"server": "x:1", "password": "y"}}}', "contexts.a: wanted server"),
+    ('{"current": "b", "contexts": {"a": {"server": "x:1"}}}', 'no context "b": wanted a'),
+])
+def test_wrong_files_are_named(config, tmp_path, text, words):
+    config()
+    (tmp_path / "config/quantry/config.json").write_text(text)
+    with pytest.raises(quantry.InvalidRequest, match=words):
+        quantry.connect(check=False)
+
+
+class Live:
+    """quantryd with TLS, client certificates and tokens."""
+
+    def __init__(self, binaries, folder):
+        self.binaries, self.authority = binaries, Authority(folder / "ca")
+        cert, key = self.authority.issue("server", *LOCAL)
+        self.principals = folder / "principals"
+        self.tokens = {role: self.token(folder, role) for role in ("viewer", "submitter")}
+        self.server = service.Server(
+            binaries, folder / "data", f"--tls-cert-file={cert}", f"--tls-key-file={key}",
+            f"--tls-client-ca-file={self.authority.file}", f"--principals-file={self.principals}", "--credentials-reload-s=1")
+        self.server.start()
+
+    def token(self, folder, role):
+        made = subprocess.run(
+            [self.binaries / "quantryd", "token", "create", f"--principals-file={self.principals}", "--principal=ci",
+             f"--role={role}", "--tenant=acme"], capture_output=True, text=True, check=True, timeout=20)
+        file = folder / f"{role}.token"
+        file.write_text(made.stdout)
+        return file
+
+    def options(self, role="submitter"):
+        return {"tenant": "acme", "tls_ca": self.authority.file, "token_file": self.tokens[role]}
+
+
+@pytest.fixture(scope="module")
+def live(binaries, tmp_path_factory):
+    running = Live(binaries, tmp_path_factory.mktemp("identity"))
+    yield running
+    running.server.stop()
+
+
+def test_a_job_over_tls(live, config, tmp_path):
+    with quantry.connect(live.server.address, **live.options()) as client:
+        job = client.wait(client.submit(EXAMPLES / "stories260k", **QUICK), timeout=120)
+        assert client.pull(job, tmp_path / "out").artifact.verify()
+    with quantry.connect(live.server.address, **live.options("viewer")) as reader:
+        assert reader.get(job).succeeded
+        with pytest.raises(quantry.AccessDenied) as caught:
+            reader.delete(job)
+    assert caught.value.reason == "PERMISSION_DENIED" and caught.value.wanted.startswith("role submitter")
+
+    async def run():
+        async with await quantry.aio.connect(live.server.address, **live.options("viewer")) as reader:
+            return [found.id async for found in reader.list()]
+
+    assert job.id in asyncio.run(run())
+
+
+def test_a_context_reaches_it(live, config):
+    config(lab={"server": live.server.address, "tls_ca": str(live.authority.file),
+                "token_file": str(live.tokens["viewer"]), "tenant": "acme"})
+    with quantry.connect() as client:
+        assert client.tenant == "acme" and client.target == live.server.address
+        list(client.list())
+
+
+def test_client_certificates(live, config):
+    cert, key = live.authority.issue("ann", "spiffe://quantry/tenant/acme/role/viewer")
+    target = live.server.address
+    with quantry.connect(target, tenant="acme", tls_ca=live.authority.file, tls_cert=cert, tls_key=key) as client:
+        list(client.list())
+    worker = live.authority.issue("worker", "spiffe://quantry/role/worker")
+    with pytest.raises(quantry.AccessDenied, match="wanted role viewer"):
+        quantry.connect(target, tls_ca=live.authority.file, tls_cert=worker[0], tls_key=worker[1])
+
+
+def test_what_the_others_hear(live, config):
+    target, ca = live.server.address, live.authority.file
+    with pytest.raises(quantry.AccessDenied) as caught:
+        quantry.connect(target, tls_ca=ca)
+    assert caught.value.reason == "UNAUTHENTICATED" and caught.value.metadata["cause"] == "missing"
+    with pytest.raises(quantry.AccessDenied) as caught:
+        quantry.connect(target, tls_ca=ca, token="qtk_wrong")
+    assert caught.value.metadata["cause"] == "unknown"
+    with pytest.raises(quantry.ServerUnavailable) as caught:
+        quantry.connect(target, timeout=3)
+    assert "TLS" in caught.value.hint
+    with quantry.connect(target, **{**live.options(), "tenant": "other"}) as client:
+        with pytest.raises(quantry.NotFound):
+            list(client.list())

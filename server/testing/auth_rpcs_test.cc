@@ -1,0 +1,384 @@
+// Identity through a running server: every rpc of the descriptors is called
+// without credentials, with each role and as another tenant.
+#include <grpcpp/generic/generic_stub.h>
+
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <sstream>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "common/crc32c.h"
+#include "common/digest.h"
+#include "common/errors.h"
+#include "google/protobuf/descriptor.h"
+#include "google/protobuf/dynamic_message.h"
+#include "google/protobuf/util/time_util.h"
+#include "gtest/gtest.h"
+#include "server/rpc/permissions.h"
+#include "server/rpc/watch.h"
+#include "server/testing/test_server.h"
+
+namespace quantry::server::testing {
+namespace {
+
+using google::protobuf::Descriptor;
+using google::protobuf::FieldDescriptor;
+using google::protobuf::Message;
+using google::protobuf::MethodDescriptor;
+using google::protobuf::util::TimeUtil;
+
+constexpr char kUid[] = "00000000-0000-4000-8000-000000000000";
+
+struct Credential {
+  const char *token, *role, *tenant;
+  bool expired = false;
+};
+constexpr Credential kCredentials[] = {
+    {"qtk_viewer", "viewer", "acme"}, {"qtk_submitter", "submitter", "acme"},
+    {"qtk_admin", "admin", "acme"},   {"qtk_root", "admin", "*"},
+    {"qtk_reader", "viewer", "*"},    {"qtk_other", "admin", "other"},
+    {"qtk_worker", "worker", "*"},    {"qtk_late", "admin", "*", true},
+};
+
+std::string LineOf(const Credential& credential, std::int64_t expire_seconds = 0) {
+  std::string line = absl::StrCat(R"({"principal":")", credential.token + 4, R"(","role":")",
+                                  credential.role, R"(","tenant":")", credential.tenant,
+                                  R"(","token_sha256":")", Sha256Hex(credential.token), "\"");
+  if (credential.expired) absl::StrAppend(&line, R"(,"expire_time":"2020-01-01T00:00:00Z")");
+  if (expire_seconds > 0) {
+    absl::StrAppend(&line, R"(,"expire_time":")",
+                    TimeUtil::ToString(TimeUtil::SecondsToTimestamp(expire_seconds)), "\"");
+  }
+  return line + "}\n";
+}
+
+// A row of docs/security.md: what is promised, apart from the code's table.
+struct Promise {
+  std::string rpc, role, tenant, audited;
+};
+
+std::vector<Promise> Promises() {
+  std::ifstream in(QUANTRY_SOURCE_DIR "/docs/security.md");
+  std::vector<Promise> rows;
+  for (std::string line; std::getline(in, line);) {
+    const std::vector<std::string> cells = absl::StrSplit(line, " | ");
+    if (cells.size() != 4 || cells[0].find("Service/") == std::string::npos) continue;
+    rows.push_back(
+        {cells[0].substr(2), cells[1], cells[2], cells[3].substr(0, cells[3].find(' '))});
+  }
+  return rows;
+}
+
+std::map<std::string, const MethodDescriptor*> MethodsOfDescriptors() {
+  std::map<std::string, const MethodDescriptor*> methods;
+  for (const Descriptor* message :
+       {v1::CreateQuantizationJobRequest::descriptor(), v1::UploadBlobRequest::descriptor(),
+        v1::AcquireJobRequest::descriptor(), v1::QueueStats::descriptor()}) {
+    for (int i = 0; i < message->file()->service_count(); ++i) {
+      const auto& service = *message->file()->service(i);
+      for (int j = 0; j < service.method_count(); ++j) {
+        methods[absl::StrCat(service.name(), "/", service.method(j)->name())] = service.method(j);
+      }
+    }
+  }
+  return methods;
+}
+
+TEST(Permissions, EveryRpcHasOneRowAndTheDocumentHasTheSame) {
+  const auto methods = MethodsOfDescriptors();
+  const std::vector<Promise> promises = Promises();
+  std::set<std::string> seen;
+  ASSERT_EQ(promises.size(), AllPermissions().size());
+  for (size_t i = 0; i < promises.size(); ++i) {
+    const Permission& row = AllPermissions()[i];
+    EXPECT_EQ(row.method, promises[i].rpc);
+    EXPECT_EQ(RoleName(row.least), promises[i].role) << row.method;
+    const char* scope = row.scope == Scope::kTenant    ? "own"
+                        : row.scope == Scope::kAnybody ? "any"
+                                                       : "all";
+    EXPECT_EQ(scope, promises[i].tenant) << row.method;
+    EXPECT_EQ(row.changes ? "yes" : "no", promises[i].audited) << row.method;
+    EXPECT_TRUE(seen.insert(std::string(row.method)).second) << row.method << " twice";
+    EXPECT_EQ(methods.count(std::string(row.method)), 1u) << row.method << " is no rpc";
+    EXPECT_EQ(FindPermission(absl::StrCat("/quantry.v1.", std::string(row.method))), &row);
+    EXPECT_EQ(row.scope == Scope::kTenant,
+              row.least != Role::kWorker && !row.name.empty() && row.least != Role::kAdmin)
+        << row.method;
+  }
+  for (const auto& [name, method] : methods) {
+    EXPECT_EQ(seen.count(name), 1u) << name << " has no row in server/rpc/permissions.cc";
+  }
+  EXPECT_EQ(FindPermission("/quantry.v1.AdminService/NoSuchRpc"), nullptr);
+  EXPECT_EQ(FindPermission("/grpc.health.v1.Health/Check"), nullptr);
+}
+
+// A name of `tenant` that fits the field.
+std::string NameFor(const Permission& row, std::string_view tenant) {
+  const std::string parent = absl::StrCat("tenants/", std::string(tenant));
+  if (row.scope != Scope::kTenant) return "gpu-7";
+  if (row.method == "QuantizationService/ListJobEvents") return parent + "/quantizationJobs/job-1";
+  if (row.name.size() >= 6 && row.name.substr(row.name.size() - 6) == "parent") return parent;
+  if (row.method.substr(0, 8) == "Artifact") return absl::StrCat(parent, "/artifacts/", kUid);
+  return parent + "/quantizationJobs/job-1";
+}
+
+void SetAt(Message* message, std::string_view path, const std::string& value) {
+  const size_t dot = path.find('.');
+  const FieldDescriptor* field =
+      message->GetDescriptor()->FindFieldByName(std::string(path.substr(0, dot)));
+  ASSERT_NE(field, nullptr) << path;
+  if (dot == std::string_view::npos) {
+    message->GetReflection()->SetString(message, field, value);
+  } else {
+    SetAt(message->GetReflection()->MutableMessage(message, field), path.substr(dot + 1), value);
+  }
+}
+
+// One call of any rpc, the first answer of a stream taken and the rest left.
+grpc::Status CallRpc(const std::shared_ptr<grpc::Channel>& channel, const std::string& method,
+                     const std::string& request, const std::string& authorization) {
+  grpc::GenericStub stub(channel);
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(20));
+  if (!authorization.empty()) context.AddMetadata("authorization", authorization);
+  grpc::CompletionQueue queue;
+  const auto stream = stub.PrepareCall(&context, method, &queue);
+  const auto done = [&queue] {
+    void* tag = nullptr;
+    bool ok = false;
+    return queue.Next(&tag, &ok) && ok;
+  };
+  stream->StartCall(nullptr);
+  grpc::Slice slice(request);
+  const grpc::ByteBuffer out(&slice, 1);
+  if (done()) {
+    stream->WriteLast(out, grpc::WriteOptions(), nullptr);
+    done();
+    grpc::ByteBuffer in;
+    stream->Read(&in, nullptr);
+    if (done()) {
+      stream->Read(&in, nullptr);
+      // A watch goes on for ever; others have ended by now.
+      if (method.find("Watch") != std::string::npos) context.TryCancel();
+      done();
+    }
+  }
+  grpc::Status status;
+  stream->Finish(&status, nullptr);
+  done();
+  queue.Shutdown();
+  while (done()) {
+  }
+  return status;
+}
+
+class AuthRpcs : public ::testing::Test {
+ protected:
+  AuthRpcs() : server("auth_rpcs"), principals_(server.root() + "/principals.jsonl") {
+    std::filesystem::create_directories(server.root());
+    std::string text;
+    for (const Credential& credential : kCredentials) text += LineOf(credential);
+    WritePrincipals(text);
+    server.config().set_principals_file(principals_);
+    server.config().set_credentials_reload_s(1);
+    server.Start();
+  }
+
+  void WritePrincipals(const std::string& text) {
+    std::ofstream(principals_ + ".new") << text;
+    std::filesystem::rename(principals_ + ".new", principals_);
+  }
+
+  absl::Status Call(const Permission& row, const MethodDescriptor& method, std::string_view tenant,
+                    const std::string& authorization) {
+    const std::unique_ptr<Message> request(google::protobuf::MessageFactory::generated_factory()
+                                               ->GetPrototype(method.input_type())
+                                               ->New());
+    if (!row.name.empty()) SetAt(request.get(), row.name, NameFor(row, tenant));
+    const bool worker = row.least == Role::kWorker;
+    return FromGrpc(CallRpc(worker ? server.worker_channel : server.tenant_channel,
+                            absl::StrCat("/quantry.v1.", std::string(row.method)),
+                            request->SerializeAsString(), authorization));
+  }
+
+  TestServer server;
+  const std::string principals_;
+};
+
+// By the document, not by the code under test.
+std::string Expected(const Promise& promise, const Credential& credential) {
+  static const std::map<std::string, int> ranks = {{"viewer", 0}, {"submitter", 1}, {"admin", 2}};
+  if (credential.expired) return "UNAUTHENTICATED";
+  const bool is_worker = std::string(credential.role) == "worker";
+  if (is_worker != (promise.role == "worker")) return "PERMISSION_DENIED";
+  if (!is_worker && ranks.at(credential.role) < ranks.at(promise.role)) return "PERMISSION_DENIED";
+  const std::string tenant = credential.tenant;
+  if (promise.tenant == "all" && tenant != "*") return "PERMISSION_DENIED";
+  if (promise.tenant == "own" && tenant == "other") return "NOT_FOUND";
+  return "let in";
+}
+
+std::string Outcome(const absl::Status& status) {
+  for (const auto code :
+       {absl::StatusCode::kUnauthenticated, absl::StatusCode::kPermissionDenied}) {
+    if (status.code() == code) return absl::StatusCodeToString(code);
+  }
+  const bool hidden = status.message().find("whose tenant is") != std::string::npos;
+  return hidden ? absl::StatusCodeToString(status.code()) : "let in";
+}
+
+TEST_F(AuthRpcs, EachRpcAnswersEachCallerAsTheTableSays) {
+  const auto methods = MethodsOfDescriptors();
+  for (const Promise& promise : Promises()) {
+    const MethodDescriptor& method = *methods.at(promise.rpc);
+    const Permission& row = *FindPermission("/quantry.v1." + promise.rpc);
+    const absl::Status stranger = Call(row, method, "acme", "");
+    EXPECT_EQ(Outcome(stranger), "UNAUTHENTICATED") << promise.rpc << ": " << stranger;
+    EXPECT_EQ(MetadataOf(stranger, "cause"), "missing") << promise.rpc;
+    EXPECT_EQ(MetadataOf(Call(row, method, "acme", "Bearer qtk_none"), "cause"), "unknown");
+    for (const Credential& credential : kCredentials) {
+      const absl::Status status =
+          Call(row, method, "acme", absl::StrCat("Bearer ", credential.token));
+      EXPECT_EQ(Outcome(status), Expected(promise, credential))
+          << promise.rpc << " as " << credential.token << ": " << status;
+    }
+  }
+}
+
+TEST_F(AuthRpcs, OnlyHealthIsOpen) {
+  EXPECT_TRUE(CallRpc(server.tenant_channel, "/grpc.health.v1.Health/Check", "", "").ok());
+  EXPECT_TRUE(CallRpc(server.worker_channel, "/grpc.health.v1.Health/Check", "", "").ok());
+}
+
+TEST_F(AuthRpcs, ChangesAreCountedAndDenialsToo) {
+  const auto methods = MethodsOfDescriptors();
+  const auto call = [&](const std::string& rpc, const std::string& token) {
+    return Call(*FindPermission("/quantry.v1." + rpc), *methods.at(rpc), "acme", "Bearer " + token);
+  };
+  EXPECT_TRUE(call("AdminService/PauseQueue", "qtk_root").ok());
+  EXPECT_FALSE(call("AdminService/PauseQueue", "qtk_admin").ok());
+  EXPECT_TRUE(call("AdminService/GetQueueStats", "qtk_root").ok());
+  EXPECT_FALSE(call("AdminService/GetQueueStats", "qtk_none").ok());
+  EXPECT_EQ(server.Metric(R"(quantry_audit_lines_total{outcome="ok"})"), 1);
+  EXPECT_EQ(server.Metric(R"(quantry_audit_lines_total{outcome="error"})"), 1);
+  EXPECT_EQ(server.Metric(R"(quantry_calls_denied_total{code="PERMISSION_DENIED"})"), 1);
+  EXPECT_EQ(server.Metric(R"(quantry_calls_denied_total{code="UNAUTHENTICATED"})"), 1);
+}
+
+class AuthWatch : public AuthRpcs {
+ protected:
+  // A watch of a queued job, its snapshot read; then the wait for its end.
+  absl::Status WatchAs(const std::string& token, const std::function<void()>& meanwhile) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));
+    context.AddMetadata("authorization", "Bearer " + token);
+    v1::WatchQuantizationJobRequest request;
+    request.set_name(NameOf("job-1"));
+    const auto stream = server.jobs->WatchQuantizationJob(&context, request);
+    v1::WatchQuantizationJobResponse message;
+    EXPECT_TRUE(stream->Read(&message));
+    EXPECT_TRUE(message.has_snapshot());
+    meanwhile();
+    while (stream->Read(&message)) {
+    }
+    return FromGrpc(stream->Finish());
+  }
+
+  void CreateJob() {
+    v1::BlobFile file;
+    const std::string text = "{}";
+    grpc::ClientContext upload;
+    upload.AddMetadata("authorization", "Bearer qtk_submitter");
+    v1::UploadBlobResponse uploaded;
+    auto stream = server.artifacts->UploadBlob(&upload, &uploaded);
+    v1::UploadBlobRequest chunk;
+    chunk.mutable_header()->set_parent("tenants/acme");
+    chunk.mutable_header()->mutable_blob()->set_sha256(Sha256Hex(text));
+    chunk.mutable_header()->mutable_blob()->set_size_bytes(2);
+    stream->Write(chunk);
+    chunk.mutable_chunk()->set_data(text);
+    chunk.mutable_chunk()->set_crc32c(Crc32c(text));
+    stream->Write(chunk);
+    stream->WritesDone();
+    ASSERT_TRUE(stream->Finish().ok());
+    grpc::ClientContext context;
+    context.AddMetadata("authorization", "Bearer qtk_submitter");
+    v1::CreateQuantizationJobRequest request;
+    request.set_parent("tenants/acme");
+    request.set_quantization_job_id("job-1");
+    v1::JobSpec& spec = *request.mutable_quantization_job()->mutable_spec();
+    file.set_path("config.json");
+    file.set_sha256(Sha256Hex(text));
+    file.set_size_bytes(2);
+    *spec.mutable_model()->mutable_blobs()->add_files() = file;
+    spec.mutable_method()->mutable_rtn()->mutable_grid()->set_bits(4);
+    v1::CreateQuantizationJobResponse response;
+    const grpc::Status status = server.jobs->CreateQuantizationJob(&context, request, &response);
+    ASSERT_TRUE(status.ok()) << status.error_message();
+  }
+};
+
+TEST_F(AuthWatch, OnePrincipalMayNotHoldAllWatches) {
+  CreateJob();
+  struct Watch {
+    grpc::ClientContext context;
+    std::unique_ptr<grpc::ClientReader<v1::WatchQuantizationJobResponse>> stream;
+  };
+  v1::WatchQuantizationJobRequest request;
+  request.set_name(NameOf("job-1"));
+  v1::WatchQuantizationJobResponse message;
+  const auto open = [&](const std::string& token) {
+    auto watch = std::make_unique<Watch>();
+    watch->context.AddMetadata("authorization", "Bearer " + token);
+    watch->stream = server.jobs->WatchQuantizationJob(&watch->context, request);
+    return watch;
+  };
+  std::vector<std::unique_ptr<Watch>> watches;
+  for (int i = 0; i < kWatchesOfOne; ++i) {
+    watches.push_back(open("qtk_viewer"));
+    ASSERT_TRUE(watches.back()->stream->Read(&message)) << i;
+  }
+  const auto one_more = open("qtk_viewer");
+  EXPECT_FALSE(one_more->stream->Read(&message));
+  EXPECT_EQ(ReasonOf(FromGrpc(one_more->stream->Finish())), "RESOURCE_LIMIT");
+  const auto another = open("qtk_submitter");
+  EXPECT_TRUE(another->stream->Read(&message)) << "another principal";
+  watches[0]->context.TryCancel();
+  while (watches[0]->stream->Read(&message)) {
+  }
+  // Its place is free once the server has seen it go.
+  std::unique_ptr<Watch> again;
+  do {
+    again = open("qtk_viewer");
+  } while (!again->stream->Read(&message));
+  for (const auto& watch : watches) watch->context.TryCancel();
+  for (const auto& watch : {again.get(), another.get()}) watch->context.TryCancel();
+}
+
+TEST_F(AuthWatch, AStreamEndsWithItsCredential) {
+  CreateJob();
+  // Withdrawn while the stream is open.
+  const absl::Status withdrawn =
+      WatchAs("qtk_viewer", [this] { WritePrincipals(LineOf(kCredentials[1])); });
+  EXPECT_EQ(MetadataOf(withdrawn, "cause"), "unknown") << withdrawn;
+
+  // Expired while the stream is open.
+  const Credential brief = {"qtk_brief", "viewer", "acme"};
+  const std::int64_t now = std::chrono::duration_cast<std::chrono::seconds>(
+                               std::chrono::system_clock::now().time_since_epoch())
+                               .count();
+  const double before = server.Metric(R"(quantry_credential_reloads_total{outcome="ok"})");
+  WritePrincipals(LineOf(kCredentials[1]) + LineOf(brief, now + 4));
+  while (server.Metric(R"(quantry_credential_reloads_total{outcome="ok"})") == before) {
+  }
+  const absl::Status expired = WatchAs("qtk_brief", [] {});
+  EXPECT_EQ(MetadataOf(expired, "cause"), "expired") << expired;
+}
+
+}  // namespace
+}  // namespace quantry::server::testing
