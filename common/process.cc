@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 
 namespace quantry {
 namespace {
@@ -73,11 +74,29 @@ struct ExecPlan {
   int death_signal = 0;
   pid_t parent = 0;
   const std::vector<std::pair<int, std::uint64_t>>* limits = nullptr;
+  const Sandbox* sandbox = nullptr;
 };
 
-[[noreturn]] void FailChild(const ExecPlan& plan) {
-  const int error = errno;
-  [[maybe_unused]] const ssize_t n = write(plan.error_fd, &error, sizeof(error));
+// What the child does before the program takes over, for messages.
+enum class Step { kDescriptors, kLimits, kFolder, kPrivileges, kLock, kExecute };
+constexpr const char* kStepNames[] = {
+    "set up the descriptors of", "limit",   "enter the working folder of",
+    "drop the privileges of",    "confine", "execute"};
+
+// Through the error pipe: once before execve, with error 0, and for a failure.
+struct ChildMessage {
+  Step step = Step::kExecute;
+  int error = 0;
+  SandboxReport report;
+};
+static_assert(std::is_trivially_copyable_v<ChildMessage>);
+
+void Tell(const ExecPlan& plan, const ChildMessage& message) {
+  [[maybe_unused]] const ssize_t n = write(plan.error_fd, &message, sizeof(message));
+}
+
+[[noreturn]] void FailChild(const ExecPlan& plan, Step step) {
+  Tell(plan, {.step = step, .error = errno, .report = {}});
   _exit(127);
 }
 
@@ -93,42 +112,42 @@ void ResetSignals() {
 void MoveDescriptors(const ExecPlan& plan) {
   // error_fd is moved out of the way of 0..2, then everything above it closed.
   const int error_fd = 3;
-  if (dup2(plan.null_fd, 0) < 0) FailChild(plan);
-  if (plan.out_fd >= 0 && dup2(plan.out_fd, 1) < 0) FailChild(plan);
-  if (plan.err_fd >= 0 && dup2(plan.err_fd, 2) < 0) FailChild(plan);
-  if (plan.error_fd != error_fd && dup3(plan.error_fd, error_fd, O_CLOEXEC) < 0) FailChild(plan);
+  if (dup2(plan.null_fd, 0) < 0 || (plan.out_fd >= 0 && dup2(plan.out_fd, 1) < 0) ||
+      (plan.err_fd >= 0 && dup2(plan.err_fd, 2) < 0) ||
+      (plan.error_fd != error_fd && dup3(plan.error_fd, error_fd, O_CLOEXEC) < 0)) {
+    FailChild(plan, Step::kDescriptors);
+  }
   syscall(SYS_close_range, error_fd + 1, ~0U, 0);
 }
 
 [[noreturn]] void RunChild(ExecPlan plan) {
   setpgid(0, 0);
   ResetSignals();
-  MoveDescriptors(plan);
-  plan.error_fd = 3;
+  for (const auto& [resource, value] : *plan.limits) {
+    const rlimit limit{value, value};
+    if (setrlimit(static_cast<__rlimit_resource>(resource), &limit) != 0) {
+      FailChild(plan, Step::kLimits);
+    }
+  }
+  if (plan.working_directory != nullptr && chdir(plan.working_directory) != 0) {
+    FailChild(plan, Step::kFolder);
+  }
+  ChildMessage started;
+  if (plan.sandbox != nullptr && !plan.sandbox->DropPrivileges(&started.report)) {
+    FailChild(plan, Step::kPrivileges);
+  }
   if (plan.death_signal != 0) {
     prctl(PR_SET_PDEATHSIG, plan.death_signal);
     if (getppid() != plan.parent) _exit(127);  // the parent went before prctl
   }
-  for (const auto& [resource, value] : *plan.limits) {
-    const rlimit limit{value, value};
-    if (setrlimit(static_cast<__rlimit_resource>(resource), &limit) != 0) FailChild(plan);
+  if (plan.sandbox != nullptr && !plan.sandbox->Lock(&started.report)) {
+    FailChild(plan, Step::kLock);
   }
-  if (plan.working_directory != nullptr && chdir(plan.working_directory) != 0) FailChild(plan);
+  MoveDescriptors(plan);
+  plan.error_fd = 3;
+  Tell(plan, started);
   execve(plan.program.c_str(), plan.argv.data(), plan.environment.data());
-  FailChild(plan);
-}
-
-std::string FindProgram(const std::string& name) {
-  if (name.find('/') != std::string::npos) return name;
-  const char* path = std::getenv("PATH");
-  std::string_view rest = path == nullptr ? "/usr/bin:/bin" : path;
-  while (!rest.empty()) {
-    const std::size_t colon = std::min(rest.find(':'), rest.size());
-    const std::string candidate = std::string(rest.substr(0, colon)) + "/" + name;
-    if (access(candidate.c_str(), X_OK) == 0) return candidate;
-    rest.remove_prefix(std::min(colon + 1, rest.size()));
-  }
-  return name;
+  FailChild(plan, Step::kExecute);
 }
 
 std::vector<char*> Pointers(const std::vector<std::string>& strings) {
@@ -138,14 +157,15 @@ std::vector<char*> Pointers(const std::vector<std::string>& strings) {
   return pointers;
 }
 
-// What execve said, or 0 once the child runs the new program.
-int ReadExecError(int fd) {
-  int error = 0;
-  ssize_t n;
-  do {
-    n = read(fd, &error, sizeof(error));
-  } while (n < 0 && errno == EINTR);
-  return n == sizeof(error) ? error : 0;
+// The child's last word: error 0 once it runs the new program.
+ChildMessage ReadLastMessage(int fd) {
+  ChildMessage last, next;
+  while (true) {
+    const ssize_t n = read(fd, &next, sizeof(next));
+    if (n < 0 && errno == EINTR) continue;
+    if (n != sizeof(next)) return last;
+    last = next;
+  }
 }
 
 // A descriptor above the standard ones, so that dup2 onto 0..3 is safe.
@@ -183,7 +203,8 @@ absl::StatusOr<ChildProcess> ChildProcess::Spawn(const ChildOptions& options) {
                 .error_fd = error.write,
                 .death_signal = options.parent_death_signal,
                 .parent = getpid(),
-                .limits = &options.limits};
+                .limits = &options.limits,
+                .sandbox = options.sandbox};
   if (!options.working_directory.empty()) {
     plan.working_directory = options.working_directory.c_str();
   }
@@ -198,9 +219,13 @@ absl::StatusOr<ChildProcess> ChildProcess::Spawn(const ChildOptions& options) {
   child.pid_ = pid;
   child.pid_fd_ = static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
   if (child.pid_fd_ < 0) return SystemStatus(errno, "pidfd_open for " + plan.program);
-  if (const int exec_error = ReadExecError(error.read); exec_error != 0) {
-    return SystemStatus(exec_error, "cannot execute " + plan.program);
+  const ChildMessage last = ReadLastMessage(error.read);
+  if (last.error != 0) {
+    return SystemStatus(
+        last.error,
+        std::string("cannot ") + kStepNames[static_cast<int>(last.step)] + " " + plan.program);
   }
+  child.sandbox_report_ = last.report;
   for (Pipe* pipe : {&out, &err}) {
     if (pipe->read >= 0) fcntl(pipe->read, F_SETFL, O_NONBLOCK);
   }
@@ -219,6 +244,7 @@ ChildProcess& ChildProcess::operator=(ChildProcess&& other) noexcept {
   stdout_fd_ = std::exchange(other.stdout_fd_, -1);
   stderr_fd_ = std::exchange(other.stderr_fd_, -1);
   exit_ = std::exchange(other.exit_, std::nullopt);
+  sandbox_report_ = other.sandbox_report_;
   return *this;
 }
 
@@ -268,6 +294,19 @@ ExitStatus ChildProcess::Terminate(milliseconds grace) {
   while (!(status = Wait(std::chrono::hours(1)))) {
   }
   return *status;
+}
+
+std::string FindProgram(const std::string& name) {
+  if (name.find('/') != std::string::npos) return name;
+  const char* path = std::getenv("PATH");
+  std::string_view rest = path == nullptr ? "/usr/bin:/bin" : path;
+  while (!rest.empty()) {
+    const std::size_t colon = std::min(rest.find(':'), rest.size());
+    const std::string candidate = std::string(rest.substr(0, colon)) + "/" + name;
+    if (access(candidate.c_str(), X_OK) == 0) return candidate;
+    rest.remove_prefix(std::min(colon + 1, rest.size()));
+  }
+  return name;
 }
 
 std::vector<std::string> CleanEnvironment(std::span<const std::string_view> keep) {

@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/sandbox/sandbox.h"
 
 namespace quantry {
 
@@ -33,6 +34,8 @@ struct ChildOptions {
   int parent_death_signal = SIGKILL;
   // (RLIMIT_*, value) pairs, set as soft and hard limit.
   std::vector<std::pair<int, std::uint64_t>> limits{};
+  // Outlives the call; nullptr = the child may do what the parent may.
+  const Sandbox* sandbox = nullptr;
 };
 
 // Exactly one of both is meaningful: signal != 0 means killed by it.
@@ -49,7 +52,8 @@ struct ExitStatus {
 // group with SIGKILL and reaps: nothing is left behind.
 class ChildProcess {
  public:
-  // NOT_FOUND / PERMISSION_DENIED when the program cannot be executed,
+  // NOT_FOUND / PERMISSION_DENIED when the program cannot be executed, the
+  // folder not entered or the sandbox not set up (the message says which),
   // RESOURCE_EXHAUSTED when the system has no processes or descriptors left.
   static absl::StatusOr<ChildProcess> Spawn(const ChildOptions& options);
 
@@ -58,6 +62,8 @@ class ChildProcess {
   ~ChildProcess();
 
   pid_t pid() const { return pid_; }
+  // What the sandbox could do; meaningless without one.
+  const SandboxReport& sandbox_report() const { return sandbox_report_; }
   // Read ends, non-blocking; -1 when not captured. Owned by this object.
   int stdout_fd() const { return stdout_fd_; }
   int stderr_fd() const { return stderr_fd_; }
@@ -82,7 +88,11 @@ class ChildProcess {
   int stdout_fd_ = -1;
   int stderr_fd_ = -1;
   std::optional<ExitStatus> exit_;
+  SandboxReport sandbox_report_;
 };
+
+// `name` as ChildOptions.argv[0] is understood: itself, or where PATH has it.
+std::string FindProgram(const std::string& name);
 
 // The parent's environment reduced to the variables named in `keep`; an entry
 // that ends in '*' keeps every name with that prefix. Credentials stay out

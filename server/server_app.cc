@@ -135,7 +135,10 @@ class App : public ServerApp {
     if (!artifacts.ok()) return artifacts.status();
     artifacts_ = *std::move(artifacts);
     sources_.emplace(&*roots_, blobs_.get(), data + "/tmp");
-    engine_ = NewEngineTool(config_.engine_binary(), data + "/tmp");
+    // Quotes read headers of uploads, which only this account may read.
+    auto confinement = MakeEngineConfinement(config_.engine_confinement(), "", 0);
+    if (!confinement.ok()) return confinement.status();
+    engine_ = NewEngineTool(config_.engine_binary(), data + "/tmp", *std::move(confinement));
     capabilities_.emplace(engine_.get(), [this](const auto& answer) { OnCapabilities(answer); });
     return absl::OkStatus();
   }
@@ -289,6 +292,8 @@ class App : public ServerApp {
                   "--admin-listen=127.0.0.1:0",
                   absl::StrCat("--slots=", config_.embedded_slots()),
                   absl::StrCat("--engine-binary=", config_.engine_binary()),
+                  absl::StrCat("--engine-confinement=", config_.engine_confinement() ? "true" : "false"),
+                  absl::StrCat("--engine-user=", config_.engine_user()),
                   absl::StrCat("--log-format=", config_.log_format()),
                   absl::StrCat("--log-level=", config_.log_level())};
     if (auth_ != nullptr) agent.argv.push_back(absl::StrCat("--token-file=", AgentTokenFile()));

@@ -1,7 +1,7 @@
 #include "server/rpc/engine_tool.h"
 
 #include <poll.h>
-#include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -14,7 +14,6 @@
 #include "absl/strings/str_split.h"
 #include "common/errors.h"
 #include "common/ids.h"
-#include "common/process.h"
 #include "google/protobuf/struct.pb.h"
 #include "google/protobuf/util/json_util.h"
 #include "server/artifacts/file_ops.h"
@@ -45,15 +44,12 @@ bool ReadSome(int fd, size_t limit, std::string* text) {
   return got > 0;
 }
 
-absl::StatusOr<Output> RunChild(std::vector<std::string> argv, milliseconds timeout) {
-  constexpr std::string_view kKeep[] = {
-      "PATH", "HOME", "LANG", "LC_*", "TMPDIR", "LD_LIBRARY_PATH", "ASAN_OPTIONS"};
+absl::StatusOr<Output> RunChild(std::vector<std::string> argv, milliseconds timeout,
+                                const EngineConfinement& confinement, const EngineAccess& access) {
   ChildOptions options;
   options.argv = std::move(argv);
-  options.environment = CleanEnvironment(kKeep);
-  options.limits = {{RLIMIT_CORE, 0}};
   const auto deadline = SteadyClock::now() + timeout;
-  auto child = ChildProcess::Spawn(options);
+  auto child = SpawnEngine(options, confinement, access);
   if (!child.ok()) return MakeError(Reason::kFileNotFound, std::string(child.status().message()));
   Output output;
   bool out_open = true;
@@ -110,11 +106,13 @@ absl::Status ErrorEvent(const std::string& out) {
 
 class ChildEngineTool : public EngineTool {
  public:
-  ChildEngineTool(std::string binary, std::string scratch_dir)
-      : binary_(std::move(binary)), scratch_dir_(std::move(scratch_dir)) {}
+  ChildEngineTool(std::string binary, std::string scratch_dir, EngineConfinement confinement)
+      : binary_(std::move(binary)),
+        scratch_dir_(std::move(scratch_dir)),
+        confinement_(std::move(confinement)) {}
 
   absl::StatusOr<EngineCapabilities> Capabilities() override {
-    auto output = RunChild({binary_, "methods"}, kCapabilitiesTime);
+    auto output = RunChild({binary_, "methods"}, kCapabilitiesTime, confinement_, {});
     if (!output.ok()) return output.status();
     if (!output->exit.ok()) return ProtocolError("methods", *output);
     return ParseCapabilities(output->out);
@@ -129,7 +127,11 @@ class ChildEngineTool : public EngineTool {
     }
     const std::string path = absl::StrCat(scratch_dir_, "/quote-", NewUuid4(), ".json");
     if (absl::Status status = WriteFileAtomically(path, json); !status.ok()) return status;
-    auto output = RunChild({binary_, "quote", "--job", path}, timeout);
+    EngineAccess access = InputsOf(job);
+    access.read.push_back(path);
+    access.gpu = false;  // headers are read, nothing is computed
+    if (confinement_.account) chmod(path.c_str(), 0644);
+    auto output = RunChild({binary_, "quote", "--job", path}, timeout, confinement_, access);
     std::error_code ignored;
     std::filesystem::remove(path, ignored);
     if (!output.ok()) return output.status();
@@ -145,6 +147,7 @@ class ChildEngineTool : public EngineTool {
  private:
   std::string binary_;
   std::string scratch_dir_;
+  EngineConfinement confinement_;
 };
 
 }  // namespace
@@ -201,8 +204,10 @@ bool CapabilitiesCache::answered() const {
   return result_.has_value();
 }
 
-std::unique_ptr<EngineTool> NewEngineTool(std::string engine_binary, std::string scratch_dir) {
-  return std::make_unique<ChildEngineTool>(std::move(engine_binary), std::move(scratch_dir));
+std::unique_ptr<EngineTool> NewEngineTool(std::string engine_binary, std::string scratch_dir,
+                                          EngineConfinement confinement) {
+  return std::make_unique<ChildEngineTool>(std::move(engine_binary), std::move(scratch_dir),
+                                           std::move(confinement));
 }
 
 }  // namespace quantry::server

@@ -1,5 +1,5 @@
 // Asks quantry-engine what it can do and what a job would cost, by running it
-// as a short-lived child with bounded output and time. Thread-safe.
+// as a short-lived, confined child with bounded output and time. Thread-safe.
 #pragma once
 
 #include <chrono>
@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/engine_child.h"
 #include "quantry/v1/engine.pb.h"
 #include "quantry/v1/quantization_service.pb.h"
 
@@ -63,7 +64,8 @@ class CapabilitiesCache {
 };
 
 // `scratch_dir` gets job files for the time of a call.
-std::unique_ptr<EngineTool> NewEngineTool(std::string engine_binary, std::string scratch_dir);
+std::unique_ptr<EngineTool> NewEngineTool(std::string engine_binary, std::string scratch_dir,
+                                          EngineConfinement confinement);
 
 // What `quantry-engine methods` printed; for tests.
 absl::StatusOr<EngineCapabilities> ParseCapabilities(const std::string& json);

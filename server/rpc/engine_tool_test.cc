@@ -29,7 +29,7 @@ class EngineToolTest : public testing::Test {
     const std::string path = root_ + "/engine";
     std::ofstream(path) << "#!/bin/sh\n" << script << "\n";
     chmod(path.c_str(), 0700);
-    return NewEngineTool(path, root_);
+    return NewEngineTool(path, root_, {.enabled = false, .account = {}, .max_file_bytes = 0});
   }
   absl::StatusOr<v1::Quote> Quote(const std::string& script,
                                   milliseconds time = milliseconds(20000)) {
@@ -112,8 +112,17 @@ TEST_F(EngineToolTest, AHangingEngineIsKilled) {
   EXPECT_TRUE(HasReason(quote.status(), Reason::kDeadlineExceeded)) << quote.status();
 }
 
+// common/sandbox/testing/probe.cc tries them while it plays the engine.
+TEST_F(EngineToolTest, TheEngineIsConfinedToItsInputs) {
+  const auto quote = NewEngineTool(SANDBOX_PROBE, root_, {})->QuoteJob({}, milliseconds(20000));
+  ASSERT_TRUE(quote.ok()) << quote.status();
+  const std::vector<std::string> problems(quote->problems().begin(), quote->problems().end());
+  EXPECT_EQ(problems, (std::vector<std::string>{"read ok", "tcp ENOSYS", "read EACCES",
+                                                "write EACCES", "exec EACCES"}));
+}
+
 TEST_F(EngineToolTest, AMissingEngineIsNamed) {
-  const auto capabilities = NewEngineTool("/nonexistent/engine", root_)->Capabilities();
+  const auto capabilities = NewEngineTool("/nonexistent/engine", root_, {})->Capabilities();
   EXPECT_TRUE(HasReason(capabilities.status(), Reason::kFileNotFound));
   EXPECT_NE(capabilities.status().message().find("/nonexistent/engine"), std::string::npos);
 }

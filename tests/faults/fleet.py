@@ -25,6 +25,7 @@ from service import Server, Worker, wait_for
 
 QUICK = "stage QUANTIZING\nblock\nblock\nblock\nblock\nartifact\ncomplete\n"
 HANG = "stage QUANTIZING\nblock\nhang\n"
+UNCONFINED = "--engine-confinement=false"
 
 
 def engine_path(binaries):
@@ -57,7 +58,8 @@ class Fleet:
         model.mkdir(exist_ok=True)
         (model / "config.json").write_text("{}")
         (model / "model.safetensors").write_bytes(b"weights")
-        self.flags = ["--embedded=false", f"--engine-binary={self.engine}", f"--lease-ttl-s={ttl_s}",
+        # The synthetic engine's scripts touch files outside their job's.
+        self.flags = ["--embedded=false", f"--engine-binary={self.engine}", UNCONFINED, f"--lease-ttl-s={ttl_s}",
                       "--heartbeat-interval-s=1", "--sweep-interval-s=1", "--drain-timeout-s=5",
                       f"--local-roots={self.folder}/inputs", *self._store_flags(), *flags]
         names = "abcdefgh"[:servers if postgres else 1]
@@ -88,7 +90,7 @@ class Fleet:
     def worker(self, name, server="a", address=None, slots=1, flags=(), env=None):
         """Starts one; `address` instead of a server: a link's, or several."""
         worker = Worker(self.binaries, self.folder / name, address or self.servers[server].worker_address,
-                        f"--engine-binary={self.engine}", f"--slots={slots}", "--threads=1", "--drain-timeout-s=5", *flags,
+                        f"--engine-binary={self.engine}", UNCONFINED, f"--slots={slots}", "--threads=1", "--drain-timeout-s=5", *flags,
                         env={**self.env, **(env or {})}, run=self.run)
         self.workers[name] = worker
         return worker.start()

@@ -14,6 +14,7 @@
 
 #include "common/digest.h"
 #include "common/errors.h"
+#include "common/sandbox/landlock.h"
 #include "gtest/gtest.h"
 #include "worker/agent/checkpoint_uploader.h"
 #include "worker/agent/testing/fake_worker_service.h"
@@ -39,12 +40,15 @@ void WriteFile(const fs::path& path, const std::string& bytes) {
 // One agent with everything it is made of, on a thread of its own.
 class RunningAgent {
  public:
-  RunningAgent(const std::string& server, const std::string& work_dir, AgentOptions options)
+  RunningAgent(const std::string& server, const std::string& work_dir, AgentOptions options,
+               bool confined)
       : work_dir_(*WorkDir::Open(work_dir)),
         client_(server, Info()),
         cache_(work_dir_.cache()),
         materializer_(cache_, {}),
-        engine_({.binary = SYNTHETIC_ENGINE, .kill_grace = std::chrono::milliseconds(200)}),
+        engine_({.binary = SYNTHETIC_ENGINE,
+                 .kill_grace = std::chrono::milliseconds(200),
+                 .confinement = {.enabled = confined, .account = {}, .max_file_bytes = 0}}),
         gpus_(GpuInventory::Open()),
         metrics_(1, "synthetic", *gpus_),
         agent_(options, client_, work_dir_, cache_, materializer_, engine_, metrics_,
@@ -126,7 +130,7 @@ class AgentTest : public testing::Test {
     AgentOptions options;
     options.acquire_wait = std::chrono::milliseconds(500);
     options.drain_grace = std::chrono::seconds(10);
-    agent_ = std::make_unique<RunningAgent>(server_.address(), root_ / work, options);
+    agent_ = std::make_unique<RunningAgent>(server_.address(), root_ / work, options, confined_);
     return *agent_;
   }
 
@@ -156,12 +160,27 @@ class AgentTest : public testing::Test {
 
   fs::path root_;
   FakeWorkerService server_;
+  bool confined_ = false;  // scripts touch files outside
   std::unique_ptr<RunningAgent> agent_;
 };
 
 constexpr char kWholeScript[] =
     "stage LOADING\nstage QUANTIZING\nblock\nblock\nblock\nblock\nstage "
     "PACKING\nartifact\ncomplete\n";
+
+TEST_F(AgentTest, AConfinedEngineGivesTheSameAndEscapesNowhere) {
+  RunJob(Lease("block\nblock\nartifact\ncomplete\n"));
+  const fs::path artifact = root_ / "store/acme/uid-1/1/model.safetensors";
+  const std::string wanted = ReadFile(artifact);
+  EXPECT_FALSE(wanted.empty());
+  fs::remove_all(root_ / "store");
+  server_.With([](State& state) { state = State(); });
+  confined_ = true;
+  RunJob(Lease("block\nblock\ntouch " + (root_ / "escaped").native() + "\nartifact\ncomplete\n", 2),
+         "work2");
+  EXPECT_EQ(ReadFile(root_ / "store/acme/uid-1/2/model.safetensors"), wanted);
+  EXPECT_EQ(fs::exists(root_ / "escaped"), LandlockRules::Abi() == 0);
+}
 
 TEST_F(AgentTest, WholeJob) {
   RunJob(Lease(kWholeScript));

@@ -11,7 +11,6 @@
 #include "common/errors.h"
 #include "common/line_reader.h"
 #include "common/log.h"
-#include "common/process.h"
 
 namespace quantry::agent {
 namespace {
@@ -24,28 +23,6 @@ constexpr std::size_t kMaxStderrLine = 16 << 10;
 constexpr std::size_t kLogTailBytes = 16 << 10;
 constexpr milliseconds kPollInterval{100};
 constexpr int kMaxGarbageLogged = 5;
-
-// Nothing that holds credentials is named here.
-constexpr std::string_view kEngineEnvironment[] = {
-    "PATH",
-    "HOME",
-    "LANG",
-    "LC_*",
-    "TZ",
-    "TMPDIR",
-    "OMP_*",
-    "MKL_*",
-    "KMP_*",
-    "CUDA_*",
-    "NVIDIA_*",
-    "LD_LIBRARY_PATH",
-    "MALLOC_*",
-    "PYTORCH_*",
-    "TORCH_*",
-    "ASAN_OPTIONS",
-    "UBSAN_OPTIONS",
-    "QUANTRY_ENGINE_*",
-};
 
 // The state of one run.
 class EngineRun {
@@ -175,11 +152,13 @@ EngineOutcome EngineRun::Finish(ExitStatus status) {
 }
 
 // The whole output of a short command.
-absl::StatusOr<std::string> Capture(const std::vector<std::string>& argv) {
-  ChildOptions options{.argv = argv, .environment = CleanEnvironment(kEngineEnvironment)};
+absl::StatusOr<std::string> Capture(const std::vector<std::string>& argv,
+                                    const EngineConfinement& confinement, std::string* held) {
+  ChildOptions options{.argv = argv, .environment = {}};
   options.capture_stderr = false;
-  auto child = ChildProcess::Spawn(options);
+  auto child = SpawnEngine(options, confinement, {});
   if (!child.ok()) return child.status();
+  *held = DescribeConfinement(confinement, *child);
   std::string output;
   LineReader reader(child->stdout_fd(), kMaxEventBytes);
   pollfd wait{.fd = child->stdout_fd(), .events = POLLIN, .revents = 0};
@@ -205,11 +184,12 @@ std::string_view Trim(std::string_view text) {
 }  // namespace
 
 EngineOutcome EngineRunner::Run(const std::string& job_file, const std::string& folder,
-                                const JobSession& session, const EngineSink& sink) const {
+                                const EngineAccess& access, const JobSession& session,
+                                const EngineSink& sink) const {
   ChildOptions options{.argv = {options_.binary, "run", "--job", job_file},
-                       .environment = CleanEnvironment(kEngineEnvironment),
+                       .environment = {},
                        .working_directory = folder};
-  auto child = ChildProcess::Spawn(options);
+  auto child = SpawnEngine(options, options_.confinement, access);
   if (!child.ok()) {
     EngineOutcome outcome;
     outcome.error.set_failure_class(v1::FAILURE_CLASS_ENVIRONMENT);
@@ -242,11 +222,13 @@ std::int64_t OomKillCount() {
 }
 
 absl::StatusOr<EngineAbilities> ProbeEngine(const EngineOptions& options) {
-  const auto version = Capture({options.binary, "--version"});
-  if (!version.ok()) return version.status();
-  const auto methods = Capture({options.binary, "methods"});
-  if (!methods.ok()) return methods.status();
   EngineAbilities abilities;
+  const auto version =
+      Capture({options.binary, "--version"}, options.confinement, &abilities.confinement);
+  if (!version.ok()) return version.status();
+  const auto methods =
+      Capture({options.binary, "methods"}, options.confinement, &abilities.confinement);
+  if (!methods.ok()) return methods.status();
   // "quantry-engine 0.1.0" or "0.1.0".
   const std::string_view text = Trim(*version);
   abilities.version = std::string(text.substr(text.rfind(' ') + 1));

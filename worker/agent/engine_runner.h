@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/engine_child.h"
 #include "quantry/v1/engine.pb.h"
 #include "worker/agent/job_session.h"
 
@@ -18,6 +19,7 @@ struct EngineOptions {
   // Between SIGTERM and SIGKILL when a job is stopped; below the 5 s promised
   // for a cancel.
   std::chrono::milliseconds kill_grace{1500};
+  EngineConfinement confinement{};
 };
 
 // How one run of the engine ended.
@@ -41,18 +43,21 @@ absl::StatusOr<v1::EngineEvent> ParseEngineEvent(std::string_view line);
 // EngineJob as proto JSON with the names as declared.
 absl::StatusOr<std::string> EngineJobJson(const v1::EngineJob& job);
 
-// Starts one engine per call and stays with it to its end. The engine gets no
-// credentials (a cleaned environment), no descriptors but its pipes, a process
-// group of its own, and dies with the agent's thread.
+// Starts one engine per call and stays with it to its end. The engine is
+// confined (common/engine_child.h), gets no descriptors but its pipes, a
+// process group of its own, and dies with the agent's thread.
 class EngineRunner {
  public:
   explicit EngineRunner(EngineOptions options) : options_(std::move(options)) {}
 
-  // `quantry-engine run --job job_file` in `folder`. Polls `session` for reasons
+  // `quantry-engine run --job job_file` in `folder`, where it may open what
+  // `access` says and no other file. Polls `session` for reasons
   // to stop at least every 100 ms; with kRelease the engine ends right after
   // its next `checkpoint` event was handed to `sink`.
   EngineOutcome Run(const std::string& job_file, const std::string& folder,
-                    const JobSession& session, const EngineSink& sink) const;
+                    const EngineAccess& access, const JobSession& session,
+                    const EngineSink& sink) const;
+  const EngineConfinement& confinement() const { return options_.confinement; }
 
  private:
   EngineOptions options_;
@@ -73,6 +78,7 @@ std::int64_t OomKillCount();
 struct EngineAbilities {
   std::string version;
   std::vector<std::string> methods;
+  std::string confinement;  // for the log
 };
 absl::StatusOr<EngineAbilities> ProbeEngine(const EngineOptions& options);
 

@@ -97,19 +97,22 @@ absl::Status JobRunner::Execute(Attempt& attempt) {
   JobInputs inputs;
   if (auto status = Prepare(attempt, &inputs); !status.ok()) return status;
   if (attempt.stop_reason() != StopReason::kNone) return absl::CancelledError("told to stop");
-  const auto json =
-      EngineJobJson(MakeEngineJob(attempt.lease, inputs, attempt.dir, parts_.defaults));
+  const v1::EngineJob job = MakeEngineJob(attempt.lease, inputs, attempt.dir, parts_.defaults);
+  const auto json = EngineJobJson(job);
   if (!json.ok()) return json.status();
   auto folder = OpenStorage(attempt.dir.root);
   if (!folder.ok()) return folder.status();
   if (auto status = (*folder)->Write("job.json", *json); !status.ok()) return status;
+  if (const auto& account = parts_.engine.confinement().account) {
+    if (auto status = HandOver(attempt.dir, *account); !status.ok()) return status;
+  }
   {
     CheckpointUploader uploader(attempt.lease, attempt.dir, parts_.client, *attempt.session,
                                 [this](std::int64_t bytes) {
                                   parts_.metrics.BytesUploaded(bytes);
                                   return absl::OkStatus();
                                 });
-    if (auto status = RunEngine(attempt, uploader); !status.ok()) return status;
+    if (auto status = RunEngine(attempt, job, uploader); !status.ok()) return status;
   }
   return Commit(attempt);
 }
@@ -190,9 +193,13 @@ void JobRunner::OnEngineEvent(Attempt& attempt, CheckpointUploader& uploader,
   }
 }
 
-absl::Status JobRunner::RunEngine(Attempt& attempt, CheckpointUploader& uploader) {
+absl::Status JobRunner::RunEngine(Attempt& attempt, const v1::EngineJob& job,
+                                  CheckpointUploader& uploader) {
+  EngineAccess access = InputsOf(job);
+  access.read.push_back(attempt.dir.job_file());
+  access.write = {attempt.dir.output(), attempt.dir.checkpoint()};
   attempt.outcome = parts_.engine.Run(
-      attempt.dir.job_file(), attempt.dir.root, *attempt.session,
+      attempt.dir.job_file(), attempt.dir.root, access, *attempt.session,
       [&](const v1::EngineEvent& event) { OnEngineEvent(attempt, uploader, event); });
   const EngineOutcome& outcome = attempt.outcome;
   parts_.metrics.EngineExited(outcome.exit_signal);

@@ -41,7 +41,7 @@ class JobRunner {
   absl::Status Execute(Attempt& attempt);
   absl::Status Prepare(Attempt& attempt, JobInputs* inputs);
   absl::Status Restore(Attempt& attempt);
-  absl::Status RunEngine(Attempt& attempt, CheckpointUploader& uploader);
+  absl::Status RunEngine(Attempt& attempt, const v1::EngineJob& job, CheckpointUploader& uploader);
   absl::Status Commit(Attempt& attempt);
   void OnEngineEvent(Attempt& attempt, CheckpointUploader& uploader, const v1::EngineEvent& event);
   void Finish(Attempt& attempt, const absl::Status& status);

@@ -84,6 +84,10 @@ absl::Status FinishConfig(v1::WorkerConfig& config) {
     return MakeError(Reason::kInvalidConfig,
                      "threads: wanted 1 or more, got " + std::to_string(config.threads()));
   }
+  if (config.engine_max_file_bytes() < 0) {
+    return MakeError(Reason::kInvalidConfig, "engine_max_file_bytes: wanted 0 or more, got " +
+                                                 std::to_string(config.engine_max_file_bytes()));
+  }
   // Said now, not by the hundredth try to connect.
   if (auto made = Credentials(config); !made.ok()) return made.status();
   if (absl::Status status = CheckAdminAddress(config.admin_listen(), config.admin_plaintext());
@@ -150,12 +154,19 @@ class SignalThread {
 absl::Status RunWorker(const v1::WorkerConfig& config) {
   auto work_dir = WorkDir::Open(config.work_dir());
   if (!work_dir.ok()) return work_dir.status();
-  const EngineOptions engine_options{.binary = config.engine_binary()};
+  auto confinement = MakeEngineConfinement(config.engine_confinement(), config.engine_user(),
+                                           config.engine_max_file_bytes());
+  if (!confinement.ok()) return confinement.status();
+  if (auto status = CheckEngineReaches(*confinement, work_dir->path()); !status.ok()) return status;
+  EngineOptions engine_options;
+  engine_options.binary = config.engine_binary();
+  engine_options.confinement = *std::move(confinement);
   const auto abilities = ProbeEngine(engine_options);
   if (!abilities.ok()) {
     return MakeError(Reason::kInvalidConfig,
                      "the engine does not answer: " + std::string(abilities.status().message()) +
-                         "; name quantry-engine with --engine-binary",
+                         "; name quantry-engine with --engine-binary, or run it unconfined with "
+                         "--engine-confinement=false",
                      {{"engine_binary", config.engine_binary()}});
   }
   const auto gpus = GpuInventory::Open();
@@ -184,7 +195,8 @@ absl::Status RunWorker(const v1::WorkerConfig& config) {
                                       {"server", config.server()},
                                       {"admin", (*admin)->address()},
                                       {"work_dir", work_dir->path()},
-                                      {"gpus", client.info().gpus_size()}});
+                                      {"gpus", client.info().gpus_size()},
+                                      {"engine_confinement", abilities->confinement}});
   const SignalThread signals(agent);
   return agent.Run();
 }

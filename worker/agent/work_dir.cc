@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/statvfs.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <chrono>
@@ -53,12 +54,44 @@ bool IsOld(const fs::path& path) {
   return error || fs::file_time_type::clock::now() - written > kKeepCheckpoints;
 }
 
+// Lets everybody read what is there; links lead to files of others.
+void MakeReadable(const fs::path& path, std::error_code& error) {
+  if (fs::is_symlink(path, error)) return;
+  const bool folder = fs::is_directory(path, error);
+  fs::permissions(path, folder ? fs::perms(0555) : fs::perms(0444), fs::perm_options::add, error);
+  if (!folder) return;
+  for (const fs::path& entry : Folders(path)) MakeReadable(entry, error);
+}
+
+void GiveAway(const fs::path& path, const Identity& account, std::error_code& error) {
+  if (lchown(path.c_str(), account.uid, account.gid) != 0) {
+    error = std::error_code(errno, std::generic_category());
+  }
+  if (fs::is_symlink(path) || !fs::is_directory(path)) return;
+  for (const fs::path& entry : Folders(path)) GiveAway(entry, account, error);
+}
+
 void RemoveIfEmpty(const fs::path& folder) {
   std::error_code ignored;
   fs::remove(folder, ignored);  // fails on a folder that holds something
 }
 
 }  // namespace
+
+absl::Status HandOver(const AttemptDir& attempt, const Identity& account) {
+  std::error_code error;
+  // {job uid} and {epoch}: what lies above them was checked at the start.
+  for (const auto& folder : {fs::path(attempt.root).parent_path(), fs::path(attempt.root)}) {
+    fs::permissions(folder, fs::perms(0111), fs::perm_options::add, error);
+  }
+  MakeReadable(attempt.root, error);
+  GiveAway(attempt.output(), account, error);
+  GiveAway(attempt.checkpoint(), account, error);
+  if (!error) return absl::OkStatus();
+  return MakeError(Reason::kStorageError,
+                   "cannot hand " + attempt.root + " to " + account.name + ": " + error.message(),
+                   {{"path", attempt.root}});
+}
 
 absl::StatusOr<WorkDir> WorkDir::Open(const std::string& path) {
   std::error_code error;
@@ -107,7 +140,8 @@ absl::StatusOr<AttemptDir> WorkDir::CreateAttempt(std::string_view job_uid,
   AttemptDir attempt{jobs() + "/" + uid + "/" + std::to_string(epoch)};
   Remove(attempt.root);  // same epoch again: an agent restarted within the lease
   std::error_code error;
-  for (const std::string& folder : {attempt.root, attempt.checkpoint(), attempt.text()}) {
+  for (const std::string& folder :
+       {attempt.root, attempt.checkpoint(), attempt.text(), attempt.output()}) {
     fs::create_directories(folder, error);
     if (error) {
       return MakeError(

@@ -6,6 +6,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/sandbox/identity.h"
 #include "common/unique_fd.h"
 
 namespace quantry::agent {
@@ -22,6 +23,10 @@ struct AttemptDir {
   // Hard links to checkpoint files on their way to the store.
   std::string staged() const { return root + "/staged"; }
 };
+
+// For an engine that runs as another account: it may read the attempt's files
+// and owns output and checkpoint. Needs root.
+absl::Status HandOver(const AttemptDir& attempt, const Identity& account);
 
 // The agent's scratch folder. One agent at a time (flock). Layout:
 //   lock

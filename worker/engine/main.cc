@@ -14,6 +14,7 @@
 #include <string>
 
 #include "worker/engine/base/error.h"
+#include "worker/engine/base/seal.h"
 #include "worker/engine/evaluation/tools.h"
 #include "worker/engine/export/unpack.h"
 #include "worker/engine/inference/generate.h"
@@ -72,6 +73,9 @@ void WaitWithoutSpinning(char** argv) {
   setenv("OMP_WAIT_POLICY", "PASSIVE", 0);
   execv("/proc/self/exe", argv);  // returns only where there is no /proc: then spin
 }
+
+// Whoever confined this process had to leave execve open for its start.
+bool SealIfAsked() { return getenv("QUANTRY_ENGINE_SEALED") == nullptr || ForbidPrograms(); }
 
 // Tensors of a few MB come and go thousands of times in a search. By default
 // each would be mapped and faulted in anew, a third of the time of a small job;
@@ -182,6 +186,11 @@ int Dispatch(int argc, char** argv) {
 
 int Main(int argc, char** argv) {
   WaitWithoutSpinning(argv);
+  if (!SealIfAsked()) {
+    std::cerr
+        << "quantry-engine: QUANTRY_ENGINE_SEALED is set, but the kernel refuses the filter\n";
+    return 1;
+  }
   KeepFreedMemory();
   signal(SIGTERM, StopAtOnce);
   signal(SIGPIPE, SIG_IGN);
