@@ -15,10 +15,10 @@
 namespace quantry::cli {
 namespace {
 
-constexpr std::array<AddCommand, 19> kCommands = {
-    AddSubmit, AddQuote,  AddGet,    AddList,       AddWatch,   AddEvents,     AddCancel,
-    AddRetry,  AddDelete, AddUpdate, AddPull,       AddMethods, AddServerInfo, AddWorkers,
-    AddQueue,  AddQuota,  AddGc,     AddCompletion, AddVersion};
+constexpr std::array<AddCommand, 21> kCommands = {
+    AddSubmit,     AddQuote,   AddGet,    AddList,  AddWatch,  AddEvents,     AddCancel,
+    AddRetry,      AddDelete,  AddUpdate, AddPull,  AddReport, AddCompare,    AddMethods,
+    AddServerInfo, AddWorkers, AddQueue,  AddQuota, AddGc,     AddCompletion, AddVersion};
 
 constexpr char kFooter[] = R"(
 Examples:
@@ -26,6 +26,7 @@ Examples:
   quantry list --state running
   quantry watch my-job
   quantry pull my-job ./model-w4
+  quantry report my-job
 
 `quantry COMMAND --help` explains a command with examples. Every command takes --output json.
 Exit codes: 0 succeeded, 1 job failed, 2 usage or invalid spec, 3 cancelled, 4 not found,

@@ -5,11 +5,9 @@
 #include <nlohmann/json.hpp>
 #include <ostream>
 
+#include "client/cli/artifact_file.h"
 #include "client/cli/commands/commands.h"
-#include "client/cli/errors.h"
 #include "client/cli/json.h"
-#include "client/cli/names.h"
-#include "client/cli/progress.h"
 #include "client/cli/spec.h"
 #include "client/cli/text.h"
 #include "client/cli/wait.h"
@@ -21,28 +19,6 @@ struct PullArguments {
   std::string source;
   PullOptions options;
 };
-
-absl::Status NoArtifact(const v1::QuantizationJob& job) {
-  const std::string id(ShortId(job.name()));
-  absl::Status status = absl::FailedPreconditionError(
-      Cat("job ", id, " has no artifact: its state is ", StateWord(job.state())));
-  return WithNext(status, IsEnded(job.state()) ? Cat("`quantry get ", id, "` shows how it ended")
-                                               : Cat("`quantry watch ", id, "` until it ends"));
-}
-
-// The artifact a user means: by its own name, or as what a job made.
-absl::StatusOr<std::string> FindArtifact(Context& context, Connection& connection,
-                                         const std::string& source) {
-  if (std::string name = ResolveArtifact(context.global.tenant, source); !name.empty()) {
-    return name;
-  }
-  absl::StatusOr<std::string> name = ResolveJob(context.global.tenant, source);
-  if (!name.ok()) return name;
-  const absl::StatusOr<v1::QuantizationJob> job = connection.GetJob(*name);
-  if (!job.ok()) return job.status();
-  if (job->artifact().empty()) return NoArtifact(*job);
-  return job->artifact();
-}
 
 std::string OutputFolder(const std::string& folder, const v1::OutputSummary& output) {
   return output.path().empty() ? folder : Cat(folder, "/", output.path());
