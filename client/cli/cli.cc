@@ -16,10 +16,10 @@
 namespace quantry::cli {
 namespace {
 
-constexpr std::array<AddCommand, 22> kCommands = {
-    AddSubmit, AddQuote,  AddGet,   AddList,    AddWatch,      AddEvents,     AddCancel,  AddRetry,
-    AddDelete, AddUpdate, AddPull,  AddExport,  AddMethods,    AddServerInfo, AddWorkers, AddQueue,
-    AddQuota,  AddGc,     AddLogin, AddContext, AddCompletion, AddVersion};
+constexpr std::array<AddCommand, 24> kCommands = {
+    AddSubmit,  AddQuote,  AddGet,   AddList,   AddWatch,  AddEvents,  AddCancel,     AddRetry,
+    AddDelete,  AddUpdate, AddPull,  AddExport, AddReport, AddCompare, AddMethods,    AddServerInfo,
+    AddWorkers, AddQueue,  AddQuota, AddGc,     AddLogin,  AddContext, AddCompletion, AddVersion};
 
 // Commands that ask no server, or choose theirs themselves.
 constexpr std::array kWithoutServer = {std::string_view("login"), std::string_view("context"),
@@ -31,6 +31,7 @@ Examples:
   quantry list --state running
   quantry watch my-job
   quantry pull my-job ./model-w4
+  quantry report my-job
 
 `quantry COMMAND --help` explains a command with examples. Every command takes --output json.
 Exit codes: 0 succeeded, 1 job failed, 2 usage or invalid spec, 3 cancelled, 4 not found,

@@ -76,6 +76,9 @@ std::string ValueAction(const CLI::Option& option) {
   if (type == "FILE") return "COMPREPLY=($(compgen -f -- \"$cur\")); compopt -o filenames";
   if (type == "DIR") return "COMPREPLY=($(compgen -d -- \"$cur\")); compopt -o filenames";
   if (type == "JOB") return "_quantry_jobs \"$cur\"";
+  if (type == "JOB|DIR") {
+    return "_quantry_jobs \"$cur\"; COMPREPLY+=($(compgen -d -- \"$cur\")); compopt -o filenames";
+  }
   return "";
 }
 

@@ -69,6 +69,8 @@ TEST_F(CompletionTest, FilesFoldersAndJobs) {
   EXPECT_THAT(Complete({"quantry", "submit", "--calibration", "t"}), ElementsAre("text.txt"));
   EXPECT_THAT(Complete({"quantry", "watch", ""}), ElementsAre("job-one", "job-two"));
   EXPECT_THAT(Complete({"quantry", "get", "job-t"}), ElementsAre("job-two"));
+  EXPECT_THAT(Complete({"quantry", "report", ""}), ElementsAre("job-one", "job-two", "model"));
+  EXPECT_THAT(Complete({"quantry", "compare", "job-one", "m"}), ElementsAre("model"));
 }
 
 TEST_F(CompletionTest, GlobalFlagsAfterEveryCommand) {

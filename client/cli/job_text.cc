@@ -42,29 +42,6 @@ std::string QualityText(const v1::Perplexity& perplexity) {
              " windows of ", perplexity.sequence_length(), " tokens)");
 }
 
-void AddResult(const v1::JobResult& result, FieldList& fields) {
-  if (result.has_quality()) {
-    fields.emplace_back("perplexity", QualityText(result.quality().perplexity()));
-    fields.emplace_back("agreement", Cat(Number(result.quality().top1_agreement() * 100, 4),
-                                         "% same top token, KL ",
-                                         Number(result.quality().kl_divergence(), 3), " nats"));
-  }
-  fields.emplace_back("bits a weight",
-                      Cat(Number(result.bits().linears(), 4), " quantized linears, ",
-                          Number(result.bits().file(), 4), " whole file"));
-  const int64_t bytes = result.outputs().empty() ? 0 : result.outputs(0).bytes();
-  fields.emplace_back("weights", Cat(Bytes(result.bits().dense_bytes()), " -> ", Bytes(bytes)));
-  for (const v1::OutputSummary& output : result.outputs()) {
-    fields.emplace_back("output", Cat(Plain(output.format()), "  ", Bytes(output.bytes()), "  ",
-                                      Plain(output.compatibility())));
-  }
-  fields.emplace_back("time", Cat("queued ", Seconds(result.timing().queue_s()), ", ran ",
-                                  Seconds(result.timing().run_s())));
-  fields.emplace_back("memory", Cat(Bytes(result.peak_rss_bytes()), " at most"));
-  fields.emplace_back("artifact", Plain(result.artifact_uri()));
-  if (result.quality_gate_failed()) fields.emplace_back("quality gate", "FAILED");
-}
-
 void AddTimes(const v1::QuantizationJob& job, WallTime now, FieldList& fields) {
   const std::string created = Rfc3339(job.create_time());
   if (!created.empty()) {
@@ -110,6 +87,34 @@ std::string OutcomeText(const v1::QuantizationJob& job) {
 
 }  // namespace
 
+FieldList ResultFields(const v1::JobResult& result) {
+  FieldList fields;
+  if (result.has_quality()) {
+    fields.emplace_back("perplexity", QualityText(result.quality().perplexity()));
+    fields.emplace_back("agreement", Cat(Number(result.quality().top1_agreement() * 100, 4),
+                                         "% same top token, KL ",
+                                         Number(result.quality().kl_divergence(), 3), " nats"));
+  }
+  fields.emplace_back("bits a weight",
+                      Cat(Number(result.bits().linears(), 4), " quantized linears, ",
+                          Number(result.bits().file(), 4), " whole file"));
+  const int64_t bytes = result.outputs().empty() ? 0 : result.outputs(0).bytes();
+  fields.emplace_back("weights", Cat(Bytes(result.bits().dense_bytes()), " -> ", Bytes(bytes)));
+  for (const v1::OutputSummary& output : result.outputs()) {
+    fields.emplace_back("output", Cat(Plain(output.format()), "  ", Bytes(output.bytes()), "  ",
+                                      Plain(output.compatibility())));
+  }
+  const double queued = result.timing().queue_s();  // the server's; a manifest has none
+  fields.emplace_back("time", Cat(queued > 0 ? Cat("queued ", Seconds(queued), ", ") : "", "ran ",
+                                  Seconds(result.timing().run_s())));
+  fields.emplace_back("memory", Cat(Bytes(result.peak_rss_bytes()), " at most"));
+  if (!result.artifact_uri().empty()) {
+    fields.emplace_back("artifact", Plain(result.artifact_uri()));
+  }
+  if (result.quality_gate_failed()) fields.emplace_back("quality gate", "FAILED");
+  return fields;
+}
+
 std::string JobText(const v1::QuantizationJob& job, WallTime now) {
   std::string head = Cat(ShortId(job.name()), "  ", StateWord(job.state()));
   if (!job.state_reason().empty()) head += Cat("  (", Plain(job.state_reason()), ")");
@@ -129,7 +134,9 @@ std::string JobText(const v1::QuantizationJob& job, WallTime now) {
   if (!job.result_of().empty()) {
     fields.emplace_back("result of", std::string(ShortId(job.result_of())));
   }
-  if (job.has_result()) AddResult(job.result(), fields);
+  if (job.has_result()) {
+    for (auto& field : ResultFields(job.result())) fields.push_back(std::move(field));
+  }
   if (job.has_error()) {
     const ErrorReport report = Describe(job.error());
     fields.emplace_back("error", Cat(report.reason, ": ", Plain(report.message)));

@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "quantry/v1/admin_service.pb.h"
@@ -17,6 +18,8 @@ using WallTime = std::chrono::system_clock::time_point;
 
 // One job, as much as is known about it, several lines.
 std::string JobText(const v1::QuantizationJob& job, WallTime now);
+// What a finished job has to show, as names and values.
+std::vector<std::pair<std::string, std::string>> ResultFields(const v1::JobResult& result);
 // One line a job under a head.
 std::string JobTable(const std::vector<v1::QuantizationJob>& jobs, WallTime now);
 // "12  2026-01-31T12:00:00Z  block 2 done ...", without a line end.

@@ -172,6 +172,15 @@ Json EventJson(const v1::JobEvent& event) { return MessageJson(event); }
 
 Json ArtifactJson(const v1::Artifact& artifact) { return MessageJson(artifact); }
 
+Json ManifestJson(const v1::Manifest& manifest) {
+  Json json = MessageJson(manifest);
+  json["timing"] = TimingJson(manifest.timing());
+  json.erase("spec_json");
+  Json spec = Json::parse(manifest.spec_json(), nullptr, false);
+  if (spec.is_object()) json["spec"] = std::move(spec);
+  return json;
+}
+
 Json ErrorJson(const ErrorReport& report) {
   Json json = {{"code", report.code},
                {"reason", report.reason},

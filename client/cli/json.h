@@ -26,6 +26,8 @@ Json EventJson(const v1::JobEvent& event);
 // {"code", "reason", "message", "metadata", "field_violations", "next"}.
 Json ErrorJson(const ErrorReport& report);
 Json ArtifactJson(const v1::Artifact& artifact);
+// As manifest.json, with stages as words and `spec`, parsed, for spec_json.
+Json ManifestJson(const v1::Manifest& manifest);
 // Any other message as proto JSON with names as declared, then integers that
 // proto JSON writes as strings turned into numbers.
 Json MessageJson(const google::protobuf::Message& message);

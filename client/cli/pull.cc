@@ -1,11 +1,10 @@
 #include "client/cli/pull.h"
 
-#include <google/protobuf/util/json_util.h>
-
 #include <algorithm>
 #include <filesystem>
 #include <set>
 
+#include "client/cli/artifact_file.h"
 #include "client/cli/backoff.h"
 #include "client/cli/errors.h"
 #include "client/cli/names.h"
@@ -18,9 +17,6 @@
 namespace quantry::cli {
 namespace {
 
-constexpr char kManifest[] = "manifest.json";
-// A manifest has a row a file and a row a block: 64 MiB is far beyond any.
-constexpr int64_t kMaxManifestBytes = 64 << 20;
 // Tries without a byte of advance; with the waits between them about 90 s.
 constexpr int kMaxTries = 20;
 constexpr auto kFirstWait = std::chrono::milliseconds(250);
@@ -61,7 +57,7 @@ absl::Status CheckEntries(const v1::Manifest& manifest) {
   std::set<std::string> seen;
   for (const v1::ArtifactFile& file : manifest.files()) {
     if (const auto joined = JoinBelow("", file.path()); !joined.ok()) return joined.status();
-    if (!seen.insert(file.path()).second || file.path() == kManifest || file.size_bytes() < 0 ||
+    if (!seen.insert(file.path()).second || file.path() == kManifestName || file.size_bytes() < 0 ||
         !IsSha256Hex(file.sha256())) {
       return Corrupt(Cat("the artifact's manifest has a bad entry for \"", file.path(), "\""),
                      file.path());
@@ -99,7 +95,7 @@ absl::Status CheckChunk(const v1::ReadArtifactResponse& chunk, const v1::Artifac
 
 v1::ArtifactFile ManifestEntry(const v1::Artifact& artifact, const std::string& bytes) {
   v1::ArtifactFile entry;
-  entry.set_path(kManifest);
+  entry.set_path(kManifestName);
   entry.set_sha256(artifact.manifest_sha256());
   entry.set_size_bytes(static_cast<int64_t>(bytes.size()));
   return entry;
@@ -242,45 +238,17 @@ absl::Status Puller::PullFile(const v1::Artifact& artifact, const v1::ArtifactFi
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::string> Puller::FetchManifest(const v1::Artifact& artifact) {
-  for (int tries = 1;; ++tries) {
-    grpc::ClientContext context;
-    connection_.AddMetadata(context);
-    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
-    const Interrupter::Guard guard(connection_.env().interrupter,
-                                   [&context] { context.TryCancel(); });
-    v1::ReadArtifactRequest request;
-    request.set_name(artifact.name());
-    request.set_path(kManifest);
-    const auto reader = connection_.artifacts().ReadArtifact(&context, request);
-    v1::ReadArtifactResponse chunk;
-    std::string bytes;
-    while (static_cast<int64_t>(bytes.size()) <= kMaxManifestBytes && reader->Read(&chunk)) {
-      bytes += chunk.data();
-    }
-    context.TryCancel();
-    const absl::Status status = connection_.Explain(reader->Finish());
-    if (Sha256Hex(bytes) == artifact.manifest_sha256()) return bytes;
-    if (tries <= 1) continue;
-    if (!status.ok() && status.code() != absl::StatusCode::kCancelled) return status;
-    return Corrupt(Cat("manifest.json of ", artifact.name(), " has another sha256 than the ",
-                       "server's record ", artifact.manifest_sha256()),
-                   kManifest);
-  }
-}
-
 absl::StatusOr<PullSummary> Puller::Pull(const v1::Artifact& artifact, const PullOptions& options) {
-  const absl::StatusOr<std::string> bytes = FetchManifest(artifact);
+  const absl::StatusOr<std::string> bytes = FetchFile(
+      connection_, artifact.name(), kManifestName, artifact.manifest_sha256(), kMaxManifestBytes);
   if (!bytes.ok()) return bytes.status();
+  absl::StatusOr<v1::Manifest> manifest = ParseManifest(*bytes);
+  if (!manifest.ok()) return manifest.status();
   PullSummary summary;
-  google::protobuf::util::JsonParseOptions lenient;
-  lenient.ignore_unknown_fields = true;
-  if (!google::protobuf::util::JsonStringToMessage(*bytes, &summary.manifest, lenient).ok()) {
-    return Corrupt("manifest.json is not the JSON of a manifest", kManifest);
-  }
+  summary.manifest = *std::move(manifest);
   const auto files = ChooseFiles(summary.manifest, options);
   if (!files.ok()) return files.status();
-  const std::string target = Cat(options.folder, "/", kManifest);
+  const std::string target = Cat(options.folder, "/", kManifestName);
   const bool ours = HoldsExactly(target, ManifestEntry(artifact, *bytes));
   if (!ours && std::filesystem::exists(target) && !options.force) {
     return Occupied(target, "another artifact's manifest");

@@ -48,7 +48,6 @@ class Puller {
   absl::StatusOr<PullSummary> Pull(const v1::Artifact& artifact, const PullOptions& options);
 
  private:
-  absl::StatusOr<std::string> FetchManifest(const v1::Artifact& artifact);
   absl::Status PullFile(const v1::Artifact& artifact, const v1::ArtifactFile& file,
                         const PullOptions& options, bool ours, TransferMeter& meter,
                         PullSummary& summary);

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <ostream>
 
+#include "client/cli/artifact_file.h"
 #include "client/cli/errors.h"
 #include "client/cli/format.h"
 #include "client/cli/job_text.h"
@@ -109,13 +110,9 @@ absl::StatusOr<std::string> FindArtifact(Context& context, Connection& connectio
 absl::StatusOr<PullSummary> PullArtifact(Connection& connection, StatusLine& line,
                                          const std::string& artifact_name,
                                          const PullOptions& options) {
-  v1::GetArtifactRequest request;
-  request.set_name(artifact_name);
-  v1::Artifact artifact;
-  absl::Status status = connection.Call(connection.artifacts(), &Connection::Artifacts::GetArtifact,
-                                        request, &artifact);
-  if (!status.ok()) return status;
-  absl::StatusOr<PullSummary> summary = Puller(connection, line).Pull(artifact, options);
+  const absl::StatusOr<v1::Artifact> artifact = GetArtifact(connection, artifact_name);
+  if (!artifact.ok()) return artifact.status();
+  absl::StatusOr<PullSummary> summary = Puller(connection, line).Pull(*artifact, options);
   line.Clear();
   if (!summary.ok()) return summary;
   if (summary->downloaded == 0) {

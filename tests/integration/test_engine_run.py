@@ -92,6 +92,9 @@ def test_report_shows_every_block(engine):
     report = json.loads((folder / "out" / "report" / "blocks.json").read_text())
     assert [block["loss_final"] for block in report["blocks"]] == [
         block["loss_final"] for block in manifest["blocks"]]
+    whole = json.loads((folder / "out" / "report" / "report.json").read_text())
+    assert whole["quality"] == manifest["quality"] and whole["blocks"] == report["blocks"]
+    assert whole["inputs"] == manifest["inputs"] and str(engine.folder) not in json.dumps(whole)
     plot = ElementTree.parse(folder / "out" / "report" / "loss.svg")
     assert len(plot.findall(".//{http://www.w3.org/2000/svg}circle")) == 2 * len(manifest["blocks"])
 

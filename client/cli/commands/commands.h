@@ -17,6 +17,8 @@ void AddRetry(CLI::App& app, Action& chosen);
 void AddUpdate(CLI::App& app, Action& chosen);
 void AddPull(CLI::App& app, Action& chosen);
 void AddExport(CLI::App& app, Action& chosen);
+void AddReport(CLI::App& app, Action& chosen);
+void AddCompare(CLI::App& app, Action& chosen);
 void AddMethods(CLI::App& app, Action& chosen);
 void AddServerInfo(CLI::App& app, Action& chosen);
 void AddWorkers(CLI::App& app, Action& chosen);

@@ -5,11 +5,9 @@
 #include <nlohmann/json.hpp>
 #include <ostream>
 
+#include "client/cli/artifact_file.h"
 #include "client/cli/commands/commands.h"
-#include "client/cli/errors.h"
 #include "client/cli/json.h"
-#include "client/cli/names.h"
-#include "client/cli/progress.h"
 #include "client/cli/spec.h"
 #include "client/cli/text.h"
 #include "client/cli/wait.h"

@@ -52,7 +52,7 @@ FakeServer::FakeServer() {
 FakeServer::~FakeServer() { server_->Shutdown(std::chrono::system_clock::now()); }
 
 void FakeServer::Publish(const std::string& job_name, std::map<std::string, std::string> contents) {
-  v1::Manifest manifest;
+  v1::Manifest manifest = figures;
   manifest.set_schema("quantry.manifest.v1");
   manifest.set_job(job_name);
   for (const auto& [path, data] : contents) {

@@ -44,6 +44,7 @@ class FakeServer : public v1::QuantizationService::Service, public v1::ArtifactS
   grpc::Status create_status;        // of the first create
   int64_t upload_breaks_after = -1;  // bytes; once
   v1::Artifact artifact;
+  v1::Manifest figures;                      // what a published manifest holds beside its files
   std::map<std::string, std::string> files;  // of the artifact
   std::vector<ReadFault> read_faults;        // one a data-carrying call
 

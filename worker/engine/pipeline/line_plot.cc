@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 
+#include "worker/engine/base/markup.h"
 #include "worker/engine/base/strings.h"
 
 namespace quantry::engine {
@@ -17,27 +18,11 @@ constexpr double kLeft = 76;
 constexpr double kRight = 620;
 constexpr double kTop = 62;
 constexpr double kBottom = 312;
-constexpr double kLegendStep = 120;
+constexpr double kLegendStep = 150;
 constexpr int kMaxXTicks = 12;
 constexpr double kLeastDecades = 0.3;  // a flat line still gets an axis around it
 
 bool Drawable(double value) { return std::isfinite(value) && value > 0; }
-
-std::string Escaped(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    if (c == '<') {
-      out += "&lt;";
-    } else if (c == '>') {
-      out += "&gt;";
-    } else if (c == '&') {
-      out += "&amp;";
-    } else {
-      out += c;
-    }
-  }
-  return out;
-}
 
 std::string Format(const char* format, double value) {
   char text[32];
@@ -51,7 +36,7 @@ std::string Px(double value) { return Format("%.1f", value); }
 std::string Text(double x, double y, const std::string& anchor, const std::string& text,
                  const std::string& more = "") {
   return StrCat("<text x=\"", Px(x), "\" y=\"", Px(y), "\" text-anchor=\"", anchor, "\"", more, ">",
-                Escaped(text), "</text>\n");
+                EscapeMarkup(text), "</text>\n");
 }
 
 std::string Line(double x1, double y1, double x2, double y2, const std::string& color) {

@@ -101,10 +101,13 @@ Json ToJson(const Job& job, const Manifest& manifest) {
 
 }  // namespace
 
+nlohmann::ordered_json ManifestJson(const Job& job, const Manifest& manifest) {
+  return WithoutNulls(ToJson(job, manifest));
+}
+
 std::string WriteManifest(const Job& job, const Manifest& manifest) {
   const std::string text =
-      WithoutNulls(ToJson(job, manifest)).dump(2, ' ', false, Json::error_handler_t::replace) +
-      "\n";
+      ManifestJson(job, manifest).dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
   WriteFileAtomically(job.output_dir + "/manifest.json", text);
   return Sha256OfText(text);
 }

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <map>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <vector>
@@ -29,11 +30,17 @@ struct Manifest {
   std::vector<OutputSummary> outputs;
   int64_t peak_rss_bytes = 0;
   std::string device;
+  std::string device_type;  // "cpu" or "cuda"; of the report, as the next two
+  int threads = 0;
+  std::string base_model;  // "org/name" where config.json tells it, else ""
   std::string model_type;
   bool quality_gate_failed = false;
   std::vector<std::string> warnings;
   std::string create_time;  // RFC 3339
 };
+
+// Manifest of artifact.proto as JSON, without nulls.
+nlohmann::ordered_json ManifestJson(const Job& job, const Manifest& manifest);
 
 // Writes OUTPUT_DIR/manifest.json atomically; returns its SHA-256.
 std::string WriteManifest(const Job& job, const Manifest& manifest);

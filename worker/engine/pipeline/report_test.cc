@@ -3,11 +3,13 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <nlohmann/json.hpp>
+#include <filesystem>
+#include <map>
 
 #include "worker/engine/base/file.h"
 #include "worker/engine/base/sha256.h"
 #include "worker/engine/pipeline/line_plot.h"
+#include "worker/engine/pipeline/testing/report_fixture.h"
 #include "worker/engine/testing/temp_dir.h"
 
 namespace quantry::engine {
@@ -17,15 +19,6 @@ int Count(const std::string& text, const std::string& word) {
   int count = 0;
   for (size_t at = text.find(word); at != std::string::npos; at = text.find(word, at + 1)) ++count;
   return count;
-}
-
-BlockReport Report(int index, double rtn, double final) {
-  BlockReport report;
-  report.index = index;
-  report.loss_rtn = rtn;
-  report.loss_final = final;
-  report.seconds = 1.5;
-  return report;
 }
 
 TEST(LinePlot, DrawsEveryValueAndLeavesGaps) {
@@ -54,32 +47,94 @@ TEST(LinePlot, OneFlatPointStillHasAnAxis) {
   EXPECT_EQ(LinePlotSvg({"t", "x", "y", {{"one", "#111111", {0, -1}}}}), "");
 }
 
-TEST(Report, WritesLossesWithoutTimes) {
-  const test::TempDir dir;
-  std::vector<BlockReport> blocks = {Report(0, 2, 1), Report(1, 3, 0.5)};
-  blocks[1].metrics["loss_init"] = 1.25;
-  const std::vector<HashedFile> files = WriteReport(dir.path(), "awq", blocks);
-  ASSERT_EQ(files.size(), 2u);
-  for (const HashedFile& file : files) {
-    const std::string text = ReadFile(dir.File(file.path), 1 << 20, "TEST");
-    EXPECT_EQ(file.bytes, text.size());
-    EXPECT_EQ(file.sha256, Sha256OfText(text));
+class ReportTest : public ::testing::Test {
+ protected:
+  // The written files by path, each checked against its hash.
+  std::map<std::string, std::string> Write(const Manifest& manifest) {
+    for (const char* folder : {"quantry", "dense"}) {
+      std::filesystem::create_directories(dir_.File(folder));
+    }
+    std::map<std::string, std::string> texts;
+    for (const HashedFile& file :
+         WriteReport(ParseJob(test::FinishedJobJson(dir_.path())), manifest)) {
+      const std::string text = ReadFile(dir_.File(file.path), 1 << 20, "TEST");
+      EXPECT_EQ(file.bytes, text.size());
+      EXPECT_EQ(file.sha256, Sha256OfText(text));
+      texts[file.path] = text;
+    }
+    return texts;
   }
-  const auto json = nlohmann::json::parse(ReadFile(dir.File(files[0].path), 1 << 20, "TEST"));
+
+  test::TempDir dir_;
+};
+
+TEST_F(ReportTest, WritesReportBlocksPlotAndCards) {
+  const auto files = Write(test::FinishedManifest());
+  ASSERT_EQ(files.size(), 7u);
+  const auto json = nlohmann::json::parse(files.at("report/blocks.json"));
   EXPECT_EQ(json.at("blocks")[1].at("loss_final"), 0.5);
   EXPECT_EQ(json.at("blocks")[1].at("metrics").at("loss_init"), 1.25);
-  EXPECT_FALSE(json.at("blocks")[0].contains("seconds"));
-  const std::string svg = ReadFile(dir.File(files[1].path), 1 << 20, "TEST");
+  const std::string& svg = files.at("report/loss.svg");
   EXPECT_EQ(Count(svg, "<circle"), 5);
   EXPECT_NE(svg.find("initial"), std::string::npos);
+  EXPECT_NE(files.at("report/report.html").find(svg), std::string::npos);
+  EXPECT_EQ(nlohmann::json::parse(files.at("report/method.json")),
+            test::FinishedJobJson().at("method"));
+  EXPECT_EQ(files.count("quantry/README.md") + files.count("dense/README.md"), 2u);
 }
 
-TEST(Report, WithoutCalibrationThereIsNoPlot) {
-  const test::TempDir dir;
-  WriteReport(dir.path(), "awq", {Report(0, 2, 1)});
+TEST_F(ReportTest, WhatDiffersFromRunToRunChangesNoByte) {
+  Manifest manifest = test::FinishedManifest();
+  const auto first = Write(manifest);
+  manifest.run_seconds = 1;
+  manifest.stage_seconds.clear();
+  manifest.peak_rss_bytes = 5;
+  manifest.device = "another cpu";
+  manifest.warnings.clear();
+  manifest.create_time = "2027-01-31T12:00:00Z";
+  for (BlockReport& block : manifest.blocks) block.seconds = 9;
+  EXPECT_EQ(Write(manifest), first);
+  manifest.threads = 3;
+  EXPECT_NE(Write(manifest), first);
+}
+
+TEST_F(ReportTest, HoldsWhatTheManifestHolds) {
+  Manifest manifest = test::FinishedManifest();
+  manifest.base_model = "org/name";
+  manifest.preprocessing = test::FinishedRestoration();
+  const auto json = ReportJson(ParseJob(test::FinishedJobJson()), manifest);
+  EXPECT_EQ(json.at("base_model"), "org/name");
+  EXPECT_EQ(json.at("grid").at("group_size"), 64);
+  EXPECT_EQ(json.at("quality").at("perplexity").at("quantized"), 5.0);
+  EXPECT_EQ(json.at("preprocessing").at("perplexity_first_pass"), 6.0);
+  EXPECT_EQ(json.at("outputs").size(), 2u);
+  EXPECT_EQ(json.at("inputs")[0].at("sha256"), std::string(64, 'a'));
+  EXPECT_EQ(json.dump().find("/secret"), std::string::npos);
+}
+
+TEST_F(ReportTest, WithoutCalibrationThereIsNoPlot) {
+  Manifest manifest = test::FinishedManifest();
+  Write(manifest);
+  EXPECT_TRUE(IsRegularFile(dir_.File("report/loss.svg")));
   const double none = std::nan("");
-  EXPECT_EQ(WriteReport(dir.path(), "rtn", {Report(0, none, none)}).size(), 1u);
-  EXPECT_FALSE(IsRegularFile(dir.File("report/loss.svg")));
+  manifest.blocks = {test::FinishedBlock(0, none, none)};
+  EXPECT_EQ(Write(manifest).count("report/loss.svg"), 0u);
+  EXPECT_FALSE(IsRegularFile(dir_.File("report/loss.svg")));
+}
+
+TEST(BaseModel, TakesHubNamesAndNoPaths) {
+  const std::pair<const char*, const char*> cases[] = {
+      {R"({"_name_or_path": "org/Model-7B_v0.1"})", "org/Model-7B_v0.1"},
+      {R"({"_name_or_path": "/home/me/model"})", ""},
+      {R"({"_name_or_path": "./model/x"})", ""},
+      {R"({"_name_or_path": "a/b/c"})", ""},
+      {R"({"_name_or_path": "org/na me"})", ""},
+      {R"({"_name_or_path": "org/x\nlicense: mit"})", ""},
+      {R"({"_name_or_path": 3})", ""},
+      {R"({"_name_or_path": ""})", ""},
+      {R"({})", ""},
+  };
+  for (const auto& [config, name] : cases) EXPECT_EQ(BaseModel(config), name) << config;
 }
 
 }  // namespace

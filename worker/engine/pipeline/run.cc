@@ -1,5 +1,7 @@
 #include "worker/engine/pipeline/run.h"
 
+#include <ATen/Parallel.h>
+
 #include <chrono>
 #include <cmath>
 #include <ctime>
@@ -407,12 +409,12 @@ void Run::Finish() {
   manifest_.stage_seconds = progress_->stage_seconds();
   manifest_.peak_rss_bytes = PeakRssBytes();
   manifest_.device = DescribeDevice(device_);
+  manifest_.device_type = device_.is_cuda() ? "cuda" : "cpu";
+  manifest_.threads = at::get_num_threads();
+  manifest_.base_model = BaseModel(inputs_.checkpoint->config().json);
   manifest_.model_type = checkpoint().config().model_type;
   manifest_.create_time = UtcNow();
-  for (const HashedFile& file :
-       WriteReport(job_.output_dir, job_.method_row->name, manifest_.blocks)) {
-    manifest_.files.push_back(file);
-  }
+  for (const HashedFile& file : WriteReport(job_, manifest_)) manifest_.files.push_back(file);
   if (auto trace = WriteTrace(job_, progress_->spans(), UnixSeconds() - clock_())) {
     manifest_.files.push_back(*std::move(trace));
   }

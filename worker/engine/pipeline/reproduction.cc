@@ -1,0 +1,97 @@
+#include "worker/engine/pipeline/reproduction.h"
+
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "worker/engine/base/strings.h"
+
+namespace quantry::engine {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using Words = std::vector<std::string>;
+
+// Shortest text that reads back as the same number.
+std::string NumberText(double value) { return Json(value).dump(); }
+
+void Add(Words& words, const std::string& flag, const std::string& value) {
+  words.push_back(flag);
+  words.push_back(value);
+}
+
+void AddText(Words& words, const std::string& flag, const std::string& file, const TextJob& text) {
+  Add(words, flag, file);
+  const std::string stem = flag == "--preprocessing-corpus" ? "--preprocessing" : flag;
+  if (text.source.format == TextFormat::kTokenIds) Add(words, stem + "-format", "tokens");
+  Add(words, stem + "-length", std::to_string(text.windows.length));
+}
+
+void AddPreprocessing(Words& words, const PreprocessingJob& preprocessing) {
+  Add(words, "--preprocessing", "lora");
+  AddText(words, "--preprocessing-corpus", "CORPUS_FILE", preprocessing.corpus);
+  Add(words, "--preprocessing-steps", std::to_string(preprocessing.lora.steps));
+  if (preprocessing.lora.rank > 0) {
+    Add(words, "--preprocessing-rank", std::to_string(preprocessing.lora.rank));
+  }
+}
+
+// Options of the adapters that differ from the defaults and have no flag.
+std::string WithoutFlag(const LoraOptions& lora) {
+  const LoraOptions defaults;
+  std::vector<std::string> names;
+  const auto compare = [&](const char* name, double given, double usual) {
+    if (given != usual) names.push_back(StrCat(name, " ", NumberText(given)));
+  };
+  compare("alpha", lora.alpha, defaults.alpha);
+  compare("dropout", lora.dropout, defaults.dropout);
+  compare("accumulation", static_cast<double>(lora.accumulation),
+          static_cast<double>(defaults.accumulation));
+  compare("learning_rate", lora.learning_rate, defaults.learning_rate);
+  compare("warmup_steps", static_cast<double>(lora.warmup_steps),
+          static_cast<double>(defaults.warmup_steps));
+  compare("clip_norm", lora.clip_norm, defaults.clip_norm);
+  if (lora.attention_output) names.emplace_back("attention_output");
+  if (names.empty()) return "";
+  return "preprocessing.lora: " + Join(names) + "; set them through the API";
+}
+
+void AddGate(Words& words, const QualityGate& gate) {
+  if (gate.max_perplexity_ratio > 0) {
+    Add(words, "--max-perplexity-ratio", NumberText(gate.max_perplexity_ratio));
+  }
+  if (gate.max_perplexity_increase > 0) {
+    Add(words, "--max-perplexity-increase", NumberText(gate.max_perplexity_increase));
+  }
+}
+
+}  // namespace
+
+nlohmann::ordered_json Reproduction(const Job& job, int threads, const std::string& device_type) {
+  Words words = {"quantry", "submit", "MODEL_DIR"};
+  Add(words, "--method-config", "METHOD_CONFIG");
+  if (job.calibration) {
+    AddText(words, "--calibration", "CALIBRATION_FILE", *job.calibration);
+    Add(words, "--calibration-samples", std::to_string(job.calibration->windows.windows));
+    if (job.calibration->windows.sampling == Sampling::kRandom) {
+      Add(words, "--calibration-sampling", "random");
+    }
+  }
+  if (job.preprocessing) AddPreprocessing(words, *job.preprocessing);
+  if (job.evaluation) {
+    AddText(words, "--evaluation", "EVALUATION_FILE", *job.evaluation);
+    Add(words, "--evaluation-windows", std::to_string(job.evaluation->windows.windows));
+  }
+  AddGate(words, job.quality_gate);
+  for (const OutputFormatRow* row : job.outputs) Add(words, "--format", std::string(row->name));
+  words.push_back("--seed=" + std::to_string(job.seed));
+  Add(words, "--threads", std::to_string(threads));
+  Add(words, "--device", device_type);
+  Json json = {{"command", Join(words, words.size(), " ")},
+               {"argv", words},
+               {"method", Json::parse(job.method_json)}};
+  const std::string rest = job.preprocessing ? WithoutFlag(job.preprocessing->lora) : "";
+  if (!rest.empty()) json["not_in_command"] = rest;
+  return json;
+}
+
+}  // namespace quantry::engine
