@@ -1,5 +1,7 @@
 #include "worker/engine/pipeline/run.h"
 
+#include <malloc.h>
+
 #include <cmath>
 #include <ctime>
 #include <filesystem>
@@ -224,6 +226,7 @@ void Run::Quantize() {
   for (int index = resumed_; index < blocks(); ++index) QuantizeBlock(index);
   Tune();
   streams_ = Streams();
+  ::malloc_trim(0);  // what the searches used stays on the heap otherwise
 }
 
 void Run::Tune() {
