@@ -6,8 +6,8 @@
 namespace quantry::engine {
 namespace {
 
-// Logits held at once for each chain: 2^22 in fp32 are 16 MiB.
-constexpr int64_t kMaxLogits = int64_t{1} << 22;
+// Logits held at once for each chain: 2^20 in fp32 are 4 MiB.
+constexpr int64_t kMaxLogits = int64_t{1} << 20;
 
 // What is kept of one chain's logits z while the vocabulary goes by; one entry
 // a row (predicted token), fp64 where sums run.

@@ -255,7 +255,7 @@ TEST(Batches, CoverTheStreamOnceWithAnyNumberOfWorkers) {
     });
     for (const auto& count : seen) EXPECT_EQ(count, 1);
   }
-  EXPECT_EQ(Batches({131, 256}), 17);
+  EXPECT_EQ(Batches({131, 256}), 33);
   EXPECT_EQ(Batches({3, 100000}), 3);
   EXPECT_EQ(Batches({}), 0);
 }

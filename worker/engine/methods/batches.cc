@@ -7,9 +7,9 @@
 namespace quantry::engine {
 namespace {
 
-constexpr int64_t kBatchTokens = 2048;
+constexpr int64_t kBatchTokens = 1024;
 // Activations of all workers together.
-constexpr int64_t kActivationBytes = int64_t{192} << 20;
+constexpr int64_t kActivationBytes = int64_t{96} << 20;
 // Widest activations alive at once in a block's forward pass.
 constexpr int64_t kAliveActivations = 5;
 

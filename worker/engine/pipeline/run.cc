@@ -1,6 +1,7 @@
 #include "worker/engine/pipeline/run.h"
 
 #include <ATen/Parallel.h>
+#include <malloc.h>
 
 #include <chrono>
 #include <cmath>
@@ -232,6 +233,7 @@ void Run::Quantize() {
   for (int index = resumed_; index < blocks(); ++index) QuantizeBlock(index);
   Tune();
   streams_ = Streams();
+  ::malloc_trim(0);  // what the searches used stays on the heap otherwise
 }
 
 void Run::Tune() {
