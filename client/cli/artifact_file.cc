@@ -24,6 +24,7 @@ absl::Status NoArtifact(const v1::QuantizationJob& job) {
 absl::Status FetchOnce(Connection& connection, const std::string& artifact, const std::string& path,
                        int64_t max_bytes, std::string* bytes) {
   grpc::ClientContext context;
+  connection.AddMetadata(context);
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
   const Interrupter::Guard guard(connection.env().interrupter, [&context] { context.TryCancel(); });
   v1::ReadArtifactRequest request;
