@@ -1,4 +1,4 @@
-# nlohmann-json, header-only, as quantry::json: for the engine and the CLI.
+# nlohmann-json, header-only, as quantry::json: for the engine, the CLI and the status page.
 include_guard(GLOBAL)
 find_path(QUANTRY_JSON_INCLUDE nlohmann/json.hpp REQUIRED
   HINTS "${QUANTRY_DEPS_DIR}/include" DOC "nlohmann-json headers")

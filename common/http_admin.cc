@@ -11,12 +11,14 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <stop_token>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "common/http_page_thread.h"
 #include "common/listen_address.h"
 #include "common/unique_fd.h"
 
@@ -32,51 +34,14 @@ constexpr auto kConnectionTime = std::chrono::seconds(10);
 struct Connection {
   UniqueFd fd;
   Clock::time_point deadline;
-  std::string request;
-  std::string response;  // empty while the request is incomplete
+  std::uint64_t id = 0;
+  std::string request = {};
+  bool waiting = false;       // for a page
+  std::string response = {};  // empty while the request is incomplete
   size_t written = 0;
 };
 
-std::string_view StatusText(int status) {
-  switch (status) {
-    case 200:
-      return "OK";
-    case 400:
-      return "Bad Request";
-    case 404:
-      return "Not Found";
-    case 405:
-      return "Method Not Allowed";
-    case 431:
-      return "Request Header Fields Too Large";
-    case 503:
-      return "Service Unavailable";
-    default:
-      return "Status";
-  }
-}
-
-std::string Render(const HttpResponse& response) {
-  return absl::StrCat("HTTP/1.1 ", response.status, " ", std::string(StatusText(response.status)),
-                      "\r\nContent-Type: ", response.content_type,
-                      "\r\nContent-Length: ", response.body.size(),
-                      response.status == 405 ? "\r\nAllow: GET" : "",
-                      "\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n", response.body);
-}
-
-// Answers the request whose first line is `line`.
-HttpResponse Answer(const HttpAdmin::Handlers& handlers, std::string_view line) {
-  const size_t method_end = line.find(' ');
-  const size_t target_end = method_end == std::string_view::npos ? std::string_view::npos
-                                                                 : line.find(' ', method_end + 1);
-  if (target_end == std::string_view::npos || line.substr(target_end + 1, 7) != "HTTP/1.") {
-    return {.status = 400, .body = "wanted: GET PATH HTTP/1.1\n"};
-  }
-  if (line.substr(0, method_end) != "GET") return {.status = 405, .body = "only GET\n"};
-  std::string_view path = line.substr(method_end + 1, target_end - method_end - 1);
-  path = path.substr(0, path.find('?'));
-  const auto handler = handlers.find(path);
-  if (handler != handlers.end()) return handler->second();
+HttpResponse NoSuchPage(const HttpAdmin::Handlers& handlers) {
   std::string known;
   for (const auto& [name, unused] : handlers) absl::StrAppend(&known, name, "\n");
   return {.status = 404, .body = "no such page; there are:\n" + known};
@@ -84,23 +49,29 @@ HttpResponse Answer(const HttpAdmin::Handlers& handlers, std::string_view line) 
 
 class PollServer : public HttpAdmin {
  public:
-  PollServer(UniqueFd listener, UniqueFd wake, std::string address, Handlers handlers)
+  PollServer(UniqueFd listener, UniqueFd wake, std::string address, Handlers handlers, Pages pages)
       : listener_(std::move(listener)),
         wake_(std::move(wake)),
         address_(std::move(address)),
         handlers_(std::move(handlers)),
+        pages_(pages ? std::make_unique<HttpPageThread>(std::move(pages), [this] { Wake(); })
+                     : nullptr),
         thread_([this](std::stop_token stop) { Loop(stop); }) {}
 
   ~PollServer() override {
     thread_.request_stop();
-    const std::uint64_t one = 1;
-    [[maybe_unused]] const ssize_t written = write(wake_.get(), &one, sizeof one);
+    Wake();
     thread_.join();
   }
 
   std::string address() const override { return address_; }
 
  private:
+  void Wake() {
+    const std::uint64_t one = 1;
+    [[maybe_unused]] const ssize_t written = write(wake_.get(), &one, sizeof one);
+  }
+
   void Loop(const std::stop_token& stop) {
     while (!stop.stop_requested()) Step();
   }
@@ -111,7 +82,7 @@ class PollServer : public HttpAdmin {
     fds.push_back({accepting ? listener_.get() : -1, POLLIN, 0});
     for (const Connection& connection : connections_) {
       const short events = connection.response.empty() ? POLLIN : POLLOUT;
-      fds.push_back({connection.fd.get(), events, 0});
+      fds.push_back({connection.fd.get(), connection.waiting ? short{0} : events, 0});
     }
     poll(fds.data(), fds.size(), PollTimeoutMs());
     std::vector<Connection> alive;
@@ -122,7 +93,22 @@ class PollServer : public HttpAdmin {
       if (keep) alive.push_back(std::move(connection));
     }
     connections_ = std::move(alive);
+    if ((fds[0].revents & POLLIN) != 0) Deliver();
     if ((fds[1].revents & POLLIN) != 0) Accept();
+  }
+
+  // Hands pages to the connections that asked for them and are still there.
+  void Deliver() {
+    std::uint64_t ignored = 0;
+    [[maybe_unused]] const ssize_t got = read(wake_.get(), &ignored, sizeof ignored);
+    if (pages_ == nullptr) return;
+    std::map<std::uint64_t, std::string> answers = pages_->Take();
+    for (Connection& connection : connections_) {
+      const auto answer = answers.find(connection.id);
+      if (answer == answers.end()) continue;
+      connection.waiting = false;
+      connection.response = std::move(answer->second);
+    }
   }
 
   int PollTimeoutMs() const {
@@ -136,11 +122,13 @@ class PollServer : public HttpAdmin {
   void Accept() {
     UniqueFd fd(accept4(listener_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
     if (fd.get() < 0) return;
-    connections_.push_back({std::move(fd), Clock::now() + kConnectionTime, "", "", 0});
+    connections_.push_back(
+        {.fd = std::move(fd), .deadline = Clock::now() + kConnectionTime, .id = ++last_id_});
   }
 
   // One step of reading or writing; false when the connection is over.
   bool Advance(Connection* connection) {
+    if (connection->waiting) return false;  // the client is gone
     if (connection->response.empty()) return Read(connection);
     return Write(connection);
   }
@@ -154,9 +142,23 @@ class PollServer : public HttpAdmin {
     request.append(buffer, static_cast<size_t>(got));
     const bool complete = request.find("\r\n\r\n") != std::string::npos;
     if (!complete && request.size() < kMaxRequestBytes) return true;
-    connection->response = Render(
-        complete ? Answer(handlers_, std::string_view(request).substr(0, request.find("\r\n")))
-                 : HttpResponse{.status = 431, .body = "request too large\n"});
+    if (!complete) return Reply(connection, {.status = 431, .body = "request too large\n"});
+    HttpRequest parsed =
+        ParseRequestLine(std::string_view(request).substr(0, request.find("\r\n")));
+    if (parsed.error == 405) return Reply(connection, {.status = 405, .body = "only GET\n"});
+    if (parsed.error != 0) {
+      return Reply(connection, {.status = parsed.error, .body = "wanted: GET PATH HTTP/1.1\n"});
+    }
+    const auto handler = handlers_.find(parsed.path);
+    if (handler != handlers_.end()) return Reply(connection, handler->second(), parsed.head);
+    if (pages_ == nullptr) return Reply(connection, NoSuchPage(handlers_), parsed.head);
+    connection->waiting = pages_->Ask(connection->id, std::move(parsed));
+    if (connection->waiting) return true;
+    return Reply(connection, {.status = 503, .body = "too many requests wait; try again\n"});
+  }
+
+  bool Reply(Connection* connection, const HttpResponse& response, bool head = false) {
+    connection->response = RenderResponse(response, head);
     return Write(connection);
   }
 
@@ -179,8 +181,10 @@ class PollServer : public HttpAdmin {
   UniqueFd wake_;
   std::string address_;
   Handlers handlers_;
-  std::vector<Connection> connections_;  // the thread's own
-  std::jthread thread_;                  // last: uses all of the above
+  std::vector<Connection> connections_;  // the thread's own, as the next
+  std::uint64_t last_id_ = 0;
+  std::unique_ptr<HttpPageThread> pages_;  // null: none
+  std::jthread thread_;                    // last: uses all of the above
 };
 
 absl::Status SocketError(std::string_view what, const std::string& address) {
@@ -216,8 +220,8 @@ std::uint16_t BoundPort(int fd) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<HttpAdmin>> HttpAdmin::Start(std::string_view address,
-                                                            Handlers handlers,
-                                                            bool beyond_loopback) {
+                                                            Handlers handlers, bool beyond_loopback,
+                                                            Pages pages) {
   if (absl::Status status = CheckAdminAddress(address, beyond_loopback); !status.ok()) {
     return status;
   }
@@ -235,7 +239,7 @@ absl::StatusOr<std::unique_ptr<HttpAdmin>> HttpAdmin::Start(std::string_view add
   }
   parsed->port = BoundPort(listener.get());
   return std::make_unique<PollServer>(std::move(listener), std::move(wake), parsed->ToString(),
-                                      std::move(handlers));
+                                      std::move(handlers), std::move(pages));
 }
 
 absl::Status CheckAdminAddress(std::string_view address, bool beyond_loopback) {

@@ -1,11 +1,13 @@
-// A very small HTTP/1.1 server for probes and metrics: GET on a fixed set of
-// paths, one answer a connection, no TLS, nobody is asked who he is. Made for
-// a loopback port that anything on the machine may poke at: request bytes, time and connections are
-// bounded, a slow client delays nobody else.
+// A very small HTTP/1.1 server for probes, metrics and read-only pages: GET and
+// HEAD, one answer a connection, no TLS, nobody is asked who he is. Made for a
+// loopback port that anything on the machine may poke at: request bytes, time
+// and connections are bounded, a slow client delays nobody else.
 //
-// One thread of its own serves all connections with poll(2); handlers run on
-// it and must be quick and thread-safe towards the rest of the program. The
-// destructor closes the port and all connections and joins the thread.
+// One thread of its own serves all connections with poll(2); handlers of fixed
+// paths run on it and must be quick and thread-safe towards the rest of the
+// program. Pages may take their time: a second thread answers them one by one,
+// so that a slow store delays no probe. The destructor closes the port and all
+// connections and joins both.
 #pragma once
 
 #include <cstdint>
@@ -16,26 +18,25 @@
 #include <string_view>
 
 #include "absl/status/statusor.h"
+#include "common/http_message.h"
 
 namespace quantry {
-
-struct HttpResponse {
-  int status = 200;
-  std::string content_type = "text/plain; charset=utf-8";
-  std::string body = {};
-};
 
 class HttpAdmin {
  public:
   using Handler = std::function<HttpResponse()>;
   using Handlers = std::map<std::string, Handler, std::less<>>;  // by path, "/metrics"
+  // Answers every other path; one call at a time. More than a few waiting
+  // requests get 503.
+  using Pages = std::function<HttpResponse(const std::string& path)>;
 
   // Binds `address` (HOST:PORT) and serves until destroyed. Beyond loopback
   // only if `beyond_loopback`: the operator's --admin-plaintext.
   // Errors: INVALID_ARGUMENT, FAILED_PRECONDITION (not loopback, in use).
   static absl::StatusOr<std::unique_ptr<HttpAdmin>> Start(std::string_view address,
                                                           Handlers handlers,
-                                                          bool beyond_loopback = false);
+                                                          bool beyond_loopback = false,
+                                                          Pages pages = {});
 
   virtual ~HttpAdmin() = default;
   // With the port that was bound.

@@ -5,7 +5,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <condition_variable>
+#include <mutex>
 #include <string>
+#include <vector>
 
 #include "common/listen_address.h"
 #include "gtest/gtest.h"
@@ -80,6 +83,89 @@ TEST_F(HttpAdminTest, BadRequestsGetShortAnswers) {
   for (const auto& [request, status] : cases) {
     EXPECT_EQ(Send(*server_, request).rfind("HTTP/1.1 " + status, 0), 0u) << request.substr(0, 40);
   }
+}
+
+TEST_F(HttpAdminTest, HeadGetsTheHeadersAlone) {
+  const std::string head = Send(*server_, "HEAD /metrics HTTP/1.1\r\n\r\n");
+  EXPECT_NE(head.find("Content-Length: 5\r\n"), std::string::npos);
+  EXPECT_EQ(head.substr(head.size() - 4), "\r\n\r\n");
+  EXPECT_NE(head.find("X-Content-Type-Options: nosniff\r\n"), std::string::npos);
+  const std::string post = Send(*server_, "DELETE /metrics HTTP/1.1\r\n\r\n");
+  EXPECT_NE(post.find("Allow: GET, HEAD\r\n"), std::string::npos);
+}
+
+// Pages that do not answer before they are told to.
+class SlowPagesTest : public HttpAdminTest {
+ protected:
+  void SetUp() override {
+    auto started =
+        HttpAdmin::Start("127.0.0.1:0", StandardHandlers([] { return ""; }, [] { return ""; }),
+                         false, [this](const std::string& path) {
+                           std::unique_lock lock(mutex_);
+                           ++asked_;
+                           changed_.notify_all();
+                           changed_.wait(lock, [this] { return open_; });
+                           return HttpResponse{.body = path, .headers = {{"X-Page", "1"}}};
+                         });
+    ASSERT_TRUE(started.ok()) << started.status();
+    server_ = *std::move(started);
+  }
+  void TearDown() override { Open(); }
+
+  void WaitUntilAsked() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return asked_ > 0; });
+  }
+  void Open() {
+    std::lock_guard lock(mutex_);
+    open_ = true;
+    changed_.notify_all();
+  }
+  int Ask(const std::string& path) {
+    const int fd = Connect(*server_);
+    const std::string request = "GET " + path + " HTTP/1.1\r\n\r\n";
+    EXPECT_EQ(send(fd, request.data(), request.size(), MSG_NOSIGNAL),
+              static_cast<ssize_t>(request.size()));
+    return fd;
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int asked_ = 0;
+  bool open_ = false;
+};
+
+TEST_F(SlowPagesTest, ASlowPageDelaysNoProbe) {
+  const int page = Ask("/jobs/a?x=1");
+  WaitUntilAsked();
+  EXPECT_NE(Send(*server_, "GET /livez HTTP/1.1\r\n\r\n").find("200 OK"), std::string::npos);
+  Open();
+  const std::string answer = ReadAll(page);
+  EXPECT_EQ(answer.substr(answer.size() - 7), "/jobs/a");
+  EXPECT_NE(answer.find("X-Page: 1\r\n"), std::string::npos);
+}
+
+TEST_F(SlowPagesTest, WaitingRequestsAreBounded) {
+  std::vector<int> fds = {Ask("/0")};
+  WaitUntilAsked();  // now /0 is being answered and all others wait
+  for (int i = 1; i <= 20; ++i) fds.push_back(Ask("/" + std::to_string(i)));
+  // The server reads in order of arrival; a probe after them has been answered
+  // only when they were read too.
+  EXPECT_NE(Send(*server_, "GET /livez HTTP/1.1\r\n\r\n").find("200 OK"), std::string::npos);
+  Open();
+  int refused = 0;
+  for (const int fd : fds) refused += ReadAll(fd).rfind("HTTP/1.1 503", 0) == 0 ? 1 : 0;
+  EXPECT_EQ(refused, 4);
+}
+
+TEST_F(SlowPagesTest, EndsWithRequestsInTheAir) {
+  const int page = Ask("/jobs/a");
+  WaitUntilAsked();
+  close(page);
+  const int other = Ask("/jobs/b");
+  Open();
+  server_.reset();
+  close(other);
 }
 
 TEST_F(HttpAdminTest, LargePagesArriveWhole) {

@@ -26,6 +26,7 @@ absl::StatusOr<JobStoreSetup> OpenSqlite(const v1::ServerConfig& config, const J
   auto store = OpenSqliteJobStore(
       {.data_dir = config.data_dir(), .policy = policy, .on_changed = std::move(on_changed)});
   if (!store.ok()) return store.status();
+  setup.view = store->get();
   setup.store = *std::move(store);
   auto tokens = PageTokens::Open(config.data_dir() + "/page_token.key");
   if (!tokens.ok()) return tokens.status();
@@ -45,6 +46,7 @@ absl::Status OpenPostgres(const v1::ServerConfig& config, const JobPolicy& polic
                                      .connections = config.job_store_connections(),
                                      .on_changed = std::move(on_changed)});
   if (!store.ok()) return store.status();
+  setup.view = store->get();
   setup.store = *std::move(store);
   auto fresh = PageTokens::NewKey();
   if (!fresh.ok()) return fresh.status();

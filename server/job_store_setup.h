@@ -11,6 +11,7 @@
 #include "common/clock.h"
 #include "quantry/v1/config.pb.h"
 #include "server/jobs/job_store.h"
+#include "server/jobs/operator_view.h"
 #include "server/jobs/policy.h"
 #include "server/jobs/postgres/peers.h"
 #include "server/jobs/sqlite/data_dir_lock.h"
@@ -21,6 +22,7 @@ namespace quantry::server {
 
 struct JobStoreSetup {
   std::unique_ptr<JobStore> store;
+  OperatorView* view = nullptr;  // of the store, and lives as long
   // With PostgreSQL: the data folder is this server's alone, the database is not.
   std::unique_ptr<sqlite::DataDirLock> data_dir_lock;
   std::unique_ptr<postgres::Peers> peers;

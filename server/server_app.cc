@@ -16,6 +16,7 @@
 #include "common/confined.h"
 #include "common/errors.h"
 #include "common/http_admin.h"
+#include "common/listen_address.h"
 #include "common/log.h"
 #include "google/protobuf/descriptor.h"
 #include "quantry/v1/method.pb.h"
@@ -30,6 +31,7 @@
 #include "server/scheduling/notifying_job_store.h"
 #include "server/scheduling/sweeper.h"
 #include "server/server_config.h"
+#include "server/status/status_pages.h"
 
 namespace quantry::server {
 namespace {
@@ -246,10 +248,17 @@ class App : public ServerApp {
     auto admin = HttpAdmin::Start(
         config_.admin_listen(),
         StandardHandlers([this] { return metrics_.Render(); }, [this] { return NotReady(); }),
-        config_.admin_plaintext());
+        config_.admin_plaintext(), AdminPages());
     if (!admin.ok()) return admin.status();
     admin_ = *std::move(admin);
     return absl::OkStatus();
+  }
+
+  // Names of all tenants' jobs: for this machine alone.
+  HttpAdmin::Pages AdminPages() {
+    const auto address = ParseListenAddress(config_.admin_listen());
+    if (!config_.status_page() || !address.ok() || !IsLoopback(*address)) return {};
+    return StatusPages(store_.get(), setup_.view, &clock_);
   }
 
   std::string NotReady() {
@@ -285,17 +294,18 @@ class App : public ServerApp {
     sweeper_thread_ = std::jthread([this](std::stop_token stop) { sweeper_->Run(stop); });
     if (!config_.embedded()) return;
     EmbeddedAgent::Options agent;
-    agent.argv = {config_.worker_binary(),
-                  absl::StrCat("--server=", addresses().agent),
-                  absl::StrCat("--work-dir=", config_.data_dir(), "/worker"),
-                  absl::StrCat("--worker-id=", EmbeddedWorkerId(config_)),
-                  "--admin-listen=127.0.0.1:0",
-                  absl::StrCat("--slots=", config_.embedded_slots()),
-                  absl::StrCat("--engine-binary=", config_.engine_binary()),
-                  absl::StrCat("--engine-confinement=", config_.engine_confinement() ? "true" : "false"),
-                  absl::StrCat("--engine-user=", config_.engine_user()),
-                  absl::StrCat("--log-format=", config_.log_format()),
-                  absl::StrCat("--log-level=", config_.log_level())};
+    agent.argv = {
+        config_.worker_binary(),
+        absl::StrCat("--server=", addresses().agent),
+        absl::StrCat("--work-dir=", config_.data_dir(), "/worker"),
+        absl::StrCat("--worker-id=", EmbeddedWorkerId(config_)),
+        "--admin-listen=127.0.0.1:0",
+        absl::StrCat("--slots=", config_.embedded_slots()),
+        absl::StrCat("--engine-binary=", config_.engine_binary()),
+        absl::StrCat("--engine-confinement=", config_.engine_confinement() ? "true" : "false"),
+        absl::StrCat("--engine-user=", config_.engine_user()),
+        absl::StrCat("--log-format=", config_.log_format()),
+        absl::StrCat("--log-level=", config_.log_level())};
     if (auth_ != nullptr) agent.argv.push_back(absl::StrCat("--token-file=", AgentTokenFile()));
     AddHubFlags(agent.argv);
     agent.on_restart = [this] { metrics_.agent_restarts.Increment(); };

@@ -17,7 +17,7 @@ namespace {
 using postgres::Context;
 using postgres::Database;
 
-class PostgresJobStore : public JobStore {
+class PostgresJobStore : public ViewedJobStore {
  public:
   explicit PostgresJobStore(const PostgresOptions& options)
       : policy_(options.policy),
@@ -123,6 +123,9 @@ class PostgresJobStore : public JobStore {
   absl::StatusOr<StoreStats> Stats(Time now) override {
     return ReadValue([&](Database& db) { return postgres::Stats(db, policy_, now); });
   }
+  absl::StatusOr<std::vector<Job>> ListAcross(JobsAcross which, int limit) override {
+    return ReadValue([&](Database& db) { return postgres::ListAcross(db, which, limit); });
+  }
   absl::StatusOr<std::vector<Garbage>> ListGarbage(int limit) override {
     return ReadValue([&](Database& db) {
       postgres::Rows rows = db.Query(
@@ -208,7 +211,8 @@ class PostgresJobStore : public JobStore {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<JobStore>> OpenPostgresJobStore(const PostgresOptions& options) {
+absl::StatusOr<std::unique_ptr<ViewedJobStore>> OpenPostgresJobStore(
+    const PostgresOptions& options) {
   auto db = Database::Open(options.conninfo);
   if (!db.ok()) return db.status();
   absl::Status migrated = postgres::Migrate(**db);

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "server/jobs/job_store.h"
+#include "server/jobs/operator_view.h"
 #include "server/jobs/policy.h"
 
 namespace quantry::server {
@@ -25,6 +25,7 @@ struct PostgresOptions {
 // Brings the schema up to date. While the database is away calls fail with
 // UNAVAILABLE STORE_UNAVAILABLE; when it is back they work again. Errors of
 // opening: UNAVAILABLE STORE_UNAVAILABLE (also a schema of a newer version).
-absl::StatusOr<std::unique_ptr<JobStore>> OpenPostgresJobStore(const PostgresOptions& options);
+absl::StatusOr<std::unique_ptr<ViewedJobStore>> OpenPostgresJobStore(
+    const PostgresOptions& options);
 
 }  // namespace quantry::server

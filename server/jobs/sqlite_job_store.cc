@@ -33,7 +33,7 @@ absl::StatusOr<Result> RunFor(Runner& runner, const Body& body) {
   return *std::move(value);
 }
 
-class SqliteJobStore : public JobStore {
+class SqliteJobStore : public ViewedJobStore {
  public:
   SqliteJobStore(sqlite::DataDirLock lock, const JobPolicy& policy, ChangeObserver on_changed,
                  std::unique_ptr<Database> writer, std::unique_ptr<Database> checkpointer,
@@ -152,6 +152,11 @@ class SqliteJobStore : public JobStore {
       return sqlite::Stats(db, policy_, now);
     });
   }
+  absl::StatusOr<std::vector<Job>> ListAcross(JobsAcross which, int limit) override {
+    return Read<std::vector<Job>>([&](Database& db) -> absl::StatusOr<std::vector<Job>> {
+      return sqlite::ListAcross(db, which, limit);
+    });
+  }
   absl::StatusOr<std::vector<Garbage>> ListGarbage(int limit) override {
     return Read<std::vector<Garbage>>([&](Database& db) -> absl::StatusOr<std::vector<Garbage>> {
       sqlite::Rows rows = db.Query(
@@ -225,7 +230,7 @@ class SqliteJobStore : public JobStore {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<JobStore>> OpenSqliteJobStore(const SqliteOptions& options) {
+absl::StatusOr<std::unique_ptr<ViewedJobStore>> OpenSqliteJobStore(const SqliteOptions& options) {
   auto lock = sqlite::DataDirLock::Acquire(options.data_dir);
   if (!lock.ok()) return lock.status();
   std::string path = options.data_dir + "/quantry.db";

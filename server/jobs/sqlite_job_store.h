@@ -4,7 +4,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "server/jobs/job_store.h"
+#include "server/jobs/operator_view.h"
 #include "server/jobs/policy.h"
 
 namespace quantry::server {
@@ -25,6 +25,6 @@ struct SqliteOptions {
 // {data_dir}/lock is held for the life of the object. Errors: FAILED_PRECONDITION
 // DATA_DIR_LOCKED (names the other process), RESOURCE_EXHAUSTED DISK_FULL,
 // UNAVAILABLE STORE_UNAVAILABLE (also a database made by a newer version).
-absl::StatusOr<std::unique_ptr<JobStore>> OpenSqliteJobStore(const SqliteOptions& options);
+absl::StatusOr<std::unique_ptr<ViewedJobStore>> OpenSqliteJobStore(const SqliteOptions& options);
 
 }  // namespace quantry::server

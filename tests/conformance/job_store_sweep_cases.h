@@ -1,5 +1,6 @@
 #pragma once
 
+#include "server/jobs/operator_view.h"
 #include "tests/conformance/job_store_fixture.h"
 
 // Leases that lapse, limits, expiry, outages, restarts.
@@ -272,6 +273,39 @@ TEST_P(JobStoreSuite, StatsCountDelayedAndOldest) {
   stats = store().Stats(now());
   EXPECT_EQ(stats->depth, 2);
   EXPECT_EQ(stats->delayed, 0);
+}
+
+TEST_P(JobStoreSuite, OperatorsSeeJobsOfAllTenants) {
+  auto* view = dynamic_cast<OperatorView*>(&store());
+  if (view == nullptr) GTEST_SKIP() << "wrapped";
+  const auto ids = [&](JobsAcross which, int limit) {
+    std::string text;
+    auto jobs = view->ListAcross(which, limit);
+    EXPECT_EQ(Outcome(jobs), "OK");
+    for (const Job& job : *jobs) text += (text.empty() ? "" : " ") + job.key.id;
+    return text;
+  };
+  EXPECT_EQ(ids(JobsAcross::kWaiting, 9) + ids(JobsAcross::kLeased, 9) + ids(JobsAcross::kEnded, 9),
+            "");
+  for (const char* id : {"job-one", "job-two", "job-three", "job-four", "job-five"}) {
+    SubmitRequest request = Request(id);
+    if (std::string(id) == "job-two") request.key.tenant = "other";
+    Submit(request);
+    Advance(Seconds(1));
+  }
+  EXPECT_EQ(ids(JobsAcross::kWaiting, 3), "job-one job-two job-three");
+  const std::string session = Register("w1");
+  const LeaseToken first = Acquire(session);
+  const LeaseToken second = Acquire(session);
+  EXPECT_EQ(second.job.tenant, "other");
+  EXPECT_EQ(ids(JobsAcross::kWaiting, 9), "job-three job-four job-five");
+  EXPECT_EQ(Complete(second), "OK");
+  EXPECT_EQ(ids(JobsAcross::kLeased, 9), "job-one");
+  Advance(Seconds(1));
+  EXPECT_EQ(Complete(first), "OK");
+  EXPECT_EQ(ids(JobsAcross::kEnded, 9), "job-one job-two") << "by their end";
+  EXPECT_EQ(ids(JobsAcross::kEnded, 1), "job-one");
+  EXPECT_EQ(view->ListAcross(JobsAcross::kEnded, 1)->at(0).state, JobState::kSucceeded);
 }
 
 }  // namespace quantry::server

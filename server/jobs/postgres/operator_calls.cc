@@ -183,6 +183,26 @@ absl::StatusOr<SweepReport> Sweep(const Context& context) {
   return report;
 }
 
+std::vector<Job> ListAcross(Database& db, JobsAcross which, int limit) {
+  // The keys first, by their index, then the rest of these few jobs.
+  static const std::string waiting = SelectJobs(
+      "JOIN queue q ON q.pk = j.pk WHERE j.pk = ANY (ARRAY(SELECT pk FROM queue WHERE state = 1"
+      " ORDER BY enqueue_time LIMIT $1)) ORDER BY q.enqueue_time");
+  static const std::string leased = SelectJobs(
+      "JOIN queue q ON q.pk = j.pk WHERE j.pk = ANY (ARRAY(SELECT pk FROM queue WHERE worker_id"
+      " IS NOT NULL ORDER BY worker_id, acquire_id LIMIT $1)) ORDER BY q.worker_id");
+  static const std::string ended = SelectJobs(
+      "WHERE j.pk = ANY (ARRAY(SELECT pk FROM jobs WHERE state >= 4 ORDER BY end_time DESC"
+      " LIMIT $1)) ORDER BY j.end_time DESC");
+  const std::string& sql = which == JobsAcross::kWaiting  ? waiting
+                           : which == JobsAcross::kLeased ? leased
+                                                          : ended;
+  Rows rows = db.Query(sql, limit);
+  std::vector<Job> jobs;
+  while (rows.Next()) jobs.push_back(JobOf(rows));
+  return jobs;
+}
+
 std::vector<JobReferences> ListReferences(Database& db, const std::string& after, int limit) {
   const std::vector<Value> values = {Arg(after), Arg(limit)};
   Rows rows = db.QueryOnce(

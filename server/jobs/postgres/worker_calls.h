@@ -1,6 +1,7 @@
 #pragma once
 
 #include "server/jobs/job_store.h"
+#include "server/jobs/operator_view.h"
 #include "server/jobs/postgres/rows.h"
 
 // The worker and operator side of JobStore, inside the caller's transaction
@@ -24,6 +25,7 @@ absl::StatusOr<Worker> DrainWorker(const Context& context, const std::string& wo
 // Under an advisory lock; leaves it to another server that sweeps right now.
 absl::StatusOr<SweepReport> Sweep(const Context& context);
 StoreStats Stats(Database& db, const JobPolicy& policy, Time now);
+std::vector<Job> ListAcross(Database& db, JobsAcross which, int limit);
 std::vector<JobReferences> ListReferences(Database& db, const std::string& after, int limit);
 
 // Tells queued jobs why nobody takes them (waiting.cc).

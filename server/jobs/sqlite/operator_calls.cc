@@ -151,6 +151,26 @@ absl::StatusOr<SweepReport> Sweep(const Context& context) {
   return report;
 }
 
+std::vector<Job> ListAcross(Database& db, JobsAcross which, int limit) {
+  const auto keys = [&] {
+    switch (which) {
+      case JobsAcross::kWaiting:
+        return Keys(
+            db.Query("SELECT pk FROM queue WHERE state = 1 ORDER BY enqueue_time LIMIT ?", limit));
+      case JobsAcross::kLeased:
+        return Keys(db.Query(
+            "SELECT pk FROM queue WHERE worker_id IS NOT NULL ORDER BY worker_id LIMIT ?", limit));
+      case JobsAcross::kEnded:
+        break;
+    }
+    return Keys(
+        db.Query("SELECT pk FROM jobs WHERE state >= 4 ORDER BY end_time DESC LIMIT ?", limit));
+  };
+  std::vector<Job> jobs;
+  for (const int64_t pk : keys()) jobs.push_back(ReadJob(db, pk));
+  return jobs;
+}
+
 std::vector<JobReferences> ListReferences(Database& db, const std::string& after, int limit) {
   Rows rows = db.Query(
       "SELECT j.tenant, j.uid, j.state, j.epoch, p.spec, a.epoch, c.epoch FROM jobs j"

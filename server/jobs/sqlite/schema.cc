@@ -190,8 +190,12 @@ CREATE INDEX jobs_waiting_for ON jobs (waits_for) WHERE waits_for IS NOT NULL;
 CREATE INDEX jobs_sharing ON jobs (shared_artifact) WHERE shared_artifact IS NOT NULL;
 )sql";
 
+constexpr const char* kVersion5 = R"sql(
+CREATE INDEX jobs_ended ON jobs (end_time DESC) WHERE state >= 4;
+)sql";
+
 // Step i brings version i to i + 1. Never change a released one: add another.
-constexpr const char* kSteps[] = {kVersion1, kVersion2, kVersion3, kVersion4};
+constexpr const char* kSteps[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5};
 constexpr int kNewest = static_cast<int>(std::size(kSteps));
 
 int64_t UserVersion(Database& db) {

@@ -3,6 +3,7 @@
 #include <random>
 
 #include "server/jobs/job_store.h"
+#include "server/jobs/operator_view.h"
 #include "server/jobs/policy.h"
 #include "server/jobs/sqlite/database.h"
 #include "server/jobs/sqlite/rows.h"
@@ -38,6 +39,7 @@ StoreStats Stats(Database& db, const JobPolicy& policy, Time now);
 // Tells queued jobs why nobody takes them (waiting.cc).
 void SweepWaiting(const Context& context, SweepReport& report);
 
+std::vector<Job> ListAcross(Database& db, JobsAcross which, int limit);
 std::vector<JobReferences> ListReferences(Database& db, const std::string& after, int limit);
 
 // Shared ---------------------------------------------------------------------

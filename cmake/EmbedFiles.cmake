@@ -1,0 +1,23 @@
+# quantry_embed(OUTPUT.cc NAMESPACE FILES...): a source file that defines
+#   std::string_view NAMESPACE::EmbeddedFile(std::string_view name)
+# with the bytes of each file by its name, "" for any other. Text only; no file
+# may hold the end mark )quantry".
+function(quantry_embed output namespace)
+  set(rows "")
+  foreach(path ${ARGN})
+    get_filename_component(name "${path}" NAME)
+    file(READ "${path}" bytes)
+    string(APPEND rows "  if (name == \"${name}\") return R\"quantry(${bytes})quantry\";\n")
+    set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${path}")
+  endforeach()
+  set(text "#include <string_view>\n\nnamespace ${namespace} {\n\n")
+  string(APPEND text "std::string_view EmbeddedFile(std::string_view name);\n")
+  string(APPEND text "std::string_view EmbeddedFile(std::string_view name) {\n${rows}  return {};\n}\n\n}\n")
+  set(old "")
+  if(EXISTS "${output}")
+    file(READ "${output}" old)
+  endif()
+  if(NOT old STREQUAL text)
+    file(WRITE "${output}" "${text}")
+  endif()
+endfunction()
