@@ -79,7 +79,7 @@ def server_killed(fleet, folder, name):
 
 
 def server_restarted(folder, name, binaries):
-    fleet = Fleet(folder / name, binaries, flags=USUAL)
+    fleet = Fleet(folder / "alone" / name, binaries, flags=USUAL)
     try:
         fleet.start(workers=1)
         start_job(fleet, folder, name)

@@ -14,8 +14,6 @@ import time
 import urllib.request
 import uuid
 
-import grpc
-
 import api
 from api import PuppetWorker, Tenant, errors, state_name
 from history import ENDED, History
@@ -394,4 +392,4 @@ def call_in_parallel(count, function):
     return answers
 
 
-__all__ = ["Fleet", "HANG", "QUICK", "Watch", "alive", "call_in_parallel", "engine_path", "grpc", "kill"]
+__all__ = ["Fleet", "HANG", "QUICK", "Watch", "alive", "call_in_parallel", "engine_path", "kill"]

@@ -100,7 +100,7 @@ def test_f10_packets_dropped_one_way(make_fleet, namespace, tmp_path, direction)
     port = fleet.servers["a"].worker_port
     submit_in(fleet, "f10-packets", stopping_at(tmp_path / "at"))
     pid = engine_at(tmp_path / "at")
-    namespace.cut(**({"to": [port]} if direction == "to the server" else {"of": [port]}))
+    namespace.cut(**({"to": port} if direction == "to the server" else {"of": port}))
     wait_for(lambda: not alive(pid), 15, "the worker to stop its engine")
     wait_for(lambda: in_namespace(fleet, "get", "f10-packets")["state"] == "QUEUED", 15, "the job to be taken away")
     namespace.heal()
@@ -110,13 +110,14 @@ def test_f10_packets_dropped_one_way(make_fleet, namespace, tmp_path, direction)
 
 
 @pytest.mark.parametrize("line", [
-    pytest.param(["delay", "200ms"], id="200ms", marks=pytest.mark.full),
-    pytest.param(["loss", "5%"], id="5-percent-lost", marks=pytest.mark.full),
-    pytest.param(["rate", "256kbit"], id="256kbit", marks=pytest.mark.full)])
+    pytest.param(lambda space: space.impair("delay", "200ms"), id="200ms"),
+    pytest.param(lambda space: space.impair("loss", "5%"), id="5-percent-lost"),
+    pytest.param(lambda space: space.throttle("256kbit"), id="256kbit")])
+@pytest.mark.full
 def test_f11_bad_line(make_fleet, namespace, tmp_path, line):
     """Every packet of the loopback, all roles behind it: the job ends with its first attempt."""
     fleet = make_fleet(run=namespace.run, ttl_s=6).start(workers=1)
-    namespace.impair(*line)
+    line(namespace)
     submit_in(fleet, "job-f11", "stage QUANTIZING\n" + "block\nsleep 100\n" * 4 + "artifact\ncomplete\n")
     assert in_namespace(fleet, "watch", "job-f11")["state"] == "SUCCEEDED"
     assert int(in_namespace(fleet, "get", "job-f11")["epoch"]) == 1

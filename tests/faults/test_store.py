@@ -11,8 +11,7 @@ import pytest
 from api import errors
 from fleet import QUICK
 from link import Link
-from machine import fill, mount_tmpfs
-from postgres import PASSWORD, Postgres
+from postgres import PASSWORD
 from service import wait_for
 from test_servers import COMMIT, INSERT
 
@@ -88,40 +87,6 @@ def test_f07_down(make_fleet, own_postgres, how, down_s):
 
     run_through(fleet, "f07-down", fault, seconds=120)
     fleet.check()
-
-
-@pytest.mark.full
-def test_f07_disk_full(make_fleet, tmp_path):
-    """No room for PostgreSQL: DISK_FULL or STORE_UNAVAILABLE until there is some again."""
-    unmount = mount_tmpfs(tmp_path / "small", "160m")
-    (tmp_path / "small").chmod(0o777)
-    for folder in [tmp_path, *tmp_path.parents][:3]:
-        folder.chmod(folder.stat().st_mode | 0o055)
-    postgres = Postgres(tmp_path / "small")
-    try:
-        postgres.start()
-        fleet = make_fleet(postgres=postgres, servers=2).start(workers=2)
-        filler = tmp_path / "small/filler"
-
-        def fault():
-            fill(filler)
-            try:
-                with pytest.raises(errors.QuantryError) as refused:
-                    for number in range(2000):
-                        fleet.submit(f"f07-full-{number}")
-                assert refused.value.reason in ("DISK_FULL", "STORE_UNAVAILABLE"), refused.value
-            finally:
-                filler.unlink()
-                if postgres.process.poll() is not None:  # PostgreSQL gives up when it cannot write its log
-                    postgres.start()
-
-        run_through(fleet, "f07-disk", fault, seconds=120)
-        for record in [r for r in fleet.history.records if r["call"] == "submit" and "error" not in r]:
-            fleet.wait_end(record["job"], seconds=120)
-        fleet.check()
-    finally:
-        postgres.remove()
-        unmount()
 
 
 def again(call, seconds=20):

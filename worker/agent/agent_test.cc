@@ -328,6 +328,18 @@ TEST_F(AgentTest, LostRepliesRepeatTheSameEvents) {
   EXPECT_EQ(blocks, 4);
 }
 
+TEST_F(AgentTest, ACommitThatAStoppingServerEndedIsRepeated) {
+  server_.With([](State& state) { state.ended_commits = 1; });
+  Queue(Lease(kWholeScript));
+  Start();
+  ASSERT_TRUE(server_.WaitFor(
+      [](const State& state) { return state.completed.size() == 2 || !state.failed.empty(); }));
+  const State state = Result();
+  EXPECT_TRUE(state.failed.empty());
+  ASSERT_EQ(state.completed.size(), 2u);
+  EXPECT_EQ(state.completed[0].manifest_sha256(), state.completed[1].manifest_sha256());
+}
+
 TEST_F(AgentTest, ForgottenSessionRegistersAgain) {
   server_.With([](State& state) { state.forget_session_once = true; });
   Queue(Lease("wait " + Path("go") + "\n" + kWholeScript));

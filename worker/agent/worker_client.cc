@@ -42,6 +42,15 @@ bool WorthRepeating(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsAborted(status);
 }
 
+// CANCELLED that was not asked for here: the server ends what it could not
+// answer before it stopped. The call may or may not have had its effect.
+absl::Status UnlessEndedThere(absl::Status status, const std::stop_token& stop) {
+  if (!absl::IsCancelled(status) || stop.stop_requested() || !ReasonOf(status).empty()) {
+    return status;
+  }
+  return absl::UnavailableError("the server ended the call; it is probably shutting down");
+}
+
 // Full jitter: anything between nothing and the step.
 milliseconds Jitter(milliseconds step) {
   static thread_local std::mt19937 random{std::random_device{}()};
@@ -116,7 +125,8 @@ absl::Status WorkerClient::RegisterOnce(std::stop_token stop) {
   const std::stop_callback cancel(stop, [&context] { context.TryCancel(); });
   context.set_deadline(std::chrono::system_clock::now() + kUnaryDeadline);
   v1::RegisterWorkerResponse response;
-  const auto status = FromGrpc(connection_->stub->RegisterWorker(&context, request, &response));
+  const auto status = UnlessEndedThere(
+      FromGrpc(connection_->stub->RegisterWorker(&context, request, &response)), stop);
   if (!status.ok()) return status;
   const std::lock_guard lock(mutex_);
   session_ = response.session();
@@ -148,7 +158,8 @@ absl::StatusOr<Response> WorkerClient::Call(Method method, Request request, mill
     const std::stop_callback cancel(stop, [&context] { context.TryCancel(); });
     context.set_deadline(std::chrono::system_clock::now() + deadline);
     Response response;
-    status = FromGrpc((connection_->stub.get()->*method)(&context, request, &response));
+    status = UnlessEndedThere(
+        FromGrpc((connection_->stub.get()->*method)(&context, request, &response)), stop);
     if (status.ok()) return response;
     if (!HasReason(status, Reason::kUnknownWorker)) return status;
     if (auto registered = RegisterOnce(stop); !registered.ok()) return registered;

@@ -13,7 +13,12 @@ imported before it is used.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# gRPC reads it when it is first imported. Between calls a channel looks whether its server is back only every 5 s: a
+# watch would go on that much later, or twice that.
+os.environ.setdefault("GRPC_CLIENT_CHANNEL_BACKUP_POLL_INTERVAL_MS", "200")
 
 from quantry._version import VERSION as __version__
 

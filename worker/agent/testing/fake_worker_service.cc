@@ -170,6 +170,10 @@ grpc::Status FakeWorkerService::CompleteJob(grpc::ServerContext*,
     state_.completed.push_back(*request);
   }
   changed_.notify_all();
+  if (status.ok() && state_.ended_commits > 0) {
+    --state_.ended_commits;
+    return grpc::Status(grpc::StatusCode::CANCELLED, "CANCELLED");
+  }
   return status;
 }
 

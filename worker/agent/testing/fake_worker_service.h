@@ -33,6 +33,7 @@ class FakeWorkerService : public v1::WorkerService::Service {
     int beats = 0;
     int repeated_events = 0;  // came again with numbers already known
     int lose_replies = 0;     // heartbeats processed but not answered
+    int ended_commits = 0;    // commits that count, ended as by a server that stops
     bool silent = false;      // heartbeats neither processed nor answered
     bool forget_session_once = false;
     std::vector<v1::CommitCheckpointRequest> checkpoints;
