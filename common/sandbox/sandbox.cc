@@ -155,8 +155,8 @@ absl::StatusOr<Sandbox> Sandbox::Prepare(const SandboxOptions& options) {
   sandbox.landlock_abi_ = LandlockRules::Abi();
   if (absl::Status status = sandbox.AllowFiles(options); !status.ok()) return status;
   sandbox.identity_ = options.identity;
-  sandbox.limits_ = {{RLIMIT_CORE, {0, 0}},
-                     {RLIMIT_NOFILE, AtMost(RLIMIT_NOFILE, kMaxDescriptors)}};
+  sandbox.limits_ = {{RLIMIT_CORE, {0, 0}}};
+  sandbox.descriptors_ = AtMost(RLIMIT_NOFILE, kMaxDescriptors);
   if (options.max_file_bytes > 0) {
     sandbox.limits_.emplace_back(RLIMIT_FSIZE, AtMost(RLIMIT_FSIZE, options.max_file_bytes));
   }
@@ -208,6 +208,8 @@ bool Sandbox::Lock(SandboxReport* report) const {
     if (!landlock_->AllowSelf() || !landlock_->Enforce()) return false;
     report->landlock_abi = landlock_abi_;
   }
+  // Only now: the parent's descriptors, more perhaps, are still open.
+  if (setrlimit(RLIMIT_NOFILE, &descriptors_) != 0) return false;
   // The child's copy of the memory: nobody else sees the change.
   auto* program = const_cast<sock_filter*>(filter_.program.data());
   for (const std::size_t i : filter_.own_pid) program[i].k = static_cast<__u32>(getpid());

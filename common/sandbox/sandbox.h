@@ -66,6 +66,7 @@ class Sandbox {
   int landlock_abi_ = 0;
   std::optional<Identity> identity_;
   std::vector<std::pair<int, rlimit>> limits_;
+  rlimit descriptors_{};
   // For /proc/self/{uid_map,gid_map} of a user namespace: the same numbers.
   std::string uid_map_;
   std::string gid_map_;
