@@ -58,14 +58,6 @@ absl::Status WaitBroke(const absl::Status& status, const std::string& job_name) 
                               "` when it is back"));
 }
 
-absl::Status NoArtifact(const v1::QuantizationJob& job) {
-  const std::string id(ShortId(job.name()));
-  absl::Status status = absl::FailedPreconditionError(
-      Cat("job ", id, " has no artifact: its state is ", StateWord(job.state())));
-  return WithNext(status, IsEnded(job.state()) ? Cat("`quantry get ", id, "` shows how it ended")
-                                               : Cat("`quantry watch ", id, "` until it ends"));
-}
-
 }  // namespace
 
 absl::StatusOr<ExitCode> WaitForJob(Context& context, Connection& connection, StatusLine& line,
@@ -92,19 +84,6 @@ absl::StatusOr<ExitCode> WaitForJob(Context& context, Connection& connection, St
   }
   PrintJob(context, job, options);
   return ExitCodeFor(job.state());
-}
-
-absl::StatusOr<std::string> FindArtifact(Context& context, Connection& connection,
-                                         const std::string& source) {
-  if (std::string name = ResolveArtifact(context.global.tenant, source); !name.empty()) {
-    return name;
-  }
-  absl::StatusOr<std::string> name = ResolveJob(context.global.tenant, source);
-  if (!name.ok()) return name;
-  const absl::StatusOr<v1::QuantizationJob> job = connection.GetJob(*name);
-  if (!job.ok()) return job.status();
-  if (job->artifact().empty()) return NoArtifact(*job);
-  return job->artifact();
 }
 
 absl::StatusOr<PullSummary> PullArtifact(Connection& connection, StatusLine& line,

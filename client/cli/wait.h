@@ -21,11 +21,6 @@ struct WaitOptions {
 absl::StatusOr<ExitCode> WaitForJob(Context& context, Connection& connection, StatusLine& line,
                                     const std::string& job_name, const WaitOptions& options);
 
-// The artifact a user means: by its own name, or as what a job made.
-// FAILED_PRECONDITION when the job made none.
-absl::StatusOr<std::string> FindArtifact(Context& context, Connection& connection,
-                                         const std::string& source);
-
 // Looks an artifact up and pulls it; says on stderr what was done.
 struct PullOptions;
 struct PullSummary;

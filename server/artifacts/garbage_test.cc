@@ -112,9 +112,14 @@ TEST_F(GarbageTest, SharedArtifactsStay) {
   const Job first = Submit("job-one");
   const LeaseToken lease = Acquire();
   const std::string output = artifacts_->OutputUri("acme", first.uid, 1);
-  ASSERT_TRUE(
-      jobs_->Complete({.lease = lease, .manifest_sha256 = "sha", .artifact_uri = output}, now_)
-          .ok());
+  ASSERT_TRUE(jobs_
+                  ->Complete({.lease = lease,
+                              .manifest_sha256 = "sha",
+                              .artifact_uri = output,
+                              .result = {},
+                              .events = {}},
+                             now_)
+                  .ok());
   SubmitRequest request;
   request.key = {"acme", "job-two"};
   request.uid = NewUuid4();

@@ -579,7 +579,7 @@ TEST_F(AgentTest, OnceEndsAfterOneJob) {
   AgentOptions options;
   options.once = true;
   Queue(Lease(kWholeScript));
-  RunningAgent agent(server_.address(), root_ / "work", options);
+  RunningAgent agent(server_.address(), root_ / "work", options, false);
   EXPECT_TRUE(agent.Join().ok());
   EXPECT_EQ(Result().completed.size(), 1u);
 }
@@ -589,7 +589,7 @@ TEST_F(AgentTest, NoDiskSpaceNoJobs) {
   options.min_free_disk_bytes = std::int64_t{1} << 60;
   options.max_idle = std::chrono::seconds(1);
   Queue(Lease(kWholeScript));
-  RunningAgent agent(server_.address(), root_ / "work", options);
+  RunningAgent agent(server_.address(), root_ / "work", options, false);
   EXPECT_TRUE(server_.WaitFor(
       [](const State& state) { return state.refusal.starts_with("too little free disk space"); }));
   EXPECT_TRUE(agent.Join().ok());

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <ostream>
 
+#include "client/cli/artifact_file.h"
 #include "client/cli/commands/commands.h"
 #include "client/cli/format.h"
 #include "client/cli/json.h"
