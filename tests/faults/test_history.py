@@ -217,4 +217,4 @@ def test_a_history_survives_its_file(tmp_path):
 def test_every_rule_has_a_broken_history():
     assert {rule for _, rule in BROKEN} == {"lost", "submit", "events", "states", "back", "cancel", "epochs", "stale",
                                             "retries", "artifact"}
-    assert len(TRANSITIONS) == 10
+    assert len(TRANSITIONS) == 11

@@ -35,14 +35,14 @@ def run_seen(server, stories, name):
 
 def test_confined_engines_give_the_same_bytes(make_server, stories):
     confined = make_server(name="confined").start()
-    job, seen = run_seen(confined, stories, "one")
+    job, seen = run_seen(confined, stories, "confined")
     assert job["state"] == "SUCCEEDED"
     assert seen["NoNewPrivs"] == "1" and seen["Seccomp"] == "2"
     assert int(seen["CapEff"], 16) == 0 and int(seen["CapPrm"], 16) == 0
     assert "engine_confinement" in confined.log_text() and "seccomp" in confined.log_text()
 
     free = make_server("--engine-confinement=false", name="free").start()
-    plain, seen = run_seen(free, stories, "one")
+    plain, seen = run_seen(free, stories, "free")
     assert seen["Seccomp"] == status_fields("self")["Seccomp"]
     assert file_hashes(job) == file_hashes(plain)
 
@@ -63,7 +63,10 @@ def open_folder():
 def test_engines_as_another_account(binaries, stories, open_folder, tmp_path):
     if not others_may_reach(binaries.resolve()):
         pytest.skip("the binaries cannot be reached by another account")
-    server = Server(binaries, open_folder / "data", "--engine-user=nobody").start()
+    data = open_folder / "data"
+    data.mkdir()
+    data.chmod(0o711)  # as the refusal below asks for
+    server = Server(binaries, data, "--engine-user=nobody").start()
     try:
         job, seen = run_seen(server, stories, "other")
         assert job["state"] == "SUCCEEDED"

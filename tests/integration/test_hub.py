@@ -44,7 +44,7 @@ def test_a_job_on_a_model_of_a_hub(make_server, hub, stories):
     pinned = "hf://org/stories@" + note.split()[-1]
 
     # A commit stands for its content, so its result can be shared.
-    text = ["--calibration", stories.parent / "text/calibration.txt"]
+    text = ["--calibration", stories.parent / "text/calibration.txt", "--calibration-samples", 8, "--calibration-length", 256]
     first = server.json("submit", pinned, "--method", "rtn", "--bits", 3, "--group-size", -1, "--reuse-result", "--wait", *text)
     again = server.json("submit", pinned, "--method", "rtn", "--bits", 3, "--group-size", -1, "--reuse-result", *text)
     assert again["state"] == "SUCCEEDED" and again["artifact"] == first["artifact"]
