@@ -77,11 +77,11 @@ def test_fits_a_phone_and_the_night(browser, binaries, service, width, dark):
 
 def test_says_when_the_server_is_gone_and_when_there_is_no_such_job(browser, binaries, processes, service):
     missing = browser.open(f"http://{service['admin']}/jobs/default/no-such-job")
-    missing.wait("!document.querySelector('#problem').hidden")
+    missing.wait("document.querySelector('#problem')?.hidden === false")
     assert "no-such-job" in missing.evaluate("document.querySelector('#problem').textContent")
     cli(binaries, service["tenant"], "queue", "pause", "--reason", "tea <b>time</b>")
     page = browser.open(f"http://{service['admin']}/")
-    page.wait("document.querySelector('#pause').textContent.includes('tea <b>time</b>')")
+    page.wait("document.querySelector('#pause')?.textContent.includes('tea <b>time</b>')")
     processes.stop()
     page.wait("document.querySelector('#problem').textContent === 'The server does not answer.'")
 
@@ -97,7 +97,7 @@ def test_only_reads_and_can_be_switched_off(processes, binaries, service, tmp_pa
                              "--worker-listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--embedded=false",
                              "--status-page=false"])
     admin = wait_for(lambda: (tmp_path / "dark/run/admin").read_text().strip(), 40, "the other server")
-    assert "quantry_build_info" in http_get(f"http://{admin}/metrics")
+    assert "quantry_jobs_submitted_total" in http_get(f"http://{admin}/metrics")
     with pytest.raises(urllib.error.HTTPError) as refused:
         http_get(f"http://{admin}/status.json")
     assert refused.value.code == 404
