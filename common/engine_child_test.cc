@@ -14,7 +14,7 @@ namespace {
 
 // What sandbox_probe said to one attempt.
 std::string Probe(const std::string& attempt, const EngineConfinement& confinement,
-                std::string* description = nullptr) {
+                  std::string* description = nullptr) {
   auto child = SpawnEngine({.argv = {SANDBOX_PROBE, attempt}, .environment = {"IGNORED=1"}},
                            confinement, {});
   if (!child.ok()) return child.status().ToString();
