@@ -89,7 +89,11 @@ TEST(EngineChildTest, AccountsAreChecked) {
   const auto confinement = MakeEngineConfinement(true, "nobody", 0);
   ASSERT_TRUE(confinement.ok()) << confinement.status();
   EXPECT_TRUE(CheckEngineReaches(*confinement, "/tmp").ok());
-  EXPECT_TRUE(HasReason(CheckEngineReaches(*confinement, "/root/x"), Reason::kInvalidConfig));
+  char closed[] = "/tmp/quantry-closed-XXXXXX";  // made with mode 0700
+  ASSERT_NE(mkdtemp(closed), nullptr);
+  EXPECT_TRUE(HasReason(CheckEngineReaches(*confinement, std::string(closed) + "/x"),
+                        Reason::kInvalidConfig));
+  rmdir(closed);
 }
 
 }  // namespace
