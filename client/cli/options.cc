@@ -48,25 +48,22 @@ class HelpFormat : public CLI::Formatter {
   }
 };
 
+void AddGlobal(CLI::App& app, const char* names, std::string& value, const char* type,
+               const char* help) {
+  app.add_option(names, value, help)->type_name(type)->group("Global options");
+}
+
 void AddCredentialOptions(CLI::App& app, GlobalOptions& options) {
-  app.add_option("--tls-ca,--ca", options.tls_ca,
-                 "Speak TLS and trust the certificates of this PEM file; \"system\": those of this "
-                 "machine. Default: $QUANTRY_TLS_CA_FILE, else no TLS")
-      ->type_name("FILE")
-      ->group("Global options");
-  app.add_option("--token-file", options.token_file,
-                 "File with your token. Default: $QUANTRY_TOKEN_FILE")
-      ->type_name("FILE")
-      ->group("Global options");
-  app.add_option("--client-cert", options.client_cert,
-                 "PEM file with your certificate, for servers that take them (mTLS). Default: "
-                 "$QUANTRY_CLIENT_CERT_FILE")
-      ->type_name("FILE")
-      ->group("Global options");
-  app.add_option("--client-key", options.client_key,
-                 "PEM file with its key. Default: $QUANTRY_CLIENT_KEY_FILE")
-      ->type_name("FILE")
-      ->group("Global options");
+  AddGlobal(app, "--tls-ca,--ca", options.tls_ca, "FILE",
+            "Speak TLS and trust the certificates of this PEM file; \"system\": those of this "
+            "machine. Default: $QUANTRY_TLS_CA_FILE, else no TLS");
+  AddGlobal(app, "--token-file", options.token_file, "FILE",
+            "File with your token. Default: $QUANTRY_TOKEN_FILE");
+  AddGlobal(app, "--client-cert", options.client_cert, "FILE",
+            "PEM file with your certificate, for servers that take them (mTLS). Default: "
+            "$QUANTRY_CLIENT_CERT_FILE");
+  AddGlobal(app, "--client-key", options.client_key, "FILE",
+            "PEM file with its key. Default: $QUANTRY_CLIENT_KEY_FILE");
 }
 
 }  // namespace
@@ -78,21 +75,15 @@ void AddJobArgument(CLI::App& command, std::string& job) {
 void UseHelpFormat(CLI::App& app) { app.formatter(std::make_shared<HelpFormat>()); }
 
 void AddGlobalOptions(CLI::App& app, GlobalOptions& options) {
-  app.add_option("--server", options.server,
-                 "Server as HOST:PORT. Default: $QUANTRY_SERVER, else the context's, else a server "
-                 "of yours on this machine, else 127.0.0.1:7070")
-      ->type_name("HOST:PORT")
-      ->group("Global options");
-  app.add_option("--context", options.context,
-                 "Server remembered by `quantry login`. Default: $QUANTRY_CONTEXT, else the "
-                 "current one")
-      ->type_name("NAME")
-      ->group("Global options");
-  app.add_option("--tenant", options.tenant,
-                 "Tenant whose jobs are meant. Default: $QUANTRY_TENANT, else the context's, else "
-                 "default")
-      ->type_name("NAME")
-      ->group("Global options");
+  AddGlobal(app, "--server", options.server, "HOST:PORT",
+            "Server as HOST:PORT. Default: $QUANTRY_SERVER, else the context's, else a server "
+            "of yours on this machine, else 127.0.0.1:7070");
+  AddGlobal(app, "--context", options.context, "NAME",
+            "Server remembered by `quantry login`. Default: $QUANTRY_CONTEXT, else the "
+            "current one");
+  AddGlobal(app, "--tenant", options.tenant, "NAME",
+            "Tenant whose jobs are meant. Default: $QUANTRY_TENANT, else the context's, else "
+            "default");
   AddCredentialOptions(app, options);
   Choices(
       app.add_option("--output", options.output, "text for people; json: one JSON value on stdout"),
