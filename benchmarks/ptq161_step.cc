@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "worker/engine/base/error.h"
+#include "worker/engine/base/memory.h"
 #include "worker/engine/device/device.h"
 #include "worker/engine/methods/ptq161/mask.h"
 #include "worker/engine/methods/ptq161/mixed_linear.h"
@@ -98,6 +99,7 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: quantry_ptq161_step MODEL_DIR LENGTH WINDOWS THREADS\n");
     return 2;
   }
+  quantry::engine::KeepFreedMemory();
   try {
     return quantry::engine::Measure(argv[1], std::atoll(argv[2]), std::atoll(argv[3]),
                                     std::atoi(argv[4]));

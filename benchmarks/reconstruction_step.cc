@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "worker/engine/base/memory.h"
 #include "worker/engine/device/device.h"
 #include "worker/engine/model/architecture.h"
 #include "worker/engine/model/config.h"
@@ -130,6 +131,7 @@ void Run(const Size& size, int64_t steps) {
 }  // namespace quantry::engine
 
 int main(int argc, char** argv) {
+  quantry::engine::KeepFreedMemory();
   quantry::engine::ConfigureRuntime(argc > 1 ? std::atoi(argv[1]) : 0);
   const int64_t steps = argc > 2 ? std::atoll(argv[2]) : 20;
   for (const auto& size : quantry::engine::kSizes) quantry::engine::Run(size, steps);

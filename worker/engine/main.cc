@@ -1,5 +1,4 @@
 // quantry-engine: one process a job. See proto/quantry/v1/engine.proto.
-#include <malloc.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -14,6 +13,7 @@
 #include <string>
 
 #include "worker/engine/base/error.h"
+#include "worker/engine/base/memory.h"
 #include "worker/engine/base/seal.h"
 #include "worker/engine/evaluation/tools.h"
 #include "worker/engine/export/unpack.h"
@@ -76,14 +76,6 @@ void WaitWithoutSpinning(char** argv) {
 
 // Whoever confined this process had to leave execve open for its start.
 bool SealIfAsked() { return getenv("QUANTRY_ENGINE_SEALED") == nullptr || ForbidPrograms(); }
-
-// Tensors of a few MB come and go thousands of times in a search. By default
-// each would be mapped and faulted in anew, a third of the time of a small job;
-// this keeps them on the heap. Larger values would only hold memory longer.
-void KeepFreedMemory() {
-  mallopt(M_MMAP_THRESHOLD, 32 << 20);
-  mallopt(M_TRIM_THRESHOLD, 128 << 20);
-}
 
 double SteadySeconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();

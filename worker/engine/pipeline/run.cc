@@ -1,7 +1,6 @@
 #include "worker/engine/pipeline/run.h"
 
 #include <ATen/Parallel.h>
-#include <malloc.h>
 
 #include <chrono>
 #include <cmath>
@@ -10,6 +9,7 @@
 #include <limits>
 
 #include "worker/engine/base/error.h"
+#include "worker/engine/base/memory.h"
 #include "worker/engine/base/sha256.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/device/device.h"
@@ -233,7 +233,7 @@ void Run::Quantize() {
   for (int index = resumed_; index < blocks(); ++index) QuantizeBlock(index);
   Tune();
   streams_ = Streams();
-  ::malloc_trim(0);  // what the searches used stays on the heap otherwise
+  ReturnFreedMemory();
 }
 
 void Run::Tune() {
@@ -293,6 +293,7 @@ void Run::QuantizeBlock(int index) {
                        job_.activations,
                        &stages};
   MethodResult result = job_.method->Quantize(task, *progress_);
+  ReturnFreedMemory();
   for (const QuantizedLinear& linear : result.block.linears) CheckStorable(linear);
   BlockReport report;
   report.index = index;
@@ -301,6 +302,7 @@ void Run::QuantizeBlock(int index) {
   BlockLosses losses;
   if (streams_.defined()) {
     losses = Advance(block, result.block);
+    ReturnFreedMemory();
     report.loss_rtn = losses.rtn;
     report.loss_final = losses.final;
   }

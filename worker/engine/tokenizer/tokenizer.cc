@@ -1,11 +1,10 @@
 #include "worker/engine/tokenizer/tokenizer.h"
 
-#include <malloc.h>
-
 #include <limits>
 
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/file.h"
+#include "worker/engine/base/memory.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/tokenizer/quantry_tokenizer.h"
 
@@ -67,7 +66,7 @@ std::vector<int32_t> Tokenizer::Encode(std::string_view text, size_t piece_bytes
   std::vector<int32_t> result(ids, ids + count);
   qt_free_ids(ids, count);
   // The crate's work space is many times the text; give it back.
-  ::malloc_trim(0);
+  ReturnFreedMemory();
   return result;
 }
 
