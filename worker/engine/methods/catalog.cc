@@ -17,7 +17,6 @@ namespace quantry::engine {
 namespace {
 
 // A wider group than any model's in_features has no use.
-constexpr int64_t kMaxGroupSize = 1 << 20;
 // More candidates than this only cost time.
 constexpr int64_t kMaxScaleGridPoints = 1000;
 

@@ -11,7 +11,6 @@
 namespace quantry::engine {
 namespace {
 
-constexpr int64_t kMaxGroupSize = 1 << 20;
 constexpr int64_t kMaxCount = 1000000;
 
 std::unique_ptr<Method> CreateGptq(JsonObject& options) {

@@ -3,9 +3,9 @@
 
 #include <cmath>
 
-#include "worker/engine/methods/training/adam.h"
 #include "worker/engine/methods/training/block_loss.h"
 #include "worker/engine/methods/training/trainable_quantize.h"
+#include "worker/engine/reconstruct/adam.h"
 
 namespace quantry::engine {
 namespace {

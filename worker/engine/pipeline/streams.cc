@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "worker/engine/base/error.h"
+#include "worker/engine/base/non_finite.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/methods/batches.h"
 #include "worker/engine/model/safetensors.h"
@@ -15,11 +16,10 @@ namespace {
 
 void CheckLoss(const char* step, int block, double loss) {
   if (std::isfinite(loss)) return;
-  throw UserError("NON_FINITE_LOSS",
-                  StrCat("block ", block, ", ", step, ": the loss is ", loss,
-                         "; activations overflow in this block: check the checkpoint's weights "
-                         "and the calibration text"),
-                  {{"block", std::to_string(block)}, {"step", step}});
+  throw NonFiniteLoss(block, step,
+                      StrCat("the loss is ", loss,
+                             "; activations overflow in this block: check the checkpoint's weights "
+                             "and the calibration text"));
 }
 
 double SquaredError(const at::Tensor& a, const at::Tensor& b) {

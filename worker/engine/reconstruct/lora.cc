@@ -12,7 +12,7 @@
 #include "worker/engine/base/strings.h"
 #include "worker/engine/methods/linear_shapes.h"
 #include "worker/engine/nn/transformer.h"
-#include "worker/engine/reconstruct/dense_adam.h"
+#include "worker/engine/reconstruct/adam.h"
 #include "worker/engine/reconstruct/model_backward.h"
 
 namespace quantry::engine {
@@ -236,7 +236,7 @@ void Clip(std::vector<at::Tensor>& gradients, double most) {
   for (at::Tensor& gradient : gradients) gradient.mul_(factor);
 }
 
-void Resume(const std::optional<LoraState>& kept, LoraState& state, DenseAdam& adam) {
+void Resume(const std::optional<LoraState>& kept, LoraState& state, Adam& adam) {
   if (!kept || kept->adapters.size() != state.adapters.size()) return;
   for (size_t i = 0; i < state.adapters.size(); ++i) state.adapters[i].copy_(kept->adapters[i]);
   adam.Restore(kept->steps_done, kept->moments);
@@ -251,7 +251,8 @@ LoraReport TrainLora(const Checkpoint& checkpoint, const RopeTable& rope, const 
                      const at::Device& device, const LoraOptions& options, LoraStore* store,
                      std::vector<Block>& blocks, ProgressSink& progress) {
   Trainer trainer(checkpoint, rope, windows, device, options, blocks);
-  DenseAdam adam(trainer.adapters(), DenseAdam::Unit::kOne);
+  Adam adam;
+  for (const at::Tensor& adapter : trainer.adapters()) adam.Add(adapter, 1);
   WindowOrder order(windows.size(0), Random(options.seed ^ 0x4c6fu).Next());
   LoraState state;
   state.adapters = trainer.adapters();
@@ -268,7 +269,7 @@ LoraReport TrainLora(const Checkpoint& checkpoint, const RopeTable& rope, const 
                       {{"step", StrCat("adapters, step ", step)}});
     }
     Clip(gradients.adapters, options.clip_norm);
-    adam.Step(gradients.adapters, RateAt(options, step), trainer.adapters());
+    adam.Step(gradients.adapters, RateAt(options, step));
     if (step < tenth) state.loss_first += gradients.loss / static_cast<double>(tenth);
     if (step >= options.steps - tenth) {
       state.loss_last += gradients.loss / static_cast<double>(tenth);

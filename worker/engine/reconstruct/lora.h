@@ -33,7 +33,7 @@ struct LoraOptions {
 struct LoraState {
   int64_t steps_done = 0;
   std::vector<at::Tensor> adapters;  // A, B of every adapted linear, fp32
-  std::vector<at::Tensor> moments;   // DenseAdam::Moments
+  std::vector<at::Tensor> moments;   // Adam::Moments
   double loss_first = 0;             // sums so far, see LoraReport
   double loss_last = 0;
 };

@@ -11,8 +11,8 @@
 #include "worker/engine/methods/block_weights.h"
 #include "worker/engine/nn/transformer.h"
 #include "worker/engine/quant/grid.h"
+#include "worker/engine/reconstruct/adam.h"
 #include "worker/engine/reconstruct/block_objective.h"
-#include "worker/engine/reconstruct/dense_adam.h"
 #include "worker/engine/reconstruct/model_backward.h"
 #include "worker/engine/reconstruct/progressive_rounding.h"
 
@@ -203,8 +203,9 @@ ModelTuningReport TuneModel(const ModelTuningTask& task, const ModelTuningOption
   Tuner tuner(task, blocks);
   std::vector<at::Tensor> logs = tuner.Logs();
   std::vector<at::Tensor> dense = tuner.Dense();
-  DenseAdam log_adam(logs, DenseAdam::Unit::kOne);
-  DenseAdam dense_adam(dense, DenseAdam::Unit::kSize);
+  Adam log_adam, dense_adam;
+  for (const at::Tensor& tensor : logs) log_adam.Add(tensor, 1);
+  for (const at::Tensor& tensor : dense) dense_adam.Add(tensor, SizeOf(tensor));
   const int64_t tenth = std::max<int64_t>(1, options.steps / 10);
   const uint64_t stream = Random(options.seed ^ 0x7475u).Next();
   ModelTuningReport report;
@@ -218,8 +219,8 @@ ModelTuningReport TuneModel(const ModelTuningTask& task, const ModelTuningOption
                       {{"step", StrCat("model tuning, step ", step)}});
     }
     const double share = 1.0 - static_cast<double>(step) / static_cast<double>(options.steps);
-    log_adam.Step(Flatten(gradients.logs), options.scale_rate * share, logs);
-    dense_adam.Step(Flatten(gradients.dense), options.dense_rate * share, dense);
+    log_adam.Step(Flatten(gradients.logs), options.scale_rate * share);
+    dense_adam.Step(Flatten(gradients.dense), options.dense_rate * share);
     if (step < tenth) report.first_loss += gradients.loss / static_cast<double>(tenth);
     if (step >= options.steps - tenth) {
       report.last_loss += gradients.loss / static_cast<double>(tenth);

@@ -6,10 +6,10 @@
 #include <cmath>
 #include <numeric>
 
-#include "worker/engine/base/error.h"
+#include "worker/engine/base/non_finite.h"
 #include "worker/engine/base/random.h"
 #include "worker/engine/base/strings.h"
-#include "worker/engine/reconstruct/dense_adam.h"
+#include "worker/engine/reconstruct/adam.h"
 
 namespace quantry::engine {
 namespace {
@@ -110,7 +110,8 @@ StepRates ProgressiveRounding::RatesAt(int stage, int64_t step) const {
 
 double ProgressiveRounding::Train(int stage, TrainedBlock& trained, int64_t& steps_told) {
   const TrainableTensors current = Current(trained);
-  DenseAdam dense(trained.dense, DenseAdam::Unit::kSize);
+  Adam dense;
+  for (const at::Tensor& tensor : trained.dense) dense.Add(tensor, SizeOf(tensor));
   const int64_t steps = StepsOf(stage);
   const uint64_t stream = Random(options_.seed ^ (static_cast<uint64_t>(block_) << 40)).Next() +
                           static_cast<uint64_t>(stage * options_.steps_per_stage);
@@ -123,7 +124,7 @@ double ProgressiveRounding::Train(int stage, TrainedBlock& trained, int64_t& ste
     sum += result.loss;
     const StepRates rates = RatesAt(stage, step);
     StepAll(trained.linears, result.weight_gradients, rates);
-    dense.Step(result.dense_gradients, rates.dense, trained.dense);
+    dense.Step(result.dense_gradients, rates.dense);
     if (step < steps_told) continue;  // again, after a retry
     ++steps_told;
     progress_.Advance(1, "learning roundings");
@@ -172,12 +173,9 @@ void ProgressiveRounding::Report(int stage, double loss, const TrainedBlock& tra
 }
 
 void ProgressiveRounding::GiveUp(int stage) const {
-  const std::string step = StrCat("stage ", stage + 1, " of progressive rounding");
-  throw UserError("NON_FINITE_LOSS",
-                  StrCat("block ", block_, ", ", step,
-                         ": the loss is not finite, and lower learning rates did not help; check "
-                         "the calibration text, or lower learning_rate"),
-                  {{"block", std::to_string(block_)}, {"step", step}});
+  throw NonFiniteLoss(block_, StrCat("stage ", stage + 1, " of progressive rounding"),
+                      "the loss is not finite, and lower learning rates did not help; check the "
+                      "calibration text, or lower learning_rate");
 }
 
 RoundingReport ProgressiveRounding::Run(TrainedBlock& trained, StageStore* store) {

@@ -2,8 +2,7 @@
 
 #include <set>
 
-#include "worker/engine/base/error.h"
-#include "worker/engine/base/strings.h"
+#include "worker/engine/base/non_finite.h"
 #include "worker/engine/methods/awq/clip_search.h"
 #include "worker/engine/methods/awq/fold.h"
 #include "worker/engine/methods/awq/inputs.h"
@@ -63,12 +62,9 @@ void ClipBlock(const BlockTask& task, const std::map<int, InputStatistics>& inpu
 
 void CheckFinite(const Block& block, const Linear& linear) {
   if (at::isfinite(linear.weight).all().item<bool>()) return;
-  const std::string index = std::to_string(block.index);
-  throw UserError("NON_FINITE_LOSS",
-                  StrCat("block ", index, ", ", linear.name,
-                         ": the scaled and clipped weight is not finite; check the weights and "
-                         "the calibration text, or try method rtn"),
-                  {{"block", index}, {"step", "clip search of " + linear.name}});
+  throw NonFiniteLoss(block.index, "clip search of " + linear.name,
+                      "the scaled and clipped weight is not finite; check the weights and the "
+                      "calibration text, or try method rtn");
 }
 
 // Makes `inputs`, those of the scale search if there was one, what the clip

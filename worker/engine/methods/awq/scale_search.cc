@@ -4,8 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "worker/engine/base/error.h"
-#include "worker/engine/base/strings.h"
+#include "worker/engine/base/non_finite.h"
 #include "worker/engine/methods/batches.h"
 #include "worker/engine/quant/grid.h"
 
@@ -94,12 +93,9 @@ class Search {
       best.scale = candidates_[n];
     }
     if (!best.scale.defined()) {
-      const std::string block = std::to_string(task_.block.index);
-      throw UserError("NON_FINITE_LOSS",
-                      StrCat("block ", block, ", AWQ scale search of ", group_.previous,
-                             ": every candidate's loss is not finite; check the weights and the "
-                             "calibration text, or try method rtn"),
-                      {{"block", block}, {"step", "scale search of " + group_.previous}});
+      throw NonFiniteLoss(task_.block.index, "AWQ scale search of " + group_.previous,
+                          "every candidate's loss is not finite; check the weights and the "
+                          "calibration text, or try method rtn");
     }
     return best;
   }

@@ -2,8 +2,7 @@
 
 #include <algorithm>
 
-#include "worker/engine/base/error.h"
-#include "worker/engine/base/strings.h"
+#include "worker/engine/base/non_finite.h"
 #include "worker/engine/methods/awq/inputs.h"
 #include "worker/engine/methods/batches.h"
 
@@ -15,13 +14,9 @@ constexpr double kDampingStep = 10.0;
 
 void CheckFinite(const Block& block, int source, const at::Tensor& hessian) {
   if (at::isfinite(hessian).all().item<bool>()) return;
-  const std::string index = std::to_string(block.index);
-  const std::string& name = block.linears[source].name;
-  throw UserError("NON_FINITE_LOSS",
-                  StrCat("block ", index, ", inputs of ", name,
-                         ": their second moments are not finite: activations overflow in this "
-                         "block; check the checkpoint's weights and the calibration text"),
-                  {{"block", index}, {"step", "second moments of " + name}});
+  throw NonFiniteLoss(block.index, "inputs of " + block.linears[source].name,
+                      "their second moments are not finite: activations overflow in this block; "
+                      "check the checkpoint's weights and the calibration text");
 }
 
 // The factor in the matrix's own precision; undefined where it is not positive

@@ -6,9 +6,9 @@
 
 #include "worker/engine/methods/block_weights.h"
 #include "worker/engine/methods/omniquant/transform.h"
-#include "worker/engine/methods/training/adam.h"
 #include "worker/engine/methods/training/block_loss.h"
 #include "worker/engine/methods/training/trainable_quantize.h"
+#include "worker/engine/reconstruct/adam.h"
 
 namespace quantry::engine {
 namespace {
@@ -98,7 +98,7 @@ class Trainer {
     const at::Tensor loss = (output - wanted).square().mean();
     const auto value = loss.item<double>();
     CheckTrainingLoss(task_.block, "learning to clip", value);
-    adam_.Step(Gradients(loss, adam_.parameters()));
+    adam_.Step(Gradients(loss, adam_.tensors()));
     return value;
   }
 

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <tuple>
 
-#include "worker/engine/base/error.h"
+#include "worker/engine/base/non_finite.h"
 #include "worker/engine/base/random.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/reconstruct/block_objective.h"
@@ -133,13 +133,9 @@ class BlockRounding {
       const double loss = Train(stage, rate_share, told, progress);
       if (std::isfinite(loss)) return loss;
     }
-    const std::string block = std::to_string(task_.block.index);
-    const std::string step = StrCat("stage ", stage + 1, " of learning signs");
-    throw UserError("NON_FINITE_LOSS",
-                    StrCat("block ", block, ", ", step,
-                           ": the loss is not finite, and lower rates did not help; check the "
-                           "calibration text, or lower rounding_rate"),
-                    {{"block", block}, {"step", step}});
+    throw NonFiniteLoss(task_.block.index, StrCat("stage ", stage + 1, " of learning signs"),
+                        "the loss is not finite, and lower rates did not help; check the "
+                        "calibration text, or lower rounding_rate");
   }
 
   // {signs, codes} that were flipped, as shares.
@@ -185,7 +181,7 @@ class BlockRounding {
     rates.rounding = options_.rounding_rate * rate_share;
     rates.scale = options_.rounding_scale_rate * rate_share;
     rates.scale_weight_decay = kScaleDecay;
-    BufferAdam columns(buffer_);
+    Adam columns = OptimizerOf(buffer_);
     double sum = 0;
     for (int64_t step = 0; step < options_.rounding_steps; ++step) {
       const double loss = Step(stage * options_.rounding_steps + step, rates, columns, rate_share);
@@ -198,7 +194,7 @@ class BlockRounding {
     return sum / static_cast<double>(options_.rounding_steps);
   }
 
-  double Step(int64_t number, const StepRates& rates, BufferAdam& columns, double rate_share) {
+  double Step(int64_t number, const StepRates& rates, Adam& columns, double rate_share) {
     TrainableTensors current;
     for (SoftLinear& linear : soft_) current.weights.push_back(linear.Assemble());
     const uint64_t seed =
@@ -214,7 +210,7 @@ class BlockRounding {
     std::vector<at::Tensor> gradients(parts_.size());
     for (size_t i = 0; i < soft_.size(); ++i) soft_[i].Split(result.weight_gradients[i], gradients);
     StepAll(parts_, gradients, rates);
-    columns.Step(rate_share);
+    columns.Step({grads}, rate_share);
     return result.loss;
   }
 

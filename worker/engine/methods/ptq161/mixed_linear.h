@@ -5,9 +5,9 @@
 #include <string>
 #include <vector>
 
-#include "worker/engine/methods/ptq161/adam.h"
 #include "worker/engine/methods/ptq161/binarize.h"
 #include "worker/engine/methods/ptq161/options.h"
+#include "worker/engine/methods/ptq161/parameter_buffer.h"
 #include "worker/engine/nn/block.h"
 #include "worker/engine/quant/quantized_linear.h"
 

@@ -173,14 +173,14 @@ TEST(MixedLinear, Invariant3StoredLevelsAreTwo) {
   }
 }
 
-TEST(BufferAdam, FirstStepIsTheLearningRate) {  // spec 11.3, 5
+TEST(ParameterBuffer, FirstStepIsTheLearningRate) {  // spec 11.3, 5
   ParameterBuffer buffer(5, at::kCPU);
   const Parameter slow = buffer.Add(at::zeros({2}), 5e-4);
   const Parameter fast = buffer.Add(at::ones({3}), 1e-3);
   at::Tensor grads = buffer.grads();
   grads.copy_(at::tensor({1e-6, -3.0, 0.0, 1e-3, -1e5}, at::kFloat));
-  BufferAdam adam(buffer);
-  adam.Step();
+  Adam adam = OptimizerOf(buffer);
+  adam.Step({buffer.grads()});
   EXPECT_NEAR(slow.value[0].item<double>(), -5e-4, 5e-6);
   EXPECT_NEAR(slow.value[1].item<double>(), 5e-4, 5e-6);
   EXPECT_EQ(fast.value[0].item<double>(), 1.0);  // no gradient, no decay
@@ -189,16 +189,16 @@ TEST(BufferAdam, FirstStepIsTheLearningRate) {  // spec 11.3, 5
 }
 
 // Against the recurrence written down in double.
-TEST(BufferAdam, FollowsTheRecurrence) {
+TEST(ParameterBuffer, FollowsTheRecurrence) {
   ParameterBuffer buffer(1, at::kCPU);
   const Parameter parameter = buffer.Add(at::ones({1}), 0.01);
-  BufferAdam adam(buffer);
+  Adam adam = OptimizerOf(buffer);
   double value = 1, first = 0, second = 0;
   for (int step = 1; step <= 50; ++step) {
     const double grad = std::sin(step) + value;
     at::Tensor grads = buffer.grads();
     grads.fill_(grad);
-    adam.Step();
+    adam.Step({buffer.grads()});
     first = 0.9 * first + 0.1 * grad;
     second = 0.999 * second + 0.001 * grad * grad;
     value -= 0.01 * (first / (1 - std::pow(0.9, step))) /

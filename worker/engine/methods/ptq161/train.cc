@@ -5,7 +5,7 @@
 #include <numeric>
 #include <optional>
 
-#include "worker/engine/base/error.h"
+#include "worker/engine/base/non_finite.h"
 #include "worker/engine/base/random.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/methods/ptq161/block_loss.h"
@@ -58,11 +58,11 @@ class Trainer {
 
   // nullopt when a loss was not finite; failed_step() then tells where.
   std::optional<TrainingReport> Run(ParameterBuffer& buffer, double rate_scale) {
-    BufferAdam adam(buffer);
+    Adam adam = OptimizerOf(buffer);
     Random random(task_.seed ^ (uint64_t{0x161} << 32) ^ static_cast<uint64_t>(task_.block.index));
     TrainingReport report;
     for (int epoch = 0; epoch < options_.epochs; ++epoch) {
-      const std::optional<EpochSums> sums = RunEpoch(adam, rate_scale, random);
+      const std::optional<EpochSums> sums = RunEpoch(adam, buffer.grads(), rate_scale, random);
       if (!sums) return std::nullopt;
       Note(*sums, report);
       if (Stops(report)) {
@@ -78,13 +78,14 @@ class Trainer {
  private:
   int64_t windows() const { return task_.x_q.size(0); }
 
-  std::optional<EpochSums> RunEpoch(BufferAdam& adam, double rate_scale, Random& random) {
+  std::optional<EpochSums> RunEpoch(Adam& adam, const at::Tensor& grads, double rate_scale,
+                                    Random& random) {
     EpochSums sums;
     for (const int64_t sample : OrderOf(windows(), options_.shuffle, random)) {
       const BlockLoss loss = Backward(sample);
       ++step_;
       if (!std::isfinite(loss.total)) return std::nullopt;
-      adam.Step(rate_scale);
+      adam.Step({grads}, rate_scale);
       sums.total += loss.total;
       sums.mse += loss.mse;
       sums.cosine += loss.cosine;
@@ -153,14 +154,10 @@ TrainingReport TrainBlock(const BlockTask& task, const Ptq161Options& options,
     }
     failed = trainer.failed_step();
   }
-  const std::string block = std::to_string(task.block.index);
-  throw UserError(
-      "NON_FINITE_LOSS",
-      StrCat("block ", block, ", training step ", failed, " of ", options.epochs * task.x_q.size(0),
-             ": the loss is not finite, also at a hundredth of the learning rates; "
-             "check the checkpoint's weights and the calibration text, or lower "
-             "gain_rate and rank_one_rate"),
-      {{"block", block}, {"step", std::to_string(failed)}});
+  throw NonFiniteLoss(
+      task.block.index, StrCat("training step ", failed, " of ", options.epochs * task.x_q.size(0)),
+      "the loss is not finite, also at a hundredth of the learning rates; check the checkpoint's "
+      "weights and the calibration text, or lower gain_rate and rank_one_rate");
 }
 
 }  // namespace quantry::engine

@@ -6,7 +6,7 @@
 
 #include <cmath>
 
-#include "worker/engine/base/error.h"
+#include "worker/engine/base/non_finite.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/methods/awq/inputs.h"
 #include "worker/engine/methods/batches.h"
@@ -68,12 +68,10 @@ std::vector<at::Tensor> Gradients(const at::Tensor& loss,
 
 void CheckTrainingLoss(const Block& block, const char* step, double loss) {
   if (std::isfinite(loss)) return;
-  const std::string index = std::to_string(block.index);
-  throw UserError("NON_FINITE_LOSS",
-                  StrCat("block ", index, ", ", step, ": the loss is ", loss,
-                         "; lower the learning rate, or check the checkpoint's weights and the "
-                         "calibration text"),
-                  {{"block", index}, {"step", step}});
+  throw NonFiniteLoss(block.index, step,
+                      StrCat("the loss is ", loss,
+                             "; lower the learning rate, or check the checkpoint's weights and the "
+                             "calibration text"));
 }
 
 }  // namespace quantry::engine

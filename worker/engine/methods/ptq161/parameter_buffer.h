@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "worker/engine/reconstruct/adam.h"
+
 namespace quantry::engine {
 
 // A trained vector and its gradient: views into a ParameterBuffer.
@@ -37,19 +39,8 @@ class ParameterBuffer {
   int64_t used_ = 0;
 };
 
-// AdamW without weight decay: betas 0.9 and 0.999, eps 1e-8, bias correction
-// (spec: ptq161.md 4.2). State fp32.
-class BufferAdam {
- public:
-  explicit BufferAdam(const ParameterBuffer& buffer);
-  // values -= rate_scale * rates * m / (sqrt(v) + eps) with the buffer's gradients.
-  void Step(double rate_scale = 1.0);
-
- private:
-  const ParameterBuffer& buffer_;
-  at::Tensor first_;
-  at::Tensor second_;
-  int64_t steps_ = 0;
-};
+// AdamW without weight decay (spec: ptq161.md 4.2) over the whole buffer; its
+// Step takes {buffer.grads()}.
+Adam OptimizerOf(const ParameterBuffer& buffer);
 
 }  // namespace quantry::engine

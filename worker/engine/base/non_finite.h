@@ -1,0 +1,17 @@
+#pragma once
+
+#include <string>
+
+#include "worker/engine/base/error.h"
+
+namespace quantry::engine {
+
+// NON_FINITE_LOSS in `step` of a block's work; `what`: what is not finite, and
+// what to do.
+inline EngineError NonFiniteLoss(int block, const std::string& step, const std::string& what) {
+  const std::string index = std::to_string(block);
+  return UserError("NON_FINITE_LOSS", "block " + index + ", " + step + ": " + what,
+                   {{"block", index}, {"step", step}});
+}
+
+}  // namespace quantry::engine
