@@ -74,8 +74,8 @@ class SafetensorsFile {
   // INVALID_CHECKPOINT for other dtypes, NON_FINITE_WEIGHTS for NaN and Inf.
   at::Tensor LoadFloat(const TensorInfo& info) const;
 
-  // Drops the tensor's pages from this process' resident set; they come back
-  // from the page cache when touched again.
+  // Drops the tensor's pages, and up to 2 MiB around them, from this process'
+  // resident set; they come back from the page cache when touched again.
   void Release(const TensorInfo& info) const;
 
  private:

@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <bit>
 #include <cerrno>
 #include <cstring>
@@ -13,6 +14,10 @@
 
 namespace quantry::engine {
 namespace {
+
+// How far from a touched page the kernel maps others of the page cache: 64 KiB,
+// or a large folio.
+constexpr uint64_t kFaultAround = uint64_t{2} << 20;
 
 [[noreturn]] void ThrowReadError(const std::string& path) {
   const int error = errno;
@@ -137,10 +142,12 @@ at::Tensor SafetensorsFile::LoadFloat(const TensorInfo& info) const {
 }
 
 void SafetensorsFile::Release(const TensorInfo& info) const {
+  // Touching this tensor brought back neighbours released before.
   const auto page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
-  const uint64_t begin = info.begin / page * page;
-  if (info.end > begin) {
-    ::madvise(static_cast<char*>(mapping_->address) + begin, info.end - begin, MADV_DONTNEED);
+  const uint64_t begin = (std::max(info.begin, kFaultAround) - kFaultAround) / page * page;
+  const uint64_t end = std::min(info.end + kFaultAround, size_);
+  if (end > begin) {
+    ::madvise(static_cast<char*>(mapping_->address) + begin, end - begin, MADV_DONTNEED);
   }
 }
 

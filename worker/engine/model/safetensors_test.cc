@@ -264,24 +264,43 @@ TEST_F(SafetensorsFileTest, DiskFullNamesPathAndBytesAndLeavesNothing) {
   EXPECT_TRUE(std::filesystem::is_empty(dir_.path()));
 }
 
+int64_t ResidentBytes() {
+  std::ifstream statm("/proc/self/statm");
+  int64_t total = 0, pages = 0;
+  statm >> total >> pages;
+  return pages * ::sysconf(_SC_PAGESIZE);
+}
+
 TEST_F(SafetensorsFileTest, ReleasedPagesLeaveTheResidentSet) {
   const std::string path = dir_.File("w");
   constexpr int64_t kValues = 16 << 20;  // 64 MiB
   SafetensorsWriter writer(path, {{"w", at::kFloat, {kValues}}});
   writer.Append("w", at::zeros({kValues}));
   writer.Finish();
-  const auto resident = [] {
-    std::ifstream statm("/proc/self/statm");
-    int64_t total = 0, pages = 0;
-    statm >> total >> pages;
-    return pages * ::sysconf(_SC_PAGESIZE);
-  };
   const auto file = SafetensorsFile::Open(path);
-  const int64_t before = resident();
+  const int64_t before = ResidentBytes();
   EXPECT_EQ(file->View(file->tensors()[0]).sum().item<float>(), 0.0f);
-  EXPECT_GT(resident() - before, 32 << 20);
+  EXPECT_GT(ResidentBytes() - before, 32 << 20);
   file->Release(file->tensors()[0]);
-  EXPECT_LT(resident() - before, 16 << 20);
+  EXPECT_LT(ResidentBytes() - before, 16 << 20);
+}
+
+// Reading a tensor maps its neighbours in the page cache too: they must not stay.
+TEST_F(SafetensorsFileTest, ReleasedNeighboursStayAway) {
+  constexpr int kTensors = 512;
+  const std::string path = dir_.File("w.safetensors");
+  std::vector<TensorSpec> specs;
+  for (int i = 0; i < kTensors; ++i) {
+    specs.push_back({std::to_string(1000 + i), at::kFloat, {1 << 14}});
+  }
+  SafetensorsWriter writer(path, specs);
+  for (const TensorSpec& spec : specs) writer.Append(spec.name, at::zeros({1 << 14}));
+  writer.Finish();
+  const auto file = SafetensorsFile::Open(path);
+  file->LoadFloat(file->tensors()[0]);
+  const int64_t before = ResidentBytes();
+  for (int i = 0; i < kTensors; ++i) file->LoadFloat(file->tensors()[i * 37 % kTensors]);
+  EXPECT_LT(ResidentBytes() - before, 4 << 20);
 }
 
 }  // namespace
