@@ -1,11 +1,14 @@
-"""What docs/operations names exists: files, links, commands and their flags."""
+"""What the pages name exists: links everywhere, files, commands and their flags in docs/operations."""
 import re
 import subprocess
+import sys
 
 import pytest
 
 from conftest import ROOT, known_flags
 
+FOLDERS = ("benchmarks", "client", "deploy", "docs", "examples", "integrations", "tests")
+ALL_PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).glob("**/*.md"))])
 PAGES = sorted((ROOT / "docs/operations").glob("*.md"))
 SPANS = {page: re.findall(r"`([^`]+)`", page.read_text()) for page in PAGES}
 
@@ -16,9 +19,10 @@ def anchors(page):
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)]+)\)", prose):
         if target.startswith("https://"):
             continue
         path, _, anchor = target.partition("#")
@@ -66,3 +70,13 @@ def test_reasons_of_the_runbook_are_reasons():
     known |= {"RESOURCE_EXHAUSTED", "UNAVAILABLE", "INTERNAL"}  # statuses
     words = set(re.findall(r"\b[A-Z]+_[A-Z_]+\b", (ROOT / "docs/operations/runbook.md").read_text()))
     assert words - known <= {"QUANTRY_SERVER"}, words - known
+
+
+def test_api_reference_is_what_the_protos_say():
+    done = subprocess.run([sys.executable, ROOT / "scripts/api-reference", "--check"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_api_reference_has_no_two_headings_of_one_anchor():
+    page = ROOT / "docs/api/reference.md"
+    assert len(anchors(page)) == len(re.findall(r"^#+ ", page.read_text(), re.M))
