@@ -2,16 +2,13 @@
 
 #include <chrono>
 #include <cstdint>
-#include <map>
 #include <string>
-#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/storage.h"
-
-struct sockaddr;
 
 namespace quantry::agent {
 
@@ -19,8 +16,8 @@ struct FetchOptions {
   // Scheme, host, port and perhaps a path of the only server that is asked. It
   // alone gets the token, and it alone may have a private address or no TLS.
   std::string endpoint;
-  // Hosts it may redirect to: "cdn.example.com", or "*.example.com" for those
-  // below. Only by https, and only at public addresses.
+  // Hosts it may redirect to, see IsListedHost. Only by https, and only at public
+  // addresses (IsPublicAddress).
   std::vector<std::string> redirect_hosts;
   std::string token_file;  // read for every request; "" = none
   int max_tries = 8;       // without a byte of advance
@@ -54,12 +51,5 @@ class HttpFetcher {
  private:
   const FetchOptions options_;
 };
-
-// Whether `host` is in the list, see FetchOptions::redirect_hosts.
-bool IsListedHost(std::string_view host, const std::vector<std::string>& listed);
-
-// False for loopback, private, link-local, shared, multicast, documentation and
-// tunnelling ranges of IPv4 and IPv6, and for any other family.
-bool IsPublicAddress(const sockaddr& address);
 
 }  // namespace quantry::agent
