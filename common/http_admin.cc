@@ -18,6 +18,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "common/http_host.h"
 #include "common/http_page_thread.h"
 #include "common/listen_address.h"
 #include "common/unique_fd.h"
@@ -49,10 +50,12 @@ HttpResponse NoSuchPage(const HttpAdmin::Handlers& handlers) {
 
 class PollServer : public HttpAdmin {
  public:
-  PollServer(UniqueFd listener, UniqueFd wake, std::string address, Handlers handlers, Pages pages)
+  PollServer(UniqueFd listener, UniqueFd wake, std::string address, HttpHostRule host_rule,
+             Handlers handlers, Pages pages)
       : listener_(std::move(listener)),
         wake_(std::move(wake)),
         address_(std::move(address)),
+        host_rule_(std::move(host_rule)),
         handlers_(std::move(handlers)),
         pages_(pages ? std::make_unique<HttpPageThread>(std::move(pages), [this] { Wake(); })
                      : nullptr),
@@ -143,12 +146,18 @@ class PollServer : public HttpAdmin {
     const bool complete = request.find("\r\n\r\n") != std::string::npos;
     if (!complete && request.size() < kMaxRequestBytes) return true;
     if (!complete) return Reply(connection, {.status = 431, .body = "request too large\n"});
-    HttpRequest parsed =
-        ParseRequestLine(std::string_view(request).substr(0, request.find("\r\n")));
+    return Answer(connection, std::string_view(request).substr(0, request.find("\r\n\r\n")));
+  }
+
+  // `head`: request line and headers.
+  bool Answer(Connection* connection, std::string_view head) {
+    HttpRequest parsed = ParseRequestLine(head.substr(0, head.find("\r\n")));
     if (parsed.error == 405) return Reply(connection, {.status = 405, .body = "only GET\n"});
     if (parsed.error != 0) {
       return Reply(connection, {.status = parsed.error, .body = "wanted: GET PATH HTTP/1.1\n"});
     }
+    const std::string refusal = host_rule_.Refusal(head);
+    if (!refusal.empty()) return Reply(connection, {.status = 421, .body = refusal}, parsed.head);
     const auto handler = handlers_.find(parsed.path);
     if (handler != handlers_.end()) return Reply(connection, handler->second(), parsed.head);
     if (pages_ == nullptr) return Reply(connection, NoSuchPage(handlers_), parsed.head);
@@ -180,6 +189,7 @@ class PollServer : public HttpAdmin {
   UniqueFd listener_;
   UniqueFd wake_;
   std::string address_;
+  HttpHostRule host_rule_;
   Handlers handlers_;
   std::vector<Connection> connections_;  // the thread's own, as the next
   std::uint64_t last_id_ = 0;
@@ -220,11 +230,12 @@ std::uint16_t BoundPort(int fd) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<HttpAdmin>> HttpAdmin::Start(std::string_view address,
-                                                            Handlers handlers, bool beyond_loopback,
-                                                            Pages pages) {
-  if (absl::Status status = CheckAdminAddress(address, beyond_loopback); !status.ok()) {
+                                                            Handlers handlers,
+                                                            HttpAdminAccess access, Pages pages) {
+  if (absl::Status status = CheckAdminAddress(address, access.beyond_loopback); !status.ok()) {
     return status;
   }
+  if (absl::Status status = CheckHostNames(access.hosts); !status.ok()) return status;
   auto parsed = ParseListenAddress(address);
   sockaddr_storage storage;
   const socklen_t size = ToSockaddr(*parsed, &storage);
@@ -238,7 +249,9 @@ absl::StatusOr<std::unique_ptr<HttpAdmin>> HttpAdmin::Start(std::string_view add
     return SocketError("cannot listen on", parsed->ToString());
   }
   parsed->port = BoundPort(listener.get());
+  const bool any_host = !IsLoopback(*parsed) && access.hosts.empty();
   return std::make_unique<PollServer>(std::move(listener), std::move(wake), parsed->ToString(),
+                                      HttpHostRule(std::move(access.hosts), any_host),
                                       std::move(handlers), std::move(pages));
 }
 

@@ -59,7 +59,7 @@ class HttpAdminTest : public testing::Test {
 };
 
 TEST_F(HttpAdminTest, ServesPages) {
-  const std::string metrics = Send(*server_, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+  const std::string metrics = Send(*server_, "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
   EXPECT_EQ(metrics.rfind("HTTP/1.1 200 OK\r\n", 0), 0u) << metrics;
   EXPECT_NE(metrics.find("version=0.0.4"), std::string::npos);
   EXPECT_EQ(metrics.substr(metrics.size() - 5), "up 1\n");
@@ -85,6 +85,45 @@ TEST_F(HttpAdminTest, BadRequestsGetShortAnswers) {
   }
 }
 
+TEST_F(HttpAdminTest, RequestsForAnotherHostAreRefused) {
+  const std::string rebound = "GET /metrics HTTP/1.1\r\nHost: evil.example:7072\r\n\r\n";
+  const std::string answer = Send(*server_, rebound);
+  EXPECT_EQ(answer.rfind("HTTP/1.1 421 Misdirected Request\r\n", 0), 0u) << answer;
+  EXPECT_NE(answer.find("--admin-hosts=evil.example"), std::string::npos) << answer;
+  EXPECT_EQ(answer.find("up 1"), std::string::npos);
+  const std::string head = Send(*server_, "HEAD /metrics HTTP/1.1\r\nHost: evil.example\r\n\r\n");
+  EXPECT_EQ(head.rfind("HTTP/1.1 421", 0), 0u) << head;
+  EXPECT_EQ(head.find("--admin-hosts"), std::string::npos);
+  EXPECT_EQ(
+      Send(*server_, "GET /livez HTTP/1.1\r\nHost: 10.1.2.3:8072\r\n\r\n").rfind("HTTP/1.1 200", 0),
+      0u);
+}
+
+TEST_F(HttpAdminTest, HostsOfAProxyAndOfANetwork) {
+  const struct {
+    const char* name;
+    const char* address;
+    HttpAdminAccess access;
+    const char* status;
+  } cases[] = {
+      {"listed", "127.0.0.1:0", {.hosts = {"gate.example"}}, "200"},
+      {"not listed", "127.0.0.1:0", {.hosts = {"other.example"}}, "421"},
+      {"open to a network", "0.0.0.0:0", {.beyond_loopback = true}, "200"},
+      {"a network's listed names", "0.0.0.0:0", {true, {"gate.example"}}, "200"},
+      {"none of a network's listed names", "0.0.0.0:0", {true, {"other.example"}}, "421"},
+  };
+  for (const auto& c : cases) {
+    auto server = HttpAdmin::Start(
+        c.address, StandardHandlers([] { return ""; }, [] { return ""; }), c.access);
+    ASSERT_TRUE(server.ok()) << c.name << server.status();
+    const std::string answer =
+        Send(**server, "GET /livez HTTP/1.1\r\nHost: gate.example:443\r\n\r\n");
+    EXPECT_EQ(answer.substr(9, 3), c.status) << c.name;
+  }
+  EXPECT_EQ(HttpAdmin::Start("127.0.0.1:0", {}, {.hosts = {"a:80"}}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
 TEST_F(HttpAdminTest, HeadGetsTheHeadersAlone) {
   const std::string head = Send(*server_, "HEAD /metrics HTTP/1.1\r\n\r\n");
   EXPECT_NE(head.find("Content-Length: 5\r\n"), std::string::npos);
@@ -99,8 +138,8 @@ class SlowPagesTest : public HttpAdminTest {
  protected:
   void SetUp() override {
     auto started =
-        HttpAdmin::Start("127.0.0.1:0", StandardHandlers([] { return ""; }, [] { return ""; }),
-                         false, [this](const std::string& path) {
+        HttpAdmin::Start("127.0.0.1:0", StandardHandlers([] { return ""; }, [] { return ""; }), {},
+                         [this](const std::string& path) {
                            std::unique_lock lock(mutex_);
                            ++asked_;
                            changed_.notify_all();

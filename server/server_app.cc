@@ -248,7 +248,7 @@ class App : public ServerApp {
     auto admin = HttpAdmin::Start(
         config_.admin_listen(),
         StandardHandlers([this] { return metrics_.Render(); }, [this] { return NotReady(); }),
-        config_.admin_plaintext(), AdminPages());
+        AdminAccess(config_), AdminPages());
     if (!admin.ok()) return admin.status();
     admin_ = *std::move(admin);
     return absl::OkStatus();

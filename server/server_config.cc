@@ -12,6 +12,7 @@
 #include "common/config_fields.h"
 #include "common/errors.h"
 #include "common/http_admin.h"
+#include "common/http_host.h"
 #include "common/listen_address.h"
 #include "common/log.h"
 #include "server/job_store_setup.h"
@@ -98,7 +99,8 @@ absl::Status CheckValues(const v1::ServerConfig& config) {
         CheckAddress("worker_listen", config.worker_listen(), config),
         NamingFlag("admin_listen",
                    CheckAdminAddress(config.admin_listen(), config.admin_plaintext())),
-        CheckIdentity(config), CheckRange("lease_ttl_s", config.lease_ttl_s(), 3, 3600),
+        NamingFlag("admin_hosts", CheckHostNames(AdminAccess(config).hosts)), CheckIdentity(config),
+        CheckRange("lease_ttl_s", config.lease_ttl_s(), 3, 3600),
         CheckRange("heartbeat_interval_s", config.heartbeat_interval_s(), 1,
                    config.lease_ttl_s() / 3),
         // A sweep later than ttl / 2 reads as an outage and judges nobody.

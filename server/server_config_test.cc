@@ -78,6 +78,8 @@ TEST(ServerConfig, WrongValuesNameTheirFlag) {
       {[](auto* c) { c->set_credentials_reload_s(0); }, "--credentials-reload-s: wanted 1 to"},
       {[](auto* c) { c->set_admin_listen("7072"); }, "--admin-listen: wanted an address"},
       {[](auto* c) { c->set_admin_listen("0.0.0.0:7072"); }, "without --admin-plaintext"},
+      {[](auto* c) { c->add_admin_hosts("https://a.example"); },
+       "--admin-hosts: wanted a host name"},
       {[](auto* c) { c->set_lease_ttl_s(1); }, "--lease-ttl-s: wanted 3 to 3600, got 1"},
       {[](auto* c) { c->set_heartbeat_interval_s(11); }, "--heartbeat-interval-s: wanted 1 to 10"},
       {[](auto* c) { c->set_sweep_interval_s(11); }, "--sweep-interval-s: wanted 1 to 10"},

@@ -3,6 +3,7 @@ import socket
 import ssl
 import subprocess
 import urllib.error
+import urllib.request
 
 import pytest
 
@@ -119,6 +120,8 @@ def test_who_gets_in(cluster, certificates, who, tenant, worker):
 def test_admin_port_is_read_only(cluster):
     for path in ("/metrics", "/livez", "/readyz"):
         assert http_get(f"http://{cluster['admin']}{path}")
+    by_name = urllib.request.Request(f"http://{cluster['admin']}/livez", headers={"Host": "quantryd.quantry.svc:8072"})
+    assert urllib.request.urlopen(by_name, timeout=10).status == 200
     with pytest.raises(urllib.error.HTTPError) as refused:
         http_get(f"http://{cluster['admin']}/anything")
     assert refused.value.code == 403

@@ -14,6 +14,7 @@
 #include "common/grpc_credentials.h"
 #include "common/grpc_reconnect.h"
 #include "common/http_admin.h"
+#include "common/http_host.h"
 #include "common/ids.h"
 #include "common/log.h"
 #include "common/storage.h"
@@ -93,6 +94,9 @@ absl::Status FinishConfig(v1::WorkerConfig& config) {
   if (absl::Status status = CheckAdminAddress(config.admin_listen(), config.admin_plaintext());
       !status.ok()) {
     return MakeError(Reason::kInvalidConfig, "--admin-listen: " + std::string(status.message()));
+  }
+  if (absl::Status status = CheckHostNames(AdminAccess(config).hosts); !status.ok()) {
+    return MakeError(Reason::kInvalidConfig, "--admin-hosts: " + std::string(status.message()));
   }
   return HubSource::Check(HubOptionsOf(config));
 }
@@ -189,7 +193,7 @@ absl::Status RunWorker(const v1::WorkerConfig& config) {
   auto admin = HttpAdmin::Start(config.admin_listen(),
                                 StandardHandlers([&metrics] { return metrics.Text(); },
                                                  [&agent] { return agent.NotReady(); }),
-                                config.admin_plaintext());
+                                AdminAccess(config));
   if (!admin.ok()) return admin.status();
   log::Info("quantry-worker starts", {{"version", QUANTRY_VERSION},
                                       {"server", config.server()},
