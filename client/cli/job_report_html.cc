@@ -3,6 +3,7 @@
 #include "client/cli/format.h"
 #include "client/cli/job_report.h"
 #include "client/cli/text.h"
+#include "common/markup.h"
 
 namespace quantry::cli {
 namespace {
@@ -11,28 +12,7 @@ namespace {
 constexpr std::string_view kBegin = "<!-- quantry:measured -->\n";
 constexpr std::string_view kEnd = "<!-- /quantry:measured -->\n";
 
-std::string Escaped(std::string_view text) {
-  std::string out;
-  for (const char c : Plain(text)) {
-    switch (c) {
-      case '&':
-        out += "&amp;";
-        break;
-      case '<':
-        out += "&lt;";
-        break;
-      case '>':
-        out += "&gt;";
-        break;
-      case '"':
-        out += "&quot;";
-        break;
-      default:
-        out += c;
-    }
-  }
-  return out;
-}
+std::string Escaped(std::string_view text) { return EscapeMarkup(Plain(text)); }
 
 std::string Row(std::string_view name, std::string_view value) {
   return Cat("<tr><th>", Escaped(name), "</th><td>", Escaped(value), "</td></tr>\n");

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstdio>
 
-#include "worker/engine/base/markup.h"
+#include "common/markup.h"
 #include "worker/engine/base/strings.h"
 
 namespace quantry::engine {

@@ -4,7 +4,7 @@
 #include <set>
 #include <vector>
 
-#include "worker/engine/base/markup.h"
+#include "common/markup.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/pipeline/report_text.h"
 

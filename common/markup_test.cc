@@ -1,8 +1,8 @@
-#include "worker/engine/base/markup.h"
+#include "common/markup.h"
 
 #include <gtest/gtest.h>
 
-namespace quantry::engine {
+namespace quantry {
 namespace {
 
 TEST(Markup, EscapesWhatCouldEndTextOrAnAttribute) {
@@ -13,4 +13,4 @@ TEST(Markup, EscapesWhatCouldEndTextOrAnAttribute) {
 }
 
 }  // namespace
-}  // namespace quantry::engine
+}  // namespace quantry

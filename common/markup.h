@@ -1,8 +1,14 @@
-#include "worker/engine/base/markup.h"
+// Text in HTML and XML. The standard library alone: the engine uses it too.
+#pragma once
 
-namespace quantry::engine {
+#include <string>
+#include <string_view>
 
-std::string EscapeMarkup(std::string_view text) {
+namespace quantry {
+
+// Text as it may stand between tags and in quoted attributes of HTML and XML:
+// & < > " ' become entities, control characters U+FFFD.
+inline std::string EscapeMarkup(std::string_view text) {
   std::string out;
   out.reserve(text.size());
   for (const char c : text) {
@@ -33,4 +39,4 @@ std::string EscapeMarkup(std::string_view text) {
   return out;
 }
 
-}  // namespace quantry::engine
+}  // namespace quantry
