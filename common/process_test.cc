@@ -3,16 +3,15 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/resource.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
-#include <fstream>
 #include <string>
 #include <vector>
 
 #include "common/line_reader.h"
+#include "common/testing/dies_with_parent.h"
 #include "gtest/gtest.h"
 
 namespace quantry {
@@ -145,34 +144,8 @@ TEST(ProcessTest, GrandchildrenGoToo) {
   ASSERT_EQ(lines.size(), 1u);
 }
 
-// Gone, or a zombie that waits for its new parent.
-bool HasEnded(pid_t pid) {
-  std::ifstream stat("/proc/" + std::to_string(pid) + "/stat");
-  std::string word;
-  stat >> word >> word >> word;
-  return word.empty() || word == "Z" || word == "X";
-}
-
 TEST(ProcessTest, ChildDiesWithItsParent) {
-  int ends[2];
-  ASSERT_EQ(pipe(ends), 0);
-  const pid_t parent = fork();
-  if (parent == 0) {
-    auto child = ChildProcess::Spawn(Shell("exec sleep 1000"));
-    const pid_t pid = child.ok() ? child->pid() : 0;
-    if (write(ends[1], &pid, sizeof(pid)) != sizeof(pid)) _exit(1);
-    while (true) pause();
-  }
-  pid_t child = 0;
-  ASSERT_EQ(read(ends[0], &child, sizeof(child)), static_cast<ssize_t>(sizeof(child)));
-  ASSERT_GT(child, 0);
-  EXPECT_FALSE(HasEnded(child));
-  kill(parent, SIGKILL);
-  waitpid(parent, nullptr, 0);
-  for (int i = 0; i < 1000 && !HasEnded(child); ++i) usleep(5000);
-  EXPECT_TRUE(HasEnded(child));
-  close(ends[0]);
-  close(ends[1]);
+  EXPECT_TRUE(DiesWithItsParent([] { return ChildProcess::Spawn(Shell("exec sleep 1000")); }));
 }
 
 TEST(ProcessTest, SignalMaskAndHandlersAreReset) {

@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <csignal>
@@ -19,6 +18,7 @@
 #include "common/line_reader.h"
 #include "common/process.h"
 #include "common/sandbox/program_files.h"
+#include "common/testing/dies_with_parent.h"
 #include "gtest/gtest.h"
 
 namespace quantry {
@@ -229,38 +229,14 @@ TEST_F(SandboxTest, AnotherAccount) {
                       "read EACCES\nwrite EACCES\n");
 }
 
-// Gone, or a zombie that waits for its new parent.
-bool HasEnded(pid_t pid) {
-  std::ifstream stat("/proc/" + std::to_string(pid) + "/stat");
-  std::string word;
-  stat >> word >> word >> word;
-  return word.empty() || word == "Z" || word == "X";
-}
-
 // Changed credentials clear a parent-death signal set too early.
 TEST_F(SandboxTest, DiesWithItsParent) {
-  int ends[2];
-  ASSERT_EQ(pipe(ends), 0);
-  const pid_t parent = fork();
-  if (parent == 0) {
+  EXPECT_TRUE(DiesWithItsParent([this] {
     const auto sandbox = Sandbox::Prepare(options_);
     ChildOptions child_options{.argv = {SANDBOX_PROBE, "wait"}, .environment = {}};
     if (sandbox.ok()) child_options.sandbox = &*sandbox;
-    auto child = ChildProcess::Spawn(child_options);
-    const pid_t pid = child.ok() ? child->pid() : 0;
-    if (write(ends[1], &pid, sizeof(pid)) != sizeof(pid)) _exit(1);
-    while (true) pause();
-  }
-  pid_t child = 0;
-  ASSERT_EQ(read(ends[0], &child, sizeof(child)), static_cast<ssize_t>(sizeof(child)));
-  ASSERT_GT(child, 0);
-  EXPECT_FALSE(HasEnded(child));
-  kill(parent, SIGKILL);
-  waitpid(parent, nullptr, 0);
-  for (int i = 0; i < 1000 && !HasEnded(child); ++i) usleep(5000);
-  EXPECT_TRUE(HasEnded(child));
-  close(ends[0]);
-  close(ends[1]);
+    return ChildProcess::Spawn(child_options);
+  }));
 }
 
 TEST(ProgramFilesTest, ReadsElfAndRefusesScripts) {
