@@ -1,5 +1,4 @@
 """The fault suite: docs/reliability.md says what each test does. Everything runs with QUANTRY_FULL=1."""
-import os
 import pathlib
 import signal
 import sys
@@ -8,23 +7,11 @@ import pytest
 
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1] / "support"), str(pathlib.Path(__file__).resolve().parent)]
 
-
 from fleet import Fleet  # noqa: E402
+from full_marker import pytest_collection_modifyitems, pytest_configure  # noqa: E402,F401  hooks
 from link import Link  # noqa: E402
 from postgres import Postgres  # noqa: E402
 from service import find_bin, wait_for  # noqa: E402
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "full: slow, runs with QUANTRY_FULL=1 (scripts/test --full)")
-
-
-def pytest_collection_modifyitems(items):
-    if os.environ.get("QUANTRY_FULL"):
-        return
-    for item in items:
-        if "full" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="slow: set QUANTRY_FULL=1"))
 
 
 @pytest.fixture(scope="session")

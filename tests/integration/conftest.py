@@ -4,7 +4,6 @@ QUANTRY_BIN   folder with the binaries (default: build/release/bin, then build/d
 QUANTRY_DATA  folder with more models and texts (tests that need it skip without)
 QUANTRY_FULL  set: run the slow tests too
 """
-import os
 import pathlib
 import shutil
 import sys
@@ -12,20 +11,8 @@ import sys
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
+from full_marker import pytest_collection_modifyitems, pytest_configure  # noqa: E402,F401  hooks
 from service import EXAMPLES, ROOT, Server, find_bin, submit_args, wait_for  # noqa: E402,F401  tests import them from here
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "full: slow, runs with QUANTRY_FULL=1 (scripts/test --full)")
-
-
-def pytest_collection_modifyitems(items):
-    if os.environ.get("QUANTRY_FULL"):
-        return
-    skip = pytest.mark.skip(reason="slow: set QUANTRY_FULL=1")
-    for item in items:
-        if "full" in item.keywords:
-            item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")

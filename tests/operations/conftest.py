@@ -20,6 +20,9 @@ import pytest
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests/support"))
+from full_marker import pytest_collection_modifyitems, pytest_configure  # noqa: E402,F401  hooks
+
 DEPLOY = ROOT / "deploy"
 EXAMPLES = ROOT / "examples"
 TOOLS = pathlib.Path(os.environ.get("QUANTRY_TOOLS", ROOT / ".deps/tools"))

@@ -1,15 +1,13 @@
 """The status page in a real browser: a job from the queue to its end, on a desk and on a phone."""
 import json
-import pathlib
-import sys
 import urllib.error
 import urllib.request
 
 import pytest
+
+from browser import Browser
 from conftest import EXAMPLES, cli, http_get, start_service, wait_for
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
-from browser import Browser  # noqa: E402
 
 EVIL = "<img src=x onerror=\"document.title='owned'\">&amp;"
 

@@ -4,7 +4,6 @@ The package is used in place; its protos are generated first where they are miss
 Servers are the Server of tests/integration: free loopback ports, stopped by pid.
 """
 import importlib.util
-import os
 import pathlib
 import sys
 
@@ -27,24 +26,14 @@ def load(name, path):
 load("build_protos", TESTS.parent / "build_protos.py").main([])
 service = load("integration_conftest", ROOT / "tests" / "integration" / "conftest.py")
 load("certificates", ROOT / "tests" / "integration" / "certificates.py")
+from full_marker import pytest_collection_modifyitems, pytest_configure  # noqa: E402,F401  hooks
+
 wait_for = service.wait_for
 
 QUICK = {"method": "awq", "bits": 4, "group_size": "channel", "calibration": EXAMPLES / "text/calibration.txt",
          "calibration_samples": 8, "calibration_length": 64}
 MEASURED = {**QUICK, "evaluation": EXAMPLES / "text/evaluation.txt", "evaluation_length": 64, "evaluation_windows": 8}
 LONG = {**QUICK, "calibration_samples": 64, "calibration_length": 128}
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "full: slow or with large dependencies, runs with QUANTRY_FULL=1 (--full)")
-
-
-def pytest_collection_modifyitems(items):
-    if os.environ.get("QUANTRY_FULL"):
-        return
-    for item in items:
-        if "full" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="slow or with large dependencies: set QUANTRY_FULL=1"))
 
 
 @pytest.fixture(scope="session")
