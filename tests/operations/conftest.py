@@ -40,7 +40,7 @@ def tool(name):
 
 def tool_environment():
     """For programs that are only unpacked: where their libraries are."""
-    return {**os.environ, "LD_LIBRARY_PATH": str(TOOLS / "usr/lib/x86_64-linux-gnu")}
+    return {**os.environ, "LD_LIBRARY_PATH": f"{TOOLS}/usr/lib/x86_64-linux-gnu:{TOOLS}/lib/x86_64-linux-gnu"}
 
 
 def run_tool(name, *args, timeout=60, **kwargs):
