@@ -1,6 +1,10 @@
 """A client's W3C trace goes with its job through server, agent and engine."""
+import base64
 import json
 import pathlib
+
+from google.protobuf import json_format
+from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from conftest import submit_args
 
@@ -25,6 +29,33 @@ def spans_of(job):
     resource, = json.loads(trace.read_text())["resourceSpans"]
     scope, = resource["scopeSpans"]
     return scope["spans"]
+
+
+def with_base64_ids(value):
+    """OTLP writes ids in hex where proto JSON has base64: the one way in which its JSON differs."""
+    if isinstance(value, list):
+        return [with_base64_ids(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: base64.b64encode(bytes.fromhex(item)).decode() if key in ("traceId", "spanId", "parentSpanId") else with_base64_ids(item)
+            for key, item in value.items()}
+
+
+def test_the_protocols_own_messages_read_a_trace(make_server, stories):
+    """No unknown key, every value of its type: OpenTelemetry's messages take the file whole."""
+    server = make_server().start()
+    job = server.json(*submit_args(stories, "--id", "traced", "--trace", "--wait", method="rtn"))
+    text = (pathlib.Path(job["artifact"]["uri"].removeprefix("file://")) / "report/trace.json").read_text()
+    data = json_format.ParseDict(with_base64_ids(json.loads(text)), TracesData())
+    (resource,) = data.resource_spans
+    assert {attribute.key: attribute.value.string_value for attribute in resource.resource.attributes}["service.name"] == "quantry-engine"
+    (scope,) = resource.scope_spans
+    ids = {span.span_id for span in scope.spans}
+    assert len(ids) == len(scope.spans) > 10
+    for span in scope.spans:
+        assert len(span.trace_id) == 16 and len(span.span_id) == 8
+        assert 0 < span.start_time_unix_nano <= span.end_time_unix_nano
+    assert [span.name for span in scope.spans if span.parent_span_id not in ids] == [scope.spans[0].name]
 
 
 def test_logs_and_spans_carry_the_trace(make_server, stories):
