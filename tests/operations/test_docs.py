@@ -1,4 +1,4 @@
-"""What the pages name exists: links everywhere, files, commands and their flags in docs/operations."""
+"""What the pages name exists: links, files, commands and their flags. Whole commands: test_commands.py."""
 import re
 import subprocess
 import sys
@@ -6,11 +6,18 @@ import sys
 import pytest
 
 from conftest import ROOT, known_flags
+from doc_commands import PAGES
 
-FOLDERS = ("benchmarks", "client", "deploy", "docs", "examples", "integrations", "tests")
-ALL_PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).glob("**/*.md"))])
-PAGES = sorted((ROOT / "docs/operations").glob("*.md"))
-SPANS = {page: re.findall(r"`([^`]+)`", page.read_text()) for page in PAGES}
+OPERATIONS = [page for page in PAGES if page.parent == ROOT / "docs/operations"]
+
+
+def spans(page):
+    """What stands between backticks, blocks left out."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL))
+
+
+def name_of(page):
+    return str(page.relative_to(ROOT))
 
 
 def anchors(page):
@@ -19,7 +26,7 @@ def anchors(page):
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page):
     prose = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)]+)\)", prose):
@@ -31,7 +38,7 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(linked), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_files_exist(page):
     for path in re.findall(r"\bdeploy/[\w./-]*\w", page.read_text()):
         if path not in ("deploy/docker/.env", "deploy/systemd"):
@@ -42,10 +49,10 @@ def cli_help(binaries, *command):
     return subprocess.run([binaries / "quantry", *command, "--help"], capture_output=True, text=True, timeout=20).stdout
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_of_the_cli_exist(binaries, page):
     shared = set(re.findall(r"--[a-z][a-z-]*", cli_help(binaries)))
-    for span in SPANS[page]:
+    for span in spans(page):
         match = re.match(r"quantry (?:--server \S+ )?([a-z][a-z-]*)(?: (pause|resume|drain))?\b", span)
         if not match:
             continue
@@ -56,10 +63,10 @@ def test_commands_of_the_cli_exist(binaries, page):
         assert flags <= shared | set(re.findall(r"--[a-z][a-z-]*", text)), span
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", OPERATIONS, ids=name_of)
 def test_flags_of_the_servers_exist(binaries, page):
     known = known_flags(binaries, "quantryd") | known_flags(binaries, "quantry-worker") | {"check-config", "config", "embedded"}
-    for span in SPANS[page]:
+    for span in spans(page):
         if re.match(r"(quantryd|quantry-worker)?\s*--[a-z]", span):
             flags = set(re.findall(r"--([a-z][a-z-]*)", span))
             assert flags <= known | {"sbom", "provenance", "older-than", "dry-run"}, span

@@ -45,6 +45,15 @@ def test_readme(server, stories, tmp_path):
     assert (tmp_path / "my-model-dense/model.safetensors").exists()
 
 
+def test_readme_of_the_project(server, stories, tmp_path):
+    (code,) = blocks("README.md")
+    (tmp_path / "my-model").symlink_to(stories)
+    (tmp_path / "train.txt").symlink_to(EXAMPLES / "text/calibration.txt")
+    small = ', group_size="channel", calibration_samples=8, calibration_length=64)'
+    run("import quantry\n" + code.replace('calibration="train.txt")', f'calibration="train.txt"{small}'), tmp_path, server)
+    assert quantry.LocalArtifact(tmp_path / "my-model-w4").verify() > 6
+
+
 @pytest.mark.full
 def test_data_frames(client, finished, tmp_path):
     pandas = pytest.importorskip("pandas", reason="pandas is an extra, not in the default test environment")
