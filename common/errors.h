@@ -44,6 +44,9 @@ enum class Reason {
   kDeadlineExceeded,
   kResourceLimit,
   kQuotaQueued,
+  kQuotaStoredBytes,
+  kQuotaSubmitRate,
+  kQuotaWatches,
   kPermissionDenied,
   kUnauthenticated,
   // Bytes.

@@ -45,6 +45,12 @@ constexpr std::array kReasonHints = {
     ReasonHint{"SOURCE_MISSING", "run the same submit again: it uploads what the server lacks"},
     ReasonHint{"RESOURCE_LIMIT",
                "wait until queued jobs have run, or cancel some (`quantry list --state queued`)"},
+    ReasonHint{
+        "QUOTA_STORED_BYTES",
+        "`quantry delete JOB` frees an artifact; the operator raises the limit with `quantry "
+        "quota`, uploads no job names go with `quantry gc`"},
+    ReasonHint{"QUOTA_SUBMIT_RATE", "repeat the command after the time above"},
+    ReasonHint{"QUOTA_WATCHES", "end another `quantry watch` of this tenant, or use `quantry get`"},
     ReasonHint{"STORE_UNAVAILABLE",
                "the server's store is down; the same command may be repeated safely"},
     ReasonHint{"EVENTS_COMPACTED", "older events are gone; run the command without --after"},

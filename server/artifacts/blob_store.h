@@ -54,6 +54,8 @@ class BlobStore {
   virtual absl::StatusOr<std::unique_ptr<BlobUpload>> Begin(std::string_view tenant,
                                                             const BlobId& blob,
                                                             std::int64_t offset) = 0;
+  // Bytes of all the tenant's blobs, those in progress too. Lists the folder.
+  virtual absl::StatusOr<std::int64_t> StoredBytes(std::string_view tenant) = 0;
   // Folder that holds the tenant's finished blobs, named by sha256.
   virtual std::string Uri(std::string_view tenant) const = 0;
   // Folder of all tenants' blobs.

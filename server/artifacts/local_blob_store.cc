@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -20,6 +22,8 @@
 
 namespace quantry::server {
 namespace {
+
+namespace fs = std::filesystem;
 
 constexpr size_t kReadBytes = 1 << 20;
 
@@ -152,6 +156,26 @@ class LocalBlobStore : public BlobStore {
     auto upload = std::make_unique<LocalUpload>(blob, *std::move(paths), std::move(fd));
     if (absl::Status status = upload->Resume(offset); !status.ok()) return status;
     return upload;
+  }
+
+  absl::StatusOr<std::int64_t> StoredBytes(std::string_view tenant) override {
+    if (absl::Status status = ValidateTenant(tenant); !status.ok()) return status;
+    const fs::path folder = fs::path(root_) / std::string(tenant);
+    std::int64_t bytes = 0;
+    for (const fs::path& part : {folder, folder / ".partial"}) {
+      std::error_code error;
+      for (fs::directory_iterator entry(part, error), end; !error && entry != end;
+           entry.increment(error)) {
+        std::error_code gone;  // finished or collected meanwhile
+        const bool file = entry->is_regular_file(gone);
+        const std::uintmax_t size = file ? entry->file_size(gone) : 0;
+        if (!gone) bytes += static_cast<std::int64_t>(size);
+      }
+      if (error && error != std::errc::no_such_file_or_directory) {
+        return DiskError("list", part.string(), error.value());
+      }
+    }
+    return bytes;
   }
 
   std::string Uri(std::string_view tenant) const override {

@@ -120,6 +120,18 @@ TEST_F(LocalBlobStoreTest, HostileNamesAreRefused) {
   EXPECT_FALSE(store_->Begin("t", {.sha256 = std::string(64, 'a'), .size_bytes = -1}, 0).ok());
 }
 
+TEST_F(LocalBlobStoreTest, StoredBytesCountWhatIsThereOfOneTenant) {
+  EXPECT_EQ(*store_->StoredBytes("t"), 0);
+  auto whole = store_->Begin("t", IdOf("hello"), 0);
+  ASSERT_TRUE((*whole)->Append("hello").ok());
+  ASSERT_TRUE((*whole)->Finish().ok());
+  auto begun = store_->Begin("t", IdOf("hello world"), 0);
+  ASSERT_TRUE((*begun)->Append("hel").ok());
+  EXPECT_EQ(*store_->StoredBytes("t"), 8);
+  EXPECT_EQ(*store_->StoredBytes("other"), 0);
+  EXPECT_FALSE(store_->StoredBytes("../t").ok());
+}
+
 // RLIMIT_FSIZE makes write(2) fail part-way like a full disk does.
 TEST_F(LocalBlobStoreTest, AFailedWriteLeavesAResumableUpload) {
   const std::string text(6000, 'z');

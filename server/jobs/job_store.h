@@ -45,6 +45,8 @@ struct SubmitRequest {
   // engine_version ("" = not known: none has it).
   bool reuse_result = false;
   std::string engine_version = {};
+  // What the tenant's uploads take, for max_stored_bytes.
+  int64_t upload_bytes = 0;
 };
 
 // What became of reuse_result.
@@ -201,17 +203,21 @@ struct SweepReport {
   std::vector<JobKey> changed;
 };
 
-// What one tenant may use at a time; 0 = no limit.
+// What one tenant may use; 0 = no limit.
 struct TenantQuota {
   std::string tenant;
   int64_t max_queued = 0;
   int64_t max_running = 0;
+  int64_t max_stored_bytes = 0;        // artifacts and uploads
+  int64_t max_submits_per_minute = 0;  // and retries
+  int64_t max_watches = 0;             // open at one server
 };
 
 struct TenantUsage {
   TenantQuota quota;
   int64_t queued = 0;
   int64_t running = 0;  // RUNNING and CANCELLING
+  int64_t artifact_bytes = 0;
 };
 
 // Nobody is given new jobs until the queue is resumed.
@@ -257,7 +263,8 @@ class JobStore {
 
   // Tenant side ------------------------------------------------------------
   // Errors: ALREADY_EXISTS JOB_ID_TAKEN, REQUEST_ID_REUSED (same request_id,
-  // other request_hash); RESOURCE_EXHAUSTED QUOTA_QUEUED.
+  // other request_hash); RESOURCE_EXHAUSTED QUOTA_QUEUED, QUOTA_STORED_BYTES,
+  // QUOTA_SUBMIT_RATE.
   //
   // With reuse_result, a job of the tenant with the same digest and engine
   // version that SUCCEEDED makes the new one SUCCEEDED with the same artifact.
@@ -279,13 +286,17 @@ class JobStore {
   // Failures and losses count from zero again; epoch, events and place in the
   // queue stay. The request_id of the job's last retry again: no change, OK.
   // Errors: ABORTED ETAG_MISMATCH, FAILED_PRECONDITION JOB_NOT_RETRYABLE,
-  // RESOURCE_EXHAUSTED QUOTA_QUEUED.
+  // RESOURCE_EXHAUSTED QUOTA_QUEUED, QUOTA_SUBMIT_RATE.
   virtual absl::StatusOr<Job> Retry(const RetryRequest& request, Time now) = 0;
   // Removes job, events and artifact row; the bytes become Garbage. An artifact
   // that other jobs share stays and belongs to one of them. Returns the job as
   // it was. Errors: ABORTED ETAG_MISMATCH, FAILED_PRECONDITION
   // JOB_NOT_ENDED.
   virtual absl::StatusOr<Job> Delete(const DeleteRequest& request, Time now) = 0;
+  // Zeros where the tenant has no limit.
+  virtual absl::StatusOr<TenantQuota> Quota(const std::string& tenant) = 0;
+  // Of all the tenant's artifacts.
+  virtual absl::StatusOr<int64_t> ArtifactBytes(const std::string& tenant) = 0;
   // Events with a sequence greater than `after`, oldest first.
   virtual absl::StatusOr<EventBatch> Events(const JobKey& key, int64_t after, int limit) = 0;
   // Errors: NOT_FOUND ARTIFACT_NOT_FOUND.

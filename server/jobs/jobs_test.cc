@@ -1,7 +1,11 @@
 #include <gtest/gtest.h>
 
+#include <limits>
+
+#include "common/errors.h"
 #include "server/jobs/job.h"
 #include "server/jobs/policy.h"
+#include "server/jobs/rules.h"
 #include "server/jobs/transitions.h"
 #include "server/jobs/waiting.h"
 
@@ -124,6 +128,40 @@ TEST(BackoffTest, DoublesUpToTheCapWithJitter) {
     EXPECT_EQ(Backoff(policy, c.failures, width + 1), milliseconds(500)) << c.failures;
     EXPECT_LE(Backoff(policy, c.failures, ~uint64_t{0}), c.ceiling) << c.failures;
   }
+}
+
+TEST(SubmitRateTest, TheBucketFillsEvenlyAndOverflows) {
+  const Time now = FromUnixMicros(1'000'000'000'000);
+  const TenantQuota quota{.tenant = "acme", .max_submits_per_minute = 3};
+  const struct {
+    const char* name;
+    Time full_at;
+    std::optional<Duration> wait;
+    Time next;
+  } cases[] = {
+      {"never used", Time(), std::nullopt, now + seconds(20)},
+      {"full", now, std::nullopt, now + seconds(20)},
+      {"one left", now + seconds(40), std::nullopt, now + seconds(60)},
+      {"just empty", now + seconds(41), seconds(1), {}},
+      {"empty", now + seconds(60), seconds(20), {}},
+      {"the clock stepped back by a day", now + std::chrono::hours(24), seconds(20), {}},
+  };
+  for (const auto& c : cases) {
+    const auto next = TakeSubmit(quota, c.full_at, now);
+    EXPECT_EQ(RetryAfterOf(next.status()), c.wait) << c.name;
+    if (c.wait) continue;
+    EXPECT_EQ(next.value(), c.next) << c.name;
+  }
+}
+
+TEST(StoredBytesTest, WhatFits) {
+  const TenantQuota quota{.tenant = "acme", .max_stored_bytes = 100};
+  EXPECT_TRUE(CheckStoredBytes({}, int64_t{1} << 60, 1).ok()) << "no limit";
+  EXPECT_TRUE(CheckStoredBytes(quota, 99, 0).ok());
+  EXPECT_FALSE(CheckStoredBytes(quota, 100, 0).ok());
+  EXPECT_TRUE(CheckStoredBytes(quota, 60, 40).ok());
+  EXPECT_FALSE(CheckStoredBytes(quota, 60, 41).ok());
+  EXPECT_FALSE(CheckStoredBytes(quota, 1, std::numeric_limits<int64_t>::max()).ok());
 }
 
 }  // namespace

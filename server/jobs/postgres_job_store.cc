@@ -45,6 +45,12 @@ class PostgresJobStore : public ViewedJobStore {
   absl::StatusOr<Job> Delete(const DeleteRequest& request, Time now) override {
     return Write<Job>(now, [&](const Context& c) { return postgres::Delete(c, request); });
   }
+  absl::StatusOr<TenantQuota> Quota(const std::string& tenant) override {
+    return ReadValue([&](Database& db) { return postgres::ReadQuota(db, tenant); });
+  }
+  absl::StatusOr<int64_t> ArtifactBytes(const std::string& tenant) override {
+    return ReadValue([&](Database& db) { return postgres::ArtifactBytes(db, tenant); });
+  }
   absl::StatusOr<EventBatch> Events(const JobKey& key, int64_t after, int limit) override {
     return Read<EventBatch>([&](Database& db) { return postgres::Events(db, key, after, limit); });
   }

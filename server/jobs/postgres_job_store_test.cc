@@ -172,7 +172,8 @@ TEST(PostgresJobStoreTest, OneAcquireIdGivesOneJobWhateverServerIsAsked) {
 TEST(PostgresJobStoreTest, QuotasHoldWhenManyServersCountAtOnce) {
   const std::string uri = PostgresServer::Shared().NewUri();
   std::unique_ptr<JobStore> stores[] = {MustOpen(uri), MustOpen(uri)};
-  ASSERT_EQ(Outcome(stores[0]->SetQuota({"acme", 7, 3})), "OK");
+  ASSERT_EQ(Outcome(stores[0]->SetQuota({.tenant = "acme", .max_queued = 7, .max_running = 3})),
+            "OK");
   std::atomic<int> submitted{0};
   InParallel(16, [&](int i) {
     const auto result = stores[i % 2]->Submit(Request("job-" + std::to_string(i)), kNow);
@@ -189,6 +190,19 @@ TEST(PostgresJobStoreTest, QuotasHoldWhenManyServersCountAtOnce) {
     if (*grant) ++running;
   });
   EXPECT_EQ(running, 3);
+}
+
+TEST(PostgresJobStoreTest, TheSubmitRateHoldsWhenManyServersCountAtOnce) {
+  const std::string uri = PostgresServer::Shared().NewUri();
+  std::unique_ptr<JobStore> stores[] = {MustOpen(uri), MustOpen(uri)};
+  ASSERT_EQ(Outcome(stores[0]->SetQuota({.tenant = "acme", .max_submits_per_minute = 7})), "OK");
+  std::atomic<int> submitted{0};
+  InParallel(16, [&](int i) {
+    const auto result = stores[i % 2]->Submit(Request("job-" + std::to_string(i)), kNow);
+    if (result.ok()) ++submitted;
+    EXPECT_TRUE(result.ok() || Outcome(result) == "QUOTA_SUBMIT_RATE") << result.status();
+  });
+  EXPECT_EQ(submitted, 7);
 }
 
 TEST(PostgresJobStoreTest, TheSweepFoldsTheCounters) {

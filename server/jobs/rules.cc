@@ -13,6 +13,8 @@ namespace {
 constexpr size_t kMaxLogTailBytes = size_t{16} * 1024;
 // How soon a queued job may have started.
 constexpr Duration kQuotaRetryAfter = std::chrono::seconds(10);
+// Somebody has to delete something first.
+constexpr Duration kStoredRetryAfter = std::chrono::seconds(60);
 
 std::string NameOf(const JobKey& key) { return FormatJobName(key.tenant, key.id); }
 
@@ -111,6 +113,38 @@ absl::Status QueuedQuotaReached(const std::string& tenant, int64_t limit) {
                            {.metadata = {{"tenant", name}, {"max_queued", std::to_string(limit)}},
                             .quotas = {{name, "max_queued " + std::to_string(limit)}},
                             .retry_after = kQuotaRetryAfter});
+}
+
+absl::Status CheckStoredBytes(const TenantQuota& quota, int64_t stored, int64_t more) {
+  const int64_t limit = quota.max_stored_bytes;
+  if (limit == 0 || (more == 0 ? stored < limit : stored <= limit - more)) return absl::OkStatus();
+  const std::string name = FormatTenantName(quota.tenant);
+  return MakeDetailedError(Reason::kQuotaStoredBytes,
+                           name + " may keep " + std::to_string(limit) +
+                               " bytes of artifacts and uploads and has " + std::to_string(stored) +
+                               (more == 0 ? "" : ", and " + std::to_string(more) + " are to come") +
+                               "; delete jobs whose artifacts are not needed, or ask the operator",
+                           {.metadata = {{"tenant", name},
+                                         {"max_stored_bytes", std::to_string(limit)},
+                                         {"stored_bytes", std::to_string(stored)}},
+                            .quotas = {{name, "max_stored_bytes " + std::to_string(limit)}},
+                            .retry_after = kStoredRetryAfter});
+}
+
+absl::StatusOr<Time> TakeSubmit(const TenantQuota& quota, Time full_at, Time now) {
+  constexpr Duration kBucket = std::chrono::minutes(1);
+  const int64_t rate = quota.max_submits_per_minute;
+  // A clock that stepped back owes no more than a whole bucket.
+  const Time next = std::clamp(full_at, now, now + kBucket) + kBucket / rate;
+  if (next <= now + kBucket) return next;
+  const std::string name = FormatTenantName(quota.tenant);
+  return MakeDetailedError(
+      Reason::kQuotaSubmitRate,
+      name + " may submit and retry " + std::to_string(rate) +
+          " jobs a minute and has done so; wait as long as RetryInfo says",
+      {.metadata = {{"tenant", name}, {"max_submits_per_minute", std::to_string(rate)}},
+       .quotas = {{name, "max_submits_per_minute " + std::to_string(rate)}},
+       .retry_after = next - (now + kBucket)});
 }
 
 absl::Status CheckEtag(const Job& job, const std::string& etag) {

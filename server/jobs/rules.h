@@ -35,6 +35,13 @@ absl::Status JobAlreadyEnded(const Job& job);
 absl::Status JobNotEnded(const Job& job);
 absl::Status ArtifactNotFound(const std::string& tenant, const std::string& uid);
 absl::Status QueuedQuotaReached(const std::string& tenant, int64_t limit);
+// RESOURCE_EXHAUSTED QUOTA_STORED_BYTES when `stored` leaves no room for `more`
+// bytes (0: for anything at all).
+absl::Status CheckStoredBytes(const TenantQuota& quota, int64_t stored, int64_t more);
+// Takes one submit from the tenant's bucket, which holds a minute's worth and
+// fills evenly; `full_at` is when it will be full, and the result when it is
+// then. RESOURCE_EXHAUSTED QUOTA_SUBMIT_RATE with the time to wait.
+absl::StatusOr<Time> TakeSubmit(const TenantQuota& quota, Time full_at, Time now);
 // OK or ETAG_MISMATCH. "" = any.
 absl::Status CheckEtag(const Job& job, const std::string& etag);
 // OK or JOB_NOT_RETRYABLE.

@@ -70,6 +70,14 @@ class SqliteJobStore : public ViewedJobStore {
   absl::StatusOr<Job> Delete(const DeleteRequest& request, Time now) override {
     return Write<Job>(now, [&](const Context& c) { return sqlite::Delete(c.db, request, c.now); });
   }
+  absl::StatusOr<TenantQuota> Quota(const std::string& tenant) override {
+    return Read<TenantQuota>(
+        [&](Database& db) -> absl::StatusOr<TenantQuota> { return sqlite::ReadQuota(db, tenant); });
+  }
+  absl::StatusOr<int64_t> ArtifactBytes(const std::string& tenant) override {
+    return Read<int64_t>(
+        [&](Database& db) -> absl::StatusOr<int64_t> { return sqlite::ArtifactBytes(db, tenant); });
+  }
   absl::StatusOr<EventBatch> Events(const JobKey& key, int64_t after, int limit) override {
     return Read<EventBatch>([&](Database& db) { return sqlite::Events(db, key, after, limit); });
   }

@@ -10,8 +10,10 @@
 namespace quantry::server {
 namespace {
 
-// Codes that are the store's fault, not the caller's.
-bool IsFault(absl::StatusCode code) {
+// The store's fault, not the caller's.
+bool IsFault(const absl::Status& status) {
+  if (ReasonOf(status).starts_with("QUOTA_")) return false;
+  const absl::StatusCode code = status.code();
   return code == absl::StatusCode::kUnavailable || code == absl::StatusCode::kInternal ||
          code == absl::StatusCode::kResourceExhausted || code == absl::StatusCode::kUnknown ||
          code == absl::StatusCode::kDataLoss;
@@ -71,6 +73,12 @@ class Metered : public JobStore {
   }
   absl::StatusOr<Job> Delete(const DeleteRequest& request, Time now) override {
     return Timed("delete", [&] { return store_->Delete(request, now); });
+  }
+  absl::StatusOr<TenantQuota> Quota(const std::string& tenant) override {
+    return Timed("quota", [&] { return store_->Quota(tenant); });
+  }
+  absl::StatusOr<int64_t> ArtifactBytes(const std::string& tenant) override {
+    return Timed("artifact_bytes", [&] { return store_->ArtifactBytes(tenant); });
   }
   absl::StatusOr<EventBatch> Events(const JobKey& key, int64_t after, int limit) override {
     return Timed("events", [&] { return store_->Events(key, after, limit); });
@@ -183,8 +191,9 @@ class Metered : public JobStore {
     auto result = call();
     const std::chrono::duration<double> took = clock_->Monotonic() - start;
     metrics_->store_op_seconds.With({op}).Observe(took.count());
-    const absl::StatusCode code = StatusOf(result).code();
-    if (IsFault(code)) metrics_->store_errors.With({op, StatusName(code)}).Increment();
+    if (const absl::Status& status = StatusOf(result); IsFault(status)) {
+      metrics_->store_errors.With({op, StatusName(status.code())}).Increment();
+    }
     return result;
   }
 

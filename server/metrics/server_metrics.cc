@@ -211,34 +211,15 @@ const std::vector<absl::StatusCode>& AllStatusCodes() {
 }
 
 const std::vector<std::string>& StoreOps() {
-  static const std::vector<std::string> ops = {"submit",
-                                               "get",
-                                               "list",
-                                               "update",
-                                               "cancel",
-                                               "retry",
-                                               "delete",
-                                               "events",
-                                               "get_artifact",
-                                               "list_artifacts",
-                                               "register_worker",
-                                               "acquire",
-                                               "heartbeat",
-                                               "commit_checkpoint",
-                                               "complete",
-                                               "fail",
-                                               "release",
-                                               "list_workers",
-                                               "drain_worker",
-                                               "pause_queue",
-                                               "resume_queue",
-                                               "set_quota",
-                                               "sweep",
-                                               "stats",
-                                               "list_garbage",
-                                               "forget_garbage",
-                                               "list_references",
-                                               "ping"};
+  static const std::vector<std::string> ops = {
+      "submit",          "get",         "list",         "update",
+      "cancel",          "retry",       "delete",       "quota",
+      "artifact_bytes",  "events",      "get_artifact", "list_artifacts",
+      "register_worker", "acquire",     "heartbeat",    "commit_checkpoint",
+      "complete",        "fail",        "release",      "list_workers",
+      "drain_worker",    "pause_queue", "resume_queue", "set_quota",
+      "sweep",           "stats",       "list_garbage", "forget_garbage",
+      "list_references", "ping"};
   return ops;
 }
 

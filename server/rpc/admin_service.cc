@@ -98,16 +98,25 @@ class Service : public v1::AdminService::CallbackService, private ServiceBase<Se
   absl::Status Quota(const v1::SetQuotaRequest& request, v1::SetQuotaResponse* response) {
     auto tenant = ParseTenantName(request.parent());
     if (!tenant.ok()) return tenant.status();
-    if (request.max_queued() < 0 || request.max_running() < 0) {
+    const TenantQuota quota{.tenant = *tenant,
+                            .max_queued = request.max_queued(),
+                            .max_running = request.max_running(),
+                            .max_stored_bytes = request.max_stored_bytes(),
+                            .max_submits_per_minute = request.max_submits_per_minute(),
+                            .max_watches = request.max_watches()};
+    for (const std::int64_t limit : {quota.max_queued, quota.max_running, quota.max_stored_bytes,
+                                     quota.max_submits_per_minute, quota.max_watches}) {
+      if (limit >= 0) continue;
       return MakeError(Reason::kInvalidArgument,
-                       "max_queued, max_running: wanted 0 (no limit) or more, got less");
+                       absl::StrCat("wanted 0 (no limit) or more for each limit, got ", limit));
     }
-    auto usage = context_->store->SetQuota({.tenant = *tenant,
-                                            .max_queued = request.max_queued(),
-                                            .max_running = request.max_running()});
+    auto usage = context_->store->SetQuota(quota);
     if (!usage.ok()) return usage.status();
+    const auto uploads = context_->blobs->StoredBytes(*tenant);
+    if (!uploads.ok()) return uploads.status();
     response->set_queued(usage->queued);
     response->set_running(usage->running);
+    response->set_stored_bytes(usage->artifact_bytes + *uploads);
     return absl::OkStatus();
   }
 

@@ -12,11 +12,14 @@
 #include "common/errors.h"
 #include "common/ids.h"
 #include "google/protobuf/util/json_util.h"
+#include "server/rpc/stored_bytes.h"
 
 namespace quantry::server {
 namespace {
 
 constexpr std::string_view kManifestName = "manifest.json";
+// How much one upload may write between looks at its tenant's quota of bytes.
+constexpr std::int64_t kQuotaStride = std::int64_t{16} << 20;
 
 absl::Status Corrupt(const std::string& path, const std::string& wanted, const std::string& got) {
   return MakeError(Reason::kArtifactCorrupt,
@@ -84,6 +87,9 @@ class UploadReactor : public grpc::ServerReadReactor<v1::UploadBlobRequest> {
     if (!state.ok()) return state.status();
     tenant_ = *std::move(tenant);
     if (state->complete) return absl::OkStatus();  // chunks are taken and dropped
+    absl::Status room =
+        CheckRoomForUpload(*context_, tenant_, blob_.size_bytes - state->committed_bytes);
+    if (!room.ok()) return room;
     auto upload = context_->blobs->Begin(tenant_, blob_, header.write_offset());
     if (!upload.ok()) return upload.status();
     upload_ = *std::move(upload);
@@ -105,12 +111,14 @@ class UploadReactor : public grpc::ServerReadReactor<v1::UploadBlobRequest> {
           absl::StrCat("wanted crc32c ", chunk.crc32c(), ", got ", crc, "; send the chunk again"));
     }
     if (upload_ == nullptr) return absl::OkStatus();
-    absl::Status status = upload_->Append(chunk.data());
-    if (status.ok()) {
-      context_->runtime->metrics->artifact_bytes.With({"upload"})
-          .Increment(static_cast<double>(chunk.data().size()));
-    }
-    return status;
+    if (absl::Status status = upload_->Append(chunk.data()); !status.ok()) return status;
+    context_->runtime->metrics->artifact_bytes.With({"upload"})
+        .Increment(static_cast<double>(chunk.data().size()));
+    // Uploads side by side each looked before they began.
+    unchecked_ += static_cast<std::int64_t>(chunk.data().size());
+    if (unchecked_ < kQuotaStride) return absl::OkStatus();
+    unchecked_ = 0;
+    return CheckRoomForUpload(*context_, tenant_, 0);
   }
 
   // The client said that it is done; a broken connection ends here too and
@@ -141,6 +149,7 @@ class UploadReactor : public grpc::ServerReadReactor<v1::UploadBlobRequest> {
   std::string tenant_;  // empty until the header came
   BlobId blob_;
   std::unique_ptr<BlobUpload> upload_;  // null when the blob is here already
+  std::int64_t unchecked_ = 0;          // written since the last look at the quota
 };
 
 class ReadReactor : public grpc::ServerWriteReactor<v1::ReadArtifactResponse> {

@@ -76,9 +76,9 @@ grpc::Status ToGrpcStatus(const absl::Status& status) {
                       proto.SerializeAsString());
 }
 
-bool StreamCounts::Add(const std::string& name, int limit) {
+bool StreamCounts::Add(const std::string& name, std::int64_t limit) {
   const std::lock_guard lock(mutex_);
-  int& count = counts_[name];
+  std::int64_t& count = counts_[name];
   if (count >= limit) return false;
   ++count;
   return true;

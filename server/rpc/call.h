@@ -34,16 +34,16 @@ inline constexpr auto kDefaultUnaryDeadline = std::chrono::seconds(10);
 // With the google.rpc.Status in grpc-status-details-bin.
 grpc::Status ToGrpcStatus(const absl::Status& status);
 
-// How many streams each principal has open. Thread-safe.
+// How many streams each principal, or each tenant, has open. Thread-safe.
 class StreamCounts {
  public:
   // False when `name` has `limit` already; else one more.
-  bool Add(const std::string& name, int limit);
+  bool Add(const std::string& name, std::int64_t limit);
   void Remove(const std::string& name);
 
  private:
   std::mutex mutex_;
-  std::map<std::string, int> counts_;  // guarded by mutex_; no zeros
+  std::map<std::string, std::int64_t> counts_;  // guarded by mutex_; no zeros
 };
 
 struct RpcRuntime;
@@ -111,7 +111,8 @@ struct RpcRuntime {
   const Authenticator* auth = nullptr;
   std::atomic<bool> draining{false};
   StreamRegistry open_streams = {};
-  StreamCounts watches = {};
+  StreamCounts watches = {};  // of principals
+  StreamCounts tenant_watches = {};
 
   // Long calls end with UNAVAILABLE from now on; short ones still work.
   void Drain() {

@@ -16,6 +16,7 @@
 #include "server/rpc/convert.h"
 #include "server/rpc/filter.h"
 #include "server/rpc/service_base.h"
+#include "server/rpc/stored_bytes.h"
 #include "server/rpc/validation.h"
 #include "server/rpc/watch.h"
 
@@ -132,6 +133,9 @@ class Service : public v1::QuantizationService::CallbackService, private Service
       return status;
     }
     if (request.validate_only()) return Quote(*submit, response);
+    const auto upload_bytes = UploadBytesToCount(*context_, submit->key.tenant);
+    if (!upload_bytes.ok()) return upload_bytes.status();
+    submit->upload_bytes = *upload_bytes;
     submit->traceparent = call.traceparent();
     auto result = context_->store->Submit(*submit, context_->clock->Now());
     if (!result.ok()) return result.status();

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <deque>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -53,6 +54,7 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
   void OnEnd() override {
     context_->runtime->metrics->watch_streams.Decrement();
     if (counted_) context_->runtime->watches.Remove(call_.principal()->name);
+    if (counted_for_tenant_) context_->runtime->tenant_watches.Remove(key_.tenant);
   }
 
   absl::Status Begin() {
@@ -73,6 +75,7 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
                        "after_sequence, min_interval: wanted 0 or more, got less");
     }
     key_ = {parsed->tenant, parsed->id};
+    if (absl::Status status = CountForTenant(); !status.ok()) return status;
     // Subscribed before the first read: a change in between kicks again.
     subscription_ = context_->hub->OnJobChanged(key_, [task = task_] { task->Kick(); });
     auto job = context_->store->Get(key_);
@@ -91,6 +94,24 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
     *message.mutable_snapshot() = ToProto(*job);
     Send(std::move(message), "snapshot");
     return absl::OkStatus();
+  }
+
+  absl::Status CountForTenant() {
+    const auto quota = context_->store->Quota(key_.tenant);
+    if (!quota.ok()) return quota.status();
+    const std::int64_t limit =
+        quota->max_watches == 0 ? std::numeric_limits<std::int64_t>::max() : quota->max_watches;
+    counted_for_tenant_ = context_->runtime->tenant_watches.Add(key_.tenant, limit);
+    if (counted_for_tenant_) return absl::OkStatus();
+    const std::string name = FormatTenantName(key_.tenant);
+    return MakeDetailedError(
+        Reason::kQuotaWatches,
+        absl::StrCat(name, " may have ", limit,
+                     " watches open at this server and has that many; end some, or list events "
+                     "instead"),
+        {.metadata = {{"tenant", name}, {"max_watches", absl::StrCat(limit)}},
+         .quotas = {{name, absl::StrCat("max_watches ", limit)}},
+         .retry_after = std::chrono::seconds(10)});
   }
 
   // Sends the next thing there is, or arranges to be woken.
@@ -185,7 +206,8 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
 
   // The step's own.
   JobKey key_;
-  bool counted_ = false;  // among the principal's watches
+  bool counted_ = false;             // among the principal's watches
+  bool counted_for_tenant_ = false;  // among those of the job's tenant
   bool started_ = false;
   bool ended_ = false;
   std::int64_t sent_sequence_ = 0;

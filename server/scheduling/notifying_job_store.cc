@@ -31,6 +31,12 @@ class Notifying : public JobStore {
   absl::StatusOr<Job> Delete(const DeleteRequest& request, Time now) override {
     return Changed(request.key, store_->Delete(request, now));
   }
+  absl::StatusOr<TenantQuota> Quota(const std::string& tenant) override {
+    return store_->Quota(tenant);
+  }
+  absl::StatusOr<int64_t> ArtifactBytes(const std::string& tenant) override {
+    return store_->ArtifactBytes(tenant);
+  }
   absl::StatusOr<EventBatch> Events(const JobKey& key, int64_t after, int limit) override {
     return store_->Events(key, after, limit);
   }

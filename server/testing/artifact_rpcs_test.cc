@@ -118,6 +118,64 @@ TEST_F(ArtifactRpcs, DamagedUploadsAreRefused) {
   EXPECT_EQ(Find(sha256, 3).missing_size(), 1);
 }
 
+TEST_F(ArtifactRpcs, AQuotaOfBytesRefusesUploadsAndJobs) {
+  ASSERT_TRUE(Upload(Sha256Hex("12345678"), 8, 0, {{"12345678"}}).ok());
+  grpc::ClientContext context;
+  v1::SetQuotaRequest request;
+  request.set_parent("tenants/acme");
+  request.set_max_stored_bytes(10);
+  v1::SetQuotaResponse usage;
+  ASSERT_TRUE(FromGrpc(server_.admin->SetQuota(&context, request, &usage)).ok());
+  EXPECT_EQ(usage.stored_bytes(), 8);
+
+  const absl::Status refused = Upload(Sha256Hex("abc"), 3, 0, {{"abc"}});
+  EXPECT_TRUE(HasReason(refused, Reason::kQuotaStoredBytes)) << refused;
+  EXPECT_TRUE(RetryAfterOf(refused).has_value());
+  EXPECT_TRUE(Upload(Sha256Hex("12345678"), 8, 0, {{"12345678"}}).ok()) << "it is there already";
+  v1::CreateQuantizationJobRequest job = server_.JobRequest("job-a");  // with an upload of 2 bytes
+  grpc::ClientContext submit;
+  v1::CreateQuantizationJobResponse response;
+  EXPECT_TRUE(HasReason(FromGrpc(server_.jobs->CreateQuantizationJob(&submit, job, &response)),
+                        Reason::kQuotaStoredBytes));
+}
+
+TEST_F(ArtifactRpcs, UploadsSideBySideDoNotPassAQuotaOfBytes) {
+  constexpr std::int64_t kChunk = std::int64_t{1} << 19;
+  constexpr std::int64_t kChunks = 36;
+  grpc::ClientContext quota_context;
+  v1::SetQuotaRequest quota;
+  quota.set_parent("tenants/acme");
+  quota.set_max_stored_bytes(kChunk * kChunks * 3 / 2);
+  v1::SetQuotaResponse usage;
+  ASSERT_TRUE(FromGrpc(server_.admin->SetQuota(&quota_context, quota, &usage)).ok());
+
+  v1::UploadBlobRequest chunk;
+  chunk.mutable_chunk()->set_data(std::string(kChunk, 'x'));
+  chunk.mutable_chunk()->set_crc32c(Crc32c(chunk.chunk().data()));
+  const auto begin = [&](grpc::ClientContext& context, v1::UploadBlobResponse& response,
+                         char digit) {
+    auto stream = server_.artifacts->UploadBlob(&context, &response);
+    v1::UploadBlobRequest header;
+    header.mutable_header()->set_parent("tenants/acme");
+    header.mutable_header()->mutable_blob()->set_sha256(std::string(64, digit));
+    header.mutable_header()->mutable_blob()->set_size_bytes(kChunk * kChunks);
+    stream->Write(header);
+    return stream;
+  };
+  grpc::ClientContext contexts[2];
+  v1::UploadBlobResponse responses[2];
+  const auto first = begin(contexts[0], responses[0], 'a');
+  const auto second = begin(contexts[1], responses[1], 'b');
+  bool open = true;
+  for (int i = 0; open && i < kChunks; ++i) open = first->Write(chunk) && second->Write(chunk);
+  first->WritesDone();
+  second->WritesDone();
+  const std::string outcomes[] = {ReasonOf(FromGrpc(first->Finish())),
+                                  ReasonOf(FromGrpc(second->Finish()))};
+  EXPECT_TRUE(outcomes[0] == "QUOTA_STORED_BYTES" || outcomes[1] == "QUOTA_STORED_BYTES")
+      << outcomes[0] << " " << outcomes[1];
+}
+
 TEST_F(ArtifactRpcs, HeaderComesFirstAndOnce) {
   v1::UploadBlobResponse response;
   v1::UploadBlobRequest chunk;

@@ -155,6 +155,34 @@ TEST_F(WatchRpc, ManyWatchersSeeTheSame) {
   EXPECT_EQ(server_.Metric("quantry_watch_streams"), 0);
 }
 
+TEST_F(WatchRpc, AQuotaOfTheTenantLimitsThem) {
+  server_.Create("job-a");
+  grpc::ClientContext context;
+  v1::SetQuotaRequest request;
+  request.set_parent("tenants/acme");
+  request.set_max_watches(2);
+  v1::SetQuotaResponse usage;
+  ASSERT_TRUE(FromGrpc(server_.admin->SetQuota(&context, request, &usage)).ok());
+  std::vector<std::unique_ptr<Stream>> open;
+  for (int i = 0; i < 2; ++i) {
+    open.push_back(std::make_unique<Stream>(&server_, "job-a", 0));
+    EXPECT_TRUE(open.back()->Next().has_snapshot()) << i;
+  }
+  Stream third(&server_, "job-a", 0);
+  EXPECT_EQ(third.Next().kind_case(), Message::KIND_NOT_SET);
+  const absl::Status refused = third.Finish();
+  EXPECT_TRUE(HasReason(refused, Reason::kQuotaWatches)) << refused;
+  EXPECT_TRUE(RetryAfterOf(refused).has_value());
+  open[0]->context.TryCancel();
+  while (open[0]->Next().kind_case() != Message::KIND_NOT_SET) {
+  }
+  // Its place is free once the server has seen it go.
+  while (true) {
+    Stream again(&server_, "job-a", 0);
+    if (again.Next().has_snapshot()) break;
+  }
+}
+
 TEST_F(WatchRpc, MistakesAreAnswered) {
   Stream unknown(&server_, "nobody", 0);
   EXPECT_EQ(unknown.Next().kind_case(), Message::KIND_NOT_SET);

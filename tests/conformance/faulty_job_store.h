@@ -32,6 +32,12 @@ class FaultyJobStore : public JobStore {
   absl::StatusOr<Job> Update(const UpdateRequest& request, Time now) override;
   absl::StatusOr<Job> Cancel(const CancelRequest& request, Time now) override;
   absl::StatusOr<Job> Delete(const DeleteRequest& request, Time now) override;
+  absl::StatusOr<TenantQuota> Quota(const std::string& tenant) override {
+    return store_->Quota(tenant);
+  }
+  absl::StatusOr<int64_t> ArtifactBytes(const std::string& tenant) override {
+    return store_->ArtifactBytes(tenant);
+  }
   absl::StatusOr<EventBatch> Events(const JobKey& key, int64_t after, int limit) override;
   absl::StatusOr<Artifact> GetArtifact(const std::string& tenant, const std::string& uid) override;
   absl::StatusOr<ArtifactPage> ListArtifacts(const std::string& tenant, int limit,

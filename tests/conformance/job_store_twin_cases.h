@@ -259,6 +259,15 @@ TEST_P(JobStoreTwins, AHitIsNoPlaceInTheQueue) {
   EXPECT_EQ(Outcome(store().Submit(joins, now())), "QUOTA_QUEUED");
 }
 
+TEST_P(JobStoreTwins, AHitTakesASubmitAndNoBytes) {
+  Finished("job-one");
+  ASSERT_EQ(Outcome(store().SetQuota(
+                {.tenant = "acme", .max_stored_bytes = 1, .max_submits_per_minute = 1})),
+            "OK");
+  EXPECT_EQ(SubmitReusing("job-two"), Reuse::kHit);
+  EXPECT_EQ(Outcome(store().Submit(Reusing("job-three"), now())), "QUOTA_SUBMIT_RATE");
+}
+
 TEST_P(JobStoreTwins, OfManyAtOnceOneRuns) {
   std::vector<std::thread> threads;
   std::vector<Reuse> reuse(16, Reuse::kNotAsked);

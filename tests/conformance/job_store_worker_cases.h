@@ -466,7 +466,8 @@ TEST_P(JobStoreSuite, APausedQueueGivesNothingNew) {
 TEST_P(JobStoreSuite, QuotasOfATenant) {
   Sweep();
   auto set = [&](int64_t max_queued, int64_t max_running) {
-    auto usage = store().SetQuota({"acme", max_queued, max_running});
+    auto usage =
+        store().SetQuota({.tenant = "acme", .max_queued = max_queued, .max_running = max_running});
     EXPECT_EQ(Outcome(usage), "OK");
     return usage.value_or(TenantUsage{});
   };
@@ -504,6 +505,62 @@ TEST_P(JobStoreSuite, QuotasOfATenant) {
   Submit("fourth");
   Submit("fifth");
   Submit("sixth");
+}
+
+TEST_P(JobStoreSuite, AQuotaOfSubmitsAMinute) {
+  ASSERT_EQ(Outcome(store().SetQuota({.tenant = "acme", .max_submits_per_minute = 2})), "OK");
+  SubmitRequest first = Request("first");
+  first.request_id = "r1";
+  Submit(first);
+  Submit("second");
+  const auto refused = store().Submit(Request("third"), now());
+  EXPECT_EQ(Outcome(refused), "QUOTA_SUBMIT_RATE");
+  EXPECT_EQ(RetryAfterOf(refused.status()), Duration(Seconds(30)));
+  EXPECT_FALSE(store().Submit(first, now())->created) << "a repeat is free";
+  SubmitRequest others = Request("theirs");
+  others.key.tenant = "other";
+  Submit(others);
+
+  Advance(Seconds(30));
+  Reopen();
+  Submit("third");
+  EXPECT_EQ(Outcome(store().Submit(Request("fourth"), now())), "QUOTA_SUBMIT_RATE");
+  ASSERT_EQ(Outcome(store().Cancel({Key("third"), "", ""}, now())), "OK");
+  EXPECT_EQ(Outcome(store().Retry({.key = Key("third")}, now())), "QUOTA_SUBMIT_RATE");
+  Advance(Seconds(3600));
+  EXPECT_EQ(Outcome(store().Retry({.key = Key("third")}, now())), "OK");
+  Submit("fourth");
+  EXPECT_EQ(Outcome(store().Submit(Request("fifth"), now())), "QUOTA_SUBMIT_RATE")
+      << "an hour without submits saves no more than a minute's";
+  ASSERT_EQ(Outcome(store().SetQuota({.tenant = "acme"})), "OK");
+  Submit("fifth");
+}
+
+TEST_P(JobStoreSuite, AQuotaOfStoredBytes) {
+  const TenantQuota quota{.tenant = "acme", .max_stored_bytes = 1500, .max_watches = 9};
+  ASSERT_EQ(Outcome(store().SetQuota(quota)), "OK");
+  const std::string session = Register("w1");
+  Submit("first");
+  Submit("second");
+  EXPECT_EQ(Complete(Acquire(session)), "OK");  // 1000 bytes
+  EXPECT_EQ(*store().ArtifactBytes("acme"), 1000);
+  EXPECT_EQ(*store().ArtifactBytes("other"), 0);
+  SubmitRequest third = Request("third");
+  third.upload_bytes = 500;
+  const auto refused = store().Submit(third, now());
+  EXPECT_EQ(Outcome(refused), "QUOTA_STORED_BYTES");
+  EXPECT_TRUE(RetryAfterOf(refused.status()).has_value());
+  third.upload_bytes = 499;
+  Submit(third);
+  EXPECT_EQ(Complete(Acquire(session)), "OK") << "what runs keeps its artifact";
+  EXPECT_EQ(Outcome(store().Submit(Request("fourth"), now())), "QUOTA_STORED_BYTES");
+  Reopen();
+  EXPECT_EQ(store().Quota("acme")->max_stored_bytes, 1500);
+  EXPECT_EQ(store().Quota("acme")->max_watches, 9);
+  EXPECT_EQ(store().Quota("other")->max_stored_bytes, 0);
+  EXPECT_EQ(store().SetQuota(quota)->artifact_bytes, 2000);
+  ASSERT_EQ(Outcome(store().Delete({Key("first"), ""}, now())), "OK");
+  Submit("fourth");
 }
 
 TEST_P(JobStoreSuite, ListWorkersTellsWhoLives) {

@@ -106,29 +106,49 @@ absl::StatusOr<ExitCode> RunResume(Context& context) {
 
 struct QuotaOptions {
   std::string tenant;
-  int64_t max_queued = 0;
-  int64_t max_running = 0;
+  v1::SetQuotaRequest limits;
+};
+
+// One limit: its flag, what the answer says of it, and its field.
+struct Limit {
+  const char* flag;
+  const char* help;
+  void (v1::SetQuotaRequest::*set)(int64_t);
+};
+
+constexpr Limit kLimits[] = {
+    {"--max-queued", "Jobs that wait. Default: 0, no limit", &v1::SetQuotaRequest::set_max_queued},
+    {"--max-running", "Jobs that run; the others wait. Default: 0, no limit",
+     &v1::SetQuotaRequest::set_max_running},
+    {"--max-stored-bytes", "Bytes of artifacts and uploads. Default: 0, no limit",
+     &v1::SetQuotaRequest::set_max_stored_bytes},
+    {"--max-submits-per-minute", "Submits and retries. Default: 0, no limit",
+     &v1::SetQuotaRequest::set_max_submits_per_minute},
+    {"--max-watches", "Watches open at one server. Default: 0, no limit",
+     &v1::SetQuotaRequest::set_max_watches},
 };
 
 absl::StatusOr<ExitCode> RunQuota(Context& context, const QuotaOptions& options) {
   absl::StatusOr<std::string> parent = ResolveTenant(options.tenant);
   if (!parent.ok()) return parent.status();
   Connection connection(context.env, context.global);
-  v1::SetQuotaRequest request;
+  v1::SetQuotaRequest request = options.limits;
   request.set_parent(*std::move(parent));
-  request.set_max_queued(options.max_queued);
-  request.set_max_running(options.max_running);
   v1::SetQuotaResponse usage;
   absl::Status status =
       connection.Call(connection.admin(), &Connection::Admin::SetQuota, request, &usage);
   if (!status.ok()) return status;
-  const auto limit = [](int64_t n) {
-    return n == 0 ? std::string("no limit") : Cat("at most ", n);
+  const auto limit = [](int64_t n, std::string_view unit = "") {
+    return n == 0 ? std::string("no limit") : Cat("at most ", n, unit);
   };
   Print(context, MessageJson(usage),
         Cat(request.parent(), "\n",
-            Fields({{"queued", Cat(usage.queued(), " now, ", limit(options.max_queued))},
-                    {"running", Cat(usage.running(), " now, ", limit(options.max_running))}})));
+            Fields({{"queued", Cat(usage.queued(), " now, ", limit(request.max_queued()))},
+                    {"running", Cat(usage.running(), " now, ", limit(request.max_running()))},
+                    {"stored", Cat(Bytes(usage.stored_bytes()), " now, ",
+                                   limit(request.max_stored_bytes(), " bytes"))},
+                    {"submits a minute", limit(request.max_submits_per_minute())},
+                    {"watches", limit(request.max_watches())}})));
   return ExitCode::kOk;
 }
 
@@ -218,16 +238,22 @@ void AddQueue(CLI::App& app, Action& chosen) {
 }
 
 void AddQuota(CLI::App& app, Action& chosen) {
-  CLI::App* command = app.add_subcommand("quota", "Set what a tenant may queue and run at a time");
+  CLI::App* command =
+      app.add_subcommand("quota", "Set what a tenant may queue, run, keep and ask for");
   auto options = std::make_shared<QuotaOptions>();
   command->add_option("TENANT", options->tenant, "Tenant")->required()->type_name("TENANT");
-  command->add_option("--max-queued", options->max_queued, "Default: 0, no limit")
-      ->check(CLI::NonNegativeNumber)
-      ->type_name("N");
-  command->add_option("--max-running", options->max_running, "Default: 0, no limit")
-      ->check(CLI::NonNegativeNumber)
-      ->type_name("N");
-  command->footer("\nExample:\n  quantry quota research --max-queued 100 --max-running 4\n");
+  for (const Limit& limit : kLimits) {
+    command
+        ->add_option_function<int64_t>(
+            limit.flag, [options, set = limit.set](const int64_t& n) { (options->limits.*set)(n); },
+            limit.help)
+        ->check(CLI::NonNegativeNumber)
+        ->type_name("N");
+  }
+  command->footer(
+      "\nEvery call sets all limits; what is not named has none afterwards.\n"
+      "\nExample:\n  quantry quota research --max-queued 100 --max-running 4 "
+      "--max-stored-bytes 1000000000000\n");
   Bind(*command, chosen, [options](Context& context) { return RunQuota(context, *options); });
 }
 

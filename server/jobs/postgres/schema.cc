@@ -205,8 +205,17 @@ constexpr const char* kVersion4 = R"sql(
 CREATE INDEX jobs_ended ON jobs (end_time DESC) WHERE state >= 4;
 )sql";
 
+// As in SQLite.
+constexpr const char* kVersion5 = R"sql(
+ALTER TABLE quotas ADD COLUMN max_stored_bytes BIGINT NOT NULL DEFAULT 0,
+  ADD COLUMN max_submits_per_minute BIGINT NOT NULL DEFAULT 0,
+  ADD COLUMN max_watches BIGINT NOT NULL DEFAULT 0,
+  ADD COLUMN submits_full_at BIGINT NOT NULL DEFAULT 0;
+CREATE INDEX artifacts_bytes ON artifacts (tenant, total_bytes);
+)sql";
+
 // Step i brings version i to i + 1. Never change a released one: add another.
-constexpr const char* kSteps[] = {kVersion1, kVersion2, kVersion3, kVersion4};
+constexpr const char* kSteps[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5};
 constexpr int kNewest = static_cast<int>(std::size(kSteps));
 
 int64_t Version(Database& db) {

@@ -124,9 +124,9 @@ absl::StatusOr<SubmitResult> Submit(const Context& context, const SubmitRequest&
   if (*earlier) return **std::move(earlier);
   const std::optional<Twin> twin = LockTwin(db, request);
   const bool hit = twin && twin->succeeded;
-  if (!hit) {
-    if (absl::Status quota = CheckQueuedQuota(db, request.key.tenant); !quota.ok()) return quota;
-  }
+  absl::Status quota = hit ? AdmitEnded(db, request.key.tenant, context.now)
+                           : AdmitQueued(db, request.key.tenant, request.upload_bytes, context.now);
+  if (!quota.ok()) return quota;
   std::optional<int64_t> pk = InsertJob(context, request);
   if (!pk) {
     db.SetError(MakeError(Reason::kStoreUnavailable, "another submit came in between; retry"),
@@ -197,7 +197,8 @@ absl::StatusOr<Job> Retry(const Context& context, const RetryRequest& request) {
   if (!request.request_id.empty() && LastRetry(db, pk) == request.request_id) return job;
   if (absl::Status match = CheckEtag(job, request.etag); !match.ok()) return match;
   if (absl::Status status = CheckRetryable(job); !status.ok()) return status;
-  if (absl::Status quota = CheckQueuedQuota(db, job.key.tenant); !quota.ok()) return quota;
+  absl::Status quota = AdmitQueued(db, job.key.tenant, std::nullopt, context.now);
+  if (!quota.ok()) return quota;
   db.Execute("UPDATE jobs SET retry_id = $1, user_failures = 0, worker_losses = 0 WHERE pk = $2",
              request.request_id, pk);
   db.Execute("UPDATE job_payloads SET error = NULL WHERE pk = $1", pk);

@@ -194,8 +194,17 @@ constexpr const char* kVersion5 = R"sql(
 CREATE INDEX jobs_ended ON jobs (end_time DESC) WHERE state >= 4;
 )sql";
 
+// submits_full_at: see TakeSubmit in rules.h.
+constexpr const char* kVersion6 = R"sql(
+ALTER TABLE quotas ADD COLUMN max_stored_bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE quotas ADD COLUMN max_submits_per_minute INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE quotas ADD COLUMN max_watches INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE quotas ADD COLUMN submits_full_at INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX artifacts_bytes ON artifacts (tenant, total_bytes);
+)sql";
+
 // Step i brings version i to i + 1. Never change a released one: add another.
-constexpr const char* kSteps[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5};
+constexpr const char* kSteps[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5, kVersion6};
 constexpr int kNewest = static_cast<int>(std::size(kSteps));
 
 int64_t UserVersion(Database& db) {

@@ -105,9 +105,9 @@ absl::StatusOr<SubmitResult> Submit(Database& db, const JobPolicy& policy,
   if (FindJob(db, request.key)) return JobIdTaken(request.key);
   const std::optional<Twin> twin = FindTwin(db, request);
   const bool hit = twin && twin->succeeded;
-  if (!hit) {
-    if (absl::Status quota = CheckQueuedQuota(db, request.key.tenant); !quota.ok()) return quota;
-  }
+  absl::Status quota = hit ? AdmitEnded(db, request.key.tenant, now)
+                           : AdmitQueued(db, request.key.tenant, request.upload_bytes, now);
+  if (!quota.ok()) return quota;
   int64_t pk = InsertJob(db, request, now);
   if (hit) {
     if (absl::Status taken = TakeResult(db, pk, twin->pk, now); !taken.ok()) return taken;
@@ -163,7 +163,8 @@ absl::StatusOr<Job> Retry(Database& db, const JobPolicy& policy, const RetryRequ
   if (!request.request_id.empty() && LastRetry(db, pk) == request.request_id) return job;
   if (absl::Status match = CheckEtag(job, request.etag); !match.ok()) return match;
   if (absl::Status status = CheckRetryable(job); !status.ok()) return status;
-  if (absl::Status quota = CheckQueuedQuota(db, job.key.tenant); !quota.ok()) return quota;
+  absl::Status quota = AdmitQueued(db, job.key.tenant, std::nullopt, now);
+  if (!quota.ok()) return quota;
   db.Execute("UPDATE jobs SET retry_id = ?, user_failures = 0, worker_losses = 0 WHERE pk = ?",
              request.request_id, pk);
   db.Execute("UPDATE job_payloads SET error = NULL WHERE pk = ?", pk);
