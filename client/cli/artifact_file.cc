@@ -32,10 +32,13 @@ absl::Status FetchOnce(Connection& connection, const std::string& artifact, cons
   request.set_path(path);
   const auto reader = connection.artifacts().ReadArtifact(&context, request);
   v1::ReadArtifactResponse chunk;
-  while (static_cast<int64_t>(bytes->size()) <= max_bytes && reader->Read(&chunk)) {
+  while (reader->Read(&chunk)) {
     *bytes += chunk.data();
+    if (static_cast<int64_t>(bytes->size()) <= max_bytes) continue;
+    context.TryCancel();
+    (void)reader->Finish();
+    return absl::OkStatus();  // it cannot be the file that is wanted
   }
-  context.TryCancel();
   return connection.Explain(reader->Finish());
 }
 
@@ -72,7 +75,7 @@ absl::StatusOr<std::string> FetchFile(Connection& connection, const std::string&
     const absl::Status status = FetchOnce(connection, artifact, path, max_bytes, &bytes);
     if (Sha256Hex(bytes) == sha256) return bytes;
     if (tries <= 1) continue;
-    if (!status.ok() && status.code() != absl::StatusCode::kCancelled) return status;
+    if (!status.ok()) return status;
     return MakeError(
         Reason::kArtifactCorrupt,
         Cat(path, " of ", artifact, " has another sha256 than the record of it, ", sha256),

@@ -124,9 +124,27 @@ absl::StatusOr<v1::QuantizationJob> Connection::GetJob(const std::string& name) 
   return job;
 }
 
+Backoff Connection::CutOffBackoff() {
+  return {std::chrono::milliseconds(100), std::chrono::seconds(1)};
+}
+
+bool Connection::Interrupted() const {
+  return env_.interrupter != nullptr && env_.interrupter->fired() != 0;
+}
+
+bool Connection::IsCutOff(const grpc::Status& status) const {
+  return status.error_code() == grpc::StatusCode::CANCELLED && status.error_details().empty() &&
+         !Interrupted();
+}
+
 absl::Status Connection::Explain(const grpc::Status& status) const {
-  const bool interrupted = env_.interrupter != nullptr && env_.interrupter->fired() != 0;
-  if (status.error_code() == grpc::StatusCode::CANCELLED && interrupted) {
+  if (IsCutOff(status)) {
+    return WithNext(
+        absl::UnavailableError(Cat("the server at ", address_.target, " (", address_.source,
+                                   ") ended the call without an answer: it is shutting down")),
+        "run the same command again when it is back");
+  }
+  if (status.error_code() == grpc::StatusCode::CANCELLED && Interrupted()) {
     return absl::CancelledError("interrupted");
   }
   const bool from_server = !status.error_details().empty();

@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "client/cli/backoff.h"
 #include "client/cli/environment.h"
 #include "client/cli/errors.h"
 #include "client/cli/interrupt.h"
@@ -30,8 +31,8 @@ struct ServerAddress {
 ServerAddress ResolveServer(const Environment& env, const GlobalOptions& global);
 
 // One channel to one server, with the credentials of `global`. Unary calls get the user's
-// deadline and are repeated by gRPC when the server is UNAVAILABLE (each of them
-// is idempotent). Used by one thread; the interrupter cancels from its own.
+// deadline and are repeated when the server is UNAVAILABLE, by gRPC, or cuts them off (each
+// of them is idempotent). Used by one thread; the interrupter cancels from its own.
 class Connection {
  public:
   Connection(Environment& env, const GlobalOptions& global);
@@ -62,11 +63,17 @@ class Connection {
   absl::Status Call(Stub& stub,
                     grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
                     const Request& request, Response* response) {
-    grpc::ClientContext context;
-    context.set_deadline(std::chrono::system_clock::now() + timeout_);
-    AddMetadata(context);
-    const Interrupter::Guard guard(env_.interrupter, [&context] { context.TryCancel(); });
-    return Explain((stub.*method)(&context, request, response));
+    const auto deadline = std::chrono::system_clock::now() + timeout_;
+    Backoff backoff = CutOffBackoff();
+    for (int tries = 1;; ++tries) {
+      grpc::ClientContext context;
+      context.set_deadline(deadline);
+      AddMetadata(context);
+      const Interrupter::Guard guard(env_.interrupter, [&context] { context.TryCancel(); });
+      const grpc::Status status = (stub.*method)(&context, request, response);
+      if (!IsCutOff(status) || tries == kMostTries) return Explain(status);
+      env_.sleep(backoff.Next(env_.random()));
+    }
   }
 
   absl::StatusOr<v1::QuantizationJob> GetJob(const std::string& name);
@@ -75,7 +82,14 @@ class Connection {
   absl::Status Explain(const grpc::Status& status) const;
 
  private:
+  static constexpr int kMostTries = 4;
+
   void Connect();
+  // The server ended the call without an answer: it cancels what is still open
+  // when its drain takes too long.
+  bool IsCutOff(const grpc::Status& status) const;
+  bool Interrupted() const;
+  static Backoff CutOffBackoff();
 
   Environment& env_;
   const GlobalOptions& global_;

@@ -196,6 +196,27 @@ TEST_F(SubmitTest, CollectedBlobsAreSentAgain) {
   EXPECT_EQ(server.creates[0].request_id(), server.creates[1].request_id());
 }
 
+// A server that drains for too long cancels what is still open.
+TEST_F(SubmitTest, ACallThatADrainingServerCutOffIsRepeated) {
+  server.create_status = {grpc::CANCELLED, "CANCELLED"};
+  server.creates_refused = 3;
+  const CliRun run = RunForTest(Arguments({}));
+  EXPECT_EQ(run.code, 0) << run.err;
+  ASSERT_EQ(server.creates.size(), 4u);
+  EXPECT_EQ(server.creates[0].request_id(), server.creates[3].request_id());
+  EXPECT_GT(run.slept, std::chrono::milliseconds(0));
+}
+
+TEST_F(SubmitTest, AServerThatKeepsCuttingCallsOffIsUnavailable) {
+  server.create_status = {grpc::CANCELLED, "CANCELLED"};
+  server.creates_refused = 100;
+  const CliRun run = RunForTest(Arguments({"--output", "json"}));
+  EXPECT_EQ(run.code, 7) << run.err;
+  EXPECT_EQ(server.creates.size(), 4u);
+  EXPECT_EQ(run.json()["error"]["code"], "UNAVAILABLE");
+  EXPECT_THAT(run.err, HasSubstr("shutting down"));
+}
+
 TEST_F(SubmitTest, WaitSurvivesABrokenConnectionWithoutGapOrRepeat) {
   server.watch_calls = {
       {{Snapshot(v1::JOB_STATE_RUNNING, 3), Block(4, 0)}, {grpc::UNAVAILABLE, "reset"}},

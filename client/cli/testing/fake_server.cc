@@ -94,7 +94,7 @@ grpc::Status FakeServer::CreateQuantizationJob(Context* context,
   const auto trace = context->client_metadata().find("traceparent");
   const bool traced = trace != context->client_metadata().end();
   traceparents.push_back(traced ? std::string(trace->second.data(), trace->second.size()) : "");
-  if (creates.size() == 1 && !create_status.ok()) return create_status;
+  if (creates.size() <= creates_refused && !create_status.ok()) return create_status;
   v1::QuantizationJob* job = response->mutable_quantization_job();
   *job = request->quantization_job();
   const std::string id =

@@ -41,7 +41,8 @@ class FakeServer : public v1::QuantizationService::Service, public v1::ArtifactS
   std::vector<v1::QuantizationJob> listed;          // pages of two
   std::vector<WatchCall> watch_calls;               // the last one repeats
   v1::Quote quote;
-  grpc::Status create_status;        // of the first create
+  grpc::Status create_status;        // of the first creates
+  size_t creates_refused = 1;        // so many of them
   int64_t upload_breaks_after = -1;  // bytes; once
   v1::Artifact artifact;
   v1::Manifest figures;                      // what a published manifest holds beside its files
