@@ -13,7 +13,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
-#include "common/confined.h"
 #include "common/errors.h"
 #include "common/http_admin.h"
 #include "common/listen_address.h"
@@ -25,6 +24,7 @@
 #include "server/artifacts/local_blob_store.h"
 #include "server/auth/authenticator.h"
 #include "server/auth/credential_watcher.h"
+#include "server/auth/tenant_sources.h"
 #include "server/embedded_agent.h"
 #include "server/job_store_setup.h"
 #include "server/metrics/metered_job_store.h"
@@ -127,16 +127,17 @@ class App : public ServerApp {
       if (absl::Status status = MakeFolders(folder); !status.ok()) return status;
     }
     RemoveAddresses();  // of an earlier process that was killed
-    auto roots = LocalRoots::Open({config_.local_roots().begin(), config_.local_roots().end()});
-    if (!roots.ok()) return roots.status();
-    roots_ = *std::move(roots);
+    auto allowed = TenantSources::Open({config_.local_roots().begin(), config_.local_roots().end()},
+                                       config_.tenant_sources_file());
+    if (!allowed.ok()) return allowed.status();
+    allowed_sources_ = *std::move(allowed);
     auto blobs = OpenLocalBlobStore(config_.blob_dir());
     if (!blobs.ok()) return blobs.status();
     blobs_ = *std::move(blobs);
     auto artifacts = OpenArtifactStore(config_.artifact_root());
     if (!artifacts.ok()) return artifacts.status();
     artifacts_ = *std::move(artifacts);
-    sources_.emplace(&*roots_, blobs_.get(), data + "/tmp");
+    sources_.emplace(&*allowed_sources_, blobs_.get(), data + "/tmp");
     // Quotes read headers of uploads, which only this account may read.
     auto confinement = MakeEngineConfinement(config_.engine_confinement(), "", 0);
     if (!confinement.ok()) return confinement.status();
@@ -164,6 +165,11 @@ class App : public ServerApp {
 
   absl::Status OpenIdentity() {
     if (AuthenticationConfigured(config_)) {
+      if (config_.tenant_sources_file().empty()) {
+        log::Info(
+            "every tenant's jobs may read every URI and below all local_roots; "
+            "--tenant-sources-file tells them apart");
+      }
       auto auth = Authenticator::Open({.principals_file = config_.principals_file(),
                                        .certificates = !config_.tls_client_ca_file().empty(),
                                        .spiffe_trust_domain = config_.spiffe_trust_domain(),
@@ -234,7 +240,7 @@ class App : public ServerApp {
     context_.sources = &*sources_;
     context_.clock = &clock_;
     context_.limits.max_blob_bytes = config_.max_blob_bytes();
-    context_.local_roots = roots_->paths();
+    context_.local_roots = {config_.local_roots().begin(), config_.local_roots().end()};
     context_.embedded = config_.embedded();
     context_.hub_sources = !config_.embedded() || !config_.hub_endpoint().empty();
     if (setup_.shared()) context_.watch_poll = kSharedWatchPoll;
@@ -357,7 +363,7 @@ class App : public ServerApp {
   WakeupHub hub_;
   JobStoreSetup setup_;
   std::unique_ptr<JobStore> store_;
-  std::optional<LocalRoots> roots_;
+  std::optional<TenantSources> allowed_sources_;
   std::unique_ptr<BlobStore> blobs_;
   std::unique_ptr<ArtifactStore> artifacts_;
   std::optional<Sources> sources_;

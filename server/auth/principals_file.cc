@@ -7,10 +7,7 @@
 #include <array>
 #include <cerrno>
 #include <cstdlib>
-#include <cstring>
 #include <filesystem>
-#include <fstream>
-#include <sstream>
 #include <utility>
 
 #include "absl/strings/escaping.h"
@@ -20,52 +17,23 @@
 #include "google/protobuf/util/json_util.h"
 #include "google/protobuf/util/time_util.h"
 #include "server/artifacts/file_ops.h"
+#include "server/auth/operator_file.h"
 
 namespace quantry::server {
 namespace {
 
 using google::protobuf::util::TimeUtil;
 
-constexpr size_t kMaxLineBytes = 16 << 10;
-
-absl::Status Bad(std::string_view source, const std::string& what) {
-  return MakeError(Reason::kInvalidConfig, absl::StrCat(std::string(source), ": ", what),
-                   {{"file", std::string(source)}});
-}
-
-absl::StatusOr<std::string> ReadFile(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::ostringstream text;
-  text << in.rdbuf();
-  if (!in) {
-    return Bad(path, absl::StrCat("wanted a readable file: ", std::strerror(errno)));
-  }
-  return text.str();
-}
-
 }  // namespace
 
 absl::StatusOr<PrincipalTable> PrincipalTable::Parse(std::string_view text,
                                                      std::string_view source) {
   PrincipalTable table;
-  std::istringstream lines{std::string(text)};
-  int number = 0;
-  for (std::string line; std::getline(lines, line);) {
-    ++number;
-    if (line.find_first_not_of(" \t\r") == std::string::npos || line[0] == '#') continue;
-    const std::string where = absl::StrCat(std::string(source), ":", number);
-    if (line.size() > kMaxLineBytes) return Bad(where, "wanted at most 16384 bytes, got more");
-    v1::PrincipalEntry entry;
-    const auto parsed = google::protobuf::util::JsonStringToMessage(line, &entry);
-    if (!parsed.ok()) {
-      return Bad(where, absl::StrCat("wanted one JSON object with principal, role, tenant and "
-                                     "token_sha256 or certificate_uri: ",
-                                     std::string(parsed.message())));
-    }
-    if (absl::Status status = table.Add(entry); !status.ok()) {
-      return Bad(where, std::string(status.message()));
-    }
-  }
+  v1::PrincipalEntry entry;
+  absl::Status status = ParseOperatorLines(
+      text, source, "principal, role, tenant and token_sha256 or certificate_uri", &entry,
+      [&] { return table.Add(entry); });
+  if (!status.ok()) return status;
   return table;
 }
 
@@ -89,13 +57,7 @@ absl::Status PrincipalTable::Add(const v1::PrincipalEntry& entry) {
 }
 
 absl::StatusOr<PrincipalTable> PrincipalTable::Load(const std::string& path) {
-  struct stat info {};
-  if (stat(path.c_str(), &info) == 0 && (info.st_mode & S_IWOTH) != 0) {
-    return Bad(path,
-               "everybody may write this file and so make himself an administrator; "
-               "run chmod o-w on it");
-  }
-  auto text = ReadFile(path);
+  auto text = ReadOperatorFile(path);
   if (!text.ok()) return text.status();
   return Parse(*text, path);
 }
@@ -125,7 +87,7 @@ absl::Status AppendPrincipal(const std::string& path, const v1::PrincipalEntry& 
   struct stat info {};
   const bool existed = stat(path.c_str(), &info) == 0;
   if (existed) {
-    auto before = ReadFile(path);
+    auto before = ReadOperatorFile(path);
     if (!before.ok()) return before.status();
     text = *std::move(before);
     if (!text.empty() && text.back() != '\n') text.push_back('\n');

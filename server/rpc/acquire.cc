@@ -65,7 +65,9 @@ class AcquireReactor : public SteppedCall<grpc::ServerUnaryReactor> {
         context_->artifacts->CheckpointUri(job.key.tenant, job.uid, job.epoch));
     if (grant.resume) *lease.mutable_resume() = *grant.resume;
     lease.set_blob_uri(context_->blobs->Uri(job.key.tenant));
-    for (const std::string& root : context_->local_roots) lease.add_local_roots(root);
+    for (const std::string& root : context_->sources->RootsOf(job.key.tenant)) {
+      lease.add_local_roots(root);
+    }
   }
 
   v1::AcquireJobResponse* const response_;

@@ -21,30 +21,47 @@ constexpr std::string_view kFileScheme = "file://";
 
 struct Named {
   std::string field;
-  std::string path;
+  std::string text;
 };
 
-// Local paths of the spec: local_path and file: URIs.
-std::vector<Named> LocalPaths(const v1::JobSpec& spec) {
-  std::vector<Named> paths;
-  const auto add = [&](const std::string& field, bool is_path, const std::string& path, bool is_uri,
-                       const std::string& uri) {
-    if (is_path) paths.push_back({field + ".local_path", path});
-    if (is_uri && uri.rfind(kFileScheme, 0) == 0) {
-      paths.push_back({field + ".uri", uri.substr(kFileScheme.size())});
-    }
-  };
-  const v1::ModelSource& model = spec.model();
-  add("model", model.has_local_path(), model.local_path(), model.has_uri(), model.uri());
-  for (const auto& [field, text] : {std::pair<std::string, const v1::TextSource&>(
-                                        "calibration.source", spec.calibration().source()),
-                                    std::pair<std::string, const v1::TextSource&>(
-                                        "evaluation.source", spec.evaluation().source()),
-                                    std::pair<std::string, const v1::TextSource&>(
-                                        "preprocessing.source", spec.preprocessing().source())}) {
-    add(field, text.has_local_path(), text.local_path(), text.has_uri(), text.uri());
+// What the spec names outside its uploads.
+struct Outside {
+  std::vector<Named> paths;  // local_path and file: URIs
+  std::vector<Named> uris;   // all others
+};
+
+template <typename Source>
+void AddOutside(const std::string& field, const Source& source, Outside* out) {
+  if (source.has_local_path()) out->paths.push_back({field + ".local_path", source.local_path()});
+  if (!source.has_uri()) return;
+  const std::string& uri = source.uri();
+  if (uri.starts_with(kFileScheme)) {
+    out->paths.push_back({field + ".uri", uri.substr(kFileScheme.size())});
+  } else {
+    out->uris.push_back({field + ".uri", uri});
   }
-  return paths;
+}
+
+Outside OutsideOf(const v1::JobSpec& spec) {
+  Outside outside;
+  AddOutside("model", spec.model(), &outside);
+  AddOutside("calibration.source", spec.calibration().source(), &outside);
+  AddOutside("evaluation.source", spec.evaluation().source(), &outside);
+  AddOutside("preprocessing.source", spec.preprocessing().source(), &outside);
+  return outside;
+}
+
+absl::Status ForbiddenUri(const Named& named, const std::string& tenant,
+                          const std::string& allowed) {
+  constexpr size_t kShown = 500;
+  return MakeError(Reason::kSourceForbidden,
+                   absl::StrCat("quantization_job.spec.", named.field,
+                                ": wanted a URI below one that ", FormatTenantName(tenant),
+                                " may read (", allowed, "), with that one's query and ",
+                                "without %-escapes, got '", named.text.substr(0, kShown),
+                                "'; upload the files instead, or ask the operator for it (quantryd "
+                                "--tenant-sources-file)"),
+                   {{"field", named.field}, {"uri", named.text.substr(0, kShown)}});
 }
 
 std::vector<v1::BlobFile> BlobsOf(const v1::JobSpec& spec) {
@@ -83,8 +100,13 @@ absl::Status Link(const std::string& target, const fs::path& link) {
 }  // namespace
 
 absl::Status Sources::Check(const std::string& tenant, const v1::JobSpec& spec) const {
-  for (const Named& named : LocalPaths(spec)) {
-    const absl::Status status = roots_->Resolve(named.path).status();
+  const Outside outside = OutsideOf(spec);
+  for (const Named& named : outside.uris) {
+    if (allowed_->MayRead(tenant, named.text)) continue;
+    return ForbiddenUri(named, tenant, allowed_->PrefixesOf(tenant));
+  }
+  for (const Named& named : outside.paths) {
+    const absl::Status status = allowed_->RootsOf(tenant).Resolve(named.text).status();
     if (status.ok()) continue;
     const bool missing = absl::IsNotFound(status);
     return MakeDetailedError(
@@ -93,7 +115,7 @@ absl::Status Sources::Check(const std::string& tenant, const v1::JobSpec& spec) 
                      missing ? ""
                              : "; upload the files instead, or ask the operator for a root "
                                "(quantryd --local-roots)"),
-        {.metadata = {{"field", named.field}, {"path", named.path.substr(0, 500)}}});
+        {.metadata = {{"field", named.field}, {"path", named.text.substr(0, 500)}}});
   }
   std::vector<v1::BlobFile> missing;
   for (const v1::BlobFile& blob : BlobsOf(spec)) {

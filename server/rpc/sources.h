@@ -3,26 +3,33 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "common/confined.h"
 #include "quantry/v1/engine.pb.h"
 #include "quantry/v1/job.pb.h"
 #include "server/artifacts/blob_store.h"
+#include "server/auth/tenant_sources.h"
 
 namespace quantry::server {
 
 class Sources {
  public:
   // Both outlive the object. `scratch_dir` is for materialised blobs.
-  Sources(const LocalRoots* roots, BlobStore* blobs, std::string scratch_dir)
-      : roots_(roots), blobs_(blobs), scratch_dir_(std::move(scratch_dir)) {}
+  Sources(const TenantSources* allowed, BlobStore* blobs, std::string scratch_dir)
+      : allowed_(allowed), blobs_(blobs), scratch_dir_(std::move(scratch_dir)) {}
+
+  // Where local paths of the tenant's jobs may lie.
+  const std::vector<std::string>& RootsOf(const std::string& tenant) const {
+    return allowed_->RootsOf(tenant).paths();
+  }
 
   // PERMISSION_DENIED SOURCE_FORBIDDEN for local paths (and file: URIs)
-  // outside the roots; FAILED_PRECONDITION SOURCE_MISSING with all blobs the
-  // server lacks, or the local path that does not exist. Other URIs are the
-  // worker's to check.
+  // outside the tenant's roots and for other URIs it may not read;
+  // FAILED_PRECONDITION SOURCE_MISSING with all blobs the
+  // server lacks, or the local path that does not exist. Whether other URIs exist
+  // the worker finds out.
   absl::Status Check(const std::string& tenant, const v1::JobSpec& spec) const;
 
   // A job for `quantry-engine quote`; uploaded blobs are linked into a folder
@@ -42,7 +49,7 @@ class Sources {
                                                         const v1::JobSpec& spec) const;
 
  private:
-  const LocalRoots* roots_;
+  const TenantSources* allowed_;
   BlobStore* blobs_;
   std::string scratch_dir_;
 };

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <thread>
 
 #include "common/errors.h"
@@ -411,6 +412,51 @@ TEST_F(JobRpcs, AQuotaRefusesWithItsDetails) {
   EXPECT_TRUE(RetryAfterOf(refused).has_value());
   ASSERT_TRUE(set(0).ok());
   server_.Create("job-b");
+}
+
+TEST_F(JobRpcs, ATenantReadsOnlyWhatIsItsOwn) {
+  const std::string inputs = server_.root() + "/inputs";
+  std::filesystem::create_directories(inputs + "/acme/model");
+  std::filesystem::create_directories(inputs + "/other/model");
+  std::ofstream(inputs + "/sources") << R"({"tenant":"acme","uri_prefixes":["s3://m/acme"],)"
+                                     << R"("local_roots":[")" << inputs << "/acme\"]}\n";
+  server_.Stop();
+  server_.config().add_local_roots(inputs);
+  server_.config().set_tenant_sources_file(inputs + "/sources");
+  server_.Start();
+  const auto submit = [&](const std::string& id, const std::function<void(v1::JobSpec&)>& name) {
+    v1::CreateQuantizationJobRequest request = server_.JobRequest(id);
+    name(*request.mutable_quantization_job()->mutable_spec());
+    grpc::ClientContext context;
+    v1::CreateQuantizationJobResponse response;
+    return FromGrpc(server_.jobs->CreateQuantizationJob(&context, request, &response));
+  };
+  const auto model_uri = [](const char* uri) {
+    return [uri](v1::JobSpec& spec) { spec.mutable_model()->set_uri(uri); };
+  };
+  const auto model_path = [&](const std::string& path) {
+    return
+        [path = inputs + path](v1::JobSpec& spec) { spec.mutable_model()->set_local_path(path); };
+  };
+  EXPECT_TRUE(submit("job-uri", model_uri("s3://m/acme/llama")).ok());
+  const absl::Status forbidden = submit("job-b", model_uri("s3://m/other/llama"));
+  EXPECT_TRUE(HasReason(forbidden, Reason::kSourceForbidden)) << forbidden;
+  EXPECT_EQ(forbidden.code(), absl::StatusCode::kPermissionDenied);
+  EXPECT_NE(forbidden.message().find("spec.model.uri"), std::string::npos) << forbidden;
+  EXPECT_NE(forbidden.message().find("may read (s3://m/acme)"), std::string::npos) << forbidden;
+  EXPECT_TRUE(HasReason(submit("job-c",
+                               [](v1::JobSpec& spec) {
+                                 spec.mutable_evaluation()->mutable_source()->set_uri("gs://m/t");
+                               }),
+                        Reason::kSourceForbidden));
+  EXPECT_TRUE(HasReason(submit("job-d", model_uri("hf://org/name")), Reason::kSourceForbidden));
+  EXPECT_TRUE(submit("job-path", model_path("/acme/model")).ok());
+  EXPECT_TRUE(HasReason(submit("job-e", model_path("/other/model")), Reason::kSourceForbidden));
+
+  FakeWorker worker(&server_, "w1");
+  const v1::Lease lease = worker.Acquire();
+  ASSERT_EQ(lease.local_roots_size(), 1);
+  EXPECT_EQ(lease.local_roots(0), inputs + "/acme");
 }
 
 TEST_F(JobRpcs, RetryQueuesACancelledJobAgain) {
