@@ -1,7 +1,9 @@
 """The fault suite: docs/reliability.md says what each test does. Everything runs with QUANTRY_FULL=1."""
 import pathlib
+import shutil
 import signal
 import sys
+import tempfile
 
 import pytest
 
@@ -10,6 +12,7 @@ sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[1] / "support"), st
 from fleet import Fleet  # noqa: E402
 from full_marker import pytest_collection_modifyitems, pytest_configure  # noqa: E402,F401  hooks
 from link import Link  # noqa: E402
+from machine import mount_tmpfs  # noqa: E402
 from postgres import Postgres  # noqa: E402
 from service import find_bin, wait_for  # noqa: E402
 
@@ -68,6 +71,24 @@ def own_postgres():
         yield server.start()
     finally:
         server.remove()
+
+
+@pytest.fixture
+def small_disk():
+    """small_disk("16m"): a new file system of that size, which other users may read too."""
+    made = []
+
+    def make(size):
+        folder = pathlib.Path(tempfile.mkdtemp(prefix="quantry_disk_"))
+        folder.chmod(0o755)
+        made.append((folder, lambda: None))
+        made[-1] = folder, mount_tmpfs(folder, size)
+        return folder
+
+    yield make
+    for folder, unmount in made:
+        unmount()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

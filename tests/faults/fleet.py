@@ -41,10 +41,14 @@ def plain_event(event):
 
 
 class Fleet:
-    """`postgres` None: one server on SQLite. Servers and workers are started by name: a, b, ... and w1, w2, ..."""
+    """`postgres` None: one server on SQLite. Servers and workers are started by name: a, b, ... and w1, w2, ...
 
-    def __init__(self, folder, binaries, servers=2, postgres=None, flags=(), env=None, run=(), ttl_s=3, engine=None):
-        self.folder, self.binaries, self.postgres = pathlib.Path(folder), binaries, postgres
+    `credentials`: of the test's own calls to tenant ports.
+    """
+
+    def __init__(self, folder, binaries, servers=2, postgres=None, flags=(), env=None, run=(), ttl_s=3, engine=None,
+                 credentials=None):
+        self.folder, self.binaries, self.postgres, self.credentials = pathlib.Path(folder), binaries, postgres, credentials
         self.folder.mkdir(parents=True, exist_ok=True)
         self.engine = engine or engine_path(binaries)
         self.history = History()
@@ -110,7 +114,7 @@ class Fleet:
     def api(self, server="a"):
         """Tenant calls to the server; its address stays when it is started again."""
         if server not in self.tenants:
-            self.tenants[server] = Tenant(self.servers[server].address)
+            self.tenants[server] = Tenant(self.servers[server].address, credentials=self.credentials)
         return self.tenants[server]
 
     def puppet(self, name, server="a", address=None):

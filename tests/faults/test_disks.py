@@ -13,7 +13,7 @@ from fault_proxy import FaultProxy
 from fleet import QUICK, Fleet
 from machine import fill, mount_tmpfs
 from object_store import CREDENTIALS, artifact_root, client, moto, seaweedfs
-from service import wait_for
+from service import EXAMPLES, wait_for
 
 
 def test_f12_disk_full_at_the_worker(make_fleet, tmp_path):
@@ -62,6 +62,40 @@ def test_f12_disk_full_at_the_server(make_fleet, tmp_path):
     finally:
         fleet.stop()
         unmount()
+
+
+def test_f12_disk_full_for_artifacts(make_fleet, small_disk):
+    """No room where artifacts go: the attempt is DISK_FULL and shows none; with room again, a retry ends well."""
+    folder = small_disk("8m")
+    fleet = make_fleet(flags=[f"--artifact-root=file://{folder}/artifacts"]).start(workers=1)
+    filler = folder / "filler"
+    fill(filler)
+    fleet.submit("f12-artifact", retry_policy={"max_attempts": 1})
+    found = fleet.wait_end("f12-artifact")
+    assert found.state_reason == "DISK_FULL", found.error
+    assert not fleet.artifacts_of("f12-artifact")
+    filler.unlink()
+    fleet.retry("f12-artifact")
+    fleet.wait_state("f12-artifact", "SUCCEEDED")
+    fleet.check()
+    fleet.stop()
+
+
+def test_f12_disk_full_for_uploads(make_fleet, small_disk, tmp_path):
+    """No room where uploads go: DISK_FULL; the same command goes on from what has arrived."""
+    folder = small_disk("4m")
+    fleet = make_fleet(flags=[f"--blob-dir={folder}/blobs"]).start(workers=1)
+    script = tmp_path / "script"
+    script.write_text(QUICK)
+    submit = ["submit", EXAMPLES / "stories260k", "--method", "awq", "--bits", 4, "--calibration", script, "--id", "f12-upload"]
+    filler = folder / "filler"
+    fill(filler)
+    refused = fleet.servers["a"].json(*submit, check=6)
+    assert refused["error"]["reason"] == "DISK_FULL", refused
+    filler.unlink()
+    fleet.servers["a"].cli(*submit, check=0)
+    fleet.wait_state("f12-upload", "SUCCEEDED")
+    fleet.stop()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ import pytest
 from api import errors
 from fleet import QUICK
 from link import Link
-from postgres import PASSWORD
+from machine import fill
+from postgres import PASSWORD, Postgres
 from service import wait_for
 from test_servers import COMMIT, INSERT
 
@@ -68,6 +69,35 @@ def test_f07_read_only(fleet, session_postgres):
                                  "ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()")
 
     run_through(fleet, "f07-read-only", fault)
+
+
+def test_f07_disk_full(make_fleet, small_disk):
+    """No room for PostgreSQL's tables, log of writes and messages: submits are refused, what was acknowledged is kept."""
+    folder = small_disk("96m")
+    postgres = Postgres(folder=folder)
+    try:
+        fleet = make_fleet(postgres=postgres.start(), servers=2, ttl_s=6).start(workers=2)
+        fleet.submit("f07-before")
+        fleet.wait_end("f07-before")
+        filler = folder / "filler"
+        fill(filler)
+        with pytest.raises(errors.QuantryError) as refused:
+            for number in range(5000):
+                fleet.submit(f"f07-full-{number}", method="gptq")
+        assert refused.value.reason in ("DISK_FULL", "STORE_UNAVAILABLE"), refused.value
+        filler.unlink()
+        if postgres.process.poll() is not None:  # it gives up when it cannot write its log
+            postgres.start()
+        fleet.submit_for_sure("f07-after")
+        fleet.wait_end("f07-after", seconds=60)
+        assert fleet.state("f07-before") == "SUCCEEDED"
+        for record in [r for r in fleet.history.records if r["call"] == "submit" and "error" not in r]:
+            if record["job"].startswith("f07-full"):
+                fleet.cancel(record["job"])
+        fleet.check()
+    finally:
+        fleet.stop()
+        postgres.remove()
 
 
 @pytest.mark.parametrize("how, down_s", [

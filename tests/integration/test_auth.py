@@ -3,62 +3,15 @@
 The table of every rpc and role is server/testing/auth_rpcs_test.cc; here is what crosses processes.
 """
 import json
-import os
 import re
-import socket
-import ssl
 import subprocess
-import time
 import urllib.request
 
 import pytest
 
 from certificates import LOCAL, Authority
-from conftest import EXAMPLES, submit_args, wait_for
-
-RELOAD = "--credentials-reload-s=1"
-
-
-class Identity:
-    """Certificates and tokens of one test, as files."""
-
-    def __init__(self, binaries, folder):
-        self.binaries, self.folder = binaries, folder
-        self.authority = Authority(folder)
-        self.server = self.authority.issue("server", *LOCAL)
-        self.principals = folder / "principals.jsonl"
-
-    def token(self, principal, role, tenant="acme", days=90):
-        """A file with a new token; its line is in the principals file."""
-        done = subprocess.run(
-            [self.binaries / "quantryd", "token", "create", f"--principals-file={self.principals}",
-             f"--principal={principal}", f"--role={role}", f"--tenant={tenant}", f"--expires-in-days={days}"],
-            capture_output=True, text=True, timeout=20)
-        assert done.returncode == 0, done.stderr
-        assert re.fullmatch(r"qtk_[A-Za-z0-9_-]{43}\n", done.stdout)
-        file = self.folder / f"{principal}.token"
-        file.write_text(done.stdout)
-        return file
-
-    def withdraw(self, principal):
-        lines = [line for line in self.principals.read_text().splitlines() if json.loads(line)["principal"] != principal]
-        self.replace("\n".join(lines) + "\n")
-
-    def replace(self, text):
-        new = self.folder / "principals.new"
-        new.write_text(text)
-        os.replace(new, self.principals)
-
-    def tls(self):
-        return [f"--tls-cert-file={self.server[0]}", f"--tls-key-file={self.server[1]}", RELOAD]
-
-    def flags(self, token=None, client=None):
-        flags = ["--tls-ca", self.authority.file]
-        if token:
-            flags += ["--token-file", token]
-        if client:
-            flags += ["--client-cert", client[0], "--client-key", client[1]]
-        return flags
+from conftest import submit_args
+from identity import Identity
 
 
 @pytest.fixture
@@ -76,17 +29,6 @@ def metric(server, series):
 
 def error_of(done):
     return json.loads(done.stdout)["error"]
-
-
-def served_certificate(address):
-    """What the server shows in a handshake, as DER."""
-    host, port = address.rsplit(":", 1)
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.set_alpn_protocols(["h2"])
-    with socket.create_connection((host, int(port)), timeout=10) as plain:
-        with context.wrap_socket(plain, server_hostname="localhost") as secure:
-            return secure.getpeercert(binary_form=True)
 
 
 def test_a_job_over_tls_with_tokens(make_server, identity, stories, tmp_path):
@@ -200,50 +142,6 @@ def test_client_certificates(make_server, identity, tmp_path):
     both.cli("list", "--tenant", "acme", *identity.flags(token=token), check=0)
     both.cli("list", "--tenant", "acme", *identity.flags(), check=5)
     both.cli("list", "--tenant", "acme", "--timeout", 5, *identity.flags(token, rogue), check=7)
-
-
-def test_rotation_under_an_open_watch(make_server, identity, stories, tmp_path):
-    """F24: a new certificate and a new token count while a watch goes on; the old token's end ends it."""
-    old = identity.token("old", "submitter")
-    server = make_server(*identity.tls(), f"--principals-file={identity.principals}", "--embedded=false").start()
-    flags = ["--tenant", "acme", *map(str, identity.flags(old))]
-    server.cli(*submit_args(stories, "--id", "job-1", samples=8, length=64), *flags, check=0)
-    watch = subprocess.Popen([server.binaries / "quantry", "--server", server.address, "watch", "job-1", "--output", "json",
-                              *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        wait_for(lambda: metric(server, "quantry_watch_streams") == 1, 20, "the watch")
-
-        # The certificate: another key, the same names, the same CA.
-        before = served_certificate(server.address)
-        expiry = 'quantry_tls_certificate_expiry_timestamp_seconds{certificate="server"}'
-        end = metric(server, expiry)
-        identity.authority.issue("server", *LOCAL, days=60)
-        wait_for(lambda: served_certificate(server.address) != before, 20, "the new certificate")
-        wait_for(lambda: metric(server, expiry) > end + 29 * 86400, 20, "the new certificate's end")
-        server.cli("list", *flags, check=0)
-        assert watch.poll() is None
-
-        # The token: a second line first, then the old one goes.
-        new = identity.token("new", "submitter")
-        wait_for(lambda: server.cli("list", "--tenant", "acme", *identity.flags(new)).returncode == 0, 20, "the new token")
-        assert watch.poll() is None
-        server.cli("list", *flags, check=0)
-        identity.withdraw("old")
-        out, err = watch.communicate(timeout=30)
-        assert watch.returncode == 5, (out, err)
-        assert json.loads(out)["error"]["metadata"]["cause"] == "unknown" and "withdrawn" in err
-        assert error_of(server.cli("list", *flags, "--output", "json", check=5))["metadata"]["cause"] == "unknown"
-
-        # A broken file changes nothing and is told.
-        identity.replace("broken\n")
-        failures = 'quantry_credential_reloads_total{outcome="error"}'
-        wait_for(lambda: metric(server, failures) >= 1, 20, "the failed reload")
-        server.cli("list", "--tenant", "acme", *identity.flags(new), check=0)
-        assert "principals.jsonl:1: wanted one JSON object" in server.log_text()
-    finally:
-        if watch.poll() is None:
-            watch.kill()
-        watch.wait()
 
 
 def test_tokens_on_loopback_without_tls(make_server, identity, stories):

@@ -36,14 +36,26 @@ def name_of(job_id):
     return f"{PARENT}/quantizationJobs/{job_id}"
 
 
+def token_credentials(ca_file, token_file):
+    """TLS, and the token that is in the file when a call is made."""
+    def add_token(context, callback):
+        callback((("authorization", "Bearer " + token_file.read_text().strip()),), None)
+
+    return grpc.composite_channel_credentials(grpc.ssl_channel_credentials(ca_file.read_bytes()),
+                                              grpc.metadata_call_credentials(add_token))
+
+
 def state_name(state):
     return job_pb2.JobState.Name(state).removeprefix("JOB_STATE_")
 
 
 class _Calls:
-    def __init__(self, address, timeout):
+    """`credentials`: of the channel; None: plain."""
+
+    def __init__(self, address, timeout, credentials=None):
         self.address, self.timeout = address, timeout
-        self.channel = grpc.insecure_channel(address, options=OPTIONS)
+        self.channel = (grpc.secure_channel(address, credentials, options=OPTIONS) if credentials else
+                        grpc.insecure_channel(address, options=OPTIONS))
 
     def close(self):
         self.channel.close()
@@ -61,8 +73,8 @@ class _Calls:
 class Tenant(_Calls):
     """The tenant API of one server."""
 
-    def __init__(self, address, timeout=10):
-        super().__init__(address, timeout)
+    def __init__(self, address, timeout=10, credentials=None):
+        super().__init__(address, timeout, credentials)
         self.jobs = quantization_service_pb2_grpc.QuantizationServiceStub(self.channel)
         self.artifacts = artifact_service_pb2_grpc.ArtifactServiceStub(self.channel)
         self.admin = admin_service_pb2_grpc.AdminServiceStub(self.channel)
