@@ -4,6 +4,8 @@
 #include "server/jobs/postgres/tenant_calls.h"
 #include "server/jobs/postgres/worker_calls.h"
 #include "server/jobs/rules.h"
+#include "server/jobs/sql_rows.h"
+#include "server/jobs/sql_sweep.h"
 
 // ListWorkers, DrainWorker, Sweep, Stats, ListReferences.
 namespace quantry::server::postgres {
@@ -11,12 +13,6 @@ namespace {
 
 constexpr int kMaxExpiredPerSweep = 1000;  // one transaction must stay short
 constexpr const char* kLastSweep = "last_sweep";
-
-std::vector<int64_t> Keys(Rows rows) {
-  std::vector<int64_t> keys;
-  while (rows.Next()) keys.push_back(rows.Int(0));
-  return keys;
-}
 
 // Until the end of the transaction. False: another server has it.
 bool TakeSweepLock(Database& db) {
@@ -52,23 +48,7 @@ std::optional<absl::StatusOr<JobState>> Judge(const Context& context, int64_t pk
                                               SweepReport& report) {
   const std::optional<QueueRow> row = LockQueueRow(context.db, pk);
   if (!row || !IsLeased(row->state)) return std::nullopt;
-  switch (JudgeLease(*row, context.policy, context.now)) {
-    case Verdict::kFine:
-      break;
-    case Verdict::kLapsed:
-      ++report.lost;
-      return EndLost(context, *row, "did not report within its lease");
-    case Verdict::kCancelIgnored:
-      ++report.lost;
-      return EndLost(context, *row, "did not confirm the cancel");
-    case Verdict::kMaxRun:
-      ++report.over_limit;
-      return EndForGood(context, *row, MaxRunExceeded(*row));
-    case Verdict::kNoProgress:
-      ++report.no_progress;
-      return EndFailed(context, *row, NoProgress(*row), false);
-  }
-  return std::nullopt;
+  return sql::Judge(context, *row, report);
 }
 
 absl::Status SweepLeases(const Context& context, SweepReport& report) {
@@ -83,7 +63,7 @@ absl::Status SweepLeases(const Context& context, SweepReport& report) {
 }
 
 absl::Status SweepPending(const Context& context, SweepReport& report) {
-  const auto overdue = Keys(context.db.Query(
+  const auto overdue = sql::Keys(context.db.Query(
       "SELECT pk FROM queue WHERE state = 1 AND pending_deadline IS NOT NULL"
       " AND pending_deadline <= $1 ORDER BY pending_deadline FOR UPDATE SKIP LOCKED",
       context.now));
@@ -99,7 +79,7 @@ absl::Status SweepPending(const Context& context, SweepReport& report) {
 }
 
 void SweepExpired(const Context& context, SweepReport& report) {
-  const auto expired = Keys(context.db.Query(
+  const auto expired = sql::Keys(context.db.Query(
       "SELECT pk FROM jobs WHERE expire_time IS NOT NULL AND state >= 4 AND expire_time <= $1"
       " ORDER BY expire_time LIMIT $2 FOR UPDATE SKIP LOCKED",
       context.now, kMaxExpiredPerSweep));
@@ -126,16 +106,6 @@ std::multimap<std::string, JobKey> LeasedJobs(Database& db) {
       " WHERE q.worker_id IS NOT NULL ORDER BY q.pk");
   while (rows.Next()) jobs.emplace(rows.Text(0), JobKey{rows.Text(1), rows.Text(2)});
   return jobs;
-}
-
-void ReadLiveWorkers(Database& db, Time seen_after, StoreStats& stats) {
-  Rows rows = db.Query("SELECT info FROM workers WHERE last_seen > $1", seen_after);
-  while (rows.Next()) {
-    v1::WorkerInfo info;
-    rows.Parse(0, &info);
-    ++stats.live_workers;
-    stats.total_slots += info.slots();
-  }
 }
 
 }  // namespace
@@ -205,27 +175,11 @@ std::vector<Job> ListAcross(Database& db, JobsAcross which, int limit) {
 
 std::vector<JobReferences> ListReferences(Database& db, const std::string& after, int limit) {
   const std::vector<Value> values = {Arg(after), Arg(limit)};
-  Rows rows = db.QueryOnce(
+  return sql::ReferencesIn(db.QueryOnce(
       "SELECT j.tenant, j.uid, j.state, j.epoch, p.spec, a.epoch, c.epoch FROM jobs j"
       " JOIN job_payloads p ON p.pk = j.pk LEFT JOIN artifacts a ON a.uid = j.uid"
       " LEFT JOIN job_checkpoints c ON c.pk = j.pk WHERE j.uid > $1 ORDER BY j.uid LIMIT $2",
-      values);
-  std::vector<JobReferences> all;
-  while (rows.Next()) {
-    JobReferences& job = all.emplace_back();
-    job.tenant = rows.Text(0);
-    job.uid = rows.Text(1);
-    if (IsLeased(static_cast<JobState>(rows.Int(2)))) {
-      job.outputs.insert(rows.Int(3));
-      job.checkpoints.insert(rows.Int(3));
-    }
-    if (!rows.IsNull(5)) job.outputs.insert(rows.Int(5));
-    if (!rows.IsNull(6)) job.checkpoints.insert(rows.Int(6));
-    v1::JobSpec spec;
-    rows.Parse(4, &spec);
-    job.blobs = BlobsOf(spec);
-  }
-  return all;
+      values));
 }
 
 StoreStats Stats(Database& db, const JobPolicy& policy, Time now) {
@@ -243,7 +197,8 @@ StoreStats Stats(Database& db, const JobPolicy& policy, Time now) {
   stats.pause = ReadPause(db);
   stats.busy_slots =
       static_cast<int>(One(db.Query("SELECT count(*) FROM queue WHERE worker_id IS NOT NULL")));
-  ReadLiveWorkers(db, now - policy.lease_ttl, stats);
+  sql::CountWorkers(
+      db.Query("SELECT info FROM workers WHERE last_seen > $1", now - policy.lease_ttl), stats);
   return stats;
 }
 

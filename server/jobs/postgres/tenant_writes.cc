@@ -122,7 +122,7 @@ absl::StatusOr<SubmitResult> Submit(const Context& context, const SubmitRequest&
   auto earlier = FindEarlier(db, request);
   if (!earlier.ok()) return earlier.status();
   if (*earlier) return **std::move(earlier);
-  const std::optional<Twin> twin = LockTwin(db, request);
+  const std::optional<sql::Twin> twin = LockTwin(db, request);
   const bool hit = twin && twin->succeeded;
   absl::Status quota = hit ? AdmitEnded(db, request.key.tenant, context.now)
                            : AdmitQueued(db, request.key.tenant, request.upload_bytes, context.now);
@@ -138,7 +138,7 @@ absl::StatusOr<SubmitResult> Submit(const Context& context, const SubmitRequest&
   event.mutable_state_changed()->set_reason("submitted");
   AppendEvent(db, *pk, 0, context.now, std::move(event));
   if (hit) {
-    absl::Status taken = TakeResult(db, *pk, twin->pk, context.now);
+    absl::Status taken = sql::TakeResult(db, *pk, twin->pk, context.now);
     if (!taken.ok()) return taken;
     return SubmitResult{ReadJob(db, *pk), true, Reuse::kHit};
   }
@@ -148,7 +148,7 @@ absl::StatusOr<SubmitResult> Submit(const Context& context, const SubmitRequest&
                   .priority = request.priority,
                   .create_time = context.now},
                  request.spec);
-  if (twin) WaitFor(db, *pk, *twin, context.now);
+  if (twin) sql::WaitFor(db, *pk, *twin, context.now);
   const Reuse missed = request.reuse_result ? Reuse::kMiss : Reuse::kNotAsked;
   return SubmitResult{ReadJob(db, *pk), true, twin ? Reuse::kJoined : missed};
 }

@@ -1,34 +1,21 @@
 #pragma once
 
+#include <cstdint>
 #include <optional>
 
-#include "server/jobs/job_store.h"
+#include "absl/status/status.h"
 #include "server/jobs/postgres/database.h"
-#include "server/jobs/records.h"
+#include "server/jobs/sql_twins.h"
 
-// Jobs with the same spec that share one result; the twin of sqlite/twins.h.
-// Inside the caller's transaction.
+// What is each store's own about jobs that share a result (sql_twins.h). All
+// functions run inside the caller's transaction.
 namespace quantry::server::postgres {
-
-// A job whose result a new one may take.
-struct Twin {
-  int64_t pk = 0;
-  JobKey key;
-  bool succeeded = false;  // else QUEUED or RUNNING
-};
 
 // One that succeeded, else one that runs, else one that is queued. Locked
 // against ending or going away; calls for the same digest wait for each other.
-std::optional<Twin> LockTwin(Database& db, const SubmitRequest& request);
+std::optional<sql::Twin> LockTwin(Database& db, const SubmitRequest& request);
 
-// QUEUED -> SUCCEEDED with the artifact of `source`. No queue row may be left.
-absl::Status TakeResult(Database& db, int64_t pk, int64_t source, Time now);
-
-// QUEUED until `twin` ends.
-void WaitFor(Database& db, int64_t pk, const Twin& twin, Time now);
-
-// A job has ended: those that wait for it take its result, or the first of them
-// runs itself and the others wait for that one.
+// A job has ended: see sql::ShareEnd.
 absl::Status EndWaiting(Database& db, const StateChange& ended, Time now);
 
 // The artifact of a job that goes: another job that shares it gets it; its bytes

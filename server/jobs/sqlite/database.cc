@@ -2,6 +2,7 @@
 
 #include <sqlite3.h>
 
+#include <cstdlib>
 #include <utility>
 
 #include "common/errors.h"
@@ -47,6 +48,14 @@ int BindValue(sqlite3_stmt* statement, int index, const Value& value) {
                                SQLITE_TRANSIENT);
   }
   return sqlite3_bind_null(statement, index);
+}
+
+// Which value the placeholder at `index` gets. $3, as SQL shared with PostgreSQL
+// has it, is the third, wherever it comes first in the text.
+size_t PositionOf(sqlite3_stmt* statement, int index) {
+  const char* name = sqlite3_bind_parameter_name(statement, index);
+  const bool dollar = name != nullptr && *name == '$';
+  return (dollar ? std::strtoul(name + 1, nullptr, 10) : static_cast<size_t>(index)) - 1;
 }
 
 }  // namespace
@@ -141,8 +150,10 @@ sqlite3_stmt* Database::Bind(std::string_view sql, std::span<const Value> values
                                               " values: " + std::string(sql)));
     return nullptr;
   }
-  for (size_t i = 0; i < values.size(); ++i) {
-    int code = BindValue(statement, static_cast<int>(i) + 1, values[i]);
+  for (int index = 1; index <= static_cast<int>(values.size()); ++index) {
+    const size_t position = PositionOf(statement, index);
+    int code =
+        position < values.size() ? BindValue(statement, index, values[position]) : SQLITE_RANGE;
     if (code != SQLITE_OK) {
       Fail(code);
       return nullptr;

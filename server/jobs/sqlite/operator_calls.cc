@@ -1,4 +1,6 @@
 #include "server/jobs/rules.h"
+#include "server/jobs/sql_rows.h"
+#include "server/jobs/sql_sweep.h"
 #include "server/jobs/sqlite/tenant_calls.h"
 #include "server/jobs/sqlite/worker_calls.h"
 
@@ -23,12 +25,6 @@ std::vector<std::string> Column(Rows rows) {
   return texts;
 }
 
-std::vector<int64_t> Keys(Rows rows) {
-  std::vector<int64_t> keys;
-  while (rows.Next()) keys.push_back(rows.Int(0));
-  return keys;
-}
-
 // How long nobody swept; 0 the first time and when the clock stepped back.
 Duration SinceLastSweep(const Context& context) {
   Duration since{};
@@ -51,31 +47,9 @@ void PushLeases(const Context& context, Duration outage) {
       context.now + context.policy.lease_ttl, outage);
 }
 
-// What is wrong with a leased row, dealt with. nullopt = nothing.
-std::optional<absl::StatusOr<JobState>> Judge(const Context& context, const QueueRow& row,
-                                              SweepReport& report) {
-  switch (JudgeLease(row, context.policy, context.now)) {
-    case Verdict::kFine:
-      break;
-    case Verdict::kLapsed:
-      ++report.lost;
-      return EndLost(context, row, "did not report within its lease");
-    case Verdict::kCancelIgnored:
-      ++report.lost;
-      return EndLost(context, row, "did not confirm the cancel");
-    case Verdict::kMaxRun:
-      ++report.over_limit;
-      return EndForGood(context, row, MaxRunExceeded(row));
-    case Verdict::kNoProgress:
-      ++report.no_progress;
-      return EndFailed(context, row, NoProgress(row), false);
-  }
-  return std::nullopt;
-}
-
 absl::Status SweepLeases(const Context& context, SweepReport& report) {
   for (const QueueRow& row : ReadLeased(context.db)) {
-    auto ended = Judge(context, row, report);
+    auto ended = sql::Judge(context, row, report);
     if (!ended) continue;
     if (!ended->ok()) return ended->status();
     report.changed.push_back(ReadKey(context.db, row.pk));
@@ -84,10 +58,10 @@ absl::Status SweepLeases(const Context& context, SweepReport& report) {
 }
 
 absl::Status SweepPending(const Context& context, SweepReport& report) {
-  auto overdue =
-      Keys(context.db.Query("SELECT pk FROM queue WHERE state = 1 AND pending_deadline IS NOT NULL"
-                            " AND pending_deadline <= ?",
-                            context.now));
+  auto overdue = sql::Keys(
+      context.db.Query("SELECT pk FROM queue WHERE state = 1 AND pending_deadline IS NOT NULL"
+                       " AND pending_deadline <= ?",
+                       context.now));
   for (int64_t pk : overdue) {
     std::optional<QueueRow> row = ReadQueueRow(context.db, pk);
     if (!row) continue;
@@ -100,7 +74,7 @@ absl::Status SweepPending(const Context& context, SweepReport& report) {
 }
 
 void SweepExpired(const Context& context, SweepReport& report) {
-  auto expired = Keys(context.db.Query(
+  auto expired = sql::Keys(context.db.Query(
       "SELECT pk FROM jobs WHERE expire_time IS NOT NULL AND state >= 4 AND expire_time <= ?"
       " LIMIT ?",
       context.now, kMaxExpiredPerSweep));
@@ -155,15 +129,15 @@ std::vector<Job> ListAcross(Database& db, JobsAcross which, int limit) {
   const auto keys = [&] {
     switch (which) {
       case JobsAcross::kWaiting:
-        return Keys(
+        return sql::Keys(
             db.Query("SELECT pk FROM queue WHERE state = 1 ORDER BY enqueue_time LIMIT ?", limit));
       case JobsAcross::kLeased:
-        return Keys(db.Query(
+        return sql::Keys(db.Query(
             "SELECT pk FROM queue WHERE worker_id IS NOT NULL ORDER BY worker_id LIMIT ?", limit));
       case JobsAcross::kEnded:
         break;
     }
-    return Keys(
+    return sql::Keys(
         db.Query("SELECT pk FROM jobs WHERE state >= 4 ORDER BY end_time DESC LIMIT ?", limit));
   };
   std::vector<Job> jobs;
@@ -172,27 +146,11 @@ std::vector<Job> ListAcross(Database& db, JobsAcross which, int limit) {
 }
 
 std::vector<JobReferences> ListReferences(Database& db, const std::string& after, int limit) {
-  Rows rows = db.Query(
-      "SELECT j.tenant, j.uid, j.state, j.epoch, p.spec, a.epoch, c.epoch FROM jobs j"
-      " JOIN job_payloads p USING (pk) LEFT JOIN artifacts a ON a.uid = j.uid"
-      " LEFT JOIN job_checkpoints c USING (pk) WHERE j.uid > ? ORDER BY j.uid LIMIT ?",
-      after, limit);
-  std::vector<JobReferences> all;
-  while (rows.Next()) {
-    JobReferences& job = all.emplace_back();
-    job.tenant = rows.Text(0);
-    job.uid = rows.Text(1);
-    if (IsLeased(static_cast<JobState>(rows.Int(2)))) {
-      job.outputs.insert(rows.Int(3));
-      job.checkpoints.insert(rows.Int(3));
-    }
-    if (!rows.IsNull(5)) job.outputs.insert(rows.Int(5));
-    if (!rows.IsNull(6)) job.checkpoints.insert(rows.Int(6));
-    v1::JobSpec spec;
-    rows.Parse(4, &spec);
-    job.blobs = BlobsOf(spec);
-  }
-  return all;
+  return sql::ReferencesIn(
+      db.Query("SELECT j.tenant, j.uid, j.state, j.epoch, p.spec, a.epoch, c.epoch FROM jobs j"
+               " JOIN job_payloads p USING (pk) LEFT JOIN artifacts a ON a.uid = j.uid"
+               " LEFT JOIN job_checkpoints c USING (pk) WHERE j.uid > ? ORDER BY j.uid LIMIT ?",
+               after, limit));
 }
 
 StoreStats Stats(Database& db, const JobPolicy& policy, Time now) {
@@ -212,13 +170,8 @@ StoreStats Stats(Database& db, const JobPolicy& policy, Time now) {
   stats.pause = ReadPause(db);
   stats.busy_slots =
       static_cast<int>(One(db.Query("SELECT count(*) FROM queue WHERE worker_id IS NOT NULL")));
-  Rows rows = db.Query("SELECT info FROM workers WHERE last_seen > ?", now - policy.lease_ttl);
-  while (rows.Next()) {
-    v1::WorkerInfo info;
-    rows.Parse(0, &info);
-    ++stats.live_workers;
-    stats.total_slots += info.slots();
-  }
+  sql::CountWorkers(
+      db.Query("SELECT info FROM workers WHERE last_seen > ?", now - policy.lease_ttl), stats);
   return stats;
 }
 

@@ -103,19 +103,19 @@ absl::StatusOr<SubmitResult> Submit(Database& db, const JobPolicy& policy,
   if (!repeat.ok()) return repeat.status();
   if (*repeat) return **repeat;
   if (FindJob(db, request.key)) return JobIdTaken(request.key);
-  const std::optional<Twin> twin = FindTwin(db, request);
+  const std::optional<sql::Twin> twin = sql::FindTwin(db, request);
   const bool hit = twin && twin->succeeded;
   absl::Status quota = hit ? AdmitEnded(db, request.key.tenant, now)
                            : AdmitQueued(db, request.key.tenant, request.upload_bytes, now);
   if (!quota.ok()) return quota;
   int64_t pk = InsertJob(db, request, now);
   if (hit) {
-    if (absl::Status taken = TakeResult(db, pk, twin->pk, now); !taken.ok()) return taken;
+    if (absl::Status taken = sql::TakeResult(db, pk, twin->pk, now); !taken.ok()) return taken;
     return SubmitResult{ReadJob(db, pk), true, Reuse::kHit};
   }
   InsertQueueRow(db, policy, {.pk = pk, .priority = request.priority, .create_time = now},
                  request.spec, now);
-  if (twin) WaitFor(db, pk, *twin, now);
+  if (twin) sql::WaitFor(db, pk, *twin, now);
   const Reuse missed = request.reuse_result ? Reuse::kMiss : Reuse::kNotAsked;
   return SubmitResult{ReadJob(db, pk), true, twin ? Reuse::kJoined : missed};
 }
