@@ -5,8 +5,10 @@
 
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <map>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -19,6 +21,24 @@ namespace {
 using grpc::experimental::FileWatcherCertificateProvider;
 
 absl::Status Bad(const std::string& message) { return MakeError(Reason::kInvalidConfig, message); }
+
+bool IsCrlName(const std::string& name) {
+  constexpr size_t kHashDigits = 8;
+  return name.size() > kHashDigits + 2 && name.compare(kHashDigits, 2, ".r") == 0 &&
+         name.find_first_not_of("0123456789abcdef") == kHashDigits;
+}
+
+// gRPC says nothing when it finds no list, and then lets everybody in.
+absl::Status CheckCrlDir(const std::string& folder) {
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(folder, error), end; !error && entry != end;
+       entry.increment(error)) {
+    if (IsCrlName(entry->path().filename().string())) return absl::OkStatus();
+  }
+  return Bad(absl::StrCat(folder, ": wanted a folder with a revocation list named HASH.r0, got ",
+                          error ? error.message() : "none",
+                          "; put the CA's list there and run `openssl rehash` on the folder"));
+}
 
 // Asked by gRPC before each call, on its threads.
 class TokenPlugin : public grpc::MetadataCredentialsPlugin {
@@ -91,6 +111,7 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeServerCredentials(
   if (status.ok() && !security.client_ca_file.empty()) {
     status = CheckCertificates(security.client_ca_file);
   }
+  if (status.ok() && !security.crl_dir.empty()) status = CheckCrlDir(security.crl_dir);
   if (!status.ok()) return status;
   grpc::experimental::TlsServerCredentialsOptions options(
       std::make_shared<FileWatcherCertificateProvider>(
@@ -101,6 +122,7 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeServerCredentials(
     options.set_cert_request_type(GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE);
   } else {
     options.watch_root_certs();
+    if (!security.crl_dir.empty()) options.set_crl_directory(security.crl_dir);
     options.set_cert_request_type(security.require_client_certificate
                                       ? GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY
                                       : GRPC_SSL_REQUEST_CLIENT_CERTIFICATE_AND_VERIFY);

@@ -22,6 +22,9 @@ struct ServerSecurity {
   std::string cert_file = {};
   std::string key_file = {};
   std::string client_ca_file = {};  // "": client certificates are not asked for
+  // Revocation lists of those CAs as `openssl rehash` names them, HASH.r0 and up;
+  // "": none. A CA without a list revokes nothing.
+  std::string crl_dir = {};
   // Refuse the handshake of a client without certificate: nothing else can
   // tell who it is.
   bool require_client_certificate = false;

@@ -40,18 +40,31 @@ class GrpcCredentials : public ::testing::Test {
     Write(name + ".key", pair.key);
   }
 
+  struct Running {
+    explicit Running(const ServerSecurity& security) {
+      auto credentials = MakeServerCredentials(security);
+      EXPECT_TRUE(credentials.ok()) << credentials.status();
+      int port = 0;
+      grpc::ServerBuilder builder;
+      builder.AddListeningPort("127.0.0.1:0", *credentials, &port);
+      // A server without a service has nothing to do, and is refused.
+      builder.RegisterCallbackGenericService(&service);
+      server = builder.BuildAndStart();
+      target = "127.0.0.1:" + std::to_string(port);
+    }
+    ~Running() { server->Shutdown(std::chrono::system_clock::now()); }
+
+    grpc::CallbackGenericService service;
+    std::unique_ptr<grpc::Server> server;
+    std::string target;
+  };
+
   // Whether a client with `client` reaches a server with `server`.
   bool Connects(const ServerSecurity& server, const ClientSecurity& client) {
-    auto server_credentials = MakeServerCredentials(server);
-    EXPECT_TRUE(server_credentials.ok()) << server_credentials.status();
-    int port = 0;
-    grpc::ServerBuilder builder;
-    builder.AddListeningPort("127.0.0.1:0", *server_credentials, &port);
-    // A server without a service has nothing to do, and is refused.
-    grpc::CallbackGenericService service;
-    builder.RegisterCallbackGenericService(&service);
-    const auto running = builder.BuildAndStart();
-    const std::string target = "127.0.0.1:" + std::to_string(port);
+    const Running running(server);
+    return Reaches(running.target, client);
+  }
+  bool Reaches(const std::string& target, const ClientSecurity& client) {
     auto credentials = MakeChannelCredentials(client, target);
     EXPECT_TRUE(credentials.ok()) << credentials.status();
     grpc::ChannelArguments arguments;
@@ -64,7 +77,6 @@ class GrpcCredentials : public ::testing::Test {
       if (!channel->WaitForStateChange(state, deadline)) break;
       state = channel->GetState(true);
     }
-    running->Shutdown(std::chrono::system_clock::now());
     return state == GRPC_CHANNEL_READY;
   }
 
@@ -101,6 +113,53 @@ TEST_F(GrpcCredentials, MutualHandshakes) {
   optional.require_client_certificate = false;
   EXPECT_TRUE(Connects(optional, Client("ca.pem")));
   EXPECT_FALSE(Connects(optional, Client("ca.pem", "stranger"))) << "asked for, so verified";
+}
+
+TEST_F(GrpcCredentials, RevokedCertificatesAreRefused) {
+  const PemPair gone = ca_.Sign("client", {"URI:spiffe://quantry/role/admin"});
+  const PemPair leaves = ca_.Sign("client", {"URI:spiffe://quantry/role/admin"});
+  WritePair("gone", gone);
+  WritePair("leaves", leaves);
+  fs::create_directories(Path("crls"));
+  ServerSecurity security = Server("server", true);
+  security.crl_dir = Path("crls");
+  security.reload = std::chrono::seconds(1);
+  const auto empty = MakeServerCredentials(security);
+  EXPECT_NE(empty.status().message().find("openssl rehash"), std::string::npos) << empty.status();
+
+  Write("crls/" + ca_.RevocationName(0), ca_.Revoke({gone.certificate}));
+  const Running running(security);
+  EXPECT_FALSE(Reaches(running.target, Client("ca.pem", "gone")));
+  EXPECT_TRUE(Reaches(running.target, Client("ca.pem", "client")));
+  EXPECT_TRUE(Reaches(running.target, Client("ca.pem", "leaves")));
+  // Lists are read anew when the file of the CAs, or the server's certificate, is.
+  Write("crls/" + ca_.RevocationName(0), ca_.Revoke({gone.certificate, leaves.certificate}));
+  Write("ca.pem", ca_.certificate() + "# list 2\n");
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  bool reached = true;
+  while (reached && std::chrono::steady_clock::now() < deadline) {
+    reached = Reaches(running.target, Client("ca.pem", "leaves"));
+  }
+  EXPECT_FALSE(reached);
+  EXPECT_TRUE(Reaches(running.target, Client("ca.pem", "client")));
+}
+
+TEST_F(GrpcCredentials, AnExpiredRevocationListLetsNobodyIn) {
+  fs::create_directories(Path("crls"));
+  ServerSecurity security = Server("server", true);
+  security.crl_dir = Path("crls");
+  Write("crls/" + ca_.RevocationName(0), ca_.Revoke({}, std::chrono::seconds(-60)));
+  EXPECT_FALSE(Connects(security, Client("ca.pem", "client")));
+  Write("crls/" + ca_.RevocationName(0), ca_.Revoke({}));
+  EXPECT_TRUE(Connects(security, Client("ca.pem", "client")));
+}
+
+TEST_F(GrpcCredentials, ACaWithoutARevocationListRevokesNothing) {
+  fs::create_directories(Path("crls"));
+  ServerSecurity security = Server("server", true);
+  security.crl_dir = Path("crls");
+  Write("crls/" + other_.RevocationName(0), other_.Revoke({}));
+  EXPECT_TRUE(Connects(security, Client("ca.pem", "client")));
 }
 
 TEST_F(GrpcCredentials, FilesThatCannotBeUsedAreNamed) {

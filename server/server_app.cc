@@ -194,6 +194,7 @@ class App : public ServerApp {
     return {.cert_file = config_.tls_cert_file(),
             .key_file = config_.tls_key_file(),
             .client_ca_file = config_.tls_client_ca_file(),
+            .crl_dir = config_.tls_crl_dir(),
             .require_client_certificate =
                 config_.principals_file().empty() && config_.jwks_file().empty(),
             .reload = seconds(config_.credentials_reload_s())};

@@ -83,6 +83,9 @@ absl::Status CheckIdentity(const v1::ServerConfig& config) {
   if (!config.tls_client_ca_file().empty() && config.tls_cert_file().empty()) {
     return Bad("tls_client_ca_file", "--tls-cert-file and --tls-key-file beside it", "");
   }
+  if (!config.tls_crl_dir().empty() && config.tls_client_ca_file().empty()) {
+    return Bad("tls_crl_dir", "--tls-client-ca-file beside it: lists are of its CAs", "");
+  }
   const bool jwt = !config.jwks_file().empty();
   if (jwt && config.jwt_issuer().empty()) {
     return Bad("jwt_issuer", "the iss of the tokens that --jwks-file is for", "");

@@ -65,6 +65,7 @@ TEST(ServerConfig, WrongValuesNameTheirFlag) {
       {[](auto* c) { c->set_tls_cert_file("c"); }, "--tls-key-file: wanted both"},
       {[](auto* c) { c->set_tls_key_file("k"); }, "--tls-cert-file: wanted both"},
       {[](auto* c) { c->set_tls_client_ca_file("ca"); }, "--tls-client-ca-file: wanted"},
+      {[](auto* c) { c->set_tls_crl_dir("crls"); }, "--tls-crl-dir: wanted"},
       {[](auto* c) {
          c->set_jwks_file("k");
          c->set_jwt_audience("a");

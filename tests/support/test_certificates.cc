@@ -7,6 +7,8 @@
 #include <openssl/rand.h>
 #include <openssl/x509v3.h>
 
+#include <array>
+#include <cstdio>
 #include <cstdlib>
 #include <fstream>
 
@@ -92,6 +94,42 @@ PemPair TestCa::Sign(const std::string& name, const std::vector<std::string>& al
   X509_free(certificate);
   EVP_PKEY_free(key);
   return pair;
+}
+
+std::string TestCa::Revoke(const std::vector<std::string>& certificates,
+                           std::chrono::seconds lasts) const {
+  X509_CRL* list = X509_CRL_new();
+  Must(X509_CRL_set_version(list, 1) == 1);
+  Must(X509_CRL_set_issuer_name(list, X509_get_subject_name(keys_->certificate)) == 1);
+  ASN1_TIME* time = ASN1_TIME_new();
+  X509_gmtime_adj(time, -3600);
+  Must(X509_CRL_set1_lastUpdate(list, time) == 1);
+  for (const std::string& pem : certificates) {
+    BIO* bio = BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size()));
+    X509* certificate = PEM_read_bio_X509(bio, nullptr, nullptr, nullptr);
+    Must(certificate != nullptr);
+    X509_REVOKED* entry = X509_REVOKED_new();
+    X509_REVOKED_set_serialNumber(entry, X509_get_serialNumber(certificate));
+    X509_REVOKED_set_revocationDate(entry, time);
+    Must(X509_CRL_add0_revoked(list, entry) == 1);
+    X509_free(certificate);
+    BIO_free(bio);
+  }
+  X509_gmtime_adj(time, lasts.count());
+  Must(X509_CRL_set1_nextUpdate(list, time) == 1);
+  ASN1_TIME_free(time);
+  Must(X509_CRL_sort(list) == 1 && X509_CRL_sign(list, keys_->key, EVP_sha256()) > 0);
+  BIO* bio = BIO_new(BIO_s_mem());
+  Must(PEM_write_bio_X509_CRL(bio, list) == 1);
+  X509_CRL_free(list);
+  return Text(bio);
+}
+
+std::string TestCa::RevocationName(int number) const {
+  std::array<char, 32> name{};
+  std::snprintf(name.data(), name.size(), "%08lx.r%d",
+                X509_NAME_hash(X509_get_subject_name(keys_->certificate)), number);
+  return name.data();
 }
 
 std::string WriteFile(const std::string& path, const std::string& text) {

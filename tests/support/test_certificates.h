@@ -24,6 +24,11 @@ class TestCa {
   // "URI:spiffe://quantry/role/admin". Ends `lasts` from now.
   PemPair Sign(const std::string& name, const std::vector<std::string>& alternative_names,
                std::chrono::seconds lasts = std::chrono::hours(1)) const;
+  // A revocation list, in PEM, with these certificates; due anew `lasts` from now.
+  std::string Revoke(const std::vector<std::string>& certificates,
+                     std::chrono::seconds lasts = std::chrono::hours(1)) const;
+  // What OpenSSL looks for: the hash of the CA's name, ".r" and the number.
+  std::string RevocationName(int number) const;
 
  private:
   struct Keys;
