@@ -39,8 +39,8 @@ absl::Status QueuedQuotaReached(const std::string& tenant, int64_t limit);
 // bytes (0: for anything at all).
 absl::Status CheckStoredBytes(const TenantQuota& quota, int64_t stored, int64_t more);
 // Takes one submit from the tenant's bucket, which holds a minute's worth and
-// fills evenly; `full_at` is when it will be full, and the result when it is
-// then. RESOURCE_EXHAUSTED QUOTA_SUBMIT_RATE with the time to wait.
+// fills evenly. `full_at`: when it would have been full; the result: when it
+// will be now. RESOURCE_EXHAUSTED QUOTA_SUBMIT_RATE with the time to wait.
 absl::StatusOr<Time> TakeSubmit(const TenantQuota& quota, Time full_at, Time now);
 // OK or ETAG_MISMATCH. "" = any.
 absl::Status CheckEtag(const Job& job, const std::string& etag);

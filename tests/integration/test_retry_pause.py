@@ -1,4 +1,4 @@
-"""Retry of a cancelled job, a paused queue, and what a queued job tells about waiting."""
+"""Retry of a cancelled job, a paused queue, quotas, and what a queued job tells about waiting."""
 import os
 
 from conftest import submit_args, wait_for
@@ -60,3 +60,22 @@ def test_gc_removes_uploads_of_deleted_jobs(server, stories):
     assert not any(p.exists() for p in blobs)
     # The same model again: its uploads are sent anew.
     assert server.json(*submit_args(stories, "--id", "again", method="rtn"), "--wait")["state"] == "SUCCEEDED"
+
+
+def test_quotas_tell_what_they_limit(make_server, stories):
+    server = make_server("--embedded=false").start()
+    server.json(*submit_args(stories, "--id", "first", method="rtn"))
+    stored = sum(p.stat().st_size for p in (server.data_dir / "blobs/default").iterdir() if p.is_file())
+    usage = server.json("quota", "default", "--max-stored-bytes", stored, "--max-submits-per-minute", 1)
+    assert (int(usage["queued"]), int(usage["stored_bytes"])) == (1, stored)
+    text = server.cli("quota", "default", "--max-submits-per-minute", 2, check=0).stdout
+    assert "at most 2" in text and "no limit" in text
+    server.json(*submit_args(stories, "--id", "second", method="rtn"))
+    server.json(*submit_args(stories, "--id", "third", method="rtn"))
+    refused = server.json(*submit_args(stories, "--id", "fourth", method="rtn"), check=6)["error"]
+    assert refused["reason"] == "QUOTA_SUBMIT_RATE" and 0 < refused["retry_after_s"] <= 30, refused
+    server.cli("quota", "default", "--max-stored-bytes", 1, check=0)
+    refused = server.json(*submit_args(stories, "--id", "fourth", method="rtn"), check=6)["error"]
+    assert refused["reason"] == "QUOTA_STORED_BYTES" and refused["field_violations"][0]["field"] == "tenants/default", refused
+    server.cli("quota", "default", check=0)
+    server.json(*submit_args(stories, "--id", "fourth", method="rtn"))
