@@ -204,7 +204,7 @@ BACK = {
 def test_f19_schema_upgrade_with_live_leases(make_fleet, tmp_path):
     """A database of the first schema, a job running in it: the new server takes it over, the worker never notices.
     A schema newer than the server is refused by name."""
-    fleet = make_fleet(ttl_s=6).start(workers=1)
+    fleet = make_fleet(ttl_s=20).start(workers=1)
     fleet.submit("job-f19", f"block\ntouch {tmp_path}/at\nwait {tmp_path}/go\nblock\nblock\nblock\nartifact\ncomplete\n")
     wait_for((tmp_path / "at").exists, 20, "a block")
     server = fleet.servers["a"]
