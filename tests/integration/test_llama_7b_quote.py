@@ -1,0 +1,84 @@
+"""LLaMA-7B by its shapes alone: a sparse checkpoint, quoted from its headers."""
+import json
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from conftest import EXAMPLES
+from random_models import CONFIGS, llama_shapes
+
+LLAMA_7B = {**CONFIGS["llama"], "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+            "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000, "max_position_embeddings": 2048,
+            "rms_norm_eps": 1e-6, "torch_dtype": "float16"}
+LINEARS = 6_476_005_376
+SALIENT = 0.2
+
+
+def write_sparse_model(folder, stories):
+    """LLaMA-7B's header and config before 13.5 GB of hole: a few blocks on disk."""
+    folder.mkdir()
+    header, end = {}, 0
+    for name, shape in llama_shapes(LLAMA_7B):
+        size = 2 * int(np.prod(shape))
+        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path = folder / "model.safetensors"
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    assert path.stat().st_size > 13.4e9 and path.stat().st_blocks * 512 < 1e6
+    (folder / "config.json").write_text(json.dumps(LLAMA_7B))
+    shutil.copy(stories / "tokenizer.json", folder)
+    return folder
+
+
+def quote(binaries, folder, method, formats):
+    job = {"model_dir": str(folder), "output_dir": str(folder / "out"), "method": method,
+           "calibration": {"text": {"path": str(EXAMPLES / "text/calibration.txt")}, "samples": 128,
+                           "sequence_length": 2048},
+           "outputs": [{"format": f"OUTPUT_FORMAT_{name}"} for name in formats]}
+    (folder / "job.json").write_text(json.dumps(job))
+    done = subprocess.run([binaries / "quantry-engine", "quote", "--job", folder / "job.json"], capture_output=True,
+                          text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def llama_7b(stories, tmp_path_factory):
+    return write_sparse_model(tmp_path_factory.mktemp("llama") / "llama-7b", stories)
+
+
+def bits_of(rows, columns, sharers):
+    """A PTQ1.61 linear: codes, row side of 52 bits, column gains of 16, its share of the mask."""
+    salient = int(SALIENT * columns) + 1
+    return rows * (columns + 3 * salient + 52) + 16 * (columns - salient) + columns / sharers
+
+
+def test_ptq161_takes_the_published_bits(binaries, llama_7b):
+    quoted = quote(binaries, llama_7b, {"ptq161": {}}, ["QUANTRY", "DENSE"])
+    assert quoted["problems"] == [] and quoted["blocks"] == 32 and quoted["parameters"] == 6_738_415_616
+    block = 3 * bits_of(4096, 4096, 3) + bits_of(4096, 4096, 1) + 2 * bits_of(11008, 4096, 2) + bits_of(4096, 11008, 1)
+    formula = 32 * block / LINEARS
+    assert formula == pytest.approx(1.6138, abs=5e-5)
+    packed, dense = quoted["outputs"]
+    # What is stored fills up rows to bytes.
+    assert formula <= packed["bits_per_weight"] <= formula * 1.001
+    rest = 2 * (quoted["parameters"] - LINEARS)
+    assert packed["bytes"] == pytest.approx(formula * LINEARS / 8 + rest, rel=1e-3)
+    assert packed["bytes"] == pytest.approx(1.831e9, rel=1e-3)
+    assert 8 * packed["bytes"] / quoted["parameters"] == pytest.approx(2.17, abs=0.01)
+    assert dense["bytes"] == 2 * quoted["parameters"]
+
+
+@pytest.mark.parametrize("bits,group,stored", [(2, 128, 2 + 18 / 128), (3, 128, 3 + 19 / 128), (4, 128, 4 + 20 / 128)])
+def test_grids_take_bits_and_their_share_of_scales(binaries, llama_7b, bits, group, stored):
+    grid = {"bits": bits, "group_size": group}
+    quoted = quote(binaries, llama_7b, {"rtn": {"grid": grid}}, ["COMPRESSED_TENSORS"])
+    (packed,) = quoted["outputs"]
+    assert packed["bits_per_weight"] == pytest.approx(stored, rel=1e-6)
+    assert packed["bytes"] == pytest.approx(stored * LINEARS / 8 + 2 * (quoted["parameters"] - LINEARS), rel=1e-5)
