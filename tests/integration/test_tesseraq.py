@@ -3,13 +3,17 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
+import time
 
 import pytest
 
-from conftest import EXAMPLES, submit_args
+from conftest import EXAMPLES, submit_args, wait_for
+from random_models import write_random_model
 from test_engine_run import Engine, hashes
+from test_main_job import file_hashes
 
 # Perplexity of the authors' code at K = 20, T = 25, rate 1e-2 on the protocol of
 # docs/methods/tesseraq.md, asymmetric.
@@ -93,6 +97,52 @@ def test_submitted_through_the_service(server, stories):
     refused = server.cli(*submit_args(stories, "--recipe", "tesseraq-w2g64", "--wait", method="tesseraq", bits=3))
     assert refused.returncode != 0
     assert "tesseraq-w2g64" in refused.stdout + refused.stderr, refused.stderr
+
+
+def events_of(server, name):
+    lines = server.cli("events", name, "--output", "json", check=0).stdout.splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.full
+def test_killed_inside_a_block_goes_on_from_its_stage(server, stories, tmp_path):
+    """The service's job; a stage is stored 30 s after the block's start at the earliest, so the engine is paused."""
+    model = tmp_path / "model"
+    write_random_model(model, "llama", vocab_size=512, hidden_size=64, intermediate_size=128)
+    shutil.copy(stories / "tokenizer.json", model)
+    job = submit_args(model, "--steps-per-stage", "120", "--learning-rate", "0.01", "--batch-size", "2", "--init",
+                      "none", method="tesseraq", bits=2, samples=8, length=64, evaluation=False)
+    undisturbed = server.json(*job, "--id", "undisturbed", "--wait", timeout=600)
+    server.json(*job, "--id", "killed")
+
+    def progress():
+        return server.json("get", "killed").get("progress", {})
+
+    wait_for(lambda: progress().get("metrics", {}).get("stage", 0) >= 3, 300, "stages of the first block")
+    (engine,) = server.engine_pids()
+    os.kill(engine, signal.SIGSTOP)
+    before = progress()
+    assert int(before.get("blocks_done", 0)) == 0
+    time.sleep(31)
+    os.kill(engine, signal.SIGCONT)
+    stored = wait_for(lambda: [event for event in events_of(server, "killed") if "checkpoint" in event], 300,
+                      "a stage in the checkpoint")
+    os.kill(engine, signal.SIGKILL)
+    assert int(stored[0]["checkpoint"].get("blocks_done", 0)) == 0, "stored in the block's middle"
+    stages = []  # of the first block, as the second attempt tells them
+
+    def ended():
+        job = server.json("get", "killed")
+        metrics = job.get("progress", {}).get("metrics", {})
+        if int(job["epoch"]) == 2 and int(job["progress"].get("blocks_done", 0)) == 0 and "stage" in metrics:
+            stages.append(metrics["stage"])
+        return job if job["state"] in ("SUCCEEDED", "FAILED") else None
+
+    job = wait_for(ended, 600, "the job's end")
+    assert job["state"] == "SUCCEEDED"
+    assert "resumed=0" in server.log_text().rpartition("engine started")[2].partition("\n")[0]
+    assert stages and min(stages) >= before["metrics"]["stage"], stages
+    assert file_hashes(job) == file_hashes(undisturbed)
 
 
 @pytest.mark.full
