@@ -33,16 +33,8 @@ nlohmann::ordered_json WeightScheme(const GridSpec& grid) {
 }
 
 std::string EnginesFor(const GridSpec& grid) {
-  if (grid.bits == 4 || (grid.bits == 8 && grid.symmetric)) {
-    if (grid.symmetric) {
-      return "Loads in vLLM (Marlin, Machete), SGLang and transformers with compressed-tensors.";
-    }
-    return "Loads in vLLM and in transformers with compressed-tensors; SGLang only in part "
-           "(asymmetric).";
-  }
-  if (grid.bits == 8) {
-    return "Loads in transformers with compressed-tensors (decompressed); asymmetric 8-bit "
-           "kernels are rare elsewhere: use symmetric=true for vLLM and SGLang.";
+  if (grid.symmetric && (grid.bits == 4 || grid.bits == 8)) {
+    return "Loads in vLLM (Marlin, Machete), SGLang and transformers with compressed-tensors.";
   }
   const std::string library =
       grid.bits == 3 ? " (compressed-tensors of late June 2026 or newer: dense 3-bit packing)" : "";
@@ -51,9 +43,19 @@ std::string EnginesFor(const GridSpec& grid) {
            "transformers" +
            library + "; not in SGLang (4 and 8 bits only).";
   }
-  return "Loads, decompressed, in transformers" + library +
-         "; not in vLLM (asymmetric below 4 bits is not merged, vllm#46528) and not in SGLang "
-         "(4 and 8 bits only). For vLLM use symmetric=true, or output dense.";
+  // Seen with the versions docs/formats/README.md names.
+  const std::string refused = StrCat(
+      " transformers 5.24 refuses asymmetric zero points, compressed-tensors' own functions "
+      "read them",
+      library, ": for transformers use symmetric=true",
+      grid.bits < 4 ? " or output int4-carrier." : ".");
+  if (grid.bits == 4) return "Loads in vLLM; SGLang only in part (asymmetric)." + refused;
+  if (grid.bits == 8) {
+    return "Asymmetric 8-bit kernels are rare: for vLLM and SGLang use symmetric=true." + refused;
+  }
+  return "Not in vLLM (asymmetric below 4 bits is not merged, vllm#46528; use symmetric=true, or "
+         "output dense) and not in SGLang (4 and 8 bits only)." +
+         refused;
 }
 
 }  // namespace
