@@ -92,6 +92,9 @@ absl::StatusOr<HeartbeatReply> Heartbeat(const Context& context, const WorkerBea
   HeartbeatReply reply;
   reply.worker = DirectiveFor(*worker);
   bool durable = false;
+  // All rows first, in the order a sweep takes them: beats come in any order,
+  // and the two would wait for each other.
+  LockLeasedBy(context.db, worker->worker_id);
   for (const Beat& beat : worker_beat.jobs) {
     auto one = BeatOne(context, *worker, beat, &durable);
     if (!one.ok()) return one.status();

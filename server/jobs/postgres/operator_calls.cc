@@ -37,9 +37,10 @@ Duration SinceLastSweep(const Context& context) {
 // outage does not count as standing still or running.
 void PushLeases(const Context& context, Duration outage) {
   context.db.Execute(
-      "UPDATE queue SET lease_until = greatest(lease_until, $1),"
+      "WITH leased AS (SELECT pk FROM queue WHERE worker_id IS NOT NULL ORDER BY pk FOR UPDATE)"
+      " UPDATE queue q SET lease_until = greatest(lease_until, $1),"
       " progress_time = progress_time + $2, claim_time = claim_time + $2,"
-      " cancel_time = cancel_time + $2 WHERE worker_id IS NOT NULL",
+      " cancel_time = cancel_time + $2 FROM leased WHERE q.pk = leased.pk",
       context.now + context.policy.lease_ttl, outage);
 }
 
