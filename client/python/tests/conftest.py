@@ -25,7 +25,6 @@ def load(name, path):
 
 load("build_protos", TESTS.parent / "build_protos.py").main([])
 service = load("integration_conftest", ROOT / "tests" / "integration" / "conftest.py")
-load("certificates", ROOT / "tests" / "integration" / "certificates.py")
 from full_marker import pytest_collection_modifyitems, pytest_configure  # noqa: E402,F401  hooks
 
 wait_for = service.wait_for
