@@ -1,18 +1,19 @@
 // Time of one training step of PTQ1.61 on block 0 of a checkpoint, beside the
 // plain product the authors' machine was measured with (2048 x 576 x 1536), so
 // that figures of different machines can be set against each other.
-//   quantry_ptq161_step MODEL_DIR LENGTH WINDOWS THREADS
+//   quantry_ptq161_step [--device cpu] MODEL_DIR LENGTH WINDOWS THREADS
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
-#include <chrono>
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
 #include <vector>
 
+#include "benchmarks/on_device.h"
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/memory.h"
-#include "worker/engine/device/device.h"
 #include "worker/engine/methods/ptq161/mask.h"
 #include "worker/engine/methods/ptq161/mixed_linear.h"
 #include "worker/engine/methods/ptq161/train.h"
@@ -22,24 +23,20 @@
 namespace quantry::engine {
 namespace {
 
-double Seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 class NoProgress : public ProgressSink {
  public:
   void Advance(int64_t, std::string_view) override {}
 };
 
 // fp32 GFLOP/s of at::mm at 2048 x 576 x 1536, best of several.
-double ProductRate() {
-  const at::Tensor a = at::randn({2048, 576});
-  const at::Tensor b = at::randn({576, 1536});
+double ProductRate(const at::Device& device) {
+  const at::Tensor a = at::randn({2048, 576}).to(device);
+  const at::Tensor b = at::randn({576, 1536}).to(device);
   double best = 1e9;
   for (int i = 0; i < 30; ++i) {
-    const double begin = Seconds();
+    const double begin = SecondsWhenIdle(device);
     at::mm(a, b);
-    best = std::min(best, Seconds() - begin);
+    best = std::min(best, SecondsWhenIdle(device) - begin);
   }
   return 2.0 * 2048 * 576 * 1536 / best / 1e9;
 }
@@ -51,15 +48,15 @@ double StepFlops(const Block& block, int64_t tokens) {
   return 4.0 * weights * static_cast<double>(tokens);
 }
 
-int Measure(const std::string& model, int64_t length, int64_t windows, int threads) {
-  ConfigureRuntime(threads);
+void Measure(const at::Device& device, const std::string& model, int64_t length, int64_t windows) {
   const auto checkpoint = Checkpoint::Open(model);
-  const Block block = LoadBlock(*checkpoint, 0);
-  const RopeTable rope = MakeRopeTable(checkpoint->architecture(), checkpoint->config(), length);
+  const Block block = LoadBlock(*checkpoint, 0, device);
+  const RopeTable rope =
+      MakeRopeTable(checkpoint->architecture(), checkpoint->config(), length, device);
   at::manual_seed(1);
   const at::Tensor ids = at::randint(checkpoint->config().vocab_size, {windows, length}, at::kLong);
   const at::Tensor x = Embed(*checkpoint, ids);
-  const BlockTask task{block, rope, x, x, GridSpec(), at::kHalf, {}, 0, at::kCPU};
+  const BlockTask task{block, rope, x, x, GridSpec(), at::kHalf, {}, 0, device};
   Ptq161Options options;
   options.epochs = 1;
   NoProgress progress;
@@ -71,40 +68,45 @@ int Measure(const std::string& model, int64_t length, int64_t windows, int threa
     salient.push_back(SelectSalient(options, survey.statistics.at(source)));
     numbers += 2 * block.linears[i].weight.size(0) + block.linears[i].weight.size(1);
   }
-  ParameterBuffer buffer(numbers, at::kCPU);
+  ParameterBuffer buffer(numbers, device);
   const auto linears = MakeMixedLinears(block, options, salient, buffer);
   double best = 1e9;
   for (int round = 0; round < 3; ++round) {  // the first one warms up
-    const double begin = Seconds();
+    const double begin = SecondsWhenIdle(device);
     TrainBlock(task, options, survey, linears, buffer, progress);
-    best = std::min(best, Seconds() - begin);
+    best = std::min(best, SecondsWhenIdle(device) - begin);
   }
   const double step = best / static_cast<double>(windows);
-  const double rate = ProductRate();
+  const double rate = ProductRate(device);
   const double flops = StepFlops(block, length);
   std::printf(
-      "%s, 1 x %lld tokens, %d threads: %.2f ms a step (%.2f GFLOP in products, %.0f %% of mm's "
-      "rate); mm 2048x576x1536: %.1f GFLOP/s; peak RSS %.0f MB\n",
-      model.substr(model.rfind('/') + 1).c_str(), static_cast<long long>(length), threads,
-      step * 1e3, flops / 1e9, 100 * flops / step / 1e9 / rate, rate,
-      static_cast<double>(PeakRssBytes()) / 1e6);
+      "%s, 1 x %lld tokens, %s, %d threads: %.2f ms a step (%.2f GFLOP in products, %.0f %% of "
+      "mm's rate); mm 2048x576x1536: %.1f GFLOP/s; peak RSS %.0f MB\n",
+      model.substr(model.rfind('/') + 1).c_str(), static_cast<long long>(length),
+      DescribeDevice(device).c_str(), at::get_num_threads(), step * 1e3, flops / 1e9,
+      100 * flops / step / 1e9 / rate, rate, static_cast<double>(PeakRssBytes()) / 1e6);
+}
+
+int Main(int argc, char** argv) {
+  KeepFreedMemory();
+  const std::string device = TakeDevice(argc, argv);
+  if (argc != 5) {
+    std::fprintf(stderr,
+                 "usage: quantry_ptq161_step [--device cpu|cuda] MODEL_DIR LENGTH WINDOWS "
+                 "THREADS\n");
+    return 2;
+  }
+  try {
+    ConfigureRuntime(std::atoi(argv[4]));
+    Measure(OpenDevice(device), argv[1], std::atoll(argv[2]), std::atoll(argv[3]));
+  } catch (const EngineError& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
   return 0;
 }
 
 }  // namespace
 }  // namespace quantry::engine
 
-int main(int argc, char** argv) {
-  if (argc != 5) {
-    std::fprintf(stderr, "usage: quantry_ptq161_step MODEL_DIR LENGTH WINDOWS THREADS\n");
-    return 2;
-  }
-  quantry::engine::KeepFreedMemory();
-  try {
-    return quantry::engine::Measure(argv[1], std::atoll(argv[2]), std::atoll(argv[3]),
-                                    std::atoi(argv[4]));
-  } catch (const quantry::engine::EngineError& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
-  }
-}
+int main(int argc, char** argv) { return quantry::engine::Main(argc, argv); }

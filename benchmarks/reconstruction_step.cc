@@ -1,20 +1,21 @@
 // Time of one TesseraQ step (forward, backward, Adam on roundings and scales)
 // on a random block, beside the rate of plain matrix products of the same
-// machine and thread count: what the step's products alone would take.
+// machine, device and thread count: what the step's products alone would take.
 //
-//   quantry_reconstruction_step [threads] [steps]
+//   quantry_reconstruction_step [--device cpu] [threads] [steps]
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
-#include <chrono>
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
 #include <vector>
 
+#include "benchmarks/on_device.h"
+#include "worker/engine/base/error.h"
 #include "worker/engine/base/memory.h"
-#include "worker/engine/device/device.h"
 #include "worker/engine/model/architecture.h"
 #include "worker/engine/model/config.h"
 #include "worker/engine/quant/grid.h"
@@ -36,23 +37,22 @@ const std::vector<Size> kSizes = {
     {"SmolLM2-135M", 576, 1536, 9, 3, 64, 4, 512, {2, 64, false}},
 };
 
-double Seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 // GFLOP/s of [tokens, in] x [in, out], the best of several.
-double ProductRate(int64_t tokens, int64_t in, int64_t out) {
-  const at::Tensor a = at::randn({tokens, in}), b = at::randn({in, out});
+double ProductRate(const at::Device& device, int64_t tokens, int64_t in, int64_t out) {
+  const at::Tensor a = at::randn({tokens, in}).to(device), b = at::randn({in, out}).to(device);
+  constexpr int kAtOnce = 4;  // a GPU is not to wait for the clock each time
   double best = 0;
   for (int round = 0; round < 8; ++round) {
-    const double begin = Seconds();
+    const double begin = SecondsWhenIdle(device);
+    double now = begin;
     int count = 0;
-    while (Seconds() - begin < 0.1) {
-      at::mm(a, b);
-      ++count;
+    while (now - begin < 0.1) {
+      for (int i = 0; i < kAtOnce; ++i) at::mm(a, b);
+      count += kAtOnce;
+      now = SecondsWhenIdle(device);
     }
     const double flops = 2.0 * static_cast<double>(tokens * in * out) * count;
-    best = std::max(best, flops / (Seconds() - begin) / 1e9);
+    best = std::max(best, flops / (now - begin) / 1e9);
   }
   return best;
 }
@@ -94,13 +94,13 @@ double StepGflop(const Size& size, const Block& block) {
   return (6.0 * tokens * weights + attention) / 1e9;
 }
 
-void Run(const Size& size, int64_t steps) {
+void Run(const at::Device& device, const Size& size, int64_t steps) {
   const Architecture& architecture = *FindArchitecture("llama");
   const ModelConfig config = ConfigOf(size);
-  const Block block = RandomBlock(architecture, config);
-  const RopeTable rope = MakeRopeTable(architecture, config, size.tokens);
+  const Block block = RandomBlock(architecture, config).To(device);
+  const RopeTable rope = MakeRopeTable(architecture, config, size.tokens, device);
   const at::Tensor x = at::randn({8, size.tokens, size.hidden});
-  const BlockObjective objective(block, rope, x, at::randn_like(x), at::kCPU);
+  const BlockObjective objective(block, rope, x, at::randn_like(x), device);
   TrainedBlock trained;
   TrainableTensors current;
   for (const Linear& linear : block.linears) {
@@ -113,27 +113,36 @@ void Run(const Size& size, int64_t steps) {
   }
   double best = 1e30;
   for (int64_t step = 0; step < steps; ++step) {
-    const double begin = Seconds();
+    const double begin = SecondsWhenIdle(device);
     const auto result =
         objective.Gradients(DrawWindows(8, size.batch, static_cast<uint64_t>(step)), current);
     StepAll(trained.linears, result.weight_gradients, {});
-    best = std::min(best, Seconds() - begin);
+    best = std::min(best, SecondsWhenIdle(device) - begin);
   }
   const double gflop = StepGflop(size, block);
-  const double rate = ProductRate(size.batch * size.tokens, size.hidden, size.intermediate);
+  const double rate = ProductRate(device, size.batch * size.tokens, size.hidden, size.intermediate);
   std::printf(
-      "%-13s %d threads: %7.2f ms a step, %6.2f GFLOP, %6.1f GFLOP/s; at::mm %6.1f: %3.0f %%\n",
-      size.name, at::get_num_threads(), best * 1e3, gflop, gflop / best, rate,
-      100 * gflop / best / rate);
+      "%-13s %s, %d threads: %7.2f ms a step, %6.2f GFLOP, %6.1f GFLOP/s; at::mm %6.1f: %3.0f %%\n",
+      size.name, DescribeDevice(device).c_str(), at::get_num_threads(), best * 1e3, gflop,
+      gflop / best, rate, 100 * gflop / best / rate);
+}
+
+int Main(int argc, char** argv) {
+  KeepFreedMemory();
+  const std::string name = TakeDevice(argc, argv);
+  const int64_t steps = argc > 2 ? std::atoll(argv[2]) : 20;
+  try {
+    ConfigureRuntime(argc > 1 ? std::atoi(argv[1]) : 0);
+    const at::Device device = OpenDevice(name);
+    for (const Size& size : kSizes) Run(device, size, steps);
+  } catch (const EngineError& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+  return 0;
 }
 
 }  // namespace
 }  // namespace quantry::engine
 
-int main(int argc, char** argv) {
-  quantry::engine::KeepFreedMemory();
-  quantry::engine::ConfigureRuntime(argc > 1 ? std::atoi(argv[1]) : 0);
-  const int64_t steps = argc > 2 ? std::atoll(argv[2]) : 20;
-  for (const auto& size : quantry::engine::kSizes) quantry::engine::Run(size, steps);
-  return 0;
-}
+int main(int argc, char** argv) { return quantry::engine::Main(argc, argv); }

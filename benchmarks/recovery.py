@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How long quantry takes to come back, with the settings users have (lease 30 s, beat 5 s, sweep 5 s).
 
-    .deps/venv/bin/python benchmarks/recovery.py [--rounds N] [--skip-long]
+    .deps/venv/bin/python benchmarks/recovery.py [--rounds N] [--postgres-s N] [--store-s N]
 
 Two servers on one PostgreSQL, two workers with the synthetic engine, loopback. Prints a line a measurement:
   worker killed    SIGKILL of a worker -> its job runs at the other one
@@ -9,6 +9,8 @@ Two servers on one PostgreSQL, two workers with the synthetic engine, loopback. 
   server killed    SIGKILL of the server a watch is attached to -> first message at the other server
   server restarted SIGKILL of the only server (SQLite) and start -> first message of the watch
   postgres 60 s    PostgreSQL away for 60 s -> first submit that is acknowledged; jobs that failed or moved meanwhile
+  store 5 min      the object store of the artifacts away for 300 s -> a job queued meanwhile has its artifact; what became of jobs
+                   that went on with a block and that wanted to write their artifact meanwhile (moto behind a relay, SQLite)
   cancel           acknowledged cancel -> no process of the engine left, for an engine that ends on SIGTERM and one that ignores it
 """
 import argparse
@@ -21,7 +23,10 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests/support"), str(ROOT / "tests/faults")]
 
-from fleet import Fleet, alive  # noqa: E402
+from fleet import QUICK, Fleet, alive  # noqa: E402
+from history import ENDED  # noqa: E402
+from link import Link  # noqa: E402
+from object_store import CREDENTIALS, artifact_root, moto  # noqa: E402
 from postgres import Postgres  # noqa: E402
 from service import find_bin, wait_for  # noqa: E402
 
@@ -116,6 +121,32 @@ def postgres_away(fleet, folder, postgres, seconds):
     return back, moved
 
 
+def store_away(folder, binaries, seconds):
+    """Seconds until the job queued meanwhile has ended, and how all of them did."""
+    with moto(folder) as store, Link(store) as link:
+        fleet = Fleet(folder / "stored", binaries, env=CREDENTIALS, flags=[*USUAL, f"--artifact-root={artifact_root(link.address)}"])
+        try:
+            fleet.start(workers=2)
+            for name in ("works", "ends"):
+                fleet.submit(f"store-{name}", f"block\ntouch {folder}/{name}\nwait {folder}/{name}.go\n{QUICK.replace('block', '', 1)}")
+                wait_for((folder / name).exists, 30, "the engine")
+                fleet.wait_block(f"store-{name}")
+            link.cut()
+            (folder / "ends.go").touch()
+            fleet.submit("store-meanwhile")
+            time.sleep(seconds)
+            link.heal()
+            began = time.monotonic()
+            (folder / "works.go").touch()
+            jobs = [f"store-{name}" for name in ("meanwhile", "works", "ends")]
+            back = {}
+            until(lambda: back.update({job: time.monotonic() - began for job in jobs if job not in back and
+                                       fleet.state(job) in ENDED}) or len(back) == len(jobs), 600, "the jobs to end", every=0.1)
+            return [(job, back[job], fleet.state(job), fleet.get(job)) for job in jobs]
+        finally:
+            fleet.stop()
+
+
 def cancel(fleet, folder, name, before=""):
     _, pid = start_job(fleet, folder, name, before)
     fleet.cancel(name)
@@ -132,7 +163,8 @@ def tell(what, times):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--skip-long", action="store_true", help="without PostgreSQL's 60 s")
+    parser.add_argument("--postgres-s", type=int, default=60, help="how long PostgreSQL is away; 0: not at all")
+    parser.add_argument("--store-s", type=int, default=300, help="how long the object store is away; 0: not at all")
     options = parser.parse_args()
     folder = pathlib.Path(tempfile.mkdtemp(prefix="quantry_recovery_"))
     binaries, postgres = find_bin(), Postgres()
@@ -146,13 +178,18 @@ def main():
         tell("cancel", [cancel(fleet, folder, f"cancel-{i}") for i in rounds])
         tell("cancel, engine ignores SIGTERM", [cancel(fleet, folder, f"deaf-{i}", "ignore-term\n") for i in rounds])
         tell("only server killed and started", [server_restarted(folder, f"restart-{i}", binaries) for i in rounds])
-        if not options.skip_long:
-            back, moved = postgres_away(fleet, folder, postgres, 60)
-            print(f"PostgreSQL away for 60 s: first submit {back:.2f} s after it is back; {moved} of 2 running jobs moved")
+        if options.postgres_s:
+            back, moved = postgres_away(fleet, folder, postgres, options.postgres_s)
+            print(f"PostgreSQL away for {options.postgres_s} s: first submit {back:.2f} s after it is back; "
+                  f"{moved} of 2 running jobs moved", flush=True)
         fleet.check()
     finally:
         fleet.stop()
         postgres.remove()
+    if options.store_s:
+        for job, back, state, found in store_away(folder, binaries, options.store_s):
+            print(f"object store away for {options.store_s} s: {job} {state} {found.state_reason} {back:.2f} s after it is back, "
+                  f"{found.epoch} attempts", flush=True)
 
 
 if __name__ == "__main__":

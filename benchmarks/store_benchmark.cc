@@ -35,16 +35,17 @@ struct Flags {
   std::string password_file;
   int connections = 16;
   int depth = 100'000;
+  int tenants = 1;
   int threads = 16;
   int rate = 200;
   int seconds = 10;
   int claims = 5'000;
 };
 
-SubmitRequest MakeRequest() {
+SubmitRequest MakeRequest(const std::string& tenant) {
   SubmitRequest request;
   request.uid = NewUuid4();
-  request.key = {"bench", "j" + request.uid};
+  request.key = {tenant, "j" + request.uid};
   request.request_id = NewUuid4();
   request.request_hash = request.uid;
   request.labels = {{"team", "bench"}};
@@ -127,7 +128,10 @@ void MeasureSyncs(const std::string& folder) {
 
 void Run(const Flags& flags, JobStore& store) {
   SystemClock clock;
-  auto submit = [&](int) { Check(store.Submit(MakeRequest(), clock.Now()).status()); };
+  auto tenant_of = [&](int i) { return "bench-" + std::to_string(i % flags.tenants); };
+  auto submit = [&](int i) {
+    Check(store.Submit(MakeRequest(tenant_of(i)), clock.Now()).status());
+  };
   Measure("submit, closed loop (fill)", 64, flags.depth, submit);
   MeasureAtRate(flags, submit);
   v1::WorkerInfo worker;
@@ -148,7 +152,7 @@ void Run(const Flags& flags, JobStore& store) {
     Check(store.Heartbeat({"session", {beat}}, clock.Now()).status());
   });
   ListQuery page;
-  page.tenant = "bench";
+  page.tenant = tenant_of(0);
   Measure("list, page of 50", flags.threads, 500, [&](int) { Check(store.List(page).status()); });
   Measure("get", flags.threads, 5'000, [&](int i) {
     const Grant& grant = grants[static_cast<size_t>(i) % grants.size()];
@@ -181,6 +185,9 @@ int main(int argc, char** argv) {
   app.add_option("--job-store-connections", flags.connections, "as quantryd's")
       ->capture_default_str();
   app.add_option("--depth", flags.depth, "jobs in the queue")->capture_default_str();
+  app.add_option("--tenants", flags.tenants, "the queued jobs are of so many tenants")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   app.add_option("--threads", flags.threads, "callers at once")->capture_default_str();
   app.add_option("--rate", flags.rate, "submits a second")->capture_default_str();
   app.add_option("--seconds", flags.seconds, "of submits at that rate")->capture_default_str();

@@ -216,6 +216,7 @@ Json RunStart(const Options& options) {
   }
   return {{"mode", "start"},
           {"jobs", options.jobs},
+          {"started", started_ms.size()},
           {"submit_to_engine_started_ms", Summary(started_ms)},
           {"errors", errors}};
 }

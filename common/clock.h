@@ -28,9 +28,9 @@ class SystemClock : public Clock {
   MonotonicTime Monotonic() const override;
 };
 
-// The system's clock until Follow() is called; from then on the wall clock of
-// another machine (a database), carried on between two readings by the
-// monotonic clock, so that steps of this machine's wall clock do not matter.
+// The system's clock until Follow() is called; from then on a reading of a wall
+// clock (a database's; this machine's at the start), carried on by the time since
+// boot, so that steps of this machine's wall clock do not matter.
 class FollowingClock : public Clock {
  public:
   Time Now() const override;
@@ -40,7 +40,7 @@ class FollowingClock : public Clock {
 
  private:
   static constexpr int64_t kSystem = INT64_MIN;
-  std::atomic<int64_t> ahead_us_{kSystem};  // of the monotonic clock
+  std::atomic<int64_t> ahead_us_{kSystem};  // of the time since boot
 };
 
 // Stands still until told otherwise. Starts at 2001-09-09T01:46:40Z.

@@ -16,6 +16,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/utf8_prefix.h"
 
 namespace quantry {
 namespace {
@@ -129,9 +130,8 @@ std::string RelativeTo(std::string_view root, std::string_view path) {
 absl::StatusOr<UniqueFd> OpenBeneath(int folder_fd, std::string_view relative, int flags,
                                      Symlinks symlinks, unsigned mode) {
   if (!IsCleanName(relative) || relative.front() == '/') {
-    return absl::InvalidArgumentError(
-        absl::StrCat("wanted a relative path without '..', '\\' or NUL, got '",
-                     std::string(relative.substr(0, 200)), "'"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "wanted a relative path without '..', '\\' or NUL, got '", Utf8Prefix(relative, 200), "'"));
   }
   open_how how{};
   how.flags = static_cast<std::uint64_t>(flags | O_CLOEXEC);
@@ -191,9 +191,8 @@ LocalRoots LocalRoots::OpenThoseHere(const std::vector<std::string>& roots) {
 
 absl::StatusOr<std::string> LocalRoots::Resolve(std::string_view path) const {
   if (!IsCleanName(path) || path.front() != '/') {
-    return absl::PermissionDeniedError(
-        absl::StrCat("wanted an absolute path without '..', '\\' or NUL, got '",
-                     std::string(path.substr(0, 200)), "'"));
+    return absl::PermissionDeniedError(absl::StrCat(
+        "wanted an absolute path without '..', '\\' or NUL, got '", Utf8Prefix(path, 200), "'"));
   }
   const std::string clean = WithoutSlashes(std::string(path));
   for (const Root& root : roots_) {

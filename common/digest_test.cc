@@ -38,7 +38,7 @@ TEST(Sha256Test, Hex) {
   EXPECT_FALSE(IsSha256Hex(""));
   EXPECT_FALSE(IsSha256Hex(std::string(64, 'A')));
   EXPECT_FALSE(IsSha256Hex(std::string(63, 'a')));
-  EXPECT_FALSE(IsSha256Hex(std::string(63, 'a') + "/"));
+  EXPECT_FALSE(IsSha256Hex(std::string(63, 'a').append("/")));
 }
 
 TEST(Sha256FileTest, ReadsAllOfIt) {

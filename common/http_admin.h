@@ -68,7 +68,7 @@ HttpAdminAccess AdminAccess(const Config& config) {
 // What every quantry process answers: /livez is 200 while the process runs,
 // /readyz 200 or 503 with the reason, /metrics the Prometheus text format.
 // `not_ready` returns "" when ready, else why not. Both are called on the
-// server's thread.
+// server's thread: one that waits for a store would hold up /livez.
 HttpAdmin::Handlers StandardHandlers(std::function<std::string()> metrics_text,
                                      std::function<std::string()> not_ready);
 

@@ -1,4 +1,5 @@
 #include "common/hub_uri.h"
+#include "common/utf8_prefix.h"
 
 #include <algorithm>
 
@@ -53,7 +54,7 @@ absl::StatusOr<HubUri> ParseHubUri(std::string_view uri) {
   }
   if (IsRepo(parsed.repo) && IsRevision(parsed.revision)) return parsed;
   return absl::InvalidArgumentError("wanted hf://ORG/NAME or hf://ORG/NAME@REVISION, got \"" +
-                                    std::string(uri.substr(0, 200)) + "\"");
+                                    Utf8Prefix(uri, 200) + "\"");
 }
 
 }  // namespace quantry

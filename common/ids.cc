@@ -10,6 +10,7 @@
 
 #include "common/digest.h"
 #include "common/errors.h"
+#include "common/utf8_prefix.h"
 
 namespace quantry {
 namespace {
@@ -26,7 +27,7 @@ bool IsLabel(std::string_view text, size_t min, size_t max) {
 }
 
 absl::Status InvalidName(std::string_view wanted, std::string_view got) {
-  std::string shown(got.substr(0, kMaxShownBytes));
+  const std::string shown = Utf8Prefix(got, kMaxShownBytes);
   return MakeError(Reason::kInvalidName,
                    "wanted " + std::string(wanted) + ", got \"" + shown + "\"",
                    {{"wanted", std::string(wanted)}, {"got", shown}});

@@ -1,4 +1,5 @@
 #include "common/recipes.h"
+#include "common/utf8_prefix.h"
 
 #include <google/protobuf/descriptor.h>
 #include <google/protobuf/message.h>
@@ -78,7 +79,7 @@ std::vector<RecipeConflict> FindRecipeConflicts(const v1::Method& method,
   if (name.empty() || description.recipes().empty()) return {};
   const v1::RecipeDescription* recipe = FindRecipe(method, description);
   if (recipe == nullptr) {
-    return {{options.path("recipe"), Names(description), "'" + name.substr(0, 64) + "'"}};
+    return {{options.path("recipe"), Names(description), "'" + Utf8Prefix(name, 64) + "'"}};
   }
   std::vector<RecipeConflict> conflicts;
   const auto check = [&](const std::string& field, int fixed, int given, std::string (*text)(int)) {

@@ -3,6 +3,7 @@
 #include <cctype>
 
 #include "common/storage_internal.h"
+#include "common/utf8_prefix.h"
 
 namespace quantry {
 namespace {
@@ -38,7 +39,7 @@ std::string JoinUri(std::string_view uri, std::string_view relative) {
 
 absl::Status CheckRelativePath(std::string_view path) {
   const auto refuse = [&](const char* why) {
-    return absl::InvalidArgumentError("path \"" + std::string(path.substr(0, 200)) + "\" " + why +
+    return absl::InvalidArgumentError("path \"" + Utf8Prefix(path, 200) + "\" " + why +
                                       "; a relative path such as \"a/b.json\" is needed");
   };
   if (path.empty()) return refuse("is empty");

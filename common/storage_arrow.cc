@@ -4,16 +4,15 @@
 #include <arrow/result.h>
 #include <arrow/status.h>
 #include <arrow/util/io_util.h>
-#include <dlfcn.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <filesystem>
-#include <mutex>
 
 #include "common/digest.h"
 #include "common/storage_internal.h"
+#include "common/storage_s3.h"
 
 namespace quantry::storage_internal {
 namespace {
@@ -28,6 +27,21 @@ bool Mentions(std::string_view text, std::initializer_list<std::string_view> wor
   });
 }
 
+// What of an error's text says which one it is: of an S3 error its code, "ACCESS_DENIED" or
+// "UNKNOWN (HTTP status 404)"; of others all but the path.
+std::string TellingPart(std::string_view text, std::string_view path) {
+  constexpr std::string_view kS3 = "AWS Error ";
+  if (const auto at = text.rfind(kS3); at != std::string_view::npos) {
+    const std::string_view code = text.substr(at + kS3.size());
+    return std::string(code.substr(0, code.find(" during ")));
+  }
+  std::string part(text);
+  for (auto at = part.find(path); !path.empty() && at != std::string::npos; at = part.find(path)) {
+    part.erase(at, path.size());
+  }
+  return part;
+}
+
 // Arrow reports most object store failures as IOError with the store's text.
 absl::Status FromArrow(const arrow::Status& status, std::string_view action,
                        std::string_view path) {
@@ -40,47 +54,27 @@ absl::Status FromArrow(const arrow::Status& status, std::string_view action,
   if (const int error = arrow::internal::ErrnoFromStatus(status); error != 0) {
     return ErrnoStatus(error, action, path);
   }
-  const std::string& text = status.message();
-  // First: "The access key ID you provided does not exist".
-  if (Mentions(text, {"ACCESS_DENIED", "AccessDenied", "FORBIDDEN", "INVALID_ACCESS_KEY", "403",
-                      "SIGNATURE_DOES_NOT_MATCH"})) {
-    return absl::PermissionDeniedError(message);
-  }
-  if (Mentions(text, {"NOT_FOUND", "NO_SUCH", "does not exist", "NotFound", "404"})) {
-    return absl::NotFoundError(message);
-  }
-  return absl::UnavailableError(message);
+  return absl::Status(CodeOfFailure(status.message(), path), message);
 }
 
-// The S3 client is a library of its own beside libarrow, which registers the
-// scheme when it is loaded.
-absl::Status LoadS3() {
-  static std::mutex mutex;
-  static bool loaded = false;
-  const std::lock_guard lock(mutex);
-  if (loaded) return absl::OkStatus();
-  Dl_info info;
-  if (dladdr(reinterpret_cast<void*>(&afs::EnsureFinalized), &info) == 0) {
-    return absl::InternalError("cannot find libarrow in this process");
+}  // namespace
+
+absl::StatusCode CodeOfFailure(std::string_view text, std::string_view path) {
+  const std::string part = TellingPart(text, path);
+  // First: "The access key ID you provided does not exist". "Access Denied" is what S3 says of an
+  // object in its answer, a 200, to the deletion of several.
+  if (Mentions(part,
+               {"ACCESS_DENIED", "AccessDenied", "Access Denied", "FORBIDDEN", "INVALID_ACCESS_KEY",
+                "SIGNATURE_DOES_NOT_MATCH", "PERMISSION_DENIED", "HTTP status 403"})) {
+    return absl::StatusCode::kPermissionDenied;
   }
-  const std::filesystem::path arrow_path(info.dli_fname);
-  std::string name = arrow_path.filename().native();
-  name.replace(name.find("libarrow"), std::string_view("libarrow").size(), "libarrow_s3");
-  const std::string library = (arrow_path.parent_path() / name).native();
-  const auto status = afs::LoadFileSystemFactories(library.c_str());
-  if (!status.ok()) return FromArrow(status, "load", library);
-  loaded = true;
-  return absl::OkStatus();
+  if (Mentions(part, {"NOT_FOUND", "NO_SUCH", "does not exist", "NotFound", "HTTP status 404"})) {
+    return absl::StatusCode::kNotFound;
+  }
+  return absl::StatusCode::kUnavailable;
 }
 
-// Small S3 objects in one request instead of a multipart upload of three.
-std::string WithSinglePuts(std::string_view uri) {
-  constexpr std::string_view kOption = "allow_delayed_open=";
-  std::string text(uri);
-  if (!uri.starts_with("s3://") || uri.find(kOption) != std::string_view::npos) return text;
-  text += uri.find('?') == std::string_view::npos ? "?" : "&";
-  return text.append(kOption).append("true");
-}
+namespace {
 
 std::chrono::system_clock::time_point Modified(const afs::FileInfo& info) {
   return std::chrono::time_point_cast<std::chrono::system_clock::duration>(info.mtime());
@@ -109,8 +103,8 @@ class ArrowReader : public StoredReader {
 
 class ArrowStorage : public Storage {
  public:
-  ArrowStorage(std::shared_ptr<afs::FileSystem> fs, std::string base)
-      : fs_(std::move(fs)), base_(std::move(base)) {}
+  ArrowStorage(std::shared_ptr<afs::FileSystem> fs, std::string base, std::string uri)
+      : fs_(std::move(fs)), base_(std::move(base)), uri_(std::move(uri)) {}
 
   absl::StatusOr<std::string> Read(std::string_view path, std::int64_t max_bytes) override {
     return ReadWhole(*this, path, max_bytes);
@@ -121,7 +115,7 @@ class ArrowStorage : public Storage {
     if (!info.ok()) return info.status();
     if (!info->IsFile()) return absl::NotFoundError("no object " + info->path());
     auto file = fs_->OpenInputFile(*info);
-    if (!file.ok()) return FromArrow(file.status(), "open", info->path());
+    if (!file.ok()) return Error(file.status(), "open", info->path());
     return std::make_unique<ArrowReader>(*file, info->size(), info->path());
   }
 
@@ -129,12 +123,12 @@ class ArrowStorage : public Storage {
     auto full = Full(path);
     if (!full.ok()) return full.status();
     auto stream = fs_->OpenOutputStream(*full);
-    if (!stream.ok()) return FromArrow(stream.status(), "create", *full);
+    if (!stream.ok()) return Error(stream.status(), "create", *full);
     auto status = (*stream)->Write(bytes.data(), static_cast<std::int64_t>(bytes.size()));
     if (status.ok()) status = (*stream)->Close();
     if (!status.ok()) {
       (void)(*stream)->Abort();
-      return FromArrow(status, "write", *full);
+      return Error(status, "write", *full);
     }
     return absl::OkStatus();
   }
@@ -174,7 +168,7 @@ class ArrowStorage : public Storage {
     auto source = (*local)->Open(std::filesystem::path(local_file).filename().native());
     if (!source.ok()) return source.status();
     auto stream = fs_->OpenOutputStream(*full);
-    if (!stream.ok()) return FromArrow(stream.status(), "create", *full);
+    if (!stream.ok()) return Error(stream.status(), "create", *full);
     auto done = Pump(**source, **stream, *full, check);
     if (!done.ok()) {
       (void)(*stream)->Abort();
@@ -204,7 +198,7 @@ class ArrowStorage : public Storage {
     selector.allow_not_found = true;
     selector.recursive = true;
     auto infos = fs_->GetFileInfo(selector);
-    if (!infos.ok()) return FromArrow(infos.status(), "list", *folder);
+    if (!infos.ok()) return Error(infos.status(), "list", *folder);
     std::vector<StoredFile> files;
     for (const afs::FileInfo& info : *infos) {
       if (!info.IsFile() || !info.path().starts_with(base_ + "/")) continue;
@@ -221,14 +215,14 @@ class ArrowStorage : public Storage {
     if (!found->has_value()) return absl::OkStatus();
     const std::string full = *Full(path);
     const auto status = fs_->DeleteFile(full);
-    return status.ok() ? absl::OkStatus() : FromArrow(status, "delete", full);
+    return status.ok() ? absl::OkStatus() : Error(status, "delete", full);
   }
 
   absl::Status DeleteTree(std::string_view prefix) override {
     auto folder = Folder(prefix);
     if (!folder.ok()) return folder.status();
     auto status = fs_->DeleteDirContents(*folder, /*missing_dir_ok=*/true);
-    if (!status.ok()) return FromArrow(status, "delete", *folder);
+    if (!status.ok()) return Error(status, "delete", *folder);
     return absl::OkStatus();
   }
 
@@ -245,12 +239,12 @@ class ArrowStorage : public Storage {
     auto full = Full(path);
     if (!full.ok()) return full.status();
     auto info = fs_->GetFileInfo(*full);
-    if (!info.ok()) return FromArrow(info.status(), "look up", *full);
+    if (!info.ok()) return Error(info.status(), "look up", *full);
     return *info;
   }
 
-  static absl::StatusOr<Transferred> Pump(StoredReader& source, arrow::io::OutputStream& stream,
-                                          const std::string& name, const TransferCheck& check) {
+  absl::StatusOr<Transferred> Pump(StoredReader& source, arrow::io::OutputStream& stream,
+                                   const std::string& name, const TransferCheck& check) {
     Sha256 hash;
     Transferred done;
     while (done.size_bytes < source.size_bytes()) {
@@ -260,37 +254,43 @@ class ArrowStorage : public Storage {
       const auto size = static_cast<std::int64_t>(chunk->size());
       hash.Update(*chunk);
       if (auto status = stream.Write(chunk->data(), size); !status.ok()) {
-        return FromArrow(status, "write", name);
+        return Error(status, "write", name);
       }
       done.size_bytes += size;
       if (check) {
         if (auto status = check(size); !status.ok()) return status;
       }
     }
-    if (auto status = stream.Close(); !status.ok()) return FromArrow(status, "write", name);
+    if (auto status = stream.Close(); !status.ok()) return Error(status, "write", name);
     done.sha256 = hash.FinishHex();
     return done;
   }
 
+  absl::Status Error(const arrow::Status& status, std::string_view action,
+                     std::string_view path) const {
+    const absl::Status told = FromArrow(status, action, path);
+    return absl::Status(told.code(),
+                        std::string(told.message()) + OtherRegionHint(uri_, status.message()));
+  }
+
   std::shared_ptr<afs::FileSystem> fs_;
   std::string base_;  // bucket/prefix, no trailing slash
+  const std::string uri_;
 };
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Storage>> OpenArrowStorage(std::string_view uri) {
-  if (uri.starts_with("s3://")) {
-    if (auto status = LoadS3(); !status.ok()) return status;
-  }
   object_store_used = true;
   std::string base;
-  auto fs = afs::FileSystemFromUri(WithSinglePuts(uri), &base);
+  auto fs = uri.starts_with("s3://") ? OpenS3(uri, &base)
+                                     : afs::FileSystemFromUri(std::string(uri), &base);
   if (!fs.ok()) return FromArrow(fs.status(), "open storage", uri);
   while (base.ends_with('/')) base.pop_back();
   if (base.empty()) {
     return absl::InvalidArgumentError("storage URI \"" + std::string(uri) + "\" names no bucket");
   }
-  return std::make_unique<ArrowStorage>(*fs, base);
+  return std::make_unique<ArrowStorage>(*fs, base, std::string(uri));
 }
 
 void FinalizeArrow() {

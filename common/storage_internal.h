@@ -45,6 +45,10 @@ absl::StatusOr<std::string> ReadWhole(Storage& storage, std::string_view path,
 
 absl::StatusOr<std::unique_ptr<Storage>> OpenLocalStorage(const std::string& folder);
 absl::StatusOr<std::unique_ptr<Storage>> OpenArrowStorage(std::string_view uri);
+// What an object store's error text about `path` (bucket/key) means: denied, not
+// found, else unavailable. Names of objects hold any digits and words: only what
+// the store itself says counts.
+absl::StatusCode CodeOfFailure(std::string_view text, std::string_view path);
 void FinalizeArrow();
 
 }  // namespace quantry::storage_internal

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <string>
 
+#include "common/storage_internal.h"
 #include "gtest/gtest.h"
 #include "tests/support/s3_test_server.h"
 
@@ -213,6 +214,36 @@ TEST(StorageUriTest, Table) {
   EXPECT_EQ(*LocalPathFromUri(UriFromLocalPath("/a b/%/ü")), "/a b/%/ü");
   for (const char* uri : {"", "relative/path", "http://x/y", "ftp://x"}) {
     EXPECT_EQ(OpenStorage(uri).status().code(), absl::StatusCode::kInvalidArgument) << uri;
+  }
+}
+
+TEST(StorageErrorTest, NamesOfObjectsSayNothing) {
+  const std::string path = "models/404-403-NotFound/AccessDenied";
+  const auto s3 = [&](const std::string& code) {
+    return "When reading '403.bin' in bucket '" + path + "': AWS Error " + code +
+           " during GetObject operation: NO_SUCH luck with 404";
+  };
+  const std::pair<std::string, absl::StatusCode> cases[] = {
+      {s3("INTERNAL_FAILURE"), absl::StatusCode::kUnavailable},
+      {s3("SLOW_DOWN"), absl::StatusCode::kUnavailable},
+      {s3("UNKNOWN (HTTP status 500)"), absl::StatusCode::kUnavailable},
+      {s3("UNKNOWN (HTTP status 404)"), absl::StatusCode::kNotFound},
+      {s3("UNKNOWN (HTTP status 403)"), absl::StatusCode::kPermissionDenied},
+      {s3("NO_SUCH_BUCKET"), absl::StatusCode::kNotFound},
+      {s3("ACCESS_DENIED"), absl::StatusCode::kPermissionDenied},
+      {s3("INVALID_ACCESS_KEY_ID"), absl::StatusCode::kPermissionDenied},
+      {"Got the following 1 errors when deleting objects in S3 bucket 'b':\n- key '" + path +
+           "/f': Access Denied\n",
+       absl::StatusCode::kPermissionDenied},
+      {"Got the following 1 errors when deleting objects in S3 bucket 'b':\n- key '" + path +
+           "/f': We encountered an internal error. Please try again.\n",
+       absl::StatusCode::kUnavailable},
+      {"cannot reach " + path, absl::StatusCode::kUnavailable},
+      {path + ": the container does not exist", absl::StatusCode::kNotFound},
+      {"PERMISSION_DENIED for " + path, absl::StatusCode::kPermissionDenied},
+  };
+  for (const auto& [text, code] : cases) {
+    EXPECT_EQ(storage_internal::CodeOfFailure(text, path), code) << text;
   }
 }
 

@@ -80,7 +80,11 @@ absl::Status CheckJobStore(const v1::ServerConfig& config) {
 absl::StatusOr<JobStoreSetup> OpenJobStore(const v1::ServerConfig& config, const JobPolicy& policy,
                                            FollowingClock* clock, WakeupHub* hub,
                                            ChangeObserver on_changed) {
-  if (config.job_store() == kSqlite) return OpenSqlite(config, policy, std::move(on_changed));
+  if (config.job_store() == kSqlite) {
+    // From here on a step of this machine's clock does not touch leases.
+    clock->Follow(SystemClock().Now(), clock->Monotonic());
+    return OpenSqlite(config, policy, std::move(on_changed));
+  }
   JobStoreSetup setup;
   if (auto status = OpenPostgres(config, policy, std::move(on_changed), setup); !status.ok()) {
     return status;

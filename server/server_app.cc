@@ -20,8 +20,9 @@
 #include "google/protobuf/descriptor.h"
 #include "quantry/v1/method.pb.h"
 #include "server/artifacts/artifact_store.h"
+#include "server/artifacts/deleted_jobs.h"
 #include "server/artifacts/file_ops.h"
-#include "server/artifacts/local_blob_store.h"
+#include "server/artifacts/garbage_collector.h"
 #include "server/auth/authenticator.h"
 #include "server/auth/credential_watcher.h"
 #include "server/auth/tenant_sources.h"
@@ -29,6 +30,7 @@
 #include "server/job_store_setup.h"
 #include "server/metrics/metered_job_store.h"
 #include "server/scheduling/notifying_job_store.h"
+#include "server/scheduling/store_probe.h"
 #include "server/scheduling/sweeper.h"
 #include "server/server_config.h"
 #include "server/status/status_pages.h"
@@ -53,11 +55,14 @@ std::vector<std::string> QuantizationMethods() {
 constexpr int kTenantThreads = 16;
 constexpr int kWorkerThreads = 8;
 constexpr int kStreamThreads = 8;
+constexpr int kArtifactThreads = 16;
+constexpr int kCommitThreads = 8;
 constexpr int kSlowThreads = 2;
 constexpr size_t kTenantQueue = 4096;
 constexpr size_t kWorkerQueue = 4096;
+constexpr size_t kArtifactQueue = 1024;
+constexpr size_t kCommitQueue = 1024;
 constexpr size_t kSlowQueue = 16;
-constexpr int kGarbageBatch = 100;
 // Wake-ups from other servers may be lost.
 constexpr Duration kSharedWatchPoll = std::chrono::seconds(1);
 
@@ -71,7 +76,9 @@ class App : public ServerApp {
     if (agent_ != nullptr) agent_->Stop(milliseconds(0));
     if (rpc_ != nullptr) rpc_->Shutdown(milliseconds(0));
     admin_.reset();
+    garbage_thread_ = {};
     sweeper_thread_ = {};
+    probe_thread_ = {};
     // The executors' threads use what is declared before them.
   }
 
@@ -101,8 +108,10 @@ class App : public ServerApp {
       return std::max(milliseconds(0), std::chrono::duration_cast<milliseconds>(
                                            deadline - std::chrono::steady_clock::now()));
     };
-    rpc_->SetServing(false);
+    // In this order: a sweep that does not see the drain yet reports health.
     runtime_.Drain();
+    rpc_->SetServing(false);
+    garbage_thread_.request_stop();
     // The agent still needs the worker port to give its jobs back.
     if (agent_ != nullptr) agent_->Stop(left() * 9 / 10);
     rpc_->Shutdown(left());
@@ -122,6 +131,7 @@ class App : public ServerApp {
     if (!setup.ok()) return setup.status();
     setup_ = *std::move(setup);
     store_ = NotifyingJobStore(MeteredJobStore(std::move(setup_.store), &clock_, &metrics_), &hub_);
+    probe_.emplace(&clock_, StoreProbe::Options{.ask = [this] { return store_->Ping(); }});
 
     for (const std::string& folder : {config_.run_dir(), data + "/tmp", data + "/worker"}) {
       if (absl::Status status = MakeFolders(folder); !status.ok()) return status;
@@ -131,12 +141,14 @@ class App : public ServerApp {
                                        config_.tenant_sources_file());
     if (!allowed.ok()) return allowed.status();
     allowed_sources_ = *std::move(allowed);
-    auto blobs = OpenLocalBlobStore(config_.blob_dir());
+    auto blobs = OpenBlobStore(BlobRoot(config_), data + "/uploads");
     if (!blobs.ok()) return blobs.status();
     blobs_ = *std::move(blobs);
     auto artifacts = OpenArtifactStore(config_.artifact_root());
     if (!artifacts.ok()) return artifacts.status();
     artifacts_ = *std::move(artifacts);
+    garbage_.emplace(store_.get(), artifacts_.get(), blobs_.get(), &clock_);
+    deleted_jobs_.emplace(store_.get(), artifacts_.get());
     sources_.emplace(&*allowed_sources_, blobs_.get(), data + "/tmp");
     // Quotes read headers of uploads, which only this account may read.
     auto confinement = MakeEngineConfinement(config_.engine_confinement(), "", 0);
@@ -234,6 +246,8 @@ class App : public ServerApp {
     context_.store = store_.get();
     context_.blobs = blobs_.get();
     context_.artifacts = artifacts_.get();
+    context_.garbage = &*garbage_;
+    context_.deleted_jobs = &*deleted_jobs_;
     context_.hub = &hub_;
     context_.engine = engine_.get();
     context_.capabilities = &*capabilities_;
@@ -270,7 +284,7 @@ class App : public ServerApp {
 
   std::string NotReady() {
     if (runtime_.draining) return "the server is shutting down";
-    const absl::Status status = store_->Ping();
+    const absl::Status status = probe_->Status();
     return status.ok() ? "" : absl::StrCat("the store: ", std::string(status.message()));
   }
 
@@ -294,11 +308,17 @@ class App : public ServerApp {
 
   void StartLoops() {
     WatchCredentials();
+    probe_thread_ = std::jthread([this](const std::stop_token& stop) { probe_->Run(stop); });
     Sweeper::Options options;
     options.interval = seconds(config_.sweep_interval_s());
     options.on_sweep = [this](const absl::StatusOr<SweepReport>& report) { OnSweep(report); };
     sweeper_.emplace(store_.get(), &clock_, std::move(options));
     sweeper_thread_ = std::jthread([this](std::stop_token stop) { sweeper_->Run(stop); });
+    if (config_.garbage_collection_interval_s() > 0) {
+      garbage_thread_ = std::jthread([this](const std::stop_token& stop) {
+        garbage_->Run(seconds(config_.garbage_collection_interval_s()), OnGarbageCollected, stop);
+      });
+    }
     if (!config_.embedded()) return;
     EmbeddedAgent::Options agent;
     agent.argv = {
@@ -319,6 +339,13 @@ class App : public ServerApp {
     agent_ = std::make_unique<EmbeddedAgent>(std::move(agent));
   }
 
+  // The collector logs what it did.
+  static void OnGarbageCollected(const absl::StatusOr<GarbageReport>& report) {
+    if (report.ok() || absl::IsCancelled(report.status())) return;
+    log::Warning("garbage cannot be collected",
+                 {{"error", std::string(report.status().message())}});
+  }
+
   void AddHubFlags(std::vector<std::string>& argv) const {
     if (config_.hub_endpoint().empty()) return;
     argv.push_back(absl::StrCat("--hub-endpoint=", config_.hub_endpoint()));
@@ -330,7 +357,7 @@ class App : public ServerApp {
     }
   }
 
-  // The sweep's beat also refreshes gauges, health and deleted jobs' bytes.
+  // The sweep's beat also refreshes gauges and health, and wakes who removes deleted jobs.
   void OnSweep(const absl::StatusOr<SweepReport>& report) {
     if (!runtime_.draining) rpc_->SetServing(report.ok());
     if (!report.ok()) {
@@ -343,18 +370,7 @@ class App : public ServerApp {
                                                     {"over_limit", report->over_limit}});
     }
     if (const auto stats = store_->Stats(clock_.Now()); stats.ok()) metrics_.SetQueue(*stats);
-    if (report->left_to_another) return;  // its garbage too
-    const auto garbage = store_->ListGarbage(kGarbageBatch);
-    if (!garbage.ok()) return;
-    for (const Garbage& item : *garbage) {
-      const absl::Status removed = artifacts_->DeleteJob(item.tenant, item.job_uid);
-      if (removed.ok()) {
-        store_->ForgetGarbage(item).IgnoreError();
-      } else {
-        log::Warning("cannot remove a deleted job's files",
-                     {{"uid", item.job_uid}, {"error", std::string(removed.message())}});
-      }
-    }
+    if (!report->left_to_another) deleted_jobs_->Wake();  // else another server removes them
   }
 
   // Destroyed from the bottom up: threads first, what they use last.
@@ -364,9 +380,12 @@ class App : public ServerApp {
   WakeupHub hub_;
   JobStoreSetup setup_;
   std::unique_ptr<JobStore> store_;
+  std::optional<StoreProbe> probe_;
   std::optional<TenantSources> allowed_sources_;
   std::unique_ptr<BlobStore> blobs_;
   std::unique_ptr<ArtifactStore> artifacts_;
+  std::optional<GarbageCollector> garbage_;
+  std::optional<DeletedJobs> deleted_jobs_;
   std::optional<Sources> sources_;
   std::unique_ptr<EngineTool> engine_;
   std::optional<CapabilitiesCache> capabilities_;
@@ -374,6 +393,8 @@ class App : public ServerApp {
   Executor tenant_executor_{kTenantThreads, kTenantQueue};
   Executor worker_executor_{kWorkerThreads, kWorkerQueue};
   Executor stream_executor_{kStreamThreads, 0};
+  Executor artifact_executor_{kArtifactThreads, kArtifactQueue};
+  Executor commit_executor_{kCommitThreads, kCommitQueue};
   Executor slow_executor_{kSlowThreads, kSlowQueue};
   Timer timer_;
   RpcRuntime runtime_{.clock = &clock_,
@@ -381,6 +402,8 @@ class App : public ServerApp {
                       .tenant = &tenant_executor_,
                       .worker = &worker_executor_,
                       .streams = &stream_executor_,
+                      .artifacts = &artifact_executor_,
+                      .commits = &commit_executor_,
                       .slow = &slow_executor_,
                       .timer = &timer_};
   std::unique_ptr<Authenticator> auth_;
@@ -389,6 +412,8 @@ class App : public ServerApp {
   std::optional<CredentialWatcher> watcher_;
   std::optional<Sweeper> sweeper_;
   std::jthread sweeper_thread_;
+  std::jthread garbage_thread_;
+  std::jthread probe_thread_;
   std::unique_ptr<EmbeddedAgent> agent_;
 };
 

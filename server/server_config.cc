@@ -15,6 +15,7 @@
 #include "common/http_host.h"
 #include "common/listen_address.h"
 #include "common/log.h"
+#include "common/storage.h"
 #include "server/job_store_setup.h"
 
 namespace quantry::server {
@@ -113,6 +114,8 @@ absl::Status CheckValues(const v1::ServerConfig& config) {
         CheckRange("max_blob_bytes", config.max_blob_bytes(), 1, std::int64_t{1} << 50),
         CheckRange("embedded_slots", config.embedded_slots(), 1, 256),
         CheckRange("job_store_connections", config.job_store_connections(), 1, 1000),
+        CheckRange("garbage_collection_interval_s", config.garbage_collection_interval_s(), 0,
+                   365 * 86400),
         CheckJobStore(config), log::Configure(config.log_format(), config.log_level())}) {
     if (!status.ok()) return status;
   }
@@ -126,6 +129,10 @@ bool AuthenticationConfigured(const v1::ServerConfig& config) {
          !config.jwks_file().empty();
 }
 
+std::string BlobRoot(const v1::ServerConfig& config) {
+  return config.blob_root().empty() ? UriFromLocalPath(config.blob_dir()) : config.blob_root();
+}
+
 absl::Status FinishServerConfig(v1::ServerConfig* config) {
   if (config->data_dir().empty()) config->set_data_dir(DefaultDataDir());
   std::error_code error;
@@ -137,7 +144,12 @@ absl::Status FinishServerConfig(v1::ServerConfig* config) {
   if (config->artifact_root().empty()) {
     config->set_artifact_root(absl::StrCat("file://", (data_dir / "artifacts").string()));
   }
-  if (config->blob_dir().empty()) config->set_blob_dir((data_dir / "blobs").string());
+  if (!config->blob_dir().empty() && !config->blob_root().empty()) {
+    return Bad("blob_root", "one of it and --blob-dir: both say where uploads are kept", "both");
+  }
+  if (config->blob_root().empty() && config->blob_dir().empty()) {
+    config->set_blob_dir((data_dir / "blobs").string());
+  }
   if (config->run_dir().empty()) config->set_run_dir((data_dir / "run").string());
   if (config->worker_binary().empty()) {
     config->set_worker_binary(BesideThisProgram("quantry-worker"));

@@ -22,9 +22,22 @@ TEST(ServerConfig, PathsFollowTheDataFolder) {
   EXPECT_EQ(config.artifact_root(), "file:///data/x/artifacts");
   EXPECT_EQ(config.run_dir(), "/data/x/run");
   EXPECT_EQ(config.blob_dir(), "/data/x/blobs");
+  EXPECT_EQ(BlobRoot(config), "file:///data/x/blobs");
   EXPECT_EQ(config.job_store(), "sqlite");
   EXPECT_NE(config.worker_binary().find("/quantry-worker"), std::string::npos);
   EXPECT_NE(config.engine_binary().find("/quantry-engine"), std::string::npos);
+}
+
+TEST(ServerConfig, UploadsHaveOnePlace) {
+  v1::ServerConfig config = Defaults();
+  config.set_blob_root("s3://bucket/uploads?region=x");
+  ASSERT_TRUE(FinishServerConfig(&config).ok());
+  EXPECT_EQ(BlobRoot(config), "s3://bucket/uploads?region=x");
+  EXPECT_EQ(config.blob_dir(), "");
+  config = Defaults();
+  config.set_blob_dir("/uploads");
+  ASSERT_TRUE(FinishServerConfig(&config).ok());
+  EXPECT_EQ(BlobRoot(config), "file:///uploads");
 }
 
 TEST(ServerConfig, DataFolderComesFromTheEnvironment) {
@@ -90,6 +103,13 @@ TEST(ServerConfig, WrongValuesNameTheirFlag) {
       {[](auto* c) { c->set_job_store("mysql://me@db/jobs"); }, "--job-store: wanted postgresql"},
       {[](auto* c) { c->set_job_store("postgresql://me:pw@db/jobs"); }, "holds a password"},
       {[](auto* c) { c->set_job_store_connections(0); }, "--job-store-connections: wanted 1 to"},
+      {[](auto* c) { c->set_garbage_collection_interval_s(-1); },
+       "--garbage-collection-interval-s: wanted 0 to"},
+      {[](auto* c) {
+         c->set_blob_dir("/uploads");
+         c->set_blob_root("s3://bucket/uploads");
+       },
+       "--blob-root: wanted one of it and --blob-dir"},
       {[](auto* c) { c->set_log_format("xml"); }, "wanted text or json, got 'xml'"},
       {[](auto* c) { c->set_log_level("loud"); }, "got 'loud'"},
   };

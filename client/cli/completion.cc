@@ -73,11 +73,17 @@ std::string ValueAction(const CLI::Option& option) {
     return Cat("COMPREPLY=($(compgen -W '", words, "' -- \"$cur\"))");
   }
   const std::string type = option.get_type_name();
-  if (type == "FILE") return "COMPREPLY=($(compgen -f -- \"$cur\")); compopt -o filenames";
-  if (type == "DIR") return "COMPREPLY=($(compgen -d -- \"$cur\")); compopt -o filenames";
+  // mapfile: a name with blanks is one name.
+  if (type == "FILE") {
+    return "mapfile -t COMPREPLY < <(compgen -f -- \"$cur\"); compopt -o filenames";
+  }
+  if (type == "DIR") {
+    return "mapfile -t COMPREPLY < <(compgen -d -- \"$cur\"); compopt -o filenames";
+  }
   if (type == "JOB") return "_quantry_jobs \"$cur\"";
   if (type == "JOB|DIR") {
-    return "_quantry_jobs \"$cur\"; COMPREPLY+=($(compgen -d -- \"$cur\")); compopt -o filenames";
+    return "_quantry_jobs \"$cur\"; mapfile -t -O ${#COMPREPLY[@]} COMPREPLY < <(compgen -d -- "
+           "\"$cur\"); compopt -o filenames";
   }
   return "";
 }

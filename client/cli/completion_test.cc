@@ -73,6 +73,15 @@ TEST_F(CompletionTest, FilesFoldersAndJobs) {
   EXPECT_THAT(Complete({"quantry", "compare", "job-one", "m"}), ElementsAre("model"));
 }
 
+TEST_F(CompletionTest, NamesWithBlanks) {
+  folder.Write("data/train text.txt", "x");
+  folder.Write("data/my model/config.json", "{}");
+  EXPECT_THAT(Complete({"quantry", "submit", "my"}), ElementsAre("my model"));
+  EXPECT_THAT(Complete({"quantry", "submit", "--calibration", "tr"}),
+              ElementsAre("train text.txt"));
+  EXPECT_THAT(Complete({"quantry", "compare", "job-one", "my"}), ElementsAre("my model"));
+}
+
 TEST_F(CompletionTest, GlobalFlagsAfterEveryCommand) {
   EXPECT_THAT(Complete({"quantry", "get", "--ser"}), ElementsAre("--server"));
   EXPECT_THAT(Complete({"quantry", "--ser"}), ElementsAre("--server"));

@@ -12,6 +12,8 @@ namespace quantry::cli {
 namespace {
 
 constexpr char kDefaultServer[] = "127.0.0.1:7070";
+// Lists without pages (workers) grow with the cluster; gRPC's default is 4 MiB.
+constexpr int kMaxMessageBytes = 64 << 20;
 
 // Retries for the unary calls: creates carry a request id, the rest is
 // idempotent by nature. Streams have retries of their own with a resume point.
@@ -62,6 +64,7 @@ TraceContext TraceOf(Environment& env) {
 
 grpc::ChannelArguments Arguments(const std::string& target) {
   grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
   arguments.SetServiceConfigJSON(kServiceConfig);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
@@ -137,7 +140,8 @@ bool Connection::IsCutOff(const grpc::Status& status) const {
          !Interrupted();
 }
 
-absl::Status Connection::Explain(const grpc::Status& status) const {
+absl::Status Connection::Explain(const grpc::Status& status,
+                                 std::chrono::milliseconds timeout) const {
   if (IsCutOff(status)) {
     return WithNext(
         absl::UnavailableError(Cat("the server at ", address_.target, " (", address_.source,
@@ -156,7 +160,8 @@ absl::Status Connection::Explain(const grpc::Status& status) const {
   }
   if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED && !from_server) {
     return absl::DeadlineExceededError(Cat("the server at ", address_.target, " (", address_.source,
-                                           ") did not answer within ", global_.timeout_s, " s"));
+                                           ") did not answer within ",
+                                           std::chrono::duration<double>(timeout).count(), " s"));
   }
   return FromGrpc(status);
 }

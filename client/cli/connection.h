@@ -2,6 +2,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
 #include <string>
@@ -57,13 +58,20 @@ class Connection {
   // Looks the address up again: a restarted local server may have another port.
   void Refresh();
 
+  // Until the engine has told what it offers (20 s after a server's start at most), and for its
+  // quotes (60 s, after their files are there), calls get at least this long.
+  static constexpr std::chrono::seconds kEngineTime{30};
+  static constexpr std::chrono::seconds kQuoteTime{90};
+
   // One unary call: connection.Call(connection.jobs(), &Connection::Jobs::Get..., request,
   // &response).
   template <typename Stub, typename Request, typename Response>
   absl::Status Call(Stub& stub,
                     grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
-                    const Request& request, Response* response) {
-    const auto deadline = std::chrono::system_clock::now() + timeout_;
+                    const Request& request, Response* response,
+                    std::chrono::milliseconds at_least = {}) {
+    const std::chrono::milliseconds timeout = std::max(timeout_, at_least);
+    const auto deadline = std::chrono::system_clock::now() + timeout;
     Backoff backoff = CutOffBackoff();
     for (int tries = 1;; ++tries) {
       grpc::ClientContext context;
@@ -71,7 +79,7 @@ class Connection {
       AddMetadata(context);
       const Interrupter::Guard guard(env_.interrupter, [&context] { context.TryCancel(); });
       const grpc::Status status = (stub.*method)(&context, request, response);
-      if (!IsCutOff(status) || tries == kMostTries) return Explain(status);
+      if (!IsCutOff(status) || tries == kMostTries) return Explain(status, timeout);
       env_.sleep(backoff.Next(env_.random()));
     }
   }
@@ -79,7 +87,7 @@ class Connection {
   absl::StatusOr<v1::QuantizationJob> GetJob(const std::string& name);
 
   // The status in our form; a connection failure names the server.
-  absl::Status Explain(const grpc::Status& status) const;
+  absl::Status Explain(const grpc::Status& status) const { return Explain(status, timeout_); }
 
  private:
   static constexpr int kMostTries = 4;
@@ -89,6 +97,7 @@ class Connection {
   // when its drain takes too long.
   bool IsCutOff(const grpc::Status& status) const;
   bool Interrupted() const;
+  absl::Status Explain(const grpc::Status& status, std::chrono::milliseconds timeout) const;
   static Backoff CutOffBackoff();
 
   Environment& env_;

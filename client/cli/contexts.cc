@@ -32,13 +32,14 @@ struct Setting {
   std::string GlobalOptions::*flag;
   const char* variable;
   std::string ServerContext::*context;
+  bool is_credential = true;
 };
 constexpr std::array kSettings = {
     Setting{&GlobalOptions::tls_ca, "QUANTRY_TLS_CA_FILE", &ServerContext::tls_ca},
     Setting{&GlobalOptions::client_cert, "QUANTRY_CLIENT_CERT_FILE", &ServerContext::client_cert},
     Setting{&GlobalOptions::client_key, "QUANTRY_CLIENT_KEY_FILE", &ServerContext::client_key},
     Setting{&GlobalOptions::token_file, "QUANTRY_TOKEN_FILE", &ServerContext::token_file},
-    Setting{&GlobalOptions::tenant, "QUANTRY_TENANT", &ServerContext::tenant},
+    Setting{&GlobalOptions::tenant, "QUANTRY_TENANT", &ServerContext::tenant, false},
 };
 
 absl::Status BadFile(const std::string& path, std::string_view what) {
@@ -75,16 +76,41 @@ absl::StatusOr<ServerContext> Find(const Contexts& contexts, const std::string& 
                                         names.empty() ? "one made by `quantry login`" : names));
 }
 
+// A server that was named beside contexts.
+struct NamedServer {
+  std::string target;  // "" = none
+  const char* source = "";
+};
+
+// --context is said now, QUANTRY_SERVER was said some time.
+NamedServer ServerNamed(const Environment& env, const GlobalOptions& global) {
+  if (!global.server.empty()) return {global.server, "--server"};
+  if (!global.context.empty()) return {};
+  return {env.variable("QUANTRY_SERVER"), "QUANTRY_SERVER"};
+}
+
 // The context that counts here; empty without one.
-absl::StatusOr<ServerContext> ChooseContext(const Environment& env, GlobalOptions* global) {
-  const bool server_named = !global->server.empty();
-  if (global->context.empty()) global->context = env.variable("QUANTRY_CONTEXT");
-  if (global->context.empty() && server_named) return ServerContext();
+absl::StatusOr<ServerContext> ChooseContext(const Environment& env, const NamedServer& server,
+                                            GlobalOptions* global) {
+  if (global->context.empty() && global->server.empty()) {
+    global->context = env.variable("QUANTRY_CONTEXT");
+  }
+  if (global->context.empty() && !server.target.empty()) return ServerContext();
   auto contexts = LoadContexts(env);
   if (!contexts.ok()) return contexts.status();
   if (global->context.empty()) global->context = contexts->current;
   if (global->context.empty()) return ServerContext();
   return Find(*contexts, global->context);
+}
+
+absl::Status TwoServers(const NamedServer& server, const std::string& name,
+                        const ServerContext& context) {
+  return WithNext(
+      absl::InvalidArgumentError(Cat("wanted one server, got two: ", server.source, " names ",
+                                     server.target, ", context \"", name, "\" is for ",
+                                     context.server, ", and a token goes to the server it is for")),
+      Cat("leave one of them out; `quantry login ", server.target,
+          "` makes a context for that address"));
 }
 
 }  // namespace
@@ -162,20 +188,26 @@ absl::Status CheckContextName(const std::string& name) {
 }
 
 absl::Status ResolveGlobal(const Environment& env, GlobalOptions* global) {
-  if (!global->server.empty()) {
-    global->server_source = "--server";
-  } else if (global->server = env.variable("QUANTRY_SERVER"); !global->server.empty()) {
-    global->server_source = "QUANTRY_SERVER";
-  }
-  const auto context = ChooseContext(env, global);
+  const NamedServer server = ServerNamed(env, *global);
+  const auto context = ChooseContext(env, server, global);
   if (!context.ok()) return context.status();
-  if (global->server.empty() && !context->server.empty()) {
+  global->server = server.target;
+  global->server_source = server.target.empty() ? "" : server.source;
+  if (!context->server.empty()) {
+    if (!server.target.empty() && server.target != context->server) {
+      return TwoServers(server, global->context, *context);
+    }
     global->server = context->server;
     global->server_source = Cat("context ", global->context);
   }
+  // Credentials in the environment are for the server in the environment.
+  const std::string variable = env.variable("QUANTRY_SERVER");
+  const bool elsewhere = !variable.empty() && variable != global->server;
   for (const Setting& setting : kSettings) {
     std::string& value = global->*setting.flag;
-    if (value.empty()) value = env.variable(setting.variable);
+    if (value.empty() && !(elsewhere && setting.is_credential)) {
+      value = env.variable(setting.variable);
+    }
     if (value.empty()) value = (*context).*setting.context;
   }
   if (global->tenant.empty()) global->tenant = "default";

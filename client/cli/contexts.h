@@ -38,10 +38,11 @@ absl::Status SaveContexts(const Environment& env, const Contexts& contexts);
 // 1 to 63 of a-z, A-Z, 0-9, ".", "_" and "-". INVALID_ARGUMENT.
 absl::Status CheckContextName(const std::string& name);
 
-// Fills what the flags left out: the environment first, then the context. The
-// current context stands aside when --server or QUANTRY_SERVER names a server:
-// a token goes to the server it is for. INVALID_ARGUMENT for an unknown context
-// or a file of credentials that cannot be used.
+// Fills what the flags left out: the environment first, then the context. A
+// token goes to the server it is for: a context that is named (--context, else
+// QUANTRY_CONTEXT unless --server is given) brings its server, and the current
+// one stands aside when --server or QUANTRY_SERVER names one. INVALID_ARGUMENT
+// for two servers, an unknown context or credentials that cannot be used.
 absl::Status ResolveGlobal(const Environment& env, GlobalOptions* global);
 
 ClientSecurity SecurityOf(const GlobalOptions& global);

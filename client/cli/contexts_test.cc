@@ -84,10 +84,45 @@ TEST_F(ContextsTest, ANamedServerGetsNothingOfTheCurrentOne) {
   EXPECT_EQ(flag.token_file, "");
   EXPECT_EQ(flag.tenant, "default");
   EXPECT_EQ(flag.server_source, "--server");
-  EXPECT_EQ(Resolved({.server = "127.0.0.3:3", .context = "lab"}).token_file, token);
   variables["QUANTRY_SERVER"] = "127.0.0.4:4";
   EXPECT_EQ(Resolved().server_source, "QUANTRY_SERVER");
   EXPECT_EQ(Resolved().token_file, "");
+}
+
+TEST_F(ContextsTest, ANamedContextBringsItsServer) {
+  WriteLab();
+  variables["QUANTRY_SERVER"] = "127.0.0.4:4";
+  variables["QUANTRY_TOKEN_FILE"] = folder.Write("fours", "qtk_4");
+  const GlobalOptions lab = Resolved({.context = "lab"});
+  EXPECT_EQ(lab.server, "127.0.0.1:1");
+  EXPECT_EQ(lab.server_source, "context lab");
+  EXPECT_EQ(lab.token_file, token) << "the variable's token is for the variable's server";
+  EXPECT_EQ(Resolved({.context = "web"}).token_file, "");
+  EXPECT_EQ(Resolved({.server = "127.0.0.1:1", .context = "lab"}).server, "127.0.0.1:1");
+  const auto refused = [this](GlobalOptions global) {
+    return std::string(ResolveGlobal(env, &global).message());
+  };
+  EXPECT_THAT(refused({.server = "127.0.0.3:3", .context = "lab"}),
+              HasSubstr("--server names 127.0.0.3:3, context \"lab\" is for 127.0.0.1:1"));
+  variables["QUANTRY_CONTEXT"] = "lab";
+  EXPECT_THAT(refused({}), HasSubstr("QUANTRY_SERVER names 127.0.0.4:4"));
+  const GlobalOptions flag = Resolved({.server = "127.0.0.3:3"});
+  EXPECT_EQ(flag.server, "127.0.0.3:3");
+  EXPECT_EQ(flag.tenant, "default") << "the flag beats QUANTRY_CONTEXT";
+  variables["QUANTRY_SERVER"] = "127.0.0.1:1";
+  EXPECT_EQ(Resolved().token_file, folder / "fours") << "the same server";
+}
+
+TEST_F(ContextsTest, TheVariablesTokenIsForTheVariablesServer) {
+  variables["QUANTRY_TOKEN_FILE"] = folder.Write("fours", "qtk_4");
+  variables["QUANTRY_TENANT"] = "env";
+  EXPECT_EQ(Resolved({.server = "127.0.0.3:3"}).token_file, folder / "fours") << "no other server";
+  variables["QUANTRY_SERVER"] = "127.0.0.4:4";
+  EXPECT_EQ(Resolved().token_file, folder / "fours");
+  EXPECT_EQ(Resolved({.server = "127.0.0.4:4"}).token_file, folder / "fours");
+  const GlobalOptions other = Resolved({.server = "127.0.0.3:3"});
+  EXPECT_EQ(other.token_file, "");
+  EXPECT_EQ(other.tenant, "env") << "a tenant is no secret";
 }
 
 TEST_F(ContextsTest, WhatCannotWorkIsSaidBeforeTheCall) {

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <filesystem>
 #include <set>
 
 #include "client/cli/oci_layout.h"
@@ -51,6 +53,15 @@ class ExportTest : public testing::Test {
     EXPECT_EQ(static_cast<int64_t>(bytes.size()), descriptor.at("size").get<int64_t>());
     EXPECT_FALSE(descriptor.at("mediaType").get<std::string>().empty());
     return bytes;
+  }
+  // What lies in the test's folder, sorted.
+  std::vector<std::string> Entries() {
+    std::vector<std::string> names;
+    for (const auto& entry : std::filesystem::directory_iterator(folder.path())) {
+      names.push_back(entry.path().filename().string());
+    }
+    std::sort(names.begin(), names.end());
+    return names;
   }
   std::string IndexText() { return folder.Read("oci/index.json"); }
 
@@ -102,7 +113,20 @@ TEST_F(ExportTest, WritesWhatTheSpecificationsAskFor) {
                                   std::pair(std::string("model.safetensors"), weight),
                                   std::pair(std::string("quantry-manifest.json"), doc),
                                   std::pair(std::string("sub/tokenizer.json"), weight_config)));
-  EXPECT_FALSE(std::filesystem::exists(folder / "oci.pull"));
+  EXPECT_THAT(Entries(), ElementsAre("oci"));
+}
+
+TEST_F(ExportTest, WhatIsSomebodyElsesStays) {
+  folder.Write("oci.pull/notes.txt", "mine");
+  ASSERT_EQ(Export("my-job").code, 0);
+  EXPECT_EQ(folder.Read("oci.pull/notes.txt"), "mine");
+  EXPECT_THAT(Entries(), ElementsAre("oci", "oci.pull"));
+}
+
+TEST_F(ExportTest, NothingIsPulledForALayoutThatIsNone) {
+  folder.Write("oci/something", "x");
+  EXPECT_EQ(Export("my-job").code, 2);
+  EXPECT_THAT(Entries(), ElementsAre("oci"));
 }
 
 TEST_F(ExportTest, TheSameArtifactGivesTheSameBytes) {
@@ -156,6 +180,14 @@ TEST_F(ExportTest, WhatIsRefused) {
   CliRun run = Export(folder / "empty");
   EXPECT_EQ(run.code, 2);
   EXPECT_THAT(run.err, HasSubstr("quantry pull"));
+  for (const std::string& source : {pulled + "/" + std::string(300, 'x'), std::string(5000, 'x')}) {
+    run = Export(source);
+    EXPECT_EQ(run.code, 2);
+    EXPECT_THAT(run.err, HasSubstr("File name too long"));
+  }
+  run = RunForTest({"export", pulled, "--oci-layout", folder / std::string(300, 'x')});
+  EXPECT_EQ(run.code, 2);
+  EXPECT_THAT(run.err, HasSubstr("File name too long"));
   folder.Write("oci/something", "x");
   run = Export(pulled);
   EXPECT_EQ(run.code, 2);

@@ -43,7 +43,8 @@ constexpr std::array kReasonHints = {
                "the server reads only below its local roots (`quantry server-info` lists them); "
                "pass the folder as MODEL_DIR to upload it instead"},
     ReasonHint{"SOURCE_MISSING", "run the same submit again: it uploads what the server lacks"},
-    ReasonHint{"RESOURCE_LIMIT",
+    ReasonHint{"RESOURCE_LIMIT", "repeat the command after the time above"},
+    ReasonHint{"QUOTA_QUEUED",
                "wait until queued jobs have run, or cancel some (`quantry list --state queued`)"},
     ReasonHint{
         "QUOTA_STORED_BYTES",

@@ -4,6 +4,7 @@
 #include <google/protobuf/message.h>
 #include <google/protobuf/util/time_util.h>
 
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "client/cli/format.h"
@@ -49,10 +50,12 @@ Json MapValue(const Message& message, const FieldDescriptor* field) {
   const auto* reflection = message.GetReflection();
   const FieldDescriptor* key = field->message_type()->map_key();
   const FieldDescriptor* value = field->message_type()->map_value();
+  std::map<std::string, const Message*> sorted;  // protobuf's order differs from run to run
   for (int i = 0; i < reflection->FieldSize(message, field); ++i) {
     const Message& entry = reflection->GetRepeatedMessage(message, field, i);
-    map[entry.GetReflection()->GetString(entry, key)] = SingleValue(entry, value, -1);
+    sorted[entry.GetReflection()->GetString(entry, key)] = &entry;
   }
+  for (const auto& [name, entry] : sorted) map[name] = SingleValue(*entry, value, -1);
   return map;
 }
 

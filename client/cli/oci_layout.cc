@@ -102,7 +102,9 @@ Json Descriptor(const char* media_type, const std::string& sha256, int64_t size)
 
 absl::StatusOr<v1::Manifest> ReadArtifactManifest(const std::string& folder) {
   const std::string path = Cat(folder, "/", kArtifactManifest);
-  if (!fs::exists(path)) {
+  const auto found = LookAt(path);
+  if (!found.ok()) return found.status();
+  if (!fs::exists(*found)) {
     return WithNext(absl::FailedPreconditionError(Cat("wanted a pulled artifact, \"", folder,
                                                       "\" has no ", kArtifactManifest)),
                     "`quantry pull JOB DIR` first, or name the job");
@@ -198,13 +200,19 @@ absl::StatusOr<std::map<std::string, std::pair<OciLayer, std::string>>> FindLaye
 absl::StatusOr<Json> OpenIndex(const std::string& layout) {
   Json empty = {{"schemaVersion", 2}, {"mediaType", kIndexType}, {"manifests", Json::array()}};
   std::error_code error;
-  if (!fs::exists(layout, error) || fs::is_empty(layout, error)) return empty;
-  if (!fs::exists(layout + "/oci-layout")) {
+  const auto there = LookAt(layout);
+  if (!there.ok()) return there.status();
+  if (!fs::exists(*there) || fs::is_empty(layout, error)) return empty;
+  const auto begun = LookAt(layout + "/oci-layout");
+  if (!begun.ok()) return begun.status();
+  if (!fs::exists(*begun)) {
     return WithNext(absl::FailedPreconditionError(
                         Cat("\"", layout, "\" is there already and is no OCI image layout")),
                     "export into another folder");
   }
-  if (!fs::exists(layout + "/index.json")) return empty;  // broken off before
+  const auto written = LookAt(layout + "/index.json");
+  if (!written.ok()) return written.status();
+  if (!fs::exists(*written)) return empty;  // broken off before
   const auto text = ReadText(layout + "/index.json");
   if (!text.ok()) return text.status();
   Json index = Json::parse(*text, nullptr, false);
@@ -337,6 +345,8 @@ absl::Status CheckOciTag(const std::string& tag) {
   return absl::InvalidArgumentError(
       Cat("--tag: wanted letters, digits and -._:@/+ between them, got \"", tag, "\""));
 }
+
+absl::Status CheckOciLayout(const std::string& layout) { return OpenIndex(layout).status(); }
 
 absl::StatusOr<OciImage> WriteOciLayout(const OciOptions& options) {
   if (absl::Status status = CheckOciTag(options.tag); !status.ok()) return status;

@@ -46,6 +46,10 @@ std::string OciMediaType(const std::string& path);
 // OK for what OCI allows in org.opencontainers.image.ref.name.
 absl::Status CheckOciTag(const std::string& tag);
 
+// OK when WriteOciLayout can add an image there: nothing, an empty folder or a
+// layout. Errors as there.
+absl::Status CheckOciLayout(const std::string& layout);
+
 // Copies the output's files into the layout and writes config, manifest and
 // index. Each file is checked against the artifact's manifest on the way, and
 // the whole image is read again at the end. Errors: FAILED_PRECONDITION (no

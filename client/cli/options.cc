@@ -76,8 +76,8 @@ void UseHelpFormat(CLI::App& app) { app.formatter(std::make_shared<HelpFormat>()
 
 void AddGlobalOptions(CLI::App& app, GlobalOptions& options) {
   AddGlobal(app, "--server", options.server, "HOST:PORT",
-            "Server as HOST:PORT. Default: $QUANTRY_SERVER, else the context's, else a server "
-            "of yours on this machine, else 127.0.0.1:7070");
+            "Server as HOST:PORT. Default: that of --context, else $QUANTRY_SERVER, else the "
+            "current context's, else a server of yours on this machine, else 127.0.0.1:7070");
   AddGlobal(app, "--context", options.context, "NAME",
             "Server remembered by `quantry login`. Default: $QUANTRY_CONTEXT, else the "
             "current one");
@@ -89,8 +89,10 @@ void AddGlobalOptions(CLI::App& app, GlobalOptions& options) {
       app.add_option("--output", options.output, "text for people; json: one JSON value on stdout"),
       {"text", "json"})
       ->group("Global options");
-  app.add_option("--timeout", options.timeout_s,
-                 "Seconds to wait for an answer to one call. Default: 10")
+  app.add_option(
+         "--timeout", options.timeout_s,
+         "Seconds to wait for an answer to one call; at least 30 where the engine is asked, "
+         "90 for a quote. Default: 10")
       ->check(CLI::PositiveNumber)
       ->type_name("SECONDS")
       ->group("Global options");

@@ -250,7 +250,9 @@ absl::StatusOr<PullSummary> Puller::Pull(const v1::Artifact& artifact, const Pul
   if (!files.ok()) return files.status();
   const std::string target = Cat(options.folder, "/", kManifestName);
   const bool ours = HoldsExactly(target, ManifestEntry(artifact, *bytes));
-  if (!ours && std::filesystem::exists(target) && !options.force) {
+  const auto there = LookAt(target);
+  if (!there.ok()) return there.status();
+  if (!ours && std::filesystem::exists(*there) && !options.force) {
     return Occupied(target, "another artifact's manifest");
   }
   int64_t total = 0;

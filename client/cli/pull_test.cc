@@ -55,6 +55,13 @@ TEST_F(PullTest, FetchesEverythingAndAgainOnlyVerifies) {
   EXPECT_EQ(server.reads.size(), 1u);  // the manifest
 }
 
+TEST_F(PullTest, AFolderThatCannotBeLookedAtIsAnError) {
+  const std::string nowhere = folder / std::string(300, 'x');
+  const CliRun run = RunForTest({"pull", "my-job", nowhere, "--server", server.address()});
+  EXPECT_EQ(run.code, 2);
+  EXPECT_THAT(run.err, HasSubstr("xxx/manifest.json\": File name too long"));
+}
+
 TEST_F(PullTest, ABrokenStreamGoesOnAtItsOffset) {
   server.read_faults = {{FakeServer::ReadFault::kBreak, 0},
                         {FakeServer::ReadFault::kBreak, 0},

@@ -1,6 +1,7 @@
 #include "client/cli/safe_path.h"
 
 #include <algorithm>
+#include <system_error>
 
 #include "client/cli/errors.h"
 #include "client/cli/text.h"
@@ -48,6 +49,15 @@ absl::StatusOr<std::string> JoinBelow(std::string_view folder, std::string_view 
         "nothing was written; do not use this artifact and tell the operator of the server");
   }
   return Cat(folder, folder.empty() || folder.back() == '/' ? "" : "/", name);
+}
+
+absl::StatusOr<std::filesystem::file_status> LookAt(const std::string& path) {
+  std::error_code error;
+  const std::filesystem::file_status found = std::filesystem::status(path, error);
+  if (std::filesystem::status_known(found)) return found;
+  return WithNext(
+      absl::FailedPreconditionError(Cat("cannot look at \"", path, "\": ", error.message())),
+      "choose a folder you may use");
 }
 
 }  // namespace quantry::cli

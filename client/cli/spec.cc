@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "absl/strings/str_cat.h"
 #include "client/cli/method_flags.h"
 #include "client/cli/options.h"
 #include "client/cli/text.h"
@@ -169,11 +170,18 @@ absl::Status SetEvaluation(const SpecFlags& flags, v1::JobSpec* spec) {
 }
 
 absl::Status SetPreprocessing(const SpecFlags& flags, v1::JobSpec* spec) {
-  const bool wanted = flags.preprocessing == "lora";
+  // The method that is nothing but preprocessing.
+  const bool restore = flags.method == "restore";
+  const bool wanted = restore || flags.preprocessing == "lora";
   if (wanted != flags.preprocessing_corpus) {
     return absl::InvalidArgumentError(
-        wanted ? "--preprocessing lora needs a text to train on: add --preprocessing-corpus FILE"
+        wanted ? absl::StrCat(restore ? "--method restore" : "--preprocessing lora",
+                              " needs a text to train on: add --preprocessing-corpus FILE")
                : "--preprocessing-corpus has no effect without --preprocessing lora");
+  }
+  if (!wanted && flags.lora.ByteSizeLong() > 0) {
+    return absl::InvalidArgumentError(
+        "the --preprocessing-... flags have no effect without --preprocessing lora");
   }
   if (!wanted) return absl::OkStatus();
   const auto format = TextFormatOf("--preprocessing-format", flags.preprocessing_format);
@@ -181,8 +189,7 @@ absl::Status SetPreprocessing(const SpecFlags& flags, v1::JobSpec* spec) {
   v1::Preprocessing* preprocessing = spec->mutable_preprocessing();
   preprocessing->set_format(*format);
   preprocessing->set_sequence_length(flags.preprocessing_length);
-  preprocessing->mutable_lora()->set_steps(flags.preprocessing_steps);
-  preprocessing->mutable_lora()->set_rank(flags.preprocessing_rank);
+  *preprocessing->mutable_lora() = flags.lora;
   return absl::OkStatus();
 }
 
@@ -199,6 +206,13 @@ absl::Status SetOutputs(const SpecFlags& flags, v1::JobSpec* spec) {
   return absl::OkStatus();
 }
 
+google::protobuf::Duration DurationOf(double seconds) {
+  google::protobuf::Duration duration;
+  duration.set_seconds(static_cast<int64_t>(seconds));
+  duration.set_nanos(static_cast<int32_t>(std::fmod(seconds, 1.0) * 1e9));
+  return duration;
+}
+
 void SetResources(const SpecFlags& flags, v1::JobSpec* spec) {
   v1::ResourceRequest resources;
   resources.set_device(flags.device);
@@ -206,11 +220,13 @@ void SetResources(const SpecFlags& flags, v1::JobSpec* spec) {
   resources.set_gpu_count(flags.gpus);
   resources.set_min_gpu_memory_bytes(static_cast<int64_t>(flags.gpu_memory_gib * kGib));
   if (resources.ByteSizeLong() > 0) *spec->mutable_resources() = resources;
-  if (flags.max_run_s > 0) {
-    google::protobuf::Duration* limit = spec->mutable_stop_limits()->mutable_max_run();
-    limit->set_seconds(static_cast<int64_t>(flags.max_run_s));
-    limit->set_nanos(static_cast<int32_t>(std::fmod(flags.max_run_s, 1.0) * 1e9));
+  v1::StopLimits limits;
+  if (flags.max_run_s > 0) *limits.mutable_max_run() = DurationOf(flags.max_run_s);
+  if (flags.max_pending_s > 0) *limits.mutable_max_pending() = DurationOf(flags.max_pending_s);
+  if (flags.max_no_progress_s > 0) {
+    *limits.mutable_max_no_progress() = DurationOf(flags.max_no_progress_s);
   }
+  if (limits.ByteSizeLong() > 0) *spec->mutable_stop_limits() = limits;
 }
 
 }  // namespace

@@ -39,8 +39,7 @@ struct SpecFlags {
   std::string preprocessing;  // "none", "lora"
   std::string preprocessing_format;
   int preprocessing_length = 0;
-  int preprocessing_steps = 0;
-  int preprocessing_rank = 0;
+  v1::LoraOptions lora;               // the --preprocessing-... flags of the adapters
   bool preprocessing_corpus = false;  // --preprocessing-corpus was given
 
   std::vector<std::string> formats;
@@ -52,6 +51,8 @@ struct SpecFlags {
   int gpus = 0;
   double gpu_memory_gib = 0;
   double max_run_s = 0;
+  double max_pending_s = 0;
+  double max_no_progress_s = 0;
   int64_t seed = 0;
 };
 

@@ -103,6 +103,8 @@ TEST(BuildSpec, EveryFlagArrives) {
   flags.gpus = 1;
   flags.gpu_memory_gib = 0.5;
   flags.max_run_s = 90.5;
+  flags.max_pending_s = 3600;
+  flags.max_no_progress_s = 7200;
   flags.seed = 7;
   const auto spec = BuildSpec(flags);
   ASSERT_TRUE(spec.ok()) << spec.status();
@@ -114,7 +116,8 @@ TEST(BuildSpec, EveryFlagArrives) {
             "evaluation { format: TEXT_FORMAT_TEXT sequence_length: 128 windows: 9 } "
             "quality_gate { max_perplexity_ratio: 1.5 } resources { gpu_count: 1 "
             "min_gpu_memory_bytes: 536870912 device: \"cuda:1\" threads: 2 } "
-            "stop_limits { max_run { seconds: 90 nanos: 500000000 } } seed: 7");
+            "stop_limits { max_run { seconds: 90 nanos: 500000000 } max_pending { seconds: 3600 } "
+            "max_no_progress { seconds: 7200 } } seed: 7");
 }
 
 TEST(BuildSpec, PreprocessingAndItsCorpusGoTogether) {
@@ -124,14 +127,17 @@ TEST(BuildSpec, PreprocessingAndItsCorpusGoTogether) {
   EXPECT_THAT(std::string(BuildSpec(flags).status().message()),
               HasSubstr("--preprocessing-corpus FILE"));
   flags.preprocessing_corpus = true;
-  flags.preprocessing_steps = 50;
-  flags.preprocessing_rank = 8;
+  flags.lora.set_steps(50);
+  flags.lora.set_rank(8);
   const auto spec = BuildSpec(flags);
   ASSERT_TRUE(spec.ok()) << spec.status();
   EXPECT_EQ(spec->preprocessing().ShortDebugString(),
             "format: TEXT_FORMAT_TEXT lora { rank: 8 steps: 50 }");
   flags.preprocessing = "none";
   EXPECT_THAT(std::string(BuildSpec(flags).status().message()), HasSubstr("--preprocessing lora"));
+  flags.preprocessing_corpus = false;
+  EXPECT_THAT(std::string(BuildSpec(flags).status().message()),
+              HasSubstr("have no effect without --preprocessing lora"));
 }
 
 TEST(BuildSpec, AGateNeedsAMeasurement) {

@@ -4,6 +4,7 @@
 
 #include "client/cli/method_flags.h"
 #include "client/cli/options.h"
+#include "client/cli/preprocessing_options.h"
 
 namespace quantry::cli {
 namespace {
@@ -118,43 +119,6 @@ void AddCalibrationOptions(CLI::App& command, SubmitOptions& o) {
       ->group("Calibration");
 }
 
-void AddPreprocessingOptions(CLI::App& command, SubmitOptions& o) {
-  const char* group = "Preprocessing";
-  Choices(command.add_option("--preprocessing", o.spec.preprocessing,
-                             "lora: quantize once, train adapters on the quantized model by "
-                             "next-token loss, merge them, and quantize what comes out. "
-                             "Default: none"),
-          {"none", "lora"})
-      ->group(group);
-  command
-      .add_option("--preprocessing-corpus", o.preprocessing_corpus,
-                  "Text to train the adapters on: a file here, or a URI")
-      ->type_name("FILE")
-      ->group(group);
-  Choices(command.add_option("--preprocessing-format", o.spec.preprocessing_format,
-                             "UTF-8 text, or JSON token ids. Default: text"),
-          {"text", "tokens"})
-      ->group(group);
-  command
-      .add_option("--preprocessing-length", o.spec.preprocessing_length,
-                  "Tokens a window. Default: the calibration's")
-      ->check(CLI::PositiveNumber)
-      ->type_name("N")
-      ->group(group);
-  command
-      .add_option("--preprocessing-steps", o.spec.preprocessing_steps,
-                  "Updates, of two windows each. Default: 10000")
-      ->check(CLI::PositiveNumber)
-      ->type_name("N")
-      ->group(group);
-  command
-      .add_option("--preprocessing-rank", o.spec.preprocessing_rank,
-                  "Rank of the adapters. Default: 64, or what fits")
-      ->check(CLI::PositiveNumber)
-      ->type_name("N")
-      ->group(group);
-}
-
 void AddEvaluationOptions(CLI::App& command, SubmitOptions& o) {
   command
       .add_option("--evaluation", o.evaluation,
@@ -207,11 +171,21 @@ void AddResourceOptions(CLI::App& command, SubmitOptions& o) {
       ->check(CLI::Range(0.0, 1e6))
       ->type_name("GIB")
       ->group("Resources");
-  command
-      .add_option("--max-run", o.spec.max_run_s, "End the job after this many seconds of running")
-      ->check(CLI::Range(0.0, 1e9))
-      ->type_name("SECONDS")
-      ->group("Resources");
+}
+
+void AddStopOptions(CLI::App& command, SubmitOptions& o) {
+  const auto add = [&command](const char* flag, double& seconds, const char* help) {
+    command.add_option(flag, seconds, help)
+        ->check(CLI::Range(0.0, 1e9))
+        ->type_name("SECONDS")
+        ->group("Stop limits");
+  };
+  add("--max-run", o.spec.max_run_s, "End the job after this long of running. Default: no limit");
+  add("--max-pending", o.spec.max_pending_s,
+      "End the job when it has waited in the queue for this long. Default: no limit");
+  add("--max-no-progress", o.spec.max_no_progress_s,
+      "Take the job from its worker after this long without a step or a byte moved. Default: the "
+      "server's, 1800 unless it says otherwise");
 }
 
 }  // namespace
@@ -223,6 +197,7 @@ void AddSpecOptions(CLI::App& command, SubmitOptions& options) {
   AddPreprocessingOptions(command, options);
   AddEvaluationOptions(command, options);
   AddResourceOptions(command, options);
+  AddStopOptions(command, options);
 }
 
 void AddJobOptions(CLI::App& command, SubmitOptions& o) {
@@ -242,7 +217,9 @@ void AddJobOptions(CLI::App& command, SubmitOptions& o) {
       ->allow_extra_args(false)
       ->type_name("KEY=VALUE")
       ->group("Job");
-  command.add_option("--priority", o.priority, "-100..100, higher first. Default: 0")
+  command
+      .add_option("--priority", o.priority,
+                  "-100..100, higher first among the tenant's jobs. Default: 0")
       ->check(CLI::Range(-100, 100))
       ->type_name("N")
       ->group("Job");
@@ -262,7 +239,7 @@ void AddJobOptions(CLI::App& command, SubmitOptions& o) {
       ->group("Job");
   command
       .add_option("--wait-timeout", o.wait_timeout_s,
-                  "With --wait: leave after this many seconds with exit code 8")
+                  "Wait, but leave after this many seconds with exit code 8")
       ->check(CLI::PositiveNumber)
       ->type_name("SECONDS")
       ->group("Job");

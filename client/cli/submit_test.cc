@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "client/cli/testing/fake_server.h"
 #include "client/cli/testing/run.h"
 #include "common/digest.h"
@@ -153,6 +155,12 @@ TEST_F(SubmitTest, ARecipeContradictedIsRefusedBeforeTheUpload) {
   EXPECT_THAT(methods.out, HasSubstr("tesseraq-w2  2 bits, per channel"));
 }
 
+TEST_F(SubmitTest, TheEngineGetsItsTimeToTellItsMethods) {
+  server.engine_takes = std::chrono::milliseconds(300);
+  const CliRun methods = RunForTest({"methods", "--server", server.address(), "--timeout", "0.05"});
+  EXPECT_EQ(methods.code, 0) << methods.err;
+}
+
 TEST_F(SubmitTest, TheTraceIsTheEnvironmentsOrANewOne) {
   const std::string ids = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-";
   const auto sent = [&](const std::vector<std::string>& more, const std::string& variable) {
@@ -178,6 +186,42 @@ TEST_F(SubmitTest, ASecondSubmitSendsNoBytes) {
   ASSERT_EQ(again.code, 0);
   EXPECT_EQ(server.upload_offsets.size(), uploads);
   EXPECT_THAT(again.err, HasSubstr("the server has all 5 files"));
+}
+
+TEST_F(SubmitTest, AnUploadThatAnotherCallHoldsIsWaitedFor) {
+  struct Case {
+    const char* name;
+    int refusals;
+    size_t step;
+    int code;
+  };
+  const std::string weights(1'500'000, 'w');
+  const Case cases[] = {{"the other one ends it, slowly", 1000, 20'000, 0},
+                        {"the other one is dead; its lock goes", 30, 0, 0},
+                        {"its lock never goes", 1000, 0, 6}};
+  for (const Case& test : cases) {
+    FakeServer busy;
+    busy.held_upload = {test.refusals, weights, test.step};
+    std::vector<std::string> arguments = Arguments({});
+    std::replace(arguments.begin(), arguments.end(), server.address(), busy.address());
+    const CliRun run = RunForTest(arguments);
+    EXPECT_EQ(run.code, test.code) << test.name << run.err;
+    EXPECT_THAT(run.err, HasSubstr("waiting: model.safetensors: another call")) << test.name;
+    EXPECT_LT(run.slept, std::chrono::minutes(15)) << test.name;
+    EXPECT_GT(run.slept, std::chrono::minutes(1)) << test.name;
+    if (test.code != 0) continue;
+    EXPECT_EQ(busy.blobs.at(Sha256Hex(weights)), weights) << test.name;
+  }
+}
+
+TEST_F(SubmitTest, AnAnswerMayBeLargerThanGrpcsDefault) {
+  for (int i = 0; i < 4; ++i) {
+    server.listed.push_back(Job(v1::JOB_STATE_QUEUED));
+    server.listed.back().set_state_reason(std::string(3 << 20, 'x'));
+  }
+  const CliRun run = RunForTest({"list", "--limit", "0", "--quiet", "--server", server.address()});
+  EXPECT_EQ(run.code, 0) << run.err;
+  EXPECT_EQ(run.out, "my-job\nmy-job\nmy-job\nmy-job\n");
 }
 
 TEST_F(SubmitTest, ABrokenUploadGoesOnWhereItStopped) {
@@ -310,6 +354,33 @@ TEST_F(SubmitTest, AWaitTimeoutLeavesTheJobRunning) {
   EXPECT_EQ(run.code, 8);
   EXPECT_EQ(run.json()["state"], "RUNNING");
   EXPECT_THAT(run.err, HasSubstr("quantry cancel my-job"));
+}
+
+TEST_F(SubmitTest, AWaitTimeoutAloneWaits) {
+  server.jobs[kJob] = Job(v1::JOB_STATE_RUNNING);
+  const std::vector<std::vector<std::string>> commands = {
+      Arguments({"--wait-timeout", "5"}),
+      {"retry", "my-job", "--wait-timeout", "5", "--server", server.address()}};
+  for (const std::vector<std::string>& command : commands) {
+    server.watch_calls = {{{Snapshot(v1::JOB_STATE_RUNNING, 3)}, {grpc::UNAVAILABLE, "reset"}}};
+    EXPECT_EQ(RunForTest(command).code, 8) << command[0];
+  }
+}
+
+TEST_F(SubmitTest, MapsComeInTheOrderOfTheirKeys) {
+  v1::QuantizationJob job = Job(v1::JOB_STATE_QUEUED);
+  std::string sorted;
+  for (const char* name : {"a", "b", "c", "d", "e", "f", "g", "h"}) {
+    (*job.mutable_labels())[name] = "1";
+    sorted += name;
+  }
+  server.jobs[kJob] = job;
+  const CliRun run =
+      RunForTest({"get", "my-job", "--server", server.address(), "--output", "json"});
+  const auto json = nlohmann::ordered_json::parse(run.out);
+  std::string seen;
+  for (const auto& [name, value] : json.at("labels").items()) seen += name;
+  EXPECT_EQ(seen, sorted);
 }
 
 TEST_F(SubmitTest, ADeletedJobIsNotFound) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <fstream>
 #include <map>
+#include <utility>
 
 #include "client/cli/backoff.h"
 #include "client/cli/format.h"
@@ -18,6 +19,9 @@ constexpr size_t kReadBytes = 1 << 20;
 constexpr size_t kChunkBytes = 512 << 10;  // artifact_service.proto's limit
 // Tries without a byte of advance; with the waits between them about 90 s.
 constexpr int kMaxTries = 20;
+// The same while another call holds the blob; about 4 min. A server lets go of a
+// client that was lost without a word after 80 s.
+constexpr int kMaxHeldTries = 60;
 constexpr auto kFirstWait = std::chrono::milliseconds(250);
 constexpr auto kLongestWait = std::chrono::seconds(5);
 // A stream may take this long a byte before it counts as stuck: 64 KiB/s.
@@ -56,9 +60,13 @@ absl::StatusOr<std::string> HashFile(const LocalFile& file, TransferMeter& meter
   return hash.FinishHex();
 }
 
+// Another call uploads the same blob (a submit beside this one, or one of ours
+// whose end the server has not noticed yet).
+bool IsHeld(const absl::Status& status) { return HasReason(status, Reason::kResourceLimit); }
+
 bool Retryable(const absl::Status& status) {
   return status.code() == absl::StatusCode::kUnavailable ||
-         status.code() == absl::StatusCode::kDeadlineExceeded ||
+         status.code() == absl::StatusCode::kDeadlineExceeded || IsHeld(status) ||
          HasReason(status, Reason::kUploadOffset) || HasReason(status, Reason::kChunkCorrupt);
 }
 
@@ -152,10 +160,16 @@ absl::Status Uploader::Send(const LocalFile& file, const v1::BlobFile& blob, int
                             TransferMeter& meter) {
   Environment& env = connection_.env();
   Backoff backoff(kFirstWait, kLongestWait);
+  bool told = false;
+  // What the other call sends is advance too, so a long upload is waited for.
   for (int tries = 1;; ++tries) {
     const int64_t before = meter.done();
     absl::Status status = SendOnce(file, blob, offset, meter);
-    if (status.ok() || !Retryable(status) || tries >= kMaxTries) return status;
+    const int most = IsHeld(status) ? kMaxHeldTries : kMaxTries;
+    if (status.ok() || !Retryable(status) || tries >= most) return status;
+    if (IsHeld(status) && !std::exchange(told, true)) {
+      line_.Say(Cat("quantry: waiting: ", file.name, ": ", std::string(status.message())));
+    }
     env.sleep(backoff.Next(env.random()));
     connection_.Refresh();
     const auto missing = Missing({blob});

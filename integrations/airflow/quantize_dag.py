@@ -14,11 +14,11 @@ except ImportError:  # Airflow 2
 
 from quantry.integrations.airflow import QuantizeOperator
 
-with DAG("quantize", schedule=None, catchup=False,
+with DAG("quantize", schedule=None, catchup=False, render_template_as_native_obj=True,  # params.bits stays a number
          params={"model_uri": Param("s3://models/my-model", type="string"), "bits": 4}) as dag:
     quantize = QuantizeOperator(
         task_id="quantize", quantry_conn_id="quantry", model_uri="{{ params.model_uri }}", method="awq",
-        arguments={"bits": 4, "calibration": "s3://texts/train.txt", "evaluation": "s3://texts/test.txt"},
+        arguments={"bits": "{{ params.bits }}", "calibration": "s3://texts/train.txt", "evaluation": "s3://texts/test.txt"},
         retries=3, retry_delay=timedelta(minutes=1), wait_timeout=timedelta(hours=12))
 
     @task

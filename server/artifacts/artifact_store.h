@@ -44,6 +44,8 @@ class ArtifactStore {
   absl::StatusOr<std::string> ReadAll(std::string_view uri, std::string_view path,
                                       std::int64_t max_bytes);
   // Removes everything any attempt of the job wrote. Missing is fine.
+  // UNAVAILABLE: the store does not answer, other jobs would fare the same;
+  // PERMISSION_DENIED: it refuses this one.
   virtual absl::Status DeleteJob(std::string_view tenant, std::string_view job_uid) = 0;
 
  protected:

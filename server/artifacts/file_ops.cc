@@ -60,4 +60,20 @@ absl::Status WriteFileAtomically(const std::string& path, std::string_view data)
   return SyncFolder(std::filesystem::path(path).parent_path().string());
 }
 
+absl::StatusOr<std::int64_t> BytesInFolder(const std::string& path) {
+  std::int64_t bytes = 0;
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(path, error), end; !error && entry != end;
+       entry.increment(error)) {
+    std::error_code gone;  // finished or collected meanwhile
+    const bool file = entry->is_regular_file(gone);
+    const std::uintmax_t size = file ? entry->file_size(gone) : 0;
+    if (!gone) bytes += static_cast<std::int64_t>(size);
+  }
+  if (error && error != std::errc::no_such_file_or_directory) {
+    return DiskError("list", path, error.value());
+  }
+  return bytes;
+}
+
 }  // namespace quantry::server

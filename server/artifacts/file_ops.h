@@ -26,4 +26,7 @@ absl::Status SyncFolder(const std::string& path);
 // Temporary file, fsync, rename, fsync of the folder. Replaces what is there.
 absl::Status WriteFileAtomically(const std::string& path, std::string_view data);
 
+// Bytes of the files in the folder, not of those below it; 0 when it is not there.
+absl::StatusOr<std::int64_t> BytesInFolder(const std::string& path);
+
 }  // namespace quantry::server

@@ -11,13 +11,13 @@
 
 #include "common/digest.h"
 #include "common/ids.h"
+#include "server/artifacts/blob_store.h"
 
 namespace quantry::server {
 namespace {
 
 constexpr int kJobsPerPage = 500;
 constexpr std::string_view kCheckpoints = "checkpoints";
-constexpr std::string_view kPartial = ".partial";
 
 std::vector<std::string> Parts(const std::string& path) {
   std::vector<std::string> parts;
@@ -34,6 +34,11 @@ std::optional<std::int64_t> Epoch(const std::string& text) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), epoch);
   if (error != std::errc() || end != text.data() + text.size() || epoch < 0) return std::nullopt;
   return epoch;
+}
+
+// {tenant}/.asked/{sha256} of any file of a blob.
+std::string MarkerOf(const std::vector<std::string>& parts) {
+  return parts.front() + "/" + std::string(kAskedFolder) + "/" + parts.back();
 }
 
 // What one attempt wrote: an output or its checkpoints.
@@ -98,34 +103,49 @@ absl::StatusOr<Needed> ReadNeeded(JobStore& store) {
 
 class Collector {
  public:
-  Collector(Storage& artifacts, Storage& blobs, const GarbageOptions& options, Time now)
-      : artifacts_(artifacts), blobs_(blobs), options_(options), oldest_(now - options.grace) {}
+  Collector(const GarbageOptions& options, Time now, std::stop_token stop)
+      : options_(options), oldest_(now - options.grace), stop_(std::move(stop)) {}
+
+  absl::Status Stopped() const {
+    return stop_.stop_requested() ? absl::CancelledError("the collection of garbage was stopped")
+                                  : absl::OkStatus();
+  }
 
   bool IsOld(const StoredFile& file) const { return file.modified < oldest_; }
 
-  absl::Status Take(const std::string& prefix, const Attempt& attempt) {
+  absl::Status Take(Storage& artifacts, const std::string& prefix, const Attempt& attempt) {
     if (!std::all_of(attempt.files.begin(), attempt.files.end(),
                      [&](const StoredFile& file) { return IsOld(file); })) {
       return absl::OkStatus();
     }
     if (!options_.dry_run) {
-      if (auto status = artifacts_.DeleteTree(prefix); !status.ok()) return status;
+      if (auto status = artifacts.DeleteTree(prefix); !status.ok()) return status;
     }
     ++report_.attempts;
     for (const StoredFile& file : attempt.files) Count(file);
     return absl::OkStatus();
   }
 
-  absl::Status TakeBlob(const StoredFile& listed) {
-    auto now = blobs_.Stat(listed.path);
-    if (!now.ok()) return now.status();
-    if (!now->has_value() || !IsOld(**now)) return absl::OkStatus();
-    if (!options_.dry_run) {
-      if (auto status = blobs_.Delete(listed.path); !status.ok()) return status;
+  // An upload, or the marker of one that is gone.
+  absl::Status TakeBlob(Storage& blobs, const StoredFile& listed,
+                        const std::vector<std::string>& parts) {
+    for (const std::string& path : {listed.path, MarkerOf(parts)}) {
+      auto now = blobs.Stat(path);
+      if (!now.ok()) return now.status();
+      if (now->has_value() ? !IsOld(**now) : path == listed.path) return absl::OkStatus();
     }
-    ++report_.blobs;
+    if (!options_.dry_run) {
+      if (auto status = blobs.Delete(listed.path); !status.ok()) return status;
+    }
+    if (parts[1] != kAskedFolder) ++report_.blobs;
     Count(listed);
     return absl::OkStatus();
+  }
+
+  // What cannot be removed must not keep what comes behind it.
+  void Failed(const absl::Status& status) {
+    if (status.ok()) return;
+    if (report_.failures++ == 0) report_.first_failure = status;
   }
 
   const GarbageReport& report() const { return report_; }
@@ -136,10 +156,9 @@ class Collector {
     report_.bytes += file.size_bytes;
   }
 
-  Storage& artifacts_;
-  Storage& blobs_;
   const GarbageOptions options_;
   const Time oldest_;
+  const std::stop_token stop_;
   GarbageReport report_;
 };
 
@@ -158,36 +177,62 @@ bool IsNeededBlob(const Needed& needed, const std::vector<std::string>& parts) {
   return parts.size() == 2 && needed.blobs.contains({parts[0], parts[1]});
 }
 
-// {tenant}/{sha256} or {tenant}/.partial/{sha256}
+// {tenant}/{sha256}, {tenant}/.partial/{sha256} or {tenant}/.asked/{sha256}
 bool IsBlobPath(const std::vector<std::string>& parts) {
   return ValidateTenant(parts[0]).ok() && IsSha256Hex(parts.back()) &&
-         (parts.size() == 2 || (parts.size() == 3 && parts[1] == kPartial));
+         (parts.size() == 2 ||
+          (parts.size() == 3 && (parts[1] == kPartialFolder || parts[1] == kAskedFolder)));
+}
+
+absl::Status CollectBlobs(const Needed& needed, Storage& blobs,
+                          const std::vector<StoredFile>& files, Collector* collector) {
+  for (const StoredFile& file : files) {
+    if (absl::Status status = collector->Stopped(); !status.ok()) return status;
+    const std::vector<std::string> parts = Parts(file.path);
+    if (!IsBlobPath(parts) || !collector->IsOld(file) || IsNeededBlob(needed, parts)) continue;
+    collector->Failed(collector->TakeBlob(blobs, file, parts));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
 
-absl::StatusOr<GarbageReport> CollectGarbage(JobStore& jobs, Storage& artifacts, Storage& blobs,
-                                             const GarbageOptions& options, Time now) {
-  auto artifact_files = artifacts.List("");
+absl::StatusOr<GarbageReport> CollectGarbage(JobStore& jobs, const GarbagePlaces& places,
+                                             const GarbageOptions& options, Time now,
+                                             std::stop_token stop) {
+  auto artifact_files = places.artifacts.List("");
   if (!artifact_files.ok()) return artifact_files.status();
-  auto blob_files = blobs.List("");
-  if (!blob_files.ok()) return blob_files.status();
+  std::vector<std::pair<Storage*, std::vector<StoredFile>>> uploads;
+  for (Storage* storage : {&places.blobs, places.spool}) {
+    if (storage == nullptr) continue;
+    auto files = storage->List("");
+    if (!files.ok()) return files.status();
+    uploads.emplace_back(storage, *std::move(files));
+  }
   auto needed = ReadNeeded(jobs);
   if (!needed.ok()) return needed.status();
-  Collector collector(artifacts, blobs, options, now);
+  Collector collector(options, now, std::move(stop));
   for (const auto& [prefix, attempt] : GroupByAttempt(*artifact_files)) {
+    if (absl::Status status = collector.Stopped(); !status.ok()) return status;
     if (needed->Needs(attempt)) continue;
     auto kept = IsArtifact(jobs, prefix, attempt);
     if (!kept.ok()) return kept.status();
     if (*kept) continue;
-    if (auto status = collector.Take(prefix, attempt); !status.ok()) return status;
+    collector.Failed(collector.Take(places.artifacts, prefix, attempt));
   }
-  for (const StoredFile& file : *blob_files) {
-    const std::vector<std::string> parts = Parts(file.path);
-    if (!IsBlobPath(parts) || !collector.IsOld(file) || IsNeededBlob(*needed, parts)) continue;
-    if (auto status = collector.TakeBlob(file); !status.ok()) return status;
+  for (const auto& [storage, files] : uploads) {
+    auto status = CollectBlobs(*needed, *storage, files, &collector);
+    if (!status.ok()) return status;
   }
   return collector.report();
+}
+
+absl::Status RemoveOldUploads(Storage& spool, Duration grace, Time now) {
+  auto files = spool.List("");
+  if (!files.ok()) return files.status();
+  Collector collector({.grace = grace}, now, {});
+  absl::Status status = CollectBlobs({}, spool, *files, &collector);
+  return status.ok() ? collector.report().first_failure : status;
 }
 
 }  // namespace quantry::server

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <stop_token>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/clock.h"
 #include "common/storage.h"
@@ -23,14 +25,27 @@ struct GarbageReport {
   int blobs = 0;     // uploads, unfinished ones included
   std::int64_t objects = 0;
   std::int64_t bytes = 0;
+  int failures = 0;            // what could not be removed; nothing else waits for it
+  absl::Status first_failure;  // of these
 };
 
-// `artifacts` and `blobs` are the roots as ArtifactStore and BlobStore lay them
-// out; files of any other shape are not touched. Files are listed before the
-// jobs are read and looked at once more before they go, so a job submitted
-// meanwhile keeps its uploads (BlobStore::Find makes them new). Removing is
-// idempotent: an error leaves the rest for the next call.
-absl::StatusOr<GarbageReport> CollectGarbage(JobStore& jobs, Storage& artifacts, Storage& blobs,
-                                             const GarbageOptions& options, Time now);
+// The roots as ArtifactStore and BlobStore lay them out; files of any other shape
+// are not touched. `spool` may be null.
+struct GarbagePlaces {
+  Storage& artifacts;
+  Storage& blobs;
+  Storage* spool = nullptr;
+};
+
+// Files are listed before the jobs are read and looked at once more before they
+// go, so a job submitted meanwhile keeps its uploads (BlobStore::Find makes them
+// new). Removing is idempotent: an error leaves the rest for the next call, and so
+// does a stop (CANCELLED).
+absl::StatusOr<GarbageReport> CollectGarbage(JobStore& jobs, const GarbagePlaces& places,
+                                             const GarbageOptions& options, Time now,
+                                             std::stop_token stop = {});
+
+// Uploads of a spool that did not go on for `grace`.
+absl::Status RemoveOldUploads(Storage& spool, Duration grace, Time now);
 
 }  // namespace quantry::server

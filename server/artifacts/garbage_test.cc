@@ -69,12 +69,15 @@ class GarbageTest : public testing::Test {
     std::ofstream(folder + "/" + name) << "12345";
   }
   bool Exists(const std::string& uri) { return fs::exists(*LocalPathFromUri(uri)); }
-  bool HasBlob(const std::string& sha256) { return fs::exists(blobs_->LocalPath("acme", sha256)); }
+  std::string BlobFile(const std::string& sha256) { return root_ + "/blobs/acme/" + sha256; }
+  bool HasBlob(const std::string& sha256) { return fs::exists(BlobFile(sha256)); }
 
   GarbageReport Collect(bool dry_run = false) {
+    const auto artifacts = *OpenStorage("file://" + root_ + "/artifacts");
+    const auto blobs = *OpenStorage("file://" + root_ + "/blobs");
+    const auto spool = *OpenStorage("file://" + root_ + "/spool");
     auto report =
-        CollectGarbage(*jobs_, **OpenStorage("file://" + root_ + "/artifacts"),
-                       **OpenStorage("file://" + root_ + "/blobs"), {.dry_run = dry_run}, now_);
+        CollectGarbage(*jobs_, {*artifacts, *blobs, spool.get()}, {.dry_run = dry_run}, now_);
     EXPECT_TRUE(report.ok()) << report.status();
     return report.value_or(GarbageReport{});
   }
@@ -100,6 +103,67 @@ TEST_F(GarbageTest, UploadsThatNoJobNames) {
   EXPECT_TRUE(HasBlob(text));
   EXPECT_FALSE(HasBlob(nobody));
   EXPECT_EQ(Collect().objects, 0) << "again";
+}
+
+// A store that does not let go of what lies below one prefix.
+class Holding : public Storage {
+ public:
+  Holding(std::unique_ptr<Storage> storage, std::string prefix)
+      : storage_(std::move(storage)), prefix_(std::move(prefix)) {}
+  absl::StatusOr<std::string> Read(std::string_view path, std::int64_t max_bytes) override {
+    return storage_->Read(path, max_bytes);
+  }
+  absl::StatusOr<std::unique_ptr<StoredReader>> Open(std::string_view path) override {
+    return storage_->Open(path);
+  }
+  absl::Status Write(std::string_view path, std::string_view bytes) override {
+    return storage_->Write(path, bytes);
+  }
+  absl::StatusOr<Transferred> Download(std::string_view path, const std::string& local_file,
+                                       const TransferCheck& check) override {
+    return storage_->Download(path, local_file, check);
+  }
+  absl::StatusOr<Transferred> Upload(const std::string& local_file, std::string_view path,
+                                     const TransferCheck& check) override {
+    return storage_->Upload(local_file, path, check);
+  }
+  absl::StatusOr<std::optional<StoredFile>> Stat(std::string_view path) override {
+    return storage_->Stat(path);
+  }
+  absl::StatusOr<std::vector<StoredFile>> List(std::string_view prefix) override {
+    return storage_->List(prefix);
+  }
+  absl::Status Delete(std::string_view path) override {
+    return path.starts_with(prefix_) ? Held() : storage_->Delete(path);
+  }
+  absl::Status DeleteTree(std::string_view prefix) override {
+    return prefix.starts_with(prefix_) ? Held() : storage_->DeleteTree(prefix);
+  }
+
+ private:
+  static absl::Status Held() { return absl::PermissionDeniedError("held"); }
+
+  const std::unique_ptr<Storage> storage_;
+  const std::string prefix_;
+};
+
+TEST_F(GarbageTest, WhatCannotBeRemovedKeepsNothingElse) {
+  const std::string first = NewUuid4();
+  const std::string second = NewUuid4();
+  Write(artifacts_->OutputUri("acme", first, 1), "model");
+  Write(artifacts_->OutputUri("acme", second, 1), "model");
+  const std::string upload = Upload("nobody's");
+  Holding artifacts(*OpenStorage("file://" + root_ + "/artifacts"),
+                    "acme/" + std::min(first, second));
+  const auto blobs = *OpenStorage("file://" + root_ + "/blobs");
+  const auto report = CollectGarbage(*jobs_, {artifacts, *blobs}, {}, now_);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_EQ(report->failures, 1);
+  EXPECT_TRUE(absl::IsPermissionDenied(report->first_failure));
+  EXPECT_EQ(report->attempts, 1);
+  EXPECT_TRUE(Exists(artifacts_->OutputUri("acme", std::min(first, second), 1)));
+  EXPECT_FALSE(Exists(artifacts_->OutputUri("acme", std::max(first, second), 1)));
+  EXPECT_FALSE(HasBlob(upload));
 }
 
 // The job that made it is gone, another one shares it.
@@ -144,8 +208,7 @@ TEST_F(GarbageTest, NewUploadsStay) {
 
 TEST_F(GarbageTest, AnUploadThatWasAskedForIsNew) {
   const std::string nobody = Upload("old");
-  fs::last_write_time(blobs_->LocalPath("acme", nobody),
-                      fs::file_time_type::clock::now() - std::chrono::hours(100));
+  fs::last_write_time(BlobFile(nobody), fs::file_time_type::clock::now() - std::chrono::hours(100));
   ASSERT_TRUE(blobs_->Find("acme", {nobody, 3})->complete);
   now_ = SystemClock().Now() + std::chrono::hours(1);
   EXPECT_EQ(Collect().objects, 0) << "a client is about to submit with it";
@@ -157,6 +220,43 @@ TEST_F(GarbageTest, UnfinishedUploadsOnlyByAge) {
   upload->reset();
   EXPECT_EQ(Collect().blobs, 1);
   EXPECT_FALSE(fs::exists(root_ + "/blobs/acme/.partial/" + Sha256Hex("half")));
+}
+
+// As an object store says that a blob was asked for: by a file beside it.
+TEST_F(GarbageTest, AMarkedUploadIsNewAndMarkersGoToo) {
+  const std::string nobody = Upload("old");
+  const std::string used = Upload("used");
+  Submit("job-one", used);
+  fs::create_directories(root_ + "/blobs/acme/.asked");
+  for (const std::string& sha256 : {nobody, used}) {
+    std::ofstream(root_ + "/blobs/acme/.asked/" + sha256) << "";
+    fs::last_write_time(BlobFile(sha256),
+                        fs::file_time_type::clock::now() - std::chrono::hours(100));
+  }
+  now_ = SystemClock().Now() + std::chrono::hours(1);
+  EXPECT_EQ(Collect().objects, 0) << "a client is about to submit with it";
+  now_ = SystemClock().Now() + std::chrono::hours(30);
+  EXPECT_EQ(Collect().blobs, 1);
+  EXPECT_FALSE(HasBlob(nobody));
+  EXPECT_TRUE(HasBlob(used));
+  EXPECT_TRUE(fs::is_empty(root_ + "/blobs/acme/.asked"));
+}
+
+TEST_F(GarbageTest, UploadsThatStoppedInASpool) {
+  const std::string partial = root_ + "/spool/acme/.partial/" + Sha256Hex("half");
+  const auto begin = [&] {
+    fs::create_directories(fs::path(partial).parent_path());
+    std::ofstream(partial) << "ha";
+  };
+  begin();
+  EXPECT_EQ(Collect().blobs, 1);
+  EXPECT_FALSE(fs::exists(partial));
+  begin();
+  const auto spool = *OpenStorage("file://" + root_ + "/spool");
+  ASSERT_TRUE(RemoveOldUploads(*spool, std::chrono::hours(72), now_).ok());
+  EXPECT_TRUE(fs::exists(partial));
+  ASSERT_TRUE(RemoveOldUploads(*spool, std::chrono::hours(24), now_).ok());
+  EXPECT_FALSE(fs::exists(partial));
 }
 
 TEST_F(GarbageTest, DeadAttemptsGoTheNeededOnesStay) {

@@ -1,13 +1,13 @@
 #include "server/artifacts/object_artifact_store.h"
 
 #include <algorithm>
-#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/errors.h"
 #include "common/ids.h"
 #include "common/storage.h"
+#include "server/artifacts/object_root.h"
 
 namespace quantry::server {
 namespace {
@@ -15,19 +15,6 @@ namespace {
 // One request of this size feeds many chunks of a stream: object stores answer
 // slowly but send fast. Bounds the memory of a stream.
 constexpr std::int64_t kReadAheadBytes = 8 << 20;
-
-absl::Status Explain(const absl::Status& status, std::string_view name) {
-  const std::map<std::string, std::string> metadata = {{"path", std::string(name)}};
-  const std::string message(status.message());
-  switch (status.code()) {
-    case absl::StatusCode::kNotFound:
-      return MakeError(Reason::kArtifactNotFound, message, metadata);
-    case absl::StatusCode::kInvalidArgument:
-      return MakeError(Reason::kInvalidArgument, message, metadata);
-    default:
-      return MakeError(Reason::kStorageError, message, metadata);
-  }
-}
 
 // Reads ahead while the reads follow each other.
 class ObjectReader : public ArtifactReader {
@@ -43,7 +30,7 @@ class ObjectReader : public ArtifactReader {
     if (offset < begin_ || offset + length > begin_ + Buffered()) {
       const std::int64_t ahead = offset == next_ ? std::max(length, kReadAheadBytes) : length;
       auto data = object_->ReadAt(offset, ahead);
-      if (!data.ok()) return Explain(data.status(), name_);
+      if (!data.ok()) return ObjectError(data.status(), name_);
       begin_ = offset;
       buffer_ = *std::move(data);
     }
@@ -84,11 +71,11 @@ class ObjectArtifactStore : public ArtifactStore {
     if (!folder.ok()) return folder.status();
     // Each on its own: "..", absolute names and the like are refused.
     for (const std::string_view part : {std::string_view(*folder), path}) {
-      if (auto status = CheckRelativePath(part); !status.ok()) return Explain(status, part);
+      if (auto status = CheckRelativePath(part); !status.ok()) return ObjectError(status, part);
     }
     const std::string name = absl::StrCat(*folder, "/", std::string(path));
     auto object = storage_->Open(name);
-    if (!object.ok()) return Explain(object.status(), path);
+    if (!object.ok()) return ObjectError(object.status(), path);
     return std::make_unique<ObjectReader>(*std::move(object), std::string(path));
   }
 
@@ -96,7 +83,11 @@ class ObjectArtifactStore : public ArtifactStore {
     if (auto status = CheckJob(tenant, job_uid); !status.ok()) return status;
     const std::string folder = JobFolder(tenant, job_uid);
     auto status = storage_->DeleteTree(folder);
-    return status.ok() ? status : Explain(status, folder);
+    if (absl::IsPermissionDenied(status)) {
+      return MakeError(Reason::kPermissionDenied, std::string(status.message()),
+                       {{"path", folder}});
+    }
+    return status.ok() ? status : ObjectError(status, folder);
   }
 
  private:
@@ -124,53 +115,13 @@ class ObjectArtifactStore : public ArtifactStore {
   const std::unique_ptr<Storage> storage_;
 };
 
-absl::Status BadRoot(const std::string& root_uri, std::string_view why) {
-  return MakeError(Reason::kInvalidConfig,
-                   absl::StrCat("artifact_root ", root_uri, ": ", std::string(why)));
-}
-
-// "s3://bucket/prefix/?a=b" -> "s3://bucket/prefix?a=b"
-std::string WithoutSlash(const std::string& uri) {
-  size_t end = std::min(uri.find('?'), uri.size());
-  const std::string options = uri.substr(end);
-  while (end > 0 && uri[end - 1] == '/') --end;
-  return uri.substr(0, end) + options;
-}
-
-bool HoldsCredentials(const std::string& uri) {
-  const size_t begin = uri.find("://") + 3;
-  const size_t end = uri.find_first_of("/?", begin);
-  return uri.substr(begin, end == std::string::npos ? end : end - begin).find('@') !=
-             std::string::npos ||
-         uri.find("secret") != std::string::npos || uri.find("session_token") != std::string::npos;
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ArtifactStore>> OpenObjectArtifactStore(
     const std::string& root_uri) {
-  if (root_uri.find("://") == std::string::npos || root_uri.find('%') != std::string::npos) {
-    return BadRoot(root_uri, "wanted a URI like s3://bucket/prefix without %-escapes");
-  }
-  if (HoldsCredentials(root_uri)) {
-    return MakeError(
-        Reason::kInvalidConfig,
-        "artifact_root holds credentials, which every worker and client would see; "
-        "give them by the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...)");
-  }
-  const std::string root = WithoutSlash(root_uri);
-  auto storage = OpenStorage(root);
-  if (!storage.ok()) return BadRoot(root_uri, std::string(storage.status().message()));
-  // A wrong endpoint, bucket or key is told now, not by the first job. Reading
-  // alone would not tell: a bucket that is absent looks like an empty one.
-  constexpr std::string_view kProbe = "quantry-probe";
-  absl::Status probe = (*storage)->Write(kProbe, "written and removed at the start");
-  if (probe.ok()) probe = (*storage)->Delete(kProbe);
-  if (!probe.ok()) {
-    return BadRoot(root_uri, absl::StrCat("the store does not answer as it should: ",
-                                          std::string(probe.message())));
-  }
-  return std::make_unique<ObjectArtifactStore>(root, *std::move(storage));
+  auto root = OpenObjectRoot("artifact_root", root_uri);
+  if (!root.ok()) return root.status();
+  return std::make_unique<ObjectArtifactStore>(root->uri, std::move(root->storage));
 }
 
 }  // namespace quantry::server

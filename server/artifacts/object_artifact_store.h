@@ -1,5 +1,4 @@
-// Artifacts in an object store: s3://, gs:// or abfs:// through Arrow's
-// filesystem (common/storage.h).
+// Artifacts in an object store.
 #pragma once
 
 #include <memory>
@@ -10,12 +9,7 @@
 
 namespace quantry::server {
 
-// `root_uri` names bucket and prefix; what follows '?' (endpoint_override,
-// scheme, region) goes with every URI made below it. Credentials come from the
-// store's usual environment variables and files: a URI that holds some is
-// refused, because clients and workers see it. Asks the store once.
-//
-// Errors: INVALID_CONFIG when the URI is wrong or the store does not answer.
+// Errors: INVALID_CONFIG; see OpenObjectRoot (object_root.h).
 absl::StatusOr<std::unique_ptr<ArtifactStore>> OpenObjectArtifactStore(const std::string& root_uri);
 
 }  // namespace quantry::server

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "common/ids.h"
+#include "common/utf8_prefix.h"
 
 namespace quantry::server {
 namespace {
@@ -21,8 +22,8 @@ constexpr std::array kRoleNames = {
 constexpr size_t kMaxNameBytes = 512;
 
 absl::Status Wanted(std::string_view what, std::string_view got) {
-  return absl::InvalidArgumentError(absl::StrCat("wanted ", std::string(what), ", got '",
-                                                 std::string(got.substr(0, kMaxNameBytes)), "'"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("wanted ", std::string(what), ", got '", Utf8Prefix(got, kMaxNameBytes), "'"));
 }
 
 }  // namespace

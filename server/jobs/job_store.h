@@ -312,10 +312,14 @@ class JobStore {
   virtual absl::Status RegisterWorker(const v1::WorkerInfo& worker, const std::string& session,
                                       Time now) = 0;
   // nullopt = nothing to do (or the worker drains, or the queue is paused).
-  // Jobs of a tenant that runs max_running are passed over.
+  // Tenants take turns: the job is of the tenant that runs fewest (RUNNING or
+  // CANCELLING), of those with equally many of the one whose last claim is
+  // oldest, then by name; inside a tenant by rank (RankOf in rules.h). Claims at
+  // the same time may judge by the same state. Tenants that run max_running are
+  // passed over.
   virtual absl::StatusOr<std::optional<Grant>> Acquire(const AcquireRequest& request, Time now) = 0;
   virtual absl::StatusOr<HeartbeatReply> Heartbeat(const WorkerBeat& beat, Time now) = 0;
-  // What the next attempt resumes from. The same again: OK, no event.
+  // What the next attempt resumes from; ends a row of losses. The same again: OK, no event.
   virtual absl::Status CommitCheckpoint(const CheckpointRequest& request, Time now) = 0;
   // The commit point. Same epoch and digest again: OK. A job that was told to
   // cancel becomes CANCELLED and the caller gets LEASE_LOST. A result whose
@@ -338,10 +342,10 @@ class JobStore {
   virtual absl::Status ResumeQueue() = 0;
   // From now on; jobs queued or running above it stay.
   virtual absl::StatusOr<TenantUsage> SetQuota(const TenantQuota& quota) = 0;
-  // Judges leases, limits and expiry. When it has not been called for more
-  // than ttl / 2 it pushes all leases to now + ttl and judges nobody. Says in
-  // state_reason and in a log event why a queued job waits when no live worker
-  // would take it.
+  // Judges leases, limits and expiry; forgets workers that are gone. Not called for
+  // more than ttl / 2, it pushes all leases to now + ttl and judges nobody. Says in
+  // state_reason and a log event, once a minute at most, why a queued job waits when
+  // no live worker would take it.
   virtual absl::StatusOr<SweepReport> Sweep(Time now) = 0;
   virtual absl::StatusOr<StoreStats> Stats(Time now) = 0;
   // Oldest first.

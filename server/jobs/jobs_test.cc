@@ -83,11 +83,18 @@ TEST(WaitingTest, OneAbleWorkerIsEnough) {
   EXPECT_EQ(WhyWaiting({.method = "awq"}, live), "waiting: no worker is connected");
   for (const char* id : {"a", "b", "c", "d", "e"}) live.push_back(LiveWorker(id));
   const std::string why = WhyWaiting({.method = "awq"}, live);
-  EXPECT_EQ(why,
-            "waiting: worker a does not offer the method awq; worker b does not offer the method "
-            "awq; worker c does not offer the method awq; and 2 more do not take it");
+  EXPECT_EQ(why, "waiting: each worker does not offer the method awq");
   EXPECT_TRUE(IsWaitingReason(why));
   EXPECT_FALSE(IsWaitingReason("WORKER_LOST"));
+  live[3].draining = true;
+  live[1].refusal = "no disk";
+  EXPECT_EQ(WhyWaiting({.method = "awq"}, live),
+            "waiting: a worker does not offer the method awq; another is draining; another takes "
+            "no jobs: no disk");
+  live[0].refusal = "no memory";
+  EXPECT_EQ(WhyWaiting({.method = "awq"}, live),
+            "waiting: a worker does not offer the method awq; another is draining; another takes "
+            "no jobs: no disk; others have other reasons");
   live.back().info.add_methods("awq");
   EXPECT_EQ(WhyWaiting({.method = "awq"}, live), "");
 }

@@ -18,8 +18,8 @@ namespace quantry::server {
 
 // Jobs and their queue rows ----------------------------------------------------
 
-// Claims go by rank, smallest first: the time of creation, moved back by one
-// `aging` for each level of priority.
+// Inside a tenant claims go by rank, smallest first: the time of creation, moved
+// back by one `aging` for each level of priority.
 int64_t RankOf(const JobPolicy& policy, Time create_time, int priority);
 // A job that names a CUDA device needs a GPU though it did not say how many.
 int GpuCount(const v1::ResourceRequest& resources);
@@ -67,6 +67,12 @@ absl::Status LeaseLost(const JobKey& key, int64_t epoch, const std::string& why)
 // OK when `row` is the attempt's, held by this worker; else LEASE_LOST.
 absl::Status CheckLeaseRow(const LeaseToken& lease, const QueueRow& row,
                            const std::string& worker_id);
+
+// Whether an attempt is at a stage whose steps are bytes: a model that takes an
+// hour to fetch is no hang.
+bool MovesFiles(const v1::JobProgress& progress);
+// Whether it fetched or uploaded any between two beats.
+bool BytesMoved(const v1::JobProgress& before, const v1::JobProgress& now);
 
 v1::Directive DirectiveFor(const QueueRow& row, const WorkerRow& worker);
 v1::WorkerDirective DirectiveFor(const WorkerRow& worker);

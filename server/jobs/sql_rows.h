@@ -118,6 +118,12 @@ std::vector<QueueRow> QueueRowsIn(Rows rows) {
   return all;
 }
 
+// The one number of a query; 0 without a row.
+template <class Rows>
+int64_t One(Rows rows) {
+  return rows.Next() ? rows.Int(0) : 0;
+}
+
 // Rows of one number each.
 template <class Rows>
 std::vector<int64_t> Keys(Rows rows) {
@@ -157,6 +163,15 @@ void CountWorkers(Rows rows, StoreStats& stats) {
     ++stats.live_workers;
     stats.total_slots += info.slots();
   }
+}
+
+// The last progress a job's worker told; empty before the first beat.
+template <class Database>
+v1::JobProgress StoredProgress(Database& db, int64_t pk) {
+  v1::JobProgress progress;
+  auto rows = db.Query("SELECT progress FROM job_progress WHERE pk = $1", pk);
+  if (rows.Next()) rows.Parse(0, &progress);
+  return progress;
 }
 
 }  // namespace quantry::server::sql

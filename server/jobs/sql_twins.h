@@ -26,6 +26,9 @@ struct Twin {
   bool succeeded = false;  // else QUEUED or RUNNING
 };
 
+// How many jobs wait for one: its end rewrites all of them in one transaction.
+inline constexpr int kMaxWaiting = 100;
+
 // One that succeeded, else one that runs, else one that is queued.
 template <class Database>
 std::optional<Twin> FindTwin(Database& db, const SubmitRequest& request) {
@@ -35,9 +38,10 @@ std::optional<Twin> FindTwin(Database& db, const SubmitRequest& request) {
       " LEFT JOIN artifacts a ON a.uid = coalesce(j.shared_artifact, j.uid)"
       " WHERE j.tenant = $1 AND j.spec_digest = $2 AND j.waits_for IS NULL AND"
       " ((j.state = 4 AND j.engine_version = $3 AND a.uid IS NOT NULL)"
-      " OR (j.state IN (1, 2) AND j.engine_version IN ('', $3)))"
+      " OR (j.state IN (1, 2) AND j.engine_version IN ('', $3) AND (SELECT count(*) FROM"
+      " (SELECT 1 FROM jobs w WHERE w.waits_for = j.pk LIMIT $4) waiting) < $4))"
       " ORDER BY j.state DESC, j.shared_artifact IS NOT NULL, j.pk LIMIT 1",
-      request.key.tenant, request.spec_digest, request.engine_version);
+      request.key.tenant, request.spec_digest, request.engine_version, kMaxWaiting);
   if (!rows.Next()) return std::nullopt;
   return Twin{.pk = rows.Int(0),
               .key = {request.key.tenant, rows.Text(1)},

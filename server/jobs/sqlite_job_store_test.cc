@@ -54,6 +54,7 @@ class SqliteInstance : public StoreInstance {
 const JobStoreFactory kFile = {
     "File", [](const JobPolicy& policy) { return std::make_unique<SqliteInstance>(policy); }};
 INSTANTIATE_TEST_SUITE_P(Sqlite, JobStoreSuite, testing::Values(kFile), FactoryName);
+INSTANTIATE_TEST_SUITE_P(Sqlite, JobStoreTurns, testing::Values(kFile), FactoryName);
 INSTANTIATE_TEST_SUITE_P(Sqlite, JobStoreTwins, testing::Values(kFile), FactoryName);
 
 constexpr Time kNow = Time(std::chrono::hours(480'000));
@@ -86,6 +87,26 @@ TEST(SqliteJobStoreTest, ASecondServerIsRefusedAndToldWhoTheFirstIs) {
   EXPECT_EQ(MetadataOf(second.status(), "pid"), std::to_string(getpid()));
   first = nullptr;
   EXPECT_EQ(Outcome(OpenSqliteJobStore({dir.path(), {}})), "OK");
+}
+
+// Watches learn of it, and metrics count it: no call names these jobs.
+TEST(SqliteJobStoreTest, ARestartedWorkersJobsAreTold) {
+  TempDir dir;
+  std::vector<std::string> told;
+  auto store = *OpenSqliteJobStore(
+      {.data_dir = dir.path(), .policy = {}, .on_changed = [&](const JobKey& job) {
+         told.push_back(job.id);
+       }});
+  v1::WorkerInfo worker;
+  worker.set_worker_id("w1");
+  worker.set_incarnation("first");
+  worker.add_methods("rtn");
+  ASSERT_EQ(Outcome(store->RegisterWorker(worker, "s1", kNow)), "OK");
+  ASSERT_EQ(Outcome(store->Submit(Request("job-one"), kNow)), "OK");
+  ASSERT_TRUE((*store->Acquire({"s1", NewUuid4()}, kNow)).has_value());
+  worker.set_incarnation("second");
+  ASSERT_EQ(Outcome(store->RegisterWorker(worker, "s2", kNow)), "OK");
+  EXPECT_EQ(told, std::vector<std::string>{"job-one"});
 }
 
 TEST(SqliteJobStoreTest, TheDataFolderIsPrivate) {

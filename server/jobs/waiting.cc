@@ -1,15 +1,19 @@
 #include "server/jobs/waiting.h"
 
 #include <algorithm>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "common/ids.h"
+#include "google/protobuf/util/time_util.h"
 
 namespace quantry::server {
 namespace {
 
 constexpr std::string_view kPrefix = "waiting: ";
-constexpr size_t kMaxWorkersNamed = 3;
+constexpr const char* kWaitsForItsTurn = "a worker takes the job when its turn comes";
+constexpr size_t kMaxReasonsNamed = 3;
 
 std::string Mebibytes(int64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
 
@@ -47,16 +51,19 @@ std::string WhyNot(const JobNeeds& needs, const Worker& worker) {
 
 std::string WhyWaiting(const JobNeeds& needs, std::span<const Worker> live) {
   if (live.empty()) return std::string(kPrefix) + "no worker is connected";
-  std::string text(kPrefix);
-  for (size_t i = 0; i < live.size(); ++i) {
-    const std::string why = WhyNot(needs, live[i]);
+  // No names and no numbers of workers: those come and go.
+  std::set<std::string> reasons;
+  for (const Worker& worker : live) {
+    std::string why = WhyNot(needs, worker);
     if (why.empty()) return "";
-    if (i == kMaxWorkersNamed) {
-      text += "; and " + std::to_string(live.size() - i) + " more do not take it";
-    }
-    if (i >= kMaxWorkersNamed) continue;
-    if (i > 0) text += "; ";
-    text += "worker " + live[i].info.worker_id() + " " + why;
+    reasons.insert(std::move(why));
+  }
+  if (reasons.size() == 1) return std::string(kPrefix) + "each worker " + *reasons.begin();
+  std::string text(kPrefix);
+  size_t named = 0;
+  for (const std::string& why : reasons) {
+    if (named == kMaxReasonsNamed) return text + "; others have other reasons";
+    text += (named++ == 0 ? "a worker " : "; another ") + why;
   }
   return text;
 }
@@ -76,5 +83,22 @@ std::string WaitsForResultOf(const JobKey& source) {
 }
 
 bool IsWaitingReason(std::string_view state_reason) { return state_reason.starts_with(kPrefix); }
+
+v1::JobEvent WaitingEvent(const std::string& reason) {
+  v1::JobEvent event;
+  event.mutable_log()->set_level(reason.empty() ? v1::LogLine::LEVEL_INFO
+                                                : v1::LogLine::LEVEL_WARNING);
+  event.mutable_log()->set_message(reason.empty() ? kWaitsForItsTurn : reason);
+  return event;
+}
+
+bool ToldLately(const v1::JobEvent& last, const JobPolicy& policy, Time now) {
+  using google::protobuf::util::TimeUtil;
+  const std::string& message = last.log().message();
+  if (!IsWaitingReason(message) && message != kWaitsForItsTurn) return false;
+  return FromUnixMicros(TimeUtil::TimestampToMicroseconds(last.time())) +
+             policy.tell_waiting_again_after >
+         now;
+}
 
 }  // namespace quantry::server

@@ -5,6 +5,7 @@
 
 #include "server/jobs/job.h"
 #include "server/jobs/job_store.h"
+#include "server/jobs/policy.h"
 
 // Why a queued job waits, in words for its owner. Pure.
 namespace quantry::server {
@@ -21,7 +22,8 @@ struct JobNeeds {
 std::string WhyNot(const JobNeeds& needs, const Worker& worker);
 
 // "" while some live worker takes the job when its turn comes, else
-// "waiting: " and what each of them (at most three) has against it.
+// "waiting: " and what they have against it, at most three reasons. The same for
+// any workers with the same reasons.
 std::string WhyWaiting(const JobNeeds& needs, std::span<const Worker> live);
 
 // "waiting: " and that the queue is paused.
@@ -34,5 +36,11 @@ std::string WaitsForResultOf(const JobKey& source);
 
 // Whether a state_reason is one of WhyWaiting.
 bool IsWaitingReason(std::string_view state_reason);
+
+// What the job's history says of a reason; "" = none any more.
+v1::JobEvent WaitingEvent(const std::string& reason);
+// Whether the job's last event is such a one, too young for another: workers may
+// change their minds with each beat, and a history is kept for good.
+bool ToldLately(const v1::JobEvent& last, const JobPolicy& policy, Time now);
 
 }  // namespace quantry::server

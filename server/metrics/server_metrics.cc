@@ -88,8 +88,9 @@ ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
       jobs(registry_.get(), "quantry_jobs", "Jobs in each state.", {"state"}),
       queue_depth(
           OneGauge(registry_.get(), "quantry_queue_depth", "Jobs a worker could claim now.")),
-      queue_oldest_timestamp(OneGauge(registry_.get(), "quantry_queue_oldest_timestamp_seconds",
-                                      "Creation time of the oldest queued job; 0 without one.")),
+      queue_oldest_timestamp(
+          OneGauge(registry_.get(), "quantry_queue_oldest_timestamp_seconds",
+                   "When the job that waits longest was queued; 0 without one.")),
       queue_paused(OneGauge(registry_.get(), "quantry_queue_paused",
                             "1 while an operator holds the queue.")),
       workers_live(

@@ -1,4 +1,3 @@
-#include <mutex>
 #include <string>
 #include <utility>
 
@@ -6,9 +5,7 @@
 #include "common/errors.h"
 #include "common/ids.h"
 #include "common/log.h"
-#include "common/storage.h"
 #include "quantry/v1/admin_service.grpc.pb.h"
-#include "server/artifacts/garbage.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/service_base.h"
 #include "server/rpc/worker_service.h"
@@ -127,6 +124,17 @@ class Service : public v1::AdminService::CallbackService, private ServiceBase<Se
     return absl::OkStatus();
   }
 
+  static absl::Status Incomplete(const GarbageReport& report) {
+    absl::Status status(report.first_failure.code(),
+                        absl::StrCat(report.objects, " objects were removed, ", report.failures,
+                                     " prefixes or uploads could not be: ",
+                                     std::string(report.first_failure.message())));
+    report.first_failure.ForEachPayload([&](absl::string_view type, const absl::Cord& details) {
+      status.SetPayload(type, details);
+    });
+    return status;
+  }
+
   absl::Status Collect(const v1::CollectGarbageRequest& request,
                        v1::CollectGarbageResponse* response) {
     GarbageOptions options;
@@ -136,29 +144,15 @@ class Service : public v1::AdminService::CallbackService, private ServiceBase<Se
       return MakeError(Reason::kInvalidArgument,
                        "grace: wanted at least 60 s: an upload comes before its job");
     }
-    const std::unique_lock only_one(collecting_, std::try_to_lock);
-    if (!only_one.owns_lock()) {
-      return MakeDetailedError(Reason::kResourceLimit, "another collection runs; wait for its end",
-                               {.retry_after = std::chrono::seconds(10)});
-    }
-    auto artifacts = OpenStorage(context_->artifacts->RootUri());
-    if (!artifacts.ok()) return artifacts.status();
-    auto blobs = OpenStorage(context_->blobs->RootUri());
-    if (!blobs.ok()) return blobs.status();
-    const auto report = server::CollectGarbage(*context_->store, **artifacts, **blobs, options,
-                                               context_->clock->Now());
+    const auto report = context_->garbage->Collect(options);
     if (!report.ok()) return report.status();
-    log::Info(
-        "garbage collected",
-        {{"dry_run", options.dry_run}, {"objects", report->objects}, {"bytes", report->bytes}});
+    if (report->failures > 0) return Incomplete(*report);
     response->set_objects(report->objects);
     response->set_bytes(report->bytes);
     response->set_attempts(report->attempts);
     response->set_blobs(report->blobs);
     return absl::OkStatus();
   }
-
-  std::mutex collecting_;
 };
 
 }  // namespace

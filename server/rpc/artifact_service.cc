@@ -2,6 +2,7 @@
 
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/errors.h"
@@ -30,7 +31,8 @@ class Service : public v1::ArtifactService::CallbackService, private ServiceBase
   ServerUnaryReactor* FindMissingBlobs(CallbackServerContext* call,
                                        const v1::FindMissingBlobsRequest* request,
                                        v1::FindMissingBlobsResponse* response) override {
-    return Run("FindMissingBlobs", call, request, response, &Service::FindMissing);
+    return RunOn(runtime_->artifacts, "FindMissingBlobs", call, request, response,
+                 &Service::FindMissing);
   }
   grpc::ServerReadReactor<v1::UploadBlobRequest>* UploadBlob(
       CallbackServerContext* call, v1::UploadBlobResponse* response) override {
@@ -39,7 +41,7 @@ class Service : public v1::ArtifactService::CallbackService, private ServiceBase
   ServerUnaryReactor* GetArtifact(CallbackServerContext* call,
                                   const v1::GetArtifactRequest* request,
                                   v1::Artifact* response) override {
-    return Run("GetArtifact", call, request, response, &Service::Get);
+    return RunOn(runtime_->artifacts, "GetArtifact", call, request, response, &Service::Get);
   }
   ServerUnaryReactor* ListArtifacts(CallbackServerContext* call,
                                     const v1::ListArtifactsRequest* request,
@@ -61,13 +63,18 @@ class Service : public v1::ArtifactService::CallbackService, private ServiceBase
                        absl::StrCat("blobs: wanted at most ", kMaxBlobsPerCall, ", got ",
                                     request.blobs_size(), "; ask in parts"));
     }
+    std::vector<BlobId> blobs;
     for (const v1::BlobDigest& blob : request.blobs()) {
-      auto state = context_->blobs->Find(*tenant, {blob.sha256(), blob.size_bytes()});
-      if (!state.ok()) return state.status();
-      if (state->complete) continue;
+      blobs.push_back({blob.sha256(), blob.size_bytes()});
+    }
+    const auto states = context_->blobs->FindAll(*tenant, blobs);
+    if (!states.ok()) return states.status();
+    for (int i = 0; i < request.blobs_size(); ++i) {
+      const BlobState& state = (*states)[static_cast<size_t>(i)];
+      if (state.complete) continue;
       v1::FindMissingBlobsResponse::Missing& missing = *response->add_missing();
-      *missing.mutable_blob() = blob;
-      missing.set_committed_bytes(state->committed_bytes);
+      *missing.mutable_blob() = request.blobs(i);
+      missing.set_committed_bytes(state.committed_bytes);
     }
     return absl::OkStatus();
   }

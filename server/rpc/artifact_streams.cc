@@ -11,6 +11,7 @@
 #include "common/digest.h"
 #include "common/errors.h"
 #include "common/ids.h"
+#include "common/utf8_prefix.h"
 #include "google/protobuf/util/json_util.h"
 #include "server/rpc/stored_bytes.h"
 
@@ -44,7 +45,7 @@ class UploadReactor : public grpc::ServerReadReactor<v1::UploadBlobRequest> {
   }
 
   void OnReadDone(bool ok) override {
-    context_->runtime->streams->Post([this, ok] { Step(ok); });
+    context_->runtime->artifacts->Post([this, ok] { Step(ok); });
   }
   void OnDone() override { delete this; }
 
@@ -128,7 +129,11 @@ class UploadReactor : public grpc::ServerReadReactor<v1::UploadBlobRequest> {
       return MakeError(Reason::kInvalidArgument, "wanted a header, got an empty stream");
     }
     if (upload_ != nullptr) {
-      if (absl::Status status = upload_->Finish(); !status.ok()) return status;
+      // To an object store the bytes go now.
+      absl::Status status = upload_->Finish([this](std::int64_t) {
+        return context_->runtime->draining ? RpcRuntime::Draining() : call_.Standing();
+      });
+      if (!status.ok()) return status;
     }
     response_->set_name(FormatBlobName(tenant_, blob_.sha256));
     response_->set_committed_bytes(blob_.size_bytes);
@@ -159,11 +164,11 @@ class ReadReactor : public grpc::ServerWriteReactor<v1::ReadArtifactResponse> {
       : context_(context),
         request_(request),
         call_("/quantry.v1.ArtifactService/ReadArtifact", context->runtime, call) {
-    context_->runtime->streams->Post([this] { Begin(); });
+    context_->runtime->artifacts->Post([this] { Begin(); });
   }
 
   void OnWriteDone(bool ok) override {
-    context_->runtime->streams->Post([this, ok] {
+    context_->runtime->artifacts->Post([this, ok] {
       if (!ok) return End(absl::CancelledError("the caller went away"));
       Next();
     });
@@ -229,7 +234,7 @@ class ReadReactor : public grpc::ServerWriteReactor<v1::ReadArtifactResponse> {
     }
     return MakeError(Reason::kArtifactNotFound,
                      absl::StrCat("wanted a path of the manifest or ", std::string(kManifestName),
-                                  ", got '", request_.path().substr(0, 500), "'"));
+                                  ", got '", Utf8Prefix(request_.path(), 500), "'"));
   }
 
   void Next() {

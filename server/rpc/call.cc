@@ -9,6 +9,7 @@
 #include "common/errors.h"
 #include "common/log.h"
 #include "common/trace_context.h"
+#include "common/utf8_prefix.h"
 #include "google/rpc/status.pb.h"
 
 namespace quantry::server {
@@ -66,8 +67,7 @@ grpc::Status ToGrpcStatus(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
   google::rpc::Status proto = ToRpcStatus(status);
   if (proto.message().size() > kMaxMessageBytes) {
-    proto.mutable_message()->resize(kMaxMessageBytes);
-    proto.mutable_message()->append("...");
+    proto.set_message(Utf8Prefix(proto.message(), kMaxMessageBytes) + "...");
   }
   while (proto.details_size() > 0 && proto.ByteSizeLong() > kMaxMessageBytes + kMaxDetailBytes) {
     proto.mutable_details()->RemoveLast();

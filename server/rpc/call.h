@@ -104,8 +104,13 @@ struct RpcRuntime {
   ServerMetrics* metrics;
   Executor* tenant;   // short calls of tenants
   Executor* worker;   // calls of workers: never behind a tenant's
-  Executor* streams;  // steps of streams
-  Executor* slow;     // calls that start a process
+  Executor* streams;  // steps of watches
+  // What waits for the object store has threads of its own: one that does not
+  // answer must not stop what never asks it. Work of tenants, and of workers
+  // that complete jobs.
+  Executor* artifacts;
+  Executor* commits;
+  Executor* slow;  // calls that start a process
   Timer* timer;
   // null: nobody is asked who he is, and everybody may do everything.
   const Authenticator* auth = nullptr;

@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/errors.h"
+#include "common/utf8_prefix.h"
 #include "google/protobuf/descriptor.h"
 
 namespace quantry::server {
@@ -112,7 +113,7 @@ absl::Status CheckTenant(const Permission& permission, const Principal& principa
   if (tenant.empty() || principal.Serves(tenant)) return absl::OkStatus();
   const bool artifact = name.find("/artifacts/") != std::string::npos;
   return MakeError(artifact ? Reason::kArtifactNotFound : Reason::kJobNotFound,
-                   absl::StrCat("nothing named ", name.substr(0, 256), " for ", principal.name,
+                   absl::StrCat("nothing named ", Utf8Prefix(name, 256), " for ", principal.name,
                                 ", whose tenant is ", principal.tenant));
 }
 

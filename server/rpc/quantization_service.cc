@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <functional>
 #include <optional>
-#include <set>
 #include <string>
 #include <utility>
 
@@ -31,6 +30,9 @@ constexpr auto kQuoteTime = std::chrono::seconds(60);
 // Right after a start the engine may still be loading.
 constexpr auto kCapabilitiesWait = std::chrono::seconds(5);
 
+// gRPC clients take messages of 4 MiB unless told otherwise.
+constexpr std::size_t kPageBytes = 1 << 20;
+
 absl::StatusOr<JobKey> KeyOf(const std::string& name) {
   auto parsed = ParseJobName(name);
   if (!parsed.ok()) return parsed.status();
@@ -47,10 +49,8 @@ class Service : public v1::QuantizationService::CallbackService, private Service
   ServerUnaryReactor* CreateQuantizationJob(CallbackServerContext* call,
                                             const v1::CreateQuantizationJobRequest* request,
                                             v1::CreateQuantizationJobResponse* response) override {
-    Executor* executor = request->validate_only() ? runtime_->slow
-                         : NeedsEngine(*request)  ? EngineExecutor()
-                                                  : runtime_->tenant;
-    return RunOn(executor, "CreateQuantizationJob", call, request, response, &Service::Create);
+    return RunOn(CreateExecutor(*request), "CreateQuantizationJob", call, request, response,
+                 &Service::Create);
   }
   ServerUnaryReactor* GetQuantizationJob(CallbackServerContext* call,
                                          const v1::GetQuantizationJobRequest* request,
@@ -75,7 +75,8 @@ class Service : public v1::QuantizationService::CallbackService, private Service
   ServerUnaryReactor* RetryQuantizationJob(CallbackServerContext* call,
                                            const v1::RetryQuantizationJobRequest* request,
                                            v1::QuantizationJob* response) override {
-    return Run("RetryQuantizationJob", call, request, response, &Service::Retry);
+    return RunOn(runtime_->artifacts, "RetryQuantizationJob", call, request, response,
+                 &Service::Retry);
   }
   ServerUnaryReactor* DeleteQuantizationJob(CallbackServerContext* call,
                                             const v1::DeleteQuantizationJobRequest* request,
@@ -103,6 +104,12 @@ class Service : public v1::QuantizationService::CallbackService, private Service
   }
 
  private:
+  Executor* CreateExecutor(const v1::CreateQuantizationJobRequest& request) const {
+    if (request.validate_only()) return runtime_->slow;
+    if (HasUploads(request.quantization_job().spec())) return runtime_->artifacts;
+    return NeedsEngine(request) ? EngineExecutor() : runtime_->tenant;
+  }
+
   // Only while the engine has not answered do these calls wait.
   Executor* EngineExecutor() const {
     return context_->capabilities->answered() ? runtime_->tenant : runtime_->slow;
@@ -127,11 +134,8 @@ class Service : public v1::QuantizationService::CallbackService, private Service
     auto submit = ValidateCreate(request, context_->limits, engine.methods);
     if (!submit.ok()) return submit.status();
     submit->engine_version = engine.version;
-    if (!context_->hub_sources && IsHubUri(submit->spec.model().uri())) return NoHub();
-    if (absl::Status status = context_->sources->Check(submit->key.tenant, submit->spec);
-        !status.ok()) {
-      return status;
-    }
+    absl::Status sources = CheckSources(submit->key.tenant, submit->spec);
+    if (!sources.ok()) return sources;
     if (request.validate_only()) return Quote(*submit, response);
     const auto upload_bytes = UploadBytesToCount(*context_, submit->key.tenant);
     if (!upload_bytes.ok()) return upload_bytes.status();
@@ -141,6 +145,11 @@ class Service : public v1::QuantizationService::CallbackService, private Service
     if (!result.ok()) return result.status();
     *response->mutable_quantization_job() = ToProto(result->job);
     return absl::OkStatus();
+  }
+
+  absl::Status CheckSources(const std::string& tenant, const v1::JobSpec& spec) const {
+    if (!context_->hub_sources && IsHubUri(spec.model().uri())) return NoHub();
+    return context_->sources->Check(tenant, spec);
   }
 
   static absl::Status NoHub() {
@@ -198,7 +207,18 @@ class Service : public v1::QuantizationService::CallbackService, private Service
     }
     auto page = context_->store->List(query);
     if (!page.ok()) return page.status();
-    for (const Job& job : page->jobs) *response->add_quantization_jobs() = ToProto(job);
+    std::size_t bytes = 0;
+    for (const Job& job : page->jobs) {
+      v1::QuantizationJob proto = ToProto(job);
+      bytes += proto.ByteSizeLong();
+      if (bytes > kPageBytes && !response->quantization_jobs().empty()) {
+        const std::size_t taken = static_cast<std::size_t>(response->quantization_jobs_size());
+        const Job& last = page->jobs[taken - 1];
+        page->next = Cursor{last.create_time, last.uid};
+        break;
+      }
+      *response->add_quantization_jobs() = std::move(proto);
+    }
     if (page->next) {
       response->set_next_page_token(context_->page_tokens->Encode(scope, *page->next));
     }
@@ -233,6 +253,14 @@ class Service : public v1::QuantizationService::CallbackService, private Service
     if (!request.request_id().empty() && !IsUuid(request.request_id())) {
       return MakeError(Reason::kInvalidArgument, "request_id: wanted a UUID or nothing");
     }
+    const auto job = context_->store->Get(*key);
+    if (!job.ok()) return job.status();
+    // What the tenant may read may be less than when the job was submitted. In any
+    // other state the job is not retried, or was by this very request.
+    if (job->state == JobState::kFailed || job->state == JobState::kCancelled) {
+      absl::Status sources = CheckSources(key->tenant, job->spec);
+      if (!sources.ok()) return sources;
+    }
     return Answer(context_->store->Retry({.key = *key,
                                           .request_id = request.request_id(),
                                           .etag = request.etag(),
@@ -250,20 +278,8 @@ class Service : public v1::QuantizationService::CallbackService, private Service
       const bool missing = HasReason(deleted.status(), Reason::kJobNotFound);
       return missing && request.allow_missing() ? absl::OkStatus() : deleted.status();
     }
-    for (const std::string& uid : std::set<std::string>{deleted->uid, deleted->artifact_uid}) {
-      if (!uid.empty()) RemoveFiles({.tenant = key->tenant, .job_uid = uid});
-    }
+    context_->deleted_jobs->Wake();
     return absl::OkStatus();
-  }
-
-  // Unless another job shares the artifact. What fails here is listed as garbage
-  // and removed by the housekeeper.
-  void RemoveFiles(const Garbage& garbage) {
-    const auto shared = context_->store->GetArtifact(garbage.tenant, garbage.job_uid);
-    if (!absl::IsNotFound(shared.status())) return;
-    if (context_->artifacts->DeleteJob(garbage.tenant, garbage.job_uid).ok()) {
-      context_->store->ForgetGarbage(garbage).IgnoreError();
-    }
   }
 
   absl::Status ListEvents(const v1::ListJobEventsRequest& request,
@@ -285,7 +301,10 @@ class Service : public v1::QuantizationService::CallbackService, private Service
     auto batch = context_->store->Events(*key, after, *limit);
     if (!batch.ok()) return batch.status();
     std::int64_t last = after;
+    std::size_t bytes = 0;
     for (v1::JobEvent& event : batch->events) {
+      bytes += event.ByteSizeLong();
+      if (bytes > kPageBytes && !response->events().empty()) break;
       last = event.sequence();
       *response->add_events() = std::move(event);
     }

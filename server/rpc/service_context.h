@@ -7,6 +7,8 @@
 #include "common/clock.h"
 #include "server/artifacts/artifact_store.h"
 #include "server/artifacts/blob_store.h"
+#include "server/artifacts/deleted_jobs.h"
+#include "server/artifacts/garbage_collector.h"
 #include "server/jobs/job_store.h"
 #include "server/rpc/call.h"
 #include "server/rpc/engine_tool.h"
@@ -22,6 +24,8 @@ struct ServiceContext {
   JobStore* store = nullptr;
   BlobStore* blobs = nullptr;
   ArtifactStore* artifacts = nullptr;
+  GarbageCollector* garbage = nullptr;
+  DeletedJobs* deleted_jobs = nullptr;
   WakeupHub* hub = nullptr;
   EngineTool* engine = nullptr;
   const CapabilitiesCache* capabilities = nullptr;

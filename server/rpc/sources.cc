@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/errors.h"
 #include "common/ids.h"
+#include "common/utf8_prefix.h"
 #include "server/artifacts/file_ops.h"
 
 namespace quantry::server {
@@ -58,10 +59,10 @@ absl::Status ForbiddenUri(const Named& named, const std::string& tenant,
                    absl::StrCat("quantization_job.spec.", named.field,
                                 ": wanted a URI below one that ", FormatTenantName(tenant),
                                 " may read (", allowed, "), with that one's query and ",
-                                "without %-escapes, got '", named.text.substr(0, kShown),
+                                "without %-escapes, got '", Utf8Prefix(named.text, kShown),
                                 "'; upload the files instead, or ask the operator for it (quantryd "
                                 "--tenant-sources-file)"),
-                   {{"field", named.field}, {"uri", named.text.substr(0, kShown)}});
+                   {{"field", named.field}, {"uri", Utf8Prefix(named.text, kShown)}});
 }
 
 std::vector<v1::BlobFile> BlobsOf(const v1::JobSpec& spec) {
@@ -78,26 +79,35 @@ absl::Status MissingError(const std::vector<v1::BlobFile>& missing) {
   ErrorDetails details;
   for (const v1::BlobFile& blob : missing) {
     if (details.preconditions.size() == kMaxNamedBlobs) break;
-    details.preconditions.push_back({"MISSING", blob.sha256(), blob.path().substr(0, 100)});
+    details.preconditions.push_back({"MISSING", blob.sha256(), Utf8Prefix(blob.path(), 100)});
   }
   details.metadata = {{"missing", absl::StrCat(missing.size())}};
   return MakeDetailedError(
       Reason::kSourceMissing,
       absl::StrCat(missing.size(), " blobs of the spec are not on the server, the first is ",
-                   missing[0].sha256(), " (", missing[0].path().substr(0, 100),
+                   missing[0].sha256(), " (", Utf8Prefix(missing[0].path(), 100),
                    "); upload them with UploadBlob, then try again"),
       std::move(details));
 }
 
-absl::Status Link(const std::string& target, const fs::path& link) {
-  std::error_code error;
-  fs::create_directories(link.parent_path(), error);
-  if (!error) fs::create_symlink(target, link, error);
-  if (error) return DiskError("link", link.string(), error.value());
-  return absl::OkStatus();
+absl::Status NoQuoteFor(const std::string& field) {
+  return MakeError(Reason::kUnimplementedRpc,
+                   absl::StrCat(field,
+                                ": quotes for object URIs are not part of this version; "
+                                "submit the job, or quote a local copy"));
+}
+
+// Where a model lies on this machine; its uploads are placed in `uploaded`.
+absl::StatusOr<std::string> DirOf(const v1::ModelSource& model, const std::string& uploaded) {
+  if (model.has_blobs()) return uploaded;
+  if (!model.has_uri()) return model.local_path();
+  if (!model.uri().starts_with(kFileScheme)) return NoQuoteFor("model.uri");
+  return model.uri().substr(kFileScheme.size());
 }
 
 }  // namespace
+
+bool HasUploads(const v1::JobSpec& spec) { return !BlobsOf(spec).empty(); }
 
 absl::Status Sources::Check(const std::string& tenant, const v1::JobSpec& spec) const {
   const Outside outside = OutsideOf(spec);
@@ -115,13 +125,16 @@ absl::Status Sources::Check(const std::string& tenant, const v1::JobSpec& spec) 
                      missing ? ""
                              : "; upload the files instead, or ask the operator for a root "
                                "(quantryd --local-roots)"),
-        {.metadata = {{"field", named.field}, {"path", named.text.substr(0, 500)}}});
+        {.metadata = {{"field", named.field}, {"path", Utf8Prefix(named.text, 500)}}});
   }
+  const std::vector<v1::BlobFile> files = BlobsOf(spec);
+  std::vector<BlobId> blobs;
+  for (const v1::BlobFile& file : files) blobs.push_back({file.sha256(), file.size_bytes()});
+  const auto found = blobs_->FindAll(tenant, blobs);
+  if (!found.ok()) return found.status();
   std::vector<v1::BlobFile> missing;
-  for (const v1::BlobFile& blob : BlobsOf(spec)) {
-    auto found = blobs_->Find(tenant, {blob.sha256(), blob.size_bytes()});
-    if (!found.ok()) return found.status();
-    if (!found->complete) missing.push_back(blob);
+  for (size_t i = 0; i < files.size(); ++i) {
+    if (!(*found)[i].complete) missing.push_back(files[i]);
   }
   return missing.empty() ? absl::OkStatus() : MissingError(missing);
 }
@@ -131,36 +144,37 @@ Sources::LocalJob::~LocalJob() {
   fs::remove_all(folder_, ignored);
 }
 
+absl::Status Sources::PlaceBlob(const std::string& tenant, const v1::BlobFile& blob, BlobPart part,
+                                const std::string& path) const {
+  absl::Status made = MakeFolders(fs::path(path).parent_path().string());
+  if (!made.ok()) return made;
+  return blobs_->Place(tenant, {blob.sha256(), blob.size_bytes()}, part, path);
+}
+
 absl::StatusOr<std::unique_ptr<Sources::LocalJob>> Sources::Materialise(
     const std::string& tenant, const v1::JobSpec& spec) const {
   const std::string folder = absl::StrCat(scratch_dir_, "/quote-", NewUuid4());
   if (absl::Status status = MakeFolders(folder); !status.ok()) return status;
   auto local = std::make_unique<LocalJob>(folder);
-  const auto object_uri = [](const std::string& field) {
-    return MakeError(Reason::kUnimplementedRpc,
-                     absl::StrCat(field,
-                                  ": quotes for object URIs are not part of this version; "
-                                  "submit the job, or quote a local copy"));
-  };
   const auto text_path = [&](const v1::TextSource& text, const std::string& name,
                              v1::EngineText* out) -> absl::Status {
     if (text.has_local_path()) out->set_path(text.local_path());
-    if (text.has_blob()) out->set_path(blobs_->LocalPath(tenant, text.blob().sha256()));
+    if (text.has_blob()) {
+      out->set_path(absl::StrCat(folder, "/", name));
+      return PlaceBlob(tenant, text.blob(), BlobPart::kWhole, out->path());
+    }
     if (!text.has_uri()) return absl::OkStatus();
-    if (text.uri().rfind(kFileScheme, 0) != 0) return object_uri(name);
+    if (text.uri().rfind(kFileScheme, 0) != 0) return NoQuoteFor(name);
     out->set_path(text.uri().substr(kFileScheme.size()));
     return absl::OkStatus();
   };
   v1::EngineJob& job = local->job;
-  if (spec.model().has_local_path()) job.set_model_dir(spec.model().local_path());
-  if (spec.model().has_uri()) {
-    if (spec.model().uri().rfind(kFileScheme, 0) != 0) return object_uri("model.uri");
-    job.set_model_dir(spec.model().uri().substr(kFileScheme.size()));
-  }
-  if (spec.model().has_blobs()) job.set_model_dir(folder + "/model");
+  auto model_dir = DirOf(spec.model(), folder + "/model");
+  if (!model_dir.ok()) return model_dir.status();
+  job.set_model_dir(*std::move(model_dir));
   for (const v1::BlobFile& blob : spec.model().blobs().files()) {
     absl::Status status =
-        Link(blobs_->LocalPath(tenant, blob.sha256()), fs::path(folder) / "model" / blob.path());
+        PlaceBlob(tenant, blob, BlobPart::kHead, absl::StrCat(job.model_dir(), "/", blob.path()));
     if (!status.ok()) return status;
   }
   if (spec.has_calibration()) {

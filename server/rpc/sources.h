@@ -14,6 +14,9 @@
 
 namespace quantry::server {
 
+// Whether a job names uploads: checking them asks where uploads are kept.
+bool HasUploads(const v1::JobSpec& spec);
+
 class Sources {
  public:
   // Both outlive the object. `scratch_dir` is for materialised blobs.
@@ -32,8 +35,8 @@ class Sources {
   // the worker finds out.
   absl::Status Check(const std::string& tenant, const v1::JobSpec& spec) const;
 
-  // A job for `quantry-engine quote`; uploaded blobs are linked into a folder
-  // that lives as long as the result. UNIMPLEMENTED for object URIs.
+  // A job for `quantry-engine quote`; uploaded blobs are placed in a folder that
+  // lives as long as the result. UNIMPLEMENTED for object URIs.
   class LocalJob {
    public:
     explicit LocalJob(std::string folder) : folder_(std::move(folder)) {}
@@ -49,6 +52,9 @@ class Sources {
                                                         const v1::JobSpec& spec) const;
 
  private:
+  absl::Status PlaceBlob(const std::string& tenant, const v1::BlobFile& blob, BlobPart part,
+                         const std::string& path) const;
+
   const TenantSources* allowed_;
   BlobStore* blobs_;
   std::string scratch_dir_;

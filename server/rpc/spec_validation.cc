@@ -12,6 +12,7 @@
 #include "common/hub_uri.h"
 #include "common/recipes.h"
 #include "server/jobs/job.h"
+#include "server/rpc/method_validation.h"
 #include "server/rpc/output_formats.h"
 
 namespace quantry::server {
@@ -21,9 +22,6 @@ constexpr std::string_view kSpec = "quantization_job.spec.";
 constexpr int kMaxSamples = 65536;
 constexpr int kMaxSequenceLength = 131072;
 constexpr int kMaxWindows = 1 << 20;
-constexpr int kMaxGroupSize = 65536;
-constexpr int kMaxIterations = 1000000;
-constexpr int kMaxBatch = 65536;
 constexpr int kMaxPathBytes = 4096;
 constexpr std::int64_t kMaxSeconds = 365 * 86400;
 
@@ -118,87 +116,6 @@ void CheckText(const std::string& field, const v1::TextSource& text, const SpecL
   }
 }
 
-void CheckGrid(const std::string& field, const v1::WeightGrid& grid, Violations* out) {
-  const int bits = grid.bits();
-  if (bits != 2 && bits != 3 && bits != 4 && bits != 6 && bits != 8) {
-    out->Wanted(field + ".bits", "2, 3, 4, 6 or 8", absl::StrCat(bits));
-  }
-  const int size = grid.group_size();
-  if (size < -1 || size > kMaxGroupSize) {
-    out->Wanted(field + ".group_size", "-1 (per channel), 0 (the default, 128) or 1 to 65536",
-                absl::StrCat(size));
-  }
-}
-
-void CheckActivations(const std::string& field, const v1::ActivationGrid& activations,
-                      Violations* out) {
-  const int bits = activations.bits();
-  if (bits != 0 && bits != 16 && (bits < 2 || bits > 8)) {
-    out->Wanted(field + ".bits", "2 to 8, or 16 (left alone)", absl::StrCat(bits));
-  }
-}
-
-// Grid and activations, which most methods have.
-template <typename Message>
-void CheckGrids(const std::string& field, const Message& method, Violations* out) {
-  CheckGrid(field + ".grid", method.grid(), out);
-  CheckActivations(field + ".activations", method.activations(), out);
-}
-
-void CheckGptq(const std::string& field, const v1::GptqMethod& gptq, Violations* out) {
-  CheckGrids(field, gptq, out);
-  out->Share(field + ".damping", gptq.damping());
-  out->Range(field + ".block_size", gptq.block_size(), 0, kMaxGroupSize);
-}
-
-void CheckOmniquant(const std::string& field, const v1::OmniquantMethod& omniquant,
-                    Violations* out) {
-  CheckGrids(field, omniquant, out);
-  out->Range(field + ".epochs", omniquant.epochs(), 0, kMaxIterations);
-  out->Range(field + ".batch_size", omniquant.batch_size(), 0, kMaxBatch);
-  out->Share(field + ".learning_rate", omniquant.learning_rate());
-  out->Share(field + ".transform_learning_rate", omniquant.transform_learning_rate());
-  out->Share(field + ".transform_alpha", omniquant.transform_alpha());
-}
-
-void CheckSignround(const std::string& field, const v1::SignroundMethod& signround,
-                    Violations* out) {
-  CheckGrids(field, signround, out);
-  out->Range(field + ".iterations", signround.iterations(), 0, kMaxIterations);
-  out->Range(field + ".batch_size", signround.batch_size(), 0, kMaxBatch);
-  out->Share(field + ".learning_rate", signround.learning_rate());
-  out->Share(field + ".range_learning_rate", signround.range_learning_rate());
-}
-
-// Numbers at 0 are the method's defaults.
-void CheckPtq161(const std::string& field, const v1::Ptq161Method& ptq161, Violations* out) {
-  const auto number = [&](const char* name, double value, double most) {
-    if (value >= 0 && value <= most) return;
-    out->Wanted(absl::StrCat(field, ".", name), absl::StrCat("0 (the default) to ", most),
-                absl::StrCat(value));
-  };
-  constexpr double kMostSalient = 0.5;
-  constexpr double kMostRate = 10;
-  constexpr double kMostWeight = 1e6;
-  number("salient_ratio", ptq161.salient_ratio(), kMostSalient);
-  number("gain_rate", ptq161.gain_rate(), kMostRate);
-  number("rank_one_rate", ptq161.rank_one_rate(), kMostRate);
-  number("mse_weight", ptq161.mse_weight(), kMostWeight);
-  number("cosine_weight", ptq161.cosine_weight(), kMostWeight);
-  number("stop_improvement", ptq161.stop_improvement(), 1);
-  out->Range(field + ".salient_multiple", ptq161.salient_multiple(), 0, 4096);
-  out->Range(field + ".epochs", ptq161.epochs(), 0, 10000);
-}
-
-// A recipe decides what the grid leaves open.
-void CheckTesseraq(const std::string& field, const v1::TesseraqMethod& tesseraq, Violations* out) {
-  v1::WeightGrid grid = tesseraq.grid();
-  constexpr int kAnyBits = 4;
-  if (!tesseraq.recipe().empty() && grid.bits() == 0) grid.set_bits(kAnyBits);
-  CheckGrid(field + ".grid", grid, out);
-  CheckActivations(field + ".activations", tesseraq.activations(), out);
-}
-
 // What the engine says of the method that the spec names.
 const v1::MethodDescription& DescriptionOf(const v1::Method& method,
                                            std::span<const v1::MethodDescription> methods) {
@@ -213,35 +130,6 @@ void CheckRecipe(const v1::Method& method, const v1::MethodDescription& descript
                  Violations* out) {
   for (const RecipeConflict& conflict : FindRecipeConflicts(method, description)) {
     out->Wanted(At(conflict.field), conflict.wanted, conflict.got);
-  }
-}
-
-void CheckMethod(const v1::Method& method, Violations* out) {
-  const std::string field = At("method");
-  switch (method.kind_case()) {
-    case v1::Method::kRtn:
-      return CheckGrids(field + ".rtn", method.rtn(), out);
-    case v1::Method::kAwq:
-      CheckGrids(field + ".awq", method.awq(), out);
-      out->Range(field + ".awq.scale_grid_points", method.awq().scale_grid_points(), 0, 1000);
-      return;
-    case v1::Method::kTesseraq:
-      return CheckTesseraq(field + ".tesseraq", method.tesseraq(), out);
-    case v1::Method::kPtq161:
-      return CheckPtq161(field + ".ptq161", method.ptq161(), out);
-    case v1::Method::kBillm:
-    case v1::Method::kPbllm:
-      return;  // no grid; the engine's quote checks the options
-    case v1::Method::kGptq:
-      return CheckGptq(field + ".gptq", method.gptq(), out);
-    case v1::Method::kOmniquant:
-      return CheckOmniquant(field + ".omniquant", method.omniquant(), out);
-    case v1::Method::kQuarot:
-      return CheckGrids(field + ".quarot", method.quarot(), out);
-    case v1::Method::kSignround:
-      return CheckSignround(field + ".signround", method.signround(), out);
-    case v1::Method::KIND_NOT_SET:
-      return out->Wanted(field, "one of the methods of ListMethods", "nothing");
   }
 }
 
@@ -294,8 +182,12 @@ void CheckEvaluation(const v1::JobSpec& spec, const SpecLimits& limits, Violatio
 }
 
 void CheckPreprocessing(const v1::JobSpec& spec, const SpecLimits& limits, Violations* out) {
-  if (!spec.has_preprocessing()) return;
   const std::string field = At("preprocessing");
+  if (!spec.has_preprocessing()) {
+    if (!spec.method().has_restore()) return;
+    return out->Wanted(field, "a corpus to restore the model with: method restore needs one",
+                       "nothing");
+  }
   const v1::Preprocessing& preprocessing = spec.preprocessing();
   CheckText(field + ".source", preprocessing.source(), limits, out);
   out->Range(field + ".sequence_length", preprocessing.sequence_length(), 0, kMaxSequenceLength);
@@ -402,7 +294,7 @@ void CheckSpec(const v1::JobSpec& spec, const SpecLimits& limits,
   }
   CheckModel(spec.model(), limits, violations);
   const v1::MethodDescription& description = DescriptionOf(spec.method(), methods);
-  CheckMethod(spec.method(), violations);
+  CheckMethod(spec, violations);
   CheckRecipe(spec.method(), description, violations);
   CheckCalibration(spec, limits, violations);
   CheckEvaluation(spec, limits, violations);

@@ -8,6 +8,7 @@
 #include "common/ids.h"
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
+#include "server/rpc/method_validation.h"
 #include "server/rpc/spec_validation.h"
 #include "server/rpc/violations.h"
 
@@ -91,7 +92,9 @@ void DefaultGrid(v1::WeightGrid* grid) {
 // The packed output of a method, or the only one it has.
 v1::OutputFormat DefaultOutput(const v1::Method& method) {
   if (method.has_ptq161()) return v1::OUTPUT_FORMAT_QUANTRY;
-  if (method.has_billm() || method.has_pbllm()) return v1::OUTPUT_FORMAT_DENSE;
+  if (method.has_billm() || method.has_pbllm() || method.has_restore()) {
+    return v1::OUTPUT_FORMAT_DENSE;
+  }
   return v1::OUTPUT_FORMAT_COMPRESSED_TENSORS;
 }
 
@@ -104,7 +107,7 @@ void FillDefaults(v1::JobSpec* spec) {
       calibration.set_format(v1::TEXT_FORMAT_TEXT);
     }
     if (!RecipeDecides(spec->method())) {
-      if (calibration.samples() == 0) calibration.set_samples(128);
+      if (calibration.samples() == 0) calibration.set_samples(kDefaultSamples);
       if (calibration.sequence_length() == 0) calibration.set_sequence_length(2048);
     }
     if (calibration.sampling() == v1::Calibration::SAMPLING_UNSPECIFIED) {
@@ -135,7 +138,8 @@ void FillDefaults(v1::JobSpec* spec) {
   }
   if (method.has_awq()) {
     DefaultGrid(method.mutable_awq()->mutable_grid());
-    if (method.awq().scale_grid_points() == 0) method.mutable_awq()->set_scale_grid_points(20);
+    v1::AwqMethod& awq = *method.mutable_awq();
+    if (awq.scale_grid_points() == 0 && !awq.disable_scale_search()) awq.set_scale_grid_points(20);
   }
   if (spec->outputs().empty()) {
     spec->add_outputs()->set_format(DefaultOutput(method));

@@ -7,6 +7,7 @@
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
 #include "gtest/gtest.h"
+#include "server/rpc/violations.h"
 
 namespace quantry::server {
 namespace {
@@ -99,6 +100,15 @@ struct BadCase {
 v1::JobSpec* Spec(Request* request) { return request->mutable_quantization_job()->mutable_spec(); }
 v1::WeightGrid* Grid(Request* request) {
   return Spec(request)->mutable_method()->mutable_awq()->mutable_grid();
+}
+v1::TesseraqMethod* Tesseraq(Request* request) {
+  v1::TesseraqMethod* tesseraq = Spec(request)->mutable_method()->mutable_tesseraq();
+  tesseraq->mutable_grid()->set_bits(4);
+  return tesseraq;
+}
+
+v1::Ptq161Method* Ptq161(Request* request) {
+  return Spec(request)->mutable_method()->mutable_ptq161();
 }
 
 class BadSpec : public testing::TestWithParam<BadCase> {};
@@ -198,6 +208,153 @@ const BadCase kBadCases[] = {
     {"format",
      [](Request* r) { Spec(r)->mutable_calibration()->set_format(static_cast<v1::TextFormat>(9)); },
      "quantization_job.spec.calibration.format", "a known TextFormat"},
+    {"learning_rate", [](Request* r) { Tesseraq(r)->set_learning_rate(-1); },
+     "quantization_job.spec.method.tesseraq.learning_rate", "got -1"},
+    {"learning_rate_nan",
+     [](Request* r) { Tesseraq(r)->set_learning_rate(std::numeric_limits<double>::quiet_NaN()); },
+     "quantization_job.spec.method.tesseraq.learning_rate", "got nan"},
+    {"weight_decay", [](Request* r) { Tesseraq(r)->set_rounding_weight_decay(0.1); },
+     "quantization_job.spec.method.tesseraq.rounding_weight_decay", "NaN"},
+    {"schedule_rises",
+     [](Request* r) {
+       Tesseraq(r)->add_schedule(0.5);
+       Tesseraq(r)->add_schedule(0.6);
+     },
+     "quantization_job.spec.method.tesseraq.schedule[1]", "fall"},
+    {"schedule_and_stages",
+     [](Request* r) {
+       Tesseraq(r)->add_schedule(0.5);
+       Tesseraq(r)->set_stages(2);
+     },
+     "quantization_job.spec.method.tesseraq.stages", "nothing beside schedule"},
+    {"stages", [](Request* r) { Tesseraq(r)->set_stages(-1); },
+     "quantization_job.spec.method.tesseraq.stages", "got -1"},
+    {"steps", [](Request* r) { Tesseraq(r)->set_steps_per_stage(-1); },
+     "quantization_job.spec.method.tesseraq.steps_per_stage", "got -1"},
+    {"batch", [](Request* r) { Tesseraq(r)->set_batch_size(129); },
+     "quantization_job.spec.method.tesseraq.batch_size", "at most calibration.samples, 128"},
+    {"mixing", [](Request* r) { Tesseraq(r)->set_input_mixing(2); },
+     "quantization_job.spec.method.tesseraq.input_mixing", "got 2"},
+    {"salient_ratio",
+     [](Request* r) { Spec(r)->mutable_method()->mutable_ptq161()->set_salient_ratio(0.6); },
+     "quantization_job.spec.method.ptq161.salient_ratio", "0.5"},
+    {"rounding_rate",
+     [](Request* r) {
+       Ptq161(r)->set_learn_rounding(true);
+       Ptq161(r)->set_rounding_rate(-1);
+     },
+     "quantization_job.spec.method.ptq161.rounding_rate", "got -1"},
+    {"scale_learning_rate", [](Request* r) { Tesseraq(r)->set_scale_learning_rate(-0.1); },
+     "quantization_job.spec.method.tesseraq.scale_learning_rate", "got -0.1"},
+    {"learning_rate_infinite",
+     [](Request* r) { Tesseraq(r)->set_learning_rate(std::numeric_limits<double>::infinity()); },
+     "quantization_job.spec.method.tesseraq.learning_rate", "got inf"},
+    {"schedule_level",
+     [](Request* r) {
+       Tesseraq(r)->add_schedule(0.5);
+       Tesseraq(r)->add_schedule(0.5);
+     },
+     "quantization_job.spec.method.tesseraq.schedule[1]", "fall"},
+    {"schedule_to_zero",
+     [](Request* r) {
+       Tesseraq(r)->add_schedule(0.5);
+       Tesseraq(r)->add_schedule(0);
+     },
+     "quantization_job.spec.method.tesseraq.schedule[1]", "above 0"},
+    {"schedule_nan",
+     [](Request* r) { Tesseraq(r)->add_schedule(std::numeric_limits<double>::quiet_NaN()); },
+     "quantization_job.spec.method.tesseraq.schedule[0]", "got nan"},
+    {"batch_of_the_samples",
+     [](Request* r) {
+       Tesseraq(r)->set_batch_size(17);
+       Spec(r)->mutable_calibration()->set_samples(16);
+     },
+     "quantization_job.spec.method.tesseraq.batch_size", "at most calibration.samples, 16, got 17"},
+    {"default_batch",
+     [](Request* r) {
+       Tesseraq(r);
+       Spec(r)->mutable_calibration()->set_samples(3);
+     },
+     "quantization_job.spec.method.tesseraq.batch_size", "at most calibration.samples, 3, got 4"},
+    {"batch_of_thousands",
+     [](Request* r) {
+       Tesseraq(r)->set_batch_size(5000);
+       Spec(r)->mutable_calibration()->set_samples(6000);
+     },
+     "quantization_job.spec.method.tesseraq.batch_size", "0 to 4096"},
+    {"scale_decay", [](Request* r) { Tesseraq(r)->set_scale_weight_decay(-2); },
+     "quantization_job.spec.method.tesseraq.scale_weight_decay", "-1 (none)"},
+    {"tuning_dense_rate",
+     [](Request* r) {
+       Tesseraq(r)->set_model_tuning_steps(5);
+       Tesseraq(r)->set_model_tuning_dense_rate(-2);
+     },
+     "quantization_job.spec.method.tesseraq.model_tuning_dense_rate", "-1 (none)"},
+    {"budget_of_a_short_recipe",
+     [](Request* r) {
+       Tesseraq(r)->set_recipe("tesseraq-plus");
+       Tesseraq(r)->set_budget(v1::TesseraqMethod::BUDGET_FAST);
+     },
+     "quantization_job.spec.method.tesseraq.budget", "got BUDGET_FAST"},
+    {"budget_unknown",
+     [](Request* r) { Tesseraq(r)->set_budget(static_cast<v1::TesseraqMethod::Budget>(9)); },
+     "quantization_job.spec.method.tesseraq.budget", "a known Budget, got 9"},
+    {"init_unknown",
+     [](Request* r) { Tesseraq(r)->set_init(static_cast<v1::TesseraqMethod::Init>(9)); },
+     "quantization_job.spec.method.tesseraq.init", "a known Init, got 9"},
+    {"statistic_unknown",
+     [](Request* r) {
+       Spec(r)->mutable_method()->mutable_restore()->mutable_first_pass()->set_statistic(
+           static_cast<v1::Ptq161Method::Statistic>(9));
+       Spec(r)->mutable_preprocessing()->mutable_source()->set_local_path("/text");
+     },
+     "quantization_job.spec.method.restore.first_pass.statistic", "a known Statistic, got 9"},
+    {"billm_metric",
+     [](Request* r) {
+       Spec(r)->mutable_method()->mutable_billm()->set_metric(
+           static_cast<v1::BillmMethod::Metric>(9));
+     },
+     "quantization_job.spec.method.billm.metric", "a known Metric, got 9"},
+    {"billm_domain",
+     [](Request* r) {
+       Spec(r)->mutable_method()->mutable_billm()->set_domain(
+           static_cast<v1::BillmMethod::Domain>(9));
+     },
+     "quantization_job.spec.method.billm.domain", "a known Domain, got 9"},
+    {"pbllm_metric",
+     [](Request* r) {
+       Spec(r)->mutable_method()->mutable_pbllm()->set_metric(
+           static_cast<v1::PbllmMethod::Metric>(9));
+     },
+     "quantization_job.spec.method.pbllm.metric", "a known Metric, got 9"},
+    {"pbllm_ratio",
+     [](Request* r) { Spec(r)->mutable_method()->mutable_pbllm()->set_salient_ratio(2); },
+     "quantization_job.spec.method.pbllm.salient_ratio", "got 2"},
+    {"pbllm_everything",
+     [](Request* r) { Spec(r)->mutable_method()->mutable_pbllm()->set_salient_ratio(1); },
+     "quantization_job.spec.method.pbllm.salient_ratio", "below 1, got 1"},
+    {"rounding_batch",
+     [](Request* r) {
+       Ptq161(r)->set_learn_rounding(true);
+       Ptq161(r)->set_rounding_batch(-1);
+     },
+     "quantization_job.spec.method.ptq161.rounding_batch", "got -1"},
+    {"disable_unknown", [](Request* r) { Ptq161(r)->add_disable("mask"); },
+     "quantization_job.spec.method.ptq161.disable", "got 'mask'"},
+    {"disable_twice",
+     [](Request* r) {
+       Ptq161(r)->add_disable("shuffle");
+       Ptq161(r)->add_disable("shuffle");
+     },
+     "quantization_job.spec.method.ptq161.disable", "each once of"},
+    {"disabled_and_set",
+     [](Request* r) {
+       Ptq161(r)->set_shuffle(true);
+       Ptq161(r)->add_disable("shuffle");
+     },
+     "quantization_job.spec.method.ptq161.shuffle", "not both"},
+    {"restore_without_corpus", [](Request* r) { Spec(r)->mutable_method()->mutable_restore(); },
+     "quantization_job.spec.preprocessing", "method restore needs one"},
     {"evaluation_source", [](Request* r) { Spec(r)->mutable_evaluation(); },
      "quantization_job.spec.evaluation.source", "one of local_path, uri, blob"},
     {"gate_without_evaluation",
@@ -259,6 +416,24 @@ const BadCase kBadCases[] = {
 
 INSTANTIATE_TEST_SUITE_P(Table, BadSpec, testing::ValuesIn(kBadCases),
                          [](const auto& test) { return std::string(test.param.name); });
+
+TEST(ValidateCreate, OptionsThatBelongTogetherAreTaken) {
+  const std::function<void(Request*)> cases[] = {
+      [](Request* r) { Spec(r)->mutable_method()->mutable_billm()->set_exact_compensation(true); },
+      [](Request* r) { Spec(r)->mutable_method()->mutable_pbllm()->set_salient_ratio(0.2); },
+      [](Request* r) { Tesseraq(r)->set_recipe("tesseraq-plus"); },
+      [](Request* r) {
+        Tesseraq(r)->set_scale_weight_decay(-1);
+        Tesseraq(r)->set_budget(v1::TesseraqMethod::BUDGET_BALANCED);
+        Tesseraq(r)->set_batch_size(128);
+      },
+  };
+  for (const auto& change : cases) {
+    Request request = ValidRequest();
+    change(&request);
+    EXPECT_TRUE(ValidateCreate(request, {}).ok()) << ValidateCreate(request, {}).status();
+  }
+}
 
 TEST(ValidateCreate, AllViolationsAreReportedAtOnce) {
   Request request = ValidRequest();
@@ -373,6 +548,26 @@ TEST(ValidateUpdate, TakesThreeFields) {
   EXPECT_EQ(ViolationsOf(ValidateUpdate(request).status())[0].field(), "update_mask");
   request.clear_update_mask();
   EXPECT_FALSE(ValidateUpdate(request).ok());
+}
+
+TEST(Violations, TextsAreCutBetweenCharacters) {
+  for (int shift = 0; shift < 2; ++shift) {
+    std::string text(static_cast<size_t>(shift), 'x');
+    for (int i = 0; i < 500; ++i) text += "\u044f";
+    Violations violations;
+    violations.Wanted("field", "less", text);
+    violations.Add("other", text);
+    const std::string bytes =
+        ToRpcStatus(violations.ToStatus(Reason::kInvalidSpec)).SerializeAsString();
+    google::rpc::Status parsed;
+    ASSERT_TRUE(parsed.ParseFromString(bytes)) << shift;
+    google::rpc::BadRequest bad;
+    for (const auto& detail : parsed.details()) {
+      if (!detail.Is<google::rpc::BadRequest>()) continue;
+      EXPECT_TRUE(detail.UnpackTo(&bad)) << shift;
+    }
+    EXPECT_EQ(bad.field_violations_size(), 2) << shift;
+  }
 }
 
 TEST(PageSize, DefaultsAndBounds) {

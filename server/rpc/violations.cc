@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/utf8_prefix.h"
 
 namespace quantry::server {
 namespace {
@@ -18,15 +19,14 @@ void Violations::Add(std::string field, std::string description) {
   ++count_;
   if (violations_.size() >= kMaxViolations) return;
   if (description.size() > kMaxDescriptionBytes) {
-    description.resize(kMaxDescriptionBytes);
-    description.append("...");
+    description = Utf8Prefix(description, kMaxDescriptionBytes) + "...";
   }
   violations_.push_back({std::move(field), std::move(description)});
 }
 
 void Violations::Wanted(std::string field, std::string_view wanted, std::string_view got) {
-  Add(std::move(field), absl::StrCat("wanted ", std::string(wanted), ", got ",
-                                     std::string(got.substr(0, kMaxGotBytes))));
+  Add(std::move(field),
+      absl::StrCat("wanted ", std::string(wanted), ", got ", Utf8Prefix(got, kMaxGotBytes)));
 }
 
 void Violations::Range(const std::string& field, std::int64_t value, std::int64_t lo,

@@ -1,5 +1,8 @@
 #include "server/rpc/worker_service.h"
 
+#include <chrono>
+#include <mutex>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -9,6 +12,7 @@
 #include "common/errors.h"
 #include "common/ids.h"
 #include "common/log.h"
+#include "common/utf8_prefix.h"
 #include "quantry/v1/worker_service.grpc.pb.h"
 #include "server/rpc/acquire.h"
 #include "server/rpc/artifact_streams.h"
@@ -54,7 +58,7 @@ class Service : public v1::WorkerService::CallbackService, private ServiceBase<S
   ServerUnaryReactor* CompleteJob(CallbackServerContext* call,
                                   const v1::CompleteJobRequest* request,
                                   v1::CompleteJobResponse* response) override {
-    return Run("CompleteJob", call, request, response, &Service::Complete);
+    return RunOn(runtime_->commits, "CompleteJob", call, request, response, &Service::Complete);
   }
   ServerUnaryReactor* FailJob(CallbackServerContext* call, const v1::FailJobRequest* request,
                               v1::FailJobResponse* response) override {
@@ -136,9 +140,44 @@ class Service : public v1::WorkerService::CallbackService, private ServiceBase<S
     complete.result.set_artifact_uri(complete.artifact_uri);
     // A stale epoch is refused by the store; it need not have its files.
     if (job->epoch == request.epoch() && !IsEnded(job->state)) {
+      const OneCheck check(&checks_, absl::StrCat(job->uid, "/", request.epoch()));
+      if (!check.first()) return CheckGoesOn(request.job());
       if (absl::Status status = CheckArtifact(complete); !status.ok()) return status;
     }
     return context_->store->Complete(complete, context_->clock->Now());
+  }
+
+  // A worker that waited long enough for an answer asks again, while its first
+  // call still waits for the object store: one of them takes a thread.
+  struct Checks {
+    std::mutex mutex;
+    std::set<std::string> running;  // guarded by mutex; uid/epoch
+  };
+  class OneCheck {
+   public:
+    OneCheck(Checks* checks, std::string key) : checks_(checks), key_(std::move(key)) {
+      const std::lock_guard lock(checks_->mutex);
+      first_ = checks_->running.insert(key_).second;
+    }
+    ~OneCheck() {
+      if (!first_) return;
+      const std::lock_guard lock(checks_->mutex);
+      checks_->running.erase(key_);
+    }
+    OneCheck(const OneCheck&) = delete;
+    OneCheck& operator=(const OneCheck&) = delete;
+    bool first() const { return first_; }
+
+   private:
+    Checks* const checks_;
+    const std::string key_;
+    bool first_;
+  };
+  static absl::Status CheckGoesOn(const std::string& job) {
+    return MakeDetailedError(
+        Reason::kStorageError,
+        absl::StrCat(job, ": an earlier call still checks this artifact; ask again"),
+        {.retry_after = std::chrono::seconds(1)});
   }
 
   // Nothing becomes visible that is not there whole.
@@ -196,9 +235,11 @@ class Service : public v1::WorkerService::CallbackService, private ServiceBase<S
   absl::Status Release(const v1::ReleaseJobRequest& request, v1::ReleaseJobResponse*) {
     auto lease = LeaseFromProto(request.session(), request.job(), request.epoch());
     if (!lease.ok()) return lease.status();
-    return context_->store->Release(*lease, request.reason().substr(0, kMaxReasonBytes),
+    return context_->store->Release(*lease, Utf8Prefix(request.reason(), kMaxReasonBytes),
                                     context_->clock->Now());
   }
+
+  Checks checks_;
 };
 
 }  // namespace

@@ -80,7 +80,7 @@ class Notifying : public JobStore {
   }
   absl::StatusOr<JobState> Fail(const FailRequest& request, Time now) override {
     auto state = Changed(request.lease.job, store_->Fail(request, now));
-    if (state.ok() && *state == JobState::kQueued) hub_->WorkAvailable();
+    if (state.ok()) hub_->WorkAvailable();  // this job, or another of a tenant at its quota
     return state;
   }
   absl::Status Release(const LeaseToken& lease, const std::string& reason, Time now) override {

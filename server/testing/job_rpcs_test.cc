@@ -5,8 +5,10 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <set>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "common/errors.h"
 #include "common/ids.h"
 #include "server/testing/test_server.h"
@@ -278,6 +280,24 @@ TEST_F(JobRpcs, UnknownJobsAreNotFound) {
   EXPECT_TRUE(HasReason(status, Reason::kJobNotFound));
 }
 
+// What is cut in a message is cut between characters: with half of one in it,
+// the client could not read the details.
+TEST_F(JobRpcs, ErrorsAboutLongTextsKeepTheirDetails) {
+  for (int shift = 0; shift < 2; ++shift) {
+    std::string text(static_cast<std::size_t>(shift), 'x');
+    for (int i = 0; i < 1000; ++i) text += "слово ";
+    v1::CreateQuantizationJobRequest request = server_.JobRequest("job-a");
+    (*request.mutable_quantization_job()->mutable_labels())[text] = "x";
+    EXPECT_NE(ReasonOf(Create(request)), "") << shift;
+    request = server_.JobRequest("job-a");
+    request.set_parent("tenants/" + text);
+    EXPECT_EQ(ReasonOf(Create(request)), "INVALID_NAME") << shift;
+    request = server_.JobRequest("job-a");
+    request.mutable_quantization_job()->mutable_spec()->mutable_model()->set_uri("s3://" + text);
+    EXPECT_NE(ReasonOf(Create(request)), "") << shift;
+  }
+}
+
 TEST_F(JobRpcs, ListPagesNewestFirst) {
   for (const char* id : {"job-a", "job-b", "job-c", "job-d", "job-e"}) server_.Create(id);
   v1::ListQuantizationJobsRequest request;
@@ -295,6 +315,31 @@ TEST_F(JobRpcs, ListPagesNewestFirst) {
   EXPECT_EQ(pages, 3);
   EXPECT_EQ(names, (std::vector<std::string>{NameOf("job-e"), NameOf("job-d"), NameOf("job-c"),
                                              NameOf("job-b"), NameOf("job-a")}));
+}
+
+TEST_F(JobRpcs, APageEndsAtAMebibyte) {
+  constexpr int kJobs = 200;
+  for (int i = 0; i < kJobs; ++i) {
+    v1::CreateQuantizationJobRequest create = server_.JobRequest(absl::StrCat("job-", i));
+    auto& labels = *create.mutable_quantization_job()->mutable_labels();
+    for (int n = 0; n < 32; ++n) labels[absl::StrCat("label-", n)] = std::string(250, 'x');
+    ASSERT_TRUE(Create(create).ok());
+  }
+  v1::ListQuantizationJobsRequest request;
+  request.set_parent("tenants/acme");
+  request.set_page_size(1000);
+  std::set<std::string> names;
+  int pages = 0;
+  do {
+    v1::ListQuantizationJobsResponse response;
+    ASSERT_TRUE(List(request, &response).ok());
+    EXPECT_LT(response.ByteSizeLong(), std::size_t{3} << 19);
+    for (const auto& job : response.quantization_jobs()) names.insert(job.name());
+    request.set_page_token(response.next_page_token());
+    ++pages;
+  } while (!request.page_token().empty());
+  EXPECT_GT(pages, 1);
+  EXPECT_EQ(names.size(), std::size_t{kJobs});
 }
 
 TEST_F(JobRpcs, ListRefusesForeignTokensAndBadFilters) {
@@ -457,6 +502,40 @@ TEST_F(JobRpcs, ATenantReadsOnlyWhatIsItsOwn) {
   const v1::Lease lease = worker.Acquire();
   ASSERT_EQ(lease.local_roots_size(), 1);
   EXPECT_EQ(lease.local_roots(0), inputs + "/acme");
+}
+
+TEST_F(JobRpcs, RetryAsksForTheSourcesAgain) {
+  const std::string file = server_.root() + "/sources";
+  const auto restart_with = [&](const std::string& prefix) {
+    std::ofstream(file) << R"({"tenant":"acme","uri_prefixes":[")" << prefix << "\"]}\n";
+    server_.Stop();
+    server_.config().set_tenant_sources_file(file);
+    server_.Start();
+  };
+  restart_with("s3://m/acme");
+  v1::CreateQuantizationJobRequest request = server_.JobRequest("job-a");
+  request.mutable_quantization_job()->mutable_spec()->mutable_model()->set_uri("s3://m/acme/llama");
+  grpc::ClientContext context;
+  v1::CreateQuantizationJobResponse response;
+  ASSERT_TRUE(server_.jobs->CreateQuantizationJob(&context, request, &response).ok());
+  v1::QuantizationJob job;
+  ASSERT_TRUE(Cancel("job-a", &job).ok());
+  const std::string request_id = NewUuid4();
+  const auto retry = [&] {
+    grpc::ClientContext call;
+    v1::RetryQuantizationJobRequest again;
+    again.set_name(NameOf("job-a"));
+    again.set_request_id(request_id);
+    return FromGrpc(server_.jobs->RetryQuantizationJob(&call, again, &job));
+  };
+  restart_with("s3://m/other");
+  const absl::Status refused = retry();
+  EXPECT_TRUE(HasReason(refused, Reason::kSourceForbidden)) << refused;
+  EXPECT_EQ(server_.Get("job-a").state(), v1::JOB_STATE_CANCELLED);
+  restart_with("s3://m/acme");
+  EXPECT_TRUE(retry().ok());
+  restart_with("s3://m/other");
+  EXPECT_TRUE(retry().ok()) << "a repeat changes nothing and is told the same";
 }
 
 TEST_F(JobRpcs, RetryQueuesACancelledJobAgain) {

@@ -16,6 +16,7 @@
 // What every implementation of JobStore must do. An implementation's test
 // includes job_store_suite.h and instantiates it:
 //   INSTANTIATE_TEST_SUITE_P(Sqlite, JobStoreSuite, Values(factory), FactoryName);
+//   INSTANTIATE_TEST_SUITE_P(Sqlite, JobStoreTurns, Values(factory), FactoryName);
 //   INSTANTIATE_TEST_SUITE_P(Sqlite, JobStoreTwins, Values(factory), FactoryName);
 namespace quantry::server {
 

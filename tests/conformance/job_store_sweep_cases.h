@@ -62,6 +62,30 @@ TEST_P(JobStoreSuite, LossesOnThreeWorkersPoisonAJob) {
   EXPECT_EQ(Get("job-one").worker_losses, 4);
 }
 
+// On machines that are taken away every few hours.
+TEST_P(JobStoreSuite, AJobThatGetsOnIsNotPoison) {
+  Sweep();
+  Submit("job-one");
+  int blocks = 0;
+  const auto lose = [&](const char* worker, bool checkpoint) {
+    EXPECT_EQ(StateOf("job-one"), JobState::kQueued) << worker;
+    const std::string session = Register(worker);
+    AdvanceSweeping(policy_.backoff_cap);
+    CheckpointRequest request{Acquire(session), {}, {}};
+    request.checkpoint.set_blocks_done(++blocks);
+    if (checkpoint) {
+      ASSERT_EQ(Outcome(store().CommitCheckpoint(request, now())), "OK");
+    }
+    AdvanceSweeping(policy_.lease_ttl);
+  };
+  for (const char* worker : {"w1", "w2", "w3", "w4", "w5"}) lose(worker, true);
+  lose("w6", false);
+  EXPECT_EQ(StateOf("job-one"), JobState::kQueued) << "w5 and w6 since block 5";
+  lose("w7", false);
+  EXPECT_EQ(StateOf("job-one"), JobState::kFailed);
+  EXPECT_EQ(Get("job-one").state_reason, "POISON_JOB");
+}
+
 TEST_P(JobStoreSuite, TheOnlyWorkerIsNotKilledForever) {
   Sweep();
   std::string session = Register("w1");
@@ -115,6 +139,62 @@ TEST_P(JobStoreSuite, AJobThatStandsStillIsTakenAway) {
   EXPECT_EQ(SendBeat(lease).directive, v1::DIRECTIVE_LOST);
 }
 
+TEST_P(JobStoreSuite, BytesThatMoveAreProgressWhileFilesAreMoved) {
+  struct Case {
+    v1::Stage stage;
+    const char* metric;
+    bool progress;
+  };
+  const Case cases[] = {{v1::STAGE_FETCHING, "fetched_bytes", true},
+                        {v1::STAGE_FETCHING, "restored_bytes", true},
+                        {v1::STAGE_FETCHING, "lookups", false},
+                        {v1::STAGE_QUANTIZING, "fetched_bytes", false},
+                        {v1::STAGE_UPLOADING, "uploaded_bytes", true}};
+  int n = 0;
+  for (const Case& test : cases) {
+    Sweep();
+    const std::string id = "job-" + std::to_string(++n);
+    SubmitRequest request = Request(id);
+    request.spec.mutable_stop_limits()->mutable_max_no_progress()->set_seconds(60);
+    Submit(request);
+    const LeaseToken lease = Acquire(Register(id));
+    const auto run = [&](int seconds, int bytes_a_beat) {
+      for (int s = 0; s < seconds; s += 5) {
+        Beat beat = BeatOf(lease);
+        beat.progress.set_stage(test.stage);
+        (*beat.progress.mutable_metrics())[test.metric] = 1 + bytes_a_beat * s;
+        SendBeat(lease, beat);
+        AdvanceSweeping(Seconds(5));
+      }
+    };
+    run(120, 1000);
+    EXPECT_EQ(StateOf(id), test.progress ? JobState::kRunning : JobState::kQueued) << test.metric;
+    if (test.progress) run(70, 0);
+    EXPECT_EQ(Get(id).state_reason, "NO_PROGRESS") << test.metric;
+    ASSERT_EQ(Outcome(store().Cancel({Key(id), "", ""}, now())), "OK");
+  }
+}
+
+TEST_P(JobStoreSuite, WorkersNotHeardOfForADayAreForgotten) {
+  Sweep();
+  const std::string gone = Register("gone");
+  const std::string idle = Register("idle");
+  Submit("job-one");
+  const LeaseToken lease = Acquire(Register("busy"));
+  Advance(policy_.forget_worker_after + Duration(Seconds(1)));
+  EXPECT_TRUE(Sweep().pushed_leases) << "nobody swept for a day";
+  ASSERT_EQ(Outcome(store().Heartbeat({idle, {}}, now())), "OK");
+  Advance(Seconds(5));
+  Sweep();
+  const auto workers = store().ListWorkers(now());
+  ASSERT_EQ(Outcome(workers), "OK");
+  std::vector<std::string> names;
+  for (const Worker& worker : *workers) names.push_back(worker.info.worker_id());
+  EXPECT_EQ(names, (std::vector<std::string>{"busy", "idle"})) << "one holds a job, one reports";
+  EXPECT_EQ(SendBeat(lease).directive, v1::DIRECTIVE_CONTINUE);
+  EXPECT_EQ(Outcome(store().Acquire({gone, NewUuid4()}, now())), "UNKNOWN_WORKER");
+}
+
 TEST_P(JobStoreSuite, MaxRunCountsAllAttempts) {
   Sweep();
   SubmitRequest request = Request("job-one");
@@ -153,6 +233,40 @@ TEST_P(JobStoreSuite, MaxPending) {
   EXPECT_EQ(StateOf("patient"), JobState::kQueued);
 }
 
+// As many as were overdue after a night's pause.
+TEST_P(JobStoreSuite, ASweepStaysShort) {
+  policy_.max_removed_per_sweep = 2;
+  instance_ = nullptr;
+  instance_ = GetParam().make(policy_);
+  Sweep();
+  for (const char* id : {"job-one", "job-two", "job-three", "job-four", "job-five"}) {
+    SubmitRequest request = Request(id);
+    request.spec.mutable_stop_limits()->mutable_max_pending()->set_seconds(1);
+    request.expire_time = now() + Seconds(20);
+    Submit(request);
+    Register(id);
+  }
+  std::vector<int> ended;
+  std::vector<int> expired;
+  for (int sweeps = 0; sweeps < 8; ++sweeps) {
+    Advance(Seconds(5));
+    const SweepReport report = Sweep();
+    ended.push_back(report.over_limit);
+    expired.push_back(report.expired);
+  }
+  EXPECT_EQ(ended, (std::vector<int>{2, 2, 1, 0, 0, 0, 0, 0}));
+  EXPECT_EQ(expired, (std::vector<int>{0, 0, 0, 2, 2, 1, 0, 0}));
+  Advance(policy_.forget_worker_after);
+  EXPECT_TRUE(Sweep().pushed_leases);
+  std::vector<size_t> workers;
+  for (int sweeps = 0; sweeps < 3; ++sweeps) {
+    Advance(Seconds(5));
+    Sweep();
+    workers.push_back(store().ListWorkers(now())->size());
+  }
+  EXPECT_EQ(workers, (std::vector<size_t>{3, 1, 0}));
+}
+
 TEST_P(JobStoreSuite, AJobIsToldWhyNobodyTakesIt) {
   Sweep();
   Job job = Submit(Request("job-one", "awq"));
@@ -175,26 +289,47 @@ TEST_P(JobStoreSuite, AJobIsToldWhyNobodyTakesIt) {
   v1::WorkerInfo info = Info("w1");
   info.clear_methods();
   info.add_methods("rtn");
-  Register(info);
-  Sweep();
-  EXPECT_EQ(Get("job-one").state_reason, "waiting: worker w1 does not offer the method awq");
-  std::string session = Register("w1");
-  ASSERT_EQ(Outcome(store().Heartbeat({session, {}, "its disk is full"}, now())), "OK");
-  EXPECT_EQ(store().ListWorkers(now())->at(0).refusal, "its disk is full");
-  Sweep();
-  EXPECT_EQ(Sweep().waiting, 0) << "told once";
-  EXPECT_EQ(Get("job-one").state_reason, "waiting: worker w1 takes no jobs: its disk is full");
-  EXPECT_EQ(logs(),
-            (std::vector<std::string>{"waiting: no worker is connected",
-                                      "waiting: worker w1 does not offer the method awq",
-                                      "waiting: worker w1 takes no jobs: its disk is full"}));
-
-  ASSERT_EQ(Outcome(store().Heartbeat({session}, now())), "OK");
-  EXPECT_EQ(Sweep().waiting, 1);
+  std::string session = Register(info);
+  EXPECT_EQ(Sweep().waiting, 0) << "it was told just now";
+  // Twelve beats a minute, each with another refusal if there is one at all.
+  const auto beat_for_a_minute = [&](const std::string& refusal) {
+    for (int i = 0; i < 12; ++i) {
+      const std::string words = refusal.empty() ? "" : refusal + std::to_string(i);
+      ASSERT_EQ(Outcome(store().Heartbeat({session, {}, words}, now())), "OK");
+      AdvanceSweeping(Seconds(5));
+    }
+  };
+  beat_for_a_minute("");
+  EXPECT_EQ(Get("job-one").state_reason, "waiting: each worker does not offer the method awq");
+  session = Register("w1");
+  beat_for_a_minute("its disk has a free MiB less: ");
+  EXPECT_EQ(store().ListWorkers(now())->at(0).refusal, "its disk has a free MiB less: 11");
+  EXPECT_EQ(logs(), (std::vector<std::string>{
+                        "waiting: no worker is connected",
+                        "waiting: each worker does not offer the method awq",
+                        "waiting: each worker takes no jobs: its disk has a free MiB less: 11"}));
+  beat_for_a_minute("");
   EXPECT_EQ(Get("job-one").state_reason, "");
+  EXPECT_EQ(logs().back(), "a worker takes the job when its turn comes");
   EXPECT_EQ(Acquire(session).job, Key("job-one"));
   Sweep();
   EXPECT_EQ(Get("job-one").state_reason, "claimed by w1");
+}
+
+// Where machines come and go, every sweep meets other ones.
+TEST_P(JobStoreSuite, OtherWorkersWithTheSameReasonAreNoNews) {
+  Sweep();
+  Submit(Request("job-one", "awq"));
+  AdvanceSweeping(Seconds(5));
+  for (int i = 0; i < 60; ++i) {
+    v1::WorkerInfo info = Info("w" + std::to_string(i));
+    info.clear_methods();
+    info.add_methods("rtn");
+    Register(info);
+    AdvanceSweeping(Seconds(5));
+  }
+  EXPECT_EQ(Get("job-one").state_reason, "waiting: each worker does not offer the method awq");
+  EXPECT_EQ(EventsOf("job-one").size(), 3u) << "queued, no worker, the wrong workers";
 }
 
 TEST_P(JobStoreSuite, EndedJobsAreRemovedWhenTheyExpire) {
@@ -227,6 +362,24 @@ TEST_P(JobStoreSuite, AnOutageDoesNotCostLeases) {
   EXPECT_EQ(StateOf("job-one"), JobState::kRunning) << "the outage is not lack of progress";
   AdvanceSweeping(policy_.lease_ttl);
   EXPECT_EQ(StateOf("job-one"), JobState::kQueued);
+}
+
+// Waiting workers claim the moment a store is back, before its first sweep.
+TEST_P(JobStoreSuite, AnOutageIsNoTimeOfWhatBeganAfterIt) {
+  Sweep();
+  SubmitRequest request = Request("job-one");
+  request.spec.mutable_stop_limits()->mutable_max_run()->set_seconds(20);
+  Submit(request);
+  const std::string session = Register("w1");
+  Advance(std::chrono::hours(2));
+  const LeaseToken lease = Acquire(session);
+  EXPECT_TRUE(Sweep().pushed_leases);
+  for (int s = 0; s < 20; s += 5) {
+    SendBeat(lease, s + 1);
+    EXPECT_EQ(StateOf("job-one"), JobState::kRunning) << s;
+    AdvanceSweeping(Seconds(5));
+  }
+  EXPECT_EQ(Get("job-one").state_reason, "MAX_RUN_EXCEEDED");
 }
 
 TEST_P(JobStoreSuite, ARestartKeepsEverything) {

@@ -144,6 +144,20 @@ TEST_P(JobStoreTwins, AfterAFailureTheFirstRunsAndTheOthersWaitForIt) {
   for (const char* id : {"job-three", "job-four"}) EXPECT_EQ(Get(id).result_of, "job-two") << id;
 }
 
+// The end of one rewrites all that wait for it at once.
+TEST_P(JobStoreTwins, AHundredWaitForOneJob) {
+  Submit("job-one");
+  for (int i = 0; i < 100; ++i) {
+    ASSERT_EQ(SubmitReusing("twin-" + std::to_string(i)), Reuse::kJoined) << i;
+  }
+  EXPECT_EQ(SubmitReusing("job-two"), Reuse::kMiss);
+  EXPECT_EQ(SubmitReusing("late"), Reuse::kJoined);
+  EXPECT_EQ(Complete(Acquire(session_)), "OK");
+  EXPECT_EQ(StateOf("twin-99"), JobState::kSucceeded);
+  EXPECT_EQ(StateOf("late"), JobState::kQueued) << "waits for job-two";
+  EXPECT_EQ(SubmitReusing("job-three"), Reuse::kHit);
+}
+
 TEST_P(JobStoreTwins, ACancelledJobLeavesTheOtherToRunItself) {
   Submit("job-one");
   EXPECT_EQ(SubmitReusing("job-two"), Reuse::kJoined);

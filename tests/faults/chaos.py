@@ -10,9 +10,7 @@ is kept and named. The last line is the run's figures as JSON.
 import argparse
 import json
 import pathlib
-import queue
 import random
-import signal
 import sys
 import tempfile
 import threading
@@ -22,8 +20,10 @@ HERE = pathlib.Path(__file__).resolve().parent
 if __name__ == "__main__":
     sys.path[:0] = [str(HERE.parent / "support"), str(HERE)]
 
+import injector  # noqa: E402
+import totals  # noqa: E402
 from api import errors, state_name  # noqa: E402
-from fleet import QUICK, Fleet, kill  # noqa: E402
+from fleet import QUICK, Fleet  # noqa: E402
 from history import ENDED  # noqa: E402
 from postgres import Postgres  # noqa: E402
 from quantry.v1 import admin_service_pb2  # noqa: E402
@@ -46,19 +46,10 @@ TTL_S = 3
 
 
 class Plan:
-    """Everything a seed decides."""
+    """Everything a seed decides. `faults`: of injector.plan."""
 
-    def __init__(self, seed, servers, workers, seconds):
-        draw = random.Random(f"faults {seed}")
-        kinds = [("engine", 5), ("worker", 4), ("pause worker", 3), ("server", 3), ("pause server", 2), ("drain worker", 2),
-                 ("drain server", 1), ("backends", 2), ("postgres fast", 1), ("postgres crash", 1)]
-        self.faults, at = [], 0.5
-        while at < seconds:
-            kind = draw.choices([k for k, _ in kinds], [w for _, w in kinds])[0]
-            target = draw.choice(servers if "server" in kind else workers)
-            self.faults.append((at, kind, target, draw.uniform(0.1, 1.5 * TTL_S if "pause" in kind else 1)))
-            at += draw.uniform(0.1, 1.2)
-        self.seed = seed
+    def __init__(self, seed, faults):
+        self.seed, self.faults = seed, faults
 
     def job(self, number):
         """(script, random source of its client)."""
@@ -68,47 +59,48 @@ class Plan:
 
 
 class Run:
-    def __init__(self, fleet, plan, jobs, clients, pause_s):
+    """`pause_s`: what a client waits between two jobs, on average. `puppets`: how many threads of them."""
+
+    PATIENCE_S = 120  # of a client, with each call and with a job's end
+
+    def __init__(self, fleet, plan, jobs, clients, pause_s, puppets=1, proxy=None):
         self.fleet, self.plan, self.clients, self.pause_s = fleet, plan, clients, pause_s
-        self.numbers = queue.Queue()
-        for number in range(jobs):
-            self.numbers.put(number)
-        self.total = jobs
-        self.stop = threading.Event()
-        self.done = 0
-        self.counts = {}
+        self.numbers = iter(range(jobs))
+        self.total, self.puppet_threads = jobs, puppets
+        self.stop, self.lock = threading.Event(), threading.Lock()
         self.failures = []
+        self.injector = injector.Injector(fleet, plan.faults, self.failures, proxy)
         self.watches = []
 
-    def surely(self, function, *arguments, seconds=120, **named):
+    def surely(self, function, *arguments, **named):
         """Repeats at any server until it is answered."""
         names = list(self.fleet.servers)
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + self.PATIENCE_S
         while True:
             try:
                 return function(*arguments, server=random.choice(names), **named)
             except errors.ServerUnavailable:
-                assert time.monotonic() < deadline, f"{function.__name__}{arguments} was not answered within {seconds} s"
+                assert time.monotonic() < deadline, f"{function.__name__}{arguments} was not answered within {self.PATIENCE_S} s"
                 time.sleep(0.1)
 
+    def take(self):
+        """The number of the next job; None: there is none."""
+        with self.lock:
+            return next(self.numbers, None)
+
     def client(self):
-        while True:
-            try:
-                number = self.numbers.get_nowait()
-            except queue.Empty:
-                return
+        while (number := self.take()) is not None:
             try:
                 self.one(number)
             except Exception as error:  # told at the end; the others go on
                 self.failures.append(f"job {number}: {type(error).__name__}: {error}")
-            self.done += 1
 
     def one(self, number):
         script, draw = self.plan.job(number)
         time.sleep(draw.uniform(0, 2 * self.pause_s))
         job = f"job-{number}"
         hangs, puppets = script.endswith("hang\n"), script == ""
-        self.fleet.submit_for_sure(job, script or QUICK, 120, method="gptq" if puppets else "awq")
+        self.fleet.submit_for_sure(job, script or QUICK, self.PATIENCE_S, method="gptq" if puppets else "awq")
         if draw.random() < 0.15:
             self.watches.append(self.fleet.watch(job, draw.choice(list(self.fleet.servers))))
         for _ in range(draw.choice([0, 0, 1, 2])):
@@ -124,88 +116,58 @@ class Run:
                 self.retry(job)
 
     def retry(self, job):
-        wait_for(lambda: state_name(self.surely(self.fleet.get, job).state) in ENDED, 120, f"the end of {job}")
+        wait_for(lambda: state_name(self.surely(self.fleet.get, job).state) in ENDED, self.PATIENCE_S, f"the end of {job}")
         try:
             self.surely(self.fleet.retry, job, request_id=f"00000000-0000-4000-8000-{int(job[4:]):012d}")
         except errors.Conflict as refused:
             assert refused.reason == "JOB_NOT_RETRYABLE", refused
 
-    def puppets(self):
+    def puppets(self, thread):
         """Takes jobs as a worker that often falls asleep past its lease and then writes all the same."""
-        draw = random.Random(f"puppet {self.plan.seed}")
+        draw = random.Random(f"puppet {self.plan.seed}" + (f" {thread}" if thread else ""))
         names = list(self.fleet.servers)
         number = 0
         while not self.stop.is_set():
             number += 1
             try:
-                puppet = self.fleet.puppet(f"puppet-{number % 5}", draw.choice(names))
-                lease = self.fleet.acquire(puppet, 1)
-                if lease is None:
-                    continue
-                digest = self.fleet.put_artifact(lease)
-                if draw.random() < 0.4:
-                    time.sleep(TTL_S + 2)
-                what = draw.choice(["complete", "complete", "complete", "fail", "release", "checkpoint"])
-                for _ in range(draw.choice([1, 2])):
-                    self.fleet.write(puppet, what, lease, *([digest] if what == "complete" else []))
+                with self.fleet.passing_puppet(f"puppet-{5 * thread + number % 5}", draw.choice(names)) as puppet:
+                    self.puppet_job(puppet, draw)
             except errors.QuantryError:
                 time.sleep(0.05)
 
-    def faults(self):
-        began = time.monotonic()
-        for at, kind, target, length in self.plan.faults:
-            if self.stop.wait(max(0, began + at - time.monotonic())):
-                return
-            try:
-                self.fault(kind, target, length)
-            except Exception as error:
-                self.failures.append(f"fault {kind} {target}: {type(error).__name__}: {error}")
-            self.counts[kind] = self.counts.get(kind, 0) + 1
-
-    def fault(self, kind, target, length):
-        fleet, postgres = self.fleet, self.fleet.postgres
-        if kind == "engine":
-            for pid in fleet.workers[target].engines()[:1]:
-                kill(pid)
-        elif kind.endswith("worker") or kind.endswith("server"):
-            one = (fleet.workers if kind.endswith("worker") else fleet.servers)[target]
-            if kind.startswith("pause"):
-                kill(one.process.pid, signal.SIGSTOP)
-                self.stop.wait(length)
-                kill(one.process.pid, signal.SIGCONT)
-                return
-            one.stop(signal.SIGTERM if kind.startswith("drain") else signal.SIGKILL)
-            self.stop.wait(length)
-            one.start()
-        elif kind == "backends":
-            postgres.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                         f" WHERE datname = '{fleet.database}' AND pid <> pg_backend_pid()")
-        else:
-            postgres.stop(signal.SIGINT if kind.endswith("fast") else signal.SIGQUIT)
-            self.stop.wait(length)
-            postgres.start()
+    def puppet_job(self, puppet, draw):
+        lease = self.fleet.acquire(puppet, 1)
+        if lease is None:
+            return
+        digest = self.fleet.put_artifact(lease)
+        if draw.random() < 0.4:
+            time.sleep(self.fleet.ttl_s + 2)
+        what = draw.choice(["complete", "complete", "complete", "fail", "release", "checkpoint"])
+        for _ in range(draw.choice([1, 2])):
+            self.fleet.write(puppet, what, lease, *([digest] if what == "complete" else []))
 
     def go(self, seconds):
         """Until all jobs were submitted; then peace, until all have ended; then judgement. The figures."""
         began = time.monotonic()
         clients = [threading.Thread(target=self.client) for _ in range(self.clients)]
-        others = [threading.Thread(target=self.puppets), threading.Thread(target=self.faults)]
+        others = [threading.Thread(target=self.puppets, args=(i,)) for i in range(self.puppet_threads)]
+        others.append(threading.Thread(target=self.injector.run, args=(self.stop,)))
         for thread in clients + others:
             thread.start()
         for thread in clients:
             thread.join()
         self.stop.set()
         for thread in others:
-            thread.join()
+            thread.join()  # the store is well again, PostgreSQL runs
         self.fleet.heal_processes()
         self.peace(seconds)
         for watch in self.watches:
             watch.wait(60)
         self.fleet.collect()
-        figures = {"seed": self.plan.seed, **self.fleet.history.counts(), "faults": self.counts,
-                   "watch_breaks": sum(watch.breaks for watch in self.watches), "harness_failures": len(self.failures),
-                   "seconds": round(time.monotonic() - began, 1)}
-        return figures
+        totals.note(self.fleet.history, self.plan.seed)
+        return {"seed": self.plan.seed, **self.fleet.history.counts(), "faults": self.injector.counts,
+                "watch_breaks": sum(watch.breaks for watch in self.watches), "harness_failures": len(self.failures),
+                "seconds": round(time.monotonic() - began, 1), "jobs_an_hour": round(self.total * 3600 / (time.monotonic() - began))}
 
     def peace(self, seconds):
         last = self.fleet.puppet("puppet-last")
@@ -234,7 +196,7 @@ def run(folder, postgres, seed, jobs, servers=2, workers=3, slots=2, seconds=600
             # One of them knows all servers, the others one each.
             address = fleet.everyone() if number == 0 else None
             fleet.worker(f"w{number + 1}", names[number % servers], address=address, slots=slots)
-        plan = Plan(seed, names, list(fleet.workers), seconds)
+        plan = Plan(seed, injector.plan(seed, names, list(fleet.workers), seconds, injector.PROCESSES, 1.5 * TTL_S))
         one = Run(fleet, plan, jobs, clients, pause_s)
         figures = one.go(seconds)
         violations = fleet.history.check()

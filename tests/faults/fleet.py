@@ -3,6 +3,7 @@
 Jobs follow scripts (tests/support/synthetic_engine.cc) and take milliseconds. Every call made through a Fleet is
 recorded in its History (tests/faults/history.py), which `check` judges once everything has come to rest.
 """
+import contextlib
 import hashlib
 import json
 import os
@@ -14,9 +15,13 @@ import time
 import urllib.request
 import uuid
 
+import pytest
+
 import api
+import totals
 from api import PuppetWorker, Tenant, errors, state_name
 from history import ENDED, History
+from object_store import read_object, write_object
 from postgres import PASSWORD
 from quantry.v1 import artifact_service_pb2, job_pb2
 from service import Server, Worker, wait_for
@@ -40,15 +45,22 @@ def plain_event(event):
     return found
 
 
+def epoch_of(uri):
+    """Of an artifact: .../JOB UID/EPOCH, behind it perhaps the options of its store."""
+    return int(uri.partition("?")[0].rpartition("/")[2])
+
+
 class Fleet:
     """`postgres` None: one server on SQLite. Servers and workers are started by name: a, b, ... and w1, w2, ...
 
-    `credentials`: of the test's own calls to tenant ports.
+    `credentials`: of the test's own calls to tenant ports. `bucket`: boto3's client of the object store that holds the
+    artifacts; None: they lie in folders.
     """
 
     def __init__(self, folder, binaries, servers=2, postgres=None, flags=(), env=None, run=(), ttl_s=3, engine=None,
-                 credentials=None):
+                 credentials=None, bucket=None):
         self.folder, self.binaries, self.postgres, self.credentials = pathlib.Path(folder), binaries, postgres, credentials
+        self.ttl_s, self.bucket = ttl_s, bucket
         self.folder.mkdir(parents=True, exist_ok=True)
         self.engine = engine or engine_path(binaries)
         self.history = History()
@@ -124,6 +136,16 @@ class Fleet:
         self.puppets.append(puppet)
         return puppet.register()
 
+    @contextlib.contextmanager
+    def passing_puppet(self, name, server="a"):
+        """One that is closed again."""
+        puppet = self.puppet(name, server)
+        try:
+            yield puppet
+        finally:
+            self.puppets.remove(puppet)
+            puppet.close()
+
     def heal(self):
         """Everyone runs again, with nothing left of the test before."""
         for puppet in self.puppets:
@@ -147,14 +169,17 @@ class Fleet:
 
     # Calls, recorded -----------------------------------------------------------
 
-    def spec(self, script=QUICK, method="awq", **fields):
-        """`method`: the synthetic engine runs rtn and awq; gptq is left for puppets."""
+    def spec(self, script=QUICK, method="awq", model_uri=None, **fields):
+        """`method`: the synthetic engine runs rtn and awq; gptq is left for puppets. `model_uri`: instead of a local model."""
         name = hashlib.sha256(script.encode()).hexdigest()[:16]
         path = self.scripts / name
         if not path.exists():
             path.write_text(script)
         spec = job_pb2.JobSpec(**fields)
-        spec.model.local_path = str(self.folder / "inputs/model")
+        if model_uri:
+            spec.model.uri = model_uri
+        else:
+            spec.model.local_path = str(self.folder / "inputs/model")
         spec.calibration.source.local_path = str(path)
         getattr(spec.method, method).grid.bits = 4
         return spec
@@ -187,6 +212,13 @@ class Fleet:
                 tries += 1
                 time.sleep(0.1)
 
+    def expect_full(self, prefix, **fields):
+        """Submits until the server has no room left, and says so."""
+        with pytest.raises(errors.QuantryError) as refused:
+            for number in range(5000):
+                self.submit(f"{prefix}-{number}", **fields)
+        assert refused.value.reason in ("DISK_FULL", "STORE_UNAVAILABLE"), refused.value
+
     def get(self, job, server="a"):
         return self._record("get", job, lambda: self.api(server).get(job), lambda answer: {
             "sequence": answer.last_sequence, "epoch": answer.epoch, "state": state_name(answer.state)})
@@ -217,14 +249,26 @@ class Fleet:
 
     def put_artifact(self, lease):
         """Writes what an engine would have made below the lease's prefix; the manifest's sha256."""
-        folder = pathlib.Path(lease.output_uri.removeprefix("file://"))
-        folder.mkdir(parents=True, exist_ok=True)
         weights = f"weights of attempt {lease.epoch}".encode()
-        (folder / "model.safetensors").write_bytes(weights)
+        self._write_file(lease.output_uri, "model.safetensors", weights)
         manifest = json.dumps({"schema": "quantry.manifest.v1", "job": lease.job, "files": [
             {"path": "model.safetensors", "sizeBytes": str(len(weights)), "sha256": hashlib.sha256(weights).hexdigest()}]})
-        (folder / "manifest.json").write_text(manifest)
+        self._write_file(lease.output_uri, "manifest.json", manifest.encode())
         return hashlib.sha256(manifest.encode()).hexdigest()
+
+    def _write_file(self, folder_uri, name, data):
+        if self.bucket is not None:
+            return write_object(self.bucket, folder_uri, name, data)
+        folder = pathlib.Path(folder_uri.removeprefix("file://"))
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / name).write_bytes(data)
+
+    def _read_file(self, folder_uri, name):
+        """Its bytes; None: there is no such file."""
+        if self.bucket is not None:
+            return read_object(self.bucket, folder_uri, name)
+        path = pathlib.Path(folder_uri.removeprefix("file://")) / name
+        return path.read_bytes() if path.exists() else None
 
     def metric(self, server, name):
         """The sum of a metric's series now."""
@@ -272,7 +316,7 @@ class Fleet:
             self.history.add("final", job, uid=found.uid, state=state_name(found.state), epoch=found.epoch,
                              events=[plain_event(event) for event in tenant.events(job)],
                              gate=found.state_reason == "QUALITY_GATE_FAILED",
-                             artifacts=[{"uid": a.name.rpartition("/")[2], "epoch": int(a.uri.rpartition("/")[2])} for a in mine])
+                             artifacts=[{"uid": a.name.rpartition("/")[2], "epoch": epoch_of(a.uri)} for a in mine])
             for artifact in mine:
                 self._read_files(job, artifact)
 
@@ -291,18 +335,17 @@ class Fleet:
             request.page_token = page.next_page_token
 
     def _read_files(self, job, artifact):
-        folder = pathlib.Path(artifact.uri.removeprefix("file://"))
-        manifest = folder / "manifest.json"
+        manifest = self._read_file(artifact.uri, "manifest.json")
         wanted = [("manifest.json", artifact.manifest_sha256)]
-        if manifest.exists():
-            wanted += [(file["path"], file["sha256"]) for file in json.loads(manifest.read_text())["files"]]
+        if manifest is not None:
+            wanted += [(file["path"], file["sha256"]) for file in json.loads(manifest)["files"]]
         for path, sha256 in wanted:
-            full = folder / path
-            got = hashlib.sha256(full.read_bytes()).hexdigest() if full.exists() else ""
-            self.history.add("file", job, path=path, wanted=sha256, got=got)
+            data = manifest if path == "manifest.json" else self._read_file(artifact.uri, path)
+            self.history.add("file", job, path=path, wanted=sha256, got="" if data is None else hashlib.sha256(data).hexdigest())
 
     def check(self, server="a", jobs=None):
         self.collect(server, jobs)
+        totals.note(self.history)
         violations = self.history.check()
         if violations:
             path = self.folder / "history.jsonl"

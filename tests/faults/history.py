@@ -33,8 +33,10 @@ import collections
 import json
 import threading
 import time
+import uuid
 
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
+CHANGES = ("submit", "cancel", "retry", "acquire", "write")  # calls that promise something
 # As server/jobs/transitions.cc; tests/model/test_model.py compares.
 TRANSITIONS = {
     ("QUEUED", "RUNNING"), ("QUEUED", "SUCCEEDED"), ("QUEUED", "CANCELLED"), ("QUEUED", "FAILED"),
@@ -50,6 +52,7 @@ class History:
 
     def __init__(self, records=()):
         self.records = list(records)
+        self.id = uuid.uuid4().hex
         self._lock = threading.Lock()
 
     def add(self, call, job, began=None, **fields):
@@ -89,8 +92,10 @@ class History:
         """The figures of a report."""
         found = collections.Counter(v.rule for v in self.check())
         calls = collections.Counter(r["call"] for r in self.records)
-        doubles = sum(len(r["artifacts"]) > 1 for r in self.records if r["call"] == "final")
+        finals = {r["job"]: r for r in self.records if r["call"] == "final"}  # the last one of each job
+        doubles = sum(len(r["artifacts"]) > 1 for r in finals.values())
         return {"jobs": len({r["job"] for r in self.records if r["call"] == "submit" and "error" not in r}),
+                "acknowledged": sum(r["call"] in CHANGES and "error" not in r for r in self.records),
                 "jobs_lost": found["lost"], "double_artifacts": doubles, "stale_writes_accepted": found["stale"],
                 "events_missed": found["events"], "violations": sum(found.values()), "records": dict(calls)}
 

@@ -1,7 +1,5 @@
-"""F12, F13, F21: full disks, an object store that fails in every way it can, bytes that rot."""
-import hashlib
-import json
-import os
+"""F12, F21: full disks, disks that fail, bytes that rot."""
+import contextlib
 import pathlib
 import signal
 import subprocess
@@ -9,10 +7,8 @@ import subprocess
 import pytest
 
 from api import errors
-from fault_proxy import FaultProxy
-from fleet import QUICK, Fleet
+from fleet import QUICK
 from machine import fill, mount_tmpfs
-from object_store import CREDENTIALS, artifact_root, client, moto, seaweedfs
 from service import EXAMPLES, wait_for
 
 
@@ -46,10 +42,7 @@ def test_f12_disk_full_at_the_server(make_fleet, tmp_path):
         fleet.wait_end("f12-before")
         filler = tmp_path / "fleet/a/filler"
         fill(filler)
-        with pytest.raises(errors.QuantryError) as refused:
-            for number in range(2000):
-                fleet.submit(f"f12-full-{number}")
-        assert refused.value.reason in ("DISK_FULL", "STORE_UNAVAILABLE"), refused.value
+        fleet.expect_full("f12-full")
         assert fleet.state("f12-before") == "SUCCEEDED"
         filler.unlink()
         fleet.submit_for_sure("f12-after")
@@ -98,151 +91,72 @@ def test_f12_disk_full_for_uploads(make_fleet, small_disk, tmp_path):
     fleet.stop()
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    with moto(tmp_path_factory.mktemp("moto")) as address:
-        yield address
+class FailingDisk:
+    """`env` for a program whose SQLite files fail (failing_disk.c) while fails() is on."""
 
+    def __init__(self, folder):
+        library, self.control = folder / "failing_disk.so", folder / "faults"
+        subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-o", library,
+                        pathlib.Path(__file__).parent / "failing_disk.c"], check=True, timeout=60)
+        self.env = {"LD_PRELOAD": str(library), "QUANTRY_FAULT_FILE": str(self.control), "QUANTRY_FAULT_PATH": "/quantry.db"}
 
-@pytest.fixture(scope="module")
-def behind_proxy(store, tmp_path_factory, binaries):
-    """A fleet whose artifacts lie in an object store behind a proxy."""
-    with FaultProxy(store) as proxy:
-        fleet = Fleet(tmp_path_factory.mktemp("s3"), binaries, env=CREDENTIALS, ttl_s=6,
-                      flags=[f"--artifact-root={artifact_root(proxy.address)}"])
+    @contextlib.contextmanager
+    def fails(self, calls):
+        whole = self.control.with_suffix(".new")
+        whole.write_text(calls)
+        whole.rename(self.control)
         try:
-            yield fleet.start(workers=1), proxy
+            yield
         finally:
-            fleet.stop()
+            self.control.unlink()
 
 
-FAULTS = [("503", "PUT", True), ("reset", "PUT", True), ("late-500", "PUT", True), ("500", "GET", True), ("500", "PUT", False),
-          ("stall", "PUT", False), ("409", "PUT", False), ("503", "GET", False), ("reset", "GET", False)]
-TRANSIENT = [pytest.param(kind, method, id=f"{method}-{kind}", marks=[] if quick else pytest.mark.full)
-             for kind, method, quick in FAULTS]
+@pytest.mark.parametrize("killed", [False, True], ids=["goes on", "killed"])
+@pytest.mark.parametrize("calls", ["pwrite64", "torn", "fdatasync", "pwrite64 fdatasync ftruncate64"])
+def test_f12_io_errors(make_fleet, tmp_path, calls, killed):
+    """EIO for SQLite's writes, or its syncs: nothing is acknowledged and the reason is told; reads go on, so does the engine.
+    With the disk well again the same process goes on, or the next one; what was acknowledged is there, and has ended."""
+    disk = FailingDisk(tmp_path)
+    fleet = make_fleet(env=disk.env).start(workers=1)
+    server = fleet.servers["a"]
+    fleet.submit("f12-before")
+    fleet.wait_end("f12-before")
+    fleet.submit("f12-running", f"stage QUANTIZING\nblock\nwait {tmp_path}/go\nblock\nartifact\ncomplete\n")
+    fleet.wait_block("f12-running")
+    with disk.fails(calls):
+        for number in range(5):
+            with pytest.raises(errors.ServerUnavailable) as refused:
+                fleet.submit(f"f12-refused-{number}", timeout=5)
+            assert refused.value.reason == "STORE_UNAVAILABLE" and "disk I/O error" in str(refused.value), refused.value
+        assert fleet.state("f12-before") == "SUCCEEDED"
+        if killed:
+            server.stop(signal.SIGKILL)
+    if killed:
+        server.start()
+    assert server.process.poll() is None
+    fleet.submit_for_sure("f12-after")
+    (tmp_path / "go").touch()
+    for job in ("f12-running", "f12-after"):
+        fleet.wait_state(job, "SUCCEEDED", seconds=60)
+    fleet.check()
+    fleet.stop()
 
 
-def manifest_of(fleet, job, folder):
-    fleet.servers["a"].cli("pull", job, folder, check=0)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    for file in manifest["files"]:
-        assert hashlib.sha256((folder / file["path"]).read_bytes()).hexdigest() == file["sha256"]
-    return manifest
-
-
-@pytest.mark.parametrize("kind, method", TRANSIENT)
-def test_f13_transient(behind_proxy, tmp_path, kind, method):
-    """One or two failures: repeated, and the artifact is whole. The store never held a half one under the commit."""
-    fleet, proxy = behind_proxy
-    job = f"f13-{method}-{kind}".lower()
-    fault = proxy.fail(kind, method=method, path="manifest|safetensors|block", times=1 if kind == "409" else 2, seconds=1)
-    try:
-        fleet.submit(job)
-        found = fleet.wait_state(job, "SUCCEEDED", seconds=60)
-        manifest_of(fleet, job, tmp_path / "pulled")
-        assert fault.hits > 0, "the fault did not happen"
-        assert found.user_failures <= 1
-    finally:
-        proxy.clear()
-
-
-@pytest.mark.full
-def test_f13_store_away(behind_proxy, tmp_path):
-    """Nothing but errors: the attempt fails with STORAGE_ERROR, a later one, with the store back, ends well."""
-    fleet, proxy = behind_proxy
-    proxy.fail("503")
-    try:
-        fleet.submit("f13-away", retry_policy={"max_attempts": 1})
-        found = fleet.wait_state("f13-away", "FAILED", seconds=90)
-        assert found.state_reason == "STORAGE_ERROR", found.error
-    finally:
-        proxy.clear()
-    fleet.retry("f13-away")
-    fleet.wait_state("f13-away", "SUCCEEDED", seconds=60)
-    manifest_of(fleet, "f13-away", tmp_path / "pulled")
-
-
-def test_f13_error_in_a_200(behind_proxy, tmp_path):
-    """A PUT answered 200 with an error document, nothing stored: no success, whoever notices."""
-    fleet, proxy = behind_proxy
-    fault = proxy.fail("error-body", method="PUT", path="safetensors", times=1)
-    try:
-        fleet.submit("f13-200")
-        fleet.wait_state("f13-200", "SUCCEEDED", seconds=60)
-        assert fault.hits == 1
-        manifest_of(fleet, "f13-200", tmp_path / "pulled")
-    finally:
-        proxy.clear()
-
-
-@pytest.mark.parametrize("kind", ["corrupt", "truncate"])
-def test_f13_wrong_bytes(behind_proxy, tmp_path, kind):
-    """Never handed on: the pull ends with ARTIFACT_CORRUPT; the same pull afterwards is right."""
-    fleet, proxy = behind_proxy
-    job = f"f13-{kind}"
-    fleet.submit(job)
-    fleet.wait_state(job, "SUCCEEDED", seconds=60)
-    fault = proxy.fail(kind, method="GET", path=r"/1/.*safetensors|/1/model")
-    try:
-        done = fleet.servers["a"].cli("pull", job, tmp_path / "bad")
-        assert fault.hits > 0
-        assert done.returncode != 0 and ("ARTIFACT_CORRUPT" in done.stderr or "STORAGE_ERROR" in done.stderr), done.stderr
-        assert not (tmp_path / "bad/model.safetensors").exists()
-    finally:
-        proxy.clear()
-    manifest_of(fleet, job, tmp_path / "good")
-
-
-def sprinkle(proxy, every, rounds):
-    """Each transient fault in its turn, one request in so many."""
-    kinds = ["500", "503", "reset", "late-500"]
-    for number in range(rounds):
-        proxy.fail(kinds[number % len(kinds)], method="GET,PUT,HEAD", skip=every * (number + 1), times=1)
-
-
-def run_conformance(binaries, proxy, log, tests="*named*"):
-    """The contract of common/storage.h, over the store behind the proxy."""
-    binary = binaries.parent / "tests/storage_test"
-    assert binary.exists(), f"no {binary}: build the target storage_test"
-    done = subprocess.run([binary, f"--gtest_filter={tests}"], capture_output=True, text=True, timeout=300,
-                          env={**os.environ, **CREDENTIALS, "QUANTRY_TEST_STORAGE_URI": artifact_root(proxy.address, "conformance")})
-    log.write_text(done.stdout + done.stderr)
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert "PASSED" in done.stdout and "SKIPPED" not in done.stdout
-
-
-def test_f13_conformance(store, binaries, tmp_path):
-    """The storage contract holds although every tenth request fails; large files: with SeaweedFS."""
-    with FaultProxy(store) as proxy:
-        sprinkle(proxy, 10, 20)
-        run_conformance(binaries, proxy, tmp_path / "log", "*named*-*LargeFiles*")
-        assert proxy.hits >= 5
-
-
-@pytest.mark.full
-def test_f13_seaweedfs(make_fleet, tmp_path):
-    """A real store behind the proxy, every tenth request a fault."""
-    with seaweedfs(tmp_path) as address, FaultProxy(address) as proxy:
-        fleet = make_fleet(env=CREDENTIALS, ttl_s=6, flags=[f"--artifact-root={artifact_root(proxy.address)}"]).start(workers=1)
-        run_conformance(fleet.binaries, proxy, tmp_path / "log")
-        sprinkle(proxy, 10, 100)
-        for number in range(10):
-            fleet.submit(f"f13-weed-{number}")
-        for number in range(10):
-            fleet.wait_state(f"f13-weed-{number}", "SUCCEEDED", seconds=120)
-            manifest_of(fleet, f"f13-weed-{number}", tmp_path / str(number))
-        assert proxy.hits >= 10
-        stored = client(address).list_objects_v2(Bucket="bucket", Prefix="quantry/")["Contents"]
-        assert sum(file["Key"].endswith("manifest.json") for file in stored) == 10
-
-
-@pytest.mark.full
-def test_f13_wrong_credentials(make_fleet, tmp_path):
-    """Told at the start, as what they are: "the key does not exist" is no missing file."""
-    with seaweedfs(tmp_path) as address:
-        fleet = make_fleet(env={**CREDENTIALS, "AWS_ACCESS_KEY_ID": "stranger"}, flags=[f"--artifact-root={artifact_root(address)}"])
+@pytest.mark.parametrize("calls", ["pread64", "pwrite64 fdatasync"])
+def test_f12_start_on_a_disk_that_fails(make_fleet, tmp_path, calls):
+    """Refused with the reason; afterwards all is there."""
+    disk = FailingDisk(tmp_path)
+    fleet = make_fleet(env=disk.env).start(workers=1)
+    fleet.submit("f12-before")
+    fleet.wait_end("f12-before")
+    fleet.servers["a"].stop(signal.SIGKILL)
+    with disk.fails(calls):
         assert fleet.servers["a"].start(expect_failure=True) != 0
-        assert "INVALID_ACCESS_KEY" in fleet.servers["a"].log_text()
+        assert "disk I/O error" in fleet.servers["a"].log_text()
+    fleet.servers["a"].start()
+    fleet.submit_for_sure("f12-after")
+    fleet.wait_state("f12-after", "SUCCEEDED", seconds=60)
+    fleet.check()
 
 
 def flip(path):

@@ -1,9 +1,12 @@
 """The checker finds what it is for: a history without fault, then one broken in each way."""
 import copy
 import json
+import subprocess
+import sys
 
 import pytest
 
+import totals
 from history import TRANSITIONS, History
 
 
@@ -212,6 +215,37 @@ def test_a_history_survives_its_file(tmp_path):
     history = History(good())
     history.write(tmp_path / "h.jsonl")
     assert History.read(tmp_path / "h.jsonl").records == history.records
+
+
+def sum_of(path):
+    done = subprocess.run([sys.executable, totals.__file__, path], capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout and json.loads(done.stdout)
+
+
+def test_totals(tmp_path, monkeypatch):
+    """Of two histories, one of them checked twice: the sum, and the exit status once something was lost."""
+    path = tmp_path / "totals.jsonl"
+    totals.note(History(good()))  # nobody asked for totals
+    monkeypatch.setenv("QUANTRY_FAULT_TOTALS", str(path))
+    history = History(good())
+    totals.note(history)
+    totals.note(history)
+    totals.note(History(good()), seed=7)
+    status, figures = sum_of(path)
+    assert (status, figures) == (0, {"runs": 2, "tests": 1, "seeds": [7], "jobs": 4, "acknowledged": 20,
+                                     **dict.fromkeys(totals.FORBIDDEN, 0)})
+    for damage in (lose_job, stale_write_accepted, event_gap):
+        records = good()
+        damage(records)
+        totals.note(History(records), seed=8)
+    doubled = good()
+    two_artifacts(doubled)
+    totals.note(History(doubled), seed=9)
+    status, figures = sum_of(path)
+    assert status == 1 and figures["runs"] == 6 and figures["seeds"] == [7, 8, 9]
+    assert figures["jobs_lost"] == figures["double_artifacts"] == 1 and set(totals.broken(figures)) == set(totals.FORBIDDEN), figures
+    path.write_text("")
+    assert sum_of(path)[0] == 1, "no history was checked"
 
 
 def test_every_rule_has_a_broken_history():

@@ -10,7 +10,7 @@ import pytest
 
 from api import errors
 from fleet import QUICK, call_in_parallel
-from quantry.v1 import admin_service_pb2, job_pb2, quantization_service_pb2
+from quantry.v1 import job_pb2, quantization_service_pb2
 from service import wait_for
 
 
@@ -114,10 +114,9 @@ def test_f17_workers_that_vanish(fleet):
 
 @pytest.mark.parametrize("flood", [pytest.param(500, id="500"), pytest.param(1_000_000, id="1000000", marks=pytest.mark.full)])
 def test_f23_flood(make_fleet, session_postgres, flood):
-    """One tenant queues a flood; with a quota of running jobs, the others' calls and jobs stay quick."""
+    """One tenant queues a flood; the others' calls and jobs stay quick: it has its share of the workers and no more."""
     fleet = make_fleet(postgres=session_postgres, servers=2).start(workers=0)
     tenant = fleet.api("a")
-    tenant.call(tenant.admin.SetQuota, admin_service_pb2.SetQuotaRequest(parent="tenants/loud", max_running=1))
     request = quantization_service_pb2.CreateQuantizationJobRequest(
         parent="tenants/loud", quantization_job=job_pb2.QuantizationJob(spec=fleet.spec()))
     stop = threading.Event()

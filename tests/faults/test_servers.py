@@ -1,5 +1,4 @@
 """F5, F6, F15, F18, F19: servers die, repeat, are asked twice, watched by sleepers, upgraded."""
-import pathlib
 import signal
 import sqlite3
 import threading
@@ -12,7 +11,7 @@ from api import Tenant, errors, name_of
 from fleet import QUICK, call_in_parallel, kill
 from link import Link
 from quantry.v1 import quantization_service_pb2, worker_service_pb2
-from service import wait_for
+from service import resident_mib, wait_for
 
 COMMIT = b"COMMIT\x00"
 INSERT = b"INSERT INTO jobs"  # prepared by the first submit of a connection
@@ -124,13 +123,6 @@ def test_f15_duplicate_submit(fleet):
     fleet.wait_end("job-f15")
 
 
-def resident_mib(pid):
-    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise AssertionError("no VmRSS")
-
-
 @pytest.mark.parametrize("watchers", [pytest.param(200, id="200"), pytest.param(10_000, id="10000", marks=pytest.mark.full)])
 def test_f18_watchers_that_never_read(make_fleet, tmp_path, watchers):
     """Each costs the server little, however much happens; who reads sees everything."""
@@ -191,6 +183,9 @@ def test_f19_other_versions(fleet):
 
 # What each schema of SQLite added (server/jobs/sqlite/schema.cc), taken away again. A new one needs its row.
 BACK = {
+    7: ["DROP INDEX queue_claimable", "DROP INDEX queue_running", "DROP INDEX jobs_claimed", "ALTER TABLE queue DROP COLUMN tenant",
+        "ALTER TABLE jobs DROP COLUMN last_claim",
+        "CREATE INDEX queue_claimable ON queue (method, gpu_count, rank) WHERE state = 1"],
     6: ["DROP INDEX artifacts_bytes"],  # its columns go with the table
     5: ["DROP INDEX jobs_ended"],
     4: ["DROP INDEX jobs_by_digest", "DROP INDEX jobs_waiting_for", "DROP INDEX jobs_sharing",
@@ -207,6 +202,7 @@ def test_f19_schema_upgrade_with_live_leases(make_fleet, tmp_path):
     fleet = make_fleet(ttl_s=20).start(workers=1)
     fleet.submit("job-f19", f"block\ntouch {tmp_path}/at\nwait {tmp_path}/go\nblock\nblock\nblock\nartifact\ncomplete\n")
     wait_for((tmp_path / "at").exists, 20, "a block")
+    fleet.submit("f19-queued", QUICK)
     server = fleet.servers["a"]
     server.stop(signal.SIGKILL)
     database = server.data_dir / "quantry.db"
@@ -218,8 +214,12 @@ def test_f19_schema_upgrade_with_live_leases(make_fleet, tmp_path):
         db.execute("PRAGMA user_version = 1")
     db.close()
     server.start()
+    with sqlite3.connect(database) as db:
+        assert db.execute("SELECT q.tenant = j.tenant FROM queue q JOIN jobs j USING (pk)").fetchall() == [(1,), (1,)]
+    db.close()
     (tmp_path / "go").touch()
     assert fleet.wait_end("job-f19").epoch == 1
+    fleet.wait_end("f19-queued")
     fleet.check()
     server.stop()
     with sqlite3.connect(database) as db:

@@ -65,7 +65,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   upload.reset();
   const auto state = (*store)->Find("tenant", blob);
   if (state.ok() && state->complete) {
-    const auto digest = Sha256File((*store)->LocalPath("tenant", blob.sha256));
+    const auto digest = Sha256File(folder.path() + "/blobs/tenant/" + blob.sha256);
     if (!digest.ok() || digest->sha256 != blob.sha256) __builtin_trap();
   }
   return 0;

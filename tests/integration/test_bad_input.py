@@ -1,10 +1,14 @@
 """Bad input: a clear error naming wanted and got, nothing half-written, the server unharmed."""
+import contextlib
 import json
+import os
+import socket
 import struct
+import subprocess
 
 import pytest
 
-from conftest import EXAMPLES, submit_args
+from conftest import EXAMPLES, submit_args, wait_for
 
 
 def read_safetensors(path):
@@ -123,14 +127,32 @@ def shared_server(binaries, tmp_path_factory):
     server.stop()
 
 
+def written(server):
+    """Every file of artifacts, attempts and uploads that are not whole; stored checkpoints are kept for a retry."""
+    data = server.data_dir
+    places = [data / "artifacts", data / "worker/jobs", data / "tmp", *(data / "blobs").glob("*/.partial")]
+    return {path for place in places for path in place.rglob("*") if path.is_file() and "checkpoints" not in path.parts}
+
+
+@contextlib.contextmanager
+def nothing_half_written(server):
+    """What happens inside leaves no such file. The worker tells the server first and tidies up then."""
+    before = written(server)
+    yield
+    wait_for(lambda: written(server) <= before, 10, f"these files to go: {sorted(written(server) - before)}")
+
+
 def fails(server, args, reason, words):
-    """The CLI refuses before the upload (2), or the job fails (1)."""
-    done = server.cli(*args, "--wait", "--output", "json")
+    """The CLI refuses before the upload (2), or the job fails (1) and has no artifact."""
+    with nothing_half_written(server):
+        done = server.cli(*args, "--wait", "--output", "json")
     text = done.stdout + done.stderr
     assert done.returncode in (1, 2), text
     assert reason in text, text
     for word in words:
         assert word in text, f"{word!r} not in {text}"
+    if done.returncode == 1:
+        assert not json.loads(done.stdout).get("artifact"), text
 
 
 @pytest.mark.parametrize("breaks, reason, words", BROKEN_MODELS, ids=[row[0].__name__ for row in BROKEN_MODELS])
@@ -149,27 +171,23 @@ def test_broken_index_below_a_root(make_server, model_copy, breaks, reason, word
 
 def test_pickle_only_checkpoint_says_how_to_convert(shared_server, model_copy):
     pickle_only(model_copy)
-    done = shared_server.cli(*submit_args(model_copy), check=2)
-    assert "safetensors" in done.stderr + done.stdout
-    assert "CHECKPOINT_FORMAT_REFUSED" in done.stderr + done.stdout
+    fails(shared_server, submit_args(model_copy), "CHECKPOINT_FORMAT_REFUSED", ["pytorch_model.bin", "safe_serialization=True"])
 
 
 def test_group_size_that_does_not_divide(shared_server, stories):
-    args = submit_args(stories, group=128)
-    done = shared_server.cli(*args, "--wait", "--output", "json")
-    text = done.stdout + done.stderr
-    assert done.returncode in (1, 2), text
-    assert "q_proj" in text and "down_proj" in text and "172" in text and "INVALID_SPEC" in text
+    fails(shared_server, submit_args(stories, group=128), "INVALID_SPEC", ["q_proj", "down_proj", "172"])
 
 
 def test_bits_out_of_range(shared_server, stories):
-    done = shared_server.cli(*submit_args(stories, bits=5), check=2)
+    with nothing_half_written(shared_server):
+        done = shared_server.cli(*submit_args(stories, bits=5), check=2)
     assert "5" in done.stderr and "bits" in done.stderr
 
 
 @pytest.mark.parametrize("content, reason, words", [
-    (b"", "CALIBRATION", ["empty"]),
-    (b"Once upon a time there was a fox.", "CALIBRATION", ["32", "0"]),
+    (b"", "CALIBRATION", ["is empty: wanted text to take windows of tokens from"]),
+    (b"Once upon a time there was a fox.", "CALIBRATION",
+     ["has 11 tokens = 0 windows of 128, 32 are asked for: give more text, or ask for fewer or shorter windows"]),
     (b"Once upon a time \xff\xfe there was " * 4000, "CALIBRATION", ["UTF-8", "17"]),
 ], ids=["empty", "too little", "not UTF-8"])
 def test_calibration_text(shared_server, stories, tmp_path, content, reason, words):
@@ -177,11 +195,7 @@ def test_calibration_text(shared_server, stories, tmp_path, content, reason, wor
     text.write_bytes(content)
     args = submit_args(stories)
     args[args.index("--calibration") + 1] = text
-    done = shared_server.cli(*args, "--wait", "--output", "json")
-    assert done.returncode in (1, 2)
-    out = done.stdout + done.stderr
-    for word in [reason, *words]:
-        assert word in out, out
+    fails(shared_server, args, reason, words)
 
 
 def path_args(path):
@@ -191,7 +205,8 @@ def path_args(path):
 
 
 def test_model_path_outside_the_roots(shared_server, model_copy):
-    done = shared_server.cli(*path_args(model_copy))
+    with nothing_half_written(shared_server):
+        done = shared_server.cli(*path_args(model_copy))
     assert done.returncode in (2, 5)
     assert "SOURCE_FORBIDDEN" in done.stderr and str(model_copy) in done.stderr
 
@@ -201,7 +216,8 @@ def test_model_path_through_a_symlink(make_server, model_copy, tmp_path):
     root.mkdir()
     (root / "link").symlink_to(model_copy)
     server = make_server(local_roots=[root]).start()
-    done = server.cli(*path_args(root / "link"))
+    with nothing_half_written(server):
+        done = server.cli(*path_args(root / "link"))
     assert done.returncode in (2, 5)
     assert "SOURCE_FORBIDDEN" in done.stderr
 
@@ -237,13 +253,34 @@ def test_two_servers_on_one_data_folder(make_server, tmp_path):
 
 
 def test_unknown_flag_and_config_key(binaries, tmp_path):
-    import subprocess
     config = tmp_path / "config.json"
     config.write_text('{"data_dirr": "/tmp/x"}')
     for arguments in (["--data-dirr=/tmp/x"], [f"--config={config}", "--check-config"]):
         done = subprocess.run([binaries / "quantryd", *arguments], capture_output=True, text=True, timeout=20)
         assert done.returncode == 2
         assert "data_dir" in done.stderr.replace("-", "_")
+
+
+def test_workers_of_one_machine_have_ids_of_their_own(binaries, tmp_path):
+    """Two processes under one id would take each other's jobs for ever: each looks like the other one's restart."""
+    def worker_id(folder):
+        done = subprocess.run([binaries / "quantry-worker", f"--work-dir={folder}", "--check-config"], capture_output=True, text=True,
+                              timeout=20)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)["worker_id"]
+
+    first, second = worker_id(tmp_path / "a"), worker_id(tmp_path / "b")
+    assert first != second
+    assert worker_id(f"{tmp_path}/x/../a/") == first, "the same folder, the same worker"
+    assert first.startswith(socket.gethostname())
+
+
+def test_a_worker_at_the_tenant_port(shared_server, binaries, tmp_path):
+    """As with the QUANTRY_SERVER of clients exported."""
+    done = subprocess.run([binaries / "quantry-worker", f"--work-dir={tmp_path}/work", "--admin-listen=127.0.0.1:0"],
+                          env={**os.environ, "QUANTRY_SERVER": shared_server.address}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "wanted quantryd's worker port" in done.stderr and shared_server.address in done.stderr, done.stderr
 
 
 def test_server_unharmed_after_all_that(shared_server, stories):

@@ -31,9 +31,15 @@ AWQ = {
 
 # llmcompressor's, whose GPTQ takes columns in the order of their second moments.
 GPTQ = {
-    "stories260k": {3: 7.499, 4: 4.777},
-    "tinystories-656k": {3: 42.450, 4: 35.004},
-    "tiny1m": {3: 6.434, 4: 4.783},
+    "stories260k": {2: 365.04, 3: 7.499, 4: 4.777},
+    "tinystories-656k": {2: 254.20, 3: 42.450, 4: 35.004},
+    "tiny1m": {2: 70.93, 3: 6.434, 4: 4.783},
+}
+# AutoRound's, 200 iterations.
+SIGNROUND = {
+    "stories260k": {2: 14.49},
+    "tinystories-656k": {2: 61.06, 3: 37.76, 4: 34.298},
+    "tiny1m": {2: 10.90, 3: 5.350, 4: 4.671},
 }
 # Per-channel weights and per-token activations of 4 bits, tinystories-656k.
 W4A4 = {"rtn": 47.12, "awq": 44.54, "quarot": 42.62}
@@ -106,6 +112,11 @@ def test_awq(perplexity, model, bits):
 @pytest.mark.parametrize("model,bits", cases(GPTQ))
 def test_gptq(perplexity, model, bits):
     assert perplexity(model, "gptq", bits, act_order=True) <= GPTQ[model][bits] * 1.02
+
+
+@pytest.mark.parametrize("model,bits", cases(SIGNROUND))
+def test_signround(perplexity, model, bits):
+    assert perplexity(model, "signround", bits) <= SIGNROUND[model][bits] * 1.02
 
 
 @pytest.mark.parametrize("method", list(W4A4))

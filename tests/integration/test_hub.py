@@ -1,23 +1,11 @@
 """Checkpoints that the worker fetches from a model hub: hf://ORG/NAME@REVISION."""
-import contextlib
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 
-from conftest import ROOT, submit_args
-
-
-@contextlib.contextmanager
-def fake_hub(folder):
-    process = subprocess.Popen([sys.executable, ROOT / "tests/support/fake_hub.py", folder], stdout=subprocess.PIPE, text=True)
-    try:
-        yield process.stdout.readline().strip()
-    finally:
-        process.kill()
-        process.wait()
+from conftest import submit_args
+from service import fake_hub
 
 
 @pytest.fixture
@@ -50,6 +38,8 @@ def test_a_job_on_a_model_of_a_hub(make_server, hub, stories):
     assert again["state"] == "SUCCEEDED" and again["artifact"] == first["artifact"]
     moving = server.cli("submit", "hf://org/stories", "--method", "rtn", "--reuse-result", check=2)
     assert "reuse_result" in moving.stderr
+    quoted = server.cli("quote", pinned, "--method", "rtn", check=2)
+    assert "UNIMPLEMENTED_RPC" in quoted.stderr and "submit the job" in quoted.stderr
 
 
 def test_hubs_are_off_by_default(server):

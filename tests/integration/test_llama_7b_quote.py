@@ -82,3 +82,25 @@ def test_grids_take_bits_and_their_share_of_scales(binaries, llama_7b, bits, gro
     (packed,) = quoted["outputs"]
     assert packed["bits_per_weight"] == pytest.approx(stored, rel=1e-6)
     assert packed["bytes"] == pytest.approx(stored * LINEARS / 8 + 2 * (quoted["parameters"] - LINEARS), rel=1e-5)
+
+
+def test_memory_names_what_methods_hold(binaries, llama_7b):
+    """Second moments of gptq and its kin, codes of all blocks while a whole model is tuned."""
+    memory = {}
+    grid = {"bits": 4, "group_size": 128}
+    for name, method in {"rtn": {"rtn": {"grid": grid}}, "gptq": {"gptq": {"grid": grid}}, "billm": {"billm": {}},
+                         "quarot": {"quarot": {"grid": grid, "rotation": {"online": False}}},
+                         "quarot-gptq": {"quarot": {"grid": grid, "gptq": True, "rotation": {"online": False}}},
+                         "tesseraq": {"tesseraq": {"grid": grid}},
+                         "tesseraq-plus": {"tesseraq": {"grid": grid, "recipe": "tesseraq-plus"}}}.items():
+        quoted = quote(binaries, llama_7b, method, ["DENSE"])
+        memory[name] = (int(quoted["host_memory_bytes"]), int(quoted["device_memory_bytes"]))
+    moments = 4 * (3 * 4096**2 + 11008**2)
+    factors = 8 * 4 * 11008**2
+    for place in (0, 1):
+        base = memory["rtn"][place]
+        assert memory["gptq"][place] - base == memory["quarot-gptq"][place] - base == moments + factors
+        assert memory["billm"][place] - base == 2 * moments + factors
+        assert memory["quarot"][place] == base
+        assert memory["tesseraq"][place] > base
+        assert memory["tesseraq-plus"][place] - base > LINEARS + 4 * 32000 * 4096

@@ -1,11 +1,15 @@
-"""Artifacts and checkpoints in an S3 store: quantryd --artifact-root=s3://..."""
+"""S3 stores: artifacts and checkpoints (quantryd --artifact-root=s3://...), uploads (--blob-root), models and texts that jobs name there."""
 import hashlib
 import json
+import os
+import time
 
 import pytest
 
-from conftest import submit_args, wait_for
+from conftest import EXAMPLES, submit_args, wait_for
 from object_store import CREDENTIALS, artifact_root, client, keys, moto
+from postgres import PASSWORD, Postgres
+from service import Worker
 
 
 @pytest.fixture
@@ -42,8 +46,136 @@ def test_job_with_artifacts_in_an_object_store(make_server, s3, stories, tmp_pat
     wait_for(lambda: not [key for key in keys(s3) if not key.endswith("/")], 10, "an empty bucket")
 
 
+@pytest.fixture
+def inputs(s3, stories):
+    """The example model and texts as objects, beside files that are none of a model's. uri(KEY) names one."""
+    files = {f"models/stories/{path.name}": path for path in stories.iterdir()}
+    files |= {f"texts/{name}.txt": EXAMPLES / f"text/{name}.txt" for name in ("calibration", "evaluation")}
+    for key, path in files.items():
+        client(s3).upload_file(str(path), "bucket", key)
+    for key in ("models/stories/modeling.py", "models/stories/onnx/model.onnx", "models/stories-2/config.json",
+                "models/pickled/config.json", "models/pickled/pytorch_model.bin"):
+        client(s3).put_object(Bucket="bucket", Key=key, Body=b"{}")
+    return lambda key: artifact_root(s3, key)
+
+
+def stored_args(inputs, *extra, model="models/stories", calibration="texts/calibration.txt"):
+    """submit_args() with everything in the object store."""
+    args = submit_args(inputs(model), *extra, method="rtn")
+    args[args.index("--calibration") + 1] = inputs(calibration)
+    args[args.index("--evaluation") + 1] = inputs("texts/evaluation.txt")
+    return args
+
+
+def inputs_of(job):
+    """Names and digests of what the engine read."""
+    with open(job["artifact"]["uri"].removeprefix("file://") + "/manifest.json") as file:
+        return [{**row, "path": ""} for row in json.load(file)["inputs"]]
+
+
+def test_job_with_inputs_in_an_object_store(make_server, inputs, stories):
+    server = make_server(env=CREDENTIALS).start()
+    job = server.json(*stored_args(inputs, "--id", "from-s3", "--wait"))
+    assert job["state"] == "SUCCEEDED"
+    assert job["spec"]["model"] == {"uri": inputs("models/stories")}
+    assert job["spec"]["calibration"]["source"] == {"uri": inputs("texts/calibration.txt")}
+    uploaded = server.json(*submit_args(stories, "--id", "uploaded", "--wait", method="rtn"))
+    assert inputs_of(job) == inputs_of(uploaded) != []
+    assert job["quality"] == uploaded["quality"]
+    refused = server.cli("quote", *stored_args(inputs)[1:], check=2)
+    assert "UNIMPLEMENTED_RPC" in refused.stderr and "submit the job" in refused.stderr
+
+
+@pytest.mark.parametrize("change, reason, words", [
+    ({"model": "models/none"}, "SOURCE_MISSING", ["models/none", "holds no files", "config.json"]),
+    ({"model": "models/stories-2"}, "SOURCE_MISSING", ["models/stories-2", "no *.safetensors"]),
+    ({"model": "models/pickled"}, "CHECKPOINT_FORMAT_REFUSED", ["pytorch_model.bin", "save_pretrained"]),
+    ({"calibration": "texts/none.txt"}, "SOURCE_MISSING", ["texts/none.txt"]),
+], ids=["no model", "no weights", "pickles", "no text"])
+def test_inputs_that_are_not_in_the_object_store(make_server, inputs, change, reason, words):
+    server = make_server(env=CREDENTIALS).start()
+    done = server.cli(*stored_args(inputs, "--wait", "--output", "json", **change), check=1)
+    job = json.loads(done.stdout)
+    assert job["error"]["reason"] == reason, job
+    for word in words:
+        assert word in job["error"]["message"], job
+    assert job["epoch"] in (1, "1"), "a user's mistake is not tried again"
+
+
 def test_wrong_endpoint_is_told_at_the_start(make_server):
     server = make_server("--artifact-root=s3://bucket/x?scheme=http&region=us-east-1&endpoint_override=127.0.0.1:1",
                          env=CREDENTIALS)
     assert server.start(expect_failure=True) != 0
     assert "artifact_root" in server.log_text()
+
+
+@pytest.fixture
+def two_servers(make_server, s3, binaries, tmp_path):
+    """Two servers that share PostgreSQL and a bucket, no folder; the one worker calls the second."""
+    password, postgres = tmp_path / "password", Postgres()
+    password.touch(mode=0o600)
+    password.write_text(PASSWORD + "\n")
+    worker = None
+    try:
+        flags = [f"--job-store={postgres.start().uri}", f"--job-store-password-file={password}", "--embedded=false",
+                 f"--artifact-root={artifact_root(s3, 'artifacts')}", f"--blob-root={artifact_root(s3, 'uploads')}"]
+        servers = [make_server(*flags, name=name, env=CREDENTIALS).start() for name in ("a", "b")]
+        worker = Worker(binaries, tmp_path / "w1", servers[1].worker_address, env=CREDENTIALS).start()
+        yield servers
+    finally:
+        if worker:
+            worker.stop()
+        for server in servers:
+            server.stop()
+        postgres.remove()
+
+
+def test_uploads_in_an_object_store(two_servers, s3, stories):
+    a, b = two_servers
+    job = a.json(*submit_args(stories, "--id", "uploaded", "--wait", method="rtn"))
+    assert job["state"] == "SUCCEEDED"
+    for file in job["spec"]["model"]["blobs"]["files"]:
+        assert f"uploads/default/{file['sha256']}" in keys(s3)
+    assert not (a.data_dir / "blobs").exists() and not list(a.data_dir.glob("uploads/default/.partial/*"))
+
+    # The other server has them too: for a client, for a quote, for the collection of garbage.
+    again = b.cli(*submit_args(stories, "--id", "again", method="rtn"), check=0)
+    assert "uploaded nothing" in again.stderr
+    quote = b.json("quote", *submit_args(stories, method="rtn")[1:])
+    assert quote == a.json("quote", *submit_args(stories, method="rtn")[1:])
+    client(s3).put_object(Bucket="bucket", Key=f"uploads/default/{'0' * 64}", Body=b"nobody's")
+    assert int(b.json("gc")["blobs"]) == 0, "it is new"
+
+
+def test_a_blob_that_rots_in_the_object_store(two_servers, s3, stories):
+    """Wrong bytes in the store never reach an engine: the job says so."""
+    a, _ = two_servers
+    a.cli("queue", "pause", check=0)
+    job = a.json(*submit_args(stories, "--id", "rotten", method="rtn"))
+    victim = next(file for file in job["spec"]["model"]["blobs"]["files"] if file["path"] == "model.safetensors")
+    key = f"uploads/default/{victim['sha256']}"
+    body = bytearray(client(s3).get_object(Bucket="bucket", Key=key)["Body"].read())
+    body[len(body) // 2] ^= 1
+    client(s3).put_object(Bucket="bucket", Key=key, Body=bytes(body))
+    a.cli("queue", "resume", check=0)
+    ended = json.loads(a.cli("watch", "rotten", "--output", "json").stdout)
+    assert ended["state"] == "FAILED" and ended["error"]["reason"] == "ARTIFACT_CORRUPT", ended
+
+
+def test_a_folder_and_an_object_store_for_uploads(make_server, s3, tmp_path):
+    server = make_server(f"--blob-root={artifact_root(s3)}", f"--blob-dir={tmp_path}/uploads", env=CREDENTIALS)
+    assert server.start(expect_failure=True) == 2
+    assert "--blob-root: wanted one of it and --blob-dir" in server.log_text()
+
+
+def test_garbage_is_collected_by_itself(make_server, s3):
+    """An upload that stopped two days ago goes, in the server's own folder; the bucket says when it was."""
+    server = make_server(f"--blob-root={artifact_root(s3)}", "--garbage-collection-interval-s=1", "--embedded=false", env=CREDENTIALS)
+    stopped = server.data_dir / "uploads/default/.partial" / ("0" * 64)
+    stopped.parent.mkdir(parents=True)
+    stopped.write_bytes(b"half")
+    os.utime(stopped, (time.time() - 48 * 3600,) * 2)
+    server.start()
+    wait_for(lambda: not stopped.exists(), 30, "the collection")
+    wait_for(lambda: "garbage collected" in server.log_text(), 30, "its report")
+    assert (server.data_dir / "artifacts/quantry-garbage").exists()

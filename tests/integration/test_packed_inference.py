@@ -1,6 +1,7 @@
 """Running what a job wrote: eval and generate from containers, packed and not."""
 import json
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -28,6 +29,25 @@ def artifact(request, binaries, stories, tmp_path_factory):
                           capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
     return binaries / "quantry-engine", folder / "out", kind
+
+
+def test_a_flipped_bit_is_noticed_and_its_file_named(artifact, tmp_path):
+    engine, out, _ = artifact
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    weights = copy / "quantry" / "model.quantry.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 4
+    weights.write_bytes(data)
+    commands = [["eval", "--model", copy / "quantry", "--text", EVALUATION, "--windows", "1"],
+                ["generate", "--model", copy / "quantry", "--prompt", "Once", "--max-tokens", "1"],
+                ["unpack", "--input", copy / "quantry", "--output", tmp_path / "dense"]]
+    for command in commands:
+        done = subprocess.run([engine, *command], capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode != 0 and "model.quantry.safetensors is not what its manifest lists" in (
+            done.stdout + done.stderr), (command[0], done.stdout, done.stderr)
+    (copy / "manifest.json").unlink()  # nothing to compare with
+    assert generate(engine, copy / "quantry", "Once", "--max-tokens", "1").returncode == 0
 
 
 def generate(engine, model, prompt, *flags):

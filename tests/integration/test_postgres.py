@@ -4,6 +4,7 @@ import signal
 import subprocess
 import threading
 import time
+import urllib.error
 import urllib.request
 
 import pytest
@@ -150,12 +151,26 @@ def test_postgres_restarted(cluster, stories, how):
     refused = cluster.a.cli("get", "patient", timeout=60)
     assert refused.returncode != 0
     assert "STORE_UNAVAILABLE" in refused.stderr and "PostgreSQL" in refused.stderr, refused.stderr
-    assert not ready(cluster.a)
+    wait_for(lambda: not ready(cluster.a), 10, "the server to notice")
     time.sleep(2)
     cluster.database.start()
     wait_for(lambda: ready(cluster.a) and ready(cluster.b), 20, "the servers to be ready again")
     assert watch.result()["state"] == "SUCCEEDED"
     assert_whole_history(cluster.b, "patient")
+
+
+def test_a_frozen_postgres_is_no_reason_to_kill_servers(cluster):
+    """Liveness goes on answering while the database says nothing, not even no."""
+    def answer(path):
+        try:
+            return urllib.request.urlopen(f"http://{cluster.a.admin}{path}", timeout=3).status
+        except urllib.error.HTTPError as error:
+            return f"{error.code} {error.read().decode()}"
+
+    with cluster.database.frozen():
+        wait_for(lambda: "the store: no answer for" in str(answer("/readyz")), 30, "the server to notice")
+        assert answer("/livez") == 200
+    wait_for(lambda: ready(cluster.a), 20, "the server to be ready again")
 
 
 def test_wrong_passwords_and_absent_databases_are_named(make_server, postgres, tmp_path):

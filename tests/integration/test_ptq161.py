@@ -94,6 +94,8 @@ def test_preprocessing_restores_what_the_first_pass_lost(engine):
     assert stages[1:3] == ["STAGE_PREPROCESSING", "STAGE_CALIBRATING"]
     progress = [event["progress"] for event in events if "progress" in event]
     assert progress[-1]["steps_done"] <= progress[-1]["steps_total"]
+    losses = [entry["metrics"]["lm_loss"] for entry in progress if "lm_loss" in entry.get("metrics", {})]
+    assert losses and all(0 < loss < 10 for loss in losses), "what adapters learn is told on the way"
     without, manifest = manifest_of(plain), manifest_of(restored)
     report = manifest["preprocessing"]
     assert "preprocessing" not in without
@@ -106,21 +108,45 @@ def test_preprocessing_restores_what_the_first_pass_lost(engine):
     assert not (restored / "checkpoint" / "restored").exists()
 
 
-@pytest.mark.parametrize("where", ["first pass", "second pass"])
+def test_restore_writes_the_model_that_preprocessing_leaves(engine, stories):
+    first = engine.job("first", {"restore": {"first_pass": QUICK["ptq161"]}}, outputs=BOTH[1:], **preprocessing())
+    engine.run(first)
+    manifest = manifest_of(first)
+    restored = manifest["preprocessing"]["perplexity_restored"]
+    assert restored < manifest["preprocessing"]["perplexity_first_pass"]
+    # Stored in bf16, so close to it and no more.
+    assert manifest["quality"]["perplexity"]["quantized"] == pytest.approx(restored, rel=1e-2)
+    second = engine.job("second", QUICK, outputs=BOTH, model_dir=str(first / "out" / "dense"))
+    engine.run(second)
+    whole = engine.job("whole", QUICK, outputs=BOTH, **preprocessing())
+    engine.run(whole)
+    in_two_jobs = manifest_of(second)["quality"]["perplexity"]
+    assert in_two_jobs["dense"] == pytest.approx(restored, rel=1e-2)
+    assert in_two_jobs["quantized"] == pytest.approx(manifest_of(whole)["quality"]["perplexity"]["quantized"], rel=0.1)
+
+
+# That kept adapters go on from their last update is tested where the clock is the test's: pipeline/run_test.cc.
+KILLED_AT = {
+    "first pass": lambda event, checkpoints: checkpoints == 3,
+    "adapters": lambda event, _: "lm_loss" in event.get("progress", {}).get("metrics", {}),
+    "second pass": lambda event, _: event.get("checkpoint", {}).get("blocks_done", 0) == 2,
+}
+
+
+@pytest.mark.parametrize("where", list(KILLED_AT))
 def test_preprocessing_killed_goes_on_to_the_same_bytes(engine, where):
     changes = {"outputs": BOTH, **preprocessing(steps=20)}
     whole, killed = engine.job("whole", QUICK, **changes), engine.job("killed", QUICK, **changes)
     engine.run(whole)
-    seen = 0
+    checkpoints = 0
     with engine.start(killed) as process:
         for line in process.stdout:
-            checkpoint = json.loads(line).get("checkpoint")
-            if checkpoint is None:
-                continue
-            seen += 1
-            if (seen == 3) if where == "first pass" else checkpoint.get("blocks_done", 0) == 2:
+            event = json.loads(line)
+            checkpoints += "checkpoint" in event
+            if KILLED_AT[where](event, checkpoints):
                 process.send_signal(signal.SIGKILL)
                 break
+    assert process.returncode == -signal.SIGKILL
     engine.run(killed)
     assert hashes(killed) == hashes(whole)
 
@@ -169,6 +195,16 @@ def test_preprocessing_through_the_service(server, stories):
     alone = server.cli("submit", stories, "--method", "ptq161", "--calibration", EXAMPLES / "text/calibration.txt",
                        "--preprocessing", "lora")
     assert alone.returncode == 2 and "--preprocessing-corpus FILE" in alone.stderr
+
+
+def test_restore_through_the_service(server, stories):
+    corpus = ("--preprocessing-corpus", EXAMPLES / "text/evaluation.txt", "--preprocessing-steps", 5)
+    calibration = ("--calibration", EXAMPLES / "text/calibration.txt", "--calibration-samples", 8,
+                   "--calibration-length", 64)
+    job = server.json("submit", stories, "--method", "restore", *corpus, *calibration, "--wait")
+    assert job["state"] == "SUCCEEDED" and [output["format"] for output in job["outputs"]] == ["dense"]
+    alone = server.cli("submit", stories, "--method", "restore", *calibration)
+    assert alone.returncode == 2 and "--method restore needs a text to train on" in alone.stderr
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def test_a_job_says_that_the_only_worker_refuses(make_server, stories):
     job = wait_for(lambda: next((j for j in [server.json("get", "starved")] if j.get("state_reason")), None), 30,
                    "the reason")
     assert job["state"] == "QUEUED"
-    assert "embedded takes no jobs: too little free disk space" in job["state_reason"]
+    assert "each worker takes no jobs: too little free disk space" in job["state_reason"]
     assert "too little free disk space" in server.cli("workers", check=0).stdout
     assert "too little free disk space" in server.cli("events", "starved", check=0).stdout
 

@@ -122,13 +122,13 @@ def processes(tmp_path):
     group.stop()
 
 
-def start_service(group, binaries, folder, worker=True, worker_environment=None):
+def start_service(group, binaries, folder, worker=True, worker_environment=None, flags=()):
     """quantryd and one worker, on free loopback ports; their addresses by name."""
     tenant, worker_port, admin, worker_admin = free_ports(4)
     group.start("quantryd", [
         binaries / "quantryd", f"--data-dir={folder}/data", f"--listen=127.0.0.1:{tenant}",
         f"--worker-listen=127.0.0.1:{worker_port}", f"--admin-listen=127.0.0.1:{admin}", "--embedded=false",
-        "--sweep-interval-s=1", "--heartbeat-interval-s=1", "--lease-ttl-s=6"])
+        "--sweep-interval-s=1", "--heartbeat-interval-s=1", "--lease-ttl-s=6", *flags])
     wait_for(lambda: http_get(f"http://127.0.0.1:{admin}/readyz"), 40, "quantryd")
     addresses = {"tenant": f"127.0.0.1:{tenant}", "worker": f"127.0.0.1:{worker_port}", "admin": f"127.0.0.1:{admin}",
                  "worker_admin": f"127.0.0.1:{worker_admin}"}
@@ -161,12 +161,12 @@ def known_flags(binaries, program):
     return set(re.findall(r"^  --([a-z][a-z0-9-]*)", done.stdout, re.M))
 
 
-def check_flags(binaries, program, args, folder):
+def check_flags(binaries, program, args, folder, environment=None):
     """Every flag exists, and the program accepts their values: --check-config, folders replaced by real ones."""
     names = {arg.split("=")[0].removeprefix("--") for arg in args}
     assert names <= known_flags(binaries, program), names - known_flags(binaries, program)
     command = [binaries / program, "--check-config", *(arg.replace("=/", f"={folder}/") for arg in args)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, env={**os.environ, **(environment or {})})
     assert done.returncode == 0, done.stderr
 
 
@@ -192,8 +192,8 @@ class LiveRun:
         return json.loads(http_get(f"http://{self.prometheus}{path}"))["data"]
 
 
-def scrape_config(folder, targets):
-    """deploy/prometheus/prometheus.yml with other ports and a second for a scrape."""
+def scrape_config(folder, targets, patient=True):
+    """deploy/prometheus/prometheus.yml with other ports and a second for a scrape. Not `patient`: alerts fire at once."""
     config = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     assert {job["job_name"] for job in config["scrape_configs"]} == set(targets)
@@ -202,6 +202,9 @@ def scrape_config(folder, targets):
     rules = yaml.safe_load((DEPLOY / "prometheus/rules.yml").read_text())
     for group in rules["groups"]:
         group["interval"] = "1s"
+        for rule in group["rules"]:
+            if "alert" in rule and not patient:
+                rule["for"] = "0s"
     (folder / "rules.yml").write_text(yaml.safe_dump(rules))
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     return folder / "prometheus.yml"
@@ -224,19 +227,24 @@ def with_imagined_gpus(folder):
     return {**os.environ, "LD_LIBRARY_PATH": str(folder)}
 
 
+def start_prometheus(group, folder, config, job=""):
+    """The LiveRun of a Prometheus that answers."""
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    group.start("prometheus", [tool("prometheus"), f"--config.file={config}", f"--storage.tsdb.path={folder}/tsdb",
+                               f"--web.listen-address={address}", "--log.level=warn"])
+    start = time.time()
+    wait_for(lambda: http_get(f"http://{address}/-/ready"), 20, "Prometheus")
+    return LiveRun(address, start, start, job, {})
+
+
 def run_jobs(group, binaries, folder):
     service = start_service(group, binaries, folder, worker_environment=with_imagined_gpus(folder))
-    exporter_port, prometheus_port = free_ports(2)
-    exporter, prometheus = f"127.0.0.1:{exporter_port}", f"127.0.0.1:{prometheus_port}"
+    exporter = f"127.0.0.1:{free_ports(1)[0]}"
     group.start("exporter", [sys.executable, DEPLOY / "exporter/quantry_exporter.py", f"--listen={exporter}",
                              f"--server={service['tenant']}", f"--quantry={binaries / 'quantry'}", "--interval=0.5"])
     config = scrape_config(folder, {"quantryd": service["admin"], "quantry-worker": service["worker_admin"],
                                     "quantry-exporter": exporter})
-    group.start("prometheus", [tool("prometheus"), f"--config.file={config}", f"--storage.tsdb.path={folder}/tsdb",
-                               f"--web.listen-address={prometheus}", "--log.level=warn"])
-    start = time.time()
-    wait_for(lambda: http_get(f"http://{prometheus}/-/ready"), 20, "Prometheus")
-    run = LiveRun(prometheus, start, start, "live-tesseraq", {})
+    run = start_prometheus(group, folder, config, "live-tesseraq")
     wait_for(lambda: [t["health"] for t in run.get("/api/v1/targets")["activeTargets"]] == ["up"] * 3, 30, "the targets")
     time.sleep(2)  # a scrape before the first job, so that counters are seen to grow
     submit(binaries, service["tenant"], "live-awq", "awq")

@@ -26,7 +26,7 @@ def dashboard_queries():
 
 def without_variables(expr, job=".*", interval="20s", span="2m"):
     """What Grafana would send."""
-    values = {"$__rate_interval": interval, "$__range": span, "$job_id": job, "$instance": ".*", "$model": ".*",
+    values = {"$__rate_interval": interval, "$__range": span, "$tenant": "default", "$job_id": job, "$instance": ".*", "$model": ".*",
               "$method": ".*"}
     for name, value in values.items():
         expr = expr.replace(name, value)

@@ -19,9 +19,10 @@ from service import Server
 ELSEWHERE = [
     (r"scripts/(bootstrap|test)\b", "a step of CI"),
     (r"scripts/quickstart$", "a step of CI"),
-    (r"scripts/quickstart path/to/model path/to/text.txt", "builds first; the quickstart step runs the rest of the script"),
+    (r"scripts/quickstart path/to/model path/to/text.txt", "tests/operations/test_quickstart.py::test_a_model_and_a_text_of_your_own"),
     (r"cmake --preset|ctest --preset|export PATH=", "a step of CI"),
-    (r"scripts/fuzz", "a step of CI (--full)"),
+    (r"scripts/fuzz", "a step of CI"),
+    (r"\S+python benchmarks/(watch_load|soak|chaos).py", "tests/operations/test_commands.py::test_the_benchmarks_of_servers"),
     (r"pip install", "client/python/tests/test_wheel.py::test_installed"),
     (r"python -m quantry.reader", "client/python/tests/test_reader.py::test_summary"),
     (r"quantry-engine run --job", "tests/integration/test_ptq161.py::test_outputs_are_verified_and_take_the_bits_they_should"),
@@ -31,13 +32,18 @@ ELSEWHERE = [
     (r"docker compose", "needs Docker; the same commands: tests/operations/test_compose.py::test_the_commands_work_together"),
     (r"docker build -f integrations/Dockerfile", "needs Docker; the file: tests/operations/test_docker.py::test_hadolint"),
     (r"kubectl|\$EDITOR deploy/kubernetes", "needs a cluster; what it applies: tests/operations/test_kubernetes.py::test_schemas"),
+    (r"install -d -m 0755 /srv/models", "tests/operations/test_systemd.py::test_the_programs_start_with_the_files_as_installed"),
     (r"install -D? ?.*(systemd|quantryd|quantry\{d)|systemctl enable", "needs the machine's systemd; the units: "
      "tests/operations/test_systemd.py::test_systemd_accepts_the_unit"),
     (r"sbatch", "needs Slurm; the script: tests/operations/test_slurm.py::test_it_runs_a_job_and_ends_when_idle"),
     (r"curl .*/v1/traces", "needs a collector; OpenTelemetry's own reader: tests/integration/test_tracing.py::test_the_protocols_own_messages_read_a_trace"),
     (r"QUANTRY_FAULT_SEED=7 \S+python -m pytest tests/faults/test_random.py", "the fault step; tests/faults/test_random.py::test_random_faults"),
+    (r"QUANTRY_FULL=1 QUANTRY_FAULT_TOTALS=totals.jsonl \S+python -m pytest tests/faults", "the fault step; tests/faults/test_history.py::test_totals"),
+    (r"\S+python tests/faults/totals.py", "tests/faults/test_history.py::test_totals"),
     (r"\S+python tests/faults/chaos.py", "tests/faults/test_random.py::test_random_faults"),
     (r"\S+python -c 'import sys; sys.path.insert\(0, \"tests/faults\"\)", "tests/faults/test_history.py::test_a_history_survives_its_file"),
+    (r"deploy/grafana/check-grafana", "needs Grafana; its API here: tests/operations/test_check_grafana.py::test_all_is_there"),
+    (r"python -m quantry.integrations.hub", "client/python/tests/test_hub.py::test_the_command"),
     (r"openssl|make |make\(\)|\}$|quantryd --tls-cert-file=server.pem|quantry-worker --server=HOST|quantry login HOST",
      "tests/operations/test_commands.py::test_the_certificates_of_the_security_page"),
 ]
@@ -51,7 +57,7 @@ PYTHON = {  # page: who runs its blocks of Python
 }
 SMALLER = {"--calibration": {"--calibration-samples": 4, "--calibration-length": 32},
            "--evaluation": {"--evaluation-length": 32, "--evaluation-windows": 2},
-           "--preprocessing": {"--preprocessing-steps": 2, "--preprocessing-length": 32},
+           "--preprocessing-corpus": {"--preprocessing-steps": 2, "--preprocessing-length": 32},
            "tesseraq": {"--steps-per-stage": 2}, "--mode start": {"--jobs": 1}, "--rate": {"--rate": 20, "--seconds": 1}}
 SECRETS = {"--principals-file": "", "--hub-token-file": "hf_x\n", "--job-store-password-file": "x\n"}
 NAMES = ("my-job", "rtn-w4", "awq-w4")
@@ -156,6 +162,16 @@ def test_the_certificates_of_the_security_page(binaries, tmp_path):
         assert json.loads(shell("quantry list --output json", tmp_path, environment)) == []
     finally:
         running.stop()
+
+
+@pytest.mark.parametrize("script, flags", [("watch_load", ["--streams=40"]), ("soak", ["--minutes=0.15", "--every=3", "--workers=1"]),
+                                           ("chaos", ["--minutes=0.1", "--seed=1", "--servers=2", "--workers=2", "--store=moto"])])
+def test_the_benchmarks_of_servers(binaries, script, flags):
+    """Short: that they run and print their JSON, not their figures."""
+    done = subprocess.run([ROOT / ".deps/venv/bin/python", ROOT / f"benchmarks/{script}.py", *flags], capture_output=True, text=True,
+                          env={**os.environ, "QUANTRY_BIN": str(binaries)}, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def where_of(text):

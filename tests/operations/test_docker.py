@@ -1,9 +1,12 @@
 """Images without a container engine: lint, contents against what the programs need, entry points, health checks."""
+import json
 import re
 import shlex
 import subprocess
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from conftest import DEPLOY, ROOT, check_flags, run_tool, start_service
 
@@ -120,6 +123,44 @@ def test_collect_runtime_takes_programs_and_their_libraries(binaries, tmp_path):
 def test_collect_runtime_refuses_what_is_not_there(binaries, tmp_path):
     done = subprocess.run([DOCKER / "collect-runtime", binaries, tmp_path, "no-such-program"], capture_output=True, timeout=60)
     assert done.returncode != 0
+
+
+def bill_of(image, folder):
+    """What the Dockerfile writes for this image, but of the packages of this machine."""
+    (materials,) = (rest for word, rest in STAGES["materials"] if word == "RUN")
+    names = [line for line in (DOCKER / "runtime-packages").read_text().splitlines() if not line.startswith("#")]
+    listed = subprocess.run(["dpkg-query", "-W", "-f", "${Package} ${Version} ${Architecture}\\n", *names], capture_output=True,
+                            text=True, timeout=60)
+    script = re.sub(r"/out(?=/)", str(folder), materials).replace("mkdir ", "mkdir -p ")
+    for name in ("packages", "packages-python"):
+        (folder / name).write_text(listed.stdout)
+    done = subprocess.run(["bash", "-euc", script], cwd=ROOT, env={"PATH": "/usr/bin:/bin", "VERSION": "0.1.0"}, capture_output=True,
+                          text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return (folder / f"sbom/{image}.cdx.json").read_text()
+
+
+@pytest.mark.parametrize("image", TARGETS)
+def test_bill_of_materials(tmp_path, image):
+    text = bill_of(image, tmp_path)
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    parts = {part["purl"].split("?")[0].split("@")[0]: part for part in json.loads(text)["components"]}
+    assert parts["pkg:deb/debian/libsqlite3-0"]["version"]
+    pinned = [ROOT / "scripts/wheels.txt"] if image != "exporter" else []
+    pinned += [DOCKER / "cuda-wheels.txt"] if image == "worker-cuda" else []
+    for name, version, sha in [row for file in pinned for row in re.findall(r"^(\S+)==(\S+) --hash=sha256:(\w+)", file.read_text(), re.M)]:
+        assert (parts[f"pkg:pypi/{name}"]["version"], parts[f"pkg:pypi/{name}"]["hashes"][0]["content"]) == (version, sha)
+    assert ("pkg:cargo/tokenizers" in parts) == (image != "exporter")
+    assert text == bill_of(image, tmp_path)
+    assert last(image, "COPY") and f"COPY --from=materials /out/sbom/{image}.cdx.json /usr/share/quantry/sbom.cdx.json\n" in TEXT
+
+
+def test_a_bill_that_is_none_is_seen(tmp_path):
+    broken = {**json.loads(bill_of("exporter", tmp_path)), "components": [{"name": "x"}]}
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(broken)) is not None
+    command = [DOCKER / "sbom", "--name", "x", "--version", "1", "--packages", tmp_path / "none"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1 and done.stderr.startswith("sbom: ") and "Traceback" not in done.stderr
 
 
 def test_health_checks(binaries, tmp_path, processes):

@@ -1,5 +1,6 @@
 """What the pages name exists: links, files, commands and their flags. Whole commands: test_commands.py."""
 import re
+import shutil
 import subprocess
 import sys
 
@@ -67,10 +68,19 @@ def test_commands_of_the_cli_exist(binaries, page):
 def test_flags_of_the_servers_exist(binaries, page):
     known = known_flags(binaries, "quantryd") | known_flags(binaries, "quantry-worker") | {"check-config", "config", "embedded"}
     of_commands = set(re.findall(r"--([a-z][a-z-]*)", cli_help(binaries, "quota") + cli_help(binaries, "gc")))
+    of_commands |= set(re.findall(r'"--([a-z-]+)"', (ROOT / "client/python/quantry/integrations/hub.py").read_text()))
     for span in spans(page):
         if re.match(r"(quantryd|quantry-worker)?\s*--[a-z]", span):
             flags = set(re.findall(r"--([a-z][a-z-]*)", span))
             assert flags <= known | of_commands | {"sbom", "provenance"}, span
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent == ROOT / "docs/api"], ids=name_of)
+def test_flags_of_the_api_exist(binaries, page):
+    known = set().union(*(known_flags(binaries, program) for program in ("quantryd", "quantry-worker", "quantry-engine"))) | {"help", "job"}
+    known |= set(re.findall(r"--([a-z][a-z-]*)", cli_help(binaries, "submit")))
+    flags = set(re.findall(r"--([a-z][a-z-]*)", page.read_text()))
+    assert flags <= known, flags - known
 
 
 def test_reasons_of_the_runbook_are_reasons():
@@ -83,6 +93,19 @@ def test_reasons_of_the_runbook_are_reasons():
 def test_api_reference_is_what_the_protos_say():
     done = subprocess.run([sys.executable, ROOT / "scripts/api-reference", "--check"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_rpc_without_errors_in_its_comment_is_found(tmp_path):
+    """In a copy of the protos, where one comment says less."""
+    for name in ("scripts/api-reference", "proto"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+    proto = tmp_path / "proto/quantry/v1/worker_service.proto"
+    text = proto.read_text()
+    proto.write_text(text.replace("(drain): costs no attempt. Errors:", "(drain): costs no attempt.", 1))
+    assert proto.read_text() != text
+    done = subprocess.run([sys.executable, tmp_path / "scripts/api-reference", "--check"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "WorkerService.ReleaseJob" in done.stderr, done.stderr
 
 
 def test_api_reference_has_no_two_headings_of_one_anchor():

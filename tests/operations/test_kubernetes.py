@@ -1,5 +1,4 @@
 """Overlays: they build, fit the schemas, refer only to what exists, and run only what the programs take."""
-import functools
 import json
 import pathlib
 import re
@@ -9,36 +8,13 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from conftest import DEPLOY, check_flags, run_tool
+from conftest import DEPLOY, EXAMPLES, ROOT, check_flags, cli, run_tool, start_service
+from overlays import build, containers, named, pod_templates
 from queries import metric_names
 
-KUBERNETES = DEPLOY / "kubernetes"
 OVERLAYS = ["embedded", "distributed", "keda"]
 SCHEMAS = json.loads((pathlib.Path(__file__).parent / "crd_schemas.json").read_text())
 PROGRAMS = {"quantryd": "quantryd", "worker": "quantry-worker"}
-
-
-@functools.cache
-def build(overlay):
-    done = run_tool("kubectl", "kustomize", KUBERNETES / "overlays" / overlay)
-    assert done.returncode == 0, done.stderr
-    return list(yaml.safe_load_all(done.stdout))
-
-
-def named(overlay, kind):
-    return {item["metadata"]["name"]: item for item in build(overlay) if item["kind"] == kind}
-
-
-def pod_templates(overlay):
-    for kind in ("StatefulSet", "Deployment"):
-        for name, item in named(overlay, kind).items():
-            yield name, item["spec"]["template"]
-    for name, item in named(overlay, "ScaledJob").items():
-        yield name, item["spec"]["jobTargetRef"]["template"]
-
-
-def containers(template):
-    return template["spec"].get("initContainers", []) + template["spec"]["containers"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -91,7 +67,7 @@ def test_everything_is_in_one_namespace_with_the_restricted_profile(overlay):
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_volumes_and_names_resolve(overlay):
     maps, claims = named(overlay, "ConfigMap"), named(overlay, "PersistentVolumeClaim")
-    secrets = {c["spec"]["secretName"] for c in named(overlay, "Certificate").values()} | {"quantry-object-store"}
+    secrets = {c["spec"]["secretName"] for c in named(overlay, "Certificate").values()} | {"quantry-object-store", "quantry-database"}
     if overlay == "embedded":
         secrets = {"quantry-server-tls"}  # made by hand there: docs/operations/deployment.md
     for name, template in pod_templates(overlay):
@@ -137,7 +113,7 @@ def test_selectors_find_pods_and_ports_exist(overlay):
             assert {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]} <= set(ports[pod])
     for budget in named(overlay, "PodDisruptionBudget").values():
         assert selected(budget["spec"]["selector"], overlay)
-    open_ports = {port for numbers in ports.values() for port in numbers.values()} | {53, 443}
+    open_ports = {port for numbers in ports.values() for port in numbers.values()} | {53, 443, 5432}
     for policy in named(overlay, "NetworkPolicy").values():
         assert selected(policy["spec"]["podSelector"], overlay), policy["metadata"]["name"]
         for rule in policy["spec"].get("ingress", []) + policy["spec"].get("egress", []):
@@ -185,12 +161,52 @@ def test_probes_ask_the_container_itself_and_liveness_spares_the_store(overlay):
                 assert container["startupProbe"]["exec"]["command"][-1] == "/livez"
 
 
-def test_settings_are_flags_too(binaries):
+def test_commands_of_the_pages_find_what_is_there():
+    """kubectl in text and blocks: the namespace is said, and pods are of a StatefulSet's name with a number."""
+    found = 0
+    for page in sorted((ROOT / "docs").glob("**/*.md")):
+        for command in re.findall(r"\bkubectl [^`\n]*", page.read_text()):
+            if re.match(r"kubectl (apply -k|kustomize|create namespace quantry)\b", command):
+                continue
+            assert command.startswith("kubectl -n quantry "), f"{page.name}: {command}"
+            forwarded = re.search(r"port-forward (\S+)", command)
+            if forwarded:
+                found += 1
+                assert forwarded.group(1).rpartition("-")[0::2] in [(name, "0") for name in named("distributed", "StatefulSet")], command
+    assert found >= 2
+
+
+def mounts(template, container):
+    """{mount path: volume} of one container."""
+    volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
+    (found,) = (c for c in template["spec"]["containers"] if c["name"] == container)
+    return {mount["mountPath"]: volumes[mount["name"]] for mount in found["volumeMounts"]}
+
+
+def test_the_settings_are_ones_the_server_takes(binaries, tmp_path):
     data = next(item["data"] for name, item in named("distributed", "ConfigMap").items() if name.startswith("quantry-settings"))
-    for key in data:
-        assert key.startswith("QUANTRY_")
-        check_flags(binaries, "quantryd", [f"--{key.removeprefix('QUANTRY_').lower().replace('_', '-')}={data[key]}", "--data-dir=/x"],
-                    pathlib.Path("/nonexistent"))
+    assert {key for key in data if not key.startswith("QUANTRY_")} == set()
+    password = tmp_path / "password"
+    password.touch(mode=0o440)
+    password.write_text("x\n")
+    flags = {f"--{key.removeprefix('QUANTRY_').lower().replace('_', '-')}": value for key, value in data.items()}
+    flags["--job-store-password-file"] = "/password"
+    check_flags(binaries, "quantryd", [f"{name}={value}" for name, value in flags.items()] + ["--data-dir=/data", "--embedded=false"], tmp_path)
+
+
+def test_several_servers_share_all_that_lasts():
+    servers = named("distributed", "StatefulSet")["quantryd"]
+    data = next(item["data"] for name, item in named("distributed", "ConfigMap").items() if name.startswith("quantry-settings"))
+    assert servers["spec"]["replicas"] >= 2 and not servers["spec"].get("volumeClaimTemplates")
+    assert data["QUANTRY_JOB_STORE"].startswith("postgresql://") and "sslmode=verify-full" in data["QUANTRY_JOB_STORE"]
+    at = mounts(servers["spec"]["template"], "quantryd")
+    assert data["QUANTRY_ARTIFACT_ROOT"].startswith("s3://") and data["QUANTRY_BLOB_ROOT"].startswith("s3://")
+    for overlay in ("distributed", "keda"):
+        assert not named(overlay, "PersistentVolumeClaim"), "no volume is shared"
+    assert "emptyDir" in at["/var/lib/quantry"]
+    folder, _, key = data["QUANTRY_JOB_STORE_PASSWORD_FILE"].rpartition("/")
+    assert at[folder]["secret"]["defaultMode"] & 0o007 == 0 and key == "password"
+    assert f"sslrootcert={folder}/" in data["QUANTRY_JOB_STORE"]
 
 
 def test_keda_scales_on_the_queue_and_never_kills_a_running_job():
@@ -204,6 +220,23 @@ def test_keda_scales_on_the_queue_and_never_kills_a_running_job():
     worker = next(c for c in spec["jobTargetRef"]["template"]["spec"]["containers"])
     assert "--once" in worker["args"] and any(arg.startswith("--max-idle-s=") for arg in worker["args"])
     assert worker["resources"]["limits"]["nvidia.com/gpu"] == 1 and "worker-cuda" in worker["image"]
+
+
+def test_a_pod_takes_one_job_and_ends(binaries, tmp_path, processes):
+    """The ScaledJob's container without a cluster: one job of two, then none."""
+    service = start_service(processes, binaries, tmp_path, worker=False)
+    template = named("keda", "ScaledJob")["quantry-worker"]["spec"]["jobTargetRef"]["template"]
+    (args,) = (c["args"] for c in template["spec"]["containers"] if c["name"] == "worker")
+    assert "--once" in args
+    here = {"--server": service["worker"], "--work-dir": tmp_path / "scratch", "--worker-id": "pod-1", "--device": "cpu", "--max-idle-s": 3}
+    args = [f"{name}={here.get(name, value)}" if value else name for name, _, value in (arg.partition("=") for arg in args)]
+    for name in ("one", "two"):
+        cli(binaries, service["tenant"], "submit", EXAMPLES / "stories260k", "--id", f"job-{name}", "--method", "rtn", "--group-size", -1)
+    states = lambda: [job["state"] for job in json.loads(cli(binaries, service["tenant"], "list", "--output", "json"))]  # noqa: E731
+    for done in (1, 2, 2):
+        pod = processes.start("pod", [binaries / "quantry-worker", *args, "--admin-listen=127.0.0.1:0", "--threads=1"])
+        assert pod.wait(timeout=60) == 0, processes.log("pod")
+        assert sorted(states()) == ["QUEUED"] * (2 - done) + ["SUCCEEDED"] * done
 
 
 def test_dashboards_for_a_cluster():

@@ -1,4 +1,5 @@
 """The TLS proxies of the cluster, run for real: a job goes through both; wrong certificates do not."""
+import shutil
 import socket
 import ssl
 import subprocess
@@ -8,12 +9,24 @@ import urllib.request
 import pytest
 
 from conftest import DEPLOY, EXAMPLES, Processes, cli, free_ports, http_get, start_service, tool, tool_environment, wait_for
+from overlays import containers, pod_templates
 
 BASE = DEPLOY / "kubernetes/base"
 
 
 def openssl(*args):
     subprocess.run(["openssl", *map(str, args)], check=True, capture_output=True, timeout=30)
+
+
+def issue(authorities, to, subject, ca="ca"):
+    """A certificate with its key and the CA's in the folder `to`."""
+    to.mkdir()
+    openssl("req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", subject,
+            "-keyout", to / "tls.crt.key", "-out", to / "csr")
+    (to / "ext").write_text("subjectAltName=DNS:quantryd,DNS:quantryd.quantry.svc\n" if subject == "/CN=quantryd" else "extendedKeyUsage=clientAuth\n")
+    openssl("x509", "-req", "-days", 2, "-in", to / "csr", "-CA", authorities / f"{ca}.crt", "-CAkey", authorities / f"{ca}.key", "-CAcreateserial",
+            "-extfile", to / "ext", "-out", to / "tls.crt")
+    (to / "ca.crt").write_bytes((authorities / "ca.crt").read_bytes())
 
 
 @pytest.fixture(scope="module")
@@ -25,19 +38,12 @@ def certificates(tmp_path_factory):
                 "-keyout", folder / f"{ca}.key", "-out", folder / f"{ca}.crt")
     for name, subject, ca in (("server", "/CN=quantryd", "ca"), ("worker", "/CN=quantry-worker/OU=worker", "ca"),
                               ("client", "/CN=quantry-client/OU=client", "ca"), ("stranger", "/CN=x/OU=worker", "other")):
-        to = folder / name
-        to.mkdir()
-        openssl("req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", subject,
-                "-keyout", to / "tls.crt.key", "-out", to / "csr")
-        (to / "ext").write_text("subjectAltName=DNS:quantryd,DNS:quantryd.quantry.svc\n" if name == "server" else "extendedKeyUsage=clientAuth\n")
-        openssl("x509", "-req", "-days", 2, "-in", to / "csr", "-CA", folder / f"{ca}.crt", "-CAkey", folder / f"{ca}.key", "-CAcreateserial",
-                "-extfile", to / "ext", "-out", to / "tls.crt")
-        (to / "ca.crt").write_bytes((folder / "ca.crt").read_bytes())
+        issue(folder, folder / name, subject, ca)
     return folder
 
 
-def start_proxy(processes, name, config, tls, folder, addresses):
-    """HAProxy with a file of the cluster, other addresses instead of its own."""
+def write_config(name, config, tls, folder, addresses):
+    """A file of the cluster with other addresses instead of its own, which HAProxy takes without a warning."""
     text = (BASE / config).read_text().replace("/tls/", f"{tls}/")
     for old, new in addresses.items():
         assert old in text, old
@@ -47,7 +53,11 @@ def start_proxy(processes, name, config, tls, folder, addresses):
     checked = subprocess.run([tool("haproxy"), "-c", "-f", path], capture_output=True, text=True, timeout=20, env=tool_environment())
     assert checked.returncode == 0, checked.stderr
     assert "[WARNING]" not in checked.stderr, checked.stderr
-    processes.start(name, [tool("haproxy"), "-W", "-db", "-f", path], env=tool_environment())
+    return path
+
+
+def start_proxy(processes, name, config, tls, folder, addresses):
+    processes.start(name, [tool("haproxy"), "-W", "-db", "-f", write_config(name, config, tls, folder, addresses)], env=tool_environment())
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +86,62 @@ def start_client(processes, folder, name, tls, target):
     """A worker pod's proxy in front of `target`: (address of its loopback end, admin end, the worker's admin address)."""
     local, admin, worker_admin = (f"127.0.0.1:{port}" for port in free_ports(3))
     start_proxy(processes, name, "worker-proxy.cfg", tls, folder, {
-        "bind 127.0.0.1:7071": f"bind {local}", "quantryd:8471": target, "127.0.0.1:7073": worker_admin, "bind :8073": f"bind {admin}",
-        " resolvers cluster init-addr last,libc,none": ""})
+        "bind 127.0.0.1:7071": f"bind {local}", "quantryd:8471": target, "127.0.0.1:7073": worker_admin, "bind :8073": f"bind {admin}"})
     return local, admin, worker_admin
+
+
+def project(volume, version, source):
+    """What the kubelet does to a Secret's volume: a new folder, then the link that its files go through."""
+    shutil.copytree(source, volume / f"..{version}")
+    (volume / "..new").symlink_to(f"..{version}")
+    (volume / "..new").rename(volume / "..data")
+    for name in ("tls.crt", "tls.crt.key", "ca.crt"):
+        if not (volume / name).is_symlink():
+            (volume / name).symlink_to(f"..data/{name}")
+
+
+@pytest.mark.parametrize("pod, config, listeners", [("quantryd", "server-proxy.cfg", (":8470", ":8471", ":8072", ":8073", ":8074")),
+                                                    ("quantry-worker", "worker-proxy.cfg", ("127.0.0.1:7071", ":8073"))])
+def test_a_renewed_certificate_starts_the_proxy_again(processes, tmp_path, certificates, pod, config, listeners):
+    """The container's own commands: alive with the certificate it read, not alive with a newer one, alive when started again."""
+    (proxy,) = (c for c in containers(dict(pod_templates("distributed"))[pod]) if c["name"] == "proxy")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "tls").mkdir()
+    project(tmp_path / "tls", 1, certificates / "server")
+    ports = free_ports(len(listeners))
+    written = write_config("proxy", config, tmp_path / "tls", tmp_path, {f"bind {old}": f"bind 127.0.0.1:{port}" for old, port in zip(listeners, ports)}
+                           | ({} if pod == "quantryd" else {"quantryd:8471": "127.0.0.1:1"}))
+    paths = {"/run/proxy": f"{tmp_path}/run", "/tls/": f"{tmp_path}/tls/", "/etc/quantry-proxy/server.cfg": written, "/etc/quantry-proxy/worker.cfg": written,
+             "exec haproxy": f"exec {tool('haproxy')}"}
+
+    def here(command):
+        for old, new in paths.items():
+            command = [part.replace(old, str(new)) for part in command]
+        return command
+
+    def start():
+        started = processes.start("proxy", here(proxy["command"]), env=tool_environment())
+        wait_for(lambda: socket.create_connection(("127.0.0.1", ports[0]), timeout=5).close() is None, 20, "the proxy")
+        return started
+
+    def alive():
+        return subprocess.run(here(proxy["livenessProbe"]["exec"]["command"]), timeout=10).returncode == 0
+
+    running = start()
+    assert alive()
+    issue(certificates, tmp_path / "renewed", "/CN=quantryd")
+    project(tmp_path / "tls", 2, tmp_path / "renewed")
+    assert not alive()
+    running.terminate()
+    running.wait(timeout=20)
+    start()
+    assert alive()
+
+
+def test_libc_alone_resolves_the_server():
+    """`resolvers` of HAProxy know no search list: a cluster's DNS refuses them the short name, and `hold nx` later the server is gone."""
+    server = next(line.split() for line in (BASE / "worker-proxy.cfg").read_text().splitlines() if "quantryd:8471" in line)
+    assert "resolvers" not in server and "init-addr" not in server, "without init-addr a name that libc does not know ends HAProxy, which starts again"
 
 
 def test_a_job_goes_through_both_proxies(binaries, tmp_path, processes, cluster, certificates):

@@ -20,7 +20,7 @@ def test_promtool_accepts_rules_and_configuration():
 
 
 def test_unit_tests_pass():
-    done = run_tool("promtool", "test", "rules", *(path.name for path in UNIT_TESTS), cwd=DEPLOY / "prometheus")
+    done = run_tool("promtool", "test", "rules", *(path.name for path in UNIT_TESTS), cwd=DEPLOY / "prometheus", timeout=180)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -1,9 +1,10 @@
 """Units: systemd's own verification, exposure at most 2.0, configuration that the programs take."""
 import re
+import subprocess
 
 import pytest
 
-from conftest import DEPLOY, run_tool
+from conftest import DEPLOY, ROOT, free_ports, http_get, run_tool, wait_for
 
 SYSTEMD = DEPLOY / "systemd"
 UNITS = {"quantryd": [], "quantry-worker": [], "quantry-exporter": []}
@@ -65,6 +66,23 @@ def test_the_configuration_file_is_one(binaries, tmp_path, program, config, unit
     assert f"--config=/etc/quantry/{config}" in text
     drain = re.search(r'"drain_timeout_s": (\d+)', (SYSTEMD / config).read_text())
     assert int(re.search(r"TimeoutStopSec=(\d+)", text).group(1)) > int(drain.group(1) if drain else 25)
+
+
+def test_the_programs_start_with_the_files_as_installed(binaries, tmp_path, processes):
+    """Folders of /srv are the ones that the documented steps make."""
+    page = (ROOT / "docs/operations/deployment.md").read_text().split("\n## systemd\n")[1].split("\n## ")[0]
+    for step in re.findall(r"^install -d [^#\n]*", page, re.M):
+        subprocess.run(["bash", "-ec", step.replace(" /", f" {tmp_path}/")], check=True, timeout=10)
+    tenant, worker, admin, worker_admin = free_ports(4)
+    for program, config, flags, probe in (
+            ("quantryd", "quantryd.json", [f"--data-dir={tmp_path}/data", f"--listen=127.0.0.1:{tenant}", f"--worker-listen=127.0.0.1:{worker}",
+                                           f"--admin-listen=127.0.0.1:{admin}"], admin),
+            ("quantry-worker", "worker.json", [f"--server=127.0.0.1:{worker}", f"--work-dir={tmp_path}/work", f"--admin-listen=127.0.0.1:{worker_admin}"],
+             worker_admin)):
+        (tmp_path / config).write_text((SYSTEMD / config).read_text().replace('"/srv', f'"{tmp_path}/srv'))
+        process = processes.start(program, [binaries / program, f"--config={tmp_path / config}", *flags])
+        wait_for(lambda: process.poll() is not None or http_get(f"http://127.0.0.1:{probe}/readyz"), 30, program)  # noqa: B023
+        assert process.poll() is None, processes.log(program)
 
 
 def test_sysusers_file_names_the_units_user():

@@ -2,6 +2,7 @@
 
 Errors are quantry.errors.QuantryError, with .reason and .code.
 """
+import fcntl
 import importlib.util
 import sys
 import uuid
@@ -15,7 +16,9 @@ def _load_package():
     spec = importlib.util.spec_from_file_location("build_protos", folder / "build_protos.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.main([])
+    with open(folder / "pyproject.toml", encoding="utf-8") as lock:  # one of the processes that run tests generates
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        module.main([])
     sys.path.insert(0, str(folder))
 
 
@@ -92,6 +95,10 @@ class Tenant(_Calls):
     def cancel(self, job_id, reason="asked by the test"):
         return self.call(self.jobs.CancelQuantizationJob,
                          quantization_service_pb2.CancelQuantizationJobRequest(name=name_of(job_id), reason=reason))
+
+    def delete(self, job_id):
+        return self.call(self.jobs.DeleteQuantizationJob,
+                         quantization_service_pb2.DeleteQuantizationJobRequest(name=name_of(job_id)))
 
     def retry(self, job_id, request_id=""):
         return self.call(self.jobs.RetryQuantizationJob,

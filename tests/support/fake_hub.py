@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""A model hub for tests: the part of the Hugging Face HTTP API that a worker speaks.
+"""A model hub for tests: the part of the Hugging Face HTTP API that a worker speaks, and that huggingface_hub pushes by.
 
     fake_hub.py FOLDER
 
-Serves FOLDER/{org}/{name}/ as repositories of one branch, main, and one commit. *.safetensors are LFS files: /resolve/
-redirects to /cdn/{sha256}. Prints "http://127.0.0.1:PORT" once it listens; logs a line a request to FOLDER/requests.
+Serves FOLDER/{org}/{name}/ as repositories of one commit; another branch than main lies in FOLDER/{org}/{name}@{branch}.
+*.safetensors are LFS files: /resolve/ redirects to /cdn/{sha256}. Writes: fake_hub_write.py. Prints "http://127.0.0.1:PORT"
+once it listens; logs a line a request to FOLDER/requests.
 FOLDER/script.json, read anew for each request, makes trouble:
     "token"       answer 401 without "Authorization: Bearer {token}"
     "status"      [503, 429, ...]: each answers one request, then it goes on
@@ -22,6 +23,8 @@ import re
 import sys
 import threading
 import urllib.parse
+
+from fake_hub_write import LFS, Writer
 
 FOLDER = pathlib.Path(sys.argv[1])
 LOCK = threading.Lock()
@@ -47,8 +50,14 @@ def take(name):
         return value
 
 
+def files_of(repo):
+    return [file for file in sorted(repo.rglob("*")) if file.is_file()]
+
+
 def commit_of(repo):
-    return hashlib.sha1("".join(sorted(p.name for p in repo.iterdir())).encode()).hexdigest()
+    """Another one when a name or a byte changes."""
+    rows = [f"{file.relative_to(repo)} {hashlib.sha1(file.read_bytes()).hexdigest()}" for file in files_of(repo)]
+    return hashlib.sha1("\n".join(rows).encode()).hexdigest()
 
 
 def sibling(file, repo):
@@ -61,39 +70,68 @@ def sibling(file, repo):
     return row
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
+class Hub(Writer, http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    folder = FOLDER
+    commit_of = staticmethod(commit_of)
 
-    def do_GET(self):
+    def endpoint(self):
+        return f"http://{self.headers['Host']}"
+
+    def repo_of(self, name, revision):
+        """The folder of a branch or commit; one that does not exist for what is unknown."""
+        main = FOLDER / name
+        return main if revision == "main" or main.is_dir() and revision == commit_of(main) else FOLDER / f"{name}@{revision}"
+
+    def admitted(self):
+        """Logs the request; answers it and returns False when the script says so."""
         path = urllib.parse.unquote(self.path.split("?")[0])
         with LOCK, open(FOLDER / "requests", "a") as log:
             log.write(f"{path} {self.headers.get('Range', '-')} {self.headers.get('Authorization', '-')}\n")
         status = take("status")
         if status:
-            return self.answer(status, b"busy", {"Retry-After": "0"})
+            self.answer(status, b"busy", {"Retry-After": "0"})
+            return False
         token = script().get("token")
         if token and self.headers.get("Authorization") != f"Bearer {token}":
-            return self.answer(401, b"", {"X-Error-Code": "GatedRepo"})
+            self.answer(401, b"", {"X-Error-Code": "GatedRepo"})
+            return False
+        return True
+
+    def do_GET(self):
+        path = urllib.parse.unquote(self.path.split("?")[0])
+        if not self.admitted():
+            return None
         if listing := re.fullmatch(r"/api/models/(.+)/revision/(.+)", path):
             return self.listing(*listing.groups())
+        if tree := re.fullmatch(r"/api/models/(.+)/tree/([^/]+)/?", path):
+            return self.tree(*tree.groups())
         if file := re.fullmatch(r"/(.+)/resolve/([^/]+)/(.+)", path):
             return self.resolve(*file.groups())
         if blob := re.fullmatch(r"/cdn/([0-9a-f]{64})", path):
-            for file in FOLDER.rglob("*.safetensors"):
+            for file in (file for file in FOLDER.rglob("*.safetensors") if LFS not in file.parts):
                 if hashlib.sha256(file.read_bytes()).hexdigest() == blob[1]:
                     return self.send_file(file.read_bytes())
         return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
 
     def listing(self, name, revision):
-        repo = FOLDER / name
-        if not repo.is_dir():
+        if not (FOLDER / name).is_dir():
             return self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
-        commit = commit_of(repo)
-        if revision not in ("main", commit):
+        repo = self.repo_of(name, revision)
+        if not repo.is_dir():
             return self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
-        rows = [sibling(file, repo) for file in sorted(repo.rglob("*")) if file.is_file()]
+        commit = commit_of(repo)
+        rows = [sibling(file, repo) for file in files_of(repo)]
         body = {"id": name, "sha": commit, "siblings": rows + script().get("siblings", [])}
         return self.answer(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
+
+    def tree(self, name, revision):
+        repo = self.repo_of(name, revision)
+        if not repo.is_dir():
+            return self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
+        rows = [{"type": "file", "path": row["rfilename"], "size": row["size"], "oid": row["blobId"]}
+                for row in (sibling(file, repo) for file in files_of(repo))]
+        return self.answer(200, json.dumps(rows).encode(), {"Content-Type": "application/json"})
 
     def resolve(self, name, revision, path):
         file = FOLDER / name / path

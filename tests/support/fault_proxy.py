@@ -7,7 +7,10 @@
 A fault applies to the requests whose method and path (with query) match, after `skip` of them, `times` of them (None = all
 from then on). `proxy.hits` counts what each fault did, `proxy.requests` lists (time, method, path, fault).
 
-    500, 503, 409, 412   that status with S3's XML; the request never reaches the store
+    500, 503, 403, 409, 412  that status with S3's XML; the request never reaches the store
+    wrong-region         400 that names the bucket's own region, as AWS answers a client of another one
+    other-endpoint       301, as AWS answers a client at another region's endpoint
+    denied               200 to a deletion of several objects (POST ?delete) that refuses each of them, as AWS does
     error-body           200 whose body is S3's error document
     late-500             the store does what is asked, the client gets 500
     reset                the connection breaks in the middle of the body; of a request with a body: while it is sent
@@ -28,13 +31,28 @@ import sys
 import threading
 import time
 
-STATUSES = {"500": ("InternalError", 500), "503": ("SlowDown", 503), "409": ("ConditionalRequestConflict", 409),
-            "412": ("PreconditionFailed", 412)}
+STATUSES = {"500": ("InternalError", 500), "503": ("SlowDown", 503), "403": ("AccessDenied", 403), "409": ("ConditionalRequestConflict", 409),
+            "412": ("PreconditionFailed", 412), "wrong-region": ("AuthorizationHeaderMalformed", 400),
+            "other-endpoint": ("PermanentRedirect", 301)}
+BUCKET_REGION = "eu-central-1"
+MESSAGES = {
+    "AuthorizationHeaderMalformed": "The authorization header is malformed; the region 'us-east-1' is wrong; expecting "
+                                    f"'{BUCKET_REGION}'",
+    "PermanentRedirect": "The bucket you are attempting to access must be addressed using the specified endpoint. Please send all "
+                         "future requests to this endpoint."}
 
 
 def error_document(code):
-    return (f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>injected</Message>'
+    message = MESSAGES.get(code, "injected")
+    return (f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{message}</Message>'
             "<RequestId>0</RequestId></Error>").encode()
+
+
+def denied_document(request):
+    """The answer to a deletion of several objects when none of them may be deleted."""
+    errors = [b"<Error><Key>%s</Key><Code>AccessDenied</Code><Message>Access Denied</Message></Error>" % key
+              for key in re.findall(rb"<Key>(.*?)</Key>", request, re.DOTALL)]
+    return b'<?xml version="1.0" encoding="UTF-8"?>\n<DeleteResult>%s</DeleteResult>' % b"".join(errors)
 
 
 class Fault:
@@ -104,6 +122,12 @@ class FaultProxy:
             self.faults.append(fault)
         return fault
 
+    def sprinkle(self, every, rounds):
+        """Each transient fault in its turn, one request in so many."""
+        kinds = ["500", "503", "reset", "late-500"]
+        for number in range(rounds):
+            self.fail(kinds[number % len(kinds)], method="GET,PUT,HEAD", skip=every * (number + 1), times=1)
+
     def clear(self):
         with self.lock:
             self.faults.clear()
@@ -126,7 +150,10 @@ class FaultProxy:
             return self._break(client)
         if kind in STATUSES:
             code, status = STATUSES[kind]
-            return self._answer(client, status, [("Content-Type", "application/xml")], error_document(code))
+            region = [("x-amz-bucket-region", BUCKET_REGION)] if code in MESSAGES else []
+            return self._answer(client, status, [("Content-Type", "application/xml"), *region], error_document(code))
+        if kind == "denied":
+            return self._answer(client, 200, [("Content-Type", "application/xml")], denied_document(body))
         if kind == "error-body":
             return self._answer(client, 200, [("Content-Type", "application/xml")], error_document("InternalError"))
         status, headers, answer = self._forward(client, body)

@@ -7,12 +7,15 @@ import shutil
 import socket
 import subprocess
 import sys
+import urllib.parse
 import urllib.request
 
 import pytest
 
 from service import wait_for
 
+# READER: SeaweedFS lets it read and list, no more.
+READER = "reader"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
 
 
@@ -57,7 +60,7 @@ def moto(folder):
     log = folder / "moto.log"
     with running([program("moto_server"), "-H", "127.0.0.1", "-p", "0"], log):
         found = wait_for(lambda: re.search(r"Running on http://(127\.0\.0\.1:\d+)", log.read_text()), 60, "moto")
-        urllib.request.urlopen(urllib.request.Request(f"http://{found.group(1)}/bucket", method="PUT"), timeout=10)
+        urllib.request.urlopen(urllib.request.Request(f"http://{found.group(1)}/bucket", method="PUT"), timeout=60)
         yield found.group(1)
 
 
@@ -69,9 +72,10 @@ def seaweedfs(folder):
     data = folder / "seaweedfs"
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir(parents=True)
-    (folder / "s3.json").write_text(json.dumps({"identities": [{
-        "name": "test", "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-        "credentials": [{"accessKey": CREDENTIALS["AWS_ACCESS_KEY_ID"], "secretKey": CREDENTIALS["AWS_SECRET_ACCESS_KEY"]}]}]}))
+    (folder / "s3.json").write_text(json.dumps({"identities": [
+        {"name": key, "actions": actions, "credentials": [{"accessKey": key, "secretKey": CREDENTIALS["AWS_SECRET_ACCESS_KEY"]}]}
+        for key, actions in ((CREDENTIALS["AWS_ACCESS_KEY_ID"], ["Admin", "Read", "Write", "List", "Tagging"]),
+                             (READER, ["Read", "List"]))]}))
     command = [program("weed"), "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
                f"-master.port={ports[0]}", f"-volume.port={ports[1]}", "-filer", f"-filer.port={ports[2]}", "-s3",
                f"-s3.port={ports[3]}", f"-s3.config={folder}/s3.json", "-master.volumeSizeLimitMB=64", "-volume.max=20"]
@@ -89,6 +93,24 @@ def seaweedfs(folder):
 
 def artifact_root(address, prefix="quantry"):
     return f"s3://bucket/{prefix}?scheme=http&region=us-east-1&endpoint_override={address}"
+
+
+def _object(folder_uri, name):
+    """("s3://bucket/a?region=x", "b") as boto3 names it."""
+    parts = urllib.parse.urlsplit(folder_uri)
+    return {"Bucket": parts.netloc, "Key": f"{parts.path[1:]}/{name}"}
+
+
+def read_object(found, folder_uri, name):
+    """Its bytes, by a `client`; None: there is no such object."""
+    try:
+        return found.get_object(**_object(folder_uri, name))["Body"].read()
+    except found.exceptions.NoSuchKey:
+        return None
+
+
+def write_object(found, folder_uri, name, data):
+    found.put_object(**_object(folder_uri, name), Body=data)
 
 
 def keys(address):

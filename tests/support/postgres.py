@@ -1,4 +1,5 @@
 """PostgreSQL of a test's own: Debian's programs, a cluster in a temporary folder, loopback only."""
+import contextlib
 import os
 import pathlib
 import pwd
@@ -87,6 +88,20 @@ class Postgres:
             process.stdin.write(statement + ";\n")
         process.stdin.flush()
         return process
+
+    @contextlib.contextmanager
+    def frozen(self):
+        """All its processes stand still, their connections stay: as on a machine whose disk hangs."""
+        children = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        self.process.send_signal(signal.SIGSTOP)  # first, so that it makes no more
+        processes = [self.process.pid, *map(int, children.read_text().split())]
+        for process in processes:
+            os.kill(process, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in reversed(processes):
+                os.kill(process, signal.SIGCONT)
 
     def stop(self, how=signal.SIGINT):  # SIGINT: fast; SIGQUIT: immediate, as a crash
         if self.process and self.process.poll() is None:

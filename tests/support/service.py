@@ -2,12 +2,14 @@
 
 QUANTRY_BIN   folder with the binaries (default: build/release/bin, then build/dev/bin)
 """
+import contextlib
 import json
 import os
 import pathlib
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -32,6 +34,25 @@ def wait_for(condition, seconds, what):
             return value
         time.sleep(0.05)
     raise AssertionError(f"waited {seconds} s for {what}")
+
+
+@contextlib.contextmanager
+def fake_hub(folder):
+    """tests/support/fake_hub.py over `folder`; its URL."""
+    process = subprocess.Popen([sys.executable, ROOT / "tests/support/fake_hub.py", folder], stdout=subprocess.PIPE, text=True)
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def resident_mib(pid):
+    """Memory of a process, with its shared libraries."""
+    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    raise AssertionError("no VmRSS")
 
 
 class Server:

@@ -48,6 +48,12 @@ namespace {
 namespace fs = std::filesystem;
 namespace v1 = quantry::v1;
 
+// Metrics of the moment, as a method that learns roundings has them.
+constexpr std::pair<const char*, double> kMetrics[] = {
+    {"stage", 3},           {"stages", 20},      {"stage_step", 7},        {"stage_steps", 25},
+    {"loss_soft", 0.5},     {"loss_hard", 0.75}, {"hard_fraction", 0.375}, {"flip_ratio", 0.125},
+    {"block_seconds", 0.25}};
+
 std::string ReadFile(const fs::path& path) {
   std::ifstream in(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(in), {}};
@@ -185,6 +191,8 @@ class SyntheticEngine {
     progress.mutable_progress()->set_loss_after(0.5);
     progress.mutable_progress()->set_peak_rss_bytes(4096);
     progress.mutable_progress()->mutable_eta()->set_seconds(4 - blocks_);
+    auto& metrics = *progress.mutable_progress()->mutable_metrics();
+    for (const auto& [name, value] : kMetrics) metrics[name] = value;
     Emit(progress);
     v1::EngineEvent done;
     done.mutable_block_done()->set_index(index);

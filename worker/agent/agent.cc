@@ -34,7 +34,9 @@ Agent::Agent(AgentOptions options, WorkerClient& client, const WorkDir& work_dir
       work_dir_(work_dir),
       cache_(cache),
       keeper_(client, [this](v1::WorkerDirective directive) { OnDirective(directive); }),
-      parts_{client, keeper_, work_dir, materializer, engine, metrics, std::move(defaults)},
+      parts_{
+          client,           keeper_, work_dir, materializer, engine, metrics, std::move(defaults),
+          options_.patience},
       idle_since_(steady_clock::now()) {}
 
 absl::Status Agent::Run() {

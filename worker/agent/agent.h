@@ -24,6 +24,8 @@ struct AgentOptions {
   std::chrono::milliseconds acquire_wait{20000};
   // How long a drain waits for the next checkpoint of running jobs.
   std::chrono::milliseconds drain_grace{20000};
+  // How long an attempt waits for a store that does not answer.
+  Patience::Limits patience;
 };
 
 // Acquires jobs and runs them, one thread a slot, beside one thread that sends

@@ -606,15 +606,27 @@ TEST_F(AgentTest, JobSeriesVanishTwoScrapesAfterTheEnd) {
       server_.WaitFor([](const State& state) { return state.last_progress.blocks_done() == 1; }));
   const std::string running = agent.metrics().Text();
   for (const char* line :
-       {"quantry_worker_busy 1", "quantry_job_blocks_done{job_id=\"job-one\"} 1",
-        "quantry_job_progress_ratio{job_id=\"job-one\"} 0.25",
-        "quantry_job_block_loss{job_id=\"job-one\"} 0.5",
-        "quantry_job_block_loss_before{job_id=\"job-one\"} 2",
-        "quantry_job_stage{job_id=\"job-one\",stage=", "quantry_job_blocks{job_id=\"job-one\"} 4",
-        "quantry_job_steps_done{job_id=\"job-one\"} 1", "quantry_job_steps{job_id=\"job-one\"} 4",
-        "quantry_job_peak_memory_bytes{job_id=\"job-one\",memory=\"host\"} 4096",
+       {"quantry_worker_busy 1",
+        "quantry_job_blocks_done{job_id=\"job-one\",tenant=\"acme\"} 1",
+        "quantry_job_progress_ratio{job_id=\"job-one\",tenant=\"acme\"} 0.25",
+        "quantry_job_block_loss{job_id=\"job-one\",tenant=\"acme\"} 0.5",
+        "quantry_job_block_loss_before{job_id=\"job-one\",tenant=\"acme\"} 2",
+        "quantry_job_stage{job_id=\"job-one\",tenant=\"acme\",stage=",
+        "quantry_job_blocks{job_id=\"job-one\",tenant=\"acme\"} 4",
+        "quantry_job_steps_done{job_id=\"job-one\",tenant=\"acme\"} 1",
+        "quantry_job_steps{job_id=\"job-one\",tenant=\"acme\"} 4",
+        "quantry_job_peak_memory_bytes{job_id=\"job-one\",tenant=\"acme\",memory=\"host\"} 4096",
+        "quantry_job_rounding_stage{job_id=\"job-one\",tenant=\"acme\"} 3",
+        "quantry_job_rounding_stages{job_id=\"job-one\",tenant=\"acme\"} 20",
+        "quantry_job_rounding_stage_steps_done{job_id=\"job-one\",tenant=\"acme\"} 7",
+        "quantry_job_rounding_stage_steps{job_id=\"job-one\",tenant=\"acme\"} 25",
+        "quantry_job_soft_loss{job_id=\"job-one\",tenant=\"acme\"} 0.5",
+        "quantry_job_hard_loss{job_id=\"job-one\",tenant=\"acme\"} 0.75",
+        "quantry_job_hardened_ratio{job_id=\"job-one\",tenant=\"acme\"} 0.375",
+        "quantry_job_flip_ratio{job_id=\"job-one\",tenant=\"acme\"} 0.125",
+        "quantry_job_block_seconds{job_id=\"job-one\",tenant=\"acme\"} 0.25",
         "quantry_job_info{job_id=\"job-one\",tenant=\"acme\",model=\"model\",method=\"rtn\"} 1",
-        "quantry_job_estimated_end_timestamp_seconds{job_id=\"job-one\"}"}) {
+        "quantry_job_estimated_end_timestamp_seconds{job_id=\"job-one\",tenant=\"acme\"}"}) {
     EXPECT_NE(running.find(line), std::string::npos) << line << "\n" << running;
   }
   WriteFile(root_ / "go", "");

@@ -68,7 +68,8 @@ v1::JobResult ResultFromManifest(const v1::Manifest& manifest, const std::string
 absl::StatusOr<v1::CompleteJobRequest> UploadArtifact(const v1::Lease& lease,
                                                       const std::string& output_dir,
                                                       const v1::EngineCompleted& completed,
-                                                      const TransferCheck& check) {
+                                                      const TransferCheck& check,
+                                                      Patience& patience) {
   auto source = OpenStorage(output_dir);
   if (!source.ok()) return source.status();
   auto json = (*source)->Read(kManifest, kMaxManifestBytes);
@@ -82,22 +83,33 @@ absl::StatusOr<v1::CompleteJobRequest> UploadArtifact(const v1::Lease& lease,
   }
   auto manifest = ParseManifest(*json);
   if (!manifest.ok()) return manifest.status();
-  auto target = OpenStorage(lease.output_uri());
-  if (!target.ok()) return StoreError(lease.output_uri(), target.status());
+  absl::StatusOr<std::unique_ptr<Storage>> target = absl::UnavailableError("");
+  if (auto status =
+          patience.Try([&] { return (target = OpenStorage(lease.output_uri())).status(); });
+      !status.ok()) {
+    return StoreError(lease.output_uri(), status);
+  }
 
   v1::CompleteJobRequest request;
   for (const v1::ArtifactFile& file : manifest->files()) {
     if (auto status = CheckRelativePath(file.path()); !status.ok()) {
       return ProtocolError("manifest.json: " + std::string(status.message()));
     }
-    auto sent = (*target)->Upload(output_dir + "/" + file.path(), file.path(), check);
-    if (!sent.ok()) return StoreError(lease.output_uri(), sent.status());
+    absl::StatusOr<Transferred> sent = absl::UnavailableError("");
+    const auto upload = [&] {
+      sent = (*target)->Upload(output_dir + "/" + file.path(), file.path(), check);
+      return sent.status();
+    };
+    if (auto status = patience.Try(upload); !status.ok()) {
+      return StoreError(lease.output_uri(), status);
+    }
     if (sent->sha256 != file.sha256() || sent->size_bytes != file.size_bytes()) {
       return Corrupt(file, *sent);
     }
     request.set_total_bytes(request.total_bytes() + sent->size_bytes);
   }
-  if (auto status = (*target)->Write(kManifest, *json); !status.ok()) {
+  if (auto status = patience.Try([&] { return (*target)->Write(kManifest, *json); });
+      !status.ok()) {
     return StoreError(lease.output_uri(), status);
   }
   if (check) {

@@ -6,13 +6,15 @@
 #include "common/storage.h"
 #include "quantry/v1/engine.pb.h"
 #include "quantry/v1/worker_service.pb.h"
+#include "worker/agent/patience.h"
 
 namespace quantry::agent {
 
 // Copies a finished artifact from `output_dir` below lease.output_uri: the files
 // manifest.json lists, each checked against its size and sha256 on the way,
 // and manifest.json last, so that a prefix without it is garbage. Files the
-// manifest does not list stay behind.
+// manifest does not list stay behind. Each file waits with `patience` for a
+// store that does not answer.
 //
 // Returns the CompleteJob call without session and events. Errors:
 // ENGINE_PROTOCOL (no manifest, or not the one the engine announced),
@@ -20,7 +22,8 @@ namespace quantry::agent {
 absl::StatusOr<v1::CompleteJobRequest> UploadArtifact(const v1::Lease& lease,
                                                       const std::string& output_dir,
                                                       const v1::EngineCompleted& completed,
-                                                      const TransferCheck& check);
+                                                      const TransferCheck& check,
+                                                      Patience& patience);
 
 // What a job has to show, from its manifest.
 v1::JobResult ResultFromManifest(const v1::Manifest& manifest, const std::string& artifact_uri);

@@ -70,16 +70,18 @@ absl::Status BlobCache::Place(Storage& blobs, const std::string& sha256, std::in
   }
   const std::shared_lock lock(evicting_);
   const std::string cached = PathOf(sha256);
-  if (fs::exists(cached) && !Matches(cached, sha256, size_bytes)) {
+  std::error_code error;
+  bool here = fs::exists(cached, error);
+  if (here && !Matches(cached, sha256, size_bytes)) {
     log::Warning("a cached blob is damaged and fetched again", {{"sha256", sha256}});
     unlink(cached.c_str());
+    here = false;
   }
-  if (!fs::exists(cached)) {
+  if (!here) {
     if (auto status = Fetch(blobs, sha256, size_bytes, cached, check); !status.ok()) return status;
   }
   // The age that Evict goes by; the owner may set it on a read-only file.
   utimensat(AT_FDCWD, cached.c_str(), nullptr, 0);
-  std::error_code error;
   fs::create_directories(fs::path(target).parent_path(), error);
   if (!error) fs::create_hard_link(cached, target, error);
   if (error) {  // the file system knows no links

@@ -8,11 +8,11 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <random>
 #include <thread>
 
 #include "absl/strings/ascii.h"
 #include "common/errors.h"
+#include "common/jitter.h"
 #include "worker/agent/fetch_rules.h"
 #include "worker/agent/http_body.h"
 #include "worker/agent/http_get.h"
@@ -70,11 +70,6 @@ absl::StatusOr<std::string> ReadToken(const std::string& file) {
                          file);
   }
   return token;
-}
-
-double Random() {
-  thread_local std::mt19937 generator{std::random_device{}()};
-  return std::uniform_real_distribution<>(0.5, 1.0)(generator);
 }
 
 // In slices, so that a cancel does not wait for it.
@@ -155,8 +150,7 @@ absl::Status Run(const FetchOptions& options, HttpBody& body, const TransferChec
       if (!answer.ok()) return ErrorOf(answer, *asked->url);
       return MakeError(Reason::kStorageError, asked->url->shown() + " ends too early");
     }
-    const auto jittered =
-        milliseconds(static_cast<long>(static_cast<double>(backoff.count()) * Random()));
+    const milliseconds jittered = RandomTime(backoff / 2, backoff);
     absl::Status waited = Wait(std::max(jittered, RetryAfter(answer)), check);
     if (!waited.ok()) return waited;
     backoff = std::min(backoff * 2, options.longest_wait);

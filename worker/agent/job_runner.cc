@@ -8,6 +8,7 @@
 #include "google/protobuf/util/time_util.h"
 #include "worker/agent/artifact_uploader.h"
 #include "worker/agent/failure.h"
+#include "worker/agent/job_series.h"
 #include "worker/agent/path_scrubber.h"
 #include "worker/agent/utf8.h"
 
@@ -53,6 +54,18 @@ struct JobRunner::Attempt {
       session->SetMetric(metric, static_cast<double>(moved));
       return session->CheckRunning();
     };
+  }
+
+  // For the steps that need a store.
+  Patience PatienceOf(const Parts& parts) {
+    return Patience(
+        parts.patience, [this] { return session->CheckRunning(); },
+        [this, &parts](const std::string& what) {
+          session->AddLog(v1::LogLine::LEVEL_WARNING, Clean(what, parts.work_dir));
+          log::Warning(
+              "store does not answer",
+              {{"job", lease.job()}, {"epoch", lease.epoch()}, {"error", FirstLine(what)}});
+        });
   }
 
   // For texts that go to the job's owner.
@@ -120,11 +133,16 @@ absl::Status JobRunner::Execute(Attempt& attempt) {
 absl::Status JobRunner::Prepare(Attempt& attempt, JobInputs* inputs) {
   const auto check = attempt.Counter(
       "fetched_bytes", [this](std::int64_t bytes) { parts_.metrics.BytesFetched(bytes); });
-  auto fetched = parts_.materializer.Materialize(attempt.lease, attempt.dir, check);
-  if (!fetched.ok()) return fetched.status();
-  *inputs = *std::move(fetched);
+  Patience patience = attempt.PatienceOf(parts_);
+  const auto fetch = [&] {
+    auto fetched = parts_.materializer.Materialize(attempt.lease, attempt.dir, check);
+    if (!fetched.ok()) return fetched.status();
+    *inputs = *std::move(fetched);
+    return absl::OkStatus();
+  };
+  if (auto status = patience.Try(fetch); !status.ok()) return status;
   if (!inputs->note.empty()) attempt.session->AddLog(v1::LogLine::LEVEL_INFO, inputs->note);
-  return Restore(attempt);
+  return patience.Try([&] { return Restore(attempt); });
 }
 
 absl::Status JobRunner::Restore(Attempt& attempt) {
@@ -221,19 +239,30 @@ absl::Status JobRunner::RunEngine(Attempt& attempt, const v1::EngineJob& job,
   return absl::UnknownError(outcome.error.message());
 }
 
+// What the last call cannot take goes ahead, as long as beats are answered.
+v1::JobBeat JobRunner::LastBeat(Attempt& attempt) {
+  constexpr int kMostBeats = 16;
+  for (int i = 0; i < kMostBeats && attempt.session->HasMoreThanLastBeat(); ++i) {
+    if (!parts_.keeper.BeatOnce()) break;
+  }
+  return attempt.session->MakeLastBeat();
+}
+
 absl::Status JobRunner::Commit(Attempt& attempt) {
   attempt.session->EnterStage(v1::STAGE_UPLOADING);
-  auto request = UploadArtifact(attempt.lease, attempt.dir.output(), attempt.outcome.completed,
-                                attempt.Counter("uploaded_bytes", [this](std::int64_t bytes) {
-                                  parts_.metrics.BytesUploaded(bytes);
-                                }));
+  Patience patience = attempt.PatienceOf(parts_);
+  auto request = UploadArtifact(
+      attempt.lease, attempt.dir.output(), attempt.outcome.completed,
+      attempt.Counter("uploaded_bytes",
+                      [this](std::int64_t bytes) { parts_.metrics.BytesUploaded(bytes); }),
+      patience);
   if (!request.ok()) return request.status();
   attempt.session->MarkDone();
   attempt.session->EnterStage(v1::STAGE_COMMITTING);
   AddStageSeconds(attempt.session->progress(), *request->mutable_result()->mutable_timing());
   // CompleteJob carries events but no progress: the last word on it goes ahead.
   parts_.keeper.BeatOnce();
-  const v1::JobBeat last = attempt.session->MakeLastBeat();
+  const v1::JobBeat last = LastBeat(attempt);
   request->set_event_offset(last.event_offset());
   *request->mutable_events() = last.events();
   // Only losing the lease ends the tries: the artifact is complete.
@@ -289,7 +318,7 @@ void JobRunner::Fail(Attempt& attempt, const absl::Status& status, bool cancelle
   }
   request.set_retryable(!cancelled && IsRetryable(error));
   if (!cancelled) *request.mutable_error() = error;
-  const v1::JobBeat last = attempt.session->MakeLastBeat();
+  const v1::JobBeat last = LastBeat(attempt);
   request.set_event_offset(last.event_offset());
   *request.mutable_events() = last.events();
   const auto answer = parts_.client.Fail(

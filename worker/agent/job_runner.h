@@ -10,6 +10,7 @@
 #include "worker/agent/job_session.h"
 #include "worker/agent/lease_keeper.h"
 #include "worker/agent/materializer.h"
+#include "worker/agent/patience.h"
 #include "worker/agent/work_dir.h"
 #include "worker/agent/worker_client.h"
 #include "worker/agent/worker_metrics.h"
@@ -29,6 +30,7 @@ class JobRunner {
     const EngineRunner& engine;
     WorkerMetrics& metrics;
     EngineDefaults defaults;
+    Patience::Limits patience;
   };
 
   explicit JobRunner(Parts parts) : parts_(std::move(parts)) {}
@@ -42,6 +44,7 @@ class JobRunner {
   absl::Status Prepare(Attempt& attempt, JobInputs* inputs);
   absl::Status Restore(Attempt& attempt);
   absl::Status RunEngine(Attempt& attempt, const v1::EngineJob& job, CheckpointUploader& uploader);
+  v1::JobBeat LastBeat(Attempt& attempt);
   absl::Status Commit(Attempt& attempt);
   void OnEngineEvent(Attempt& attempt, CheckpointUploader& uploader, const v1::EngineEvent& event);
   void Finish(Attempt& attempt, const absl::Status& status);

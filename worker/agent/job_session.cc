@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "common/utf8_prefix.h"
 #include "google/protobuf/util/time_util.h"
 
 namespace quantry::agent {
@@ -103,7 +104,7 @@ void JobSession::AddLog(v1::LogLine::Level level, const std::string& message) {
     event.mutable_log()->set_level(level);
     event.mutable_log()->set_message(log_lines_ == kMaxLogLines
                                          ? "too many log lines; the rest is dropped"
-                                         : message.substr(0, kMaxLogBytes));
+                                         : Utf8Prefix(message, kMaxLogBytes));
     Push(std::move(event));
   }
   Wake();
@@ -159,10 +160,21 @@ bool JobSession::HasNews() const {
   return !events_.empty() || progress_changed_;
 }
 
-void JobSession::AddEvents(std::size_t limit, v1::JobBeat* beat) const {
+std::size_t JobSession::Fitting(std::size_t events, std::size_t bytes) const {
+  std::size_t count = 0;
+  std::size_t used = 0;
+  for (const v1::JobEvent& event : events_) {
+    used += event.ByteSizeLong();
+    if (count == events || (used > bytes && count > 0)) break;
+    ++count;
+  }
+  return count;
+}
+
+void JobSession::AddEvents(std::size_t events, std::size_t bytes, v1::JobBeat* beat) const {
   beat->set_event_offset(first_event_);
-  limit = std::min(limit, events_.size());
-  for (std::size_t i = 0; i < limit; ++i) *beat->add_events() = events_[i];
+  const std::size_t count = Fitting(events, bytes);
+  for (std::size_t i = 0; i < count; ++i) *beat->add_events() = events_[i];
 }
 
 v1::JobBeat JobSession::MakeBeat() {
@@ -171,7 +183,7 @@ v1::JobBeat JobSession::MakeBeat() {
   beat.set_job(job_);
   beat.set_epoch(epoch_);
   *beat.mutable_progress() = progress_;
-  AddEvents(kMaxEventsPerBeat, &beat);
+  AddEvents(kMaxEventsPerBeat, kMaxBeatBytes, &beat);
   progress_changed_ = false;
   return beat;
 }
@@ -180,14 +192,19 @@ v1::JobBeat JobSession::MakeLastBeat() {
   const std::lock_guard lock(mutex_);
   CloseStage();
   v1::JobBeat beat;
-  AddEvents(events_.size(), &beat);
+  AddEvents(kMaxLastEvents, kMaxLastBytes, &beat);
   return beat;
+}
+
+bool JobSession::HasMoreThanLastBeat() const {
+  const std::lock_guard lock(mutex_);
+  return Fitting(kMaxLastEvents, kMaxLastBytes) < events_.size();
 }
 
 v1::JobBeat JobSession::PendingEvents() const {
   const std::lock_guard lock(mutex_);
   v1::JobBeat beat;
-  AddEvents(kMaxEventsPerBeat, &beat);
+  AddEvents(kMaxEventsPerBeat, kMaxBeatBytes, &beat);
   return beat;
 }
 

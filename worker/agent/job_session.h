@@ -55,12 +55,15 @@ class JobSession {
   bool HasEvents() const;
   bool HasNews() const;  // events, or progress changed since the last beat
 
-  // What to send now: at most kMaxEventsPerBeat events.
+  // What to send now: at most kMaxEventsPerBeat events, of kMaxBeatBytes.
   v1::JobBeat MakeBeat();
-  // All events not yet confirmed, for the call that ends the attempt.
+  // Events not yet confirmed, for the call that ends the attempt: the oldest, as
+  // many as the server takes in one call. It refuses one with more.
   v1::JobBeat MakeLastBeat();
+  // Whether MakeLastBeat() leaves some out: beats can go ahead of it.
+  bool HasMoreThanLastBeat() const;
   // Events not yet confirmed, for calls that go beside the beats: at most
-  // kMaxEventsPerBeat. Only event_offset and events are set.
+  // kMaxEventsPerBeat, of kMaxBeatBytes. Only event_offset and events are set.
   v1::JobBeat PendingEvents() const;
   // The answer to a beat sent at `sent`.
   void OnAnswer(const v1::JobDirective& directive, MonotonicTime sent);
@@ -72,15 +75,20 @@ class JobSession {
   absl::Status CheckRunning() const;
 
   static constexpr int kMaxEventsPerBeat = 500;
+  static constexpr std::size_t kMaxBeatBytes = 512 << 10;  // a call has beats of several jobs
+  static constexpr int kMaxLastEvents = 1000;
+  static constexpr std::size_t kMaxLastBytes = 3 << 20;  // of the 4 MiB of a call
   // The end of a lease is kept free for killing the engine: a fifth of the ttl,
   // at most this.
   static constexpr std::chrono::seconds kMaxMargin{5};
 
  private:
   v1::JobEvent NewEvent() const;
-  void Push(v1::JobEvent event);                               // needs mutex_
-  void CloseStage();                                           // needs mutex_
-  void AddEvents(std::size_t limit, v1::JobBeat* beat) const;  // needs mutex_
+  void Push(v1::JobEvent event);  // needs mutex_
+  void CloseStage();              // needs mutex_
+  // How many of the oldest both limits allow: at least one. Needs mutex_.
+  std::size_t Fitting(std::size_t events, std::size_t bytes) const;
+  void AddEvents(std::size_t events, std::size_t bytes, v1::JobBeat* beat) const;  // needs mutex_
   void Wake();
 
   const std::string job_;

@@ -109,10 +109,32 @@ TEST_F(JobSessionTest, LogsAndBeatsAreBounded) {
   for (int i = 0; i < 2000; ++i) {
     session.AddLog(v1::LogLine::LEVEL_INFO, std::string(10000, 'x'));
   }
-  EXPECT_EQ(session.MakeLastBeat().events_size(), 1000);
+  const auto last = session.MakeLastBeat();
+  EXPECT_GT(last.ByteSizeLong(), JobSession::kMaxLastBytes - 10000);
+  EXPECT_LT(last.ByteSizeLong(), JobSession::kMaxLastBytes + 10000);
+  EXPECT_TRUE(session.HasMoreThanLastBeat());
   const auto beat = session.MakeBeat();
-  EXPECT_EQ(beat.events_size(), JobSession::kMaxEventsPerBeat);
+  EXPECT_GT(beat.ByteSizeLong(), JobSession::kMaxBeatBytes - 10000);
+  EXPECT_LT(beat.ByteSizeLong(), JobSession::kMaxBeatBytes + 10000);
   EXPECT_EQ(beat.events(0).log().message().size(), 4096u);
+}
+
+TEST_F(JobSessionTest, ManyShortLinesAreBoundedByNumber) {
+  JobSession session(lease_, start_);
+  for (int i = 0; i < 2000; ++i) session.AddLog(v1::LogLine::LEVEL_INFO, "line");
+  EXPECT_EQ(session.MakeLastBeat().events_size(), JobSession::kMaxLastEvents);
+  EXPECT_EQ(session.MakeBeat().events_size(), JobSession::kMaxEventsPerBeat);
+}
+
+TEST_F(JobSessionTest, ALogLineIsCutBetweenCharacters) {
+  JobSession session(lease_, start_);
+  std::string text = "x";
+  while (text.size() < 5000) text += "\u044f";
+  session.AddLog(v1::LogLine::LEVEL_INFO, text);
+  const v1::JobBeat beat = session.MakeBeat();
+  EXPECT_EQ(beat.events(0).log().message().size(), 4095u);
+  v1::JobBeat parsed;
+  EXPECT_TRUE(parsed.ParseFromString(beat.SerializeAsString())) << "the server reads it";
 }
 
 TEST(EngineContractTest, EventsTable) {

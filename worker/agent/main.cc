@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "common/config_loader.h"
+#include "common/digest.h"
 #include "common/errors.h"
 #include "common/grpc_credentials.h"
 #include "common/grpc_reconnect.h"
@@ -43,6 +44,16 @@ std::string DefaultWorkDir() {
   return base / "quantry/worker";
 }
 
+// The same after a restart, and another one for each worker of a machine: work
+// folders are locked.
+std::string DefaultWorkerId(const std::string& work_dir) {
+  std::error_code error;
+  fs::path whole = fs::weakly_canonical(fs::absolute(work_dir, error), error);
+  if (error) whole = work_dir;
+  if (!whole.has_filename()) whole = whole.parent_path();  // "folder/"
+  return HostName() + "-" + Sha256Hex(whole.native()).substr(0, 8);
+}
+
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> Credentials(
     const v1::WorkerConfig& config) {
   return MakeChannelCredentials({.ca_file = config.tls_ca_file(),
@@ -72,7 +83,7 @@ absl::Status FinishConfig(v1::WorkerConfig& config) {
     if (field->empty()) *field = value;
   };
   fill(config.mutable_work_dir(), DefaultWorkDir());
-  fill(config.mutable_worker_id(), HostName());
+  fill(config.mutable_worker_id(), DefaultWorkerId(config.work_dir()));
   fill(config.mutable_engine_binary(),
        fs::read_symlink("/proc/self/exe").parent_path() / "quantry-engine");
   if (config.slots() < 1 || config.slots() > 256) {
@@ -84,6 +95,10 @@ absl::Status FinishConfig(v1::WorkerConfig& config) {
   if (config.threads() < 0) {
     return MakeError(Reason::kInvalidConfig,
                      "threads: wanted 1 or more, got " + std::to_string(config.threads()));
+  }
+  if (config.store_patience_s() < 0) {
+    return MakeError(Reason::kInvalidConfig, "store_patience_s: wanted 0 or more, got " +
+                                                 std::to_string(config.store_patience_s()));
   }
   if (config.engine_max_file_bytes() < 0) {
     return MakeError(Reason::kInvalidConfig, "engine_max_file_bytes: wanted 0 or more, got " +
@@ -125,6 +140,17 @@ v1::WorkerInfo MakeInfo(const v1::WorkerConfig& config, const EngineAbilities& e
     info.set_host_memory_bytes(static_cast<std::int64_t>(memory.totalram) * memory.mem_unit);
   }
   return info;
+}
+
+// What gRPC says without words when somebody else listens there.
+absl::Status ExplainServer(const absl::Status& status, const std::string& server) {
+  if (!absl::IsUnimplemented(status)) return status;
+  return MakeError(Reason::kInvalidConfig,
+                   server +
+                       " has no worker service: wanted quantryd's worker port (7071 unless its "
+                       "--worker-listen says otherwise), got another one, perhaps the tenant port "
+                       "that clients find in QUANTRY_SERVER; name the worker port with --server",
+                   {{"server", server}});
 }
 
 // Hands SIGTERM and SIGINT to the agent. Both are blocked in every thread and
@@ -187,7 +213,8 @@ absl::Status RunWorker(const v1::WorkerConfig& config) {
                .once = config.once(),
                .max_idle = std::chrono::seconds(config.max_idle_s()),
                .min_free_disk_bytes = config.min_free_disk_bytes(),
-               .drain_grace = std::chrono::seconds(config.drain_timeout_s())},
+               .drain_grace = std::chrono::seconds(config.drain_timeout_s()),
+               .patience = {.total = std::chrono::seconds(config.store_patience_s())}},
               client, *work_dir, cache, materializer, engine, metrics,
               {.device = config.device(), .threads = config.threads()});
   auto admin = HttpAdmin::Start(config.admin_listen(),
@@ -202,7 +229,7 @@ absl::Status RunWorker(const v1::WorkerConfig& config) {
                                       {"gpus", client.info().gpus_size()},
                                       {"engine_confinement", abilities->confinement}});
   const SignalThread signals(agent);
-  return agent.Run();
+  return ExplainServer(agent.Run(), config.server());
 }
 
 }  // namespace
@@ -229,6 +256,6 @@ int main(int argc, char** argv) {
   const auto status = quantry::agent::RunWorker(config);
   quantry::FinalizeStorage();
   if (status.ok()) return 0;
-  quantry::log::Error(std::string(status.message()));
+  quantry::log::Error(status.message().empty() ? status.ToString() : std::string(status.message()));
   return 1;
 }

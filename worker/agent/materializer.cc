@@ -158,13 +158,16 @@ absl::StatusOr<std::string> Materializer::LocalModel(const Context& context,
                                                      std::string_view path) const {
   auto resolved = ResolveBelowRoots(path, context.roots);
   if (!resolved.ok()) return resolved;
-  if (!fs::is_directory(*resolved)) {
+  std::error_code error;
+  const fs::file_status found = fs::status(*resolved, error);
+  if (!fs::is_directory(found)) {
+    const bool file = fs::exists(found);
     return MakeError(Reason::kSourceMissing,
-                     std::string(path) + " is a file; wanted the model's folder",
+                     std::string(path) + (file ? " is a file" : ": " + error.message()) +
+                         "; wanted the model's folder",
                      {{"path", std::string(path)}});
   }
   ModelListing listing;
-  std::error_code error;
   for (fs::directory_iterator it(*resolved, error), end; !error && it != end; it.increment(error)) {
     listing.Add(it->path().filename().native());
   }

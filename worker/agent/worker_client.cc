@@ -2,11 +2,12 @@
 
 #include <algorithm>
 #include <condition_variable>
-#include <random>
 #include <thread>
 #include <utility>
 
 #include "common/errors.h"
+#include "common/jitter.h"
+#include "common/log.h"
 #include "google/protobuf/util/time_util.h"
 #include "google/rpc/status.pb.h"
 #include "grpcpp/grpcpp.h"
@@ -52,10 +53,7 @@ absl::Status UnlessEndedThere(absl::Status status, const std::stop_token& stop) 
 }
 
 // Full jitter: anything between nothing and the step.
-milliseconds Jitter(milliseconds step) {
-  static thread_local std::mt19937 random{std::random_device{}()};
-  return milliseconds(std::uniform_int_distribution<std::int64_t>(0, step.count())(random));
-}
+milliseconds Jitter(milliseconds step) { return RandomTime(milliseconds(0), step); }
 
 milliseconds NextBackoff(milliseconds step) { return std::min(step * 2, kMaxBackoff); }
 
@@ -162,6 +160,10 @@ absl::StatusOr<Response> WorkerClient::Call(Method method, Request request, mill
         FromGrpc((connection_->stub.get()->*method)(&context, request, &response)), stop);
     if (status.ok()) return response;
     if (!HasReason(status, Reason::kUnknownWorker)) return status;
+    log::Warning(
+        "the server does not know this session any more: does another process have the same "
+        "--worker-id? registering again",
+        {{"worker", info_.worker_id()}});
     if (auto registered = RegisterOnce(stop); !registered.ok()) return registered;
   }
   return status;

@@ -37,7 +37,4 @@ class WorkerMetrics {
   std::unique_ptr<State> state_;
 };
 
-// "awq" for a Method with awq set; "unknown" when nothing known is.
-std::string MethodName(const v1::Method& method);
-
 }  // namespace quantry::agent

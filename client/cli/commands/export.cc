@@ -10,6 +10,7 @@
 #include "client/cli/json.h"
 #include "client/cli/oci_layout.h"
 #include "client/cli/pull.h"
+#include "client/cli/safe_path.h"
 #include "client/cli/spec.h"
 #include "client/cli/text.h"
 #include "client/cli/wait.h"
@@ -24,11 +25,35 @@ struct ExportArguments {
   OciOptions options;
 };
 
-// Beside the layout: a pull fills it, and it goes when all is exported.
-std::string PullFolder(const std::string& layout) { return layout + ".pull"; }
+// An artifact pulled to be exported.
+struct PulledSource {
+  std::string folder;
+  v1::Manifest manifest;
+};
 
-absl::Status PullSource(Context& context, const std::string& source, const OciOptions& options,
-                        StatusLine& line) {
+// Beside the layout and of this artifact alone, so that a pull that broke off goes on there.
+std::string PullFolder(const std::string& layout, const std::string& artifact) {
+  return Cat(layout, ".", artifact.substr(artifact.rfind('/') + 1), ".pull");
+}
+
+// When all is exported: what the pull left, and nothing that somebody else put there.
+void RemovePulled(const PulledSource& pulled) {
+  std::error_code ignored;
+  const fs::path folder = pulled.folder;
+  fs::remove(folder / "manifest.json", ignored);
+  for (const v1::ArtifactFile& file : pulled.manifest.files()) {
+    fs::remove(folder / file.path(), ignored);
+    for (fs::path below = fs::path(file.path()).parent_path(); !below.empty();
+         below = below.parent_path()) {
+      fs::remove(folder / below, ignored);  // if it is empty
+    }
+  }
+  fs::remove(folder, ignored);
+}
+
+absl::StatusOr<PulledSource> PullSource(Context& context, const std::string& source,
+                                        const OciOptions& options, StatusLine& line) {
+  if (absl::Status status = CheckOciLayout(options.layout); !status.ok()) return status;
   Connection connection(context.env, context.global);
   const auto name = FindArtifact(context, connection, source);
   if (!name.ok()) return name.status();
@@ -42,8 +67,10 @@ absl::Status PullSource(Context& context, const std::string& source, const OciOp
     if (!status.ok()) return status;
     if (!artifact.manifest().outputs().empty()) format = artifact.manifest().outputs(0).format();
   }
-  const std::string folder = PullFolder(options.layout);
-  return PullArtifact(connection, line, *name, {.folder = folder, .format = format}).status();
+  const std::string folder = PullFolder(options.layout, *name);
+  const auto pulled = PullArtifact(connection, line, *name, {.folder = folder, .format = format});
+  if (!pulled.ok()) return pulled.status();
+  return PulledSource{.folder = folder, .manifest = pulled->manifest};
 }
 
 void Print(Context& context, const OciOptions& options, const OciImage& image) {
@@ -71,17 +98,19 @@ absl::StatusOr<ExitCode> RunExport(Context& context, const ExportArguments& argu
   StatusLine line(context.env, context.global.quiet);
   OciOptions options = arguments.options;
   while (options.layout.size() > 1 && options.layout.back() == '/') options.layout.pop_back();
-  const bool pulled = fs::is_directory(arguments.source);
+  const auto source = LookAt(arguments.source);
+  if (!source.ok()) return source.status();
   options.folder = arguments.source;
-  if (!pulled) {
-    absl::Status status = PullSource(context, arguments.source, options, line);
-    if (!status.ok()) return status;
-    options.folder = PullFolder(options.layout);
+  PulledSource pulled;
+  if (!fs::is_directory(*source)) {
+    auto done = PullSource(context, arguments.source, options, line);
+    if (!done.ok()) return done.status();
+    pulled = *std::move(done);
+    options.folder = pulled.folder;
   }
   const auto image = WriteOciLayout(options);
   if (!image.ok()) return image.status();
-  std::error_code ignored;
-  if (!pulled) fs::remove_all(options.folder, ignored);
+  if (!pulled.folder.empty()) RemovePulled(pulled);
   line.Say(Cat("exported and verified ", image->layers.size(), " layers, ", Bytes(image->bytes)));
   Print(context, options, *image);
   return ExitCode::kOk;

@@ -34,7 +34,7 @@ absl::StatusOr<ExitCode> RunRetry(Context& context, const RetryOptions& options)
   absl::Status status =
       connection.Call(connection.jobs(), &Connection::Jobs::RetryQuantizationJob, request, &job);
   if (!status.ok()) return status;
-  if (options.wait) {
+  if (options.wait || options.waiting.timeout_s > 0) {
     StatusLine line(context.env, context.global.quiet);
     return WaitForJob(context, connection, line, *name, options.waiting);
   }
@@ -58,7 +58,7 @@ void AddRetry(CLI::App& app, Action& chosen) {
   command->add_flag("--wait", options->wait, "Follow the job to its end, like watch");
   command
       ->add_option("--wait-timeout", options->waiting.timeout_s,
-                   "With --wait: leave after this many seconds with exit code 8")
+                   "Wait, but leave after this many seconds with exit code 8")
       ->check(CLI::PositiveNumber)
       ->type_name("SECONDS");
   command->footer(

@@ -24,8 +24,9 @@ void Print(Context& context, const Json& json, const std::string& text) {
 absl::StatusOr<ExitCode> RunMethods(Context& context) {
   Connection connection(context.env, context.global);
   v1::ListMethodsResponse methods;
-  absl::Status status = connection.Call(connection.jobs(), &Connection::Jobs::ListMethods,
-                                        v1::ListMethodsRequest(), &methods);
+  absl::Status status =
+      connection.Call(connection.jobs(), &Connection::Jobs::ListMethods, v1::ListMethodsRequest(),
+                      &methods, Connection::kEngineTime);
   if (!status.ok()) return status;
   Print(context, MessageJson(methods)["methods"], MethodsText(methods));
   return ExitCode::kOk;

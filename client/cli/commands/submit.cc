@@ -156,8 +156,9 @@ absl::Status UploadSources(Connection& connection, StatusLine& line, Submission&
 // What the server says no to anyway, before gigabytes are hashed and sent.
 absl::Status CheckBeforeUpload(Connection& connection, const v1::JobSpec& spec) {
   v1::ListMethodsResponse methods;
-  absl::Status status = connection.Call(connection.jobs(), &Connection::Jobs::ListMethods,
-                                        v1::ListMethodsRequest(), &methods);
+  absl::Status status =
+      connection.Call(connection.jobs(), &Connection::Jobs::ListMethods, v1::ListMethodsRequest(),
+                      &methods, Connection::kEngineTime);
   return status.ok() ? CheckSpec(spec, methods) : status;
 }
 
@@ -170,7 +171,8 @@ absl::StatusOr<v1::CreateQuantizationJobResponse> Create(Connection& connection,
       if (!status.ok()) return status;
     }
     absl::Status status = connection.Call(
-        connection.jobs(), &Connection::Jobs::CreateQuantizationJob, submission.request, &response);
+        connection.jobs(), &Connection::Jobs::CreateQuantizationJob, submission.request, &response,
+        submission.request.validate_only() ? Connection::kQuoteTime : std::chrono::seconds(0));
     if (status.ok()) return response;
     // Collected between upload and create: once more.
     if (!HasReason(status, Reason::kSourceMissing) || !submission.uploads() || tries > 1) {
@@ -216,7 +218,7 @@ absl::StatusOr<ExitCode> RunSubmit(Context& context, const SubmitOptions& option
   if (options.validate_only) return PrintQuote(context, *response);
   const std::string& request_id = submission->request.request_id();
   const v1::QuantizationJob& job = response->quantization_job();
-  if (!options.wait && options.download.empty()) {
+  if (!options.wait && options.wait_timeout_s <= 0 && options.download.empty()) {
     PrintSubmitted(context, job, request_id);
     return ExitCode::kOk;
   }

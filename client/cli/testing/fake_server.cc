@@ -5,6 +5,7 @@
 #include <google/rpc/status.pb.h>
 
 #include <algorithm>
+#include <thread>
 
 #include "common/crc32c.h"
 #include "common/digest.h"
@@ -167,6 +168,7 @@ grpc::Status FakeServer::WatchQuantizationJob(
 
 grpc::Status FakeServer::ListMethods(Context*, const v1::ListMethodsRequest*,
                                      v1::ListMethodsResponse* response) {
+  std::this_thread::sleep_for(engine_takes);
   *response = methods;
   return grpc::Status::OK;
 }
@@ -191,6 +193,16 @@ grpc::Status FakeServer::Store(const std::string& sha256, const std::string& dat
   return grpc::Status::OK;
 }
 
+grpc::Status FakeServer::CheckHeld(const std::string& sha256, std::string& partial) {
+  if (held_upload.refusals == 0 || sha256 != Sha256Hex(held_upload.content)) {
+    return grpc::Status::OK;
+  }
+  --held_upload.refusals;
+  partial += held_upload.content.substr(partial.size(), held_upload.step);
+  if (partial == held_upload.content) blobs[sha256] = partial;
+  return RpcError(grpc::RESOURCE_EXHAUSTED, "RESOURCE_LIMIT", "another call uploads the blob");
+}
+
 grpc::Status FakeServer::UploadBlob(Context*, grpc::ServerReader<v1::UploadBlobRequest>* reader,
                                     v1::UploadBlobResponse*) {
   v1::UploadBlobRequest request;
@@ -199,6 +211,7 @@ grpc::Status FakeServer::UploadBlob(Context*, grpc::ServerReader<v1::UploadBlobR
   std::lock_guard lock(mutex_);
   upload_offsets.push_back(header.write_offset());
   std::string& data = partial_[header.blob().sha256()];
+  if (grpc::Status held = CheckHeld(header.blob().sha256(), data); !held.ok()) return held;
   if (static_cast<size_t>(header.write_offset()) != data.size()) {
     return RpcError(grpc::OUT_OF_RANGE, "UPLOAD_OFFSET", "wrong offset");
   }

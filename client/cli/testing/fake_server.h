@@ -2,6 +2,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <chrono>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -37,6 +38,7 @@ class FakeServer : public v1::QuantizationService::Service, public v1::ArtifactS
 
   // Script.
   v1::ListMethodsResponse methods;
+  std::chrono::milliseconds engine_takes{0};        // before it tells its methods
   std::map<std::string, v1::QuantizationJob> jobs;  // by name
   std::vector<v1::QuantizationJob> listed;          // pages of two
   std::vector<WatchCall> watch_calls;               // the last one repeats
@@ -44,6 +46,12 @@ class FakeServer : public v1::QuantizationService::Service, public v1::ArtifactS
   grpc::Status create_status;        // of the first creates
   size_t creates_refused = 1;        // so many of them
   int64_t upload_breaks_after = -1;  // bytes; once
+  // Another call's upload: refuses ours so many times, and gets on between them.
+  struct HeldUpload {
+    int refusals = 0;
+    std::string content = {};
+    size_t step = 0;
+  } held_upload;
   v1::Artifact artifact;
   v1::Manifest figures;                      // what a published manifest holds beside its files
   std::map<std::string, std::string> files;  // of the artifact
@@ -87,6 +95,8 @@ class FakeServer : public v1::QuantizationService::Service, public v1::ArtifactS
   grpc::Status ReadArtifact(Context*, const v1::ReadArtifactRequest*,
                             grpc::ServerWriter<v1::ReadArtifactResponse>*) override;
   grpc::Status Store(const std::string& sha256, const std::string& data);
+  // OK, or what the holder of the upload leaves to others.
+  grpc::Status CheckHeld(const std::string& sha256, std::string& partial);
 
   std::mutex mutex_;
   std::string address_;

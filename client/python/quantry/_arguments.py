@@ -1,9 +1,10 @@
 """The arguments of submit() and quote(), once: as a dataclass for the code and as keyword types for callers."""
 from __future__ import annotations
 
+import numbers
 import os
 import pathlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Mapping, Optional, Sequence, TypedDict, Union
 
 from quantry import _spec
@@ -12,6 +13,7 @@ from quantry.v1 import job_pb2, quantization_service_pb2 as service_pb2
 
 PathLike = Union[str, "os.PathLike[str]"]
 GIB = 1024.0 ** 3
+MOST = 8e9  # of a floating-point argument: as seconds and as GiB it still fits the messages
 
 
 class SpecArguments(TypedDict, total=False):
@@ -36,6 +38,18 @@ class SpecArguments(TypedDict, total=False):
     evaluation_length: int
     evaluation_windows: int
     evaluation_format: str
+    preprocessing_corpus: Optional[PathLike]
+    preprocessing_length: int
+    preprocessing_format: str
+    preprocessing_steps: int
+    preprocessing_accumulation: int
+    preprocessing_rank: int
+    preprocessing_alpha: float
+    preprocessing_dropout: Optional[float]
+    preprocessing_learning_rate: float
+    preprocessing_warmup_steps: int
+    preprocessing_clip_norm: float
+    preprocessing_attention_output: bool
     max_perplexity_ratio: float
     max_perplexity_increase: float
     formats: Union[str, Sequence[str]]
@@ -44,6 +58,8 @@ class SpecArguments(TypedDict, total=False):
     gpus: int
     gpu_memory_gib: float
     max_run: float
+    max_pending: float
+    max_no_progress: float
     seed: int
 
 
@@ -80,6 +96,18 @@ class Arguments:
     evaluation_length: int = 0
     evaluation_windows: int = 0
     evaluation_format: str = "text"
+    preprocessing_corpus: Optional[PathLike] = None
+    preprocessing_length: int = 0
+    preprocessing_format: str = "text"
+    preprocessing_steps: int = 0
+    preprocessing_accumulation: int = 0
+    preprocessing_rank: int = 0
+    preprocessing_alpha: float = 0.0
+    preprocessing_dropout: Optional[float] = None
+    preprocessing_learning_rate: float = 0.0
+    preprocessing_warmup_steps: int = 0
+    preprocessing_clip_norm: float = 0.0
+    preprocessing_attention_output: bool = False
     max_perplexity_ratio: float = 0.0
     max_perplexity_increase: float = 0.0
     formats: Union[str, Sequence[str]] = ()
@@ -88,6 +116,8 @@ class Arguments:
     gpus: int = 0
     gpu_memory_gib: float = 0.0
     max_run: float = 0.0
+    max_pending: float = 0.0
+    max_no_progress: float = 0.0
     seed: int = 0
     job_id: str = ""
     request_id: str = ""
@@ -98,6 +128,7 @@ class Arguments:
 
     def spec(self) -> job_pb2.JobSpec:
         """Everything but the uploaded sources."""
+        _check_kinds(self)
         spec = job_pb2.JobSpec(seed=self.seed)
         spec.method.CopyFrom(_spec.build_method(
             self.method, bits=self.bits, group_size=self.group_size, symmetric=self.symmetric,
@@ -118,14 +149,52 @@ class Arguments:
         elif self.max_perplexity_ratio or self.max_perplexity_increase:
             raise _spec.wrong("max_perplexity_ratio and max_perplexity_increase need a text to measure on: wanted "
                               "evaluation=FILE, got none")
+        lora = self._lora()
+        if self.preprocessing_corpus is not None:
+            _spec.set_preprocessing(spec, lora, self.preprocessing_length, self.preprocessing_format)
+        elif spec.method.HasField("restore"):
+            raise _spec.wrong("method \"restore\" needs a text to train on: wanted preprocessing_corpus=FILE, got none")
+        elif self.preprocessing_length or lora.ByteSize():
+            raise _spec.wrong("preprocessing_length, _steps, _rank and the like have no effect alone: wanted "
+                              "preprocessing_corpus=FILE, got none")
+
+    def _lora(self) -> job_pb2.LoraOptions:
+        return _spec.build_lora(
+            self.preprocessing_dropout, steps=self.preprocessing_steps, accumulation=self.preprocessing_accumulation,
+            rank=self.preprocessing_rank, alpha=self.preprocessing_alpha,
+            learning_rate=self.preprocessing_learning_rate, warmup_steps=self.preprocessing_warmup_steps,
+            clip_norm=self.preprocessing_clip_norm, attention_output=self.preprocessing_attention_output)
 
     def _set_resources(self, spec: job_pb2.JobSpec) -> None:
         resources = job_pb2.ResourceRequest(device=self.device, threads=self.threads, gpu_count=self.gpus,
                                             min_gpu_memory_bytes=int(self.gpu_memory_gib * GIB))
         if resources.ByteSize():
             spec.resources.CopyFrom(resources)
-        if self.max_run > 0:
-            spec.stop_limits.max_run.FromNanoseconds(int(self.max_run * 1e9))
+        for name in ("max_run", "max_pending", "max_no_progress"):
+            seconds = getattr(self, name)
+            if seconds > 0:
+                getattr(spec.stop_limits, name).FromNanoseconds(int(seconds * 1e9))
+
+
+def _check_kinds(arguments: Arguments) -> None:
+    """Numbers and texts that the messages can hold; protobuf's own errors do not name the argument."""
+    def is_a(kind: Any, value: Any) -> bool:
+        return isinstance(value, kind)  # numpy's numbers are numbers too
+
+    for one in fields(arguments):
+        value, kind = getattr(arguments, one.name), str(one.type)
+        if value is None and kind.startswith("Optional"):
+            continue
+        kind = kind.replace("Optional[", "").rstrip("]")
+        bits = 63 if one.name == "seed" else 31
+        if kind == "int" and not (is_a(numbers.Integral, value) and -(1 << bits) <= value < 1 << bits):
+            raise _spec.wrong(f"{one.name}: wanted a whole number of at most {bits} bits, got {value!r}")
+        if kind == "float" and not (is_a(numbers.Real, value) and abs(value) < MOST):
+            raise _spec.wrong(f"{one.name}: wanted a number below {MOST:g}, got {value!r}")
+        if kind == "bool" and not is_a(numbers.Integral, value):
+            raise _spec.wrong(f"{one.name}: wanted True or False, got {value!r}")
+        if kind == "str" and not is_a(str, value):
+            raise _spec.wrong(f"{one.name}: wanted text, got {value!r}")
 
 
 @dataclass
@@ -136,10 +205,11 @@ class Submission:
     model_files: list[LocalFile] = field(default_factory=list)  # to upload; empty: a path or URI
     calibration_file: list[LocalFile] = field(default_factory=list)  # none or one
     evaluation_file: list[LocalFile] = field(default_factory=list)  # none or one
+    corpus_file: list[LocalFile] = field(default_factory=list)  # none or one
 
     @property
     def files(self) -> list[LocalFile]:
-        return self.model_files + self.calibration_file + self.evaluation_file
+        return self.model_files + self.calibration_file + self.evaluation_file + self.corpus_file
 
     @property
     def spec(self) -> job_pb2.JobSpec:
@@ -156,6 +226,8 @@ class Submission:
             self.spec.calibration.source.blob.CopyFrom(rest.pop(0))
         if self.evaluation_file:
             self.spec.evaluation.source.blob.CopyFrom(rest.pop(0))
+        if self.corpus_file:
+            self.spec.preprocessing.source.blob.CopyFrom(rest.pop(0))
 
 
 def prepare(arguments: Arguments, tenant: str, request_id: str, validate_only: bool) -> Submission:
@@ -169,9 +241,9 @@ def prepare(arguments: Arguments, tenant: str, request_id: str, validate_only: b
         reuse_result=arguments.reuse_result,
         quantization_job_id=check_job_id(arguments.job_id) if arguments.job_id else ""))
     job = submission.request.quantization_job
+    job.spec.CopyFrom(arguments.spec())
     job.display_name, job.priority = arguments.title, arguments.priority
     job.labels.update(arguments.labels or {})
-    job.spec.CopyFrom(arguments.spec())
     if arguments.model_path:
         job.spec.model.local_path = os.fspath(arguments.model_path)
     elif arguments.model_uri:
@@ -180,6 +252,7 @@ def prepare(arguments: Arguments, tenant: str, request_id: str, validate_only: b
         submission.model_files = find_model_files(pathlib.Path(arguments.model or ""))
     _find_text("calibration", arguments.calibration, job.spec.calibration, submission.calibration_file)
     _find_text("evaluation", arguments.evaluation, job.spec.evaluation, submission.evaluation_file)
+    _find_text("preprocessing_corpus", arguments.preprocessing_corpus, job.spec.preprocessing, submission.corpus_file)
     return submission
 
 

@@ -1,7 +1,8 @@
 """Servers remembered by `quantry login`: the settings connect() was not given.
 
-An argument beats the environment, which beats the context. The current context stands aside when an argument or
-QUANTRY_SERVER names a server: a token goes to the server it is for.
+An argument beats the environment, which beats the context. A token goes to the server it is for: a context that is
+named (the argument, else QUANTRY_CONTEXT unless a target is given) brings its server, and the current one stands aside
+when an argument or QUANTRY_SERVER names one.
 """
 from __future__ import annotations
 
@@ -46,8 +47,7 @@ def load_contexts() -> tuple[str, dict[str, dict[str, str]]]:
     return str(found.get("current", "")), contexts
 
 
-def _choose(context: Optional[str], server_named: bool) -> tuple[str, dict[str, str]]:
-    name = context or os.environ.get("QUANTRY_CONTEXT", "")
+def _choose(name: str, server_named: bool) -> tuple[str, dict[str, str]]:
     if not name and server_named:
         return "", {}
     current, contexts = load_contexts()
@@ -60,14 +60,21 @@ def _choose(context: Optional[str], server_named: bool) -> tuple[str, dict[str, 
 
 def settle(options: Options, tenant: Optional[str], context: Optional[str]) -> tuple[Options, str]:
     """The options with what was left out filled in, and the tenant."""
-    source = "connect()"
-    target = options.target
-    if not target and os.environ.get("QUANTRY_SERVER"):
-        target, source = os.environ["QUANTRY_SERVER"], "QUANTRY_SERVER"
-    name, chosen = _choose(context, bool(target))
-    if not target and chosen:
+    variable = os.environ.get("QUANTRY_SERVER", "")
+    target, source = options.target or "", "connect()"
+    if not target and not context and variable:  # the argument is said now, the variable was said some time
+        target, source = variable, "QUANTRY_SERVER"
+    name, chosen = _choose(context or ("" if options.target else os.environ.get("QUANTRY_CONTEXT", "")), bool(target))
+    if chosen and target and target != chosen["server"]:
+        raise errors.InvalidRequest(
+            f"wanted one server, got two: {source} names {target}, context \"{name}\" is for {chosen['server']}, and a "
+            "token goes to the server it is for", hint="leave one of them out, or make a context for that address")
+    if chosen:
         target, source = chosen["server"], f"context {name}"
-    found = {key: os.environ.get(variable) or chosen.get(key) for key, variable in VARIABLES.items()}
+    # Credentials in the environment are for the server in the environment.
+    elsewhere = variable not in ("", target)
+    found = {key: (os.environ.get(setting) if key == "tenant" or not elsewhere else "") or chosen.get(key)
+             for key, setting in VARIABLES.items()}
     changes: dict[str, object] = {"target": target or None, "source": source}
     if options.tls is None and options.tls_ca is None and found["tls_ca"]:
         changes.update({"tls": True} if found["tls_ca"] == SYSTEM_CAS else {"tls_ca": found["tls_ca"]})

@@ -1,12 +1,13 @@
 """What both clients do, written once as coroutines over a Transport."""
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pathlib
 import time
 import uuid
-from typing import Any, AsyncGenerator, Mapping, Optional, Union
+from typing import Any, AsyncGenerator, Iterator, Mapping, Optional, Union
 
 from quantry import errors
 from quantry._arguments import Arguments, Submission, prepare
@@ -26,8 +27,17 @@ log = logging.getLogger("quantry")
 AWAY = 150.0  # seconds a server may stay away before a watch gives up
 CLOCK_SLACK = 0.05  # a stream's deadline must not come before our own
 PAGE = 1000
+# As the CLI: until the engine has told what it offers (20 s after a server's start at most), and for its quotes (60 s, after
+# their files are there), calls get at least so many seconds.
+ENGINE_TIME, QUOTE_TIME = 30.0, 90.0
 JobLike = Union[str, Job]
 PathLike = Union[str, "os.PathLike[str]"]
+
+
+def _quoted(value: str) -> str:
+    """A value of a filter that may hold anything: a backslash takes the next character as it is."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def new_request_id() -> str:
@@ -37,6 +47,16 @@ def new_request_id() -> str:
 def request_id_for(*parts: object) -> str:
     """The same UUID for the same parts: request_id=request_id_for(dag, run, step) makes a repeated step re-attach."""
     return str(uuid.uuid5(uuid.UUID("6f9bfb0c-3c2e-5f0e-9a53-6d3b0a4d1f61"), "\x1f".join(map(str, parts))))
+
+
+@contextlib.contextmanager
+def _naming(request_id: str) -> Iterator[None]:
+    """Whether the server has heard an unanswered request is unknown: the error tells its id, to repeat it with."""
+    try:
+        yield
+    except errors.ServerUnavailable as error:
+        error.metadata["request_id"] = request_id
+        raise
 
 
 class Core:
@@ -51,14 +71,16 @@ class Core:
     def name_of(self, job: JobLike) -> str:
         return job.name if isinstance(job, Job) else job_name(self.tenant, job)
 
-    async def _jobs(self, method: str, request: Any, timeout: Optional[float] = None) -> Any:
-        return await self.transport.call("jobs", method, request, timeout)
+    async def _jobs(self, method: str, request: Any, at_least: float = 0.0) -> Any:
+        return await self.transport.call("jobs", method, request, at_least)
 
     # --- submitting ---
 
     async def submit(self, arguments: Arguments, progress: TransferProgress) -> Job:
         request_id = arguments.request_id or new_request_id()
-        return Job((await self._create(prepare(arguments, self.tenant, request_id, False), progress)).quantization_job)
+        with _naming(request_id):
+            return Job((await self._create(prepare(arguments, self.tenant, request_id, False),
+                                           progress)).quantization_job)
 
     async def quote(self, arguments: Arguments, progress: TransferProgress) -> Quote:
         return Quote((await self._create(prepare(arguments, self.tenant, new_request_id(), True), progress)).quote)
@@ -71,7 +93,8 @@ class Core:
                 uploader = Uploader(self.transport, self.parent, meters(progress))
                 submission.set_blobs(await uploader.upload(submission.files))
             try:
-                return await self._jobs("CreateQuantizationJob", submission.request)
+                quote = submission.request.validate_only
+                return await self._jobs("CreateQuantizationJob", submission.request, QUOTE_TIME if quote else 0.0)
             except errors.Conflict as error:  # collected between upload and create: once more
                 if last or error.reason != "SOURCE_MISSING" or not submission.files:
                     raise
@@ -87,7 +110,7 @@ class Core:
                    page_size: int) -> AsyncGenerator[Job, None]:
         terms = [f"state = {state.upper()}"] if state else []
         terms += [f"method = {method}"] if method else []
-        terms += [f"labels.{key} = \"{value}\"" for key, value in (labels or {}).items()]
+        terms += [f"labels.{key} = {_quoted(value)}" for key, value in (labels or {}).items()]
         terms += [filter] if filter else []
         request = service_pb2.ListQuantizationJobsRequest(parent=self.parent, page_size=page_size,
                                                           filter=" AND ".join(terms))
@@ -112,7 +135,8 @@ class Core:
             request.after_sequence = 0
 
     async def methods(self) -> service_pb2.ListMethodsResponse:
-        response: service_pb2.ListMethodsResponse = await self._jobs("ListMethods", service_pb2.ListMethodsRequest())
+        response: service_pb2.ListMethodsResponse = await self._jobs(
+            "ListMethods", service_pb2.ListMethodsRequest(), ENGINE_TIME)
         return response
 
     async def server_info(self) -> service_pb2.ServerInfo:
@@ -128,7 +152,8 @@ class Core:
     async def retry(self, job: JobLike, from_start: bool, request_id: str) -> Job:
         request = service_pb2.RetryQuantizationJobRequest(name=self.name_of(job), from_start=from_start,
                                                           request_id=request_id or new_request_id())
-        return Job(await self._jobs("RetryQuantizationJob", request))
+        with _naming(request.request_id):
+            return Job(await self._jobs("RetryQuantizationJob", request))
 
     async def delete(self, job: JobLike, allow_missing: bool) -> None:
         request = service_pb2.DeleteQuantizationJobRequest(name=self.name_of(job), allow_missing=allow_missing)

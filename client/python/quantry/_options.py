@@ -123,9 +123,9 @@ class Options:
             ("grpc.service_config", SERVICE_CONFIG),
             ("grpc.keepalive_time_ms", 60_000), ("grpc.keepalive_timeout_ms", 20_000),
             ("grpc.keepalive_permit_without_calls", 0),
-            # A restarted server is found again within a second or two.
-            ("grpc.initial_reconnect_backoff_ms", 200), ("grpc.min_reconnect_backoff_ms", 200),
-            ("grpc.max_reconnect_backoff_ms", 2_000),
+            # A restarted server is found again within a second or two. min_reconnect_backoff_ms stays at gRPC's 20 s: it
+            # also limits one attempt to connect, which takes several round trips.
+            ("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 2_000),
             ("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 64 << 20)]
         if address.is_loopback:
             arguments.append(("grpc.enable_http_proxy", 0))

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from typing import Iterator
 
 from quantry import errors
+from quantry._hash import READ_BYTES, sha256_of
 
 NAME_DIGITS = 12  # of the sha256 in a part file's name
-READ_BYTES = 1 << 20
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -69,7 +69,11 @@ class PartFile:
         with disk(self._target):
             os.fsync(self._file.fileno())
             self._file.close()
-            os.replace(self.path, self._target)
+            try:
+                os.replace(self.path, self._target)
+            except FileNotFoundError:  # another pull of the same into this folder was quicker
+                if not holds_exactly(self._target, self.size, self._sha256):
+                    raise
             if os.name == "posix":
                 folder = os.open(self._target.parent, os.O_RDONLY)
                 try:
@@ -79,7 +83,7 @@ class PartFile:
 
     def discard(self) -> None:
         self.close()
-        self.path.unlink()
+        self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
         self._file.close()
@@ -91,10 +95,6 @@ def holds_exactly(path: pathlib.Path, size: int, sha256: str) -> bool:
         info = path.lstat()
         if not stat.S_ISREG(info.st_mode) or info.st_size != size:
             return False
-        digest = hashlib.sha256()
-        with open(path, "rb") as data:
-            while block := data.read(READ_BYTES):
-                digest.update(block)
+        return sha256_of(path) == sha256
     except OSError:
         return False
-    return digest.hexdigest() == sha256

@@ -102,16 +102,15 @@ class JobBar:
 
     def __init__(self, progress: JobProgress) -> None:
         self._function = progress if callable(progress) else None
-        self._bar = _tqdm(total=100, unit="%", bar_format="{desc}: {percentage:3.0f}%|{bar}| {postfix}") \
-            if progress is True else None
+        # The text as description: tqdm begins a postfix with a comma.
+        self._bar = _tqdm(total=100, bar_format="{percentage:3.0f}%|{bar}| {desc}") if progress is True else None
 
     def show(self, job: Job) -> None:
         if self._function is not None:
             self._function(job)
         if self._bar is not None:
             done = 100 if job.succeeded else round(100 * min(1.0, max(0.0, job.progress.ratio)))
-            self._bar.set_description_str(job.id, refresh=False)
-            self._bar.set_postfix_str(describe(job), refresh=False)
+            self._bar.set_description_str(f"{job.id}: {describe(job)}", refresh=False)
             self._bar.n = done
             self._bar.refresh()
 

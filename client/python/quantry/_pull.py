@@ -1,7 +1,7 @@
 """An artifact into a folder, and proof of it: the manifest by the server's digest of it, every file by the manifest's.
 
-manifest.json is written last, so a folder that has it is complete. Running it again verifies what is there and
-fetches the rest; files are replaced whole or not at all.
+manifest.json is written last, so a folder that has it has what was asked for. Running it again verifies what is there
+and fetches the rest; files are replaced whole or not at all. Another artifact makes room first, when it must.
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from google.protobuf.json_format import Parse, ParseError
 
 from quantry import errors
 from quantry._files import check_name
-from quantry._part_file import PartFile, holds_exactly
+from quantry._part_file import PartFile, disk, holds_exactly
 from quantry._progress import Meter, MeterFactory
 from quantry._retry import MAX_TRIES, Backoff, is_retryable, stream_deadline
 from quantry._transport import Transport
@@ -103,7 +103,29 @@ def choose_files(manifest: artifact_pb2.Manifest, wanted: Wanted) -> list[artifa
 
 def _occupied(path: pathlib.Path, what: str) -> errors.QuantryError:
     return errors.make_error("FAILED_PRECONDITION", f"\"{path}\" is already there and is {what}: nothing was overwritten",
-                             hint="pull into another folder, or with force=True to replace it")
+                             hint="pull into another folder, or with force=True (quantry.step --pull-force, Airflow's pull_force) "
+                                  "to replace it")
+
+
+def _make_room(folder: pathlib.Path, coming: set[str]) -> None:
+    """Takes another artifact's manifest away and, of the files it lists, those still as listed that nothing replaces.
+
+    Otherwise a pull that breaks off would leave a manifest over files of two artifacts, and one that does not old
+    shards beside the new ones.
+    """
+    target = folder / MANIFEST
+    try:
+        listed = parse_manifest(target.read_bytes())
+        _check_entries(listed)
+    except (errors.QuantryError, OSError):
+        listed = artifact_pb2.Manifest()  # of something else
+    with disk(target):
+        target.unlink()
+    for file in listed.files:
+        path = folder / file.path
+        if file.path not in coming and holds_exactly(path, int(file.size_bytes), file.sha256):
+            with disk(path):
+                path.unlink()
 
 
 class Puller:
@@ -117,8 +139,10 @@ class Puller:
         files = choose_files(manifest, wanted)
         target = wanted.folder / MANIFEST
         ours = await run(holds_exactly, target, len(data), artifact.manifest_sha256)
-        if not ours and os.path.lexists(target) and not wanted.force:
-            raise _occupied(target, "another artifact's manifest")
+        if not ours and os.path.lexists(target):
+            if not wanted.force:
+                raise _occupied(target, "another artifact's manifest")
+            await run(_make_room, wanted.folder, {file.path for file in files})
         total, fetched = sum(int(file.size_bytes) for file in files), []
         with self._meters("downloading", total) as meter:
             for file in files:

@@ -9,6 +9,9 @@ FIRST_WAIT = 0.25
 LONGEST_WAIT = 5.0
 # Tries without a byte of advance; with the waits between them about 90 s.
 MAX_TRIES = 20
+# The same while another call uploads the blob; about 4 min. A server lets go of a client that was lost without a word
+# after 80 s.
+MAX_HELD_TRIES = 60
 # Slower than this a stream counts as stuck.
 SLOWEST_BYTES_PER_SECOND = 64 << 10
 
@@ -29,16 +32,22 @@ class Backoff:
 
 
 def is_retryable(error: errors.QuantryError) -> bool:
-    return error.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED") and not isinstance(
-        error, errors.LocalDiskError)
+    """Whether the same call may soon go well by itself. A quota and a full disk want somebody to do something."""
+    if isinstance(error, errors.LocalDiskError):
+        return False
+    if error.code == "RESOURCE_EXHAUSTED":
+        return error.reason in ("RESOURCE_LIMIT", "")
+    return error.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
 def is_break(error: errors.QuantryError) -> bool:
     """Whether a watch that ended so is worth another try.
 
-    A torn connection can show as INTERNAL, UNKNOWN or CANCELLED, but then no reason came with it.
+    A torn connection can show as INTERNAL, UNKNOWN or CANCELLED, but then no reason came with it. The one that broke may
+    still count against the quota of watches.
     """
-    return is_retryable(error) or (error.code in ("INTERNAL", "UNKNOWN", "CANCELLED") and not error.reason)
+    torn = error.code in ("INTERNAL", "UNKNOWN", "CANCELLED") and not error.reason
+    return torn or is_retryable(error) or error.reason == "QUOTA_WATCHES"
 
 
 def stream_deadline(rest: int) -> float:

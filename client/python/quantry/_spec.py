@@ -109,9 +109,9 @@ def _group_size(value: Union[int, str]) -> int:
         return -1
     try:
         size = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         size = -2
-    if size < -1:
+    if not -1 <= size < 1 << 31:
         raise wrong(f"group_size: wanted a number of columns, or \"channel\" (-1) for one scale a row, got {value!r}")
     return size
 
@@ -143,6 +143,26 @@ def set_evaluation(spec: job_pb2.JobSpec, length: int, windows: int, text_format
         spec.quality_gate.max_perplexity_ratio = max_ratio
     if max_increase:
         spec.quality_gate.max_perplexity_increase = max_increase
+
+
+def build_lora(dropout: Optional[float], **fields: Any) -> job_pb2.LoraOptions:
+    """Fields of LoraOptions by name; 0 leaves one to the engine."""
+    for name, value in fields.items():
+        if value < 0:
+            raise wrong(f"preprocessing_{name}: wanted a number above 0, got {value}")
+    lora = job_pb2.LoraOptions(**fields)
+    if dropout is not None:
+        if not 0 <= dropout < 1:
+            raise wrong(f"preprocessing_dropout: wanted a share from 0 (none) to below 1, got {dropout}")
+        lora.dropout = dropout or -1  # 0 would be the engine's default
+    return lora
+
+
+def set_preprocessing(spec: job_pb2.JobSpec, lora: job_pb2.LoraOptions, length: int, text_format: str) -> None:
+    text = _choice("preprocessing_format", TEXT_FORMATS, text_format)
+    spec.preprocessing.format = text  # type: ignore[assignment]
+    spec.preprocessing.sequence_length = length
+    spec.preprocessing.lora.CopyFrom(lora)
 
 
 def set_outputs(spec: job_pb2.JobSpec, formats: Union[str, Sequence[str]]) -> None:

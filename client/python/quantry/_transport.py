@@ -38,7 +38,9 @@ class Transport(Protocol):
     @property
     def address(self) -> Address: ...
 
-    async def call(self, service: str, method: str, request: Any, timeout: Optional[float] = None) -> Any: ...
+    async def call(self, service: str, method: str, request: Any, at_least: float = 0.0) -> Any:
+        """Waits `timeout` of the options, or `at_least` seconds if that is longer."""
+        ...
 
     def stream(self, service: str, method: str, request: Any, timeout: Optional[float]) -> AsyncGenerator[Any, None]: ...
 
@@ -57,6 +59,10 @@ class Transport(Protocol):
     async def close(self) -> None: ...
 
 
+def _closed_error() -> errors.QuantryError:
+    return errors.make_error("FAILED_PRECONDITION", "this client is closed", hint="connect() again")
+
+
 class _Base:
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -64,6 +70,7 @@ class _Base:
         options.check(self._address)
         self._stubs: dict[str, Any] = {}
         self._channel: Any = None
+        self._closed = False
         self._lock = threading.Lock()
 
     @property
@@ -81,6 +88,8 @@ class _Base:
 
     def _stub(self, service: str) -> Any:
         with self._lock:
+            if self._closed:
+                raise _closed_error()
             if self._channel is None:
                 self._channel = self._connect()
                 make: Any = quantization_service_pb2_grpc
@@ -89,7 +98,15 @@ class _Base:
                                "artifacts": files.ArtifactServiceStub(self._channel)}
             return self._stubs[service]
 
+    def _take_channel(self) -> Any:
+        """The channel to close, None without one; from now on there is no other."""
+        with self._lock:
+            self._closed, channel, self._channel = True, self._channel, None
+            return channel
+
     def _explain(self, error: Any, timeout: Optional[float]) -> errors.QuantryError:
+        if self._closed:  # it is what cut the call: nobody should try again
+            return _closed_error()
         return errors.from_rpc(error, self._address.target, self._address.source, self.options.secure, timeout)
 
     async def refresh(self) -> None:
@@ -107,8 +124,8 @@ class BlockingTransport(_Base):
     def _connect(self) -> Any:
         return self._open(grpc.insecure_channel, grpc.secure_channel)
 
-    async def call(self, service: str, method: str, request: Any, timeout: Optional[float] = None) -> Any:
-        timeout = self.options.timeout if timeout is None else timeout
+    async def call(self, service: str, method: str, request: Any, at_least: float = 0.0) -> Any:
+        timeout = max(self.options.timeout, at_least)
         try:
             return getattr(self._stub(service), method)(request, timeout=timeout, metadata=self.options.metadata())
         except grpc.RpcError as error:
@@ -139,9 +156,9 @@ class BlockingTransport(_Base):
         return function(*arguments)
 
     async def close(self) -> None:
-        if self._channel is not None:
-            self._channel.close()
-        self._channel = None
+        channel = self._take_channel()
+        if channel is not None:
+            channel.close()
 
 
 class AsyncTransport(_Base):
@@ -150,8 +167,8 @@ class AsyncTransport(_Base):
     def _connect(self) -> Any:
         return self._open(grpc.aio.insecure_channel, grpc.aio.secure_channel)
 
-    async def call(self, service: str, method: str, request: Any, timeout: Optional[float] = None) -> Any:
-        timeout = self.options.timeout if timeout is None else timeout
+    async def call(self, service: str, method: str, request: Any, at_least: float = 0.0) -> Any:
+        timeout = max(self.options.timeout, at_least)
         try:
             return await getattr(self._stub(service), method)(request, timeout=timeout,
                                                               metadata=self.options.metadata())
@@ -196,9 +213,9 @@ class AsyncTransport(_Base):
         return await asyncio.to_thread(function, *arguments)
 
     async def close(self) -> None:
-        if self._channel is not None:
-            await self._channel.close()
-        self._channel = None
+        channel = self._take_channel()
+        if channel is not None:
+            await channel.close()
 
 
 def drive(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -8,7 +8,7 @@ import google_crc32c
 
 from quantry import errors
 from quantry._files import LocalFile
-from quantry._retry import MAX_TRIES, Backoff, is_retryable, stream_deadline
+from quantry._retry import MAX_HELD_TRIES, MAX_TRIES, Backoff, is_retryable, stream_deadline
 from quantry._progress import Meter, MeterFactory
 from quantry._transport import Transport
 from quantry.v1 import artifact_service_pb2 as service_pb2, job_pb2
@@ -62,7 +62,7 @@ class BlobSource:
         yield request
         try:
             yield from self._chunks()
-        except errors.QuantryError as error:  # gRPC would only say that reading the messages failed
+        except Exception as error:  # the caller's progress function may raise anything; gRPC would only say that reading the messages failed
             self.error = error
             raise
 
@@ -123,7 +123,8 @@ class Uploader:
                 return
             except errors.QuantryError as error:
                 broken = is_retryable(error) or error.reason in ("UPLOAD_OFFSET", "CHUNK_CORRUPT")
-                if not broken or tries >= MAX_TRIES:
+                # What the other call sends is advance too, so a long upload is waited for.
+                if not broken or tries >= (MAX_HELD_TRIES if error.reason == "RESOURCE_LIMIT" else MAX_TRIES):
                     raise
             await self._transport.sleep(backoff.next())
             await self._transport.refresh()

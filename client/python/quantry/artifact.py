@@ -1,13 +1,13 @@
 """A pulled artifact: its manifest, its tables, its weights, and whether its bytes are still what they were."""
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pathlib
 from typing import Any, Iterator, Optional, Union
 
 from quantry._files import check_name
+from quantry._hash import sha256_of
 from quantry.errors import CorruptData, InvalidRequest, NotFound
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -58,12 +58,24 @@ class LocalArtifact:
             raise InvalidRequest(f"format: the artifact holds {', '.join(outputs) or 'no outputs'}, got \"{format}\"")
         return outputs[format]
 
-    def verify(self) -> int:
-        """Reads every file and compares size and sha256 with the manifest; returns their number.
+    def _listed(self, format: str = "") -> list[Row]:
+        """The manifest's entries of all files, or of one output's: {"path", "size_bytes", "sha256"}."""
+        files: list[Row] = self.manifest.get("files", [])
+        if not format:
+            return files
+        self.output(format)  # says what there is
+        folders = {name: pathlib.PurePosixPath(path.relative_to(self.folder).as_posix())
+                   for name, path in self.outputs.items()}
+        folder = folders.pop(format)
+        return [file for file in files if _is_below(file["path"], folder) and
+                not any(_is_below(file["path"], other) for other in folders.values() if other != folder)]
+
+    def verify(self, format: str = "") -> int:
+        """Reads every file, or those of one output, and compares them with the manifest; returns their number.
 
         CorruptData names the first file that is missing or differs.
         """
-        files = self.manifest.get("files", [])
+        files = self._listed(format)
         for file in files:
             path = self.folder / check_name(file["path"])
             digest = _sha256(path)
@@ -71,7 +83,9 @@ class LocalArtifact:
                 raise CorruptData(f"\"{path}\": wanted sha256 {file['sha256']}, got {digest or 'no such file'}",
                                   code="DATA_LOSS", reason="ARTIFACT_CORRUPT", wanted=file["sha256"],
                                   got=digest or "no such file", metadata={"path": file["path"]},
-                                  hint="pull again into the same folder: it fetches what differs")
+                                  hint="pull again into the same folder: it fetches what differs" if digest else
+                                  "pull again into the same folder; of one output (pull(format=...)) there is only "
+                                  "verify(format)")
         return len(files)
 
     def row(self) -> Row:
@@ -116,15 +130,15 @@ class LocalArtifact:
         yield from Container(self.output("quantry")).dense_tensors()
 
 
+def _is_below(path: str, folder: pathlib.PurePosixPath) -> bool:
+    return pathlib.PurePosixPath(path).parts[:len(folder.parts)] == folder.parts
+
+
 def _sha256(path: pathlib.Path) -> Optional[str]:
-    digest = hashlib.sha256()
     try:
-        with open(path, "rb") as data:
-            while block := data.read(1 << 20):
-                digest.update(block)
+        return sha256_of(path)
     except OSError:
         return None
-    return digest.hexdigest()
 
 
 __all__ = ["LocalArtifact"]

@@ -35,11 +35,11 @@ class Client:
                  token: Token = None, token_file: Optional[PathLike] = None, timeout: float = 10.0,
                  traceparent: Traceparent = None) -> None:
         """
-        target      HOST:PORT; None: QUANTRY_SERVER, else the context's, else a server of yours on this machine, else
-                    127.0.0.1:7070
+        target      HOST:PORT; None: that of context, else QUANTRY_SERVER, else the current context's, else a server of
+                    yours on this machine, else 127.0.0.1:7070
         tenant      whose jobs are meant; None: QUANTRY_TENANT, else the context's, else "default"
-        context     server remembered by `quantry login`; None: QUANTRY_CONTEXT, else the current one if no server is
-                    named. Arguments and QUANTRY_TLS_CA_FILE, QUANTRY_TOKEN_FILE, QUANTRY_CLIENT_CERT_FILE and
+        context     server remembered by `quantry login`, which it brings; None: QUANTRY_CONTEXT without a target, else the
+                    current one if no server is named. Arguments and QUANTRY_TLS_CA_FILE, QUANTRY_TOKEN_FILE, QUANTRY_CLIENT_CERT_FILE and
                     QUANTRY_CLIENT_KEY_FILE beat what it says
         tls         True: TLS with the public CAs; implied by tls_ca and tls_cert
         tls_ca      file with the CA that signed the server's certificate
@@ -47,7 +47,8 @@ class Client:
         tls_server_name  the name to expect in the server's certificate, when it is not the target's
         token       bearer token, or a function that returns it, called for every call
         token_file  file with the token, read for every call: a renewed token is used at once
-        timeout     seconds to wait for the answer of one call; streams and uploads take what they need
+        timeout     seconds to wait for the answer of one call; methods() waits 30 and quote() 90 at least, streams and
+                    uploads take what they need
         traceparent W3C trace that calls and jobs belong to, or a function that returns it; None: $TRACEPARENT
         """
         options, tenant = settle(Options(target, tls, tls_ca, tls_cert, tls_key, tls_server_name, token, token_file,
@@ -63,6 +64,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
+        """Ends what other threads do with this client, a watch or wait too: they and later calls raise a Conflict."""
         drive(self._transport.close())
 
     @property

@@ -38,12 +38,14 @@ def load_dense(folder: PathLike, dtype: str = "float32") -> dict[str, np.ndarray
 def save_dense(folder: PathLike, out: PathLike, dtype: str = "bfloat16") -> pathlib.Path:
     """Writes the container as a dense Hugging Face checkpoint, one tensor in memory at a time.
 
-    `out` gets model.safetensors and the container's config and tokenizer files; quantization_config is left out of
+    `out`, another folder, gets model.safetensors and the container's config and tokenizer files; quantization_config is left out of
     config.json and dtype set in it. Returns the path of model.safetensors. An existing one is refused.
     """
     source, target = pathlib.Path(folder), pathlib.Path(out)
     if dtype not in DTYPES:
         raise ValueError(f"dtype: wanted one of {', '.join(DTYPES)}, got {dtype!r}")
+    if target.resolve() == source.resolve():
+        raise ValueError(f"out: wanted another folder than the container's, got \"{target}\"")
     container = Container(source)
     path = target / "model.safetensors"
     if path.exists():

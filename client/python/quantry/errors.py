@@ -111,7 +111,8 @@ class QuotaExceeded(QuantryError):
 
 
 class ServerUnavailable(QuantryError, ConnectionError):
-    """Nobody answers at the address, or the server cannot answer now. Calls may be repeated safely."""
+    """Nobody answers at the address, or the server cannot answer now. Calls may be repeated safely: submit() and retry()
+    with request_id=error.metadata["request_id"], or a job of which only the answer was lost runs twice."""
 
 
 class CorruptData(QuantryError):
@@ -182,7 +183,7 @@ _HINTS = {
     "SOURCE_FORBIDDEN": "the server reads only below its local roots (client.server_info().local_roots); give the "
                         "folder as `model` to upload it instead",
     "SOURCE_MISSING": "submit again: it uploads what the server lacks",
-    "RESOURCE_LIMIT": "wait until queued jobs have run, or cancel some",
+    "RESOURCE_LIMIT": "wait `retry_after` seconds, then repeat",
     "QUOTA_QUEUED": "wait until queued jobs have run, or cancel some",
     "QUOTA_STORED_BYTES": "delete jobs whose artifacts are not needed, or ask the operator",
     "QUOTA_SUBMIT_RATE": "wait `retry_after` seconds, then repeat",

@@ -17,6 +17,7 @@ from typing import Any, Iterator, Optional, Sequence
 
 import numpy as np
 
+from quantry._hash import sha256_of
 from quantry.safetensors import Array, File, FormatError, PathLike, Tensor, float32_to_bf16
 
 STEM = "model.quantry"
@@ -49,11 +50,39 @@ def unpack_bits(packed: Array, count: int) -> Array:
     return np.unpackbits(packed, axis=1, bitorder="little")[:, :count]
 
 
-class Container:
-    """A quantry folder. Files are mapped, linears decoded one at a time."""
+def check_against_manifest(folder: pathlib.Path) -> None:
+    """Compares the folder's files with the artifact's manifest.json beside it; FormatError names the one that differs.
 
-    def __init__(self, folder: PathLike) -> None:
+    A pull of some files only leaves out others that the manifest lists, and a manifest.json may be of something else.
+    """
+    folder = folder.resolve()
+    manifest = folder.parent / "manifest.json"
+    if not manifest.is_file():
+        return
+    try:
+        found = json.loads(manifest.read_bytes())
+    except ValueError as error:
+        raise FormatError(f"{manifest} is not JSON: {error}") from None
+    if not isinstance(found, dict) or not str(found.get("schema")).startswith("quantry.manifest."):
+        return
+    for listed in found["files"]:
+        path = folder.parent / listed["path"]
+        if path.parent != folder or not path.exists():
+            continue
+        digest = sha256_of(path)
+        if digest != listed["sha256"]:
+            raise FormatError(f"{path} is not what its manifest lists: wanted sha256 {listed['sha256']}, "
+                              f"got {digest}; fetch the artifact again (quantry pull)")
+
+
+class Container:
+    """A quantry folder, checked against its manifest where there is one. Files are mapped, linears decoded one at
+    a time."""
+
+    def __init__(self, folder: PathLike, check: bool = True) -> None:
         self.folder = pathlib.Path(folder)
+        if check:
+            check_against_manifest(self.folder)
         self._files: dict[str, File] = {}  # tensor -> its file
         self.linears: dict[str, Any] = {}  # module -> what the metadata says of it
         self.schemas: set[str] = set()

@@ -46,22 +46,38 @@ def float32_to_bf16(values: Array) -> Array:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
+def _is_entry(entry: Any) -> bool:
+    def sizes(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(n, int) and n >= 0 for n in value)
+
+    return isinstance(entry, dict) and isinstance(entry.get("dtype"), str) and sizes(entry.get("shape")) \
+        and sizes(entry.get("data_offsets")) and len(entry["data_offsets"]) == 2
+
+
 class File:
     """One safetensors file."""
 
     def __init__(self, path: PathLike) -> None:
         self.path = pathlib.Path(path)
+        size = self.path.stat().st_size
+        if size < 8:  # nothing at all cannot be mapped either
+            raise FormatError(f"{self.path}: wanted a header, got a file of {size} bytes")
         self._data = np.memmap(self.path, np.uint8, "r")
         length = int.from_bytes(self._data[:8].tobytes(), "little")
-        if len(self._data) < 8 or length > min(MAX_HEADER_BYTES, len(self._data) - 8):
+        if length > min(MAX_HEADER_BYTES, len(self._data) - 8):
             raise FormatError(f"{self.path}: a header of {length} bytes in a file of {len(self._data)}")
         try:
             header = json.loads(self._data[8:8 + length].tobytes())
         except ValueError as error:
             raise FormatError(f"{self.path}: the header is not JSON: {error}") from None
         self._begin = 8 + length
-        self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        self.metadata: dict[str, str] = header.pop("__metadata__", {}) if isinstance(header, dict) else {}
         self._entries: dict[str, Any] = header
+        if not isinstance(header, dict) or not isinstance(self.metadata, dict):
+            raise FormatError(f"{self.path}: the header is no JSON object of tensors")
+        for name, entry in header.items():
+            if not _is_entry(entry):
+                raise FormatError(f"{self.path}: {name} needs dtype, shape and data_offsets, got {str(entry)[:200]}")
 
     def names(self) -> list[str]:
         return list(self._entries)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 from typing import Any, Mapping, Optional, Sequence
@@ -30,7 +31,7 @@ OUTPUTS = ("job", "state", "artifact", "artifact_uri", "perplexity_dense", "perp
 
 _EXIT_CODES: tuple[tuple[type[errors.QuantryError], int], ...] = (
     (errors.JobFailed, 1), (errors.JobCancelled, 3), (errors.WaitTimeout, 8), (errors.InvalidRequest, 2),
-    (errors.Conflict, 2), (errors.NotFound, 4), (errors.AccessDenied, 5), (errors.QuotaExceeded, 6),
+    (errors.Conflict, 2), (errors.LocalDiskError, 2), (errors.NotFound, 4), (errors.AccessDenied, 5), (errors.QuotaExceeded, 6),
     (errors.ServerUnavailable, 7))
 
 
@@ -53,11 +54,27 @@ def outputs_of(job: Job) -> dict[str, str]:
             "bits": text("bits_linears"), "report": json.dumps(report, indent=1, default=str)}
 
 
-def write_outputs(values: Mapping[str, str], folder: Optional[str], paths: Mapping[str, str]) -> None:
-    targets = {name: pathlib.Path(folder) / name for name in values} if folder else {}
+def _targets(folder: Optional[str], paths: Mapping[str, str]) -> dict[str, pathlib.Path]:
+    targets = {name: pathlib.Path(folder) / name for name in OUTPUTS} if folder else {}
     targets.update({name: pathlib.Path(path) for name, path in paths.items()})
+    return targets
+
+
+def _make_folders(targets: Mapping[str, pathlib.Path]) -> None:
+    """Before the job: an output that has no place must not come out after hours."""
     for name, target in targets.items():
-        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            writable = os.access(target if target.exists() else target.parent, os.W_OK) and not target.is_dir()
+        except OSError:
+            writable = False
+        if not writable:
+            raise errors.InvalidRequest(f"--output, --output-dir: wanted a place where {name} can be written, got "
+                                        f"\"{target}\"")
+
+
+def write_outputs(values: Mapping[str, str], targets: Mapping[str, pathlib.Path]) -> None:
+    for name, target in targets.items():
         target.write_text(values[name])
 
 
@@ -66,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     server = parser.add_argument_group("server")
     server.add_argument("--server", metavar="HOST:PORT", help="default: QUANTRY_SERVER")
-    server.add_argument("--tenant", default="default")
+    server.add_argument("--tenant", help="default: QUANTRY_TENANT, else the context's, else default")
     server.add_argument("--tls-ca", metavar="FILE")
     server.add_argument("--tls-cert", metavar="FILE")
     server.add_argument("--tls-key", metavar="FILE")
@@ -86,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     step = parser.add_argument_group("step")
     step.add_argument("--timeout", type=float, metavar="SECONDS", help="give up waiting; the job goes on")
     step.add_argument("--pull", default="", metavar="DIR", help="pull the artifact into this folder")
+    step.add_argument("--pull-force", action="store_true", help="over another artifact in that folder, too")
     step.add_argument("--output-dir", metavar="DIR")
     step.add_argument("--output", action="append", default=[], nargs=2, metavar=("NAME", "PATH"),
                       help=f"one of {', '.join(OUTPUTS)}")
@@ -132,15 +150,16 @@ def _follow(client: Client, job: Job, timeout: Optional[float]) -> Job:
 
 
 def run(options: argparse.Namespace) -> int:
-    arguments, paths = _arguments(options), _output_paths(options)
+    arguments, targets = _arguments(options), _targets(options.output_dir, _output_paths(options))
+    _make_folders(targets)
     with connect(options.server, tenant=options.tenant, tls_ca=options.tls_ca, tls_cert=options.tls_cert,
                  tls_key=options.tls_key, token_file=options.token_file) as client:
         job = client.submit(arguments.pop("model", None), **arguments)
         print(f"submitted {job.name}", file=sys.stderr, flush=True)
         ended = _follow(client, job, options.timeout)
-        write_outputs(outputs_of(ended), options.output_dir, paths)
+        write_outputs(outputs_of(ended), targets)
         if options.pull and ended.artifact:
-            client.pull(ended, options.pull)
+            client.pull(ended, options.pull, force=options.pull_force)
     if ended.succeeded:
         return 0
     if ended.error is not None:
@@ -155,8 +174,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except errors.QuantryError as error:
         print(f"quantry.step: {error}", file=sys.stderr)
         return exit_code(error)
-    except TypeError as error:  # an argument that submit() does not have
+    except (TypeError, ValueError) as error:  # an argument that submit() does not have, or of another kind
         print(f"quantry.step: --arguments: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"quantry.step: cannot write the outputs: {error}", file=sys.stderr)
         return 2
 
 

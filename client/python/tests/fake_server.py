@@ -53,6 +53,7 @@ def end(state=job_pb2.JOB_STATE_SUCCEEDED):
 class Fake(quantization_service_pb2_grpc.QuantizationServiceServicer,
            artifact_service_pb2_grpc.ArtifactServiceServicer):
     """watches   one script a call: messages, or a function of the context that aborts
+    remaining seconds until the deadline of each call of methods(), quote() and submit()
     files     {path: bytes} of the artifact; `damage` is called with (path, offset, data) for each chunk sent
     """
 
@@ -66,6 +67,8 @@ class Fake(quantization_service_pb2_grpc.QuantizationServiceServicer,
         self.damage = lambda path, offset, data: data
         self.reads = []
         self.info = lambda context: None
+        self.remaining = []
+        self.creates = []
         self.uploads = []
         self.breaks = []
 
@@ -76,8 +79,18 @@ class Fake(quantization_service_pb2_grpc.QuantizationServiceServicer,
         self.info(context)
         return jobs_pb2.ServerInfo(version="fake")
 
+    def ListMethods(self, request, context):
+        self.remaining.append(context.time_remaining())
+        return jobs_pb2.ListMethodsResponse()
+
     def GetQuantizationJob(self, request, context):
         return job_pb2.QuantizationJob(name=request.name, state=job_pb2.JOB_STATE_SUCCEEDED, artifact=ARTIFACT)
+
+    def CreateQuantizationJob(self, request, context):
+        self.remaining.append(context.time_remaining())
+        self.creates.append(request)
+        self.info(context)
+        return jobs_pb2.CreateQuantizationJobResponse(quantization_job=job_pb2.QuantizationJob(name=JOB))
 
     def WatchQuantizationJob(self, request, context):
         self.watch_requests.append(request)

@@ -113,6 +113,13 @@ def test_without_deferring(module, server, stories):
     assert result["state"] == "succeeded"
 
 
+def test_a_fixed_folder_run_after_run(module, server, stories, tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    task = operator(module, server, stories, deferrable=False, pull_to=str(tmp_path), pull_force=True)
+    result = task.execute({"ti": types.SimpleNamespace(**{**vars(TASK), "run_id": "manual__wait"})})
+    assert quantry.LocalArtifact(result["folder"]).verify() > 3
+
+
 def test_what_fails_the_task(module, server, client, stories):
     gated = operator(module, server, stories, deferrable=False, arguments={**MEASURED, "max_perplexity_ratio": 0.5})
     with pytest.raises(module.AirflowException, match="QUALITY_GATE_FAILED"):
@@ -137,10 +144,23 @@ def test_killed(module, deferred, server, client, stories):
 
 
 def test_connection(module):
-    connection = types.SimpleNamespace(host="q.example", port=None, password="secret",
+    connection = types.SimpleNamespace(conn_id="quantry", host="q.example", port=None, password="secret",
                                        extra_dejson={"tenant": "acme", "tls_ca": "/ca.pem", "other": 1})
     assert module.options_of(connection) == {"target": "q.example:7070", "tenant": "acme", "tls_ca": "/ca.pem",
                                              "token": "secret"}
+    connection.host = None
+    with pytest.raises(quantry.InvalidRequest, match="connection \"quantry\": wanted the server's host"):
+        module.options_of(connection)
+
+
+def test_the_tenant_is_the_environment_s(module, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "connect", lambda target, tenant: asked.append((target, tenant)))
+    for options in ({}, {"tenant": "other", "server": "q:7070"}):
+        module.QuantizeOperator(task_id="quantize", **options)._connect()
+        asked.append(asyncio.run(module.QuantryJobTrigger("j", **options)._options()))
+    assert asked == [(None, None), {"target": None, "tenant": None},
+                     ("q:7070", "other"), {"target": "q:7070", "tenant": "other"}]
 
 
 def test_the_example_dag(module):
@@ -148,6 +168,9 @@ def test_the_example_dag(module):
     assert set(dag.task_ids) == {"quantize", "accept"}
     assert isinstance(dag.get_task("quantize"), module.QuantizeOperator)
     assert dag.get_task("accept").upstream_task_ids == {"quantize"}
+    task, given = dag.get_task("quantize"), {"params": {"bits": 3, "model_uri": "s3://models/a"}}
+    rendered = task.render_template({"uri": task.model_uri, **task.arguments}, given, task.get_template_env(dag))
+    assert rendered["bits"] == 3 and rendered["uri"] == "s3://models/a"
 
 
 DAG_FILE = """

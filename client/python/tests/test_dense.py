@@ -26,6 +26,14 @@ def test_load_dense(artifact):
         quantry.load_dense(packed, "int8")
 
 
+def test_save_dense_keeps_out_of_the_container(artifact):
+    packed, _ = artifact
+    before = sorted(packed.iterdir())
+    with pytest.raises(ValueError, match="out: wanted another folder than the container's"):
+        quantry.save_dense(packed, packed.parent / "." / packed.name)
+    assert sorted(packed.iterdir()) == before
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_save_dense(artifact, tmp_path, engine, dtype):
     """Written, read again, and accepted by the engine as a checkpoint."""

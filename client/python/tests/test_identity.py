@@ -1,6 +1,7 @@
 """Who asks: contexts and variables, and both clients against a real quantryd with TLS, tokens and roles."""
 import asyncio
 import json
+import re
 import subprocess
 
 import pytest
@@ -47,11 +48,37 @@ def test_a_named_server_gets_nothing_of_the_current_context(config, monkeypatch)
     config(lab=LAB)
     options, tenant = settle(Options("other:1"), None, None)
     assert (options.tls_ca, options.token_file, options.source, tenant) == (None, None, "connect()", "default")
-    both, _ = settle(Options("other:1"), None, "lab")
-    assert (both.target, both.token_file) == ("other:1", "/token")
     monkeypatch.setenv("QUANTRY_SERVER", "env:1")
     env, _ = settle(Options(), None, None)
     assert (env.target, env.source, env.token_file) == ("env:1", "QUANTRY_SERVER", None)
+
+
+def test_a_named_context_brings_its_server(config, monkeypatch):
+    config(lab=LAB, web={"server": "web:443"})
+    monkeypatch.setenv("QUANTRY_SERVER", "env:1")
+    monkeypatch.setenv("QUANTRY_TOKEN_FILE", "/env-token")
+    lab, _ = settle(Options(), None, "lab")
+    assert (lab.target, lab.source, lab.token_file) == ("lab:7070", "context lab", "/token")
+    assert settle(Options(), None, "web")[0].token_file is None, "the variable's token is for the variable's server"
+    assert settle(Options("lab:7070"), None, "lab")[0].token_file == "/token"
+    with pytest.raises(quantry.InvalidRequest, match=r'connect\(\) names other:1, context "lab" is for lab:7070'):
+        settle(Options("other:1"), None, "lab")
+    monkeypatch.setenv("QUANTRY_CONTEXT", "lab")
+    with pytest.raises(quantry.InvalidRequest, match="QUANTRY_SERVER names env:1"):
+        settle(Options(), None, None)
+    assert settle(Options("other:1"), None, None)[0].target == "other:1", "an argument beats QUANTRY_CONTEXT"
+    monkeypatch.setenv("QUANTRY_SERVER", "lab:7070")
+    assert settle(Options(), None, None)[0].token_file == "/env-token", "the same server"
+
+
+def test_the_environment_s_token_is_for_the_environment_s_server(config, monkeypatch):
+    monkeypatch.setenv("QUANTRY_TOKEN_FILE", "/env-token")
+    monkeypatch.setenv("QUANTRY_TENANT", "env-tenant")
+    assert settle(Options("other:1"), None, None)[0].token_file == "/env-token", "no server in the environment: for any"
+    monkeypatch.setenv("QUANTRY_SERVER", "env:1")
+    assert [settle(Options(target), None, None)[0].token_file for target in (None, "env:1", "other:1")] == \
+        ["/env-token", "/env-token", None]
+    assert settle(Options("other:1"), None, None)[1] == "env-tenant", "a tenant is no secret"
 
 
 def test_arguments_beat_variables_beat_the_context(config, monkeypatch):
@@ -85,16 +112,19 @@ class Live:
         cert, key = self.authority.issue("server", *LOCAL)
         self.principals = folder / "principals"
         self.tokens = {role: self.token(folder, role) for role in ("viewer", "submitter")}
+        self.tokens["late"] = self.token(folder, "viewer", "late")
+        text = self.principals.read_text()
+        self.principals.write_text(re.sub(r'("principal":"late".*"expire_time":)"[^"]*"', r'\1"2026-01-01T00:00:00Z"', text))
         self.server = service.Server(
             binaries, folder / "data", f"--tls-cert-file={cert}", f"--tls-key-file={key}",
             f"--tls-client-ca-file={self.authority.file}", f"--principals-file={self.principals}", "--credentials-reload-s=1")
         self.server.start()
 
-    def token(self, folder, role):
+    def token(self, folder, role, principal="ci"):
         made = subprocess.run(
-            [self.binaries / "quantryd", "token", "create", f"--principals-file={self.principals}", "--principal=ci",
-             f"--role={role}", "--tenant=acme"], capture_output=True, text=True, check=True, timeout=20)
-        file = folder / f"{role}.token"
+            [self.binaries / "quantryd", "token", "create", f"--principals-file={self.principals}",
+             f"--principal={principal}", f"--role={role}", "--tenant=acme"], capture_output=True, text=True, check=True, timeout=20)
+        file = folder / f"{principal}-{role}.token"
         file.write_text(made.stdout)
         return file
 
@@ -152,6 +182,9 @@ def test_what_the_others_hear(live, config):
     with pytest.raises(quantry.AccessDenied) as caught:
         quantry.connect(target, tls_ca=ca, token="qtk_wrong")
     assert caught.value.metadata["cause"] == "unknown"
+    with pytest.raises(quantry.AccessDenied) as caught:
+        quantry.connect(target, **live.options("late"))
+    assert caught.value.metadata["cause"] == "expired" and "renewed" in caught.value.hint
     with pytest.raises(quantry.ServerUnavailable) as caught:
         quantry.connect(target, timeout=3)
     assert "TLS" in caught.value.hint

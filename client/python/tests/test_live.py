@@ -1,5 +1,6 @@
 """Both clients against a real quantryd, its worker and its engine."""
 import asyncio
+import errno
 import signal
 import threading
 import time
@@ -9,6 +10,7 @@ import pytest
 
 import quantry
 from conftest import LONG, MEASURED, QUICK, wait_for
+from machine import mount_tmpfs
 from quantry.safetensors import File, bf16_to_float32, float32_to_bf16
 
 
@@ -115,7 +117,7 @@ def test_what_the_server_refuses(client, finished, call, kind, reason):
 
 
 def test_list_goes_over_pages(client, stories):
-    labels = {"suite": "pages"}
+    labels = {"suite": "pages", "odd": 'x" AND state = "FAILED\\'}
     jobs = [client.submit(stories, labels=labels, title=str(i), **QUICK) for i in range(5)]
     for job in jobs:
         client.cancel(job, "test")
@@ -230,6 +232,31 @@ def test_a_stored_artifact_that_was_tampered_with(server, client, stories, tmp_p
         client.pull(job, tmp_path / "out")
     assert caught.value.reason == "ARTIFACT_CORRUPT"
     assert not list((tmp_path / "out").rglob("*.safetensors")) and not (tmp_path / "out/manifest.json").exists()
+
+
+@pytest.mark.parametrize("way", ["package", "cli"])
+def test_pulled_onto_a_full_disk(server, client, finished, tmp_path, way):
+    """Nothing half-written counts; once there is room the same pull goes on."""
+    unmount = mount_tmpfs(tmp_path / "small", "4m")
+    try:
+        filler, out = tmp_path / "small/filler", tmp_path / "small/out"
+        filler.write_bytes(bytes(3_900_000))
+        if way == "package":
+            with pytest.raises(quantry.LocalDiskError, match="No space left on device") as caught:
+                client.pull(finished, out)
+            assert caught.value.errno == errno.ENOSPC and caught.value.reason == "DISK_FULL"
+            assert "goes on where it stopped" in caught.value.hint
+        else:
+            refused = server.cli("pull", "finished", out)
+            assert refused.returncode not in (0, 7) and "No space left on device" in refused.stderr
+            assert "make room and run the same pull again" in refused.stderr
+        assert not (out / "manifest.json").exists()
+        filler.unlink()
+        if way == "cli":
+            server.cli("pull", "finished", out, check=0)
+        assert client.pull(finished, out).artifact.verify() > 3
+    finally:
+        unmount()
 
 
 def test_first_artifact_in_a_folder_of_its_own(client, finished, tmp_path):

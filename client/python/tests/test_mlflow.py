@@ -37,6 +37,9 @@ def test_log_job(client, finished, store, tmp_path):
     # Again, as a repeated step does: the same run, no second version.
     assert log_job(client.get("finished"), folder=pulled.folder, model_name="stories", mlflow=store) == run_id
     assert len(store.search_model_versions("name = 'stories'")) == 1
+    # Under another name it is a version of that model too.
+    assert log_job(finished, model_name="tales", mlflow=store) == run_id
+    assert [version.run_id for version in store.search_model_versions("name = 'tales'")] == [run_id]
 
 
 def test_a_version_whose_files_stay_on_the_server(finished, store):
@@ -56,6 +59,39 @@ def test_live_metrics(client, stories, store):
     assert log_job(ended, mlflow=store) == live.run_id
     progress = [m.value for m in store.get_metric_history(live.run_id, "progress")]
     assert len(progress) >= 2 and progress == sorted(progress)
+
+
+@pytest.mark.parametrize("error, tag", [(KeyboardInterrupt(), "KeyboardInterrupt"), (ValueError("no\nmore"), "no")])
+def test_an_interrupt_comes_through(finished, store, error, tag):
+    from quantry.integrations.mlflow import run_of
+    with pytest.raises(type(error)), run_of(finished, mlflow=store) as live:
+        raise error
+    assert store.get_run(live.run_id).data.tags["quantry.interrupted"] == tag
+
+
+def test_an_error_is_not_hidden_by_a_store_that_fails(finished, store, monkeypatch, caplog):
+    from mlflow.exceptions import MlflowException
+    from quantry.integrations.mlflow import run_of
+
+    def away(*_):
+        raise MlflowException("the store is away")
+
+    monkeypatch.setattr(store, "set_tag", away)
+    with pytest.raises(KeyboardInterrupt), run_of(finished, mlflow=store):
+        raise KeyboardInterrupt
+    assert "the store is away" in caplog.text
+
+
+def test_experiments(finished, store, monkeypatch):
+    from quantry.integrations.mlflow import run_of
+    first = run_of(finished, mlflow=store)
+    # Made by somebody else between the look and the making.
+    look, looks = store.get_experiment_by_name, iter([None])
+    monkeypatch.setattr(store, "get_experiment_by_name", lambda name: next(looks, look(name)))
+    assert run_of(finished, mlflow=store).run_id == first.run_id
+    store.delete_experiment(look("quantry").experiment_id)
+    with pytest.raises(quantry.InvalidRequest, match="wanted an active one, got \"quantry\", which is deleted"):
+        run_of(finished, mlflow=store)
 
 
 def test_a_job_that_failed(client, stories, store):

@@ -87,6 +87,11 @@ def test_a_torn_stream_goes_on_where_it_stopped(fake, tmp_path, kind):
     assert (tmp_path / "quantry/model.bin").read_bytes() == BIG
 
 
+def test_a_bar_shows_the_bytes(fake, tmp_path, capsys):
+    pull(fake, tmp_path, progress=True)
+    assert "downloading: 100%" in capsys.readouterr().err
+
+
 def test_a_part_file_of_an_earlier_try_is_used(fake, tmp_path):
     digest = hashlib.sha256(BIG).hexdigest()
     (tmp_path / "quantry").mkdir()
@@ -179,6 +184,39 @@ def test_a_folder_of_another_artifact(fake, tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(quantry.Conflict, match="another artifact's manifest"):
         pull(fake, tmp_path)
+
+
+def test_another_artifact_by_force(fake, tmp_path):
+    """The old one's manifest goes first, then what it alone has; what was changed or is the user's stays."""
+    for name in ("old/shard", "old/edited"):
+        fake.add_file(name, b"old")
+    pull(fake, tmp_path)
+    (tmp_path / "old/edited").write_text("mine")
+    (tmp_path / "notes.txt").write_text("mine")
+    other = Fake()
+    other.add_file("config.json", b"{ }")
+    other.add_file("quantry/model.bin", BIG + b"!")
+    other.files["quantry/model.bin"] = BIG + b"?"
+    with pytest.raises(quantry.CorruptData):
+        pull(other, tmp_path, force=True)
+    assert not (tmp_path / "manifest.json").exists()
+    other.files["quantry/model.bin"] = BIG + b"!"
+    assert pull(other, tmp_path, force=True).artifact.verify() == 2
+    found = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert found == {"config.json", "quantry/model.bin", "manifest.json", "old/edited", "notes.txt"}
+
+
+def test_two_pulls_into_one_folder(tmp_path):
+    target, digest = tmp_path / "weights", hashlib.sha256(BIG).hexdigest()
+    first, second, third = (_part_file.PartFile(target, digest) for _ in range(3))
+    for part in (first, second, third):
+        part.append(BIG)
+    first.commit()
+    second.commit()
+    assert target.read_bytes() == BIG and list(tmp_path.iterdir()) == [target]
+    target.write_bytes(b"something else")
+    with pytest.raises(quantry.LocalDiskError, match="cannot write"):
+        third.commit()
 
 
 def test_a_manifest_that_points_elsewhere(tmp_path):
@@ -284,6 +322,24 @@ def test_a_torn_upload_goes_on_where_it_stopped(tmp_path, kind, breaks, sent):
             blobs = asyncio.run(run())
     assert len(fake.uploads) == sent and b"".join(fake.uploads) == path.read_bytes()
     assert blobs[0].sha256 == hashlib.sha256(path.read_bytes()).hexdigest() and meters["uploading"].done == blobs[0].size_bytes
+
+
+@KINDS
+def test_what_progress_raises_while_a_file_is_sent(tmp_path, kind):
+    path = tmp_path / "weights"
+    path.write_bytes(os.urandom((1 << 20) + 77))
+    file = LocalFile("weights", path, path.stat().st_size)
+
+    class Stop(Meter):
+        def add(self, count):
+            if self.what == "uploading":
+                raise RuntimeError("user stopped it")
+
+    with serving(Fake()) as target, pytest.raises(RuntimeError, match="user stopped it"):
+        if kind == "blocking":
+            drive(Uploader(BlockingTransport(Options(target)), "tenants/default", Stop).upload([file]))
+        else:
+            asyncio.run(Uploader(AsyncTransport(Options(target)), "tenants/default", Stop).upload([file]))
 
 
 @KINDS

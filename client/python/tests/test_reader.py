@@ -89,6 +89,34 @@ def test_broken_files_are_refused(artifact, tmp_path, damage, message):
     assert reader.main([str(folder), "--linears"]) == 1
 
 
+@pytest.mark.parametrize("data, message", [
+    (b"", "wanted a header, got a file of 0 bytes"), (b"[]", "no JSON object"), (b"{\"__metadata__\": 3}", "no JSON object"),
+    (b"{\"a\": []}", "a needs dtype"), (b"{\"a\": {\"dtype\": \"F32\", \"shape\": [-1, -1], \"data_offsets\": [0, 4]}}", "a needs dtype"),
+    (b"{\"a\": {\"dtype\": \"F32\", \"shape\": [1], \"data_offsets\": [0]}}", "a needs dtype")])
+def test_headers_that_are_none(tmp_path, capsys, data, message):
+    path = tmp_path / "model.quantry.safetensors"
+    path.write_bytes(len(data).to_bytes(8, "little") + data if data else data)
+    with pytest.raises(FormatError, match=message):
+        File(path)
+    assert reader.main([str(tmp_path)]) == 1 and message in capsys.readouterr().err
+
+
+def test_a_manifest_of_something_else(artifact, tmp_path, capsys):
+    shutil.copytree(artifact[0], tmp_path / "quantry")
+    (tmp_path / "manifest.json").write_text('{"name": "a web app", "icons": []}')
+    assert reader.Container(tmp_path / "quantry").linears
+    (tmp_path / "manifest.json").write_text("{torn")
+    assert reader.main([str(tmp_path / "quantry")]) == 1 and "is not JSON" in capsys.readouterr().err
+
+
+def test_a_container_pulled_without_its_other_files(artifact, tmp_path):
+    """pull(path="quantry/model.quantry.safetensors")"""
+    (tmp_path / "quantry").mkdir()
+    shutil.copy(artifact[0].parent / "manifest.json", tmp_path)
+    shutil.copy(artifact[0] / "model.quantry.safetensors", tmp_path / "quantry")
+    assert reader.Container(tmp_path / "quantry").linears
+
+
 def test_unused_bits_are_not_read():
     rng = np.random.default_rng(3)
     codes = rng.integers(0, 8, (3, 11), np.uint8)
@@ -110,3 +138,15 @@ def test_bf16_rounds_half_to_even():
     values = np.array([1.0, 1.00390625, 1.01171875, -3.0e-39, 65504.0], np.float32)
     assert float32_to_bf16(values).tolist()[:3] == [0x3F80, 0x3F80, 0x3F82]
     np.testing.assert_array_equal(bf16_to_float32(float32_to_bf16(values[:1])), values[:1])
+
+
+def test_a_flipped_bit_is_noticed_and_its_file_named(artifact, tmp_path):
+    copy = tmp_path / "artifact"
+    shutil.copytree(artifact[0].parent, copy)
+    weights = copy / "quantry" / "model.quantry.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 4
+    weights.write_bytes(data)
+    with pytest.raises(FormatError, match="model.quantry.safetensors is not what its manifest lists"):
+        reader.Container(copy / "quantry")
+    reader.Container(copy / "quantry", check=False)

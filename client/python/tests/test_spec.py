@@ -39,14 +39,14 @@ def test_everything_else():
     built = spec(method="awq", calibration="a", calibration_samples=8, calibration_length=64,
                  calibration_sampling="random", calibration_format="tokens", evaluation="b", evaluation_windows=3,
                  max_perplexity_ratio=1.1, formats=["quantry", "dense", "quantry"], device="cpu", threads=2, gpus=1,
-                 gpu_memory_gib=1.5, max_run=90.5, seed=7)
+                 gpu_memory_gib=1.5, max_run=90.5, max_pending=3600, max_no_progress=7200, seed=7)
     assert built == {
         "method": {"awq": {"grid": {"bits": 4}}}, "seed": "7",
         "calibration": {"format": "TEXT_FORMAT_TOKEN_IDS", "samples": 8, "sequence_length": 64, "sampling": "SAMPLING_RANDOM"},
         "evaluation": {"format": "TEXT_FORMAT_TEXT", "windows": 3}, "quality_gate": {"max_perplexity_ratio": 1.1},
         "outputs": [{"format": "OUTPUT_FORMAT_QUANTRY"}, {"format": "OUTPUT_FORMAT_DENSE"}],
         "resources": {"device": "cpu", "threads": 2, "gpu_count": 1, "min_gpu_memory_bytes": str(3 << 29)},
-        "stop_limits": {"max_run": "90.500s"}}
+        "stop_limits": {"max_run": "90.500s", "max_pending": "3600s", "max_no_progress": "7200s"}}
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -57,6 +57,15 @@ def test_everything_else():
     ({"method": "ptq161", "bits": 4}, "do not apply to method \"ptq161\""),
     ({"method": "ptq161", "activation_bits": 8}, "activation_bits does not apply"),
     ({"method": "rtn", "activation_bits": 9}, "activation_bits: wanted 2 to 8"),
+    ({"method": "rtn", "group_size": 1 << 31}, "group_size: wanted a number of columns"),
+    ({"method": "rtn", "bits": "4"}, "bits: wanted a whole number of at most 31 bits, got '4'"),
+    ({"method": "rtn", "bits": 4.5}, "bits: wanted a whole number"),
+    ({"method": "rtn", "seed": -10 ** 20}, "seed: wanted a whole number of at most 63 bits, got -1000"),
+    ({"method": "rtn", "calibration": "a", "calibration_samples": 99999999999}, "calibration_samples: wanted a whole number"),
+    ({"method": "rtn", "max_run": float("inf")}, "max_run: wanted a number below 8e.09, got inf"),
+    ({"method": "rtn", "gpu_memory_gib": "8"}, "gpu_memory_gib: wanted a number below 8e.09, got '8'"),
+    ({"method": "rtn", "symmetric": "no"}, "symmetric: wanted True or False, got 'no'"),
+    ({"method": "rtn", "title": 3}, "title: wanted text, got 3"),
     ({"method": "rtn", "formats": "gguf"}, "formats: wanted one of compressed-tensors"),
     ({"method": "rtn", "method_options": {"epochs": 3}}, "method_options: wanted fields of method \"rtn\""),
     ({"method_config": {"awq": {"bits": 4}}}, "method_config: wanted the JSON of one method"),
@@ -65,6 +74,12 @@ def test_everything_else():
     ({"method": "rtn", "calibration": "a", "calibration_format": "csv"}, "calibration_format: wanted one of text, tokens"),
     ({"method": "rtn", "calibration": "a", "calibration_sampling": "best"}, "calibration_sampling: wanted one of"),
     ({"method": "rtn", "max_perplexity_ratio": 1.1}, "wanted evaluation=FILE, got none"),
+    ({"method": "restore", "calibration": "a"}, "wanted preprocessing_corpus=FILE, got none"),
+    ({"method": "rtn", "preprocessing_steps": 5}, "wanted preprocessing_corpus=FILE, got none"),
+    ({"method": "rtn", "preprocessing_dropout": 0}, "wanted preprocessing_corpus=FILE, got none"),
+    ({"method": "restore", "preprocessing_corpus": "a", "preprocessing_dropout": 1}, "preprocessing_dropout: wanted a share"),
+    ({"method": "restore", "preprocessing_corpus": "a", "preprocessing_alpha": -1}, "preprocessing_alpha: wanted a number above 0"),
+    ({"method": "restore", "preprocessing_corpus": "a", "preprocessing_format": "csv"}, "preprocessing_format: wanted one of"),
 ])
 def test_wrong_arguments(arguments, message):
     with pytest.raises(quantry.InvalidRequest, match=message):
@@ -92,13 +107,26 @@ def test_words_are_those_of_the_cli(binaries):
 @pytest.mark.parametrize("flags, arguments", [
     (["--method", "awq"], {"method": "awq"}),
     (["--method", "awq", "--bits", "3", "--group-size", "channel", "--symmetric", "--format", "dense", "--format", "quantry",
-      "--seed", "5", "--device", "cpu", "--max-run", "90"],
+      "--seed", "5", "--device", "cpu", "--max-run", "90", "--max-pending", "60",
+      "--max-no-progress", "7200"],
      {"method": "awq", "bits": 3, "group_size": "channel", "symmetric": True, "formats": ["dense", "quantry"], "seed": 5,
-      "device": "cpu", "max_run": 90}),
+      "device": "cpu", "max_run": 90, "max_pending": 60, "max_no_progress": 7200}),
     (["--method", "tesseraq", "--bits", "2", "--calibration-samples", "8", "--calibration-length", "64",
       "--calibration-sampling", "random"],
      {"method": "tesseraq", "bits": 2, "calibration_samples": 8, "calibration_length": 64, "calibration_sampling": "random"}),
     (["--method", "ptq161", "--format", "quantry"], {"method": "ptq161", "formats": ["quantry"]}),
+    (["--method", "restore", "--preprocessing-corpus", str(TEXT), "--preprocessing-steps", "3", "--preprocessing-rank", "4",
+      "--preprocessing-length", "64"],
+     {"method": "restore", "preprocessing_corpus": TEXT, "preprocessing_steps": 3, "preprocessing_rank": 4,
+      "preprocessing_length": 64}),
+    (["--method", "ptq161", "--preprocessing", "lora", "--preprocessing-corpus", str(TEXT)],
+     {"method": "ptq161", "preprocessing_corpus": TEXT}),
+    (["--method", "ptq161", "--preprocessing", "lora", "--preprocessing-corpus", str(TEXT), "--preprocessing-accumulation", "4",
+      "--preprocessing-alpha", "8", "--preprocessing-dropout", "0", "--preprocessing-learning-rate", "3e-4",
+      "--preprocessing-warmup-steps", "7", "--preprocessing-clip-norm", "0.5", "--preprocessing-attention-output"],
+     {"method": "ptq161", "preprocessing_corpus": TEXT, "preprocessing_accumulation": 4, "preprocessing_alpha": 8,
+      "preprocessing_dropout": 0, "preprocessing_learning_rate": 3e-4, "preprocessing_warmup_steps": 7,
+      "preprocessing_clip_norm": 0.5, "preprocessing_attention_output": True}),
 ])
 def test_same_spec_as_the_cli(server, client, stories, flags, arguments):
     """The CLI's job and this client's have the same spec and digest."""

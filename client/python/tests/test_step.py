@@ -40,18 +40,48 @@ def test_outputs_and_pull(server, stories, tmp_path, capsys):
     assert (tmp_path / "again/job").read_text() == outputs["job"]
 
 
+def test_a_pull_over_another_artifact(server, finished, client, stories, tmp_path, capsys):
+    client.pull(finished, tmp_path / "w4")
+    arguments = ["--server", server.address, "--model", str(stories), "--method", "rtn", "--group-size", "channel",
+                 "--request-key", "pull-over", "--pull", str(tmp_path / "w4")]
+    assert step.main(arguments) == 2 and "--pull-force" in capsys.readouterr().err
+    assert step.main([*arguments, "--pull-force"]) == 0
+    pulled = quantry.LocalArtifact(tmp_path / "w4")
+    assert pulled.method == "rtn" and pulled.verify() > 3
+
+
 @pytest.mark.parametrize("arguments, code, text", [
     (["--method", "magic", "--model", "."], 2, "wanted one of rtn"),
     (["--method", "rtn", "--model", "/no/such/model"], 2, "does not exist"),
     (["--method", "rtn", "--model-path", "/etc"], 5, "SOURCE_FORBIDDEN"),
     (["--method", "rtn", "--arguments", "[]"], 2, "wanted a JSON object"),
     (["--method", "rtn", "--model", ".", "--arguments", "{\"colour\": 1}"], 2, "colour"),
+    (["--method", "rtn", "--model", ".", "--arguments", "{\"bits\": \"4\"}"], 2, "bits: wanted a whole number"),
+    (["--method", "rtn", "--model", ".", "--arguments", "{\"seed\": -99999999999999999999999}"], 2, "seed: wanted a whole number"),
+    (["--method", "rtn", "--model", ".", "--arguments", "{\"max_run\": 1e400}"], 2, "max_run: wanted a number"),
+    (["--method", "rtn", "--model", ".", "--arguments", "{\"labels\": 3}"], 2, "--arguments: "),
+    (["--method", "rtn", "--output", "job", "/proc/x/job"], 2, "wanted a place where job can be written, got \"/proc/x/job\""),
+    (["--method", "rtn", "--output-dir", "/proc/x"], 2, "wanted a place where job can be written"),
     (["--method", "rtn", "--output", "colour", "x"], 2, "--output: wanted one of job"),
     (["--server", "127.0.0.1:1", "--method", "rtn"], 7, "no answer"),
 ])
 def test_exit_codes(server, capsys, arguments, code, text):
     assert step.main(["--server", server.address, *arguments]) == code
     assert text in capsys.readouterr().err
+
+
+def test_the_tenant_is_the_environment_s(server, monkeypatch):
+    asked = []
+
+    def submit(client, *_, **__):
+        asked.append(client.tenant)
+        raise quantry.InvalidRequest("enough")
+
+    monkeypatch.setattr(quantry.Client, "submit", submit)
+    monkeypatch.setenv("QUANTRY_TENANT", "acme")
+    for more in ([], ["--tenant", "other"], ["--tenant", ""]):  # templates leave empty texts
+        assert step.main(["--server", server.address, "--method", "rtn", *more]) == 2
+    assert asked == ["acme", "other", "acme"]
 
 
 def test_a_gate_that_fails(server, stories, tmp_path, capsys):
@@ -105,7 +135,13 @@ def test_argo(rooted, tmp_path):
         assert [job.name for job in client.list(method="awq")] == [(tmp_path / "job").read_text()]
     # What is retried is what the step calls worth a retry.
     retried = [int(code) for code in re.search(r"in \[(.*)\]", template["retryStrategy"]["expression"]).group(1).split(",")]
-    assert retried == [6, 7, 8] and "6 quota, 7 server unreachable, 8 time over" in (PIPELINES / "README.md").read_text()
+    assert retried == [-1, 6, 7, 8] and "6 quota, 7 server unreachable, 8 time over" in (PIPELINES / "README.md").read_text()
+
+
+def test_argo_retries_however_long_a_step_ran():
+    """maxDuration is a deadline from the first start: a retry of a longer step would be killed at once."""
+    document = yaml.safe_load((PIPELINES / "argo/quantize.yaml").read_text())
+    assert set(document["spec"]["templates"][0]["retryStrategy"]["backoff"]) == {"duration", "factor"}
 
 
 def kubeflow_words(part, inputs, folder):

@@ -1,5 +1,6 @@
 """Where the server is, who asks, and over what: wrong endpoint, TLS, certificates, tokens."""
 import asyncio
+import contextlib
 import socket
 import threading
 
@@ -10,6 +11,8 @@ import quantry
 from certificates import LOCAL, Authority
 from fake_server import Fake, abort, serving
 from quantry._options import Options, resolve_server
+from quantry._retry import is_break, is_retryable
+from quantry.errors import make_error
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +99,69 @@ def test_a_server_that_says_nothing():
             quantry.connect(f"127.0.0.1:{listener.getsockname()[1]}", timeout=0.5)
 
 
+@contextlib.contextmanager
+def slow_link(target, seconds):
+    """A way to the server on which the first bytes of each connection's answer take `seconds`."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    sockets = [listener]
+
+    def copy(source, sink, wait):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                closed.wait(wait)
+                wait = 0
+                sink.sendall(data)
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                peer, _ = listener.accept()
+                there = socket.create_connection(target.split(":"))
+                sockets.extend([peer, there])
+                for ends in ((peer, there, 0), (there, peer, seconds)):
+                    threading.Thread(target=copy, args=ends, daemon=True).start()
+
+    closed = threading.Event()
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        closed.set()
+        for one in sockets:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+
+@KINDS
+def test_a_slow_link(kind):
+    """Longer than every try of a call and every pause between them together."""
+    with serving(Fake()) as target, slow_link(target, 3) as slow:
+        assert connect(kind, slow) == "fake"
+
+
+@KINDS
+@pytest.mark.parametrize("timeout, wanted", [(5, [30, 90, 5]), (200, [200, 200, 200])])
+def test_the_engine_gets_its_time(kind, timeout, wanted):
+    """methods() and quote() wait longer than other calls, and as long as asked if that is longer still."""
+    job = {"model_uri": "hf://org/model", "method": "rtn"}
+
+    async def run(target):
+        async with await quantry.aio.connect(target, timeout=timeout) as client:
+            return await client.methods(), await client.quote(**job), await client.submit(**job)
+
+    fake = Fake()
+    with serving(fake) as target:
+        if kind == "blocking":
+            with quantry.connect(target, timeout=timeout) as client:
+                client.methods()
+                client.quote(**job)
+                client.submit(**job)
+        else:
+            asyncio.run(run(target))
+    assert all(most / 2 < got < most + 2 for got, most in zip(fake.remaining, wanted, strict=True)), fake.remaining
+
+
 @KINDS
 def test_tls(kind, authority):
     with serving(Fake(), server_credentials(authority)) as target:
@@ -160,6 +226,27 @@ def test_traces(monkeypatch):
     assert fake.traces[::2] == fake.traces[1::2] == [None, None, None, given + "00", given + "01", None]
 
 
+@KINDS
+def test_a_submit_without_an_answer_can_be_repeated(kind):
+    """The server has the job, the client has an error: it says with which id to ask again."""
+    fake = Fake()
+    fake.info = lambda context: abort(context, grpc.StatusCode.DEADLINE_EXCEEDED, "late")
+
+    def submit(client, **arguments):
+        return client.submit(model_path="/m", method="rtn", **arguments)
+
+    async def run():
+        async with quantry.AsyncClient(target) as client:
+            await submit(client)
+
+    with serving(fake) as target, quantry.Client(target) as client:
+        with pytest.raises(quantry.ServerUnavailable) as caught:
+            submit(client) if kind == "blocking" else asyncio.run(run())
+        fake.info = lambda context: None
+        submit(client, request_id=caught.value.metadata["request_id"])
+    assert len(fake.creates) == 2 and fake.creates[0] == fake.creates[1]
+
+
 def test_an_expired_token():
     fake = Fake()
     fake.info = lambda context: abort(context, grpc.StatusCode.UNAUTHENTICATED, "the token expired", "UNAUTHENTICATED")
@@ -200,3 +287,13 @@ def test_where_the_server_is(monkeypatch, tmp_path):
     assert resolve_server(None).target == "127.0.0.1:1234"
     assert resolve_server("here:2").source == "connect()"
     assert Options(tls_ca="x").secure and Options(tls=True).secure and not Options().secure
+
+
+@pytest.mark.parametrize("code, reason, call, watch", [
+    ("UNAVAILABLE", "", True, True), ("UNAVAILABLE", "STORE_UNAVAILABLE", True, True), ("DEADLINE_EXCEEDED", "", True, True),
+    ("RESOURCE_EXHAUSTED", "RESOURCE_LIMIT", True, True), ("RESOURCE_EXHAUSTED", "QUOTA_STORED_BYTES", False, False),
+    ("RESOURCE_EXHAUSTED", "DISK_FULL", False, False), ("RESOURCE_EXHAUSTED", "QUOTA_WATCHES", False, True),
+    ("INTERNAL", "", False, True), ("INTERNAL", "INTERNAL", False, False), ("NOT_FOUND", "JOB_NOT_FOUND", False, False)])
+def test_what_is_tried_again(code, reason, call, watch):
+    error = make_error(code, "no", reason=reason)
+    assert (is_retryable(error), is_break(error)) == (call, watch)

@@ -1,5 +1,6 @@
 """Watching over streams that break: no gap, nothing twice, and an end."""
 import asyncio
+import sys
 import threading
 import time
 
@@ -123,13 +124,38 @@ def test_wait_times_out_and_the_job_goes_on(kind):
     assert isinstance(caught.value, TimeoutError) and caught.value.job.progress.stage == "quantizing"
 
 
+def hang(context):
+    while context.is_active():
+        time.sleep(0.01)
+
+
+def test_close_ends_a_watch_in_another_thread():
+    fake, seen, raised = Fake(), threading.Event(), []
+    fake.watches = [[snapshot(), event(1), hang], [snapshot(1), event(2), end()]]
+    with serving(fake) as target:
+        client = quantry.Client(target)
+
+        def watch():
+            try:
+                for one in client.watch("fake"):
+                    if one.sequence == 1:
+                        seen.set()
+            except quantry.QuantryError as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        assert seen.wait(10)
+        client.close()
+        thread.join(10)
+        assert not thread.is_alive() and [str(error) for error in raised] == ["this client is closed\n  next:   connect() again"]
+        with pytest.raises(quantry.Conflict, match="this client is closed"):
+            client.server_info()
+    assert len(fake.watch_requests) == 1
+
+
 def test_leaving_early_cancels_the_stream():
     fake, over = Fake(), threading.Event()
-
-    def hang(context):
-        while context.is_active():
-            time.sleep(0.01)
-
     fake.watches = [[lambda context: context.add_callback(over.set), snapshot(), event(1), hang]]
     with serving(fake) as target, quantry.Client(target) as client:
         for seen in client.watch("fake"):
@@ -145,6 +171,23 @@ def test_progress_function_sees_the_job():
         job = client.wait("fake", progress=lambda job: seen.append((job.state, job.progress.stage)))
     assert seen == [("running", ""), ("running", "quantizing"), ("succeeded", "")]
     assert job.name == JOB and job.succeeded
+
+
+def test_progress_is_a_bar(capsys):
+    fake = Fake()
+    fake.watches = [[snapshot(), event(1), end()]]
+    with serving(fake) as target, quantry.Client(target) as client:
+        client.wait("fake", progress=True)
+    last = capsys.readouterr().err.rstrip().rsplit("\r", 1)[-1]
+    assert last.startswith("100%|") and last.endswith("| fake: succeeded")
+
+
+def test_a_bar_without_tqdm(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    with serving(Fake()) as target, quantry.Client(target) as client:
+        with pytest.raises(quantry.InvalidRequest, match="tqdm, which is not installed") as caught:
+            client.wait("fake", progress=True)
+    assert "quantry[progress]" in caught.value.hint
 
 
 @pytest.mark.parametrize("state, kind, text", [

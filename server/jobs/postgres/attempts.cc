@@ -1,6 +1,7 @@
 #include "common/errors.h"
 #include "server/jobs/postgres/worker_calls.h"
 #include "server/jobs/rules.h"
+#include "server/jobs/sql_rows.h"
 
 namespace quantry::server::postgres {
 namespace {
@@ -72,7 +73,7 @@ absl::StatusOr<JobState> EndForGood(const Context& context, const QueueRow& row,
 absl::StatusOr<JobState> EndFailed(const Context& context, const QueueRow& row,
                                    const absl::Status& error, bool final) {
   if (row.state == JobState::kCancelling) return EndCancelled(context, row);
-  const auto failures = static_cast<int>(One(context.db.Query(
+  const auto failures = static_cast<int>(sql::One(context.db.Query(
       "UPDATE jobs SET user_failures = user_failures + 1 WHERE pk = $1 RETURNING user_failures",
       row.pk)));
   if (final || failures >= row.max_attempts) return EndForGood(context, row, error);
@@ -89,7 +90,8 @@ absl::StatusOr<JobState> EndLost(const Context& context, const QueueRow& row,
   db.Execute("UPDATE queue SET losses_since_checkpoint = $1 WHERE pk = $2", losses, row.pk);
   db.Execute("INSERT INTO job_losses (pk, worker_id) VALUES ($1, $2) ON CONFLICT DO NOTHING",
              row.pk, row.worker_id);
-  const int64_t distinct = One(db.Query("SELECT count(*) FROM job_losses WHERE pk = $1", row.pk));
+  const int64_t distinct =
+      sql::One(db.Query("SELECT count(*) FROM job_losses WHERE pk = $1", row.pk));
   if (IsPoison(context.policy, distinct, losses)) {
     return EndForGood(context, row, Poisoned(row, distinct, losses));
   }

@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <limits>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -8,6 +7,8 @@
 #include "server/jobs/postgres/quotas.h"
 #include "server/jobs/postgres/worker_calls.h"
 #include "server/jobs/rules.h"
+#include "server/jobs/sql_rows.h"
+#include "server/jobs/sql_turns.h"
 
 // RegisterWorker and Acquire.
 namespace quantry::server::postgres {
@@ -56,42 +57,44 @@ struct Picked {
   bool limited = false;  // the tenant has a quota of running jobs
 };
 
-// Locks the first job the worker can run and nobody else is claiming. Each
-// method and GPU count has its own range of queue_claimable, read from its
-// head; only the merged head is locked, one row after the other.
+// Locks the first job of the first of `tenants` that the worker can run and
+// nobody else is claiming. Each tenant, method and GPU count has its own range
+// of queue_claimable, read from its head and only when its turn comes; only the
+// merged head is locked, one row after the other.
 std::optional<Picked> TryPick(const Context& context, const Abilities& worker,
-                              const std::set<std::string>& passed_over, int candidates) {
+                              const std::vector<std::string>& tenants, int candidates) {
   // In the text: a plan for any limit might read and sort the whole queue.
   const std::string limit = std::to_string(candidates);
   const std::string sql =
       "SELECT q.pk, q.tenant, EXISTS (SELECT 1 FROM quotas t WHERE t.tenant = q.tenant"
-      " AND t.max_running > 0)::int FROM queue q JOIN (SELECT c.pk, c.rank FROM"
-      " unnest($1::text[], $2::int[], $3::bigint[]) AS a (method, gpus, memory)"
-      " CROSS JOIN LATERAL (SELECT pk, rank FROM queue WHERE state = 1 AND method = a.method"
-      " AND gpu_count = a.gpus AND not_before <= $5 AND min_gpu_memory <= a.memory"
-      " AND host_memory <= $4 AND tenant <> ALL ($6::text[]) ORDER BY rank, pk LIMIT " +
-      limit + ") c ORDER BY c.rank, c.pk LIMIT " + limit +
+      " AND t.max_running > 0)::int FROM queue q JOIN (SELECT t.turn, c.pk, c.rank FROM"
+      " unnest($1::text[]) WITH ORDINALITY AS t (tenant, turn)"
+      " CROSS JOIN unnest($2::text[], $3::int[], $4::bigint[]) AS a (method, gpus, memory)"
+      " CROSS JOIN LATERAL (SELECT pk, rank FROM queue WHERE state = 1 AND tenant = t.tenant"
+      " AND method = a.method AND gpu_count = a.gpus AND not_before <= $6"
+      " AND min_gpu_memory <= a.memory AND host_memory <= $5 ORDER BY rank, pk LIMIT " +
+      limit + ") c ORDER BY t.turn, c.rank, c.pk LIMIT " + limit +
       ") head ON head.pk = q.pk"
-      " WHERE q.state = 1 ORDER BY head.rank, head.pk LIMIT 1 FOR UPDATE OF q SKIP LOCKED";
-  Rows rows =
-      context.db.Query(sql, worker.methods, worker.gpus, worker.gpu_memory, worker.host_memory,
-                       context.now, TextArray({passed_over.begin(), passed_over.end()}));
+      " WHERE q.state = 1 ORDER BY head.turn, head.rank, head.pk LIMIT 1"
+      " FOR UPDATE OF q SKIP LOCKED";
+  Rows rows = context.db.Query(sql, TextArray(tenants), worker.methods, worker.gpus,
+                               worker.gpu_memory, worker.host_memory, context.now);
   if (!rows.Next()) return std::nullopt;
   return Picked{rows.Int(0), rows.Text(1), rows.Int(2) != 0};
 }
 
 std::optional<int64_t> Pick(const Context& context, const v1::WorkerInfo& info) {
   const Abilities worker(info);
-  std::set<std::string> passed_over = TenantsAtRunningQuota(context.db);
-  for (int candidates = kFirstCandidates; candidates <= kMaxCandidates;) {
-    std::optional<Picked> picked = TryPick(context, worker, passed_over, candidates);
+  std::vector<std::string> tenants = sql::TenantsInTurn(context.db);
+  for (int candidates = kFirstCandidates; candidates <= kMaxCandidates && !tenants.empty();) {
+    std::optional<Picked> picked = TryPick(context, worker, tenants, candidates);
     if (!context.db.status().ok()) return std::nullopt;
     if (!picked) {
       candidates *= 8;  // all of them are being claimed, or there are none
       continue;
     }
     if (!picked->limited || MayRunAnother(context.db, picked->tenant)) return picked->pk;
-    passed_over.insert(picked->tenant);
+    std::erase(tenants, picked->tenant);
   }
   return std::nullopt;
 }
@@ -107,7 +110,7 @@ absl::StatusOr<Grant> Claim(const Context& context, const WorkerRow& worker,
                             const std::string& acquire_id, int64_t pk) {
   Database& db = context.db;
   const Duration ttl = context.policy.first_lease_ttl;
-  const int64_t epoch = One(db.Query(
+  const int64_t epoch = sql::One(db.Query(
       "UPDATE queue SET state = 2, epoch = epoch + 1, worker_id = $2, acquire_id = $3,"
       " claim_time = $4, lease_until = $5, not_before = 0, steps_done = 0, progress_time = $4,"
       " next_event_offset = 0 WHERE pk = $1 RETURNING epoch",
@@ -119,7 +122,8 @@ absl::StatusOr<Grant> Claim(const Context& context, const WorkerRow& worker,
                      .reason = "claimed by " + worker.worker_id};
   db.Execute(
       "UPDATE jobs SET state = 2, state_reason = $5, version = version + 1, update_time = $3,"
-      " epoch = $4, worker = $2, start_time = coalesce(start_time, $3), engine_version = $6"
+      " epoch = $4, worker = $2, start_time = coalesce(start_time, $3), last_claim = $3,"
+      " engine_version = $6"
       " WHERE pk = $1",
       pk, worker.worker_id, context.now, epoch, change.reason, worker.info.engine_version());
   db.Execute("DELETE FROM job_progress WHERE pk = $1", pk);
@@ -149,6 +153,7 @@ absl::Status LapseLeases(const Context& context, const std::string& worker_id) {
   for (const QueueRow& row : LockLeasedBy(context.db, worker_id)) {
     auto ended = EndLost(context, row, "was started again");
     if (!ended.ok()) return ended.status();
+    context.db.NoteChanged(ReadKey(context.db, row.pk));
   }
   return absl::OkStatus();
 }

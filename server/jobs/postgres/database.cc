@@ -11,10 +11,11 @@ namespace quantry::server::postgres {
 namespace {
 
 // A statement that runs longer is stuck; a session that holds a transaction
-// open this long is a bug or a frozen server, and would stop vacuum.
+// open this long is a bug or a frozen server, and would stop vacuum. No
+// compiled plans (jit): that takes longer than any statement here runs.
 constexpr const char* kSetup =
     "SET statement_timeout = '10s'; SET lock_timeout = '8s';"
-    " SET idle_in_transaction_session_timeout = '15s'; SET client_encoding = 'UTF8';"
+    " SET idle_in_transaction_session_timeout = '15s'; SET client_encoding = 'UTF8'; SET jit = off;"
     " SET bytea_output = 'hex'; SET synchronous_commit = on; SET default_transaction_isolation ="
     " 'read committed'";
 

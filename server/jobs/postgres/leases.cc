@@ -2,6 +2,7 @@
 #include "google/protobuf/util/message_differencer.h"
 #include "server/jobs/postgres/worker_calls.h"
 #include "server/jobs/rules.h"
+#include "server/jobs/sql_rows.h"
 
 // What a worker says while it holds a lease.
 namespace quantry::server::postgres {
@@ -15,15 +16,18 @@ void Renew(const Context& context, const QueueRow& row) {
 // The lease, the step counter and the progress; one row each, both HOT.
 void RenewWithProgress(const Context& context, const QueueRow& row,
                        const v1::JobProgress& progress) {
+  const bool bytes_moved =
+      MovesFiles(progress) && BytesMoved(sql::StoredProgress(context.db, row.pk), progress);
   context.db.Execute(
       "INSERT INTO job_progress (pk, progress) VALUES ($1, $2)"
       " ON CONFLICT (pk) DO UPDATE SET progress = excluded.progress",
       row.pk, progress);
   context.db.Execute(
       "UPDATE queue SET lease_until = $1, steps_done = greatest(steps_done, $2::bigint),"
-      " progress_time = CASE WHEN $2 > steps_done THEN $3::bigint ELSE progress_time END"
-      " WHERE pk = $4",
-      context.now + context.policy.lease_ttl, progress.steps_done(), context.now, row.pk);
+      " progress_time = CASE WHEN $2 > steps_done OR $5::int > 0 THEN $3::bigint"
+      " ELSE progress_time END WHERE pk = $4",
+      context.now + context.policy.lease_ttl, progress.steps_done(), context.now, row.pk,
+      bytes_moved);
 }
 
 // `durable` is set when the beat brought events: those must not be taken back.
@@ -77,7 +81,7 @@ void StoreResult(const Context& context, const QueueRow& row, const CompleteRequ
   v1::JobResult result = request.result;
   result.set_artifact_uri(request.artifact_uri);
   const int64_t queued =
-      One(context.db.Query("SELECT start_time - create_time FROM jobs WHERE pk = $1", row.pk));
+      sql::One(context.db.Query("SELECT start_time - create_time FROM jobs WHERE pk = $1", row.pk));
   result.mutable_timing()->set_queue_s(static_cast<double>(queued) / 1e6);
   context.db.Execute("UPDATE job_payloads SET result = $1 WHERE pk = $2", result, row.pk);
 }
@@ -115,7 +119,9 @@ absl::Status CommitCheckpoint(const Context& context, const CheckpointRequest& r
       "INSERT INTO job_checkpoints (pk, epoch, checkpoint) VALUES ($1, $2, $3)"
       " ON CONFLICT (pk) DO UPDATE SET epoch = excluded.epoch, checkpoint = excluded.checkpoint",
       row->pk, row->epoch, checkpoint);
+  // The job gets on: machines that go now and then are not its doing.
   context.db.Execute("UPDATE queue SET losses_since_checkpoint = 0 WHERE pk = $1", row->pk);
+  context.db.Execute("DELETE FROM job_losses WHERE pk = $1", row->pk);
   AppendEvent(context.db, row->pk, row->epoch, context.now, EventOf(checkpoint));
   return absl::OkStatus();
 }

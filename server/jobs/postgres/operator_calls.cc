@@ -11,37 +11,24 @@
 namespace quantry::server::postgres {
 namespace {
 
-constexpr int kMaxExpiredPerSweep = 1000;  // one transaction must stay short
-constexpr const char* kLastSweep = "last_sweep";
-
 // Until the end of the transaction. False: another server has it.
 bool TakeSweepLock(Database& db) {
   static const std::string sql =
       std::string("SELECT pg_try_advisory_xact_lock(") + kSweepLock + ")::int";
-  return One(db.Query(sql)) != 0;
-}
-
-// How long nobody swept; 0 the first time and when the clock stepped back.
-Duration SinceLastSweep(const Context& context) {
-  Duration since{};
-  Rows rows = context.db.Query("SELECT value FROM meta WHERE key = $1", kLastSweep);
-  if (rows.Next()) since = std::max(Duration(0), context.now - rows.At(0));
-  context.db.Execute(
-      "INSERT INTO meta (key, value) VALUES ($1, $2)"
-      " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-      kLastSweep, context.now);
-  return since;
+  return sql::One(db.Query(sql)) != 0;
 }
 
 // After an outage nobody could beat: everyone gets a whole new ttl, and the
-// outage does not count as standing still or running.
+// outage does not count as standing still or running. What was claimed or
+// cancelled when it was over began after it: no time moves past now.
 void PushLeases(const Context& context, Duration outage) {
   context.db.Execute(
       "WITH leased AS (SELECT pk FROM queue WHERE worker_id IS NOT NULL ORDER BY pk FOR UPDATE)"
       " UPDATE queue q SET lease_until = greatest(lease_until, $1),"
-      " progress_time = progress_time + $2, claim_time = claim_time + $2,"
-      " cancel_time = cancel_time + $2 FROM leased WHERE q.pk = leased.pk",
-      context.now + context.policy.lease_ttl, outage);
+      " progress_time = least(progress_time + $2, $3), claim_time = least(claim_time + $2, $3),"
+      " cancel_time = CASE WHEN cancel_time IS NOT NULL THEN least(cancel_time + $2, $3) END"
+      " FROM leased WHERE q.pk = leased.pk",
+      context.now + context.policy.lease_ttl, outage, context.now);
 }
 
 // Locks the row and judges it as it is then. nullopt = nothing is wrong.
@@ -61,34 +48,6 @@ absl::Status SweepLeases(const Context& context, SweepReport& report) {
     report.changed.push_back(ReadKey(context.db, row.pk));
   }
   return absl::OkStatus();
-}
-
-absl::Status SweepPending(const Context& context, SweepReport& report) {
-  const auto overdue = sql::Keys(context.db.Query(
-      "SELECT pk FROM queue WHERE state = 1 AND pending_deadline IS NOT NULL"
-      " AND pending_deadline <= $1 ORDER BY pending_deadline FOR UPDATE SKIP LOCKED",
-      context.now));
-  for (int64_t pk : overdue) {
-    std::optional<QueueRow> row = LockQueueRow(context.db, pk);
-    if (!row) continue;
-    auto ended = EndForGood(context, *row, MaxPendingExceeded(*row));
-    if (!ended.ok()) return ended.status();
-    ++report.over_limit;
-    report.changed.push_back(ReadKey(context.db, pk));
-  }
-  return absl::OkStatus();
-}
-
-void SweepExpired(const Context& context, SweepReport& report) {
-  const auto expired = sql::Keys(context.db.Query(
-      "SELECT pk FROM jobs WHERE expire_time IS NOT NULL AND state >= 4 AND expire_time <= $1"
-      " ORDER BY expire_time LIMIT $2 FOR UPDATE SKIP LOCKED",
-      context.now, kMaxExpiredPerSweep));
-  for (int64_t pk : expired) {
-    report.changed.push_back(ReadKey(context.db, pk));
-    RemoveJob(context.db, pk, context.now);
-    ++report.expired;
-  }
 }
 
 // Counter changes that are committed by now become part of the counters.
@@ -139,17 +98,18 @@ absl::StatusOr<SweepReport> Sweep(const Context& context) {
     report.left_to_another = true;
     return report;
   }
-  const Duration outage = SinceLastSweep(context);
+  const Duration outage = sql::SinceLastSweep(context);
   if (outage > context.policy.lease_ttl / 2) {
     PushLeases(context, outage);
     report.pushed_leases = true;
     return report;
   }
   absl::Status swept = SweepLeases(context, report);
-  if (swept.ok()) swept = SweepPending(context, report);
+  if (swept.ok()) swept = sql::SweepPending(context, report);
   if (!swept.ok()) return swept;
-  SweepExpired(context, report);
+  sql::SweepExpired(context, report);
   SweepWaiting(context, report);
+  sql::ForgetWorkers(context);
   FoldCounts(context.db);
   return report;
 }
@@ -189,15 +149,15 @@ StoreStats Stats(Database& db, const JobPolicy& policy, Time now) {
       "SELECT state, sum(n)::bigint FROM (SELECT state, n FROM job_counts"
       " UNION ALL SELECT state, n FROM job_count_changes) counted GROUP BY state");
   while (counts.Next()) stats.jobs[static_cast<JobState>(counts.Int(0))] = counts.Int(1);
-  stats.delayed = One(db.Query(
+  stats.delayed = sql::One(db.Query(
       "SELECT count(*) FROM queue WHERE state = 1 AND not_before > 0 AND not_before > $1", now));
   stats.depth = stats.jobs[JobState::kQueued] - stats.delayed;
   Rows oldest =
       db.Query("SELECT min(enqueue_time) FROM queue WHERE state = 1 AND not_before < $1", kParked);
   if (oldest.Next()) stats.oldest_queued = oldest.MaybeAt(0);
   stats.pause = ReadPause(db);
-  stats.busy_slots =
-      static_cast<int>(One(db.Query("SELECT count(*) FROM queue WHERE worker_id IS NOT NULL")));
+  stats.busy_slots = static_cast<int>(
+      sql::One(db.Query("SELECT count(*) FROM queue WHERE worker_id IS NOT NULL")));
   sql::CountWorkers(
       db.Query("SELECT info FROM workers WHERE last_seen > $1", now - policy.lease_ttl), stats);
   return stats;

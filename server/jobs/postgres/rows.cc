@@ -125,8 +125,6 @@ std::optional<QueuePause> ReadPause(Database& db) {
   return QueuePause{rows.Text(0), rows.At(1)};
 }
 
-int64_t One(Rows rows) { return rows.Next() ? rows.Int(0) : 0; }
-
 std::string TextArray(const std::vector<std::string>& texts) {
   std::string literal = "{";
   for (const std::string& text : texts) {

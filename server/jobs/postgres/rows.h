@@ -57,8 +57,6 @@ std::optional<WorkerRow> LockWorker(Database& db, const std::string& worker_id);
 std::vector<WorkerRow> ReadWorkers(Database& db);
 std::optional<QueuePause> ReadPause(Database& db);
 
-// The one number of a query; 0 without a row.
-int64_t One(Rows rows);
 // A text[] literal: {"a","b"}.
 std::string TextArray(const std::vector<std::string>& texts);
 

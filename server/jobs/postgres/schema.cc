@@ -5,6 +5,7 @@
 
 #include "common/errors.h"
 #include "server/jobs/postgres/rows.h"
+#include "server/jobs/sql_rows.h"
 
 namespace quantry::server::postgres {
 namespace {
@@ -214,8 +215,17 @@ ALTER TABLE quotas ADD COLUMN max_stored_bytes BIGINT NOT NULL DEFAULT 0,
 CREATE INDEX artifacts_bytes ON artifacts (tenant, total_bytes);
 )sql";
 
+// As in SQLite.
+constexpr const char* kVersion6 = R"sql(
+ALTER TABLE jobs ADD COLUMN last_claim BIGINT;
+DROP INDEX queue_claimable;
+CREATE INDEX queue_claimable ON queue (tenant, method, gpu_count, rank, pk) WHERE state = 1;
+CREATE INDEX queue_running ON queue (tenant) WHERE worker_id IS NOT NULL;
+CREATE INDEX jobs_claimed ON jobs (tenant, last_claim) WHERE last_claim IS NOT NULL;
+)sql";
+
 // Step i brings version i to i + 1. Never change a released one: add another.
-constexpr const char* kSteps[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5};
+constexpr const char* kSteps[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5, kVersion6};
 constexpr int kNewest = static_cast<int>(std::size(kSteps));
 
 int64_t Version(Database& db) {
@@ -232,7 +242,7 @@ absl::Status Newer(int64_t version) {
 }
 
 absl::Status MigrateLocked(Database& db) {
-  if (One(db.Query("SELECT (to_regclass('quantry_schema') IS NULL)::int")) != 0) {
+  if (sql::One(db.Query("SELECT (to_regclass('quantry_schema') IS NULL)::int")) != 0) {
     db.Script("CREATE TABLE quantry_schema (version INTEGER NOT NULL)");
   }
   int64_t version = Version(db);

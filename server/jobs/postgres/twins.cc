@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "server/jobs/postgres/rows.h"
+#include "server/jobs/sql_rows.h"
 
 namespace quantry::server::postgres {
 namespace {
@@ -35,7 +36,7 @@ std::vector<int64_t> LockWaitingFor(Database& db, int64_t pk) {
   while (rows.Next()) {
     const int64_t other = rows.Int(0);
     if (!LockJob(db, other)) continue;
-    if (One(db.Query("SELECT waits_for FROM jobs WHERE pk = $1", other)) != pk) continue;
+    if (sql::One(db.Query("SELECT waits_for FROM jobs WHERE pk = $1", other)) != pk) continue;
     waiting.push_back(other);
   }
   return waiting;

@@ -1,9 +1,8 @@
 #include "server/jobs/waiting.h"
 
-#include <utility>
-
 #include "server/jobs/postgres/quotas.h"
 #include "server/jobs/postgres/worker_calls.h"
+#include "server/jobs/sql_sweep.h"
 
 // Tells queued jobs why no worker takes them.
 namespace quantry::server::postgres {
@@ -40,14 +39,6 @@ std::vector<Queued> ReadOldest(const Context& context) {
   return oldest;
 }
 
-std::vector<Worker> LiveWorkers(const Context& context) {
-  std::vector<Worker> live;
-  for (Worker& worker : ListWorkers(context.db, context.policy, context.now)) {
-    if (worker.live) live.push_back(std::move(worker));
-  }
-  return live;
-}
-
 // No new version: the etag is about what a client may change. False = somebody
 // is claiming or changing it right now.
 bool Tell(const Context& context, const Queued& job, const std::string& reason) {
@@ -55,12 +46,7 @@ bool Tell(const Context& context, const Queued& job, const std::string& reason) 
       "SELECT 1 FROM queue WHERE pk = $1 AND state = 1 FOR UPDATE SKIP LOCKED", job.pk);
   if (!locked.Next()) return false;
   context.db.Execute("UPDATE jobs SET state_reason = $1 WHERE pk = $2", reason, job.pk);
-  v1::JobEvent event;
-  event.mutable_log()->set_level(reason.empty() ? v1::LogLine::LEVEL_INFO
-                                                : v1::LogLine::LEVEL_WARNING);
-  event.mutable_log()->set_message(reason.empty() ? "a worker takes the job when its turn comes"
-                                                  : reason);
-  AppendEvent(context.db, job.pk, 0, context.now, std::move(event));
+  AppendEvent(context.db, job.pk, 0, context.now, WaitingEvent(reason));
   return true;
 }
 
@@ -69,7 +55,7 @@ bool Tell(const Context& context, const Queued& job, const std::string& reason) 
 void SweepWaiting(const Context& context, SweepReport& report) {
   const std::vector<Queued> oldest = ReadOldest(context);
   if (oldest.empty()) return;
-  const std::vector<Worker> live = LiveWorkers(context);
+  const std::vector<Worker> live = sql::LiveWorkers(context);
   const std::optional<QueuePause> pause = ReadPause(context.db);
   const std::set<std::string> at_quota = TenantsAtRunningQuota(context.db);
   for (const Queued& job : oldest) {
@@ -78,6 +64,7 @@ void SweepWaiting(const Context& context, SweepReport& report) {
     if (reason == job.state_reason) continue;
     // Other reasons say how the job came to be queued and stay.
     if (reason.empty() && !IsWaitingReason(job.state_reason)) continue;
+    if (sql::WasToldLately(context, job.pk)) continue;
     if (!Tell(context, job, reason)) continue;
     ++report.waiting;
     report.changed.push_back(ReadKey(context.db, job.pk));

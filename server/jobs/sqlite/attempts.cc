@@ -42,7 +42,7 @@ absl::StatusOr<QueueRow> CheckLease(const Context& context, const LeaseToken& le
   if (!worker) return UnknownWorker();
   std::optional<int64_t> pk = FindJob(context.db, lease.job);
   if (!pk) return LeaseLost(lease.job, lease.epoch, "the job is gone");
-  std::optional<QueueRow> row = ReadQueueRow(context.db, *pk);
+  std::optional<QueueRow> row = LockQueueRow(context.db, *pk);
   if (!row) return LeaseLost(lease.job, lease.epoch, "the job has ended");
   absl::Status held = CheckLeaseRow(lease, *row, worker->worker_id);
   if (!held.ok()) return held;

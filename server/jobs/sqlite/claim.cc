@@ -1,12 +1,11 @@
 #include <algorithm>
 #include <limits>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "server/jobs/rules.h"
-#include "server/jobs/sqlite/quotas.h"
+#include "server/jobs/sql_turns.h"
 #include "server/jobs/sqlite/worker_calls.h"
 
 // RegisterWorker and Acquire.
@@ -17,50 +16,55 @@ namespace {
 constexpr Duration kSeenResolution = std::chrono::seconds(2);
 constexpr int64_t kUnlimited = std::numeric_limits<int64_t>::max();
 
+// What a worker can run.
+struct Abilities {
+  std::vector<std::string> methods;
+  std::vector<int64_t> gpu_memory = {kUnlimited};  // [n]: of the smallest of its n largest GPUs
+  int64_t host_memory = kUnlimited;
+
+  explicit Abilities(const v1::WorkerInfo& worker)
+      : methods(worker.methods().begin(), worker.methods().end()) {
+    for (const v1::Gpu& gpu : worker.gpus()) gpu_memory.push_back(gpu.memory_bytes());
+    std::sort(gpu_memory.rbegin(), gpu_memory.rend());
+    if (worker.host_memory_bytes() > 0) host_memory = worker.host_memory_bytes();
+  }
+};
+
 struct Candidate {
   int64_t rank = 0;
   int64_t pk = 0;
   auto operator<=>(const Candidate&) const = default;  // NOLINT(modernize-use-nullptr)
 };
 
-// The first job of one method and GPU count; queue_claimable yields it without
-// looking at the rest of the queue. Only the jobs of tenants `passed_over` are
-// looked at one by one.
-std::optional<Candidate> FirstOf(const Context& context, const std::string& method, int gpus,
-                                 int64_t gpu_memory, int64_t host_memory,
-                                 const std::set<std::string>& passed_over) {
-  std::string sql =
-      "SELECT rank, pk FROM queue WHERE state = 1 AND method = ? AND gpu_count = ?"
-      " AND not_before <= ? AND min_gpu_memory <= ? AND host_memory <= ?";
-  std::vector<Value> values = {Arg(method), Arg(gpus), Arg(context.now), Arg(gpu_memory),
-                               Arg(host_memory)};
-  for (const std::string& tenant : passed_over) {
-    sql += " AND (SELECT tenant FROM jobs j WHERE j.pk = queue.pk) <> ?";
-    values.push_back(Arg(tenant));
-  }
-  Rows rows = context.db.QueryWith(sql + " ORDER BY rank, pk LIMIT 1", values);
-  if (!rows.Next()) return std::nullopt;
-  return Candidate{rows.Int(0), rows.Int(1)};
-}
-
-// Among all jobs the worker can run, the one with the smallest rank.
-std::optional<int64_t> Pick(const Context& context, const v1::WorkerInfo& worker) {
-  std::vector<int64_t> memory;  // of the GPUs, largest first
-  for (const v1::Gpu& gpu : worker.gpus()) memory.push_back(gpu.memory_bytes());
-  std::sort(memory.rbegin(), memory.rend());
-  int64_t host_memory = worker.host_memory_bytes() > 0 ? worker.host_memory_bytes() : kUnlimited;
-  const std::set<std::string> passed_over = TenantsAtRunningQuota(context.db);
+// Among the tenant's jobs the worker can run, the one with the smallest rank.
+// queue_claimable yields the first one of a method and GPU count without looking
+// at the rest of the queue.
+std::optional<Candidate> FirstOf(const Context& context, const std::string& tenant,
+                                 const Abilities& worker) {
   std::optional<Candidate> best;
-  for (const std::string& method : worker.methods()) {
-    for (size_t gpus = 0; gpus <= memory.size(); ++gpus) {
-      int64_t gpu_memory = gpus == 0 ? kUnlimited : memory[gpus - 1];
-      auto found =
-          FirstOf(context, method, static_cast<int>(gpus), gpu_memory, host_memory, passed_over);
-      if (found && (!best || *found < *best)) best = found;
+  for (const std::string& method : worker.methods) {
+    for (size_t gpus = 0; gpus < worker.gpu_memory.size(); ++gpus) {
+      Rows rows = context.db.Query(
+          "SELECT rank, pk FROM queue WHERE state = 1 AND tenant = ? AND method = ?"
+          " AND gpu_count = ? AND not_before <= ? AND min_gpu_memory <= ? AND host_memory <= ?"
+          " ORDER BY rank, pk LIMIT 1",
+          tenant, method, static_cast<int>(gpus), context.now, worker.gpu_memory[gpus],
+          worker.host_memory);
+      if (!rows.Next()) continue;
+      const Candidate found{rows.Int(0), rows.Int(1)};
+      if (!best || found < *best) best = found;
     }
   }
-  if (!best) return std::nullopt;
-  return best->pk;
+  return best;
+}
+
+// The first job of the first tenant in turn that has one for the worker.
+std::optional<int64_t> Pick(const Context& context, const v1::WorkerInfo& info) {
+  const Abilities worker(info);
+  for (const std::string& tenant : sql::TenantsInTurn(context.db)) {
+    if (auto first = FirstOf(context, tenant, worker)) return first->pk;
+  }
+  return std::nullopt;
 }
 
 Grant MakeGrant(const Context& context, int64_t pk, Duration ttl) {
@@ -81,7 +85,7 @@ absl::StatusOr<Grant> Claim(const Context& context, const WorkerRow& worker,
       pk, worker.worker_id, acquire_id, context.now, context.now + ttl);
   db.Execute(
       "UPDATE jobs SET epoch = epoch + 1, worker = ?2, start_time = coalesce(start_time, ?3),"
-      " engine_version = ?4 WHERE pk = ?1",
+      " last_claim = ?3, engine_version = ?4 WHERE pk = ?1",
       pk, worker.worker_id, context.now, worker.info.engine_version());
   db.Execute("DELETE FROM job_progress WHERE pk = ?", pk);
   int64_t epoch = 0;
@@ -119,6 +123,7 @@ absl::Status LapseLeases(const Context& context, const std::string& worker_id) {
   for (const QueueRow& row : ReadLeasedBy(context.db, worker_id)) {
     auto ended = EndLost(context, row, "was started again");
     if (!ended.ok()) return ended.status();
+    context.db.NoteChanged(ReadKey(context.db, row.pk));
   }
   return absl::OkStatus();
 }

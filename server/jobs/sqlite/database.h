@@ -60,6 +60,9 @@ class Rows {
 
 class Database {
  public:
+  // A writer is the only one: no row is locked by another.
+  static constexpr const char* kSkipLocked = "";
+
   // Creates the file when absent, sets WAL, synchronous=FULL, foreign keys
   // and the busy timeout. `query_only` connections cannot write.
   static absl::StatusOr<std::unique_ptr<Database>> Open(const std::string& path, bool query_only);

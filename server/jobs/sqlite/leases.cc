@@ -1,6 +1,7 @@
 #include "common/errors.h"
 #include "google/protobuf/util/message_differencer.h"
 #include "server/jobs/rules.h"
+#include "server/jobs/sql_rows.h"
 #include "server/jobs/sqlite/worker_calls.h"
 
 // What a worker says while it holds a lease.
@@ -13,14 +14,18 @@ void Renew(const Context& context, const QueueRow& row) {
 }
 
 void StoreProgress(const Context& context, const QueueRow& row, const v1::JobProgress& progress) {
+  const bool moved =
+      progress.steps_done() > row.steps_done ||
+      (MovesFiles(progress) && BytesMoved(sql::StoredProgress(context.db, row.pk), progress));
   // Upsert: an UPDATE where the row exists, as after the first beat.
   context.db.Execute(
       "INSERT INTO job_progress (pk, progress) VALUES (?, ?)"
       " ON CONFLICT (pk) DO UPDATE SET progress = excluded.progress",
       row.pk, progress);
-  if (progress.steps_done() <= row.steps_done) return;
-  context.db.Execute("UPDATE queue SET steps_done = ?, progress_time = ? WHERE pk = ?",
-                     progress.steps_done(), context.now, row.pk);
+  if (!moved) return;
+  context.db.Execute(
+      "UPDATE queue SET steps_done = max(steps_done, ?), progress_time = ? WHERE pk = ?",
+      progress.steps_done(), context.now, row.pk);
 }
 
 absl::StatusOr<BeatReply> BeatOne(const Context& context, const WorkerRow& worker,
@@ -109,7 +114,9 @@ absl::Status CommitCheckpoint(const Context& context, const CheckpointRequest& r
   context.db.Execute(
       "INSERT OR REPLACE INTO job_checkpoints (pk, epoch, checkpoint) VALUES (?, ?, ?)", row->pk,
       row->epoch, checkpoint);
+  // The job gets on: machines that go now and then are not its doing.
   context.db.Execute("UPDATE queue SET losses_since_checkpoint = 0 WHERE pk = ?", row->pk);
+  context.db.Execute("DELETE FROM job_losses WHERE pk = ?", row->pk);
   AppendEvent(context.db, row->pk, row->epoch, context.now, EventOf(checkpoint));
   return absl::OkStatus();
 }

@@ -8,9 +8,6 @@
 namespace quantry::server::sqlite {
 namespace {
 
-constexpr int kMaxExpiredPerSweep = 1000;  // one transaction must stay short
-constexpr const char* kLastSweep = "last_sweep";
-
 Worker WithJobs(const Context& context, const WorkerRow& row) {
   Worker worker = WorkerOf(row, context.policy, context.now);
   for (const QueueRow& leased : ReadLeasedBy(context.db, row.worker_id)) {
@@ -25,26 +22,15 @@ std::vector<std::string> Column(Rows rows) {
   return texts;
 }
 
-// How long nobody swept; 0 the first time and when the clock stepped back.
-Duration SinceLastSweep(const Context& context) {
-  Duration since{};
-  {
-    Rows rows = context.db.Query("SELECT value FROM meta WHERE key = ?", kLastSweep);
-    if (rows.Next()) since = std::max(Duration(0), context.now - rows.At(0));
-  }
-  context.db.Execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", kLastSweep,
-                     context.now);
-  return since;
-}
-
 // After an outage nobody could beat: everyone gets a whole new ttl, and the
-// outage does not count as standing still or running.
+// outage does not count as standing still or running. What was claimed or
+// cancelled when it was over began after it: no time moves past now.
 void PushLeases(const Context& context, Duration outage) {
   context.db.Execute(
-      "UPDATE queue SET lease_until = max(lease_until, ?1), progress_time = progress_time + ?2,"
-      " claim_time = claim_time + ?2, cancel_time = cancel_time + ?2"
-      " WHERE worker_id IS NOT NULL",
-      context.now + context.policy.lease_ttl, outage);
+      "UPDATE queue SET lease_until = max(lease_until, ?1),"
+      " progress_time = min(progress_time + ?2, ?3), claim_time = min(claim_time + ?2, ?3),"
+      " cancel_time = min(cancel_time + ?2, ?3) WHERE worker_id IS NOT NULL",
+      context.now + context.policy.lease_ttl, outage, context.now);
 }
 
 absl::Status SweepLeases(const Context& context, SweepReport& report) {
@@ -56,36 +42,6 @@ absl::Status SweepLeases(const Context& context, SweepReport& report) {
   }
   return absl::OkStatus();
 }
-
-absl::Status SweepPending(const Context& context, SweepReport& report) {
-  auto overdue = sql::Keys(
-      context.db.Query("SELECT pk FROM queue WHERE state = 1 AND pending_deadline IS NOT NULL"
-                       " AND pending_deadline <= ?",
-                       context.now));
-  for (int64_t pk : overdue) {
-    std::optional<QueueRow> row = ReadQueueRow(context.db, pk);
-    if (!row) continue;
-    auto ended = EndForGood(context, *row, MaxPendingExceeded(*row));
-    if (!ended.ok()) return ended.status();
-    ++report.over_limit;
-    report.changed.push_back(ReadKey(context.db, pk));
-  }
-  return absl::OkStatus();
-}
-
-void SweepExpired(const Context& context, SweepReport& report) {
-  auto expired = sql::Keys(context.db.Query(
-      "SELECT pk FROM jobs WHERE expire_time IS NOT NULL AND state >= 4 AND expire_time <= ?"
-      " LIMIT ?",
-      context.now, kMaxExpiredPerSweep));
-  for (int64_t pk : expired) {
-    report.changed.push_back(ReadKey(context.db, pk));
-    RemoveJob(context.db, pk, context.now);
-    ++report.expired;
-  }
-}
-
-int64_t One(Rows rows) { return rows.Next() ? rows.Int(0) : 0; }
 
 }  // namespace
 
@@ -111,17 +67,18 @@ absl::StatusOr<Worker> DrainWorker(const Context& context, const std::string& wo
 
 absl::StatusOr<SweepReport> Sweep(const Context& context) {
   SweepReport report;
-  Duration outage = SinceLastSweep(context);
+  const Duration outage = sql::SinceLastSweep(context);
   if (outage > context.policy.lease_ttl / 2) {
     PushLeases(context, outage);
     report.pushed_leases = true;
     return report;
   }
   absl::Status swept = SweepLeases(context, report);
-  if (swept.ok()) swept = SweepPending(context, report);
+  if (swept.ok()) swept = sql::SweepPending(context, report);
   if (!swept.ok()) return swept;
-  SweepExpired(context, report);
+  sql::SweepExpired(context, report);
   SweepWaiting(context, report);
+  sql::ForgetWorkers(context);
   return report;
 }
 
@@ -159,7 +116,7 @@ StoreStats Stats(Database& db, const JobPolicy& policy, Time now) {
     Rows rows = db.Query("SELECT state, n FROM job_counts");
     while (rows.Next()) stats.jobs[static_cast<JobState>(rows.Int(0))] = rows.Int(1);
   }
-  stats.delayed = One(db.Query(
+  stats.delayed = sql::One(db.Query(
       "SELECT count(*) FROM queue WHERE state = 1 AND not_before > 0 AND not_before > ?", now));
   stats.depth = stats.jobs[JobState::kQueued] - stats.delayed;
   {
@@ -168,8 +125,8 @@ StoreStats Stats(Database& db, const JobPolicy& policy, Time now) {
     if (rows.Next()) stats.oldest_queued = rows.MaybeAt(0);
   }
   stats.pause = ReadPause(db);
-  stats.busy_slots =
-      static_cast<int>(One(db.Query("SELECT count(*) FROM queue WHERE worker_id IS NOT NULL")));
+  stats.busy_slots = static_cast<int>(
+      sql::One(db.Query("SELECT count(*) FROM queue WHERE worker_id IS NOT NULL")));
   sql::CountWorkers(
       db.Query("SELECT info FROM workers WHERE last_seen > ?", now - policy.lease_ttl), stats);
   return stats;

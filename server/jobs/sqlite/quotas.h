@@ -1,30 +1,28 @@
 #pragma once
 
 #include <optional>
-#include <set>
 #include <string>
 
-#include "absl/status/status.h"
-#include "server/jobs/job_store.h"
+#include "server/jobs/sql_quotas.h"
 #include "server/jobs/sqlite/database.h"
 
-// Quotas of tenants, each inside the caller's transaction. Jobs and bytes are
-// counted only for tenants that have a limit, jobs only up to it.
+// sql_quotas.h for a store with one writer: nothing to lock.
 namespace quantry::server::sqlite {
 
-TenantUsage SetQuota(Database& db, const TenantQuota& quota);
-TenantQuota ReadQuota(Database& db, const std::string& tenant);
-int64_t ArtifactBytes(Database& db, const std::string& tenant);
+using sql::ArtifactBytes;
+using sql::ReadQuota;
+using sql::SetQuota;
+using sql::TenantsAtRunningQuota;
 
-// Whether the tenant may have another job in the queue; takes one submit from
-// its bucket. RESOURCE_EXHAUSTED QUOTA_QUEUED, QUOTA_STORED_BYTES (of a new job,
-// which says what the uploads take) or QUOTA_SUBMIT_RATE.
-absl::Status AdmitQueued(Database& db, const std::string& tenant,
-                         std::optional<int64_t> upload_bytes, Time now);
+inline absl::Status AdmitQueued(Database& db, const std::string& tenant,
+                                std::optional<int64_t> upload_bytes, Time now) {
+  return sql::AdmitQueued(db, sql::QuotaRowIn(db.Query(QUANTRY_QUOTA_QUERY, tenant), tenant),
+                          upload_bytes, now);
+}
+
 // The same for a job that has its result at once.
-absl::Status AdmitEnded(Database& db, const std::string& tenant, Time now);
-
-// Tenants that run as many jobs as they may.
-std::set<std::string> TenantsAtRunningQuota(Database& db);
+inline absl::Status AdmitEnded(Database& db, const std::string& tenant, Time now) {
+  return sql::CountSubmit(db, sql::QuotaRowIn(db.Query(QUANTRY_QUOTA_QUERY, tenant), tenant), now);
+}
 
 }  // namespace quantry::server::sqlite

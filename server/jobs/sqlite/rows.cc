@@ -53,7 +53,7 @@ JobKey ReadKey(Database& db, int64_t pk) {
   return {rows.Text(0), rows.Text(1)};
 }
 
-std::optional<QueueRow> ReadQueueRow(Database& db, int64_t pk) {
+std::optional<QueueRow> LockQueueRow(Database& db, int64_t pk) {
   return sql::QueueRowIn(
       db.Query("SELECT " QUANTRY_QUEUE_COLUMNS " FROM queue q WHERE q.pk = ?", pk));
 }

@@ -19,7 +19,8 @@ std::optional<int64_t> FindJob(Database& db, const JobKey& key);
 // The job must exist.
 Job ReadJob(Database& db, int64_t pk);
 JobKey ReadKey(Database& db, int64_t pk);
-std::optional<QueueRow> ReadQueueRow(Database& db, int64_t pk);
+// Locked as all rows are: by the one transaction that writes.
+std::optional<QueueRow> LockQueueRow(Database& db, int64_t pk);
 std::vector<QueueRow> ReadLeased(Database& db);
 std::vector<QueueRow> ReadLeasedBy(Database& db, const std::string& worker_id);
 std::optional<WorkerRow> FindWorkerBySession(Database& db, const std::string& session);

@@ -203,8 +203,21 @@ ALTER TABLE quotas ADD COLUMN submits_full_at INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX artifacts_bytes ON artifacts (tenant, total_bytes);
 )sql";
 
+// What a claim needs to know whose turn it is (sql_turns.h). last_claim: of the
+// newest attempt.
+constexpr const char* kVersion7 = R"sql(
+ALTER TABLE queue ADD COLUMN tenant TEXT NOT NULL DEFAULT '';
+UPDATE queue SET tenant = (SELECT tenant FROM jobs j WHERE j.pk = queue.pk);
+ALTER TABLE jobs ADD COLUMN last_claim INTEGER;
+DROP INDEX queue_claimable;
+CREATE INDEX queue_claimable ON queue (tenant, method, gpu_count, rank) WHERE state = 1;
+CREATE INDEX queue_running ON queue (tenant, worker_id) WHERE worker_id IS NOT NULL;
+CREATE INDEX jobs_claimed ON jobs (tenant, last_claim) WHERE last_claim IS NOT NULL;
+)sql";
+
 // Step i brings version i to i + 1. Never change a released one: add another.
-constexpr const char* kSteps[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5, kVersion6};
+constexpr const char* kSteps[] = {kVersion1, kVersion2, kVersion3, kVersion4,
+                                  kVersion5, kVersion6, kVersion7};
 constexpr int kNewest = static_cast<int>(std::size(kSteps));
 
 int64_t UserVersion(Database& db) {

@@ -18,6 +18,7 @@ void InsertLabels(Database& db, int64_t pk, const std::map<std::string, std::str
 // What a queue row takes over from its job.
 struct Enqueue {
   int64_t pk = 0;
+  std::string tenant;
   int priority = 0;
   Time create_time;   // of the job: its age in the queue
   int64_t epoch = 0;  // claims so far
@@ -30,10 +31,10 @@ void InsertQueueRow(Database& db, const JobPolicy& policy, const Enqueue& job,
   if (max_pending) pending_deadline = now + *max_pending;
   int max_attempts = spec.retry_policy().max_attempts();
   db.Execute(
-      "INSERT INTO queue (pk, state, method, gpu_count, min_gpu_memory, host_memory, rank,"
+      "INSERT INTO queue (pk, tenant, state, method, gpu_count, min_gpu_memory, host_memory, rank,"
       " enqueue_time, pending_deadline, max_attempts, max_pending, max_run, max_no_progress,"
-      " epoch) VALUES (?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-      job.pk, MethodName(spec.method()), GpuCount(spec.resources()),
+      " epoch) VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+      job.pk, job.tenant, MethodName(spec.method()), GpuCount(spec.resources()),
       spec.resources().min_gpu_memory_bytes(), spec.resources().host_memory_bytes(),
       RankOf(policy, job.create_time, job.priority), now, pending_deadline,
       max_attempts > 0 ? max_attempts : policy.max_attempts, max_pending,
@@ -113,8 +114,10 @@ absl::StatusOr<SubmitResult> Submit(Database& db, const JobPolicy& policy,
     if (absl::Status taken = sql::TakeResult(db, pk, twin->pk, now); !taken.ok()) return taken;
     return SubmitResult{ReadJob(db, pk), true, Reuse::kHit};
   }
-  InsertQueueRow(db, policy, {.pk = pk, .priority = request.priority, .create_time = now},
-                 request.spec, now);
+  InsertQueueRow(
+      db, policy,
+      {.pk = pk, .tenant = request.key.tenant, .priority = request.priority, .create_time = now},
+      request.spec, now);
   if (twin) sql::WaitFor(db, pk, *twin, now);
   const Reuse missed = request.reuse_result ? Reuse::kMiss : Reuse::kNotAsked;
   return SubmitResult{ReadJob(db, pk), true, twin ? Reuse::kJoined : missed};
@@ -176,10 +179,13 @@ absl::StatusOr<Job> Retry(Database& db, const JobPolicy& policy, const RetryRequ
                      .to = JobState::kQueued,
                      .reason = request.from_start ? "retried from the start" : "retried"};
   if (absl::Status changed = ChangeState(db, change, now); !changed.ok()) return changed;
-  InsertQueueRow(
-      db, policy,
-      {.pk = pk, .priority = job.priority, .create_time = job.create_time, .epoch = job.epoch},
-      job.spec, now);
+  InsertQueueRow(db, policy,
+                 {.pk = pk,
+                  .tenant = job.key.tenant,
+                  .priority = job.priority,
+                  .create_time = job.create_time,
+                  .epoch = job.epoch},
+                 job.spec, now);
   return ReadJob(db, pk);
 }
 

@@ -1,8 +1,7 @@
-#include <utility>
-
+#include "server/jobs/waiting.h"
+#include "server/jobs/sql_sweep.h"
 #include "server/jobs/sqlite/quotas.h"
 #include "server/jobs/sqlite/worker_calls.h"
-#include "server/jobs/waiting.h"
 
 // Tells queued jobs why no worker takes them.
 namespace quantry::server::sqlite {
@@ -39,23 +38,10 @@ std::vector<Queued> ReadOldest(const Context& context) {
   return oldest;
 }
 
-std::vector<Worker> LiveWorkers(const Context& context) {
-  std::vector<Worker> live;
-  for (Worker& worker : ListWorkers(context)) {
-    if (worker.live) live.push_back(std::move(worker));
-  }
-  return live;
-}
-
 // No new version: the etag is about what a client may change.
 void Tell(const Context& context, const Queued& job, const std::string& reason) {
   context.db.Execute("UPDATE jobs SET state_reason = ? WHERE pk = ?", reason, job.pk);
-  v1::JobEvent event;
-  event.mutable_log()->set_level(reason.empty() ? v1::LogLine::LEVEL_INFO
-                                                : v1::LogLine::LEVEL_WARNING);
-  event.mutable_log()->set_message(reason.empty() ? "a worker takes the job when its turn comes"
-                                                  : reason);
-  AppendEvent(context.db, job.pk, 0, context.now, std::move(event));
+  AppendEvent(context.db, job.pk, 0, context.now, WaitingEvent(reason));
 }
 
 }  // namespace
@@ -63,7 +49,7 @@ void Tell(const Context& context, const Queued& job, const std::string& reason) 
 void SweepWaiting(const Context& context, SweepReport& report) {
   const std::vector<Queued> oldest = ReadOldest(context);
   if (oldest.empty()) return;
-  const std::vector<Worker> live = LiveWorkers(context);
+  const std::vector<Worker> live = sql::LiveWorkers(context);
   const std::optional<QueuePause> pause = ReadPause(context.db);
   const std::set<std::string> at_quota = TenantsAtRunningQuota(context.db);
   for (const Queued& job : oldest) {
@@ -72,6 +58,7 @@ void SweepWaiting(const Context& context, SweepReport& report) {
     if (reason == job.state_reason) continue;
     // Other reasons say how the job came to be queued and stay.
     if (reason.empty() && !IsWaitingReason(job.state_reason)) continue;
+    if (sql::WasToldLately(context, job.pk)) continue;
     Tell(context, job, reason);
     ++report.waiting;
     report.changed.push_back(ReadKey(context.db, job.pk));

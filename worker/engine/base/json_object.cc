@@ -24,6 +24,17 @@ std::optional<int64_t> AsInteger(const nlohmann::json& value) {
   return number;
 }
 
+// Whether a value says no more than absence would (proto3's defaults).
+bool LeavesOpen(const nlohmann::json& value) {
+  if (value.is_null()) return true;
+  if (value.is_boolean()) return !value.get<bool>();
+  if (value.is_number()) return value.get<double>() == 0;
+  if (value.is_array()) return value.empty();
+  if (!value.is_string()) return false;
+  const auto& text = value.get_ref<const std::string&>();
+  return text.empty() || text.ends_with("_UNSPECIFIED");
+}
+
 }  // namespace
 
 JsonObject::JsonObject(const nlohmann::json& value, std::string path)
@@ -94,6 +105,18 @@ std::vector<double> JsonObject::Numbers(const std::string& name) {
   return numbers;
 }
 
+std::vector<std::string> JsonObject::Strings(const std::string& name) {
+  const nlohmann::json* found = Find(name);
+  if (found == nullptr) return {};
+  if (!found->is_array()) Refuse(name, "a list of texts");
+  std::vector<std::string> texts;
+  for (const nlohmann::json& item : *found) {
+    if (!item.is_string()) Refuse(name, "a list of texts");
+    texts.push_back(item.get<std::string>());
+  }
+  return texts;
+}
+
 bool JsonObject::Bool(const std::string& name, bool fallback) {
   const nlohmann::json* found = Find(name);
   if (found == nullptr) return fallback;
@@ -141,6 +164,16 @@ std::vector<JsonObject> JsonObject::Objects(const std::string& name) {
     objects.emplace_back((*found)[i], StrCat(PathOf(name), "[", i, "]"));
   }
   return objects;
+}
+
+void JsonObject::RefuseIdle(std::initializer_list<std::string_view> names,
+                            const std::string& why) const {
+  for (const std::string_view candidate : names) {
+    const std::string name(candidate);
+    const auto found = value_.find(name);
+    if (found == value_.end() || LeavesOpen(*found)) continue;
+    Refuse(name, "left out, as it has no effect " + why);
+  }
 }
 
 void JsonObject::Finish() const {

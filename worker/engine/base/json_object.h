@@ -25,6 +25,8 @@ class JsonObject {
   double Number(const std::string& name, double fallback, double lowest);
   // A list of finite numbers; empty when absent.
   std::vector<double> Numbers(const std::string& name);
+  // A list of texts; empty when absent.
+  std::vector<std::string> Strings(const std::string& name);
   bool Bool(const std::string& name, bool fallback);
   std::string String(const std::string& name, const std::string& fallback);
   // One of `names`, as its index.
@@ -41,6 +43,12 @@ class JsonObject {
 
   // Refuses fields that were never asked for.
   void Finish() const;
+
+  // Refuses every one of `names` that is set: it would change nothing. Its zero
+  // (0, false, "", [], ..._UNSPECIFIED) leaves a field open as absence does.
+  // `why` goes on "has no effect": what makes it idle, (what to do). The server
+  // refuses the same at submit (server/rpc/idle_options.cc).
+  void RefuseIdle(std::initializer_list<std::string_view> names, const std::string& why) const;
 
   // UserError INVALID_SPEC about a field.
   [[noreturn]] void Refuse(const std::string& name, const std::string& wanted) const;

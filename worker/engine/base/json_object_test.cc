@@ -49,6 +49,24 @@ TEST(JsonObject, RefusesWhatDoesNotFit) {
   EXPECT_NE(Failure(R"({})", [](JsonObject& o) { o.Required("a"); }), "");
 }
 
+TEST(JsonObject, IdleFieldsAreRefusedWhereTheySaySomething) {
+  const auto idle = [](JsonObject& o) {
+    o.RefuseIdle({"a", "b"}, "with c (leave one of the two out)");
+    o.Int("c", 0, 0, 9);
+  };
+  EXPECT_EQ(Failure(R"({"b": 0.5, "c": 1})", idle),
+            "job.b must be left out, as it has no effect with c (leave one of the two out), got "
+            "0.5");
+  for (const char* set : {"1", "-1", "true", R"("A_MEAN")", R"(["x"])", "{}"}) {
+    const std::string message = Failure(std::string(R"({"a": )") + set + "}", idle);
+    EXPECT_NE(message.find("job.a must be left out"), std::string::npos) << set << message;
+  }
+  for (const char* open : {"0", "0.0", "false", "null", R"("")", R"("A_UNSPECIFIED")", "[]"}) {
+    const nlohmann::json json = {{"a", nlohmann::json::parse(open)}};
+    EXPECT_NO_THROW(JsonObject(json, "job").RefuseIdle({"a"}, "")) << open;
+  }
+}
+
 TEST(JsonObject, UnknownFieldsAreNamedWithTheirPath) {
   const std::string message = Failure(R"({"a": {"b": 1, "c": 2}})", [](JsonObject& o) {
     JsonObject inner = *o.Object("a");

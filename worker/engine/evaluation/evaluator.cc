@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/strings.h"
@@ -63,9 +64,13 @@ EvaluationResult Result(const LossSums& sums, int64_t windows, bool with_quantiz
   result.perplexity_dense = std::exp(sums.nll_dense / count);
   if (!with_quantized) return result;
   result.perplexity_quantized = std::exp(sums.nll_quantized / count);
-  // Rounding can leave a tiny negative number where the chains are equal.
-  result.kl_divergence = std::max(0.0, sums.kl / count);
-  result.top1_agreement = static_cast<double>(sums.same_argmax) / count;
+  // Rounding can leave a tiny negative number where the chains are equal; a
+  // chain that is not finite agrees with nothing.
+  const double kl = sums.kl / count;
+  result.kl_divergence = kl < 0 ? 0.0 : kl;
+  result.top1_agreement = std::isfinite(sums.nll_quantized)
+                              ? static_cast<double>(sums.same_argmax) / count
+                              : std::numeric_limits<double>::quiet_NaN();
   return result;
 }
 

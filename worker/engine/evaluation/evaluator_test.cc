@@ -121,6 +121,19 @@ TEST_P(EvaluatorTest, DenseAloneLeavesTheRestAtZero) {
   EXPECT_EQ(result.perplexity_quantized, 0.0);
 }
 
+TEST_P(EvaluatorTest, AChainThatIsNotFiniteAgreesWithNothing) {
+  const auto broken = [this](int index) {
+    Block block = LoadBlock(*checkpoint_, index);
+    for (Linear& linear : block.linears) linear.weight = linear.weight * std::nan("");
+    return block;
+  };
+  const EvaluationResult result = Evaluate(*checkpoint_, windows_, broken);
+  EXPECT_TRUE(std::isfinite(result.perplexity_dense));
+  EXPECT_FALSE(std::isfinite(result.perplexity_quantized));
+  EXPECT_FALSE(std::isfinite(result.kl_divergence));
+  EXPECT_FALSE(std::isfinite(result.top1_agreement));
+}
+
 TEST(EvaluateTest, RefusesSequencesTheModelCannotTake) {
   test::TempDir dir;
   MakeTinyModel("opt", {{"max_position_embeddings", 8}}).Write(dir.path());

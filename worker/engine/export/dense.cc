@@ -103,7 +103,7 @@ void DenseLayout::Describe(nlohmann::ordered_json&) const {}
 
 std::string DenseLayout::Compatibility(const std::vector<PlannedLinear>&) const {
   return "Loads wherever the original checkpoint loads (transformers, vLLM, SGLang, converters to "
-         "GGUF). Weights are the quantized values in bf16: same quality, no memory saved.";
+         "GGUF). Weights are the method's values in bf16; no memory saved.";
 }
 
 }  // namespace quantry::engine

@@ -14,6 +14,7 @@
 #include "worker/engine/base/strings.h"
 #include "worker/engine/export/awq_gemm.h"
 #include "worker/engine/export/gptq.h"
+#include "worker/engine/export/manifest_check.h"
 #include "worker/engine/export/mixed_binary_layout.h"
 #include "worker/engine/export/model_files.h"
 #include "worker/engine/export/output_reader.h"
@@ -314,6 +315,7 @@ int RunUnpack(int argc, char** argv) {
     std::cerr << "usage: quantry-engine unpack --input DIR --output DIR\n";
     return kUsage;
   }
+  CheckAgainstManifest(input);
   UnpackFolder(input, output);
   return 0;
 }

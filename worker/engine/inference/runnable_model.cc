@@ -5,6 +5,7 @@
 
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/strings.h"
+#include "worker/engine/export/manifest_check.h"
 #include "worker/engine/kernels/packed_linear.h"
 #include "worker/engine/nn/transformer.h"
 
@@ -28,6 +29,7 @@ std::shared_ptr<const RunnableModel> RunnableModel::Open(const std::string& dir)
     model->checkpoint_ = Checkpoint::Open(dir);
     return model;
   }
+  CheckAgainstManifest(dir);
   model->container_ = std::make_unique<ContainerReader>(dir);
   model->checkpoint_ =
       Checkpoint::OpenPacked(dir, ContainerReader::kStem, model->container_->modules());

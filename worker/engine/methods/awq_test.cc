@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <string>
+#include <tuple>
 
 #include "worker/engine/base/json_object.h"
 #include "worker/engine/methods/awq/clip_search.h"
@@ -12,6 +13,7 @@
 #include "worker/engine/methods/batches.h"
 #include "worker/engine/methods/block_weights.h"
 #include "worker/engine/methods/catalog.h"
+#include "worker/engine/methods/omniquant/omniquant.h"
 #include "worker/engine/methods/rtn/rtn.h"
 #include "worker/engine/model/checkpoint.h"
 #include "worker/engine/nn/transformer.h"
@@ -218,6 +220,23 @@ TEST(Clip, T21_IsNoWorseThanUnclippedInEveryGroup) {
   EXPECT_FALSE(MayClip(LinearRole::kQuery));
   EXPECT_FALSE(MayClip(LinearRole::kKey));
   EXPECT_TRUE(MayClip(LinearRole::kDown));
+}
+
+// T21: weights clamped to a share of their range (v1) and the range's factors
+// beside untouched weights (v2) give the same grid where min < 0 < max.
+TEST(Clip, T21_ClampsAndFactorsGiveTheSameGrid) {
+  at::manual_seed(3);
+  const at::Tensor weight = at::randn({50, 64}).pow(3);
+  const at::Tensor samples = at::randn({300, 64});
+  for (const GridSpec& grid : {GridSpec{2, 16, false}, GridSpec{3, 32, false}}) {
+    const ClippedWeight found = SearchClip(weight, {samples, {}}, grid, at::kHalf);
+    EXPECT_GE(std::get<0>(at::_unique(found.levels)).numel(), 3);
+    const at::Tensor share = 1.0 - found.levels.to(at::kFloat) / 20;
+    const GroupGrid clamped = MinMaxGrid(found.weight, grid, at::kHalf);
+    const GroupGrid factors = ClippedGrid(weight, {share, share}, grid, at::kHalf);
+    EXPECT_TRUE(clamped.scales.equal(factors.scales));
+    EXPECT_TRUE(clamped.zeros.equal(factors.zeros));
+  }
 }
 
 TEST(Clip, CountsWhatQuantizedInputsAdd) {

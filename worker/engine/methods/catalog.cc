@@ -7,6 +7,7 @@
 #include "worker/engine/methods/billm/billm.h"
 #include "worker/engine/methods/pbllm/pbllm.h"
 #include "worker/engine/methods/ptq161/parse.h"
+#include "worker/engine/methods/restore/restore.h"
 #include "worker/engine/methods/rows.h"
 #include "worker/engine/methods/rtn/rtn.h"
 #include "worker/engine/methods/tesseraq/options.h"
@@ -16,7 +17,6 @@
 namespace quantry::engine {
 namespace {
 
-// A wider group than any model's in_features has no use.
 // More candidates than this only cost time.
 constexpr int64_t kMaxScaleGridPoints = 1000;
 
@@ -26,6 +26,10 @@ std::unique_ptr<Method> CreateAwq(JsonObject& options) {
   AwqOptions awq;
   awq.search_scales = !options.Bool("disable_scale_search", false);
   awq.search_clip = !options.Bool("disable_clip_search", false);
+  if (!awq.search_scales) {
+    options.RefuseIdle({"scale_grid_points"},
+                       "with disable_scale_search (leave one of the two out)");
+  }
   const int64_t points = options.Int("scale_grid_points", 0, 0, kMaxScaleGridPoints);
   if (points > 0) awq.scale_grid_points = static_cast<int>(points);
   return std::make_unique<Awq>(awq);
@@ -64,15 +68,16 @@ std::unique_ptr<Method> CreateTesseraq(JsonObject& options) {
 }
 
 MethodRow TesseraqRow() {
-  MethodRow row = {"tesseraq",
-                   "Learned rounding, hardened step by step, with tuned scales; for 2 to 4 bits.",
-                   {2, 3, 4, 8},
-                   true,
-                   CommonFormats(),
-                   "Li and Panda, arXiv 2410.19103",
-                   GridParameters(),
-                   CreateTesseraq,
-                   ParseTesseraqGrid};
+  MethodRow row = {
+      "tesseraq",
+      "Learned rounding, hardened step by step, with tuned scales; made for 2 to 4 bits.",
+      CommonBits(),
+      true,
+      CommonFormats(),
+      "Li and Panda, arXiv 2410.19103",
+      GridParameters(),
+      CreateTesseraq,
+      ParseTesseraqGrid};
   const std::vector<ParameterRow> own = {
       {"recipe", "string", "\"\"", "Settings under one name: tesseraq-w2g128, tesseraq-w2g64, ..."},
       {"init", "enum", "\"INIT_AWQ\"", "Start: INIT_NONE, INIT_AWQ, INIT_OMNIQUANT, INIT_QUAROT."},
@@ -154,6 +159,21 @@ MethodRow PbllmRow() {
   return row;
 }
 
+MethodRow RestoreRow() {
+  MethodRow row = {"restore",
+                   "No quantization: the model that preprocessing restores, as a checkpoint that "
+                   "quantizes better.",
+                   {},
+                   true,
+                   {"dense"},
+                   "Zhao et al., arXiv 2502.13179, section 3.3",
+                   RestoreParameters(),
+                   CreateRestore,
+                   ReferenceGrid};
+  row.weights = WeightKind::kValues;
+  return row;
+}
+
 nlohmann::json ParametersJson(const std::vector<ParameterRow>& parameters) {
   nlohmann::json json = nlohmann::json::array();
   for (const ParameterRow& row : parameters) {
@@ -188,7 +208,8 @@ std::span<const MethodRow> Methods() {
                                                WithActivations(SignroundRow()),
                                                Ptq161Row(),
                                                BillmRow(),
-                                               PbllmRow()};
+                                               PbllmRow(),
+                                               RestoreRow()};
   return table;
 }
 
@@ -207,6 +228,11 @@ GridSpec ParseGrid(JsonObject& options, const GridSpec& defaults) {
     if (size != 0) grid.group_size = size;
     grid.symmetric = object->Bool("symmetric", defaults.symmetric);
     grid.zero_at_least_one = object->Bool("zero_point_at_least_one", defaults.zero_at_least_one);
+    if (grid.symmetric) {
+      object->RefuseIdle({"zero_point_at_least_one"},
+                         "with a symmetric grid, whose zero point is fixed (leave one of the two "
+                         "out)");
+    }
     object->Finish();
   }
   CheckGrid(grid, {});

@@ -21,7 +21,7 @@ class ProgressSink {
   // `steps` of Method::Steps are done; `what` is shown to the user.
   virtual void Advance(int64_t steps, std::string_view what) = 0;
   // Figures of the work in progress, finite, for whoever watches: they stand
-  // beside the next progress until the block is done or others replace them.
+  // beside the next progress until the next block begins or others replace them.
   virtual void Measure(const std::map<std::string, double>&) {}
 };
 
@@ -74,6 +74,10 @@ class Method {
   // Whether these options need calibration data, where the method itself may do
   // without (MethodRow::needs_calibration).
   virtual bool NeedsCalibration() const { return false; }
+  // Whether it works on a model that preprocessing has restored, and on no other.
+  virtual bool NeedsPreprocessing() const { return false; }
+  // What quantizes the model that preprocessing trains adapters on.
+  virtual const Method& FirstPass() const { return *this; }
   // Steps one block takes with this calibration: what Quantize reports in
   // sum, exactly.
   virtual int64_t Steps(const Architecture& architecture, const ModelConfig& config,

@@ -13,6 +13,28 @@ namespace {
 
 constexpr int64_t kMaxCount = 1000000;
 
+// Grids that are fixed beforehand, or are the same either way.
+void RefuseIdleGroups(JsonObject& options, const ColumnOptions& columns) {
+  const int64_t group = ParseGrid(options).group_size;
+  if (group == -1) {
+    options.RefuseIdle({"static_groups", "fresh_groups"},
+                       "with one group a row (choose a grid.group_size or leave it out)");
+  }
+  if (columns.act_order) {
+    options.RefuseIdle({"static_groups", "fresh_groups"},
+                       "with act_order, which fixes all grids beforehand (leave one of the two "
+                       "out)");
+  }
+  if (columns.static_groups) {
+    options.RefuseIdle({"fresh_groups"}, "with static_groups (leave one of the two out)");
+  }
+  if (group % columns.block_size == 0) {
+    options.RefuseIdle({"fresh_groups"},
+                       "where every group begins a block of columns (choose a block_size that "
+                       "does not divide grid.group_size, or leave it out)");
+  }
+}
+
 std::unique_ptr<Method> CreateGptq(JsonObject& options) {
   GptqOptions gptq;
   ColumnOptions& columns = gptq.columns;
@@ -24,6 +46,7 @@ std::unique_ptr<Method> CreateGptq(JsonObject& options) {
   if (damping > 0) columns.damping = damping;
   const int64_t size = options.Int("block_size", 0, 0, kMaxGroupSize);
   if (size > 0) columns.block_size = size;
+  RefuseIdleGroups(options, columns);
   gptq.true_sequential = options.Bool("true_sequential", false);
   return std::make_unique<Gptq>(gptq);
 }
@@ -49,6 +72,12 @@ int Count(JsonObject& options, const char* name, int fallback) {
 std::unique_ptr<Method> CreateOmniquant(JsonObject& options) {
   OmniquantOptions omniquant;
   omniquant.learn_transform = OptionalBool(options, "learn_transform");
+  // An OPT learns one by itself, but here no model is known yet.
+  if (!omniquant.learn_transform.value_or(ParseActivations(options).enabled())) {
+    options.RefuseIdle({"transform_learning_rate", "transform_alpha", "untie_rope_pairs"},
+                       "unless a transformation is learned (set learn_transform, for OPT too, or "
+                       "leave it out)");
+  }
   omniquant.epochs = Count(options, "epochs", 0);
   omniquant.learning_rate = Share(options, "learning_rate", omniquant.learning_rate);
   omniquant.transform_learning_rate =
@@ -69,9 +98,13 @@ std::unique_ptr<Method> CreateSignround(JsonObject& options) {
   SignroundOptions signround;
   signround.iterations = Count(options, "iterations", signround.iterations);
   signround.learning_rate = Share(options, "learning_rate", 0);
+  signround.tune_ranges = !options.Bool("disable_range_tuning", false);
+  if (!signround.tune_ranges) {
+    options.RefuseIdle({"range_learning_rate"},
+                       "with disable_range_tuning (leave one of the two out)");
+  }
   signround.range_learning_rate = Share(options, "range_learning_rate", 0);
   signround.batch_size = Count(options, "batch_size", signround.batch_size);
-  signround.tune_ranges = !options.Bool("disable_range_tuning", false);
   signround.quantized_input = !options.Bool("disable_quantized_input", false);
   return std::make_unique<Signround>(signround);
 }
@@ -96,7 +129,7 @@ std::vector<ParameterRow> GridParameters() {
           {"grid.symmetric", "bool", "false",
            "Zero point fixed to 2^(bits-1) instead of an integer per group."},
           {"grid.zero_point_at_least_one", "bool", "false",
-           "Integer zero points start at 1, as format gptq-v1 needs; no effect when symmetric."}};
+           "Integer zero points start at 1, as format gptq-v1 needs; not with symmetric."}};
 }
 
 // The row of a method that can quantize activations too.

@@ -68,6 +68,7 @@ struct ConfigSchema {
   int64_t default_kv_heads = 0;  // 0: as many as attention heads
   int64_t default_head_dim = 0;  // 0: hidden_size / heads
   double default_rope_theta = 10000.0;
+  int64_t default_sliding_window = 0;  // where config.json has no such key; null means none
   // sliding_window counts only where use_sliding_window is true.
   bool sliding_window_needs_flag = false;
   std::vector<RequiredFlag> required_flags;

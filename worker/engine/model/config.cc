@@ -107,7 +107,8 @@ void ReadRope(const ConfigReader& reader, const ConfigSchema& schema, ModelConfi
 }
 
 int64_t ReadSlidingWindow(const ConfigReader& reader, const ConfigSchema& schema) {
-  const int64_t window = reader.Integer("sliding_window", 0, kConfigLimits.positions, 0);
+  const int64_t fallback = reader.HasKey("sliding_window") ? 0 : schema.default_sliding_window;
+  const int64_t window = reader.Integer("sliding_window", 0, kConfigLimits.positions, fallback);
   if (schema.sliding_window_needs_flag && !reader.Flag("use_sliding_window", false)) return 0;
   if (!reader.Has("layer_types")) return window;
   bool sliding = false;

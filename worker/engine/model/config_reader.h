@@ -17,7 +17,9 @@ class ConfigReader {
   // `value` must be an object (or null: everything absent).
   ConfigReader(const nlohmann::json& value, std::string where);
 
+  // Has: with a value; HasKey: a null counts too.
   bool Has(const std::string& key) const { return Get(key) != nullptr; }
+  bool HasKey(const std::string& key) const { return value_->is_object() && value_->contains(key); }
   int64_t Integer(const std::string& key, int64_t low, int64_t high,
                   std::optional<int64_t> fallback = std::nullopt) const;
   double Number(const std::string& key, double low, double high,

@@ -76,7 +76,7 @@ TEST(ConfigTest, SlidingWindowCountsOnlyWhereItIsOn) {
   const json window = {{"sliding_window", 16}};
   EXPECT_EQ(Parse(Llama(), {{"model_type", "mistral"}, {"sliding_window", nullptr}}).sliding_window,
             0);
-  EXPECT_EQ(Parse(Llama(), {{"model_type", "mistral"}}).sliding_window, 0);
+  EXPECT_EQ(Parse(Llama(), {{"model_type", "mistral"}}).sliding_window, 4096);
   EXPECT_EQ(Parse(Llama(), {{"model_type", "mistral"}, {"sliding_window", 16}}).sliding_window, 16);
   EXPECT_EQ(Parse(Llama(), {{"model_type", "qwen2"}, {"sliding_window", 16}}).sliding_window, 0);
   const ModelConfig on = Parse(

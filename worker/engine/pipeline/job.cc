@@ -188,6 +188,10 @@ void CheckWhole(JsonObject& object, const Job& job) {
     object.Refuse("calibration",
                   StrCat("given: method ", job.method_row->name, " needs it with these options"));
   }
+  if (job.method->NeedsPreprocessing() && !job.preprocessing) {
+    object.Refuse("preprocessing", StrCat("given: method ", job.method_row->name,
+                                          " is what it leaves, with nothing after it"));
+  }
   const bool gate =
       job.quality_gate.max_perplexity_ratio > 0 || job.quality_gate.max_perplexity_increase > 0;
   if (gate && !job.evaluation) {

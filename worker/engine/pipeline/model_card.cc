@@ -40,14 +40,19 @@ std::vector<std::string> Tags(const Json& report, const Json& output) {
   return tags;
 }
 
+// Who loads it as it is meant: no other engine rotates inputs.
+std::string LibraryName(const Json& report, const Json& output) {
+  const bool online = report.contains("rotation") && report.at("rotation").at("online").get<bool>();
+  return online || output.at("format") == "quantry" ? "quantry" : "transformers";
+}
+
 std::string FrontMatter(const Json& report, const Json& output) {
   std::string yaml = "---\n";
   if (report.contains("base_model")) {
     yaml += "base_model: " + Quoted(report.at("base_model").get<std::string>()) + "\n";
     yaml += "base_model_relation: quantized\n";
   }
-  yaml +=
-      output.at("format") == "quantry" ? "library_name: quantry\n" : "library_name: transformers\n";
+  yaml += "library_name: " + LibraryName(report, output) + "\n";
   yaml += "pipeline_tag: text-generation\ntags:\n";
   for (const std::string& tag : Tags(report, output)) yaml += "- " + Quoted(tag) + "\n";
   return yaml + "---\n";

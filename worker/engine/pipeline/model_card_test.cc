@@ -34,6 +34,22 @@ TEST(ModelCard, FrontMatterNamesModelMethodAndBits) {
   EXPECT_FALSE(Has(Card(test::FinishedManifest()), "base_model"));
 }
 
+TEST(ModelCard, NoOtherLibraryIsNamedForWhatItCannotRotate) {
+  const struct {
+    bool online;
+    const char* library;
+  } cases[] = {{false, "library_name: transformers\n"}, {true, "library_name: quantry\n"}};
+  for (const auto& c : cases) {
+    nlohmann::json json = test::FinishedJobJson();
+    json["method"] = {{"quarot", {{"rotation", {{"online", c.online}}}}}};
+    const auto report = ReportJson(ParseJob(json), test::FinishedManifest());
+    EXPECT_EQ(report.at("rotation").at("online").get<bool>(), c.online);
+    EXPECT_TRUE(Has(ModelCard(report, report.at("outputs").at(1)), c.library)) << c.library;
+  }
+  const auto plain = ReportJson(ParseJob(test::FinishedJobJson()), test::FinishedManifest());
+  EXPECT_FALSE(plain.contains("rotation"));
+}
+
 TEST(ModelCard, ShowsFiguresAndTheCommand) {
   const std::string card = Card(test::FinishedManifest());
   for (const char* part :

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <sstream>
 
 #include "worker/engine/base/file.h"
@@ -97,6 +98,20 @@ TEST(Job, ReadsPreprocessing) {
   EXPECT_EQ(job.preprocessing->lora.alpha, 16);
   json["preprocessing"]["lora"]["dropout"] = 1;
   EXPECT_TRUE(test::Mentions(test::ErrorOf([&] { ParseJob(json); }), "dropout"));
+}
+
+TEST(Job, RestoreNeedsPreprocessing) {
+  nlohmann::json json = GoodJob();
+  json.erase("outputs");
+  json["method"] = {{"restore", {{"first_pass", {{"epochs", 3}}}}}};
+  EXPECT_TRUE(test::Mentions(test::ErrorOf([&] { ParseJob(json); }), "preprocessing"));
+  json["preprocessing"] = {{"text", {{"path", "/p"}}}};
+  const Job job = ParseJob(json);
+  EXPECT_EQ(job.outputs.at(0)->name, "dense");
+  EXPECT_NE(&job.method->FirstPass(), job.method.get());
+  json["method"]["restore"]["first_pass"]["epoch"] = 3;
+  EXPECT_TRUE(
+      test::Mentions(test::ErrorOf([&] { ParseJob(json); }), "method.restore.first_pass.epoch"));
 }
 
 // A job of the good one's kind with these TesseraQ options.
@@ -315,7 +330,7 @@ TEST_F(CheckpointsTest, IgnoresForeignAndDamagedOnes) {
 TEST_F(CheckpointsTest, KeepsTheNewestStageOfTheBlockInProgress) {
   const auto state = [](int stages) {
     return StageState{
-        stages, 0.5, {at::full({2, 3}, 1.0 * stages)}, {at::ones({2, 1})}, {at::ones(3)}};
+        stages, 0.5, 0.25, 3, {at::full({2, 3}, 1.0 * stages)}, {at::ones({2, 1})}, {at::ones(3)}};
   };
   const auto reopened = [&](int blocks_done) {
     Checkpoints checkpoints(dir_.path(), "print");
@@ -331,6 +346,8 @@ TEST_F(CheckpointsTest, KeepsTheNewestStageOfTheBlockInProgress) {
   ASSERT_TRUE(found.has_value());
   EXPECT_EQ(found->stages_done, 7);
   EXPECT_EQ(found->learning_rate_share, 0.5);
+  EXPECT_EQ(found->loss_soft, 0.25);
+  EXPECT_EQ(found->retries, 3);
   EXPECT_TRUE(found->logits.at(0).eq(7).all().item<bool>());
   EXPECT_EQ(found->dense.size(), 1u);
   checkpoints.StoreBlock(MakeBlock(0), {});
@@ -386,11 +403,14 @@ TEST(Progress, GrowsStrictlyAndTellsTheTimeLeft) {
       tracker.BlockStarted();
       for (int i = 0; i < 10; ++i) {
         now += 0.3;
+        if (i < 5) tracker.Measure({{"stage_step", i + 1}, {"flip_ratio", 0.5}});
         tracker.Advance(1, "");
       }
       BlockReport report;
       report.loss_rtn = std::nan("");
       report.index = block;
+      report.seconds = 3 + block;
+      report.metrics = {{"flip_ratio", 0.25}};
       tracker.BlockDone(report, 0.5);
     }
     const std::vector<Span> spans = tracker.spans();
@@ -405,6 +425,7 @@ TEST(Progress, GrowsStrictlyAndTellsTheTimeLeft) {
   std::istringstream lines(ReadFile(dir.File("events"), 1 << 20, "TEST"));
   std::string line;
   int64_t last = 0;
+  std::set<int64_t> told;
   int with_eta = 0;
   while (std::getline(lines, line)) {
     const auto event = nlohmann::json::parse(line);
@@ -412,18 +433,30 @@ TEST(Progress, GrowsStrictlyAndTellsTheTimeLeft) {
     const auto& progress = event.at("progress");
     EXPECT_GT(progress.at("steps_done").get<int64_t>(), last);
     last = progress.at("steps_done").get<int64_t>();
+    told.insert(last);
     EXPECT_EQ(progress.at("steps_total").get<int64_t>(), 27);
     EXPECT_FALSE(progress.contains("loss_before"));
     with_eta += progress.contains("eta");
     EXPECT_EQ(progress.contains("eta"), with_eta > 0);  // it does not go away again
-    if (progress.at("steps_done") == 2) {
-      EXPECT_EQ(progress.at("eta"), "5.4s");  // 18 steps of 0.3 s, the first block's word for it
+    const auto& metrics = progress.at("metrics");
+    if (progress.at("steps_done") == 10) {
+      EXPECT_EQ(metrics.at("stage_step"), 5) << "stands until the next block";
+      EXPECT_EQ(metrics.at("flip_ratio"), 0.25) << "of the finished block";
+      EXPECT_EQ(metrics.at("block_seconds"), 3);
+    }
+    if (progress.at("steps_done") == 12) {
+      EXPECT_EQ(metrics.at("stage_step"), 2);
+      EXPECT_EQ(metrics.at("flip_ratio"), 0.5);
+      EXPECT_EQ(metrics.at("block_seconds"), 3);
+    }
+    if (progress.at("steps_done") == 3) {
+      EXPECT_EQ(progress.at("eta"), "5.1s");  // 17 steps of 0.3 s, the first block's word for it
     }
     if (progress.at("steps_done") == 20) {
       EXPECT_EQ(progress.at("eta"), "2.0s");  // four evaluations of a forward pass each
     }
   }
-  EXPECT_EQ(last, 20);
+  EXPECT_EQ(told, (std::set<int64_t>{1, 3, 5, 7, 9, 10, 12, 14, 16, 18, 20}));
   EXPECT_GT(with_eta, 0);
 }
 

@@ -107,6 +107,7 @@ void ProgressTracker::BlockStarted() {
   block_began_ = clock_();
   block_done_steps_ = 0;
   in_block_ = true;
+  measured_.clear();
 }
 
 void ProgressTracker::BlockDone(const BlockReport& report, double stream_seconds) {
@@ -121,7 +122,8 @@ void ProgressTracker::BlockDone(const BlockReport& report, double stream_seconds
   timed_seconds_ += clock_() - block_began_;
   stream_seconds_ = stream_seconds;
   last_ = report;
-  measured_.clear();
+  for (const auto& [name, value] : report.metrics)
+    measured_.erase(name);  // the block's word counts
   Emit();
 }
 
@@ -185,6 +187,7 @@ void ProgressTracker::Emit() {
     progress["loss_before"] = Finite(last_->loss_rtn);
     progress["loss_after"] = Finite(last_->loss_final);
     metrics = ToJson(*last_)["metrics"];
+    metrics["block_seconds"] = Finite(last_->seconds);
   }
   for (const auto& [name, value] : measured_) metrics[name] = Finite(value);
   if (!metrics.empty()) progress["metrics"] = metrics;

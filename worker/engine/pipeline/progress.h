@@ -108,7 +108,7 @@ class ProgressTracker : public ProgressSink {
   double evaluating_began_ = 0;
   int64_t evaluating_done_ = 0;
   std::optional<BlockReport> last_;
-  std::map<std::string, double> measured_;  // of the block in progress
+  std::map<std::string, double> measured_;  // since the last block began
 };
 
 }  // namespace quantry::engine

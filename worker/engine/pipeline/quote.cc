@@ -11,6 +11,7 @@
 #include "worker/engine/pipeline/inputs.h"
 #include "worker/engine/pipeline/steps.h"
 #include "worker/engine/quant/grid.h"
+#include "worker/engine/reconstruct/model_tuning.h"
 
 namespace quantry::engine {
 namespace {
@@ -101,6 +102,18 @@ Json OutputsJson(const Job& job, const Checkpoint& checkpoint) {
   return outputs;
 }
 
+// What the method holds beside blocks and streams. Tuning comes after the last
+// block, so the larger of the two counts.
+int64_t MethodBytes(const Job& job, const Checkpoint& checkpoint, const StreamShape& stream) {
+  const Architecture& architecture = checkpoint.architecture();
+  const ModelConfig& config = checkpoint.config();
+  const int64_t working = job.method->WorkingBytes(architecture, config, stream);
+  const ModelTuningOptions* tuning = job.method->Tuning();
+  if (tuning == nullptr) return working;
+  return std::max(working,
+                  TuningBytes(*tuning, architecture, config, job.grid.group_size, stream.length));
+}
+
 }  // namespace
 
 int64_t HostMemoryBytes(const Checkpoint& checkpoint, const StreamShape& calibration) {
@@ -128,15 +141,15 @@ Json QuoteJson(const Job& job) {
   // All windows of a text (0) cannot be counted without reading it: at least 1.
   StreamShape evaluation = ShapeOfText(job.evaluation);
   if (job.evaluation) evaluation.windows = std::max<int64_t>(evaluation.windows, 1);
+  const int64_t method_bytes = MethodBytes(job, *checkpoint, calibration);
   Json quote = {
       {"steps", PlanSteps(job, *checkpoint, calibration, evaluation, {}).total()},
       {"blocks", checkpoint->config().num_layers},
       {"parameters", checkpoint->parameters()},
-      {"host_memory_bytes",
-       HostMemoryBytes(*checkpoint, calibration) +
-           (job.preprocessing ? checkpoint->parameters() * kFloatBytes : 0) +
-           job.method->WorkingBytes(checkpoint->architecture(), checkpoint->config(), calibration)},
-      {"device_memory_bytes", DeviceMemoryBytes(*checkpoint, calibration)}};
+      {"host_memory_bytes", HostMemoryBytes(*checkpoint, calibration) +
+                                (job.preprocessing ? checkpoint->parameters() * kFloatBytes : 0) +
+                                method_bytes},
+      {"device_memory_bytes", DeviceMemoryBytes(*checkpoint, calibration) + method_bytes}};
   const bool fits = problems.empty();
   quote["outputs"] = fits ? OutputsJson(job, *checkpoint) : Json::array();
   quote["problems"] = problems;

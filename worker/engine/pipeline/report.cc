@@ -98,6 +98,7 @@ Json ReportJson(const Job& job, const Manifest& manifest) {
                       {"group_size", job.grid.group_size},
                       {"symmetric", job.grid.symmetric}};
   }
+  if (job.rotation.enabled) report["rotation"] = {{"online", job.rotation.online}};
   for (const char* key : {"activation_bits", "quality", "preprocessing", "bits", "outputs"}) {
     take(key);
   }

@@ -94,7 +94,7 @@ class Restoration : public LoraStore {
   void FirstPass() {
     const StreamShape shape = ShapeOfStream(task_.inputs.calibration);
     const int64_t per_block =
-        task_.job.method->Steps(original().architecture(), original().config(), shape) +
+        task_.job.method->FirstPass().Steps(original().architecture(), original().config(), shape) +
         Batches(shape);
     Streams streams;
     const int done =
@@ -124,7 +124,7 @@ class Restoration : public LoraStore {
                          static_cast<uint64_t>(job.seed),
                          task_.device,
                          job.activations};
-    MethodResult result = job.method->Quantize(task, task_.progress);
+    MethodResult result = job.method->FirstPass().Quantize(task, task_.progress);
     BlockReport report;
     report.index = index;
     report.metrics = std::move(result.metrics);
@@ -213,7 +213,7 @@ int64_t RestorationSteps(const Job& job, const Checkpoint& checkpoint,
                          const EvaluationOptions& options) {
   if (!job.preprocessing) return 0;
   const int64_t per_block =
-      job.method->Steps(checkpoint.architecture(), checkpoint.config(), calibration) +
+      job.method->FirstPass().Steps(checkpoint.architecture(), checkpoint.config(), calibration) +
       Batches(calibration);
   const int64_t measured =
       evaluation.windows == 0

@@ -7,6 +7,7 @@
 #include <ctime>
 #include <filesystem>
 #include <limits>
+#include <optional>
 
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/memory.h"
@@ -67,12 +68,11 @@ std::string ActivationNote(const ActivationSpec& activations) {
       "and one that leaves activations in 16 bits computes something else.");
 }
 
-std::string RotationNote(const RotationSpec& rotation) {
-  if (!rotation.online) return "";
-  return " The model is rotated and wants the inputs of its attention output and down projections "
-         "rotated online (quantry_rotation in config.json): only quantry-engine does that, every "
-         "other engine computes nonsense from it.";
-}
+// In place of what the layout says: no engine that reads the layout rotates.
+constexpr char kRotatedOnline[] =
+    "The model is rotated and wants the inputs of its attention output and down projections "
+    "rotated online (quantry_rotation in config.json): only quantry-engine does that, every "
+    "other engine computes nonsense from it.";
 
 // Keeps stages of a block in the checkpoint, but not so often that it costs
 // more than a few percent of the time.
@@ -102,8 +102,9 @@ class StageKeeper : public StageStore {
 // One job's run; each stage is one method.
 class Run {
  public:
-  Run(const Job& job, EventWriter& events, const Seconds& clock)
-      : job_(job), events_(events), clock_(clock), began_(clock()) {}
+  // `device`: nullopt = the job's.
+  Run(const Job& job, std::optional<at::Device> device, EventWriter& events, const Seconds& clock)
+      : job_(job), given_(device), events_(events), clock_(clock), began_(clock()) {}
 
   void Execute() {
     events_.StageChanged(Stage::kLoading);
@@ -155,6 +156,7 @@ class Run {
   }
 
   const Job& job_;
+  std::optional<at::Device> given_;
   EventWriter& events_;
   const Seconds& clock_;
   double began_;
@@ -174,7 +176,7 @@ class Run {
 
 void Run::Load() {
   ConfigureRuntime(job_.threads);
-  device_ = OpenDevice(job_.device);
+  device_ = given_ ? *given_ : OpenDevice(job_.device);
   inputs_ = OpenInputs(job_);
   scale_dtype_ = ScaleDtypeFor(checkpoint().storage_dtype());
   CreateOutputFolder(job_.output_dir);
@@ -240,6 +242,7 @@ void Run::Tune() {
   const ModelTuningOptions* tuning = job_.method->Tuning();
   if (tuning == nullptr) return;
   if (checkpoints_->tuned()) return progress_->Advance(tuning->steps, "taken from the checkpoint");
+  streams_.x_q = at::Tensor();  // its last use was the last block
   std::vector<StoredBlock> stored;
   std::vector<QuantizedBlock> quantized;
   for (int index = 0; index < blocks(); ++index) {
@@ -359,7 +362,8 @@ void Run::PackOutput(const Layout& layout) {
   }
   OutputSummary summary = exporter.Finish();
   exporter.Verify(read, [&] { progress_->Advance(1, "verifying"); });
-  summary.compatibility += ActivationNote(job_.activations) + RotationNote(job_.rotation);
+  if (job_.rotation.online) summary.compatibility = kRotatedOnline;
+  summary.compatibility += ActivationNote(job_.activations);
   summary.path = folder;
   summary.verified = true;
   manifest_.outputs.push_back(summary);
@@ -436,7 +440,11 @@ void Run::Finish() {
 }  // namespace
 
 void RunJob(const Job& job, EventWriter& events, const Seconds& clock) {
-  Run(job, events, clock).Execute();
+  Run(job, std::nullopt, events, clock).Execute();
+}
+
+void RunJobOn(const at::Device& device, const Job& job, EventWriter& events, const Seconds& clock) {
+  Run(job, device, events, clock).Execute();
 }
 
 }  // namespace quantry::engine

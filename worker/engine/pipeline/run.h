@@ -1,5 +1,7 @@
 #pragma once
 
+#include <ATen/ATen.h>
+
 #include "worker/engine/pipeline/events.h"
 #include "worker/engine/pipeline/job.h"
 #include "worker/engine/pipeline/progress.h"
@@ -12,5 +14,8 @@ namespace quantry::engine {
 // lets the next run go on from the last whole block. Same job, thread count
 // and device type: same bytes in every file but manifest.json's times.
 void RunJob(const Job& job, EventWriter& events, const Seconds& clock);
+
+// The same on a device that is open already, whatever job.device says.
+void RunJobOn(const at::Device& device, const Job& job, EventWriter& events, const Seconds& clock);
 
 }  // namespace quantry::engine

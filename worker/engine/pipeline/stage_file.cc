@@ -46,7 +46,9 @@ void WriteStageFile(const std::string& path, int block, const StageState& state)
   const nlohmann::json description = {{"schema", kSchema},
                                       {"block", block},
                                       {"stages_done", state.stages_done},
-                                      {"learning_rate_share", state.learning_rate_share}};
+                                      {"learning_rate_share", state.learning_rate_share},
+                                      {"loss_soft", state.loss_soft},
+                                      {"retries", state.retries}};
   SafetensorsWriter writer(path, specs, {{"quantry", description.dump()}});
   for (size_t i = 0; i < specs.size(); ++i) writer.Append(specs[i].name, values[i]);
   writer.Finish();
@@ -64,6 +66,8 @@ StageState ReadStageFile(const std::string& path, int block) {
     }
     state.stages_done = description.at("stages_done").get<int>();
     state.learning_rate_share = description.at("learning_rate_share").get<double>();
+    state.loss_soft = description.value("loss_soft", 0.0);
+    state.retries = description.value("retries", 0);
   } catch (const nlohmann::json::exception& error) {
     Corrupt(path, StrCat("its description is malformed: ", error.what()));
   }

@@ -32,7 +32,7 @@ struct Leaves {
 
 at::Tensor GradientOf(const at::Tensor& leaf) {
   const at::Tensor& gradient = leaf.grad();
-  return gradient.defined() ? gradient.to(at::kCPU).contiguous() : at::zeros_like(leaf);
+  return gradient.defined() ? gradient.to(at::kCPU).contiguous() : at::zeros_like(leaf, at::kCPU);
 }
 
 void AddTo(std::vector<at::Tensor>& sums, const std::vector<at::Tensor>& parts) {
@@ -125,8 +125,8 @@ BlockObjective::Result BlockObjective::Gradients(const std::vector<int64_t>& win
   return std::move(parts[0]);
 }
 
-double BlockObjective::Loss(const TrainableTensors& at) const {
-  const StreamShape stream{inputs_.size(0), inputs_.size(1)};
+double BlockObjective::Loss(const TrainableTensors& at, int64_t windows) const {
+  const StreamShape stream{windows, inputs_.size(1)};
   Block block = block_;
   for (size_t i = 0; i < block.linears.size(); ++i) {
     block.linears[i].weight = at.weights[i].to(device_);

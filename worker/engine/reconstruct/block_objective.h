@@ -45,8 +45,9 @@ class BlockObjective {
   // Loss and gradients on the given windows. `seed` decides about mixing.
   Result Gradients(const std::vector<int64_t>& windows, const TrainableTensors& at,
                    uint64_t seed = 0) const;
-  // Loss on all windows.
-  double Loss(const TrainableTensors& at) const;
+  // Loss on all windows, or on the first `windows` of them.
+  double Loss(const TrainableTensors& at) const { return Loss(at, windows()); }
+  double Loss(const TrainableTensors& at, int64_t windows) const;
 
   int64_t windows() const { return inputs_.size(0); }
 

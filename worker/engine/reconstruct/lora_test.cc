@@ -3,11 +3,17 @@
 #include <c10/core/GradMode.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <functional>
 #include <memory>
+#include <numbers>
+#include <string>
+#include <tuple>
 
 #include "worker/engine/nn/transformer.h"
 #include "worker/engine/reconstruct/model_backward.h"
 #include "worker/engine/testing/counting_sink.h"
+#include "worker/engine/testing/devices.h"
 #include "worker/engine/testing/errors.h"
 #include "worker/engine/testing/temp_dir.h"
 #include "worker/engine/testing/tiny_model.h"
@@ -15,17 +21,21 @@
 namespace quantry::engine {
 namespace {
 
+LoraState Copy(const LoraState& state) {
+  LoraState copy = state;
+  for (auto* list : {&copy.adapters, &copy.moments}) {
+    for (at::Tensor& tensor : *list) tensor = tensor.cpu().clone();
+  }
+  return copy;
+}
+
 // Remembers the state after one step, and hands it out afterwards.
 class OneState : public LoraStore {
  public:
   explicit OneState(int64_t step) : step_(step) {}
   std::optional<LoraState> Load() override { return kept_; }
   void Save(const LoraState& state, bool) override {
-    if (state.steps_done != step_ || kept_) return;
-    kept_ = state;
-    for (auto* list : {&kept_->adapters, &kept_->moments}) {
-      for (at::Tensor& tensor : *list) tensor = tensor.clone();
-    }
+    if (state.steps_done == step_ && !kept_) kept_ = Copy(state);
   }
 
  private:
@@ -33,12 +43,28 @@ class OneState : public LoraStore {
   std::optional<LoraState> kept_;
 };
 
-class LoraTest : public ::testing::TestWithParam<const char*> {
+// Remembers every state.
+class AllStates : public LoraStore {
+ public:
+  std::optional<LoraState> Load() override { return std::nullopt; }
+  void Save(const LoraState& state, bool) override { states.push_back(Copy(state)); }
+
+  std::vector<LoraState> states;
+};
+
+// Gradient number `tensor` of the update that led to states[i], clipped.
+at::Tensor GradientOf(const std::vector<LoraState>& states, size_t i, size_t tensor) {
+  const at::Tensor& now = states[i].moments[tensor];  // mean = 0.9 mean + 0.1 gradient
+  return i == 0 ? now / 0.1 : (now - states[i - 1].moments[tensor] * 0.9) / 0.1;
+}
+
+class LoraTest : public ::testing::TestWithParam<std::tuple<const char*, const char*>> {
  protected:
   void SetUp() override {
-    test::MakeTinyModel(GetParam()).Write(dir_.path());
+    QUANTRY_TAKE_DEVICE(device_, std::get<1>(GetParam()));
+    test::MakeTinyModel(std::get<0>(GetParam())).Write(dir_.path());
     checkpoint_ = Checkpoint::Open(dir_.path());
-    rope_ = MakeRopeTable(checkpoint_->architecture(), checkpoint_->config(), 12);
+    rope_ = MakeRopeTable(checkpoint_->architecture(), checkpoint_->config(), 12, device_);
     at::manual_seed(3);
     windows_ = at::randint(0, checkpoint_->config().vocab_size, {8, 12}, at::kLong);
     options_.steps = 40;
@@ -49,26 +75,74 @@ class LoraTest : public ::testing::TestWithParam<const char*> {
   std::vector<Block> Blocks() const {
     std::vector<Block> blocks;
     for (int b = 0; b < checkpoint_->config().num_layers; ++b) {
-      blocks.push_back(LoadBlock(*checkpoint_, b));
+      blocks.push_back(LoadBlock(*checkpoint_, b, device_));
     }
     return blocks;
   }
 
   LoraReport Train(std::vector<Block>& blocks, LoraStore* store = nullptr) {
-    return TrainLora(*checkpoint_, rope_, windows_, at::kCPU, options_, store, blocks, progress_);
+    return TrainLora(*checkpoint_, rope_, windows_, device_, options_, store, blocks, progress_);
   }
 
   // Next-token loss of whole logits, ATen's own.
   at::Tensor Loss(const std::vector<Block>& blocks, const at::Tensor& windows) const {
-    at::Tensor hidden = Embed(*checkpoint_, windows);
+    at::Tensor hidden = Embed(*checkpoint_, windows, device_);
     for (const Block& block : blocks) hidden = block.Forward(hidden, rope_);
-    const OutputHead head(*checkpoint_);
+    const OutputHead head(*checkpoint_, device_);
     const at::Tensor logits =
         at::matmul(head.Normalize(hidden), head.Rows(0, head.vocab_size()).t()).slice(1, 0, -1);
     return at::cross_entropy_loss(logits.reshape({-1, logits.size(-1)}),
-                                  windows.slice(1, 1).reshape({-1}));
+                                  windows.slice(1, 1).reshape({-1}).to(device_));
   }
 
+  // The learning rate of the update that led to states[i], from what it did to
+  // the B of the first linear.
+  static double RateOf(const std::vector<LoraState>& states, size_t i, const at::Tensor& before) {
+    const double steps = static_cast<double>(i) + 1;
+    const size_t moments = states[i].moments.size() / 2;
+    const at::Tensor mean = states[i].moments[1] / (1 - std::pow(0.9, steps));
+    const at::Tensor square = states[i].moments[moments + 1] / (1 - std::pow(0.999, steps));
+    const at::Tensor direction = (mean / (square.sqrt() + 1e-8)).to(at::kDouble);
+    const at::Tensor moved = (before - states[i].adapters[1]).to(at::kDouble);
+    return ((moved * direction).sum() / direction.square().sum()).item<double>();
+  }
+
+  // Rates of all updates.
+  std::vector<double> Rates() {
+    AllStates store;
+    std::vector<Block> blocks = Blocks();
+    Train(blocks, &store);
+    std::vector<double> rates;
+    for (size_t i = 0; i < store.states.size(); ++i) {
+      const at::Tensor& now = store.states[i].adapters[1];
+      rates.push_back(
+          RateOf(store.states, i, i == 0 ? at::zeros_like(now) : store.states[i - 1].adapters[1]));
+    }
+    return rates;
+  }
+
+  // Norm of the first update's gradients, as they are used.
+  double FirstNorm() {
+    AllStates store;
+    std::vector<Block> blocks = Blocks();
+    Train(blocks, &store);
+    double squares = 0;
+    for (size_t t = 0; t < store.states[0].adapters.size(); ++t) {
+      squares += GradientOf(store.states, 0, t).square().sum(at::kDouble).item<double>();
+    }
+    return std::sqrt(squares);
+  }
+
+  // Largest change of a linear with that role.
+  double Change(LinearRole role) {
+    const std::vector<Block> before = Blocks();
+    std::vector<Block> blocks = Blocks();
+    Train(blocks);
+    const int i = checkpoint_->architecture().LinearIndex(role);
+    return (blocks[0].linears[i].weight - before[0].linears[i].weight).abs().max().item<double>();
+  }
+
+  at::Device device_ = at::kCPU;
   test::TempDir dir_;
   std::shared_ptr<const Checkpoint> checkpoint_;
   RopeTable rope_;
@@ -148,7 +222,7 @@ TEST_P(LoraTest, BlockByBlockGradientsAreTheModels) {
       linear.weight.mutable_grad() = at::Tensor();
     }
   }
-  const OutputHead head(*checkpoint_);
+  const OutputHead head(*checkpoint_, device_);
   ModelPass pass;
   size_t collected = 0;
   pass.forward = [&](size_t b, const at::Tensor& x) { return blocks[b].Forward(x, rope_); };
@@ -159,12 +233,12 @@ TEST_P(LoraTest, BlockByBlockGradientsAreTheModels) {
     const at::Tensor logits =
         at::matmul(head.Normalize(leaf), head.Rows(0, head.vocab_size()).t()).slice(1, 0, -1);
     const at::Tensor loss = at::cross_entropy_loss(logits.reshape({-1, logits.size(-1)}),
-                                                   windows_.slice(1, 1).reshape({-1}));
+                                                   windows_.slice(1, 1).reshape({-1}).to(device_));
     loss.backward();
     slope = leaf.grad();
     return loss.item<double>();
   };
-  BackwardThroughModel(Embed(*checkpoint_, windows_), blocks.size(), pass);
+  BackwardThroughModel(Embed(*checkpoint_, windows_, device_), blocks.size(), pass);
   EXPECT_EQ(collected, blocks.size());
   size_t next = 0;
   for (const Block& block : blocks) {
@@ -174,8 +248,68 @@ TEST_P(LoraTest, BlockByBlockGradientsAreTheModels) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, LoraTest, ::testing::Values("llama", "opt"),
-                         [](const auto& model) { return std::string(model.param); });
+// Rising by equal steps from 0, then half a cosine down to 0 after the last.
+TEST_P(LoraTest, RatesRiseAndFallAsTheyShould) {
+  constexpr double kPeak = 0.004;
+  options_.learning_rate = kPeak;
+  options_.steps = 12;
+  options_.warmup_steps = 4;
+  const std::vector<double> rates = Rates();
+  ASSERT_EQ(rates.size(), 12U);
+  for (int step = 0; step < 12; ++step) {
+    const double wanted =
+        step < 4 ? kPeak * step / 4 : kPeak * (1 + std::cos(std::numbers::pi * (step - 4) / 8)) / 2;
+    EXPECT_NEAR(rates[step], wanted, 1e-3 * kPeak) << step;
+  }
+}
+
+TEST_P(LoraTest, ATenthOfTheStepsWarmsUpUnlessSaid) {
+  options_.learning_rate = 0.004;
+  options_.steps = 20;
+  const std::vector<double> rates = Rates();
+  EXPECT_NEAR(rates[0], 0, 1e-6);
+  EXPECT_NEAR(rates[1], 0.002, 1e-5);
+  EXPECT_NEAR(rates[2], 0.004, 1e-5);
+}
+
+TEST_P(LoraTest, GradientsAreClippedToTheirNorm) {
+  options_.steps = 1;
+  options_.warmup_steps = 0;
+  options_.clip_norm = 1e9;
+  const double whole = FirstNorm();
+  EXPECT_GT(whole, 1e-3);
+  options_.clip_norm = whole / 10;
+  EXPECT_NEAR(FirstNorm(), whole / 10, 1e-3 * whole / 10);
+  options_.clip_norm = whole * 2;
+  EXPECT_NEAR(FirstNorm(), whole, 1e-3 * whole);
+}
+
+// All inputs left out: nothing to learn from. Without, another result.
+TEST_P(LoraTest, DropoutLeavesInputsOut) {
+  options_.steps = 3;
+  options_.dropout = 1 - 1e-9;
+  EXPECT_EQ(Change(LinearRole::kUp), 0);
+  options_.dropout = 0;
+  const double none = Change(LinearRole::kUp);
+  options_.dropout = 0.5;
+  const double half = Change(LinearRole::kUp);
+  EXPECT_GT(none, 0);
+  EXPECT_NE(half, none);
+  EXPECT_EQ(half, Change(LinearRole::kUp)) << "the same seed";
+}
+
+TEST_P(LoraTest, TheAttentionsOutputIsAdaptedWhereAskedFor) {
+  options_.steps = 3;
+  EXPECT_EQ(Change(LinearRole::kAttentionOut), 0);
+  options_.attention_output = true;
+  EXPECT_GT(Change(LinearRole::kAttentionOut), 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, LoraTest,
+                         ::testing::Combine(::testing::Values("llama", "opt"), test::kDevices),
+                         [](const auto& of) {
+                           return std::string(std::get<0>(of.param)) + "_" + std::get<1>(of.param);
+                         });
 
 }  // namespace
 }  // namespace quantry::engine

@@ -5,12 +5,6 @@
 #include <algorithm>
 
 namespace quantry::engine {
-namespace {
-
-// Logits held at once, 64 MiB each for teacher and student.
-constexpr int64_t kMaxLogits = int64_t{1} << 24;
-
-}  // namespace
 
 double BackwardThroughModel(const at::Tensor& embedded, size_t blocks, const ModelPass& pass) {
   std::vector<at::Tensor> inputs;

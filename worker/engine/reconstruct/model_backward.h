@@ -25,6 +25,9 @@ struct ModelPass {
   std::function<void(size_t index)> collect;
 };
 
+// Logits held at once in one tensor, 64 MiB.
+inline constexpr int64_t kMaxLogits = int64_t{1} << 24;
+
 // Loss of `embedded` [batch, tokens, hidden] through `blocks` blocks, with all
 // gradients. Keeps every block's input and one block's activations: a block
 // runs again when its turn comes in the backward pass.

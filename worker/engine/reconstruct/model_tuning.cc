@@ -232,4 +232,24 @@ ModelTuningReport TuneModel(const ModelTuningTask& task, const ModelTuningOption
   return report;
 }
 
+int64_t TuningBytes(const ModelTuningOptions& options, const Architecture& architecture,
+                    const ModelConfig& config, int64_t group_size, int64_t length) {
+  constexpr int64_t kFloat = sizeof(float);
+  // Scale, its logarithm, the gradient of that and two moments.
+  constexpr int64_t kFloatsAScale = 5;
+  // Teacher, student, their exponentials and differences.
+  constexpr int64_t kLogitTensors = 6;
+  int64_t block = 0;
+  for (const LinearSpec& linear : architecture.linears) {
+    const LinearShape shape = ShapeOf(config, linear.role);
+    const int64_t groups = group_size > 0 ? shape.in / group_size : 1;
+    block += shape.out * (shape.in + groups * kFloatsAScale * kFloat);
+  }
+  const int64_t head = config.vocab_size * config.hidden_size * kFloat;
+  const int64_t tokens = options.batch_size * length;
+  const int64_t hidden = tokens * config.hidden_size * kFloat * (config.num_layers + 1);
+  const int64_t logits = std::min(kMaxLogits * at::get_num_threads(), tokens * config.vocab_size);
+  return config.num_layers * block + head + hidden + kLogitTensors * logits * kFloat;
+}
+
 }  // namespace quantry::engine

@@ -3,11 +3,14 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <string>
+#include <tuple>
 
 #include "worker/engine/methods/block_weights.h"
 #include "worker/engine/nn/transformer.h"
 #include "worker/engine/quant/grid.h"
 #include "worker/engine/testing/counting_sink.h"
+#include "worker/engine/testing/devices.h"
 #include "worker/engine/testing/temp_dir.h"
 #include "worker/engine/testing/tiny_model.h"
 
@@ -15,18 +18,20 @@ namespace quantry::engine {
 namespace {
 
 // A random model with every block rounded to nearest at 3 bits.
-class ModelTuningTest : public ::testing::TestWithParam<const char*> {
+class ModelTuningTest : public ::testing::TestWithParam<std::tuple<const char*, const char*>> {
  protected:
   void SetUp() override {
-    test::MakeTinyModel(GetParam()).Write(dir_.path());
+    QUANTRY_TAKE_DEVICE(device_, std::get<1>(GetParam()));
+    test::MakeTinyModel(std::get<0>(GetParam())).Write(dir_.path());
     checkpoint_ = Checkpoint::Open(dir_.path());
-    rope_ = MakeRopeTable(checkpoint_->architecture(), checkpoint_->config(), 12);
+    const RopeTable host = MakeRopeTable(checkpoint_->architecture(), checkpoint_->config(), 12);
+    rope_ = host.To(device_);
     at::manual_seed(3);
     windows_ = at::randint(0, checkpoint_->config().vocab_size, {16, 12}, at::kLong);
     outputs_ = Embed(*checkpoint_, windows_);
     for (int b = 0; b < checkpoint_->config().num_layers; ++b) {
       const Block block = LoadBlock(*checkpoint_, b);
-      outputs_ = block.Forward(outputs_, rope_);
+      outputs_ = block.Forward(outputs_, host);
       QuantizedBlock quantized;
       quantized.index = b;
       for (const Linear& linear : block.linears) {
@@ -39,12 +44,13 @@ class ModelTuningTest : public ::testing::TestWithParam<const char*> {
   }
 
   ModelTuningReport Tune(const ModelTuningOptions& options, std::vector<QuantizedBlock>& blocks) {
-    const ModelTuningTask task{*checkpoint_, rope_, windows_, outputs_, at::kCPU, {}, [](int) {
+    const ModelTuningTask task{*checkpoint_, rope_, windows_, outputs_, device_, {}, [](int) {
                                  return std::map<std::string, at::ScalarType>();
                                }};
     return TuneModel(task, options, blocks, progress_);
   }
 
+  at::Device device_ = at::kCPU;
   test::TempDir dir_;
   std::shared_ptr<const Checkpoint> checkpoint_;
   RopeTable rope_;
@@ -94,7 +100,11 @@ TEST_P(ModelTuningTest, ARateOfZeroLeavesNormsAlone) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Architectures, ModelTuningTest,
-                         ::testing::Values("llama", "qwen3", "opt"));
+                         ::testing::Combine(::testing::Values("llama", "qwen3", "opt"),
+                                            test::kDevices),
+                         [](const auto& of) {
+                           return std::string(std::get<0>(of.param)) + "_" + std::get<1>(of.param);
+                         });
 
 }  // namespace
 }  // namespace quantry::engine

@@ -25,8 +25,9 @@ TrainableTensors Current(const TrainedBlock& trained) {
   return current;
 }
 
-StageState Snapshot(const TrainedBlock& trained, int stages_done, double share) {
-  StageState state{stages_done, share, {}, {}, {}};
+StageState Snapshot(const TrainedBlock& trained, int stages_done, double share,
+                    const RoundingReport& report) {
+  StageState state{stages_done, share, report.loss_soft, report.retries, {}, {}, {}};
   for (const SoftRounding& linear : trained.linears) {
     state.logits.push_back(linear.logits());
     state.scale_logits.push_back(linear.scale_logits());
@@ -40,6 +41,18 @@ void Restore(const StageState& state, TrainedBlock& trained) {
     trained.linears[i].Restore(state.logits.at(i), state.scale_logits.at(i));
   }
   for (size_t i = 0; i < trained.dense.size(); ++i) trained.dense[i].copy_(state.dense.at(i));
+}
+
+// Mean over all weights of what each linear says of its own.
+double MeanOf(const std::vector<SoftRounding>& linears, double (SoftRounding::*figure)() const) {
+  double weights = 0;
+  double sum = 0;
+  for (const SoftRounding& linear : linears) {
+    const auto count = static_cast<double>(linear.rows() * linear.columns());
+    weights += count;
+    sum += count * (linear.*figure)();
+  }
+  return sum / weights;
 }
 
 }  // namespace
@@ -125,6 +138,7 @@ double ProgressiveRounding::Train(int stage, TrainedBlock& trained, int64_t& ste
     const StepRates rates = RatesAt(stage, step);
     StepAll(trained.linears, result.weight_gradients, rates);
     dense.Step(result.dense_gradients, rates.dense);
+    progress_.Measure({{"stage_step", static_cast<double>(step + 1)}});
     if (step < steps_told) continue;  // again, after a retry
     ++steps_told;
     progress_.Advance(1, "learning roundings");
@@ -134,7 +148,7 @@ double ProgressiveRounding::Train(int stage, TrainedBlock& trained, int64_t& ste
 
 double ProgressiveRounding::TrainWithRetries(int stage, TrainedBlock& trained,
                                              RoundingReport& report) {
-  const StageState before = Snapshot(trained, stage, rate_share_);
+  const StageState before = Snapshot(trained, stage, rate_share_, report);
   int64_t steps_told = 0;
   for (int attempt = 0; attempt <= kMaxRetries; ++attempt) {
     if (attempt > 0) {
@@ -149,27 +163,30 @@ double ProgressiveRounding::TrainWithRetries(int stage, TrainedBlock& trained,
         linear.HardenAll();
       }
     }
+    ReportBeginning(stage, trained);
     const double loss = Train(stage, trained, steps_told);
     if (std::isfinite(loss)) return loss;
   }
   GiveUp(stage);
 }
 
-void ProgressiveRounding::Report(int stage, double loss, const TrainedBlock& trained) {
-  double weights = 0;
-  double hard = 0;
-  double flips = 0;
-  for (const SoftRounding& linear : trained.linears) {
-    const auto count = static_cast<double>(linear.rows() * linear.columns());
-    weights += count;
-    hard += count * linear.hard_fraction();
-    flips += count * linear.flip_ratio();
-  }
-  progress_.Measure({{"stage", stage + 1},
-                     {"stages", static_cast<double>(options_.schedule.size())},
-                     {"loss_soft", loss},
-                     {"hard_fraction", hard / weights},
-                     {"flip_ratio", flips / weights}});
+void ProgressiveRounding::ReportBeginning(int stage, const TrainedBlock& trained) {
+  const auto stages = static_cast<int>(options_.schedule.size());
+  progress_.Measure({{"stage", std::min(stage + 1, stages)},
+                     {"stages", stages},
+                     {"stage_step", 0},
+                     {"stage_steps", static_cast<double>(StepsOf(stage))},
+                     {"hard_fraction", MeanOf(trained.linears, &SoftRounding::hard_fraction)}});
+}
+
+void ProgressiveRounding::ReportEnd(double loss, const TrainedBlock& trained) {
+  TrainableTensors hard;
+  for (const SoftRounding& linear : trained.linears) hard.weights.push_back(linear.HardWeight());
+  hard.dense = trained.dense;
+  const int64_t windows = std::min(options_.batch_size, objective_.windows());
+  progress_.Measure({{"loss_soft", loss},
+                     {"loss_hard", objective_.Loss(hard, windows)},
+                     {"flip_ratio", MeanOf(trained.linears, &SoftRounding::flip_ratio)}});
 }
 
 void ProgressiveRounding::GiveUp(int stage) const {
@@ -186,6 +203,8 @@ RoundingReport ProgressiveRounding::Run(TrainedBlock& trained, StageStore* store
       Restore(*found, trained);
       stage = found->stages_done;
       rate_share_ = found->learning_rate_share;
+      report.loss_soft = found->loss_soft;
+      report.retries = found->retries;
       progress_.Advance(stage * options_.steps_per_stage, "taken from the checkpoint");
     }
   }
@@ -194,8 +213,8 @@ RoundingReport ProgressiveRounding::Run(TrainedBlock& trained, StageStore* store
     const double loss = TrainWithRetries(stage, trained, report);
     report.stage_losses.push_back(loss);
     report.loss_soft = loss;
-    Report(stage, loss, trained);
-    if (store != nullptr) store->Save(block_, Snapshot(trained, stage + 1, rate_share_));
+    ReportEnd(loss, trained);
+    if (store != nullptr) store->Save(block_, Snapshot(trained, stage + 1, rate_share_, report));
   }
   if (options_.final_steps > 0) {
     report.loss_soft = TrainWithRetries(stages, trained, report);

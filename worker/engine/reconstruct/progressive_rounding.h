@@ -42,7 +42,9 @@ struct TrainedBlock {
 // State after a whole stage, enough to go on from with the same bytes.
 struct StageState {
   int stages_done = 0;
-  double learning_rate_share = 1;        // of the configured rates, after retries
+  double learning_rate_share = 1;  // of the configured rates, after retries
+  double loss_soft = 0;            // as in RoundingReport, so far
+  int retries = 0;
   std::vector<at::Tensor> logits;        // of every linear
   std::vector<at::Tensor> scale_logits;  // of every linear
   std::vector<at::Tensor> dense;
@@ -64,7 +66,13 @@ struct RoundingReport {
 
 // Trains the roundings of all linears of a block together, stage by stage:
 // harden, then `steps_per_stage` Adam steps on random windows. Leaves every
-// entry hard. Advances `progress` by Steps(). Throws EngineError
+// entry hard. Advances `progress` by Steps() and measures
+//   stage, stages, stage_step, stage_steps  where training is, stages from 1
+//   hard_fraction  of the weights, in this stage
+//   loss_soft      mean training loss of the last finished stage
+//   loss_hard      loss after it if all were decided then, on the first batch
+//   flip_ratio     of the weights, then
+// Throws EngineError
 // "NON_FINITE_LOSS" naming block and step when lower rates do not help either.
 class ProgressiveRounding {
  public:
@@ -82,7 +90,8 @@ class ProgressiveRounding {
   double TrainWithRetries(int stage, TrainedBlock& trained, RoundingReport& report);
   StepRates RatesAt(int stage, int64_t step) const;
   int64_t StepsOf(int stage) const;
-  void Report(int stage, double loss, const TrainedBlock& trained);
+  void ReportBeginning(int stage, const TrainedBlock& trained);
+  void ReportEnd(double loss, const TrainedBlock& trained);
   [[noreturn]] void GiveUp(int stage) const;
 
   int block_;

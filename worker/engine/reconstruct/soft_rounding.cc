@@ -60,7 +60,7 @@ SoftRounding::SoftRounding(const at::Tensor& weight, const GroupGrid& grid, cons
     const float position = w[i] / group.scale;
     const float floor = std::floor(position);
     const float fraction = position - floor;
-    base_[i] = static_cast<int8_t>(std::clamp(floor + group.zero, -2.0F, qmax_ + 1));
+    base_[i] = static_cast<int16_t>(std::clamp(floor + group.zero, -2.0F, qmax_ + 1));
     nearest_up_[i] = std::nearbyint(position) > floor ? 1 : 0;
     live_[i] = {static_cast<int32_t>(i), InverseRectifiedSigmoid(fraction), 0, 0};
     offset_[i] = SoftInteger(i, fraction);
@@ -87,6 +87,17 @@ void SoftRounding::Materialize() {
     const int64_t first = static_cast<int64_t>(r) * group_size_;
     ScaleGroup(&offset_[first], group_size_, groups_[r].scale * groups_[r].factor, out + first);
   }
+}
+
+at::Tensor SoftRounding::HardWeight() const {
+  at::Tensor hard = weight_.clone();
+  auto* out = hard.mutable_data_ptr<float>();
+  for (const Live& entry : live_) {
+    const Group& group = groups_[GroupOf(entry.index)];
+    out[entry.index] =
+        SoftInteger(entry.index, entry.nu > 0 ? 1.0F : 0.0F) * (group.scale * group.factor);
+  }
+  return hard;
 }
 
 void SoftRounding::ForgetMoments() {

@@ -40,6 +40,8 @@ class SoftRounding {
 
   // W~ [out, in], the same storage throughout, kept current by every call.
   const at::Tensor& weight() const { return weight_; }
+  // What weight() would be if every entry were decided now, as Finish decides.
+  at::Tensor HardWeight() const;
 
   // Freezes the most decided entries so that about `soft_fraction` of all
   // stays soft (2.2), and forgets Adam's moments (a fresh optimizer a stage).
@@ -103,7 +105,7 @@ class SoftRounding {
   int64_t group_size_;
   float qmax_;
   at::Tensor weight_;                // W~
-  std::vector<int8_t> base_;         // floor(W / s) + z, clamped to [-2, qmax + 1]
+  std::vector<int16_t> base_;        // floor(W / s) + z, clamped to [-2, qmax + 1]
   std::vector<uint8_t> nearest_up_;  // rounding to nearest would go up
   std::vector<uint8_t> hard_up_;     // decision of hard entries
   std::vector<float> offset_;        // clamp(u) - z

@@ -169,6 +169,9 @@ TEST(SoftRoundingTest, T6_T7_T8_T9_HardeningFollowsTheSchedule) {
     const at::Tensor soft = after.isinf().logical_not();
     EXPECT_GE(before.abs().masked_select(fresh).min().item<float>(),
               before.abs().masked_select(soft).max().item<float>());
+    // They are frozen to where they leaned: up when rsig > 0.5.
+    const at::Tensor leaned = Reference::Rsig(before) > 0.5;
+    EXPECT_TRUE(after.gt(0).eq(leaned).logical_or(fresh.logical_not()).all().item<bool>());
     if (first) {  // nothing was trained: only decisions that rounding agrees with
       const QuantizedLinear codes = linear.Finish("x", {}, at::kHalf);
       EXPECT_TRUE(
@@ -207,7 +210,9 @@ TEST(SoftRoundingTest, T15_T16_T17_IntegersComeFromTheDecisions) {
   for (int step = 0; step < 40; ++step) {
     linear.Step(at::randn({32, 64}), {0.1, 0.02, 1e-4, 0, true});
   }
+  const at::Tensor hard = linear.HardWeight();
   linear.HardenAll();
+  EXPECT_TRUE(hard.equal(linear.weight()));
   const QuantizedLinear done = linear.Finish("x", {}, at::kHalf);
   const GroupGrid grid = MinMaxGrid(weight, kGrid, at::kHalf);
   const at::Tensor s = grid.scales.repeat_interleave(16, 1);
@@ -229,19 +234,83 @@ TEST(SoftRoundingTest, T15_T16_T17_IntegersComeFromTheDecisions) {
   EXPECT_LT(((done.Dequantize() - linear.weight()).abs() / s).max().item<double>(), 4e-3);
 }
 
+// T2 and T15 for every number of bits: codes of all of the range.
+TEST(SoftRoundingTest, EveryWidthKeepsItsCodes) {
+  const at::Tensor weight = RandomWeight(32, 64);
+  for (const int bits : {2, 3, 4, 6, 8}) {
+    const GridSpec spec = {bits, 16, false};
+    const GroupGrid grid = MinMaxGrid(weight, spec, at::kHalf);
+    SoftRounding linear = Make(weight, spec);
+    const at::Tensor s = grid.scales.repeat_interleave(16, 1);
+    // Half a step, and what rounding the scale to 16 bits adds at the far end.
+    const double most = 0.501 + spec.qmax() / 2048.0;
+    EXPECT_LE(((linear.weight() - weight).abs() / s).max().item<double>(), most) << bits;
+    linear.HardenAll();
+    const at::Tensor codes = linear.Finish("x", {}, at::kHalf).codes;
+    const at::Tensor nearest = RoundToGrid(weight, spec, grid);
+    EXPECT_GT(codes.eq(nearest).to(at::kDouble).mean().item<double>(), 0.999) << bits;
+    EXPECT_GT(codes.max().item<int>(), spec.qmax() - 2) << bits;
+    EXPECT_EQ(linear.flip_ratio(), codes.ne(nearest).to(at::kDouble).mean().item<double>()) << bits;
+  }
+}
+
+// A weight, roundings trained on it, and what the published code stores of
+// them: the weight moved by half a step wherever rounding to nearest would
+// decide otherwise (spec: tesseraq.md 5.1).
+struct Merged {
+  explicit Merged(int64_t size) : weight(RandomWeight(size, size)) {
+    SoftRounding linear = Make(weight);
+    at::manual_seed(5);
+    const at::Tensor along = at::randn({size, size});
+    for (int step = 0; step < 60; ++step) linear.Step(along, {0.1, 0, 0, 0, false});
+    done = linear.Finish("x", {}, at::kHalf);
+    flips = linear.flip_ratio();
+    grid = MinMaxGrid(weight, kGrid, at::kHalf);
+    const at::Tensor s = grid.scales.repeat_interleave(16, 1);
+    const at::Tensor position = weight / s;
+    const at::Tensor nearest = (position - position.floor()) > 0.5;
+    const at::Tensor up = linear.logits() > 0;
+    merged = weight + (up.to(at::kFloat) - nearest.to(at::kFloat)) * 0.5 * s;
+  }
+
+  double Changed(const GroupGrid& other) const {
+    return RoundToGrid(merged, kGrid, other).ne(done.codes).to(at::kDouble).mean().item<double>();
+  }
+
+  at::Tensor weight, merged;
+  GroupGrid grid;
+  QuantizedLinear done;
+  double flips = 0;
+};
+
+TEST(SoftRoundingTest, T16_HalfAStepMergesToTheSameIntegers) {
+  const Merged merged(1024);
+  EXPECT_GT(merged.flips, 0.05);
+  EXPECT_LE(merged.Changed(merged.grid), 1e-5);
+}
+
 TEST(SoftRoundingTest, T18_AGridFromMergedWeightsIsAnother) {
-  const at::Tensor weight = RandomWeight(64, 128);
-  SoftRounding linear = Make(weight);
-  at::manual_seed(5);
-  const at::Tensor along = at::randn({64, 128});
-  for (int step = 0; step < 60; ++step) linear.Step(along, {0.1, 0, 0, 0, false});
-  const QuantizedLinear done = linear.Finish("x", {}, at::kHalf);
+  const Merged merged(128);
+  const GroupGrid again = MinMaxGrid(merged.merged, kGrid, at::kHalf);
+  EXPECT_GE(merged.Changed(again), 0.1);
+}
+
+TEST(SoftRoundingTest, ALogitOfZeroGoesDown) {
+  const at::Tensor weight = RandomWeight(8, 32);
+  const at::Tensor zero = at::zeros_like(weight);
   const GroupGrid grid = MinMaxGrid(weight, kGrid, at::kHalf);
-  const at::Tensor s = grid.scales.repeat_interleave(16, 1);
-  const at::Tensor nearest = RoundToGrid(weight, kGrid, grid).to(at::kFloat);
-  const at::Tensor merged = weight + (done.codes.to(at::kFloat) - nearest) * 0.5 * s;
-  const at::Tensor again = RoundToGrid(merged, kGrid, MinMaxGrid(merged, kGrid, at::kHalf));
-  EXPECT_GT(again.ne(done.codes).to(at::kDouble).mean().item<double>(), 0.02);
+  const at::Tensor floors =
+      (weight / grid.scales.repeat_interleave(16, 1)).floor() + grid.zeros.repeat_interleave(16, 1);
+  const at::Tensor wanted = floors.clamp(0, 3).to(at::kByte);
+  SoftRounding linear = Make(weight);
+  linear.Restore(zero, at::zeros({8, 2}));
+  EXPECT_TRUE(linear.Finish("x", {}, at::kHalf).codes.equal(wanted));
+  const at::Tensor down = linear.HardWeight();
+  linear.Harden(0.5);  // all score 0, the threshold: none is decided
+  EXPECT_EQ(linear.hard_fraction(), 0);
+  linear.HardenAll();
+  EXPECT_TRUE(linear.Finish("x", {}, at::kHalf).codes.equal(wanted));
+  EXPECT_TRUE(linear.weight().equal(down));
 }
 
 TEST(SoftRoundingTest, T23_DegenerateGroupsStayFinite) {
@@ -291,6 +360,20 @@ TEST(OrderStatisticTest, MatchesAtQuantileAndCountsTheHardOnes) {
     EXPECT_NEAR(InterpolatedQuantile(values, 2000, 0.5F, fraction),
                 at::quantile(padded, fraction).item<float>(), 1e-6);
   }
+}
+
+// at::quantile refuses more than 2^24 values; a 7B model's layers have more.
+TEST(OrderStatisticTest, TakesMoreThanAQuantileDoes) {
+  constexpr int64_t kCount = (int64_t{1} << 24) + 9;
+  std::vector<float> values(kCount, 0.0F);
+  for (int i = 0; i < 5; ++i) values[kCount / 5 * i + 3] = 0.1F * static_cast<float>(i + 1);
+  const auto at = [&](int64_t rank) {
+    return InterpolatedQuantile(values, kCount, 0.5F,
+                                static_cast<double>(rank) / static_cast<double>(kCount - 1));
+  };
+  EXPECT_NEAR(at(kCount - 1), 0.5, 1e-6);
+  EXPECT_NEAR(at(kCount - 3), 0.3, 1e-6);
+  EXPECT_NEAR(at(kCount - 6), 0.0, 1e-6);
 }
 
 TEST(ScheduleTest, ListsAndInterpolation) {

@@ -2,7 +2,7 @@
 
     quantize = QuantizeOperator(task_id="quantize", quantry_conn_id="quantry", model="/models/{{ params.name }}",
                                 method="awq", arguments={"bits": 4, "calibration": "/texts/train.txt"},
-                                pull_to="/models/{{ params.name }}-w4")
+                                pull_to="/models/{{ params.name }}-w4/{{ run_id }}")
 
 The worker submits and lets go of its slot; the trigger watches, over broken connections and restarts of the server;
 the worker comes back to pull. The request id comes from DAG, task, map index and run: a task that is tried again or
@@ -17,7 +17,7 @@ from typing import Any, AsyncIterator, Mapping, Optional, Sequence
 from quantry import aio
 from quantry._core import request_id_for
 from quantry.client import connect
-from quantry.errors import JobCancelled, QuantryError
+from quantry.errors import InvalidRequest, JobCancelled, QuantryError
 from quantry.step import outputs_of
 
 try:  # Airflow 3
@@ -38,6 +38,8 @@ def options_of(connection: Any) -> dict[str, Any]:
     extra = dict(connection.extra_dejson or {})
     options: dict[str, Any] = {name: extra[name] for name in ("tenant", "tls", "tls_ca", "tls_cert", "tls_key",
                                                               "tls_server_name", "token_file") if name in extra}
+    if not connection.host:
+        raise InvalidRequest(f"Airflow connection \"{connection.conn_id}\": wanted the server's host, got none")
     options["target"] = f"{connection.host}:{connection.port or 7070}"
     if connection.password:
         options["token"] = connection.password
@@ -47,7 +49,7 @@ def options_of(connection: Any) -> dict[str, Any]:
 class QuantryJobTrigger(BaseTrigger):  # type: ignore[misc]
     """Waits for a job to end. Holds names only, so that it can be moved to another triggerer at any moment."""
 
-    def __init__(self, job: str, quantry_conn_id: str = "", server: str = "", tenant: str = "default") -> None:
+    def __init__(self, job: str, quantry_conn_id: str = "", server: str = "", tenant: str = "") -> None:
         super().__init__()
         self.job, self.quantry_conn_id, self.server, self.tenant = job, quantry_conn_id, server, tenant
 
@@ -58,7 +60,7 @@ class QuantryJobTrigger(BaseTrigger):  # type: ignore[misc]
 
     async def _options(self) -> dict[str, Any]:
         if not self.quantry_conn_id:
-            return {"target": self.server or None, "tenant": self.tenant}
+            return {"target": self.server or None, "tenant": self.tenant or None}
         ask = getattr(BaseHook, "aget_connection", None)
         connection = await ask(self.quantry_conn_id) if ask else \
             await asyncio.to_thread(BaseHook.get_connection, self.quantry_conn_id)
@@ -76,10 +78,11 @@ class QuantryJobTrigger(BaseTrigger):  # type: ignore[misc]
 class QuantizeOperator(BaseOperator):  # type: ignore[misc]
     """Quantizes a model through quantry; its result (XCom) is what quantry.step gives a next step, and `folder`.
 
-    quantry_conn_id  Airflow connection (see options_of); or `server` and `tenant`
+    quantry_conn_id  Airflow connection (see options_of); or `server` and `tenant`, else what connect() finds
     model, model_path, model_uri   one of them, as in submit()
     arguments        any other argument of submit(), by its name
-    pull_to          folder on the worker for the artifact
+    pull_to          folder on the worker for the artifact; `{{ run_id }}` in it gives every run its own
+    pull_force       pull over another artifact in that folder, too: a fixed folder has that of the last run
     deferrable       False: wait on the worker
     cancel_on_kill   cancel the job when the task is killed while it is on a worker; off: another try finds it. A
                      deferred task that is cleared or marked leaves its job running: cancel it with `quantry cancel`
@@ -90,19 +93,20 @@ class QuantizeOperator(BaseOperator):  # type: ignore[misc]
 
     def __init__(self, *, model: str = "", model_path: str = "", model_uri: str = "", method: str = "",
                  arguments: Optional[Mapping[str, Any]] = None, job_id: str = "", pull_to: str = "", attempt: str = "",
-                 quantry_conn_id: str = "", server: str = "", tenant: str = "default", deferrable: bool = True,
-                 wait_timeout: Optional[timedelta] = None, cancel_on_kill: bool = False, **kwargs: Any) -> None:
+                 quantry_conn_id: str = "", server: str = "", tenant: str = "", deferrable: bool = True,
+                 pull_force: bool = False, wait_timeout: Optional[timedelta] = None, cancel_on_kill: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.model, self.model_path, self.model_uri, self.method = model, model_path, model_uri, method
         self.arguments, self.job_id, self.pull_to, self.attempt = arguments or {}, job_id, pull_to, attempt
         self.quantry_conn_id, self.server, self.tenant = quantry_conn_id, server, tenant
         self.deferrable, self.wait_timeout, self.cancel_on_kill = deferrable, wait_timeout, cancel_on_kill
+        self.pull_force = pull_force
         self._job = ""
 
     def _connect(self) -> Any:
         if self.quantry_conn_id:
             return connect(**options_of(BaseHook.get_connection(self.quantry_conn_id)))
-        return connect(self.server or None, tenant=self.tenant)
+        return connect(self.server or None, tenant=self.tenant or None)
 
     def request_id(self, context: Any) -> str:
         task = context["ti"]
@@ -140,7 +144,7 @@ class QuantizeOperator(BaseOperator):  # type: ignore[misc]
             result = outputs_of(job)
             del result["report"]  # XCom is for small things; the artifact has it
             if self.pull_to:
-                result["folder"] = str(client.pull(job, self.pull_to).folder)
+                result["folder"] = str(client.pull(job, self.pull_to, force=self.pull_force).folder)
         return result
 
     def on_kill(self) -> None:

@@ -9,6 +9,7 @@ One run a job: logging the same job again (a repeated pipeline step) goes on in 
 """
 from __future__ import annotations
 
+import logging
 import os
 import time
 from types import TracebackType
@@ -22,6 +23,8 @@ from quantry.errors import InvalidRequest
 from quantry.job import Job
 
 PathLike = Union[str, "os.PathLike[str]"]
+
+log = logging.getLogger("quantry")
 
 EXPERIMENT = "quantry"
 MAX_BATCH = 1000  # metrics a call, a limit of MLflow's
@@ -51,8 +54,13 @@ class LiveRun:
 
     def __exit__(self, kind: Optional[type[BaseException]], error: Optional[BaseException],
                  trace: Optional[TracebackType]) -> None:
-        if error is not None:  # the run of a job that goes on stays open
-            self.mlflow.set_tag(self.run_id, "quantry.interrupted", str(error).splitlines()[0][:500])
+        if error is None:
+            return
+        words = (str(error) or type(error).__name__).splitlines()[0][:500]  # a KeyboardInterrupt has no text
+        try:  # the run of a job that goes on stays open
+            self.mlflow.set_tag(self.run_id, "quantry.interrupted", words)
+        except MlflowException as failure:  # must not hide the error
+            log.warning("MLflow run %s: quantry.interrupted could not be set: %s", self.run_id, failure)
 
 
 def key(name: str) -> str:
@@ -60,13 +68,28 @@ def key(name: str) -> str:
     return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)[:250]
 
 
+def _experiment(mlflow: MlflowClient, name: str) -> str:
+    """Id of the experiment, made when there is none."""
+    found = mlflow.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(mlflow.create_experiment(name))
+        except MlflowException as error:  # another first job was quicker
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = mlflow.get_experiment_by_name(name)
+    if found is None or found.lifecycle_stage != "active":
+        raise InvalidRequest(f"experiment: wanted an active one, got \"{name}\", which is deleted",
+                             hint="restore it with MlflowClient().restore_experiment(ID), or name another")
+    return str(found.experiment_id)
+
+
 def run_of(job: Job, *, experiment: str = EXPERIMENT, mlflow: Optional[MlflowClient] = None) -> LiveRun:
     """The run of this job, made when there is none."""
     mlflow = mlflow or MlflowClient()
     if not job.uid:
         raise InvalidRequest("wanted a job as the server returned it, got one without uid")
-    found = mlflow.get_experiment_by_name(experiment)
-    experiment_id = found.experiment_id if found else mlflow.create_experiment(experiment)
+    experiment_id = _experiment(mlflow, experiment)
     runs = mlflow.search_runs([experiment_id], f"tags.`{UID_TAG}` = '{job.uid}'", max_results=1)
     if runs:
         return LiveRun(mlflow, runs[0].info.run_id)
@@ -119,13 +142,13 @@ def log_job(job: Job, *, folder: Optional[PathLike] = None, model_name: str = ""
 
 
 def _register(mlflow: MlflowClient, run_id: str, job: Job, name: str, uploaded: bool) -> Any:
-    """A version of the model, once a run."""
+    """A version of the model, once a run and model."""
     try:
         mlflow.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    versions = mlflow.search_model_versions(f"run_id = '{run_id}'")
+    versions = [found for found in mlflow.search_model_versions(f"run_id = '{run_id}'") if found.name == name]
     if versions:
         return versions[0]
     run = mlflow.get_run(run_id)

@@ -2,6 +2,7 @@
 
 #include "worker/engine/base/json_object.h"
 #include "worker/engine/methods/billm/columns.h"
+#include "worker/engine/methods/gptq/hessian.h"
 #include "worker/engine/methods/value_method.h"
 
 namespace quantry::engine {
@@ -13,6 +14,11 @@ int64_t Billm::Steps(const Architecture& architecture, const ModelConfig&,
 
 int64_t Billm::ValueBits(const LinearShape& shape) const {
   return BillmBits(shape.out, shape.in, options_.block_size);
+}
+
+int64_t Billm::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
+                            const StreamShape&) const {
+  return MomentBytes(architecture, config, /*kept=*/2);
 }
 
 MethodResult Billm::Quantize(const BlockTask& task, ProgressSink& progress) const {
@@ -43,6 +49,9 @@ std::unique_ptr<Method> CreateBillm(JsonObject& options) {
   if (options.Choice("metric", {"METRIC_UNSPECIFIED", "METRIC_HESSIAN", "METRIC_MAGNITUDE"}, 0) ==
       2) {
     billm.metric = BillmOptions::Metric::kMagnitude;
+    options.RefuseIdle({"domain"},
+                       "with METRIC_MAGNITUDE, whose saliency is the weights themselves (leave one "
+                       "of the two out)");
   }
   if (options.Choice("domain", {"DOMAIN_UNSPECIFIED", "DOMAIN_SALIENCY", "DOMAIN_WEIGHTS"}, 0) ==
       2) {

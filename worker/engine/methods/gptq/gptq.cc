@@ -31,6 +31,11 @@ int64_t Gptq::Steps(const Architecture& architecture, const ModelConfig&,
   return passes * Batches(stream) + static_cast<int64_t>(architecture.linears.size());
 }
 
+int64_t Gptq::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
+                           const StreamShape&) const {
+  return MomentBytes(architecture, config);
+}
+
 MethodResult Gptq::Quantize(const BlockTask& task, ProgressSink& progress) const {
   const Architecture& architecture = *task.block.architecture;
   const GridFit fit = [&](const at::Tensor& weight) {

@@ -19,6 +19,8 @@ class Gptq : public Method {
   explicit Gptq(const GptqOptions& options) : options_(options) {}
   int64_t Steps(const Architecture& architecture, const ModelConfig& config,
                 const StreamShape& stream) const override;
+  int64_t WorkingBytes(const Architecture& architecture, const ModelConfig& config,
+                       const StreamShape& stream) const override;
   MethodResult Quantize(const BlockTask& task, ProgressSink& progress) const override;
 
  private:

@@ -75,4 +75,22 @@ InverseFactor FactorInverse(const at::Tensor& hessian, double damping) {
   }
 }
 
+int64_t MomentBytes(const Architecture& architecture, const ModelConfig& config, int kept) {
+  // The damped copy, its factors and the copies in another order.
+  constexpr int64_t kFactorizing = 8;
+  std::map<int, int64_t> bytes;  // by source
+  for (size_t i = 0; i < architecture.linears.size(); ++i) {
+    const int64_t in = ShapeOf(config, architecture.linears[i].role).in;
+    bytes[InputSource(architecture, static_cast<int>(i))] =
+        in * in * static_cast<int64_t>(sizeof(float));
+  }
+  int64_t sum = 0;
+  int64_t largest = 0;
+  for (const auto& [source, size] : bytes) {
+    sum += size;
+    largest = std::max(largest, size);
+  }
+  return kept * sum + kFactorizing * largest;
+}
+
 }  // namespace quantry::engine

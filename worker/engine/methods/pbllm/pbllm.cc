@@ -1,6 +1,7 @@
 #include "worker/engine/methods/pbllm/pbllm.h"
 
 #include "worker/engine/base/json_object.h"
+#include "worker/engine/methods/gptq/hessian.h"
 #include "worker/engine/methods/value_method.h"
 
 namespace quantry::engine {
@@ -12,6 +13,11 @@ int64_t Pbllm::Steps(const Architecture& architecture, const ModelConfig&,
 
 int64_t Pbllm::ValueBits(const LinearShape& shape) const {
   return PbllmBits(shape.out, shape.in, options_.salient_ratio);
+}
+
+int64_t Pbllm::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
+                            const StreamShape&) const {
+  return MomentBytes(architecture, config, /*kept=*/2);
 }
 
 MethodResult Pbllm::Quantize(const BlockTask& task, ProgressSink& progress) const {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "worker/engine/methods/batches.h"
+#include "worker/engine/methods/ptq161/binarize.h"
 #include "worker/engine/model/shared_inputs.h"
 
 namespace quantry::engine {
@@ -21,10 +22,42 @@ int64_t Promoted(const Ptq161Options& options, int64_t count, int64_t in_feature
   return std::min(count, in_features);
 }
 
-// Max or sum of |x| over the tokens of a batch, fp32 [in].
+// Max or sum of |x|, or sum of x^2, over the tokens of a batch, fp32 [in].
 at::Tensor Reduce(const at::Tensor& x, Ptq161Options::Statistic statistic) {
-  const at::Tensor tokens = x.reshape({-1, x.size(-1)}).abs();
-  return statistic == Ptq161Options::Statistic::kMax ? tokens.amax(0) : tokens.sum(0);
+  const at::Tensor tokens = x.reshape({-1, x.size(-1)});
+  if (statistic == Ptq161Options::Statistic::kSensitivity) return tokens.square().sum(0);
+  const at::Tensor size = tokens.abs();
+  return statistic == Ptq161Options::Statistic::kMax ? size.amax(0) : size.sum(0);
+}
+
+// Squared error of each column as signs less that in 4 bits, fp32 [in].
+at::Tensor ErrorSaved(const at::Tensor& weight, bool centered_gain) {
+  const BinaryRows rows = BinarizeRows(weight, centered_gain);
+  const at::Tensor signs = rows.signs.to(at::kFloat).mul_(2).sub_(1);
+  const at::Tensor binary = signs.mul_(rows.gain.unsqueeze(1)).add_(rows.mean.unsqueeze(1));
+  const SalientGrid grid = FitSalientGrid(weight);
+  const at::Tensor codes = SalientCodes(weight, grid).to(at::kFloat);
+  const at::Tensor fine = (codes - grid.zeros.unsqueeze(1)) * grid.scales.unsqueeze(1);
+  return ((binary - weight).square() - (fine - weight).square()).sum(0).cpu();
+}
+
+// What SelectSalient orders the columns of the linears with input `source` by.
+at::Tensor Salience(const Block& block, const Ptq161Options& options, const BlockSurvey& survey,
+                    int source) {
+  const at::Tensor& statistic = survey.statistics.at(source);
+  if (!options.mask || options.statistic != Ptq161Options::Statistic::kSensitivity) {
+    return statistic;
+  }
+  at::Tensor saved = at::zeros_like(statistic);
+  for (size_t i = 0; i < block.linears.size(); ++i) {
+    if (InputSource(*block.architecture, static_cast<int>(i)) != source) continue;
+    saved += ErrorSaved(block.linears[i].weight, options.centered_gain);
+  }
+  at::Tensor score = saved.clamp_min_(0).mul_(statistic);
+  const double mean = score.mean().item<double>();
+  // Free of the weights' and inputs' units: kLeastStatistic means the same everywhere.
+  if (std::isfinite(mean) && mean > 0) return score.div_(mean);
+  return statistic;
 }
 
 at::Tensor Combine(const std::vector<at::Tensor>& batches, Ptq161Options::Statistic statistic,
@@ -89,6 +122,18 @@ at::Tensor SelectSalient(const Ptq161Options& options, const at::Tensor& statist
     }
   }
   return std::get<0>(order.slice(0, 0, count).sort()).to(at::kInt);
+}
+
+std::vector<at::Tensor> SelectColumns(const Block& block, const Ptq161Options& options,
+                                      const BlockSurvey& survey) {
+  std::vector<at::Tensor> salient;
+  for (size_t i = 0; i < block.linears.size(); ++i) {
+    const int source = InputSource(*block.architecture, static_cast<int>(i));
+    salient.push_back(source == static_cast<int>(i)
+                          ? SelectSalient(options, Salience(block, options, survey, source))
+                          : salient.at(source));
+  }
+  return salient;
 }
 
 }  // namespace quantry::engine

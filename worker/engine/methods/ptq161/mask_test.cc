@@ -111,7 +111,7 @@ TEST_P(SurveyTest, Invariant9FullPrecisionStreamIsIndependent) {
   }
 }
 
-TEST_P(SurveyTest, MeasuresMaxAndMean) {
+TEST_P(SurveyTest, MeasuresMaxMeanAndSquares) {
   const test::BlockSetting setting(GetParam());
   std::map<int, at::Tensor> inputs;
   setting.block.Forward(setting.x, setting.rope, [&](int index, const at::Tensor& x) {
@@ -121,11 +121,76 @@ TEST_P(SurveyTest, MeasuresMaxAndMean) {
   test::CountingSink sink;
   const auto largest = SurveyBlock(setting.Task(), Ptq161Options::Statistic::kMax, sink);
   const auto mean = SurveyBlock(setting.Task(), Ptq161Options::Statistic::kMean, sink);
+  const auto squares = SurveyBlock(setting.Task(), Ptq161Options::Statistic::kSensitivity, sink);
   for (size_t i = 0; i < setting.block.linears.size(); ++i) {
     const int source = InputSource(*setting.block.architecture, static_cast<int>(i));
     const at::Tensor& x = inputs.at(static_cast<int>(i));
     EXPECT_TRUE(at::allclose(largest.statistics.at(source), x.amax(0), 1e-5));
     EXPECT_TRUE(at::allclose(mean.statistics.at(source), x.mean(0), 1e-4));
+    EXPECT_TRUE(at::allclose(squares.statistics.at(source), x.square().mean(0), 1e-4));
+  }
+}
+
+// Error of one column, entry by entry, as a sign or in 4 bits: q/k/v are added up.
+double SavedInColumn(const Block& block, int source, int64_t column) {
+  double saved = 0;
+  for (size_t i = 0; i < block.linears.size(); ++i) {
+    if (InputSource(*block.architecture, static_cast<int>(i)) != source) continue;
+    const at::Tensor& weight = block.linears[i].weight;
+    for (int64_t row = 0; row < weight.size(0); ++row) {
+      const at::Tensor w = weight[row].to(at::kDouble);
+      const double mean = w.mean().item<double>();
+      const double gain = w.abs().mean().item<double>();
+      const double lo = std::min(0.0, w.min().item<double>());
+      const double scale = (std::max(0.0, w.max().item<double>()) - lo) / 15;
+      const auto value = w[column].item<double>();
+      const double binary = mean + (value >= mean ? gain : -gain);
+      const double zero = std::nearbyint(-lo / scale);
+      const double code = std::clamp(std::nearbyint(value / scale) + zero, 0.0, 15.0);
+      const double fine = (code - zero) * scale;
+      saved += (binary - value) * (binary - value) - (fine - value) * (fine - value);
+    }
+  }
+  return std::max(saved, 0.0);
+}
+
+// No column left out would have saved clearly more than one taken in.
+TEST_P(SurveyTest, SensitivityTakesTheColumnsThatSaveMost) {
+  const test::BlockSetting setting(GetParam());
+  Ptq161Options options;
+  options.statistic = Ptq161Options::Statistic::kSensitivity;
+  test::CountingSink sink;
+  const BlockSurvey survey = SurveyBlock(setting.Task(), options.statistic, sink);
+  const std::vector<at::Tensor> salient = SelectColumns(setting.block, options, survey);
+  for (const auto& [source, squares] : survey.statistics) {
+    double least_taken = 1e300;
+    double most_left = 0;
+    const at::Tensor& taken = salient.at(source);
+    for (int64_t column = 0; column < squares.size(0); ++column) {
+      const double score =
+          squares[column].item<double>() * SavedInColumn(setting.block, source, column);
+      if (at::any(taken == column).item<bool>()) {
+        least_taken = std::min(least_taken, score);
+      } else {
+        most_left = std::max(most_left, score);
+      }
+    }
+    EXPECT_GE(least_taken, 0.99 * most_left) << setting.block.linears[source].name;
+    EXPECT_EQ(taken.numel(), SalientCount(options, squares.size(0)));
+  }
+}
+
+TEST_P(SurveyTest, SensitivityFallsBackOnTheInputs) {
+  const test::BlockSetting setting(GetParam());
+  Ptq161Options options;
+  options.statistic = Ptq161Options::Statistic::kSensitivity;
+  test::CountingSink sink;
+  BlockSurvey survey = SurveyBlock(setting.Task(), options.statistic, sink);
+  Block silent = setting.block;
+  for (Linear& linear : silent.linears) linear.weight = at::zeros_like(linear.weight);
+  const std::vector<at::Tensor> salient = SelectColumns(silent, options, survey);
+  for (const auto& [source, squares] : survey.statistics) {
+    EXPECT_TRUE(at::equal(salient.at(source), SelectSalient(options, squares)));
   }
 }
 

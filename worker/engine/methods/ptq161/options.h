@@ -10,6 +10,9 @@ struct Ptq161Options {
   enum class Statistic {
     kMax,   // max |x| over all tokens: the code
     kMean,  // mean |x|: the paper
+    // Not in the paper: what 4 bits save of the output's squared error over a
+    // sign, as far as the diagonal of the inputs' second moments tells it.
+    kSensitivity,
   };
 
   // Structured mask (2).

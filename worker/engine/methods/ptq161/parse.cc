@@ -1,5 +1,6 @@
 #include "worker/engine/methods/ptq161/parse.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "worker/engine/base/json_object.h"
@@ -23,11 +24,12 @@ void Override(JsonObject& options, const std::string& name, double& value) {
 
 Ptq161Options Plus() {
   Ptq161Options plus;
-  plus.salient_grid = true;
   plus.centered_gain = true;
   plus.relative_gain = true;
   plus.shuffle = true;
+  plus.statistic = Ptq161Options::Statistic::kSensitivity;
   plus.learn_rounding = true;
+  plus.rounding_rate = 3e-2;
   plus.epochs = 2;  // little is left for the gains
   return plus;
 }
@@ -48,8 +50,34 @@ Ptq161Options RecipeOf(JsonObject& options) {
   options.Refuse("recipe", StrCat("one of ", Join(Ptq161Recipes())));
 }
 
+// Switches that a recipe may have on, and `disable` off again.
+void ParseSwitches(JsonObject& options, Ptq161Options& parsed) {
+  static const std::vector<std::pair<std::string, bool Ptq161Options::*>> kSwitches = {
+      {"centered_gain", &Ptq161Options::centered_gain},
+      {"relative_gain", &Ptq161Options::relative_gain},
+      {"shuffle", &Ptq161Options::shuffle},
+      {"learn_rounding", &Ptq161Options::learn_rounding}};
+  std::vector<std::string> off = options.Strings("disable");
+  std::vector<std::string> known;
+  for (const auto& [name, field] : kSwitches) {
+    known.push_back(name);
+    const bool asked = options.Bool(name, false);
+    const auto found = std::find(off.begin(), off.end(), name);
+    if (asked && found != off.end()) options.Refuse(name, "set or disabled, not both");
+    parsed.*field = (parsed.*field || asked) && found == off.end();
+    if (found != off.end()) off.erase(found);
+  }
+  if (!off.empty()) {
+    options.Refuse("disable", StrCat("each once of ", Join(known), ", not '", off.front(), "'"));
+  }
+}
+
 void ParseLearnedRounding(JsonObject& options, Ptq161Options& parsed) {
-  parsed.learn_rounding |= options.Bool("learn_rounding", false);
+  if (!parsed.learn_rounding) {
+    options.RefuseIdle({"rounding_stages", "rounding_steps", "rounding_batch", "rounding_rate",
+                        "rounding_scale_rate"},
+                       "without learn_rounding (set that or leave it out)");
+  }
   const auto count = [&](const std::string& name, int64_t fallback, int64_t most) {
     const int64_t given = options.Int(name, 0, 0, most);
     return given > 0 ? given : fallback;
@@ -62,36 +90,68 @@ void ParseLearnedRounding(JsonObject& options, Ptq161Options& parsed) {
   Override(options, "rounding_scale_rate", parsed.rounding_scale_rate);
 }
 
-}  // namespace
-
-Ptq161Options ParsePtq161(JsonObject& options) {
-  Ptq161Options parsed = RecipeOf(options);
+void ParseMask(JsonObject& options, Ptq161Options& parsed) {
+  parsed.mask = !options.Bool("disable_mask", false);
+  if (!parsed.mask) {
+    options.RefuseIdle(
+        {"salient_ratio", "statistic", "exact_top_k", "salient_multiple", "salient_grid"},
+        "with disable_mask: no column is salient (leave one of the two out)");
+  }
   const double ratio = options.Number("salient_ratio", 0, 0);
   if (ratio > kMostSalient) {
     options.Refuse("salient_ratio", StrCat("above 0 and at most ", kMostSalient, ", got ", ratio,
                                            " (0 = default, 0.2)"));
   }
   if (ratio > 0) parsed.salient_ratio = ratio;
-  parsed.mask = !options.Bool("disable_mask", false);
-  const int statistic =
-      options.Choice("statistic", {"STATISTIC_UNSPECIFIED", "STATISTIC_MAX", "STATISTIC_MEAN"}, 0);
+  const int statistic = options.Choice(
+      "statistic",
+      {"STATISTIC_UNSPECIFIED", "STATISTIC_MAX", "STATISTIC_MEAN", "STATISTIC_SENSITIVITY"}, 0);
+  if (statistic == 1) parsed.statistic = Ptq161Options::Statistic::kMax;
   if (statistic == 2) parsed.statistic = Ptq161Options::Statistic::kMean;
+  if (statistic == 3) parsed.statistic = Ptq161Options::Statistic::kSensitivity;
   parsed.exact_top_k = options.Bool("exact_top_k", false);
+  parsed.salient_grid = options.Bool("salient_grid", false);
   parsed.salient_multiple = options.Int("salient_multiple", 0, 0, kMostMultiple);
-  parsed.salient_grid |= options.Bool("salient_grid", false);
-  parsed.centered_gain |= options.Bool("centered_gain", false);
+}
+
+// After the switches: learned signs train r2 as well.
+void ParseTraining(JsonObject& options, Ptq161Options& parsed) {
   const int64_t epochs = options.Int("epochs", 0, 0, kMostEpochs);
   if (epochs > 0) parsed.epochs = static_cast<int>(epochs);
-  if (options.Bool("disable_training", false)) parsed.epochs = 0;
+  if (options.Bool("disable_training", false)) {
+    const std::string why = "with disable_training (leave one of the two out)";
+    options.RefuseIdle({"epochs", "gain_rate", "relative_gain", "shuffle", "mse_weight",
+                        "cosine_weight", "disable_cosine", "token_cosine", "stop_improvement"},
+                       why);
+    if (!parsed.learn_rounding) options.RefuseIdle({"rank_one_rate"}, why);
+    parsed.epochs = 0;
+  }
+  const bool cosine = !options.Bool("disable_cosine", false);
+  if (!cosine) {
+    options.RefuseIdle({"cosine_weight", "token_cosine"},
+                       "with disable_cosine (leave one of the two out)");
+  }
+  if (parsed.epochs == 1) {
+    options.RefuseIdle({"stop_improvement"},
+                       "with one epoch, which has none to be compared with (ask for more epochs "
+                       "or leave it out)");
+  }
   Override(options, "gain_rate", parsed.gain_rate);
   Override(options, "rank_one_rate", parsed.rank_one_rate);
-  parsed.relative_gain |= options.Bool("relative_gain", false);
-  parsed.shuffle |= options.Bool("shuffle", false);
   Override(options, "mse_weight", parsed.mse_weight);
   Override(options, "cosine_weight", parsed.cosine_weight);
-  if (options.Bool("disable_cosine", false)) parsed.cosine_weight = 0;
+  if (!cosine) parsed.cosine_weight = 0;
   parsed.token_cosine = options.Bool("token_cosine", false);
   Override(options, "stop_improvement", parsed.stop_improvement);
+}
+
+}  // namespace
+
+Ptq161Options ParsePtq161(JsonObject& options) {
+  Ptq161Options parsed = RecipeOf(options);
+  ParseSwitches(options, parsed);
+  ParseMask(options, parsed);
+  ParseTraining(options, parsed);
   ParseLearnedRounding(options, parsed);
   return parsed;
 }
@@ -113,7 +173,8 @@ std::vector<ParameterRow> Ptq161Parameters() {
       {"salient_ratio", "double", "0.2", "Share of the columns kept in 4 bits, at most 0.5."},
       {"disable_mask", "bool", "false", "No salient columns: a sign for every weight."},
       {"statistic", "enum", "\"STATISTIC_MAX\"",
-       "What makes a column salient: STATISTIC_MAX or STATISTIC_MEAN of its inputs' size."},
+       "What makes a column salient: STATISTIC_MAX or STATISTIC_MEAN of its inputs' size, or "
+       "STATISTIC_SENSITIVITY, the output error 4 bits save (ptq161-plus)."},
       {"exact_top_k", "bool", "false",
        "Exactly floor(ratio * in) columns; without it one more, and ties."},
       {"salient_multiple", "int32", "0",
@@ -134,12 +195,15 @@ std::vector<ParameterRow> Ptq161Parameters() {
       {"token_cosine", "bool", "false", "Mean of the tokens' -log cos, not -log of their mean."},
       {"stop_improvement", "double", "0",
        "End a block after an epoch that lowers its loss by a smaller share than this."},
+      {"disable", "list of string", "[]",
+       "Switches of the recipe to leave off: centered_gain, relative_gain, shuffle, "
+       "learn_rounding."},
       {"learn_rounding", "bool", "false",
        "Learn signs and 4-bit codes by progressive rounding before the gains."},
       {"rounding_stages", "int32", "20", "Stages of hardening signs and codes."},
       {"rounding_steps", "int32", "32", "Adam steps of a stage."},
       {"rounding_batch", "int32", "4", "Calibration windows a step."},
-      {"rounding_rate", "double", "0.01", "Rate of the rounding logits."},
+      {"rounding_rate", "double", "0.01", "Rate of the rounding logits. ptq161-plus: 0.03."},
       {"rounding_scale_rate", "double", "0.01", "Rate of the row scales meanwhile."}};
 }
 

@@ -8,7 +8,6 @@
 #include "worker/engine/methods/ptq161/mask.h"
 #include "worker/engine/methods/ptq161/mixed_linear.h"
 #include "worker/engine/methods/ptq161/train.h"
-#include "worker/engine/model/shared_inputs.h"
 
 namespace quantry::engine {
 namespace {
@@ -16,19 +15,6 @@ namespace {
 // Activations of one window that autograd keeps, in tensors as wide as the
 // widest.
 constexpr int64_t kKeptActivations = 12;
-
-// Salient columns of every linear; those with one input share the selection.
-std::vector<at::Tensor> SelectColumns(const BlockTask& task, const Ptq161Options& options,
-                                      const BlockSurvey& survey) {
-  std::vector<at::Tensor> salient;
-  for (size_t i = 0; i < task.block.linears.size(); ++i) {
-    const int source = InputSource(*task.block.architecture, static_cast<int>(i));
-    salient.push_back(source == static_cast<int>(i)
-                          ? SelectSalient(options, survey.statistics.at(source))
-                          : salient.at(source));
-  }
-  return salient;
-}
 
 int64_t TrainedNumbers(const Block& block) {
   int64_t count = 0;
@@ -74,7 +60,7 @@ MethodResult Ptq161::Quantize(const BlockTask& task, ProgressSink& progress) con
   const BlockSurvey survey = SurveyBlock(task, options_.statistic, progress);
   ParameterBuffer buffer(TrainedNumbers(task.block), task.device);
   std::vector<MixedLinear> linears =
-      MakeMixedLinears(task.block, options_, SelectColumns(task, options_, survey), buffer);
+      MakeMixedLinears(task.block, options_, SelectColumns(task.block, options_, survey), buffer);
   MethodResult result;
   if (options_.learn_rounding) {
     const LearnedRoundingReport report =

@@ -94,11 +94,7 @@ TEST_P(Ptq161Test, Invariant6LossFalls) {
   const Ptq161Options options = Quick(12);
   const BlockTask task = setting.Task();
   const BlockSurvey survey = SurveyBlock(task, options.statistic, sink);
-  std::vector<at::Tensor> salient;
-  for (size_t i = 0; i < setting.block.linears.size(); ++i) {
-    const int source = InputSource(*setting.block.architecture, static_cast<int>(i));
-    salient.push_back(SelectSalient(options, survey.statistics.at(source)));
-  }
+  const std::vector<at::Tensor> salient = SelectColumns(setting.block, options, survey);
   ParameterBuffer buffer(1 << 14, at::kCPU);
   const auto linears = MakeMixedLinears(setting.block, options, salient, buffer);
   const TrainingReport report = TrainBlock(task, options, survey, linears, buffer, sink);
@@ -223,27 +219,49 @@ TEST_P(Ptq161Test, LearnedRoundingBeatsSigns) {
   }
 }
 
-TEST_P(Ptq161Test, EverySwitchRuns) {
+bool Same(const MethodResult& a, const MethodResult& b) {
+  for (size_t i = 0; i < a.block.linears.size(); ++i) {
+    const MixedBinaryWeight& x = *a.block.linears[i].mixed;
+    const MixedBinaryWeight& y = *b.block.linears[i].mixed;
+    const bool same = at::equal(x.salient, y.salient) && at::equal(x.codes, y.codes) &&
+                      at::equal(x.scales, y.scales) && at::equal(x.signs, y.signs) &&
+                      at::equal(x.row_gain, y.row_gain) && at::equal(x.row_offset, y.row_offset) &&
+                      at::equal(x.column_gain, y.column_gain);
+    if (!same) return false;
+  }
+  return true;
+}
+
+// No option is accepted without effect.
+TEST_P(Ptq161Test, EverySwitchChangesTheResult) {
+  using Options = Ptq161Options;
+  const std::vector<std::pair<const char*, std::function<void(Options&)>>> switches = {
+      {"mask", [](Options& o) { o.mask = false; }},
+      {"exact_top_k", [](Options& o) { o.exact_top_k = true; }},
+      {"salient_multiple", [](Options& o) { o.salient_multiple = 8; }},
+      {"salient_grid", [](Options& o) { o.salient_grid = true; }},
+      {"centered_gain", [](Options& o) { o.centered_gain = true; }},
+      {"relative_gain", [](Options& o) { o.relative_gain = true; }},
+      {"shuffle", [](Options& o) { o.shuffle = true; }},
+      {"gain_rate", [](Options& o) { o.gain_rate *= 2; }},
+      {"rank_one_rate", [](Options& o) { o.rank_one_rate *= 2; }},
+      {"mse_weight", [](Options& o) { o.mse_weight = 2; }},
+      {"cosine_weight", [](Options& o) { o.cosine_weight = 0; }},
+      {"token_cosine", [](Options& o) { o.token_cosine = true; }},
+      {"salient_ratio", [](Options& o) { o.salient_ratio = 0.5; }},
+      {"learn_rounding", [](Options& o) { o.learn_rounding = true, o.rounding_stages = 2; }},
+      {"mean", [](Options& o) { o.statistic = Options::Statistic::kMean; }},
+      {"sensitivity", [](Options& o) { o.statistic = Options::Statistic::kSensitivity; }}};
   const BlockSetting setting(GetParam());
-  const auto changed = [](const std::function<void(Ptq161Options&)>& change) {
-    Ptq161Options options = Quick(1);
+  const MethodResult plain = RunMethod(setting.Task(), Quick(1));
+  EXPECT_TRUE(Same(plain, RunMethod(setting.Task(), Quick(1))));
+  for (const auto& [name, change] : switches) {
+    Options options = Quick(1);
     change(options);
-    return options;
-  };
-  for (const Ptq161Options& options :
-       {changed([](auto& o) { o.mask = false; }), changed([](auto& o) { o.exact_top_k = true; }),
-        changed([](auto& o) { o.salient_multiple = 8; }),
-        changed([](auto& o) { o.salient_grid = true; }),
-        changed([](auto& o) { o.centered_gain = true; }),
-        changed([](auto& o) { o.relative_gain = true; }),
-        changed([](auto& o) { o.cosine_weight = 0; }),
-        changed([](auto& o) { o.token_cosine = true; }),
-        changed([](auto& o) { o.salient_ratio = 0.5; }),
-        changed([](auto& o) { o.learn_rounding = true, o.mask = false, o.rounding_stages = 2; }),
-        changed([](auto& o) { o.statistic = Ptq161Options::Statistic::kMean; })}) {
     const MethodResult result = RunMethod(setting.Task(), options);
-    EXPECT_LT(Loss(setting, result.block), 1e9);
-    EXPECT_LE(result.metrics.size(), 64u);
+    EXPECT_FALSE(Same(plain, result)) << name;
+    EXPECT_LT(Loss(setting, result.block), 1e9) << name;
+    EXPECT_LE(result.metrics.size(), 64u) << name;
     for (const QuantizedLinear& linear : result.block.linears) {
       if (options.salient_multiple == 0) continue;
       EXPECT_EQ(linear.mixed->salient_columns() % options.salient_multiple, 0);
@@ -287,11 +305,17 @@ TEST(Ptq161Parse, DefaultsAreTheMethod) {
 
 TEST(Ptq161Parse, RecipePlusAndFieldsOverIt) {
   const Ptq161Options plus = Parse(R"({"recipe": "ptq161-plus", "rounding_stages": 7})");
-  EXPECT_TRUE(plus.learn_rounding && plus.salient_grid && plus.relative_gain && plus.shuffle);
+  EXPECT_TRUE(plus.learn_rounding && plus.relative_gain && plus.shuffle);
+  EXPECT_FALSE(plus.salient_grid);
   EXPECT_EQ(plus.rounding_stages, 7);
   EXPECT_EQ(plus.epochs, 2);
   EXPECT_EQ(Parse(R"({"recipe": "ptq161-plus", "epochs": 9})").epochs, 9);
   EXPECT_FALSE(Parse(R"({"recipe": "ptq161"})").learn_rounding);
+  EXPECT_EQ(plus.statistic, Ptq161Options::Statistic::kSensitivity);
+  const Ptq161Options less =
+      Parse(R"({"recipe": "ptq161-plus", "disable": ["shuffle"], "statistic": "STATISTIC_MAX"})");
+  EXPECT_TRUE(less.learn_rounding && less.relative_gain && !less.shuffle);
+  EXPECT_EQ(less.statistic, Ptq161Options::Statistic::kMax);
 }
 
 struct BadOption {
@@ -315,6 +339,8 @@ INSTANTIATE_TEST_SUITE_P(
                       BadOption{"epochs", R"({"epochs": -1})", "epochs"},
                       BadOption{"statistic", R"({"statistic": "MEDIAN"})", "STATISTIC_MEAN"},
                       BadOption{"recipe", R"({"recipe": "plus"})", "ptq161-plus"},
+                      BadOption{"disable", R"({"disable": ["shufle"]})", "shufle"},
+                      BadOption{"both", R"({"disable": ["shuffle"], "shuffle": true})", "shuffle"},
                       BadOption{"grid", R"({"grid": {"bits": 2}})", "grid"},
                       BadOption{"rate", R"({"gain_rate": -1})", "gain_rate"}),
     [](const auto& param_info) { return std::string(param_info.param.name); });

@@ -29,6 +29,11 @@ int64_t Quarot::Steps(const Architecture& architecture, const ModelConfig& confi
   return Rtn().Steps(architecture, config, stream);
 }
 
+int64_t Quarot::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
+                             const StreamShape& stream) const {
+  return options_.gptq ? MakeGptq(options_).WorkingBytes(architecture, config, stream) : 0;
+}
+
 MethodResult Quarot::Quantize(const BlockTask& task, ProgressSink& progress) const {
   if (options_.gptq) return MakeGptq(options_).Quantize(task, progress);
   if (!options_.search_clip) return Rtn().Quantize(task, progress);

@@ -17,10 +17,33 @@ constexpr int64_t kMaxSteps = 1000000;
 constexpr int64_t kMaxBatch = 4096;
 constexpr double kDefaultDecay = 1e-4;
 
+// 0 = not given; negative is refused.
+double ParseRate(JsonObject& options, const std::string& name) {
+  const double rate = options.Number(name, 0, -1e30);
+  if (rate < 0) options.Refuse(name, "above 0 (left out = default)");
+  return rate;
+}
+
 struct Budget {
   int64_t divisor;  // of the steps; the rate grows by it
 };
 constexpr Budget kBudgets[] = {{1}, {1}, {5}, {10}};
+
+Budget ParseBudget(JsonObject& options, const TesseraqRecipe& recipe) {
+  const int budget = options.Choice(
+      "budget", {"BUDGET_UNSPECIFIED", "BUDGET_FULL", "BUDGET_BALANCED", "BUDGET_FAST"}, 0);
+  if (budget != 0 && !recipe.takes_budget) {
+    options.Refuse("budget", StrCat("left out with recipe ", recipe.name,
+                                    ", whose schedule is short already"));
+  }
+  if (options.Int("steps_per_stage", 0, 0, kMaxSteps) > 0 &&
+      ParseRate(options, "learning_rate") > 0) {
+    options.RefuseIdle({"budget"},
+                       "with both steps_per_stage and learning_rate given (leave one of the three "
+                       "out)");
+  }
+  return kBudgets[budget];
+}
 
 RoundingInit ParseInit(JsonObject& options) {
   switch (options.Choice(
@@ -56,13 +79,6 @@ std::vector<double> ParseSchedule(JsonObject& options, int default_stages) {
   return schedule;
 }
 
-// 0 = not given; negative is refused.
-double ParseRate(JsonObject& options, const std::string& name) {
-  const double rate = options.Number(name, 0, -1e30);
-  if (rate < 0) options.Refuse(name, "above 0 (left out = default)");
-  return rate;
-}
-
 StepRates ParseRates(JsonObject& options, double default_rate) {
   StepRates rates;
   const double rate = ParseRate(options, "learning_rate");
@@ -72,6 +88,10 @@ StepRates ParseRates(JsonObject& options, double default_rate) {
   const double decay = options.Number("scale_weight_decay", 0, -1);
   rates.scale_weight_decay = decay == 0 ? kDefaultDecay : std::max(decay, 0.0);
   rates.tune_scale = !options.Bool("disable_scale_tuning", false);
+  if (!rates.tune_scale) {
+    options.RefuseIdle({"scale_learning_rate", "scale_weight_decay", "scale_curve"},
+                       "with disable_scale_tuning (leave one of the two out)");
+  }
   if (options.Number("rounding_weight_decay", 0, -1e30) != 0) {
     options.Refuse("rounding_weight_decay",
                    "0 (decay pulls decided roundings back and turns hardened ones into NaN)");
@@ -96,6 +116,10 @@ GridSpec ParseTesseraqGrid(JsonObject& options) {
 ModelTuningOptions ParseTuning(JsonObject& options, ModelTuningOptions tuning) {
   const int64_t steps = options.Int("model_tuning_steps", 0, -1, kMaxSteps);
   if (steps != 0) tuning.steps = std::max<int64_t>(steps, 0);
+  if (tuning.steps == 0) {
+    options.RefuseIdle({"model_tuning_rate", "model_tuning_dense_rate"},
+                       "without model_tuning_steps (set them or leave it out)");
+  }
   const double rate = ParseRate(options, "model_tuning_rate");
   if (rate > 0) tuning.scale_rate = rate;
   const double dense_rate = options.Number("model_tuning_dense_rate", 0, -1);
@@ -125,11 +149,7 @@ TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
   TesseraqOptions result;
   result.init = ParseInit(options);
   result.bits = ParseTesseraqGrid(options).bits;
-  const int64_t divisor =
-      kBudgets[options.Choice(
-                   "budget",
-                   {"BUDGET_UNSPECIFIED", "BUDGET_FULL", "BUDGET_BALANCED", "BUDGET_FAST"}, 0)]
-          .divisor;
+  const int64_t divisor = ParseBudget(options, recipe).divisor;
   result.rounding.schedule = ParseSchedule(options, recipe.stages);
   const int64_t steps = options.Int("steps_per_stage", 0, 0, kMaxSteps);
   result.rounding.steps_per_stage =
@@ -138,6 +158,11 @@ TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
   if (batch > 0) result.rounding.batch_size = batch;
   result.rounding.rates = ParseRates(options, recipe.learning_rate * static_cast<double>(divisor));
   result.rounding.dense_rate = ParseRate(options, "dense_learning_rate");
+  if (!result.rounding.rates.tune_scale && result.rounding.dense_rate == 0) {
+    options.RefuseIdle({"final_steps"},
+                       "with disable_scale_tuning and no dense_learning_rate, as the roundings are "
+                       "decided by then (leave it or disable_scale_tuning out)");
+  }
   result.rounding.final_steps = options.Int("final_steps", 0, 0, kMaxSteps);
   const double share = options.Number("final_rate_share", 0, 0);
   if (share > 1) options.Refuse("final_rate_share", "at most 1 (left out = 1)");

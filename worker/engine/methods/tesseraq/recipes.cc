@@ -12,6 +12,7 @@ TesseraqRecipe Plus() {
   plus.summary = "any grid: a tenth of the steps at a higher rate, then the whole model's scales";
   plus.steps_per_stage = 25;
   plus.learning_rate = 0.03;
+  plus.takes_budget = false;
   plus.calibration = {128, 2048};
   plus.tuning.steps = 200;
   plus.tuning.scale_rate = 0.01;

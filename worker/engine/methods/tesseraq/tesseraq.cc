@@ -14,8 +14,8 @@ namespace quantry::engine {
 namespace {
 
 // Bytes a weight: gradient of two shares, soft weight, offset, logit with two
-// moments and its index, three bytes of decisions.
-constexpr int64_t kBytesPerWeight = 2 * 4 + 4 + 4 + 16 + 3;
+// moments and its index, the integer it starts from, two bytes of decisions.
+constexpr int64_t kBytesPerWeight = 2 * 4 + 4 + 4 + 16 + 2 + 2;
 // Activations that autograd keeps, in tensors as wide as the widest.
 constexpr int64_t kKeptActivations = 12;
 

@@ -10,6 +10,7 @@ const Architecture& Mistral() {
     mistral.schema.attention_bias_key.clear();
     mistral.schema.mlp_bias_key.clear();
     mistral.schema.default_kv_heads = 8;
+    mistral.schema.default_sliding_window = 4096;
     return mistral;
   }();
   return row;

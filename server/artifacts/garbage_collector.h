@@ -1,0 +1,53 @@
+#pragma once
+
+#include <functional>
+#include <mutex>
+#include <optional>
+#include <stop_token>
+
+#include "absl/status/statusor.h"
+#include "common/clock.h"
+#include "server/artifacts/artifact_store.h"
+#include "server/artifacts/blob_store.h"
+#include "server/artifacts/garbage.h"
+#include "server/jobs/job_store.h"
+
+namespace quantry::server {
+
+// Runs CollectGarbage over a server's stores: when asked, and by itself every
+// `interval`. Servers that share an artifact root take turns: an object below it,
+// quantry-garbage, says when one of them began last, so it is also remembered
+// over restarts. Thread-safe; what it is given outlives it.
+class GarbageCollector {
+ public:
+  // Sees the end of each collection that was not asked for.
+  using OnCollected = std::function<void(const absl::StatusOr<GarbageReport>&)>;
+
+  GarbageCollector(JobStore* jobs, const ArtifactStore* artifacts, const BlobStore* blobs,
+                   const Clock* clock)
+      : jobs_(jobs), artifacts_(artifacts), blobs_(blobs), clock_(clock) {}
+
+  // RESOURCE_EXHAUSTED RESOURCE_LIMIT while another one runs in this process;
+  // CANCELLED when stopped: what is left goes with the next one.
+  absl::StatusOr<GarbageReport> Collect(const GarbageOptions& options, std::stop_token stop = {});
+
+  // One look: collects when no server began to within `interval`; nullopt when it
+  // is not due. One that fails is due again at the next look. Unfinished uploads
+  // in this server's own spool go at each look.
+  absl::StatusOr<std::optional<GarbageReport>> CollectIfDue(Duration interval,
+                                                            std::stop_token stop = {});
+
+  // Looks until stopped, several times an interval at uneven times.
+  void Run(Duration interval, const OnCollected& on_collected, std::stop_token stop);
+
+ private:
+  absl::Status CleanSpool();
+
+  JobStore* const jobs_;
+  const ArtifactStore* const artifacts_;
+  const BlobStore* const blobs_;
+  const Clock* const clock_;
+  std::mutex collecting_;
+};
+
+}  // namespace quantry::server

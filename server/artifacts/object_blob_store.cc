@@ -1,0 +1,215 @@
+#include "server/artifacts/object_blob_store.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <filesystem>
+#include <optional>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/errors.h"
+#include "common/ids.h"
+#include "server/artifacts/file_ops.h"
+#include "server/artifacts/object_root.h"
+#include "server/artifacts/partial_upload.h"
+
+namespace quantry::server {
+namespace {
+
+// A blob that was found counts as new (BlobStore::Find): to this precision, far
+// below any grace period, so that most finds write nothing.
+constexpr auto kFoundPrecision = std::chrono::minutes(10);
+// The store answers each in tens of milliseconds, and a model may have hundreds.
+constexpr size_t kFindsAtOnce = 16;
+// Of a blob up to this size a head is all of it. The engine takes no larger
+// header of a file of weights, so more of one is never read.
+constexpr std::int64_t kHeadBytes = std::int64_t{64} << 20;
+constexpr std::int64_t kLengthBytes = 8;  // of a safetensors header, before it
+
+// How much of a file of weights a reader of its header needs.
+std::int64_t HeadOf(std::string_view begin) {
+  std::uint64_t header = 0;
+  for (size_t i = kLengthBytes; i-- > 0;)
+    header = header << 8 | static_cast<std::uint8_t>(begin[i]);
+  return header <= kHeadBytes ? kLengthBytes + static_cast<std::int64_t>(header) : kHeadBytes;
+}
+
+class ObjectUpload : public BlobUpload {
+ public:
+  ObjectUpload(PartialUpload partial, BlobId blob, Storage* storage, std::string key)
+      : partial_(std::move(partial)),
+        blob_(std::move(blob)),
+        storage_(storage),
+        key_(std::move(key)) {}
+
+  std::int64_t committed_bytes() const override { return partial_.committed_bytes(); }
+  absl::Status Append(std::string_view data) override { return partial_.Append(data); }
+
+  absl::Status Finish(const TransferCheck& check) override {
+    if (absl::Status status = partial_.CheckWhole(); !status.ok()) return status;
+    absl::Status stopped;
+    const auto moved = storage_->Upload(partial_.path(), key_, [&](std::int64_t bytes) {
+      return stopped = check ? check(bytes) : absl::OkStatus();
+    });
+    if (!stopped.ok()) return stopped;
+    if (!moved.ok()) return ObjectError(moved.status(), key_);
+    // The file was right when it was written; what went away is what was read again.
+    if (moved->sha256 != blob_.sha256) {
+      storage_->Delete(key_).IgnoreError();  // nobody who checks takes it for the blob
+      return partial_.Discard(moved->sha256);
+    }
+    unlink(partial_.path().c_str());
+    return absl::OkStatus();
+  }
+
+ private:
+  PartialUpload partial_;
+  const BlobId blob_;
+  Storage* const storage_;
+  const std::string key_;
+};
+
+class ObjectBlobStore : public BlobStore {
+ public:
+  ObjectBlobStore(std::string root_uri, std::unique_ptr<Storage> storage, std::string spool)
+      : root_uri_(std::move(root_uri)), storage_(std::move(storage)), spool_(std::move(spool)) {}
+
+  absl::StatusOr<BlobState> Find(std::string_view tenant, const BlobId& blob) override {
+    if (absl::Status status = CheckBlobId(tenant, blob); !status.ok()) return status;
+    auto complete = IsThere(tenant, blob);
+    if (!complete.ok()) return complete.status();
+    if (*complete) return BlobState{.complete = true, .committed_bytes = blob.size_bytes};
+    return BlobState{.committed_bytes =
+                         PartialUpload::CommittedBytes(PartialPath(tenant, blob), blob)};
+  }
+
+  absl::StatusOr<std::vector<BlobState>> FindAll(std::string_view tenant,
+                                                 const std::vector<BlobId>& blobs) override {
+    std::vector<absl::StatusOr<BlobState>> found(blobs.size(), BlobState{});
+    std::atomic<size_t> next = 0;
+    {
+      std::vector<std::jthread> threads(std::min(blobs.size(), kFindsAtOnce));
+      for (std::jthread& thread : threads) {
+        thread = std::jthread([&] {
+          for (size_t i = next++; i < blobs.size(); i = next++) found[i] = Find(tenant, blobs[i]);
+        });
+      }
+    }
+    std::vector<BlobState> states;
+    for (const auto& state : found) {
+      if (!state.ok()) return state.status();
+      states.push_back(*state);
+    }
+    return states;
+  }
+
+  absl::StatusOr<std::unique_ptr<BlobUpload>> Begin(std::string_view tenant, const BlobId& blob,
+                                                    std::int64_t offset) override {
+    if (absl::Status status = CheckBlobId(tenant, blob); !status.ok()) return status;
+    if (absl::Status made = MakeFolders(SpoolOf(tenant)); !made.ok()) return made;
+    auto partial = PartialUpload::Open(PartialPath(tenant, blob), blob, offset);
+    if (!partial.ok()) return partial.status();
+    return std::make_unique<ObjectUpload>(*std::move(partial), blob, storage_.get(),
+                                          Key(tenant, blob));
+  }
+
+  absl::StatusOr<std::int64_t> StoredBytes(std::string_view tenant) override {
+    if (absl::Status status = ValidateTenant(tenant); !status.ok()) return status;
+    const auto files = storage_->List(tenant);
+    if (!files.ok()) return ObjectError(files.status(), tenant);
+    auto bytes = BytesInFolder(SpoolOf(tenant));
+    if (!bytes.ok()) return bytes.status();
+    for (const StoredFile& file : *files) *bytes += file.size_bytes;
+    return bytes;
+  }
+
+  std::string Uri(std::string_view tenant) const override { return JoinUri(root_uri_, tenant); }
+  std::string RootUri() const override { return root_uri_; }
+  std::string SpoolUri() const override { return UriFromLocalPath(spool_); }
+
+  absl::Status Place(std::string_view tenant, const BlobId& blob, BlobPart part,
+                     const std::string& path) override {
+    if (absl::Status status = CheckBlobId(tenant, blob); !status.ok()) return status;
+    if (part == BlobPart::kHead && blob.size_bytes > kHeadBytes) {
+      return PlaceHead(Key(tenant, blob), path);
+    }
+    const auto moved = storage_->Download(Key(tenant, blob), path, nullptr);
+    if (!moved.ok()) return ObjectError(moved.status(), blob.sha256);
+    if (moved->sha256 == blob.sha256) return absl::OkStatus();
+    unlink(path.c_str());
+    return MakeError(Reason::kArtifactCorrupt,
+                     absl::StrCat("blob ", blob.sha256, " has sha256 ", moved->sha256,
+                                  " in the store; delete it there and upload it again"),
+                     {{"sha256", blob.sha256}, {"got_sha256", moved->sha256}});
+  }
+
+ private:
+  static std::string Key(std::string_view tenant, const BlobId& blob) {
+    return absl::StrCat(std::string(tenant), "/", blob.sha256);
+  }
+  std::string SpoolOf(std::string_view tenant) const {
+    return absl::StrCat(spool_, "/", std::string(tenant), "/", std::string(kPartialFolder));
+  }
+  std::string PartialPath(std::string_view tenant, const BlobId& blob) const {
+    return absl::StrCat(SpoolOf(tenant), "/", blob.sha256);
+  }
+
+  absl::StatusOr<bool> IsThere(std::string_view tenant, const BlobId& blob) {
+    const std::string key = Key(tenant, blob);
+    auto found = storage_->Stat(key);
+    if (!found.ok()) return ObjectError(found.status(), key);
+    if (!found->has_value() || (*found)->size_bytes != blob.size_bytes) return false;
+    const auto old = std::chrono::system_clock::now() - kFoundPrecision;
+    if ((*found)->modified >= old) return true;
+    const std::string marker =
+        absl::StrCat(std::string(tenant), "/", std::string(kAskedFolder), "/", blob.sha256);
+    auto asked = storage_->Stat(marker);
+    if (!asked.ok()) return ObjectError(asked.status(), marker);
+    if (asked->has_value() && (*asked)->modified >= old) return true;
+    if (auto status = storage_->Write(marker, ""); !status.ok()) return ObjectError(status, marker);
+    // Once more: it may have been collected just before it was marked.
+    found = storage_->Stat(key);
+    if (!found.ok()) return ObjectError(found.status(), key);
+    return found->has_value();
+  }
+
+  absl::Status PlaceHead(const std::string& key, const std::string& path) {
+    auto object = storage_->Open(key);
+    if (!object.ok()) return ObjectError(object.status(), key);
+    auto head = (*object)->ReadAt(0, kLengthBytes);
+    if (head.ok() && head->size() == kLengthBytes) head = (*object)->ReadAt(0, HeadOf(*head));
+    if (!head.ok()) return ObjectError(head.status(), key);
+    if (absl::Status status = WriteFileAtomically(path, *head); !status.ok()) return status;
+    std::error_code error;
+    std::filesystem::resize_file(path, static_cast<std::uintmax_t>((*object)->size_bytes()), error);
+    return error ? DiskError("extend", path, error.value()) : absl::OkStatus();
+  }
+
+  const std::string root_uri_;
+  const std::unique_ptr<Storage> storage_;
+  const std::string spool_;
+};
+
+}  // namespace
+
+std::unique_ptr<BlobStore> NewObjectBlobStore(std::string root_uri,
+                                              std::unique_ptr<Storage> storage, std::string spool) {
+  return std::make_unique<ObjectBlobStore>(std::move(root_uri), std::move(storage),
+                                           std::move(spool));
+}
+
+absl::StatusOr<std::unique_ptr<BlobStore>> OpenObjectBlobStore(const std::string& root_uri,
+                                                               const std::string& spool) {
+  auto root = OpenObjectRoot("blob_root", root_uri);
+  if (!root.ok()) return root.status();
+  if (absl::Status status = MakeFolders(spool); !status.ok()) return status;
+  return NewObjectBlobStore(std::move(root->uri), std::move(root->storage), spool);
+}
+
+}  // namespace quantry::server

@@ -1,0 +1,75 @@
+#include "server/artifacts/object_root.h"
+
+#include <algorithm>
+#include <map>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/errors.h"
+
+namespace quantry::server {
+namespace {
+
+// "s3://bucket/prefix/?a=b" -> "s3://bucket/prefix?a=b"
+std::string WithoutSlash(const std::string& uri) {
+  size_t end = std::min(uri.find('?'), uri.size());
+  const std::string options = uri.substr(end);
+  while (end > 0 && uri[end - 1] == '/') --end;
+  return uri.substr(0, end) + options;
+}
+
+bool HoldsCredentials(const std::string& uri) {
+  const size_t begin = uri.find("://") + 3;
+  const size_t end = uri.find_first_of("/?", begin);
+  return uri.substr(begin, end == std::string::npos ? end : end - begin).find('@') !=
+             std::string::npos ||
+         uri.find("secret") != std::string::npos || uri.find("session_token") != std::string::npos;
+}
+
+}  // namespace
+
+absl::StatusOr<ObjectRoot> OpenObjectRoot(std::string_view option, const std::string& uri) {
+  const auto bad = [&](std::string_view why) {
+    return MakeError(Reason::kInvalidConfig,
+                     absl::StrCat(std::string(option), " ", uri, ": ", std::string(why)));
+  };
+  if (uri.find("://") == std::string::npos || uri.find('%') != std::string::npos) {
+    return bad("wanted a URI like s3://bucket/prefix without %-escapes");
+  }
+  if (HoldsCredentials(uri)) {
+    return MakeError(
+        Reason::kInvalidConfig,
+        absl::StrCat(std::string(option),
+                     " holds credentials, which every worker and client would see; "
+                     "give them by the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
+                     "...)"));
+  }
+  ObjectRoot root{.uri = WithoutSlash(uri), .storage = nullptr};
+  auto storage = OpenStorage(root.uri);
+  if (!storage.ok()) return bad(std::string(storage.status().message()));
+  root.storage = *std::move(storage);
+  // Reading alone would not tell: a bucket that is absent looks like an empty one.
+  constexpr std::string_view kProbe = "quantry-probe";
+  absl::Status probe = root.storage->Write(kProbe, "written and removed at the start");
+  if (probe.ok()) probe = root.storage->Delete(kProbe);
+  if (!probe.ok()) {
+    return bad(
+        absl::StrCat("the store does not answer as it should: ", std::string(probe.message())));
+  }
+  return root;
+}
+
+absl::Status ObjectError(const absl::Status& status, std::string_view name) {
+  const std::map<std::string, std::string> metadata = {{"path", std::string(name)}};
+  const std::string message(status.message());
+  switch (status.code()) {
+    case absl::StatusCode::kNotFound:
+      return MakeError(Reason::kArtifactNotFound, message, metadata);
+    case absl::StatusCode::kInvalidArgument:
+      return MakeError(Reason::kInvalidArgument, message, metadata);
+    default:
+      return MakeError(Reason::kStorageError, message, metadata);
+  }
+}
+
+}  // namespace quantry::server

@@ -1,0 +1,260 @@
+#include "server/rpc/method_validation.h"
+
+#include <google/protobuf/descriptor.h>
+#include <google/protobuf/message.h>
+
+#include <cstdint>
+#include <set>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "server/rpc/idle_options.h"
+
+namespace quantry::server {
+namespace {
+
+constexpr int kMaxGroupSize = 65536;
+constexpr int kMaxStages = 1000;
+constexpr double kMaxRate = 10;
+
+void CheckGrid(const std::string& field, const v1::WeightGrid& grid, Violations* out) {
+  const int bits = grid.bits();
+  if (bits != 2 && bits != 3 && bits != 4 && bits != 6 && bits != 8) {
+    out->Wanted(field + ".bits", "2, 3, 4, 6 or 8", absl::StrCat(bits));
+  }
+  const int size = grid.group_size();
+  if (size < -1 || size > kMaxGroupSize) {
+    out->Wanted(field + ".group_size", "-1 (per channel), 0 (the default, 128) or 1 to 65536",
+                absl::StrCat(size));
+  }
+}
+
+void CheckActivations(const std::string& field, const v1::ActivationGrid& activations,
+                      Violations* out) {
+  const int bits = activations.bits();
+  if (bits != 0 && bits != 16 && (bits < 2 || bits > 8)) {
+    out->Wanted(field + ".bits", "2 to 8, or 16 (left alone)", absl::StrCat(bits));
+  }
+}
+
+// Grid and activations, which most methods have.
+template <typename Message>
+void CheckGrids(const std::string& field, const Message& method, Violations* out) {
+  CheckGrid(field + ".grid", method.grid(), out);
+  CheckActivations(field + ".activations", method.activations(), out);
+}
+
+void CheckGptq(const std::string& field, const v1::GptqMethod& gptq, Violations* out) {
+  CheckGrids(field, gptq, out);
+  out->Share(field + ".damping", gptq.damping());
+  out->Range(field + ".block_size", gptq.block_size(), 0, kMaxGroupSize);
+}
+
+void CheckOmniquant(const std::string& field, const v1::OmniquantMethod& omniquant,
+                    Violations* out) {
+  CheckGrids(field, omniquant, out);
+  out->Range(field + ".epochs", omniquant.epochs(), 0, kMaxIterations);
+  out->Range(field + ".batch_size", omniquant.batch_size(), 0, kMaxBatch);
+  out->Share(field + ".learning_rate", omniquant.learning_rate());
+  out->Share(field + ".transform_learning_rate", omniquant.transform_learning_rate());
+  out->Share(field + ".transform_alpha", omniquant.transform_alpha());
+}
+
+void CheckSignround(const std::string& field, const v1::SignroundMethod& signround,
+                    Violations* out) {
+  CheckGrids(field, signround, out);
+  out->Range(field + ".iterations", signround.iterations(), 0, kMaxIterations);
+  out->Range(field + ".batch_size", signround.batch_size(), 0, kMaxBatch);
+  out->Share(field + ".learning_rate", signround.learning_rate());
+  out->Share(field + ".range_learning_rate", signround.range_learning_rate());
+}
+
+// Enumerations are open on the wire: a number that no value has is a mistake.
+void CheckEnums(const std::string& field, const google::protobuf::Message& message,
+                Violations* out) {
+  const google::protobuf::Reflection& fields = *message.GetReflection();
+  std::vector<const google::protobuf::FieldDescriptor*> set;
+  fields.ListFields(message, &set);
+  for (const auto* part : set) {
+    const std::string path = absl::StrCat(field, ".", part->name());
+    if (part->is_repeated()) continue;
+    if (part->message_type() != nullptr) {
+      CheckEnums(path, fields.GetMessage(message, part), out);
+    } else if (part->enum_type() != nullptr) {
+      const int value = fields.GetEnumValue(message, part);
+      if (part->enum_type()->FindValueByNumber(value) != nullptr) continue;
+      out->Wanted(path, "a known " + part->enum_type()->name(), absl::StrCat(value));
+    }
+  }
+}
+
+// 0 is the method's default.
+void CheckNumber(const std::string& field, double value, double most, Violations* out) {
+  if (value >= 0 && value <= most) return;
+  out->Wanted(field, absl::StrCat("0 (the default) to ", most), absl::StrCat(value));
+}
+
+// Switches of a ptq161 recipe, turned on by name or off in `disable`.
+void CheckPtq161Switches(const std::string& field, const v1::Ptq161Method& ptq161,
+                         Violations* out) {
+  const std::pair<std::string, bool> switches[] = {{"centered_gain", ptq161.centered_gain()},
+                                                   {"relative_gain", ptq161.relative_gain()},
+                                                   {"shuffle", ptq161.shuffle()},
+                                                   {"learn_rounding", ptq161.learn_rounding()}};
+  std::set<std::string> known;
+  for (const auto& [name, on] : switches) known.insert(name);
+  std::set<std::string> off;
+  for (const std::string& name : ptq161.disable()) {
+    if (known.contains(name) && off.insert(name).second) continue;
+    out->Wanted(field + ".disable", "each once of " + absl::StrJoin(known, ", "), "'" + name + "'");
+  }
+  for (const auto& [name, on] : switches) {
+    if (!on || !off.contains(name)) continue;
+    out->Wanted(absl::StrCat(field, ".", name), "set or in disable, not both", "both");
+  }
+}
+
+void CheckPtq161(const std::string& field, const v1::Ptq161Method& ptq161, Violations* out) {
+  constexpr double kMostSalient = 0.5;
+  constexpr double kMostWeight = 1e6;
+  constexpr int kMaxEpochs = 10000;
+  const auto number = [&](const char* name, double value, double most) {
+    CheckNumber(absl::StrCat(field, ".", name), value, most, out);
+  };
+  number("salient_ratio", ptq161.salient_ratio(), kMostSalient);
+  number("gain_rate", ptq161.gain_rate(), kMaxRate);
+  number("rank_one_rate", ptq161.rank_one_rate(), kMaxRate);
+  number("mse_weight", ptq161.mse_weight(), kMostWeight);
+  number("cosine_weight", ptq161.cosine_weight(), kMostWeight);
+  number("stop_improvement", ptq161.stop_improvement(), 1);
+  number("rounding_rate", ptq161.rounding_rate(), kMaxRate);
+  number("rounding_scale_rate", ptq161.rounding_scale_rate(), kMaxRate);
+  out->Range(field + ".salient_multiple", ptq161.salient_multiple(), 0, 4096);
+  out->Range(field + ".epochs", ptq161.epochs(), 0, kMaxEpochs);
+  out->Range(field + ".rounding_stages", ptq161.rounding_stages(), 0, kMaxStages);
+  out->Range(field + ".rounding_steps", ptq161.rounding_steps(), 0, kMaxIterations);
+  out->Range(field + ".rounding_batch", ptq161.rounding_batch(), 0, kMaxBatch);
+  CheckPtq161Switches(field, ptq161, out);
+}
+
+void CheckSchedule(const std::string& field, const v1::TesseraqMethod& tesseraq, Violations* out) {
+  out->Range(field + ".stages", tesseraq.stages(), 0, kMaxStages);
+  if (tesseraq.schedule().empty()) return;
+  if (tesseraq.stages() != 0) {
+    out->Wanted(field + ".stages", "nothing beside schedule", absl::StrCat(tesseraq.stages()));
+  }
+  double before = 1;
+  for (int i = 0; i < tesseraq.schedule_size(); ++i) {
+    const double fraction = tesseraq.schedule(i);
+    if (!(fraction > 0 && fraction < before)) {
+      out->Wanted(absl::StrCat(field, ".schedule[", i, "]"),
+                  "soft fractions that fall, below 1 and above 0", absl::StrCat(fraction));
+      return;
+    }
+    before = fraction;
+  }
+}
+
+// A step takes different windows, so there must be as many.
+void CheckBatch(const std::string& field, std::int64_t batch, const v1::JobSpec& spec,
+                Violations* out) {
+  constexpr std::int64_t kDefaultBatch = 4;
+  constexpr std::int64_t kMaxTesseraqBatch = 4096;
+  out->Range(field, batch, 0, kMaxTesseraqBatch);
+  if (batch == 0) batch = kDefaultBatch;
+  std::int64_t samples = spec.calibration().samples();
+  if (samples == 0 && spec.method().tesseraq().recipe().empty()) samples = kDefaultSamples;
+  if (samples > 0 && batch > samples) {
+    out->Wanted(field, absl::StrCat("at most calibration.samples, ", samples), absl::StrCat(batch));
+  }
+}
+
+// A recipe decides what the grid leaves open.
+void CheckTesseraq(const std::string& field, const v1::JobSpec& spec, Violations* out) {
+  const v1::TesseraqMethod& tesseraq = spec.method().tesseraq();
+  v1::WeightGrid grid = tesseraq.grid();
+  constexpr int kAnyBits = 4;
+  if (!tesseraq.recipe().empty() && grid.bits() == 0) grid.set_bits(kAnyBits);
+  CheckGrid(field + ".grid", grid, out);
+  CheckActivations(field + ".activations", tesseraq.activations(), out);
+  CheckSchedule(field, tesseraq, out);
+  CheckBatch(field + ".batch_size", tesseraq.batch_size(), spec, out);
+  out->Range(field + ".steps_per_stage", tesseraq.steps_per_stage(), 0, kMaxIterations);
+  out->Range(field + ".final_steps", tesseraq.final_steps(), 0, kMaxIterations);
+  out->Range(field + ".model_tuning_steps", tesseraq.model_tuning_steps(), -1, kMaxIterations);
+  const auto number = [&](const char* name, double value, double most) {
+    CheckNumber(absl::StrCat(field, ".", name), value, most, out);
+  };
+  number("learning_rate", tesseraq.learning_rate(), kMaxRate);
+  number("scale_learning_rate", tesseraq.scale_learning_rate(), kMaxRate);
+  number("dense_learning_rate", tesseraq.dense_learning_rate(), kMaxRate);
+  number("model_tuning_rate", tesseraq.model_tuning_rate(), kMaxRate);
+  const auto switchable = [&](const char* name, double value) {
+    if (value >= -1 && value <= kMaxRate) return;
+    out->Wanted(absl::StrCat(field, ".", name),
+                absl::StrCat("-1 (none), 0 (the default) or up to ", kMaxRate),
+                absl::StrCat(value));
+  };
+  switchable("scale_weight_decay", tesseraq.scale_weight_decay());
+  switchable("model_tuning_dense_rate", tesseraq.model_tuning_dense_rate());
+  if (tesseraq.recipe() == kTesseraqPlus && tesseraq.budget() != 0) {
+    out->Wanted(field + ".budget", "nothing with tesseraq-plus, whose schedule is short already",
+                v1::TesseraqMethod::Budget_Name(tesseraq.budget()));
+  }
+  out->Share(field + ".final_rate_share", tesseraq.final_rate_share());
+  out->Share(field + ".input_mixing", tesseraq.input_mixing());
+  if (tesseraq.rounding_weight_decay() != 0) {
+    out->Wanted(field + ".rounding_weight_decay",
+                "0 (decay pulls decided roundings back and turns hardened ones into NaN)",
+                absl::StrCat(tesseraq.rounding_weight_decay()));
+  }
+}
+
+// 0 is the default.
+void CheckPbllm(const std::string& field, double salient_ratio, Violations* out) {
+  if (salient_ratio >= 0 && salient_ratio < 1) return;
+  out->Wanted(field, "a share above 0 and below 1", absl::StrCat(salient_ratio));
+}
+
+}  // namespace
+
+void CheckMethod(const v1::JobSpec& spec, Violations* out) {
+  const v1::Method& method = spec.method();
+  const std::string field = "quantization_job.spec.method";
+  CheckEnums(field, method, out);
+  CheckIdleOptions(field, method, out);
+  switch (method.kind_case()) {
+    case v1::Method::kRtn:
+      return CheckGrids(field + ".rtn", method.rtn(), out);
+    case v1::Method::kAwq:
+      CheckGrids(field + ".awq", method.awq(), out);
+      out->Range(field + ".awq.scale_grid_points", method.awq().scale_grid_points(), 0, 1000);
+      return;
+    case v1::Method::kTesseraq:
+      return CheckTesseraq(field + ".tesseraq", spec, out);
+    case v1::Method::kPtq161:
+      return CheckPtq161(field + ".ptq161", method.ptq161(), out);
+    case v1::Method::kBillm:
+      return;  // switches only
+    case v1::Method::kPbllm:
+      return CheckPbllm(field + ".pbllm.salient_ratio", method.pbllm().salient_ratio(), out);
+    case v1::Method::kRestore:
+      return CheckPtq161(field + ".restore.first_pass", method.restore().first_pass(), out);
+    case v1::Method::kGptq:
+      return CheckGptq(field + ".gptq", method.gptq(), out);
+    case v1::Method::kOmniquant:
+      return CheckOmniquant(field + ".omniquant", method.omniquant(), out);
+    case v1::Method::kQuarot:
+      return CheckGrids(field + ".quarot", method.quarot(), out);
+    case v1::Method::kSignround:
+      return CheckSignround(field + ".signround", method.signround(), out);
+    case v1::Method::KIND_NOT_SET:
+      return out->Wanted(field, "one of the methods of ListMethods", "nothing");
+  }
+}
+
+}  // namespace quantry::server

@@ -1,0 +1,24 @@
+// The checks of a method's options that need neither model nor engine. Internal
+// to spec_validation.cc.
+#pragma once
+
+#include <string_view>
+
+#include "quantry/v1/job.pb.h"
+#include "server/rpc/violations.h"
+
+namespace quantry::server {
+
+// Bounds of numbers in a specification; larger ones are mistakes.
+constexpr int kMaxIterations = 1000000;
+constexpr int kMaxBatch = 65536;
+// Calibration windows of a job that names neither them nor a recipe.
+constexpr int kDefaultSamples = 128;
+// Recipes whose options depend on them here (docs/methods).
+constexpr std::string_view kTesseraqPlus = "tesseraq-plus";
+constexpr std::string_view kPtq161Plus = "ptq161-plus";
+
+// `spec.method`, with what it asks of the calibration.
+void CheckMethod(const v1::JobSpec& spec, Violations* out);
+
+}  // namespace quantry::server

@@ -1,0 +1,238 @@
+"""The limits of the ports against clients that keep no rule of HTTP/2. Whatever they do, others are served on."""
+import contextlib
+import socket
+import struct
+import time
+import urllib.request
+
+import api  # noqa: F401  makes quantry.v1 importable
+import grpc
+import h2.config
+import h2.connection
+import h2.events
+import pytest
+from h2.errors import ErrorCodes
+from h2.settings import SettingCodes
+from quantry.v1 import quantization_service_pb2 as jobs_pb2, worker_service_pb2 as worker_pb2
+
+MAX_STREAMS = 1000
+WORKER_MESSAGE = 4 << 20
+INFO = "/quantry.v1.QuantizationService/GetServerInfo"
+BEAT = "/quantry.v1.WorkerService/Heartbeat"
+
+
+@pytest.fixture(scope="module")
+def server(binaries, tmp_path_factory):
+    from service import Server
+    server = Server(binaries, tmp_path_factory.mktemp("http2") / "data", "--embedded=false").start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(autouse=True)
+def others_are_served(server):
+    """By connections that were open before, and by new ones."""
+    with grpc.insecure_channel(server.address) as before:
+        info(before)
+        yield
+        info(before)
+        with grpc.insecure_channel(server.address) as after:
+            info(after)
+    with urllib.request.urlopen(f"http://{server.admin}/readyz", timeout=10) as ready:
+        assert ready.status == 200
+
+
+def info(channel):
+    data = channel.unary_unary(INFO, lambda data: data, lambda data: data)(b"", timeout=20)
+    assert jobs_pb2.ServerInfo.FromString(data).version
+
+
+class Peer:
+    """A connection of a client that sends what it likes. `events` is what came back."""
+
+    def __init__(self, address):
+        host, _, port = address.rpartition(":")
+        self.socket = socket.create_connection((host, int(port)), timeout=20)
+        self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="utf-8"))
+        self.h2.initiate_connection()
+        self.events, self.received = [], b""
+        self.authority = address
+
+    def headers(self, path, more=(), end=False):
+        """Begins a call; its stream."""
+        stream = self.h2.get_next_available_stream_id()
+        self.h2.send_headers(stream, [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", self.authority),
+                                      ("te", "trailers"), ("content-type", "application/grpc"), *more], end_stream=end)
+        return stream
+
+    def flush(self):
+        """False when the server has closed the connection."""
+        try:
+            self.socket.sendall(self.h2.data_to_send())
+            return True
+        except ConnectionError:
+            return False
+
+    def read_until(self, wanted):
+        """Reads on until wanted(events), or to the end of the connection; what wanted() said at last."""
+        while not (found := wanted(self.events)):
+            if not self.take_frame():
+                with contextlib.suppress(ConnectionError):
+                    if data := self.socket.recv(1 << 16):
+                        self.received += data
+                        continue
+                return wanted(self.events)
+        return found
+
+    def take_frame(self):
+        """One at a time: what comes after the one that is waited for may be against the rules."""
+        size = 9 + int.from_bytes(self.received[:3], "big")
+        if len(self.received) < size:
+            return False
+        frame, self.received = self.received[:size], self.received[size:]
+        self.events += self.h2.receive_data(frame)
+        return self.flush() or True
+
+
+@contextlib.contextmanager
+def peer(address, greeted=True):
+    """greeted: it has said that it knows the server's settings, from when on gRPC holds it to them."""
+    found = Peer(address)
+    try:
+        found.flush()
+        if greeted:
+            found.read_until(of_kind(h2.events.RemoteSettingsChanged))
+        yield found
+    finally:
+        found.socket.close()
+
+
+def of_kind(kind):
+    return lambda events: [event for event in events if isinstance(event, kind)]
+
+
+def status_of(stream):
+    """What the call ended with: grpc-status, or how its stream was reset."""
+    def find(events):
+        for event in events:
+            if getattr(event, "stream_id", None) != stream:
+                continue
+            if isinstance(event, h2.events.StreamReset):
+                return event.error_code
+            if isinstance(event, (h2.events.TrailersReceived, h2.events.ResponseReceived)):
+                status = dict(event.headers).get("grpc-status")
+                if status is not None:
+                    return grpc.StatusCode[next(code.name for code in grpc.StatusCode if code.value[0] == int(status))]
+        return None
+    return find
+
+
+def test_more_streams_than_there_may_be(server):
+    """The one too many ends the connection, and the calls of nobody else."""
+    with peer(server.address) as client:
+        (settings,) = of_kind(h2.events.RemoteSettingsChanged)(client.events)
+        assert settings.changed_settings[SettingCodes.MAX_CONCURRENT_STREAMS].new_value == MAX_STREAMS
+        for _ in range(MAX_STREAMS):
+            client.headers(INFO)
+        client.h2.ping(b"all read")
+        client.flush()
+        assert client.read_until(of_kind(h2.events.PingAckReceived)), "as many as there may be"
+        client.h2.remote_settings.max_concurrent_streams = 2 * MAX_STREAMS  # as the client sees it
+        client.h2.remote_settings.acknowledge()
+        client.headers(INFO)
+        client.flush()
+        assert client.read_until(of_kind((h2.events.ConnectionTerminated, h2.events.StreamReset))), client.events[-3:]
+
+
+def test_a_flood_of_pings(server):
+    with peer(server.address) as client:
+        for _ in range(50):
+            client.h2.ping(b"quantry!")
+            if not client.flush():
+                break
+        (end,) = client.read_until(of_kind(h2.events.ConnectionTerminated))
+        assert end.error_code == ErrorCodes.ENHANCE_YOUR_CALM and end.additional_data == b"too_many_pings", end
+
+
+@pytest.mark.parametrize("size, accepted", [(4 << 10, True), (9 << 10, False), (64 << 10, False)])
+def test_metadata(server, size, accepted):
+    """8 KiB of it are taken."""
+    with peer(server.address) as client:
+        stream = client.headers(INFO, [("x-hostile", "x" * size)])
+        client.h2.send_data(stream, bytes(5), end_stream=True)  # an empty message
+        client.flush()
+        status = client.read_until(status_of(stream))
+        assert (status == grpc.StatusCode.OK) == accepted, status
+        if not accepted:
+            assert status in (grpc.StatusCode.RESOURCE_EXHAUSTED, ErrorCodes.ENHANCE_YOUR_CALM, ErrorCodes.PROTOCOL_ERROR), status
+
+
+def test_a_client_that_never_greets(server):
+    """gRPC does not hold it to the settings it has not acknowledged; the others are served all the same."""
+    with peer(server.address, greeted=False) as client:
+        for _ in range(2 * MAX_STREAMS):
+            client.headers(INFO, [("x-hostile", "x" * 1000)])
+        client.h2.ping(b"all read")
+        client.flush()
+        assert client.read_until(of_kind(h2.events.PingAckReceived))
+        with grpc.insecure_channel(server.address) as other:
+            info(other)
+
+
+def test_a_message_that_never_comes(server):
+    """Many calls announce 4 GiB and send nothing of it."""
+    with peer(server.worker_address) as client:
+        for _ in range(100):
+            client.h2.send_data(client.headers(BEAT), struct.pack(">BI", 0, 0xFFFFFFFF))
+        client.h2.ping(b"all read")
+        client.flush()
+        assert client.read_until(of_kind(h2.events.PingAckReceived))
+        with grpc.insecure_channel(server.worker_address) as other, pytest.raises(grpc.RpcError) as ended:
+            other.unary_unary(BEAT, lambda data: data, lambda data: data)(b"", timeout=20)
+        assert ended.value.code() == grpc.StatusCode.FAILED_PRECONDITION, "no such session"
+
+
+def filler(size):
+    """The length and the bytes of a field, together `size`: 4 bytes of length up to 256 MiB."""
+    length = size - 4
+    return bytes([length & 0x7F | 0x80, length >> 7 & 0x7F | 0x80, length >> 14 & 0x7F | 0x80, length >> 21]) + bytes(length)
+
+
+def test_the_workers_messages(server):
+    """4 MiB are read, and judged; a byte more is not."""
+    options = [("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(server.worker_address, options) as channel:
+        beat = channel.unary_unary(BEAT, lambda data: data, lambda data: data)
+        for size, wanted in ((WORKER_MESSAGE, grpc.StatusCode.FAILED_PRECONDITION), (WORKER_MESSAGE + 1, grpc.StatusCode.RESOURCE_EXHAUSTED)):
+            message = worker_pb2.HeartbeatRequest(session="x").SerializeToString()
+            message += b"\xfa\x7f" + filler(size - len(message) - 2)  # a field that nobody knows
+            assert len(message) == size
+            with pytest.raises(grpc.RpcError) as ended:
+                beat(message, timeout=20)
+            assert ended.value.code() == wanted, ended.value
+
+
+@pytest.mark.full
+def test_a_client_that_is_gone(server):
+    """It has a call open and answers no ping: after 80 s its connection is closed."""
+    with peer(server.address) as client:
+        client.headers(INFO)
+        client.flush()
+        client.socket.settimeout(110)
+        began = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while client.socket.recv(1 << 16):
+                pass
+        assert 60 < time.monotonic() - began < 100
+
+
+@pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 100, bytes(1000)],
+                         ids=["HTTP/1", "no frames", "zeros"])
+def test_what_is_no_http2(server, sent):
+    """The connection ends."""
+    host, _, port = server.address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as client:
+        client.sendall(sent)
+        with contextlib.suppress(ConnectionError):
+            while client.recv(1 << 16):
+                pass

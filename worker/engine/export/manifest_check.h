@@ -1,0 +1,12 @@
+#pragma once
+
+#include <string>
+
+namespace quantry::engine {
+
+// Compares every file of `dir` that the manifest.json beside `dir` lists with its
+// size and sha256 there. Without such a manifest nothing is checked. Reads the
+// files whole. Throws UserError INVALID_CHECKPOINT naming the file.
+void CheckAgainstManifest(const std::string& dir);
+
+}  // namespace quantry::engine

@@ -1,0 +1,370 @@
+// Whole jobs on tiny random models: every method of the catalogue, on the CPU
+// and, where there is one, on a GPU.
+#include "worker/engine/pipeline/run.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
+#include <tuple>
+
+#include "worker/engine/base/file.h"
+#include "worker/engine/base/random.h"
+#include "worker/engine/evaluation/evaluator.h"
+#include "worker/engine/methods/catalog.h"
+#include "worker/engine/pipeline/block_file.h"
+#include "worker/engine/testing/devices.h"
+#include "worker/engine/testing/errors.h"
+#include "worker/engine/testing/temp_dir.h"
+#include "worker/engine/testing/tiny_model.h"
+
+namespace quantry::engine {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr int kLength = 16;
+constexpr char kStop[] = "STOPPED_BY_TEST";
+
+struct MethodCase {
+  const char* name;
+  const char* architecture;
+  const char* method;  // `method` of the job
+  bool preprocessing = false;
+};
+
+// Short, but every step of each method runs.
+const MethodCase kCases[] = {
+    {"rtn", "llama", R"({"rtn": {"grid": {"bits": 3, "group_size": 16}}})"},
+    {"awq", "llama", R"({"awq": {"grid": {"bits": 3, "group_size": 16}, "scale_grid_points": 4}})"},
+    {"awq_activations", "qwen3",
+     R"({"awq": {"grid": {"bits": 4, "group_size": -1}, "scale_grid_points": 4,
+                 "activations": {"bits": 8}}})"},
+    {"tesseraq", "llama",
+     R"({"tesseraq": {"grid": {"bits": 2, "group_size": 16}, "stages": 2, "steps_per_stage": 3,
+                      "batch_size": 2, "dense_learning_rate": 0.001, "final_steps": 2,
+                      "input_mixing": 0.5, "model_tuning_steps": 3,
+                      "model_tuning_dense_rate": 0.001}})"},
+    {"ptq161", "opt", R"({"ptq161": {"epochs": 2}})"},
+    {"ptq161_plus", "llama",
+     R"({"ptq161": {"recipe": "ptq161-plus", "epochs": 1, "rounding_stages": 2,
+                    "rounding_steps": 3}})"},
+    {"ptq161_restored", "opt", R"({"ptq161": {"epochs": 1}})", true},
+    {"restore", "llama", R"({"restore": {"first_pass": {"epochs": 1}}})", true},
+    {"gptq", "llama",
+     R"({"gptq": {"grid": {"bits": 3, "group_size": 16}, "act_order": true,
+                  "true_sequential": true}})"},
+    {"omniquant", "opt",
+     R"({"omniquant": {"grid": {"bits": 3, "group_size": -1}, "epochs": 2,
+                       "activations": {"bits": 6}}})"},
+    {"quarot", "llama",
+     R"({"quarot": {"grid": {"bits": 4, "group_size": -1}, "activations": {"bits": 4},
+                    "gptq": true}})"},
+    {"signround", "qwen2",
+     R"({"signround": {"grid": {"bits": 3, "group_size": 16}, "iterations": 4, "batch_size": 2}})"},
+    {"billm", "llama", R"({"billm": {}})"},
+    {"pbllm", "llama", R"({"pbllm": {}})"},
+};
+
+json Tokens(int count, uint64_t seed) {
+  Random random(seed);
+  json ids = json::array();
+  for (int i = 0; i < count; ++i) ids.push_back(random.Below(50));
+  return ids;
+}
+
+// Contents of every file below `dir`, by name.
+std::map<std::string, std::string> FilesBelow(const std::string& dir) {
+  std::map<std::string, std::string> files;
+  for (const auto& entry : fs::recursive_directory_iterator(dir)) {
+    if (!entry.is_regular_file()) continue;
+    files[fs::relative(entry.path(), dir)] = ReadFile(entry.path(), uint64_t{64} << 20, "TEST");
+  }
+  return files;
+}
+
+// A model, texts, and jobs on them in folders of their own.
+class Bench {
+ public:
+  explicit Bench(const MethodCase& of) : of_(of) {
+    test::MakeTinyModel(of.architecture).Write(dir_.File("model"));
+    Write("calibration.json", Tokens(8 * kLength, 1));
+    Write("evaluation.json", Tokens(5 * kLength, 2));
+    Write("corpus.json", Tokens(12 * kLength, 3));
+  }
+
+  json JobJson(const std::string& name) const {
+    const auto text = [&](const char* file) {
+      return json{{"path", dir_.File(file)}, {"format", "TEXT_FORMAT_TOKEN_IDS"}};
+    };
+    json job = {
+        {"model_dir", dir_.File("model")},
+        {"output_dir", dir_.File(name + "/out")},
+        {"checkpoint_dir", CheckpointDir(name)},
+        {"method", json::parse(of_.method)},
+        {"calibration",
+         {{"text", text("calibration.json")}, {"samples", 8}, {"sequence_length", kLength}}},
+        {"evaluation", {{"text", text("evaluation.json")}, {"windows", 3}}},
+        {"threads", 1}};
+    const auto& formats = FindMethod(job["method"].begin().key())->output_formats;
+    const bool container = std::find(formats.begin(), formats.end(), "quantry") != formats.end();
+    for (const char* format : {"OUTPUT_FORMAT_QUANTRY", "OUTPUT_FORMAT_DENSE"}) {
+      if (container || format == std::string("OUTPUT_FORMAT_DENSE")) {
+        job["outputs"].push_back({{"format", format}});
+      }
+    }
+    if (of_.preprocessing) {
+      job["preprocessing"] = {{"text", text("corpus.json")},
+                              {"lora", {{"steps", 6}, {"rank", 4}, {"learning_rate", 0.01}}}};
+    }
+    return job;
+  }
+
+  // Runs the job; `stop` ends it when it says so at a look at the clock, half a
+  // minute after the last. Returns its events.
+  std::vector<json> RunAs(const json& job, const at::Device& device,
+                          const std::function<bool()>& stop = {}) const {
+    fs::create_directories(fs::path(job.at("output_dir").get<std::string>()).parent_path());
+    const std::string path = job.at("output_dir").get<std::string>() + ".events";
+    const int fd = open(path.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0600);
+    double now = 0;
+    const Seconds clock = [&] {
+      if (stop && stop()) throw EngineError(FailureClass::kBug, kStop, "stopped by the test");
+      return now += 31;
+    };
+    try {
+      EventWriter events(fd);
+      RunJobOn(device, ParseJob(job), events, clock);
+    } catch (const EngineError& error) {
+      if (error.reason != kStop) ADD_FAILURE() << error.reason << ": " << error.what();
+    }
+    close(fd);
+    return Events(path);
+  }
+
+  std::vector<json> Run(const std::string& name, const at::Device& device,
+                        const std::function<bool()>& stop = {}) const {
+    return RunAs(JobJson(name), device, stop);
+  }
+
+  std::string CheckpointDir(const std::string& name) const {
+    return dir_.File(name + "/checkpoint");
+  }
+  bool Has(const std::string& name, const std::string& file) const {
+    return IsRegularFile(CheckpointDir(name) + "/" + file);
+  }
+  json Manifest(const std::string& name) const {
+    return json::parse(ReadFile(dir_.File(name + "/out/manifest.json"), 1 << 24, "TEST"));
+  }
+  // The artifact without its measured times.
+  std::map<std::string, std::string> Artifact(const std::string& name) const {
+    auto files = FilesBelow(dir_.File(name + "/out"));
+    files.erase("manifest.json");
+    return files;
+  }
+  std::string File(const std::string& name) const { return dir_.File(name); }
+
+ private:
+  void Write(const std::string& name, const json& content) const {
+    std::ofstream(dir_.File(name)) << content.dump();
+  }
+  static std::vector<json> Events(const std::string& path) {
+    std::istringstream lines(ReadFile(path, 1 << 24, "TEST"));
+    std::vector<json> events;
+    for (std::string line; std::getline(lines, line);) events.push_back(json::parse(line));
+    return events;
+  }
+
+  MethodCase of_;
+  test::TempDir dir_;
+};
+
+int ResumedBlocks(const std::vector<json>& events) {
+  for (const json& event : events) {
+    if (event.contains("started")) return event["started"].value("resumed_blocks", 0);
+  }
+  return -1;
+}
+
+void ExpectSameArtifact(const Bench& bench, const std::string& a, const std::string& b) {
+  const auto first = bench.Artifact(a), second = bench.Artifact(b);
+  ASSERT_FALSE(first.empty());
+  ASSERT_EQ(first.size(), second.size());
+  for (const auto& [name, content] : first) {
+    EXPECT_TRUE(second.count(name) != 0 && second.at(name) == content) << name << " differs";
+  }
+}
+
+class EveryMethodTest : public ::testing::TestWithParam<std::tuple<MethodCase, const char*>> {
+ protected:
+  void SetUp() override { QUANTRY_TAKE_DEVICE(device_, std::get<1>(GetParam())); }
+
+  const MethodCase& Case() const { return std::get<0>(GetParam()); }
+  at::Device device_ = at::kCPU;
+};
+
+std::string NameOf(const ::testing::TestParamInfo<EveryMethodTest::ParamType>& info) {
+  return std::string(std::get<0>(info.param).name) + "_" + std::get<1>(info.param);
+}
+
+INSTANTIATE_TEST_SUITE_P(Catalog, EveryMethodTest,
+                         ::testing::Combine(::testing::ValuesIn(kCases), test::kDevices), NameOf);
+
+// Quantize, pack, verify, evaluate; the figures are the host's.
+TEST_P(EveryMethodTest, RunsToAVerifiedArtifact) {
+  const Bench bench(Case());
+  const std::vector<json> events = bench.Run("whole", device_);
+  ASSERT_TRUE(!events.empty() && events.back().contains("completed"));
+  const json manifest = bench.Manifest("whole");
+  for (const json& output : manifest["outputs"]) EXPECT_TRUE(output["verified"].get<bool>());
+  EXPECT_EQ(manifest["blocks"].size(), 2U);
+  const json& perplexity = manifest["quality"]["perplexity"];
+  EXPECT_EQ(perplexity["windows"].get<int>(), 3);  // of five
+  EXPECT_EQ(perplexity["tokens"].get<int>(), 3 * (kLength - 1));
+  if (device_.is_cpu()) return;
+  bench.Run("host", at::kCPU);
+  const json wanted = bench.Manifest("host")["quality"]["perplexity"];
+  const auto near = [&](const char* which, double share) {
+    EXPECT_NEAR(perplexity[which].get<double>(), wanted[which].get<double>(),
+                share * wanted[which].get<double>())
+        << which;
+  };
+  near("dense", 1e-4);
+  near("quantized", 0.05);  // a rounding may fall to the other side
+}
+
+// Stopped after a block, the same command gives the same bytes.
+TEST_P(EveryMethodTest, StoppedAfterABlockItGoesOnToTheSameBytes) {
+  const Bench bench(Case());
+  bench.Run("whole", device_);
+  // Not state.json: methods that work in stages write it inside a block.
+  bench.Run("stopped", device_, [&] { return bench.Has("stopped", "streams-00001.safetensors"); });
+  ASSERT_FALSE(IsRegularFile(bench.File("stopped/out/manifest.json")));
+  EXPECT_EQ(ResumedBlocks(bench.Run("stopped", device_)), 1);
+  ExpectSameArtifact(bench, "whole", "stopped");
+}
+
+TEST(RunTest, HasACaseForEveryRowOfTheCatalog) {
+  std::set<std::string> tested;
+  for (const MethodCase& of : kCases) tested.insert(json::parse(of.method).begin().key());
+  for (const MethodRow& row : Methods()) EXPECT_EQ(tested.count(row.name), 1U) << row.name;
+}
+
+const MethodCase& CaseOf(const std::string& name) {
+  for (const MethodCase& of : kCases) {
+    if (of.name == name) return of;
+  }
+  throw std::out_of_range(name);
+}
+
+// bits.file counts what lies on the disk.
+TEST(RunTest, FileBitsAreThoseOfTheFiles) {
+  for (const char* name : {"rtn", "ptq161"}) {
+    const Bench bench(CaseOf(name));
+    bench.Run("whole", at::kCPU);
+    const json manifest = bench.Manifest("whole");
+    uint64_t bytes = 0;
+    for (const auto& entry : fs::directory_iterator(bench.File("whole/out/quantry"))) {
+      if (entry.path().extension() == ".safetensors") bytes += entry.file_size();
+    }
+    EXPECT_GT(bytes, 0U);
+    EXPECT_EQ(manifest["outputs"][0]["bytes"].get<uint64_t>(), bytes) << name;
+    EXPECT_DOUBLE_EQ(manifest["bits"]["file"].get<double>(),
+                     static_cast<double>(bytes) * 8 / manifest["bits"]["parameters"].get<double>());
+  }
+}
+
+// A limited evaluation divides by the windows it looked at.
+TEST(RunTest, ALimitedEvaluationIsThatOfItsWindows) {
+  const Bench bench(CaseOf("rtn"));
+  bench.Run("limited", at::kCPU);
+  const json ids = Tokens(5 * kLength, 2);
+  at::Tensor windows = at::empty({3, kLength}, at::kLong);
+  for (int i = 0; i < 3 * kLength; ++i) windows.view(-1)[i] = ids[i].get<int64_t>();
+  const double wanted =
+      Evaluate(*Checkpoint::Open(bench.File("model")), windows, {}).perplexity_dense;
+  EXPECT_NEAR(bench.Manifest("limited")["quality"]["perplexity"]["dense"].get<double>(), wanted,
+              1e-6 * wanted);
+}
+
+class RestoredTest : public ::testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override { QUANTRY_TAKE_DEVICE(device_, GetParam()); }
+  at::Device device_ = at::kCPU;
+};
+
+INSTANTIATE_TEST_SUITE_P(All, RestoredTest, test::kDevices,
+                         [](const auto& device) { return std::string(device.param); });
+
+// Killed while adapters are trained: the kept ones go on, no step is lost.
+TEST_P(RestoredTest, StoppedWhileAdaptersAreTrainedItGoesOnToTheSameBytes) {
+  const Bench bench(CaseOf("ptq161_restored"));
+  const char* file = "first-pass/adapters.safetensors";
+  bench.Run("whole", device_);
+  const auto steps = [](const std::vector<json>& events) {
+    int told = 0;
+    for (const json& event : events) {
+      told += event.contains("progress") && event["progress"].contains("metrics") &&
+              event["progress"]["metrics"].contains("lm_loss");
+    }
+    return told;
+  };
+  const int before =
+      steps(bench.Run("stopped", device_, [&] { return bench.Has("stopped", file); }));
+  ASSERT_TRUE(bench.Has("stopped", file));
+  ASSERT_FALSE(bench.Has("stopped", "state.json")) << "the adapters were done";
+  const int after = steps(bench.Run("stopped", device_));
+  EXPECT_LT(before, 6);
+  EXPECT_LT(after, steps(bench.Run("again", device_))) << "it began at the first step";
+  ExpectSameArtifact(bench, "whole", "stopped");
+}
+
+// The second pass measures the restored model anew: its first block is that of
+// a job that was given this model, from a folder named as the original's, and
+// not the first pass's.
+TEST_P(RestoredTest, TheSecondPassTakesNothingFromTheFirst) {
+  const Bench bench(CaseOf("ptq161_restored"));
+  bench.Run("restored", device_, [&] { return bench.Has("restored", "state.json"); });
+  ASSERT_TRUE(IsRegularFile(bench.CheckpointDir("restored") + "/restored/model.safetensors"));
+  json alone = bench.JobJson("alone");
+  alone.erase("preprocessing");
+  alone["model_dir"] = bench.File("again/model");
+  fs::create_directories(bench.File("again"));
+  fs::copy(bench.CheckpointDir("restored") + "/restored", bench.File("again/model"));
+  bench.RunAs(alone, device_);
+  const auto digest = [&](const std::string& job, const std::string& folder) {
+    return BlockDigest(
+        ReadBlockFile(bench.CheckpointDir(job) + folder + "/block-00000.safetensors").block);
+  };
+  EXPECT_EQ(digest("restored", ""), digest("alone", ""));
+  EXPECT_NE(digest("restored", ""), digest("restored", "/first-pass"));
+}
+
+// Every update's loss is told, and its last is near the report's.
+TEST(RunTest, TheAdaptersLossIsTold) {
+  const Bench bench(CaseOf("ptq161_restored"));
+  std::vector<double> losses;
+  for (const json& event : bench.Run("whole", at::kCPU)) {
+    if (!event.contains("progress") || !event["progress"].contains("metrics")) continue;
+    const json& metrics = event["progress"]["metrics"];
+    if (event["progress"]["stage"] == "STAGE_PREPROCESSING" && metrics.contains("lm_loss")) {
+      losses.push_back(metrics["lm_loss"].get<double>());
+    }
+  }
+  ASSERT_GE(losses.size(), 6U);
+  const json report = bench.Manifest("whole")["preprocessing"];
+  EXPECT_DOUBLE_EQ(losses[0], report["loss_first"].get<double>());  // a tenth of 6: one
+  EXPECT_DOUBLE_EQ(losses[5], report["loss_last"].get<double>());
+}
+
+}  // namespace
+}  // namespace quantry::engine
