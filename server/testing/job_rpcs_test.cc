@@ -228,7 +228,7 @@ TEST_F(JobRpcs, AResultIsShared) {
   EXPECT_TRUE(std::filesystem::exists(folder));
   ASSERT_TRUE(Delete("second").ok());
   EXPECT_FALSE(manifest());
-  EXPECT_FALSE(std::filesystem::exists(folder));
+  EXPECT_TRUE(GoneSoon(folder));
 }
 
 TEST_F(JobRpcs, OnlyUploadsHaveResultsToShare) {

@@ -5,9 +5,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -50,6 +52,15 @@ absl::Status FromGrpc(const grpc::Status& status) {
     return FromRpcStatus(proto);
   }
   return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
+}
+
+bool GoneSoon(const std::string& path) {
+  const auto patience = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  while (fs::exists(path)) {
+    if (std::chrono::steady_clock::now() > patience) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  return true;
 }
 
 std::string NameOf(const std::string& id) {

@@ -58,6 +58,10 @@ class TestServer {
   std::unique_ptr<ServerApp> app_;
 };
 
+// Waits until `path` is gone, for 30 s at most: the server removes what was
+// deleted on a thread of its own, which a slow store may hold up.
+bool GoneSoon(const std::string& path);
+
 // "tenants/acme/quantizationJobs/{id}"
 std::string NameOf(const std::string& id);
 
