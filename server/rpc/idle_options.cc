@@ -132,7 +132,8 @@ std::vector<Rule> Ptq161Rules() {
                    "without learn_rounding (set that or leave it out)"),
       When<Ptq161>(
           [](const Ptq161& m) { return m.disable_mask(); },
-          {"salient_ratio", "statistic", "exact_top_k", "salient_multiple", "salient_grid"},
+          {"salient_ratio", "statistic", "exact_top_k", "salient_multiple", "salient_grid",
+           "first_pass_mask"},
           With("disable_mask: no column is salient")),
       When<Ptq161>([](const Ptq161& m) { return m.disable_training(); },
                    {"epochs", "gain_rate", "relative_gain", "shuffle", "mse_weight",

@@ -184,9 +184,19 @@ void CheckEvaluation(const v1::JobSpec& spec, const SpecLimits& limits, Violatio
 void CheckPreprocessing(const v1::JobSpec& spec, const SpecLimits& limits, Violations* out) {
   const std::string field = At("preprocessing");
   if (!spec.has_preprocessing()) {
-    if (!spec.method().has_restore()) return;
-    return out->Wanted(field, "a corpus to restore the model with: method restore needs one",
+    const v1::Ptq161Method& ptq161 = spec.method().ptq161();
+    const bool mask = ptq161.first_pass_mask() && !ptq161.disable_mask();
+    if (!mask && !spec.method().has_restore()) return;
+    return out->Wanted(field,
+                       absl::StrCat("a corpus to restore the model with: ",
+                                    mask ? "first_pass_mask" : "method restore", " needs one"),
                        "nothing");
+  }
+  // Its first_pass is a Ptq161Method of one pass.
+  if (spec.method().restore().first_pass().first_pass_mask()) {
+    out->Wanted(At("method.restore.first_pass.first_pass_mask"),
+                "nothing, as it has no effect here: there is no second pass (leave it out)",
+                "a value");
   }
   const v1::Preprocessing& preprocessing = spec.preprocessing();
   CheckText(field + ".source", preprocessing.source(), limits, out);

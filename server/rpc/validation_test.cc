@@ -355,6 +355,8 @@ const BadCase kBadCases[] = {
      "quantization_job.spec.method.ptq161.shuffle", "not both"},
     {"restore_without_corpus", [](Request* r) { Spec(r)->mutable_method()->mutable_restore(); },
      "quantization_job.spec.preprocessing", "method restore needs one"},
+    {"first_pass_mask_without_corpus", [](Request* r) { Ptq161(r)->set_first_pass_mask(true); },
+     "quantization_job.spec.preprocessing", "first_pass_mask needs one"},
     {"evaluation_source", [](Request* r) { Spec(r)->mutable_evaluation(); },
      "quantization_job.spec.evaluation.source", "one of local_path, uri, blob"},
     {"gate_without_evaluation",

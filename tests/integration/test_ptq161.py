@@ -108,6 +108,19 @@ def test_preprocessing_restores_what_the_first_pass_lost(engine):
     assert not (restored / "checkpoint" / "restored").exists()
 
 
+def test_the_first_pass_mask_is_kept(engine):
+    """The second pass's salient columns are those that the job without preprocessing chooses."""
+    def masks(name, method, **options):
+        job = engine.job(name, method, outputs=BOTH, **options)
+        engine.run(job)
+        return [tensor for tensor in sorted_tensors(job / "out" / "quantry" / "model.quantry.safetensors") if tensor[0].endswith(".mask")]
+
+    plain = masks("plain", QUICK)
+    kept = masks("kept", {"ptq161": {**QUICK["ptq161"], "first_pass_mask": True}}, **preprocessing())
+    assert plain and kept == plain
+    assert masks("chosen", QUICK, **preprocessing()) != plain, "the restored model would choose others"
+
+
 def test_restore_writes_the_model_that_preprocessing_leaves(engine, stories):
     first = engine.job("first", {"restore": {"first_pass": QUICK["ptq161"]}}, outputs=BOTH[1:], **preprocessing())
     engine.run(first)

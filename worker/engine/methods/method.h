@@ -57,6 +57,9 @@ struct BlockTask {
   // Where a method that works in stages keeps them; nullptr = nowhere. Not
   // owned.
   StageStore* stages = nullptr;
+  // This block as the first pass of preprocessing left it; nullptr in that pass
+  // and in jobs without one. Not owned.
+  const QuantizedBlock* first_pass = nullptr;
 };
 
 struct MethodResult {
@@ -74,7 +77,8 @@ class Method {
   // Whether these options need calibration data, where the method itself may do
   // without (MethodRow::needs_calibration).
   virtual bool NeedsCalibration() const { return false; }
-  // Whether it works on a model that preprocessing has restored, and on no other.
+  // Whether it works, with these options, on a model that preprocessing has
+  // restored, and on no other.
   virtual bool NeedsPreprocessing() const { return false; }
   // What quantizes the model that preprocessing trains adapters on.
   virtual const Method& FirstPass() const { return *this; }

@@ -190,7 +190,7 @@ void CheckWhole(JsonObject& object, const Job& job) {
   }
   if (job.method->NeedsPreprocessing() && !job.preprocessing) {
     object.Refuse("preprocessing", StrCat("given: method ", job.method_row->name,
-                                          " is what it leaves, with nothing after it"));
+                                          " needs it with these options"));
   }
   const bool gate =
       job.quality_gate.max_perplexity_ratio > 0 || job.quality_gate.max_perplexity_increase > 0;

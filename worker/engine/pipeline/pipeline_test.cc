@@ -114,6 +114,15 @@ TEST(Job, RestoreNeedsPreprocessing) {
       test::Mentions(test::ErrorOf([&] { ParseJob(json); }), "method.restore.first_pass.epoch"));
 }
 
+TEST(Job, TheFirstPassesMaskNeedsAFirstPass) {
+  nlohmann::json json = GoodJob();
+  json["outputs"] = {{{"format", "OUTPUT_FORMAT_DENSE"}}};
+  json["method"] = {{"ptq161", {{"first_pass_mask", true}}}};
+  EXPECT_TRUE(test::Mentions(test::ErrorOf([&] { ParseJob(json); }), "preprocessing"));
+  json["preprocessing"] = {{"text", {{"path", "/p"}}}};
+  EXPECT_NO_THROW(ParseJob(json));
+}
+
 // A job of the good one's kind with these TesseraQ options.
 EngineError TesseraqError(const std::string& options) {
   nlohmann::json json = GoodJob();

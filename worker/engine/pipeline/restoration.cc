@@ -55,6 +55,9 @@ class Restoration : public LoraStore {
     Write(quantized);
     result.model = Checkpoint::Open(task_.restored_dir);
     result.files = Files();
+    result.first_pass = [checkpoints = checkpoints_](int index) {
+      return checkpoints.Load(index).block;
+    };
     result.updates = options.steps;
     result.loss_first = report.loss_first;
     result.loss_last = report.loss_last;

@@ -15,6 +15,8 @@ namespace quantry::engine {
 
 // What preprocessing left (PreprocessingReport of artifact.proto).
 struct RestorationResult {
+  // Block `index` of the first pass, from the job's checkpoint.
+  std::function<QuantizedBlock(int index)> first_pass;
   std::shared_ptr<const Checkpoint> model;  // what the job starts from now
   std::vector<HashedFile> files;            // part of every checkpoint from here on
   int64_t updates = 0;

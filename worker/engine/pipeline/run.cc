@@ -124,6 +124,8 @@ class Run {
   void Calibrate();
   void Quantize();
   void QuantizeBlock(int index);
+  // What preprocessing's first pass made of the block, if the job has one.
+  std::optional<QuantizedBlock> FirstPassOf(int index) const;
   void Tune();
   BlockLosses Advance(const Block& block, const QuantizedBlock& quantized);
   void Pack();
@@ -238,6 +240,11 @@ void Run::Quantize() {
   ReturnFreedMemory();
 }
 
+std::optional<QuantizedBlock> Run::FirstPassOf(int index) const {
+  if (!manifest_.preprocessing) return std::nullopt;
+  return manifest_.preprocessing->first_pass(index);
+}
+
 void Run::Tune() {
   const ModelTuningOptions* tuning = job_.method->Tuning();
   if (tuning == nullptr) return;
@@ -284,6 +291,7 @@ void Run::QuantizeBlock(int index) {
   progress_->BlockStarted();
   const Block block = LoadBlock(checkpoint(), index, device_);
   StageKeeper stages(*checkpoints_, events_, clock_);
+  const std::optional<QuantizedBlock> first_pass = FirstPassOf(index);
   const BlockTask task{block,
                        rope_,
                        streams_.x_fp,
@@ -294,7 +302,8 @@ void Run::QuantizeBlock(int index) {
                        static_cast<uint64_t>(job_.seed),
                        device_,
                        job_.activations,
-                       &stages};
+                       &stages,
+                       first_pass ? &*first_pass : nullptr};
   MethodResult result = job_.method->Quantize(task, *progress_);
   ReturnFreedMemory();
   for (const QuantizedLinear& linear : result.block.linears) CheckStorable(linear);

@@ -136,4 +136,12 @@ std::vector<at::Tensor> SelectColumns(const Block& block, const Ptq161Options& o
   return salient;
 }
 
+std::vector<at::Tensor> ColumnsOfFirstPass(const QuantizedBlock& first_pass) {
+  std::vector<at::Tensor> salient;
+  for (const QuantizedLinear& linear : first_pass.linears) {
+    salient.push_back(linear.mixed.value().salient);
+  }
+  return salient;
+}
+
 }  // namespace quantry::engine

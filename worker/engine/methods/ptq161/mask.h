@@ -42,4 +42,8 @@ at::Tensor SelectSalient(const Ptq161Options& options, const at::Tensor& statist
 std::vector<at::Tensor> SelectColumns(const Block& block, const Ptq161Options& options,
                                       const BlockSurvey& survey);
 
+// Salient columns as the first pass of preprocessing chose them, by linear of
+// the block (Ptq161Options::first_pass_mask).
+std::vector<at::Tensor> ColumnsOfFirstPass(const QuantizedBlock& first_pass);
+
 }  // namespace quantry::engine

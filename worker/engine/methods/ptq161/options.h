@@ -21,6 +21,9 @@ struct Ptq161Options {
   Statistic statistic = Statistic::kMax;
   bool exact_top_k = false;      // floor(ratio m) columns instead of the threshold's
   int64_t salient_multiple = 0;  // the next channels promoted up to a multiple; 0 = none
+  // With preprocessing: the first pass's columns again instead of those the
+  // restored model would choose.
+  bool first_pass_mask = false;
   bool salient_grid = false;     // 4-bit range over salient columns instead of all
 
   // Binarization (3).

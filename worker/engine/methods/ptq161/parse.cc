@@ -94,7 +94,8 @@ void ParseMask(JsonObject& options, Ptq161Options& parsed) {
   parsed.mask = !options.Bool("disable_mask", false);
   if (!parsed.mask) {
     options.RefuseIdle(
-        {"salient_ratio", "statistic", "exact_top_k", "salient_multiple", "salient_grid"},
+        {"salient_ratio", "statistic", "exact_top_k", "salient_multiple", "salient_grid",
+         "first_pass_mask"},
         "with disable_mask: no column is salient (leave one of the two out)");
   }
   const double ratio = options.Number("salient_ratio", 0, 0);
@@ -111,6 +112,7 @@ void ParseMask(JsonObject& options, Ptq161Options& parsed) {
   if (statistic == 3) parsed.statistic = Ptq161Options::Statistic::kSensitivity;
   parsed.exact_top_k = options.Bool("exact_top_k", false);
   parsed.salient_grid = options.Bool("salient_grid", false);
+  parsed.first_pass_mask = options.Bool("first_pass_mask", false);
   parsed.salient_multiple = options.Int("salient_multiple", 0, 0, kMostMultiple);
 }
 
@@ -181,6 +183,8 @@ std::vector<ParameterRow> Ptq161Parameters() {
        "Promote the next columns until their number is a multiple of this."},
       {"salient_grid", "bool", "false",
        "Fit the 4-bit range to the salient columns instead of the whole row."},
+      {"first_pass_mask", "bool", "false",
+       "With preprocessing: the first pass's salient columns again."},
       {"centered_gain", "bool", "false", "Start from mean |W - mu| instead of mean |W|."},
       {"epochs", "int32", "20",
        "Passes over the calibration windows for each block. ptq161-plus: 2."},

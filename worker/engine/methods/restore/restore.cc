@@ -43,6 +43,7 @@ std::unique_ptr<Method> CreateRestore(JsonObject& options) {
   const nlohmann::json none = nlohmann::json::object();
   std::optional<JsonObject> given = options.Object("first_pass");
   JsonObject first = given ? *given : JsonObject(none, options.PathOf("first_pass"));
+  first.RefuseIdle({"first_pass_mask"}, "here: there is no second pass (leave it out)");
   std::unique_ptr<Method> method = CreatePtq161(first);
   first.Finish();
   return std::make_unique<Restore>(std::move(method));
