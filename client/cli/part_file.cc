@@ -8,6 +8,7 @@
 #include <filesystem>
 
 #include "client/cli/errors.h"
+#include "client/cli/hold.h"
 #include "client/cli/text.h"
 
 namespace quantry::cli {
@@ -15,6 +16,7 @@ namespace {
 
 constexpr size_t kReadBytes = 1 << 20;
 constexpr size_t kNameDigits = 16;
+constexpr char kSuffix[] = ".part";
 
 absl::Status WriteError(const std::string& path, int error) {
   absl::Status status =
@@ -32,25 +34,41 @@ absl::Status SyncFolder(const std::string& folder) {
   return absl::OkStatus();
 }
 
+// "{16 hex digits}.part"
+bool IsPartSuffix(const std::string& text) {
+  return text.size() == kNameDigits + sizeof(kSuffix) - 1 && text.substr(kNameDigits) == kSuffix &&
+         text.find_first_not_of("0123456789abcdef") == kNameDigits;
+}
+
 }  // namespace
 
-PartFile::PartFile(std::string target, std::string sha256, std::string part, UniqueFd fd)
-    : target_(std::move(target)),
-      sha256_(std::move(sha256)),
-      part_(std::move(part)),
-      fd_(std::move(fd)) {}
+PartFile::PartFile(std::string target, std::string sha256, std::string part)
+    : target_(std::move(target)), sha256_(std::move(sha256)), part_(std::move(part)) {}
 
 absl::StatusOr<PartFile> PartFile::Open(const std::string& target, const std::string& sha256) {
   std::error_code error;
   const std::filesystem::path folder = std::filesystem::path(target).parent_path();
   std::filesystem::create_directories(folder, error);
   if (error) return WriteError(folder.string(), error.value());
-  std::string part = Cat(target, ".", sha256.substr(0, kNameDigits), ".part");
-  UniqueFd fd(open(part.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644));
-  if (!fd.ok()) return WriteError(part, errno);
-  PartFile file(target, sha256, std::move(part), std::move(fd));
+  PartFile file(target, sha256, Cat(target, ".", sha256.substr(0, kNameDigits), kSuffix));
+  if (absl::Status status = file.Hold(); !status.ok()) return status;
   if (absl::Status status = file.Adopt(); !status.ok()) return status;
   return file;
+}
+
+// A file that its last holder renamed while we opened it is not ours to write:
+// it has its final name.
+absl::Status PartFile::Hold() {
+  while (true) {
+    fd_ = UniqueFd(open(part_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644));
+    if (!fd_.ok()) return WriteError(part_, errno);
+    const Holder holder = TakeHold(fd_.get(), part_);
+    if (holder == Holder::kUs) return absl::OkStatus();
+    if (holder == Holder::kNobody) continue;
+    return WithNext(
+        absl::FailedPreconditionError(Cat("another command is writing \"", part_, "\" now")),
+        "wait for its end, then run the same command again");
+  }
 }
 
 absl::Status PartFile::Adopt() {
@@ -90,12 +108,36 @@ bool PartFile::Matches(int64_t size_bytes) {
   return size_ == size_bytes && hash_.FinishHex() == sha256_;
 }
 
+absl::Status PartFile::Sync() {
+  return fsync(fd_.get()) == 0 ? absl::OkStatus() : WriteError(part_, errno);
+}
+
 absl::Status PartFile::Commit() {
-  if (fsync(fd_.get()) != 0) return WriteError(part_, errno);
+  if (absl::Status status = Sync(); !status.ok()) return status;
   if (rename(part_.c_str(), target_.c_str()) != 0) return WriteError(target_, errno);
   return SyncFolder(std::filesystem::path(target_).parent_path().string());
 }
 
 void PartFile::Discard() { (void)unlink(part_.c_str()); }
+
+absl::Status RemoveAndSync(const std::string& path) {
+  if (unlink(path.c_str()) != 0) {
+    return errno == ENOENT ? absl::OkStatus() : WriteError(path, errno);
+  }
+  return SyncFolder(std::filesystem::path(path).parent_path().string());
+}
+
+void RemoveOldParts(const std::string& target) {
+  const std::filesystem::path path(target);
+  const std::string prefix = path.filename().string() + ".";
+  std::error_code error;
+  std::filesystem::directory_iterator entry(path.parent_path(), error);
+  for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+    const std::string name = entry->path().filename();
+    if (name.rfind(prefix, 0) != 0 || !IsPartSuffix(name.substr(prefix.size()))) continue;
+    std::error_code ignored;
+    std::filesystem::remove(entry->path(), ignored);
+  }
+}
 
 }  // namespace quantry::cli

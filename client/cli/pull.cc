@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <set>
 
 #include "client/cli/artifact_file.h"
@@ -66,19 +68,16 @@ absl::Status CheckEntries(const v1::Manifest& manifest) {
   return absl::OkStatus();
 }
 
-// The size and hash a file has now, if it is a regular file.
-bool HoldsExactly(const std::string& path, const v1::ArtifactFile& file) {
-  std::error_code error;
-  const auto size = std::filesystem::file_size(path, error);
-  if (error || static_cast<int64_t>(size) != file.size_bytes()) return false;
-  const absl::StatusOr<FileDigest> digest = Sha256File(path);
-  return digest.ok() && digest->sha256 == file.sha256();
-}
-
 absl::Status Occupied(const std::string& path, const std::string& what) {
   return WithNext(absl::FailedPreconditionError(Cat("\"", path, "\" is already there and is ", what,
                                                     ": nothing was overwritten")),
                   "pull into another folder, or add --force to replace it");
+}
+
+absl::Status InTheWay(const std::string& path) {
+  return WithNext(absl::FailedPreconditionError(
+                      Cat("\"", path, "\" is a folder, the artifact has a file of that name")),
+                  "pull into another folder");
 }
 
 // Bytes of the next chunk as announced, or what is wrong with them.
@@ -101,13 +100,27 @@ v1::ArtifactFile ManifestEntry(const v1::Artifact& artifact, const std::string& 
   return entry;
 }
 
-absl::Status WriteManifest(const std::string& target, const v1::Artifact& artifact,
-                           const std::string& bytes) {
+absl::StatusOr<PartFile> PartOfManifest(const std::string& target, const v1::Artifact& artifact,
+                                        const std::string& bytes) {
   absl::StatusOr<PartFile> part = PartFile::Open(target, artifact.manifest_sha256());
-  if (!part.ok()) return part.status();
-  if (absl::Status status = part->Reset(); !status.ok()) return status;
-  if (absl::Status status = part->Append(bytes); !status.ok()) return status;
-  return part->Commit();
+  if (!part.ok()) return part;
+  absl::Status status = part->Reset();
+  if (status.ok()) status = part->Append(bytes);
+  if (status.ok()) status = part->Sync();
+  if (!status.ok()) return status;
+  return part;
+}
+
+// The files of the artifact that lies in a folder; none when it is no artifact.
+std::vector<v1::ArtifactFile> FormerFiles(const std::string& manifest_path) {
+  std::error_code error;
+  const auto size = std::filesystem::file_size(manifest_path, error);
+  if (error || size > static_cast<uintmax_t>(kMaxManifestBytes)) return {};
+  std::ifstream in(manifest_path, std::ios::binary);
+  const std::string bytes(std::istreambuf_iterator<char>(in), {});
+  const absl::StatusOr<v1::Manifest> manifest = ParseManifest(bytes);
+  if (!manifest.ok()) return {};
+  return ChooseFiles(*manifest, {}).value_or(std::vector<v1::ArtifactFile>());
 }
 
 bool Retryable(const absl::Status& status) {
@@ -189,16 +202,31 @@ absl::Status Puller::Fill(const std::string& artifact, const v1::ArtifactFile& f
   return absl::OkStatus();
 }
 
-absl::Status Puller::Download(const std::string& artifact, const v1::ArtifactFile& file,
-                              const std::string& target, TransferMeter& meter) {
+struct Puller::Work {
+  const v1::Artifact& artifact;
+  const PullOptions& options;
+  bool ours;  // the folder has the artifact's manifest
+  TransferMeter meter;
+  PullSummary summary;
+  std::vector<PartFile> parts = {};  // of a forced pull: all change places together
+
+  bool at_once() const { return !ours && options.force; }
+};
+
+absl::StatusOr<PartFile> Puller::Download(const v1::ArtifactFile& file, const std::string& target,
+                                          Work& work) {
   absl::StatusOr<PartFile> part = PartFile::Open(target, file.sha256());
-  if (!part.ok()) return part.status();
-  meter.Start(file.path());
-  meter.Add(std::min(part->size(), file.size_bytes()));
+  if (!part.ok()) return part;
+  work.meter.Start(file.path());
+  work.meter.Add(std::min(part->size(), file.size_bytes()));
   for (int tries = 1;; ++tries) {
-    absl::Status status = part->size() > file.size_bytes() ? Corrupt("too many bytes", file.path())
-                                                           : Fill(artifact, file, *part, meter);
-    if (status.ok() && part->Matches(file.size_bytes())) return part->Commit();
+    absl::Status status = part->size() > file.size_bytes()
+                              ? Corrupt("too many bytes", file.path())
+                              : Fill(work.artifact.name(), file, *part, work.meter);
+    if (status.ok() && part->Matches(file.size_bytes())) {
+      if (status = part->Sync(); !status.ok()) return status;
+      return part;
+    }
     if (!status.ok() && status.code() != absl::StatusCode::kDataLoss) return status;
     if (status.ok()) {
       status = Corrupt(Cat("\"", file.path(), "\" arrived with another sha256 than the manifest's ",
@@ -210,32 +238,44 @@ absl::Status Puller::Download(const std::string& artifact, const v1::ArtifactFil
       return status;
     }
     line_.Say(Cat("quantry: ", std::string(status.message()), "; fetching it once more"));
-    meter.Rewind(part->size());
+    work.meter.Rewind(part->size());
     if (absl::Status reset = part->Reset(); !reset.ok()) return reset;
   }
 }
 
-absl::Status Puller::PullFile(const v1::Artifact& artifact, const v1::ArtifactFile& file,
-                              const PullOptions& options, bool ours, TransferMeter& meter,
-                              PullSummary& summary) {
-  const absl::StatusOr<std::string> target = JoinBelow(options.folder, file.path());
+absl::Status Puller::PullFile(const v1::ArtifactFile& file, Work& work) {
+  const absl::StatusOr<std::string> target = JoinBelow(work.options.folder, file.path());
   if (!target.ok()) return target.status();
-  ++summary.files;
-  summary.bytes += file.size_bytes();
+  ++work.summary.files;
+  work.summary.bytes += file.size_bytes();
   std::error_code error;
-  if (std::filesystem::exists(std::filesystem::symlink_status(*target, error))) {
+  const auto there = std::filesystem::symlink_status(*target, error);
+  if (std::filesystem::is_directory(there)) return InTheWay(*target);
+  if (std::filesystem::exists(there)) {
     if (HoldsExactly(*target, file)) {
-      meter.Add(file.size_bytes());
+      work.meter.Add(file.size_bytes());
       return absl::OkStatus();
     }
-    if (!ours && !options.force) return Occupied(*target, "not the artifact's file");
+    if (!work.ours && !work.options.force) return Occupied(*target, "not the artifact's file");
     line_.Say(Cat("quantry: \"", *target, "\" differs from the manifest; fetching it again"));
   }
-  absl::Status status = Download(artifact.name(), file, *target, meter);
-  if (!status.ok()) return status;
-  ++summary.downloaded;
-  summary.downloaded_bytes += file.size_bytes();
+  absl::StatusOr<PartFile> part = Download(file, *target, work);
+  if (!part.ok()) return part.status();
+  ++work.summary.downloaded;
+  work.summary.downloaded_bytes += file.size_bytes();
+  if (!work.at_once()) return part->Commit();
+  work.parts.push_back(*std::move(part));
   return absl::OkStatus();
+}
+
+absl::Status Puller::PutManifest(const std::string& target, const std::string& bytes, Work& work) {
+  if (work.ours) return absl::OkStatus();
+  absl::StatusOr<PartFile> part = PartOfManifest(target, work.artifact, bytes);
+  if (!part.ok()) return part.status();
+  if (!work.at_once()) return part->Commit();
+  return Replace(work.options.folder, {.files = std::move(work.parts),
+                                       .manifest = *std::move(part),
+                                       .former = FormerFiles(target)});
 }
 
 absl::StatusOr<PullSummary> Puller::Pull(const v1::Artifact& artifact, const PullOptions& options) {
@@ -244,29 +284,34 @@ absl::StatusOr<PullSummary> Puller::Pull(const v1::Artifact& artifact, const Pul
   if (!bytes.ok()) return bytes.status();
   absl::StatusOr<v1::Manifest> manifest = ParseManifest(*bytes);
   if (!manifest.ok()) return manifest.status();
-  PullSummary summary;
-  summary.manifest = *std::move(manifest);
-  const auto files = ChooseFiles(summary.manifest, options);
+  const auto files = ChooseFiles(*manifest, options);
   if (!files.ok()) return files.status();
   const std::string target = Cat(options.folder, "/", kManifestName);
-  const bool ours = HoldsExactly(target, ManifestEntry(artifact, *bytes));
   const auto there = LookAt(target);
   if (!there.ok()) return there.status();
-  if (!ours && std::filesystem::exists(*there) && !options.force) {
+  absl::StatusOr<PullFolder> held = PullFolder::Hold(options.folder);
+  if (!held.ok()) return held.status();
+  const bool ours = HoldsExactly(target, ManifestEntry(artifact, *bytes));
+  if (!ours && std::filesystem::exists(LookAt(target).value_or(*there)) && !options.force) {
     return Occupied(target, "another artifact's manifest");
   }
   int64_t total = 0;
   for (const v1::ArtifactFile& file : *files) total += file.size_bytes();
-  TransferMeter meter(connection_.env(), line_, "downloading", total);
+  Work work{.artifact = artifact,
+            .options = options,
+            .ours = ours,
+            .meter = TransferMeter(connection_.env(), line_, "downloading", total),
+            .summary = {.manifest = *std::move(manifest), .held = *std::move(held)}};
   for (const v1::ArtifactFile& file : *files) {
-    absl::Status status = PullFile(artifact, file, options, ours, meter, summary);
-    if (!status.ok()) return status;
+    if (absl::Status status = PullFile(file, work); !status.ok()) return status;
   }
   line_.Clear();
-  summary.seconds = meter.seconds();
-  if (ours) return summary;
-  if (absl::Status status = WriteManifest(target, artifact, *bytes); !status.ok()) return status;
-  return summary;
+  if (absl::Status status = PutManifest(target, *bytes, work); !status.ok()) return status;
+  for (const v1::ArtifactFile& file : *files) {
+    RemoveOldParts(Cat(options.folder, "/", file.path()));
+  }
+  work.summary.seconds = work.meter.seconds();
+  return std::move(work.summary);
 }
 
 }  // namespace quantry::cli

@@ -7,6 +7,7 @@
 #include "absl/status/statusor.h"
 #include "client/cli/connection.h"
 #include "client/cli/part_file.h"
+#include "client/cli/pull_folder.h"
 #include "client/cli/status_line.h"
 #include "quantry/v1/artifact.pb.h"
 
@@ -16,7 +17,7 @@ struct PullOptions {
   std::string folder;
   std::string format = "";  // only this output's files; "" = all
   std::string path = "";    // only this file or folder of the artifact; "" = all
-  bool force = false;       // overwrite files that are not the artifact's
+  bool force = false;       // replace files that are not the artifact's
 };
 
 struct PullSummary {
@@ -26,6 +27,7 @@ struct PullSummary {
   int64_t downloaded_bytes = 0;
   double seconds = 0;
   v1::Manifest manifest;
+  PullFolder held = {};  // no other pull comes in while the summary lives
 };
 
 // The files a pull wants, in manifest order. INVALID_ARGUMENT when format or
@@ -37,22 +39,27 @@ absl::StatusOr<std::vector<v1::ArtifactFile>> ChooseFiles(const v1::Manifest& ma
 // Copies an artifact into a folder and proves it: the manifest by the server's
 // digest of it, every file by the manifest's. manifest.json is written last, so
 // a folder that has it is complete. Running it again verifies what is there and
-// fetches the rest; files are replaced whole or not at all.
+// fetches the rest; files are replaced whole or not at all. A forced pull changes
+// nothing before all has arrived, so it needs room for both.
 class Puller {
  public:
   Puller(Connection& connection, StatusLine& line) : connection_(connection), line_(line) {}
 
   // Errors: DATA_LOSS ARTIFACT_CORRUPT when bytes stay wrong after a second
-  // try, FAILED_PRECONDITION when the folder holds something else, NOT_FOUND,
-  // UNAVAILABLE.
+  // try, FAILED_PRECONDITION when the folder holds something else or another
+  // pull fills it, NOT_FOUND, UNAVAILABLE.
   absl::StatusOr<PullSummary> Pull(const v1::Artifact& artifact, const PullOptions& options);
 
  private:
-  absl::Status PullFile(const v1::Artifact& artifact, const v1::ArtifactFile& file,
-                        const PullOptions& options, bool ours, TransferMeter& meter,
-                        PullSummary& summary);
-  absl::Status Download(const std::string& artifact, const v1::ArtifactFile& file,
-                        const std::string& target, TransferMeter& meter);
+  // One pull, from its first file on.
+  struct Work;
+
+  absl::Status PullFile(const v1::ArtifactFile& file, Work& work);
+  // The file's bytes, complete, correct and on the disk, beside `target`.
+  absl::StatusOr<PartFile> Download(const v1::ArtifactFile& file, const std::string& target,
+                                    Work& work);
+  // The last step: the manifest, and in a forced pull all that has gathered.
+  absl::Status PutManifest(const std::string& target, const std::string& bytes, Work& work);
   // Fills `part` up to the file's size, over broken connections.
   absl::Status Fill(const std::string& artifact, const v1::ArtifactFile& file, PartFile& part,
                     TransferMeter& meter);

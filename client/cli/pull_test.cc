@@ -3,6 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
+#include <thread>
+
 #include "client/cli/testing/fake_server.h"
 #include "client/cli/testing/run.h"
 #include "common/digest.h"
@@ -10,7 +14,10 @@
 namespace quantry::cli {
 namespace {
 
+using testing::AnyOf;
 using testing::Contains;
+using testing::Each;
+using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::Pair;
 
@@ -31,6 +38,16 @@ class PullTest : public testing::Test {
     std::vector<std::string> all = {"pull", "my-job", folder / "out", "--server", server.address()};
     all.insert(all.end(), more.begin(), more.end());
     return RunForTest(all);
+  }
+  // What the pull's folder holds, sorted.
+  std::vector<std::string> FilesThere() const {
+    std::vector<std::string> names;
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(folder / "out")) {
+      if (!entry.is_regular_file()) continue;
+      names.push_back(std::filesystem::relative(entry.path(), folder / "out"));
+    }
+    std::sort(names.begin(), names.end());
+    return names;
   }
   std::string PartName() const {
     return "out/" + std::string(kWeights) + "." + Sha256Hex(weights).substr(0, 16) + ".part";
@@ -140,6 +157,88 @@ TEST_F(PullTest, FilesOfTheUsersOwnAreNotOverwritten) {
   EXPECT_EQ(folder.Read("out/empty"), "precious");
   EXPECT_EQ(Pull({"--force"}).code, 0);
   EXPECT_EQ(folder.Read("out/empty"), "");
+}
+
+TEST_F(PullTest, ASecondPullIntoTheFolderIsRefusedWhileTheFirstIsAtWork) {
+  std::vector<CliRun> seconds;
+  server.on_read = [&](const std::string& path) {
+    if (path != kWeights || !seconds.empty()) return;
+    seconds.emplace_back();  // its reads come here too
+    seconds.back() = Pull();
+    seconds.push_back(Pull({"--force"}));
+  };
+  const CliRun first = Pull();
+  EXPECT_EQ(first.code, 0) << first.err;
+  ASSERT_EQ(seconds.size(), 2u);
+  for (const CliRun& second : seconds) {
+    EXPECT_EQ(second.code, 2) << second.err;
+    EXPECT_THAT(second.err, HasSubstr("another pull into \"" + (folder / "out") + "\" is at work"));
+    EXPECT_THAT(second.err, HasSubstr("run the same pull again"));
+  }
+  EXPECT_THAT(FilesThere(), ElementsAre("compressed-tensors/config.json", kWeights,
+                                        "dense/model.safetensors", "empty", "manifest.json"));
+  EXPECT_EQ(folder.Read(std::string("out/") + kWeights), weights);
+  EXPECT_EQ(Pull().code, 0);
+}
+
+TEST_F(PullTest, PullsAtTheSameTimeLeaveOneWholeArtifact) {
+  std::vector<std::thread> threads;
+  std::array<int, 6> codes{};
+  for (int& code : codes) threads.emplace_back([&] { code = Pull().code; });
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_THAT(codes, Each(AnyOf(0, 2)));
+  EXPECT_THAT(codes, Contains(0));
+  EXPECT_EQ(FilesThere().size(), 5u);
+  EXPECT_EQ(folder.Read(std::string("out/") + kWeights), weights);
+}
+
+TEST_F(PullTest, APartFileHasOneWriter) {
+  const std::string target = folder / "weights";
+  {
+    auto first = PartFile::Open(target, Sha256Hex("both"));
+    ASSERT_TRUE(first.ok() && first->Append("both").ok());
+    const auto second = PartFile::Open(target, Sha256Hex("both"));
+    ASSERT_EQ(second.status().code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_THAT(std::string(second.status().message()), HasSubstr("another command is writing"));
+    ASSERT_TRUE(first->Commit().ok());
+    EXPECT_TRUE(PartFile::Open(target, Sha256Hex("both")).ok());  // of the next pull
+  }
+  EXPECT_EQ(folder.Read("weights"), "both");
+}
+
+TEST_F(PullTest, AForcedPullThatFailsLeavesTheOldFiles) {
+  server.Publish(kJob, {{kWeights, "old weights"}, {"old/edited", "1"}, {"old/shard", "2"}});
+  ASSERT_EQ(Pull().code, 0);
+  folder.Write("out/old/edited", "mine");
+  folder.Write("out/notes.txt", "mine");
+  folder.Write("out/" + std::string(kWeights) + ".0123456789abcdef.part", "of a pull long ago");
+  const std::string old_manifest = folder.Read("out/manifest.json");
+  server.Publish(kJob, {{"another", "new"}, {kWeights, weights}, {"empty", ""}});
+  server.read_faults = {{FakeServer::ReadFault::kStayCorrupt, 3000}};
+  EXPECT_EQ(Pull().code, 2);  // not without --force
+  EXPECT_EQ(Pull({"--force"}).code, 1);
+  EXPECT_EQ(folder.Read(std::string("out/") + kWeights), "old weights");
+  EXPECT_EQ(folder.Read("out/manifest.json"), old_manifest);
+  EXPECT_FALSE(std::filesystem::exists(folder / "out/another"));
+
+  server.read_faults.clear();
+  const CliRun run = Pull({"--force"});
+  EXPECT_EQ(run.code, 0) << run.err;
+  EXPECT_EQ(folder.Read(std::string("out/") + kWeights), weights);
+  EXPECT_THAT(FilesThere(), ElementsAre("another", kWeights, "empty", "manifest.json", "notes.txt",
+                                        "old/edited"));
+}
+
+TEST_F(PullTest, AFolderInTheWayStopsAForcedPullBeforeItChangesAnything) {
+  server.Publish(kJob, {{"a", "old"}});
+  ASSERT_EQ(Pull().code, 0);
+  folder.Write("out/b/mine", "1");
+  server.Publish(kJob, {{"a", "new"}, {"b", "2"}});
+  const CliRun run = Pull({"--force"});
+  EXPECT_EQ(run.code, 2);
+  EXPECT_THAT(run.err, HasSubstr("out/b\" is a folder"));
+  EXPECT_EQ(folder.Read("out/a"), "old");
+  EXPECT_TRUE(std::filesystem::exists(folder / "out/manifest.json"));
 }
 
 TEST_F(PullTest, ADamagedFileOfACompleteFolderIsRepaired) {

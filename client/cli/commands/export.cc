@@ -29,6 +29,7 @@ struct ExportArguments {
 struct PulledSource {
   std::string folder;
   v1::Manifest manifest;
+  PullFolder held = {};  // until all is exported
 };
 
 // Beside the layout and of this artifact alone, so that a pull that broke off goes on there.
@@ -68,9 +69,10 @@ absl::StatusOr<PulledSource> PullSource(Context& context, const std::string& sou
     if (!artifact.manifest().outputs().empty()) format = artifact.manifest().outputs(0).format();
   }
   const std::string folder = PullFolder(options.layout, *name);
-  const auto pulled = PullArtifact(connection, line, *name, {.folder = folder, .format = format});
+  auto pulled = PullArtifact(connection, line, *name, {.folder = folder, .format = format});
   if (!pulled.ok()) return pulled.status();
-  return PulledSource{.folder = folder, .manifest = pulled->manifest};
+  return PulledSource{
+      .folder = folder, .manifest = pulled->manifest, .held = std::move(pulled->held)};
 }
 
 void Print(Context& context, const OciOptions& options, const OciImage& image) {

@@ -76,7 +76,10 @@ void AddPull(CLI::App& app, Action& chosen) {
   command->footer(
       "\nEvery file is checked against the sha256 in manifest.json, and the manifest against the\n"
       "server's record. Interrupted? Run it again: it goes on where it stopped. Complete? Run it\n"
-      "again to verify the folder.\n\nExamples:\n  quantry pull my-job ./model-w4\n"
+      "again to verify the folder. One pull at a time fills a folder. With --force the files "
+      "there\n"
+      "change only when all of the artifact has arrived: it needs room for both.\n\nExamples:\n  "
+      "quantry pull my-job ./model-w4\n"
       "  quantry pull my-job ./model-w4 --format compressed-tensors\n");
   Bind(*command, chosen, [arguments](Context& context) { return RunPull(context, *arguments); });
 }

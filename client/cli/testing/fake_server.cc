@@ -239,6 +239,7 @@ grpc::Status FakeServer::GetArtifact(Context*, const v1::GetArtifactRequest* req
 
 grpc::Status FakeServer::ReadArtifact(Context*, const v1::ReadArtifactRequest* request,
                                       grpc::ServerWriter<v1::ReadArtifactResponse>* writer) {
+  if (on_read) on_read(request->path());
   std::lock_guard lock(mutex_);
   reads.emplace_back(request->path(), request->read_offset());
   const std::string& data = files[request->path()];

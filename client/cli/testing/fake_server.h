@@ -3,6 +3,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include <chrono>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -56,6 +57,7 @@ class FakeServer : public v1::QuantizationService::Service, public v1::ArtifactS
   v1::Manifest figures;                      // what a published manifest holds beside its files
   std::map<std::string, std::string> files;  // of the artifact
   std::vector<ReadFault> read_faults;        // one a data-carrying call
+  std::function<void(const std::string& path)> on_read = nullptr;  // before each ReadArtifact
 
   // Record.
   std::vector<v1::CreateQuantizationJobRequest> creates;

@@ -9,6 +9,11 @@ import stat
 from contextlib import contextmanager
 from typing import Iterator
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 from quantry import errors
 from quantry._hash import READ_BYTES, sha256_of
 
@@ -31,6 +36,32 @@ def disk(path: pathlib.Path, doing: str = "write") -> Iterator[None]:
             metadata={"path": str(path)},
             hint="free space there, then pull again: it goes on where it stopped" if full
             else "check the folder and its permissions, then pull again") from None
+
+
+@contextmanager
+def held(folder: pathlib.Path) -> Iterator[None]:
+    """Makes the folder and keeps other pulls out of it, those of other processes and of the command line too.
+
+    Where nobody can tell (Windows, NFS) all come in. Raises Conflict when another pull is at work.
+    """
+    with disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    with disk(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise errors.make_error("FAILED_PRECONDITION", f"another pull into \"{folder}\" is at work",
+                                    hint="wait for its end, then pull again: it verifies what is there") from None
+        except OSError:
+            pass  # no locks on this file system
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class PartFile:

@@ -17,7 +17,7 @@ from google.protobuf.json_format import Parse, ParseError
 
 from quantry import errors
 from quantry._files import check_name
-from quantry._part_file import PartFile, disk, holds_exactly
+from quantry._part_file import PartFile, disk, held, holds_exactly
 from quantry._progress import Meter, MeterFactory
 from quantry._retry import MAX_TRIES, Backoff, is_retryable, stream_deadline
 from quantry._transport import Transport
@@ -133,25 +133,34 @@ class Puller:
         self._transport, self._meters = transport, meters
 
     async def pull(self, artifact: artifact_pb2.Artifact, wanted: Wanted) -> Pulled:
-        start, run = time.monotonic(), self._transport.run
+        start = time.monotonic()
         data = await self._manifest(artifact)
-        manifest = parse_manifest(data)
-        files = choose_files(manifest, wanted)
+        files = choose_files(parse_manifest(data), wanted)
+        with held(wanted.folder):
+            fetched = await self._fill_folder(artifact, data, files, wanted)
+        total = sum(int(file.size_bytes) for file in files)
+        return Pulled(LocalArtifact(wanted.folder), len(files), len(fetched), total, sum(fetched),
+                      time.monotonic() - start)
+
+    async def _fill_folder(self, artifact: artifact_pb2.Artifact, data: bytes, files: list[artifact_pb2.ArtifactFile],
+                           wanted: Wanted) -> list[int]:
+        """The bytes of each file it had to fetch."""
+        run = self._transport.run
         target = wanted.folder / MANIFEST
         ours = await run(holds_exactly, target, len(data), artifact.manifest_sha256)
         if not ours and os.path.lexists(target):
             if not wanted.force:
                 raise _occupied(target, "another artifact's manifest")
             await run(_make_room, wanted.folder, {file.path for file in files})
-        total, fetched = sum(int(file.size_bytes) for file in files), []
+        total = sum(int(file.size_bytes) for file in files)
+        fetched: list[int] = []
         with self._meters("downloading", total) as meter:
             for file in files:
                 if await self._pull_file(artifact.name, file, wanted, ours, meter):
                     fetched.append(int(file.size_bytes))
         if not ours:
             await run(_write_whole, target, artifact.manifest_sha256, data)
-        return Pulled(LocalArtifact(wanted.folder), len(files), len(fetched), total, sum(fetched),
-                      time.monotonic() - start)
+        return fetched
 
     async def _manifest(self, artifact: artifact_pb2.Artifact) -> bytes:
         request = service_pb2.ReadArtifactRequest(name=artifact.name, path=MANIFEST)

@@ -1,6 +1,7 @@
 """Uploads and pulls against a server that tears, damages and lies, and a disk that is full."""
 import asyncio
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -217,6 +218,20 @@ def test_two_pulls_into_one_folder(tmp_path):
     target.write_bytes(b"something else")
     with pytest.raises(quantry.LocalDiskError, match="cannot write"):
         third.commit()
+
+
+@KINDS
+def test_another_pull_holds_the_folder(fake, tmp_path, kind):
+    descriptor = os.open(tmp_path, os.O_RDONLY)  # as `quantry pull` holds it
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with pytest.raises(quantry.Conflict, match="another pull into .* is at work"):
+            pull(fake, tmp_path, kind)
+        assert not list(tmp_path.iterdir())
+    finally:
+        os.close(descriptor)
+    pull(fake, tmp_path, kind)
+    assert pull(fake, tmp_path, kind).downloaded == 0
 
 
 def test_a_manifest_that_points_elsewhere(tmp_path):

@@ -1,0 +1,72 @@
+#include "client/cli/pull_folder.h"
+
+#include <fcntl.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <set>
+
+#include "client/cli/errors.h"
+#include "client/cli/hold.h"
+#include "client/cli/text.h"
+#include "common/digest.h"
+
+namespace quantry::cli {
+namespace {
+
+absl::Status Unusable(const std::string& folder, int error) {
+  return WithNext(absl::FailedPreconditionError(
+                      Cat("cannot pull into \"", folder, "\": ", std::strerror(error))),
+                  "choose a folder you may write to");
+}
+
+absl::Status Held(const std::string& folder) {
+  return WithNext(
+      absl::FailedPreconditionError(Cat("another pull into \"", folder, "\" is at work")),
+      "wait for its end, then run the same pull again: it verifies what is there");
+}
+
+}  // namespace
+
+absl::StatusOr<PullFolder> PullFolder::Hold(const std::string& folder) {
+  while (true) {
+    std::error_code error;
+    std::filesystem::create_directories(folder, error);
+    if (error) return Unusable(folder, error.value());
+    UniqueFd fd(open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!fd.ok() && errno == ENOENT) continue;  // an export has removed it just now
+    if (!fd.ok()) return Unusable(folder, errno);
+    const Holder holder = TakeHold(fd.get(), folder);
+    if (holder == Holder::kOther) return Held(folder);
+    if (holder == Holder::kUs) return PullFolder(std::move(fd));
+  }
+}
+
+bool HoldsExactly(const std::string& path, const v1::ArtifactFile& file) {
+  std::error_code error;
+  const auto size = std::filesystem::file_size(path, error);
+  if (error || static_cast<int64_t>(size) != file.size_bytes()) return false;
+  const absl::StatusOr<FileDigest> digest = Sha256File(path);
+  return digest.ok() && digest->sha256 == file.sha256();
+}
+
+absl::Status Replace(const std::string& folder, Replacement coming) {
+  absl::Status status = RemoveAndSync(coming.manifest.target());
+  std::set<std::string> replaced;
+  for (PartFile& file : coming.files) {
+    if (status.ok()) status = file.Commit();
+    replaced.insert(file.target());
+  }
+  if (!status.ok()) return status;
+  for (const v1::ArtifactFile& file : coming.former) {
+    const std::string path = Cat(folder, "/", file.path());
+    std::error_code ignored;
+    if (replaced.count(path) == 0 && HoldsExactly(path, file)) {
+      std::filesystem::remove(path, ignored);
+    }
+  }
+  return coming.manifest.Commit();
+}
+
+}  // namespace quantry::cli

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "client/cli/part_file.h"
+#include "common/unique_fd.h"
+#include "quantry/v1/artifact.pb.h"
+
+namespace quantry::cli {
+
+// The folder a pull fills, for one pull at a time while this object lives: of
+// all processes, the Python client's among them. Where the file system cannot
+// tell (NFS) part files still have one writer each.
+class PullFolder {
+ public:
+  // Holds nothing.
+  PullFolder() = default;
+  // Makes missing folders. FAILED_PRECONDITION when another pull holds it or it
+  // cannot be used.
+  static absl::StatusOr<PullFolder> Hold(const std::string& folder);
+
+ private:
+  explicit PullFolder(UniqueFd fd) : fd_(std::move(fd)) {}
+
+  UniqueFd fd_;
+};
+
+// Whether a file has this size and sha256.
+bool HoldsExactly(const std::string& path, const v1::ArtifactFile& file);
+
+// An artifact that is complete in part files.
+struct Replacement {
+  std::vector<PartFile> files;
+  PartFile manifest;
+  std::vector<v1::ArtifactFile> former;  // as the manifest there lists them
+};
+
+// Puts an artifact in the place of what lies in `folder`, by renames alone. The
+// manifest there goes first and the new one comes last; of the former files
+// those go that nothing replaces and nobody changed. When it breaks off, the
+// folder has no manifest and the same forced pull ends it.
+absl::Status Replace(const std::string& folder, Replacement coming);
+
+}  // namespace quantry::cli
