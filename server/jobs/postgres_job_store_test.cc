@@ -236,6 +236,62 @@ TEST(PostgresJobStoreTest, TheSubmitRateHoldsWhenManyServersCountAtOnce) {
   EXPECT_EQ(submitted, 7);
 }
 
+// Waits until the first column of the first row of `sql` is `wanted`.
+void Await(const PostgresServer& server, const std::string& sql, const std::string& wanted) {
+  std::string got;
+  for (int i = 0; i < 1000 && (got = server.Execute(sql)) != wanted; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  EXPECT_EQ(got, wanted) << sql;
+}
+
+// A claim and a submit that shares the claimed job's result both wait for the
+// tenant's quota. Nobody looks for deadlocks here, so one would end by the
+// store's timeout for locks.
+TEST(PostgresJobStoreTest, AClaimAndASubmitThatSharesItsJobLockInOneOrder) {
+  PostgresServer& server = PostgresServer::Shared();
+  const std::string uri = server.UriOf("ordered") + "%20-cdeadlock_timeout%3D1h";
+  std::unique_ptr<JobStore> stores[] = {MustOpen(uri), MustOpen(uri)};
+  const TenantQuota quota{.tenant = "acme", .max_queued = 10, .max_running = 5};
+  ASSERT_EQ(Outcome(stores[0]->SetQuota(quota)), "OK");
+  SubmitRequest request = Request("first");
+  request.spec_digest = "digest";
+  request.engine_version = "1";
+  request.reuse_result = true;
+  ASSERT_EQ(Outcome(stores[0]->Submit(request, kNow)), "OK");
+  const std::string session = RegisterWorker(*stores[0], "w");
+
+  server.Execute("CREATE TABLE ordered.go (n int)");
+  std::jthread holder([&] {
+    server.Execute(
+        "DO $$ BEGIN PERFORM 1 FROM ordered.quotas FOR UPDATE;"
+        " WHILE NOT EXISTS (SELECT 1 FROM ordered.go) LOOP PERFORM pg_sleep(0.02); END LOOP;"
+        " END $$");
+  });
+  Await(server, "SELECT count(*) FROM (SELECT 1 FROM ordered.quotas FOR UPDATE SKIP LOCKED) q",
+        "0");
+  const std::string waiting =
+      "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+      " AND query LIKE '%FROM quotas%'";
+  std::jthread claim([&] {
+    auto grant = stores[0]->Acquire({session, NewUuid4()}, kNow);
+    ASSERT_EQ(Outcome(grant), "OK") << grant.status();
+    ASSERT_TRUE(grant->has_value());
+    EXPECT_EQ((*grant)->job.key.id, "first");
+  });
+  Await(server, waiting, "1");
+  std::jthread submit([&] {
+    SubmitRequest twin = request;
+    twin.key.id = "second";
+    twin.uid = twin.request_id = NewUuid4();
+    const auto result = stores[1]->Submit(twin, kNow);
+    ASSERT_EQ(Outcome(result), "OK") << result.status();
+    EXPECT_EQ(result->reuse, Reuse::kJoined);
+  });
+  Await(server, waiting, "2");
+  server.Execute("INSERT INTO ordered.go VALUES (1)");
+}
+
 TEST(PostgresJobStoreTest, TheSweepFoldsTheCounters) {
   PostgresServer& server = PostgresServer::Shared();
   auto store = MustOpen(server.UriOf("folded"));

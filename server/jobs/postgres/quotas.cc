@@ -1,9 +1,7 @@
 #include "server/jobs/postgres/quotas.h"
 
 namespace quantry::server::postgres {
-namespace {
 
-// What a submit is measured by, its row locked where it limits submits.
 sql::QuotaRow LockQuota(Database& db, const std::string& tenant) {
   return sql::QuotaRowIn(
       db.Query(QUANTRY_QUOTA_QUERY
@@ -11,17 +9,6 @@ sql::QuotaRow LockQuota(Database& db, const std::string& tenant) {
                " FOR UPDATE",
                tenant),
       tenant);
-}
-
-}  // namespace
-
-absl::Status AdmitQueued(Database& db, const std::string& tenant,
-                         std::optional<int64_t> upload_bytes, Time now) {
-  return sql::AdmitQueued(db, LockQuota(db, tenant), upload_bytes, now);
-}
-
-absl::Status AdmitEnded(Database& db, const std::string& tenant, Time now) {
-  return sql::CountSubmit(db, LockQuota(db, tenant), now);
 }
 
 bool MayRunAnother(Database& db, const std::string& tenant) {

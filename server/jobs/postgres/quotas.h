@@ -1,6 +1,5 @@
 #pragma once
 
-#include <optional>
 #include <string>
 
 #include "server/jobs/postgres/database.h"
@@ -8,7 +7,8 @@
 
 // sql_quotas.h for many servers. The row of a quota is locked while its tenant's
 // jobs are counted, so that two servers cannot both take the last place;
-// tenants without a limit never wait for each other.
+// tenants without a limit never wait for each other. Its place in the order of
+// locks: rows.h.
 namespace quantry::server::postgres {
 
 using sql::ArtifactBytes;
@@ -16,10 +16,11 @@ using sql::ReadQuota;
 using sql::SetQuota;
 using sql::TenantsAtRunningQuota;  // a hint: see MayRunAnother
 
-absl::Status AdmitQueued(Database& db, const std::string& tenant,
-                         std::optional<int64_t> upload_bytes, Time now);
-// The same for a job that has its result at once.
-absl::Status AdmitEnded(Database& db, const std::string& tenant, Time now);
+using sql::AdmitQueued;
+using sql::CountSubmit;  // of a job that has its result at once
+
+// What submits of a tenant are measured by, the row locked if it limits them.
+sql::QuotaRow LockQuota(Database& db, const std::string& tenant);
 
 // Holds until the end of the transaction.
 bool MayRunAnother(Database& db, const std::string& tenant);

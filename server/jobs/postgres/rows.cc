@@ -47,9 +47,13 @@ std::optional<int64_t> FindJob(Database& db, const JobKey& key) {
   return rows.Int(0);
 }
 
+bool LockEndedJob(Database& db, int64_t pk) {
+  return db.Query("SELECT 1 FROM jobs WHERE pk = $1 FOR NO KEY UPDATE", pk).Next();
+}
+
 bool LockJob(Database& db, int64_t pk) {
   db.Execute("SELECT 1 FROM queue WHERE pk = $1 FOR UPDATE", pk);
-  return db.Query("SELECT 1 FROM jobs WHERE pk = $1 FOR NO KEY UPDATE", pk).Next();
+  return LockEndedJob(db, pk);
 }
 
 std::optional<int64_t> LockJob(Database& db, const JobKey& key) {

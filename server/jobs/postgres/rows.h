@@ -17,10 +17,13 @@
 // functions run inside the caller's transaction; database errors stick to `db`.
 //
 // Who changes a job holds the lock of its queue row (while there is one) and
-// then that of its row in jobs, always in this order; who only writes progress
-// and events of an attempt holds the queue row's alone. Events are appended
-// under one of these locks, so their sequences have no gaps. Who ends a job then
-// locks those that wait for its result, which are younger than it is.
+// then that of its row in jobs, always in this order; the row of a quota comes
+// between the two. A submit takes the quota's and then that of the job whose
+// result it shares, a retry the quota's and that of its job, which has no queue
+// row. Who only writes progress and events of an attempt holds the queue row's
+// alone. Events are appended under one of these locks, so their sequences have
+// no gaps. Who ends a job then locks those that wait for its result, which are
+// younger than it is.
 namespace quantry::server::postgres {
 
 // What every call needs: the transaction, the limits, the time, and random
@@ -37,6 +40,8 @@ std::optional<int64_t> FindJob(Database& db, const JobKey& key);
 std::optional<int64_t> LockJob(Database& db, const JobKey& key);
 // Locks both rows by pk; false = the job is gone.
 bool LockJob(Database& db, int64_t pk);
+// Of a job that is to have no queue row: the caller must see that it has ended.
+bool LockEndedJob(Database& db, int64_t pk);
 
 // Columns of a whole job, from jobs j; JobOf reads them.
 std::string SelectJobs(const std::string& where_and_order);

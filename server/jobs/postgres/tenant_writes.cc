@@ -122,11 +122,12 @@ absl::StatusOr<SubmitResult> Submit(const Context& context, const SubmitRequest&
   auto earlier = FindEarlier(db, request);
   if (!earlier.ok()) return earlier.status();
   if (*earlier) return **std::move(earlier);
+  const sql::QuotaRow quota = LockQuota(db, request.key.tenant);
   const std::optional<sql::Twin> twin = LockTwin(db, request);
   const bool hit = twin && twin->succeeded;
-  absl::Status quota = hit ? AdmitEnded(db, request.key.tenant, context.now)
-                           : AdmitQueued(db, request.key.tenant, request.upload_bytes, context.now);
-  if (!quota.ok()) return quota;
+  absl::Status admitted = hit ? CountSubmit(db, quota, context.now)
+                              : AdmitQueued(db, quota, request.upload_bytes, context.now);
+  if (!admitted.ok()) return admitted;
   std::optional<int64_t> pk = InsertJob(context, request);
   if (!pk) {
     db.SetError(MakeError(Reason::kStoreUnavailable, "another submit came in between; retry"),
@@ -191,14 +192,17 @@ absl::StatusOr<Job> Cancel(const Context& context, const CancelRequest& request)
 
 absl::StatusOr<Job> Retry(const Context& context, const RetryRequest& request) {
   Database& db = context.db;
-  auto loaded = Load(db, request.key, "");
-  if (!loaded.ok()) return loaded.status();
-  auto& [pk, job] = *loaded;
+  const std::optional<int64_t> found = FindJob(db, request.key);
+  if (!found) return JobNotFound(request.key);
+  const int64_t pk = *found;
+  const sql::QuotaRow quota = LockQuota(db, request.key.tenant);
+  if (!LockEndedJob(db, pk)) return JobNotFound(request.key);
+  const Job job = ReadJob(db, pk);
   if (!request.request_id.empty() && LastRetry(db, pk) == request.request_id) return job;
   if (absl::Status match = CheckEtag(job, request.etag); !match.ok()) return match;
   if (absl::Status status = CheckRetryable(job); !status.ok()) return status;
-  absl::Status quota = AdmitQueued(db, job.key.tenant, std::nullopt, context.now);
-  if (!quota.ok()) return quota;
+  absl::Status admitted = AdmitQueued(db, quota, std::nullopt, context.now);
+  if (!admitted.ok()) return admitted;
   db.Execute("UPDATE jobs SET retry_id = $1, user_failures = 0, worker_losses = 0 WHERE pk = $2",
              request.request_id, pk);
   db.Execute("UPDATE job_payloads SET error = NULL WHERE pk = $1", pk);
