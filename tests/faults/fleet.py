@@ -234,6 +234,22 @@ class Fleet:
         request_id = request_id or str(uuid.uuid4())
         return self._record("retry", job, lambda: self.api(server).retry(job, request_id), request_id=request_id)
 
+    def delete(self, job, server="a"):
+        return self._record("delete", job, lambda: self.api(server).delete(job))
+
+    def delete_for_sure(self, job, seconds=60):
+        """Repeats until the job is gone."""
+        def gone():
+            try:
+                self.delete(job)
+            except errors.ServerUnavailable:
+                return False
+            except errors.NotFound:
+                pass
+            return True
+
+        wait_for(gone, seconds, f"{job} to be deleted")
+
     def acquire(self, puppet, wait_s=5, acquire_id=None):
         began = time.monotonic()
         lease = puppet.acquire(wait_s, acquire_id)

@@ -2,7 +2,8 @@
 
 The promise (docs/reliability.md), one rule a function below:
 
-    lost       an acknowledged submit is there at the end, and has ended
+    lost       an acknowledged submit is there at the end, and has ended; unless its deletion was asked for and not refused
+    deleted    an acknowledged deletion lasts
     submit     one request id makes one job
     events     sequences 1, 2, 3, ...; every watch saw a piece of just that, whole and in order
     states     each change starts where the last one ended and is in the table of transitions
@@ -20,6 +21,7 @@ was answered with an error has "error": its reason; one that was never answered 
     submit    request_id, uid
     cancel    state                    the state the answer told
     retry     request_id
+    delete
     get       sequence, epoch, state
     event     stream, event            one message of a watch; `event` as below
     acquire   worker, epoch            a lease was given
@@ -36,7 +38,7 @@ import time
 import uuid
 
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
-CHANGES = ("submit", "cancel", "retry", "acquire", "write")  # calls that promise something
+CHANGES = ("submit", "cancel", "retry", "delete", "acquire", "write")  # calls that promise something
 # As server/jobs/transitions.cc; tests/model/test_model.py compares.
 TRANSITIONS = {
     ("QUEUED", "RUNNING"), ("QUEUED", "SUCCEEDED"), ("QUEUED", "CANCELLED"), ("QUEUED", "FAILED"),
@@ -81,10 +83,10 @@ class History:
         for job, calls in jobs.items():
             finals = calls["final"]
             acknowledged = [c for c in calls["submit"] if "error" not in c]
-            if acknowledged and not finals:
+            if acknowledged and not finals and not any(_may_have_happened(c) for c in calls["delete"]):
                 found.append(Violation("lost", job, "acknowledged, and not there at the end"))
             for final in finals[-1:]:
-                for rule in (_lost, _events, _states, _back, _cancel, _epochs, _stale, _retries, _artifact):
+                for rule in (_lost, _deleted, _events, _states, _back, _cancel, _epochs, _stale, _retries, _artifact):
                     found += [Violation(rule.__name__[1:], job, what) for what in rule(calls, final)]
         return found
 
@@ -98,6 +100,11 @@ class History:
                 "acknowledged": sum(r["call"] in CHANGES and "error" not in r for r in self.records),
                 "jobs_lost": found["lost"], "double_artifacts": doubles, "stale_writes_accepted": found["stale"],
                 "events_missed": found["events"], "violations": sum(found.values()), "records": dict(calls)}
+
+
+def _may_have_happened(call):
+    """Acknowledged, or nobody knows."""
+    return call.get("error", "") in ("", "STORE_UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
 def _submits(records):
@@ -116,6 +123,11 @@ def _lost(calls, final):
             yield f"was acknowledged as {submit['uid']}, is {final['uid']}"
     if final["state"] not in ENDED:
         yield f"has not ended: {final['state']}"
+
+
+def _deleted(calls, final):
+    if any("error" not in call for call in calls["delete"]):
+        yield f"is {final['state']}, its deletion was acknowledged"
 
 
 def _events(calls, final):

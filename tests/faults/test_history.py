@@ -62,6 +62,15 @@ def lose_job(records):
     records.remove(pick(records, "final"))
 
 
+def lose_job_whose_deletion_was_refused(records):
+    lose_job(records)
+    records.append({"call": "delete", "job": "a", "error": "JOB_NOT_ENDED", "began": 20, "ended": 21})
+
+
+def deleted_job_is_there(records):
+    records.append({"call": "delete", "job": "a", "began": 20, "ended": 21})
+
+
 def another_uid(records):
     pick(records, "final")["uid"] = "other"
     pick(records, "final")["artifacts"][0]["uid"] = "other"
@@ -191,7 +200,8 @@ def unread_artifact(records):
 
 
 BROKEN = [
-    (lose_job, "lost"), (another_uid, "lost"), (never_ends, "lost"), (two_jobs_of_one_request, "submit"),
+    (lose_job, "lost"), (lose_job_whose_deletion_was_refused, "lost"), (deleted_job_is_there, "deleted"),
+    (another_uid, "lost"), (never_ends, "lost"), (two_jobs_of_one_request, "submit"),
     (event_gap, "events"), (event_twice, "events"), (watch_skips, "events"), (watch_repeats, "events"),
     (watch_saw_another_event, "events"), (state_jumps, "states"), (state_not_in_the_table, "states"),
     (state_of_another_end, "states"), (read_goes_back, "back"), (end_is_taken_back, "back"),
@@ -209,6 +219,14 @@ def test_a_broken_history_is_found(damage, rule):
     records = good()
     damage(records)
     assert rule in {violation.rule for violation in History(records).check()}
+
+
+@pytest.mark.parametrize("answer", [{}, {"error": ""}, {"error": "STORE_UNAVAILABLE"}])
+def test_a_deleted_job_is_not_lost(answer):
+    """Nor one whose deletion may have happened."""
+    records = good()
+    lose_job(records)
+    assert History(records + [{"call": "delete", "job": "a", "began": 20, "ended": 21, **answer}]).check() == []
 
 
 def test_a_history_survives_its_file(tmp_path):
@@ -249,6 +267,6 @@ def test_totals(tmp_path, monkeypatch):
 
 
 def test_every_rule_has_a_broken_history():
-    assert {rule for _, rule in BROKEN} == {"lost", "submit", "events", "states", "back", "cancel", "epochs", "stale",
+    assert {rule for _, rule in BROKEN} == {"lost", "deleted", "submit", "events", "states", "back", "cancel", "epochs", "stale",
                                             "retries", "artifact"}
     assert len(TRANSITIONS) == 11

@@ -23,15 +23,25 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def behind_proxy(store, tmp_path_factory, binaries):
-    """A fleet whose artifacts lie in an object store behind a proxy."""
+def shared_fleet(store, tmp_path_factory, binaries):
+    """A fleet whose artifacts lie in an object store behind a proxy; the test's own reads of them pass it by."""
     with FaultProxy(store) as proxy:
-        fleet = Fleet(tmp_path_factory.mktemp("s3"), binaries, env=CREDENTIALS, ttl_s=6,
+        fleet = Fleet(tmp_path_factory.mktemp("s3"), binaries, env=CREDENTIALS, ttl_s=6, bucket=client(store),
                       flags=[f"--artifact-root={artifact_root(proxy.address)}"])
         try:
             yield fleet.start(workers=1), proxy
         finally:
             fleet.stop()
+
+
+@pytest.fixture
+def behind_proxy(shared_fleet):
+    """The shared fleet; afterwards every job must have kept the promise."""
+    fleet, proxy = shared_fleet
+    fleet.heal()
+    yield fleet, proxy
+    proxy.clear()
+    fleet.check()
 
 
 FAULTS = [("503", "PUT", True), ("reset", "PUT", True), ("late-500", "PUT", True), ("500", "GET", True), ("500", "PUT", False),
@@ -67,7 +77,8 @@ def test_f13_transient(behind_proxy, tmp_path, kind, method):
 def test_f13_a_store_that_hangs_stops_nothing_else(store, tmp_path, binaries):
     """As many completing jobs and deletions as there are threads for other calls: heartbeats and reads never ask the store."""
     with FaultProxy(store) as proxy:
-        fleet = Fleet(tmp_path / "hangs", binaries, env=CREDENTIALS, ttl_s=5, flags=[f"--artifact-root={artifact_root(proxy.address)}"])
+        fleet = Fleet(tmp_path / "hangs", binaries, env=CREDENTIALS, ttl_s=5, bucket=client(store),
+                      flags=[f"--artifact-root={artifact_root(proxy.address)}"])
         fleet.start(workers=0)
         try:
             busy, quiet = fleet.puppet("w1"), fleet.puppet("w2")
@@ -80,8 +91,8 @@ def test_f13_a_store_that_hangs_stops_nothing_else(store, tmp_path, binaries):
                 fleet.cancel(name)
             proxy.fail("stall", seconds=30)
             tenant = fleet.api("a")
-            remove = [lambda name=name: tenant.delete(name) for name in names[10:]]
-            complete = [lambda lease=lease: busy.complete(lease, "0" * 64, timeout=4) for lease in leases]
+            remove = [lambda name=name: fleet.delete(name) for name in names[10:]]
+            complete = [lambda lease=lease: fleet.write(busy, "complete", lease, "0" * 64, timeout=4) for lease in leases]
             calls = [threading.Thread(target=call_quietly, args=(call,)) for call in remove + complete + complete]
             for call in calls:
                 call.start()
@@ -92,9 +103,22 @@ def test_f13_a_store_that_hangs_stops_nothing_else(store, tmp_path, binaries):
             for call in calls:
                 call.join()
             assert quiet.beat(kept) == "CONTINUE"
+            proxy.clear()
+            end_all(fleet, names[:10])
+            for name in names[10:]:
+                fleet.delete_for_sure(name)
+            fleet.check()
         finally:
             proxy.clear()
             fleet.stop()
+
+
+def end_all(fleet, jobs):
+    """Cancels them; nobody beats for them any more."""
+    for job in jobs:
+        fleet.cancel(job)
+    for job in jobs:
+        fleet.wait_state(job, "CANCELLED", seconds=60)
 
 
 def call_quietly(call):
@@ -127,7 +151,8 @@ def test_f13_store_away(behind_proxy, tmp_path):
 def test_f13_store_away_and_no_patience(store, tmp_path, binaries):
     """The attempt fails with STORAGE_ERROR, a later one, with the store back, ends well. A cancel ends the wait of a patient one."""
     with FaultProxy(store) as proxy:
-        fleet = Fleet(tmp_path / "fleet", binaries, env=CREDENTIALS, ttl_s=6, flags=[f"--artifact-root={artifact_root(proxy.address)}"])
+        fleet = Fleet(tmp_path / "fleet", binaries, env=CREDENTIALS, ttl_s=6, bucket=client(store),
+                      flags=[f"--artifact-root={artifact_root(proxy.address)}"])
         try:
             fleet.start(workers=0).worker("hasty", flags=("--store-patience-s=0",))
             proxy.fail("503")
@@ -144,6 +169,7 @@ def test_f13_store_away_and_no_patience(store, tmp_path, binaries):
             fleet.retry("f13-hasty")
             fleet.wait_state("f13-hasty", "SUCCEEDED", seconds=60)
             manifest_of(fleet, "f13-hasty", tmp_path / "pulled")
+            fleet.check()
         finally:
             fleet.stop()
 
@@ -172,7 +198,7 @@ def test_f13_denied_deletion(behind_proxy, store, kind):
     fault = proxy.fail(kind, method="POST", path="delete")
     try:
         for job in jobs:
-            server.cli("delete", job, check=0)
+            fleet.delete(job)
 
         def told(uid):
             return sum("cannot remove a deleted job's files" in line and uid in line for line in server.log_text().splitlines())
@@ -255,7 +281,8 @@ def test_f13_seaweedfs(make_fleet, tmp_path):
     """A real store behind the proxy, every tenth request a fault: of the storage contract, large files in parts among it,
     and of ten jobs."""
     with seaweedfs(tmp_path) as address, FaultProxy(address) as proxy:
-        fleet = make_fleet(env=CREDENTIALS, ttl_s=6, flags=[f"--artifact-root={artifact_root(proxy.address)}"])
+        fleet = make_fleet(env=CREDENTIALS, ttl_s=6, bucket=client(address),
+                           flags=[f"--artifact-root={artifact_root(proxy.address)}"])
         run_conformance(fleet.binaries, proxy, tmp_path / "log")
         fleet.start(workers=1)
         proxy.sprinkle(10, 100)
@@ -267,6 +294,8 @@ def test_f13_seaweedfs(make_fleet, tmp_path):
         assert proxy.hits >= 10
         stored = client(address).list_objects_v2(Bucket="bucket", Prefix="quantry/")["Contents"]
         assert sum(file["Key"].endswith("manifest.json") for file in stored) == 10
+        proxy.clear()
+        fleet.check()
 
 
 @pytest.mark.full
@@ -280,12 +309,13 @@ def test_f13_refused(make_fleet, tmp_path):
             assert fleet.servers["a"].start(expect_failure=True) != 0
             log = fleet.servers["a"].log_text()
             assert "artifact_root s3://bucket/quantry" in log and why in log, log
-        fleet = make_fleet(env=CREDENTIALS, flags=[root]).start(workers=0)
+        fleet = make_fleet(env=CREDENTIALS, flags=[root], bucket=client(address)).start(workers=0)
         fleet.worker("w1", env={"AWS_ACCESS_KEY_ID": READER})
         fleet.submit("f13-reader", retry_policy={"max_attempts": 1})
         found = fleet.wait_state("f13-reader", "FAILED", seconds=60)
         assert found.state_reason == "STORAGE_ERROR" and "ACCESS_DENIED" in found.error.message, found.error
         assert not fleet.artifacts_of("f13-reader")
+        fleet.check()
 
 
 @pytest.mark.parametrize("kind, words", [
