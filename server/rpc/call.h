@@ -25,6 +25,7 @@
 #include "server/metrics/server_metrics.h"
 #include "server/rpc/executor.h"
 #include "server/rpc/permissions.h"
+#include "server/rpc/shared_job.h"
 
 namespace quantry::server {
 
@@ -118,6 +119,7 @@ struct RpcRuntime {
   StreamRegistry open_streams = {};
   StreamCounts watches = {};  // of principals
   StreamCounts tenant_watches = {};
+  SharedJobs watched_jobs = {};
 
   // Long calls end with UNAVAILABLE from now on; short ones still work.
   void Drain() {

@@ -1,10 +1,13 @@
 #include "server/rpc/watch.h"
 
+#include <algorithm>
 #include <atomic>
 #include <deque>
 #include <limits>
+#include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/errors.h"
@@ -77,9 +80,14 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
     key_ = {parsed->tenant, parsed->id};
     if (absl::Status status = CountForTenant(); !status.ok()) return status;
     // Subscribed before the first read: a change in between kicks again.
-    subscription_ = context_->hub->OnJobChanged(key_, [task = task_] { task->Kick(); });
-    auto job = context_->store->Get(key_);
-    if (!job.ok()) return job.status();
+    shared_ = context_->runtime->watched_jobs.Of(context_->store, key_);
+    subscription_ = context_->hub->OnJobChanged(key_, [this] {
+      changed_ = steady_clock::now();
+      task_->Kick();
+    });
+    const auto read = shared_->Get(steady_clock::now());
+    if (!read.ok()) return read.status();
+    const Job* job = read->get();
     if (after_ > job->last_sequence) {
       return MakeError(Reason::kEventsCompacted,
                        absl::StrCat("after_sequence ", after_, " is beyond the job's last, ",
@@ -117,10 +125,11 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
   // Sends the next thing there is, or arranges to be woken.
   absl::Status Continue() {
     if (events_.empty()) {
-      auto job = context_->store->Get(key_);
-      if (!job.ok()) return job.status();
+      const auto read = shared_->Get(LookedAtSince());
+      if (!read.ok()) return read.status();
+      const Job* job = read->get();
       if (job->last_sequence > sent_sequence_) {
-        if (absl::Status status = ReadEvents(); !status.ok()) return status;
+        if (absl::Status status = ReadEvents(job->last_sequence); !status.ok()) return status;
       } else if (IsEnded(job->state)) {
         Message message;
         *message.mutable_end()->mutable_job() = ToProto(*job);
@@ -140,15 +149,22 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
     return absl::OkStatus();
   }
 
-  absl::Status ReadEvents() {
-    auto batch = context_->store->Events(key_, sent_sequence_, kWatchBatch);
-    if (!batch.ok()) return batch.status();
-    if (!batch->events.empty() && batch->events.front().sequence() != sent_sequence_ + 1) {
+  // What was read earlier may lack what this stream was woken for.
+  MonotonicTime LookedAtSince() const {
+    const MonotonicTime changed = changed_;
+    return wake_at_ <= steady_clock::now() ? std::max(wake_at_, changed) : changed;
+  }
+
+  absl::Status ReadEvents(std::int64_t last) {
+    const auto read = shared_->Events(sent_sequence_, last, kWatchBatch);
+    if (!read.ok()) return read.status();
+    const std::vector<v1::JobEvent>& events = (*read)->events;
+    if (!events.empty() && events.front().sequence() != sent_sequence_ + 1) {
       return MakeError(Reason::kEventsCompacted,
                        absl::StrCat("the events after sequence ", sent_sequence_,
                                     " are gone; watch again without after_sequence"));
     }
-    for (v1::JobEvent& event : batch->events) events_.push_back(std::move(event));
+    events_.assign(events.begin(), events.end());
     return absl::OkStatus();
   }
 
@@ -179,7 +195,8 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
       Send(std::move(message), "keepalive");
       return absl::OkStatus();
     }
-    WakeAt(std::min(wake, last_write_ + kWatchKeepalive));
+    wake_at_ = std::min(wake, last_write_ + kWatchKeepalive);
+    WakeAt(wake_at_);
     return absl::OkStatus();
   }
 
@@ -203,9 +220,12 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
   const Duration interval_;
 
   std::atomic<bool> writing_{false};
+  std::atomic<MonotonicTime> changed_{MonotonicTime::min()};  // told so by the hub
 
   // The step's own.
   JobKey key_;
+  std::shared_ptr<SharedJob> shared_;
+  MonotonicTime wake_at_ = MonotonicTime::max();
   bool counted_ = false;             // among the principal's watches
   bool counted_for_tenant_ = false;  // among those of the job's tenant
   bool started_ = false;

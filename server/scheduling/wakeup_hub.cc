@@ -1,6 +1,5 @@
 #include "server/scheduling/wakeup_hub.h"
 
-#include <algorithm>
 #include <atomic>
 #include <list>
 #include <map>
@@ -22,6 +21,9 @@ struct WakeupHub::Subscription::Entry {
   std::function<void()> callback;
   std::weak_ptr<State> state;
   std::optional<JobKey> job;  // absent: waits for work
+  // Its place among those: thousands end at once when their job does.
+  std::multimap<JobKey, std::shared_ptr<Entry>>::iterator watching;
+  std::list<std::shared_ptr<Entry>>::iterator waiting;
   std::mutex running;
   std::atomic<std::thread::id> runner{};
   std::atomic<bool> ended{false};
@@ -73,16 +75,13 @@ struct WakeupHub::State {
     for (const auto& entry : entries) entry->Call();
   }
 
-  void Remove(const Entry* entry) {
+  void Remove(const Entry& entry) {
     std::lock_guard lock(mutex);
-    if (!entry->job) {
-      waiting.remove_if([&](const auto& other) { return other.get() == entry; });
-      return;
+    if (entry.job) {
+      jobs.erase(entry.watching);
+    } else {
+      waiting.erase(entry.waiting);
     }
-    auto [begin, end] = jobs.equal_range(*entry->job);
-    auto found =
-        std::find_if(begin, end, [&](const auto& row) { return row.second.get() == entry; });
-    if (found != end) jobs.erase(found);
   }
 };
 
@@ -102,7 +101,7 @@ void WakeupHub::Subscription::Reset() {
   std::shared_ptr<Entry> entry = std::exchange(entry_, nullptr);
   if (entry == nullptr) return;
   entry->ended.store(true);
-  if (auto state = entry->state.lock()) state->Remove(entry.get());
+  if (auto state = entry->state.lock()) state->Remove(*entry);
   if (entry->runner.load() == std::this_thread::get_id()) return;
   std::lock_guard wait_until_idle(entry->running);
 }
@@ -117,7 +116,7 @@ WakeupHub::Subscription WakeupHub::OnJobChanged(const JobKey& job, std::function
   subscription.entry_->state = state_;
   subscription.entry_->job = job;
   std::lock_guard lock(state_->mutex);
-  state_->jobs.emplace(job, subscription.entry_);
+  subscription.entry_->watching = state_->jobs.emplace(job, subscription.entry_);
   return subscription;
 }
 
@@ -127,7 +126,7 @@ WakeupHub::Subscription WakeupHub::OnWorkAvailable(std::function<void()> callbac
   subscription.entry_->callback = std::move(callback);
   subscription.entry_->state = state_;
   std::lock_guard lock(state_->mutex);
-  state_->waiting.push_back(subscription.entry_);
+  subscription.entry_->waiting = state_->waiting.insert(state_->waiting.end(), subscription.entry_);
   return subscription;
 }
 

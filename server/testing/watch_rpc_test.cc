@@ -155,6 +155,31 @@ TEST_F(WatchRpc, ManyWatchersSeeTheSame) {
   EXPECT_EQ(server_.Metric("quantry_watch_streams"), 0);
 }
 
+TEST_F(WatchRpc, WatchersOfOneJobShareWhatIsRead) {
+  constexpr int kWatchers = 80;
+  server_.Create("job-a");
+  std::vector<std::unique_ptr<Stream>> watchers;
+  for (int i = 0; i < kWatchers; ++i) {
+    watchers.push_back(std::make_unique<Stream>(&server_, "job-a", 0));
+    ASSERT_TRUE(watchers.back()->Next().has_snapshot());
+  }
+  const auto reads = [this] {
+    return server_.Metric("quantry_store_op_seconds_count{op=\"get\"}") +
+           server_.Metric("quantry_store_op_seconds_count{op=\"events\"}");
+  };
+  const double before = reads();
+  grpc::ClientContext context;
+  v1::CancelQuantizationJobRequest cancel;
+  cancel.set_name(NameOf("job-a"));
+  v1::QuantizationJob job;
+  ASSERT_TRUE(server_.jobs->CancelQuantizationJob(&context, cancel, &job).ok());
+  for (const auto& watcher : watchers) {
+    EXPECT_EQ(watcher->Next().event().state_changed().to(), v1::JOB_STATE_CANCELLED);
+    EXPECT_TRUE(watcher->Next().has_end());
+  }
+  EXPECT_LT(reads() - before, kWatchers) << "each for itself: three times as many";
+}
+
 TEST_F(WatchRpc, AQuotaOfTheTenantLimitsThem) {
   server_.Create("job-a");
   grpc::ClientContext context;

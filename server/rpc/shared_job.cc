@@ -1,0 +1,52 @@
+#include "server/rpc/shared_job.h"
+
+#include <utility>
+
+namespace quantry::server {
+
+absl::StatusOr<std::shared_ptr<const Job>> SharedJob::Get(MonotonicTime since) {
+  const std::lock_guard lock(mutex_);
+  if (job_ != nullptr && read_at_ >= since) return job_;
+  const auto begun = std::chrono::steady_clock::now();
+  absl::StatusOr<Job> job = store_->Get(key_);
+  job_.reset();
+  if (!job.ok()) return job.status();
+  auto found = std::make_shared<const Job>(*std::move(job));
+  if (Shared()) job_ = found;
+  read_at_ = begun;
+  return found;
+}
+
+absl::StatusOr<std::shared_ptr<const EventBatch>> SharedJob::Events(std::int64_t after,
+                                                                    std::int64_t last, int limit) {
+  const std::lock_guard lock(mutex_);
+  // Events never change: what was read once is right for ever.
+  if (events_ != nullptr && events_after_ == after) {
+    const auto& events = events_->events;
+    const bool enough = static_cast<int>(events.size()) >= limit ||
+                        (!events.empty() && events.back().sequence() >= last);
+    if (enough) return events_;
+  }
+  absl::StatusOr<EventBatch> batch = store_->Events(key_, after, limit);
+  if (!batch.ok()) return batch.status();
+  auto read = std::make_shared<const EventBatch>(*std::move(batch));
+  events_ = Shared() ? read : nullptr;
+  events_after_ = after;
+  return read;
+}
+
+std::shared_ptr<SharedJob> SharedJobs::Of(JobStore* store, const JobKey& key) {
+  const std::lock_guard lock(mutex_);
+  std::weak_ptr<SharedJob>& known = jobs_[key];
+  if (std::shared_ptr<SharedJob> job = known.lock()) return job;
+  std::shared_ptr<SharedJob> job(new SharedJob(store, key), [this, key](SharedJob* last) {
+    delete last;
+    const std::lock_guard gone(mutex_);
+    const auto row = jobs_.find(key);
+    if (row != jobs_.end() && row->second.expired()) jobs_.erase(row);
+  });
+  known = job;
+  return job;
+}
+
+}  // namespace quantry::server
