@@ -491,6 +491,20 @@ TEST_F(SubmitTest, ListPagesThroughAndKeepsItsFilter) {
   EXPECT_THAT(run.err, HasSubstr("--limit 0"));
 }
 
+TEST_F(SubmitTest, WorkersOfAllPagesAreListed) {
+  CliRun run = RunForTest({"workers", "--server", server.address(), "--output", "json"});
+  ASSERT_EQ(run.code, 0) << run.err;
+  for (int i = 0; i < 5; ++i) {
+    server.workers.emplace_back().mutable_worker()->set_worker_id("gpu-" + std::to_string(i));
+  }
+  run = RunForTest({"workers", "--server", server.address(), "--output", "json"});
+  ASSERT_EQ(run.code, 0) << run.err;
+  ASSERT_EQ(run.json().size(), 5u);
+  EXPECT_EQ(run.json()[4]["worker"]["worker_id"], "gpu-4");
+  run = RunForTest({"workers", "--server", server.address()});
+  EXPECT_THAT(run.out, testing::AllOf(HasSubstr("gpu-0"), HasSubstr("gpu-4")));
+}
+
 TEST_F(SubmitTest, RetrySendsARequestIdAndCanWait) {
   server.jobs[kJob] = Job(v1::JOB_STATE_FAILED);
   CliRun run = RunForTest(

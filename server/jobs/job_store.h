@@ -232,6 +232,7 @@ struct StoreStats {
   int64_t depth = 0;                 // claimable now
   int64_t delayed = 0;               // queued, waiting for their backoff
   std::optional<Time> oldest_queued;
+  int known_workers = 0;
   int live_workers = 0;
   int busy_slots = 0;
   int total_slots = 0;  // of live workers
@@ -332,7 +333,9 @@ class JobStore {
   virtual absl::Status Release(const LeaseToken& lease, const std::string& reason, Time now) = 0;
 
   // Operator side ----------------------------------------------------------
-  virtual absl::StatusOr<std::vector<Worker>> ListWorkers(Time now) = 0;
+  // By id; those with a greater one than `after`.
+  virtual absl::StatusOr<std::vector<Worker>> ListWorkers(const std::string& after, int limit,
+                                                          Time now) = 0;
   // Errors: NOT_FOUND WORKER_NOT_FOUND.
   virtual absl::StatusOr<Worker> DrainWorker(const std::string& worker_id, bool terminate,
                                              Time now) = 0;

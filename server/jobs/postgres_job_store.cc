@@ -95,8 +95,12 @@ class PostgresJobStore : public ViewedJobStore {
     return WriteStatus(now, [&](const Context& c) { return postgres::Release(c, lease, reason); });
   }
 
-  absl::StatusOr<std::vector<Worker>> ListWorkers(Time now) override {
-    return ReadValue([&](Database& db) { return postgres::ListWorkers(db, policy_, now); });
+  absl::StatusOr<std::vector<Worker>> ListWorkers(const std::string& after, int limit,
+                                                  Time now) override {
+    return ReadValue([&](Database& db) {
+      const auto rows = postgres::ReadWorkers(db, after, limit);
+      return postgres::WithJobs(db, rows, policy_, now);
+    });
   }
   absl::StatusOr<Worker> DrainWorker(const std::string& worker_id, bool terminate,
                                      Time now) override {

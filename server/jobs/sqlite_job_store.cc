@@ -121,10 +121,11 @@ class SqliteJobStore : public ViewedJobStore {
     return WriteStatus(now, [&](const Context& c) { return sqlite::Release(c, lease, reason); });
   }
 
-  absl::StatusOr<std::vector<Worker>> ListWorkers(Time now) override {
+  absl::StatusOr<std::vector<Worker>> ListWorkers(const std::string& after, int limit,
+                                                  Time now) override {
     return Read<std::vector<Worker>>([&](Database& db) -> absl::StatusOr<std::vector<Worker>> {
       std::mt19937_64 unused;
-      return sqlite::ListWorkers(Context{db, policy_, now, unused});
+      return sqlite::ListWorkers(Context{db, policy_, now, unused}, after, limit);
     });
   }
   absl::StatusOr<Worker> DrainWorker(const std::string& worker_id, bool terminate,

@@ -138,8 +138,9 @@ class Metered : public JobStore {
     if (status.ok()) metrics_->job_attempts.With({"released"}).Increment();
     return status;
   }
-  absl::StatusOr<std::vector<Worker>> ListWorkers(Time now) override {
-    return Timed("list_workers", [&] { return store_->ListWorkers(now); });
+  absl::StatusOr<std::vector<Worker>> ListWorkers(const std::string& after, int limit,
+                                                  Time now) override {
+    return Timed("list_workers", [&] { return store_->ListWorkers(after, limit, now); });
   }
   absl::StatusOr<Worker> DrainWorker(const std::string& worker_id, bool terminate,
                                      Time now) override {

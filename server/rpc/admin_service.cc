@@ -8,6 +8,7 @@
 #include "quantry/v1/admin_service.grpc.pb.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/service_base.h"
+#include "server/rpc/validation.h"
 #include "server/rpc/worker_service.h"
 
 namespace quantry::server {
@@ -16,6 +17,7 @@ namespace {
 using grpc::CallbackServerContext;
 using grpc::ServerUnaryReactor;
 
+constexpr char kWorkers[] = "workers";  // scope of its page tokens
 constexpr auto kLeastGrace = std::chrono::seconds(60);
 
 class Service : public v1::AdminService::CallbackService, private ServiceBase<Service> {
@@ -60,10 +62,31 @@ class Service : public v1::AdminService::CallbackService, private ServiceBase<Se
   }
 
  private:
-  absl::Status Workers(const v1::ListWorkersRequest&, v1::ListWorkersResponse* response) {
-    auto workers = context_->store->ListWorkers(context_->clock->Now());
+  absl::Status Workers(const v1::ListWorkersRequest& request, v1::ListWorkersResponse* response) {
+    auto limit = PageSize(request.page_size(), kMaxPageSize);
+    if (!limit.ok()) return limit.status();
+    const PageTokens& tokens = *context_->page_tokens;
+    std::string after;
+    if (!request.page_token().empty()) {
+      auto id = tokens.DecodeId(kWorkers, request.page_token());
+      if (!id.ok()) return id.status();
+      after = *std::move(id);
+    }
+    // One more than the page holds: whether there is another page.
+    auto workers = context_->store->ListWorkers(after, *limit + 1, context_->clock->Now());
     if (!workers.ok()) return workers.status();
-    for (const Worker& worker : *workers) *response->add_workers() = ToProto(worker);
+    std::size_t bytes = 0;
+    for (const Worker& worker : *workers) {
+      v1::WorkerStatus proto = ToProto(worker);
+      bytes += proto.ByteSizeLong();
+      const int taken = response->workers_size();
+      if (taken == *limit || (taken > 0 && bytes > kMaxPageBytes)) {
+        const std::string& last = response->workers(taken - 1).worker().worker_id();
+        response->set_next_page_token(tokens.EncodeId(kWorkers, last));
+        break;
+      }
+      *response->add_workers() = std::move(proto);
+    }
     return absl::OkStatus();
   }
 

@@ -82,6 +82,15 @@ std::string PageTokens::Encode(std::string_view scope, std::int64_t sequence) co
   return Seal(scope, absl::StrCat(sequence));
 }
 
+std::string PageTokens::EncodeId(std::string_view scope, const std::string& id) const {
+  return Seal(scope, id);
+}
+
+absl::StatusOr<std::string> PageTokens::DecodeId(std::string_view scope,
+                                                 std::string_view token) const {
+  return Unseal(scope, token);
+}
+
 absl::StatusOr<Cursor> PageTokens::DecodeCursor(std::string_view scope,
                                                 std::string_view token) const {
   auto payload = Unseal(scope, token);

@@ -25,10 +25,12 @@ class PageTokens {
   // the scope it was made for.
   std::string Encode(std::string_view scope, const Cursor& cursor) const;
   std::string Encode(std::string_view scope, std::int64_t sequence) const;
+  std::string EncodeId(std::string_view scope, const std::string& id) const;
 
   // INVALID_ARGUMENT INVALID_PAGE_TOKEN for anything Encode did not make.
   absl::StatusOr<Cursor> DecodeCursor(std::string_view scope, std::string_view token) const;
   absl::StatusOr<std::int64_t> DecodeSequence(std::string_view scope, std::string_view token) const;
+  absl::StatusOr<std::string> DecodeId(std::string_view scope, std::string_view token) const;
 
  private:
   std::string Seal(std::string_view scope, std::string payload) const;

@@ -16,6 +16,7 @@ TEST(PageTokens, RoundTrip) {
   const PageTokens tokens(std::string(32, 'k'));
   EXPECT_EQ(*tokens.DecodeCursor("jobs\nt\n", tokens.Encode("jobs\nt\n", kCursor)), kCursor);
   EXPECT_EQ(*tokens.DecodeSequence("events\nx", tokens.Encode("events\nx", std::int64_t{42})), 42);
+  EXPECT_EQ(*tokens.DecodeId("workers", tokens.EncodeId("workers", "gpu 7")), "gpu 7");
 }
 
 TEST(PageTokens, AreBoundToTheirList) {

@@ -30,9 +30,6 @@ constexpr auto kQuoteTime = std::chrono::seconds(60);
 // Right after a start the engine may still be loading.
 constexpr auto kCapabilitiesWait = std::chrono::seconds(5);
 
-// gRPC clients take messages of 4 MiB unless told otherwise.
-constexpr std::size_t kPageBytes = 1 << 20;
-
 absl::StatusOr<JobKey> KeyOf(const std::string& name) {
   auto parsed = ParseJobName(name);
   if (!parsed.ok()) return parsed.status();
@@ -211,7 +208,7 @@ class Service : public v1::QuantizationService::CallbackService, private Service
     for (const Job& job : page->jobs) {
       v1::QuantizationJob proto = ToProto(job);
       bytes += proto.ByteSizeLong();
-      if (bytes > kPageBytes && !response->quantization_jobs().empty()) {
+      if (bytes > kMaxPageBytes && !response->quantization_jobs().empty()) {
         const std::size_t taken = static_cast<std::size_t>(response->quantization_jobs_size());
         const Job& last = page->jobs[taken - 1];
         page->next = Cursor{last.create_time, last.uid};
@@ -304,7 +301,7 @@ class Service : public v1::QuantizationService::CallbackService, private Service
     std::size_t bytes = 0;
     for (v1::JobEvent& event : batch->events) {
       bytes += event.ByteSizeLong();
-      if (bytes > kPageBytes && !response->events().empty()) break;
+      if (bytes > kMaxPageBytes && !response->events().empty()) break;
       last = event.sequence();
       *response->add_events() = std::move(event);
     }

@@ -231,13 +231,12 @@ absl::StatusOr<UpdateRequest> ValidateUpdate(const v1::UpdateQuantizationJobRequ
   return update;
 }
 
-absl::StatusOr<int> PageSize(int requested) {
-  constexpr int kDefault = 50;
+absl::StatusOr<int> PageSize(int requested, int normal) {
   if (requested < 0) {
     return MakeError(Reason::kInvalidArgument,
                      absl::StrCat("page_size: wanted 0 or more, got ", requested));
   }
-  return requested == 0 ? kDefault : std::min(requested, kMaxPageSize);
+  return requested == 0 ? normal : std::min(requested, kMaxPageSize);
 }
 
 }  // namespace quantry::server

@@ -3,6 +3,7 @@
 // request only: whether sources exist is checked by sources.h. Pure.
 #pragma once
 
+#include <cstddef>
 #include <optional>
 #include <span>
 #include <string>
@@ -48,8 +49,10 @@ std::string CanonicalBytes(const google::protobuf::Message& message);
 // sha256 hex of the canonical bytes.
 std::string DigestOf(const google::protobuf::Message& message);
 
-// 0 = 50, at most 1000. INVALID_ARGUMENT when negative.
-absl::StatusOr<int> PageSize(int requested);
 inline constexpr int kMaxPageSize = 1000;
+// gRPC clients take messages of 4 MiB unless told otherwise.
+inline constexpr std::size_t kMaxPageBytes = 1 << 20;
+// 0 = `normal`, at most kMaxPageSize. INVALID_ARGUMENT when negative.
+absl::StatusOr<int> PageSize(int requested, int normal = 50);
 
 }  // namespace quantry::server

@@ -574,6 +574,7 @@ TEST(Violations, TextsAreCutBetweenCharacters) {
 
 TEST(PageSize, DefaultsAndBounds) {
   EXPECT_EQ(*PageSize(0), 50);
+  EXPECT_EQ(*PageSize(0, kMaxPageSize), 1000);
   EXPECT_EQ(*PageSize(7), 7);
   EXPECT_EQ(*PageSize(5000), 1000);
   EXPECT_FALSE(PageSize(-1).ok());

@@ -89,8 +89,9 @@ class Notifying : public JobStore {
     return status;
   }
 
-  absl::StatusOr<std::vector<Worker>> ListWorkers(Time now) override {
-    return store_->ListWorkers(now);
+  absl::StatusOr<std::vector<Worker>> ListWorkers(const std::string& after, int limit,
+                                                  Time now) override {
+    return store_->ListWorkers(after, limit, now);
   }
   absl::StatusOr<Worker> DrainWorker(const std::string& worker_id, bool terminate,
                                      Time now) override {

@@ -13,7 +13,7 @@ constexpr auto kFresh = std::chrono::seconds(1);
 constexpr int kRunning = 100;
 constexpr int kWaiting = 50;
 constexpr int kEnded = 50;
-constexpr size_t kWorkers = 200;
+constexpr int kWorkers = 200;
 constexpr int kEvents = 100;  // newest ones of a job
 
 Json Rows(const std::vector<Job>& jobs) {
@@ -35,7 +35,7 @@ BlockLosses LossesOf(const v1::JobResult& result) {
 absl::StatusOr<Json> StatusReader::Look(Time now) {
   const auto stats = store_->Stats(now);
   if (!stats.ok()) return stats.status();
-  const auto workers = store_->ListWorkers(now);
+  const auto workers = store_->ListWorkers("", kWorkers, now);
   if (!workers.ok()) return workers.status();
   const auto running = view_->ListAcross(JobsAcross::kLeased, kRunning);
   if (!running.ok()) return running.status();
@@ -45,8 +45,7 @@ absl::StatusOr<Json> StatusReader::Look(Time now) {
   if (!ended.ok()) return ended.status();
 
   Json worker_rows = Json::array();
-  const size_t shown = std::min(workers->size(), kWorkers);
-  for (size_t i = 0; i < shown; ++i) worker_rows.push_back(WorkerJson((*workers)[i]));
+  for (const Worker& worker : *workers) worker_rows.push_back(WorkerJson(worker));
   Json running_rows = Json::array();
   std::set<std::string> uids;
   for (const Job& job : *running) {
@@ -57,7 +56,7 @@ absl::StatusOr<Json> StatusReader::Look(Time now) {
   return Json{{"time", TimeText(now)},
               {"version", QUANTRY_VERSION},
               {"queue", QueueJson(*stats)},
-              {"workers_known", workers->size()},
+              {"workers_known", stats->known_workers},
               {"workers", std::move(worker_rows)},
               {"running", std::move(running_rows)},
               {"waiting", Rows(*waiting)},

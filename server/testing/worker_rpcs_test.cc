@@ -196,6 +196,34 @@ TEST_F(WorkerRpcs, CheckpointsComeBackInTheNextLease) {
   EXPECT_EQ(next.resume().uri(), commit.checkpoint().uri());
 }
 
+TEST_F(WorkerRpcs, WorkersAreListedInPages) {
+  std::vector<std::unique_ptr<FakeWorker>> workers;
+  for (const char* id : {"w2", "w3", "w1"}) {
+    workers.push_back(std::make_unique<FakeWorker>(&server_, id));
+  }
+  v1::ListWorkersRequest request;
+  const auto page = [&](int size, const std::string& token, v1::ListWorkersResponse* response) {
+    grpc::ClientContext context;
+    request.set_page_size(size);
+    request.set_page_token(token);
+    response->Clear();
+    return FromGrpc(server_.admin->ListWorkers(&context, request, response));
+  };
+  v1::ListWorkersResponse response;
+  ASSERT_TRUE(page(2, "", &response).ok());
+  ASSERT_EQ(response.workers_size(), 2);
+  EXPECT_EQ(response.workers(0).worker().worker_id(), "w1");
+  const std::string token = response.next_page_token();
+  ASSERT_TRUE(page(1, token, &response).ok());
+  ASSERT_EQ(response.workers_size(), 1);
+  EXPECT_EQ(response.workers(0).worker().worker_id(), "w3");
+  EXPECT_EQ(response.next_page_token(), "") << "the last page is full, and the last";
+  ASSERT_TRUE(page(0, "", &response).ok());
+  EXPECT_EQ(response.workers_size(), 3);
+  EXPECT_TRUE(HasReason(page(1, token + "x", &response), Reason::kInvalidPageToken));
+  EXPECT_EQ(page(-1, "", &response).code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST_F(WorkerRpcs, OperatorsSeeAndDrainWorkers) {
   FakeWorker worker(&server_, "w1");
   server_.Create("job-a");

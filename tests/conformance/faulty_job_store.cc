@@ -82,8 +82,9 @@ absl::StatusOr<JobState> FaultyJobStore::Fail(const FailRequest& request, Time n
 absl::Status FaultyJobStore::Release(const LeaseToken& lease, const std::string& reason, Time now) {
   return Inject([&] { return store_->Release(lease, reason, now); });
 }
-absl::StatusOr<std::vector<Worker>> FaultyJobStore::ListWorkers(Time now) {
-  return Inject([&] { return store_->ListWorkers(now); });
+absl::StatusOr<std::vector<Worker>> FaultyJobStore::ListWorkers(const std::string& after, int limit,
+                                                                Time now) {
+  return Inject([&] { return store_->ListWorkers(after, limit, now); });
 }
 absl::StatusOr<Worker> FaultyJobStore::DrainWorker(const std::string& worker_id, bool terminate,
                                                    Time now) {

@@ -56,7 +56,8 @@ class FaultyJobStore : public JobStore {
   absl::Status Complete(const CompleteRequest& request, Time now) override;
   absl::StatusOr<JobState> Fail(const FailRequest& request, Time now) override;
   absl::Status Release(const LeaseToken& lease, const std::string& reason, Time now) override;
-  absl::StatusOr<std::vector<Worker>> ListWorkers(Time now) override;
+  absl::StatusOr<std::vector<Worker>> ListWorkers(const std::string& after, int limit,
+                                                  Time now) override;
   absl::StatusOr<Worker> DrainWorker(const std::string& worker_id, bool terminate,
                                      Time now) override;
   absl::StatusOr<SweepReport> Sweep(Time now) override;

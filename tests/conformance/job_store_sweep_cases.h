@@ -186,7 +186,7 @@ TEST_P(JobStoreSuite, WorkersNotHeardOfForADayAreForgotten) {
   ASSERT_EQ(Outcome(store().Heartbeat({idle, {}}, now())), "OK");
   Advance(Seconds(5));
   Sweep();
-  const auto workers = store().ListWorkers(now());
+  const auto workers = store().ListWorkers("", 100, now());
   ASSERT_EQ(Outcome(workers), "OK");
   std::vector<std::string> names;
   for (const Worker& worker : *workers) names.push_back(worker.info.worker_id());
@@ -262,7 +262,7 @@ TEST_P(JobStoreSuite, ASweepStaysShort) {
   for (int sweeps = 0; sweeps < 3; ++sweeps) {
     Advance(Seconds(5));
     Sweep();
-    workers.push_back(store().ListWorkers(now())->size());
+    workers.push_back(store().ListWorkers("", 100, now())->size());
   }
   EXPECT_EQ(workers, (std::vector<size_t>{3, 1, 0}));
 }
@@ -303,7 +303,7 @@ TEST_P(JobStoreSuite, AJobIsToldWhyNobodyTakesIt) {
   EXPECT_EQ(Get("job-one").state_reason, "waiting: each worker does not offer the method awq");
   session = Register("w1");
   beat_for_a_minute("its disk has a free MiB less: ");
-  EXPECT_EQ(store().ListWorkers(now())->at(0).refusal, "its disk has a free MiB less: 11");
+  EXPECT_EQ(store().ListWorkers("", 100, now())->at(0).refusal, "its disk has a free MiB less: 11");
   EXPECT_EQ(logs(), (std::vector<std::string>{
                         "waiting: no worker is connected",
                         "waiting: each worker does not offer the method awq",

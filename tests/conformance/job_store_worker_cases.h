@@ -571,16 +571,41 @@ TEST_P(JobStoreSuite, ListWorkersTellsWhoLives) {
   Advance(Seconds(20));
   ASSERT_EQ(Outcome(store().Heartbeat({session}, now())), "OK");
   Advance(Seconds(20));
-  auto workers = store().ListWorkers(now());
+  auto workers = store().ListWorkers("", 100, now());
   ASSERT_EQ(workers->size(), 2u);
   EXPECT_TRUE(workers->at(0).live);
   EXPECT_EQ(workers->at(0).jobs.size(), 1u);
   EXPECT_EQ(workers->at(0).info.slots(), 2);
   EXPECT_FALSE(workers->at(1).live);
   auto stats = store().Stats(now());
+  EXPECT_EQ(stats->known_workers, 2);
   EXPECT_EQ(stats->live_workers, 1);
   EXPECT_EQ(stats->total_slots, 2);
   EXPECT_EQ(stats->busy_slots, 1);
+}
+
+TEST_P(JobStoreSuite, ListWorkersGoesOnAfterAnId) {
+  for (const char* id : {"w3", "w1", "w5", "w2", "w4"}) Register(id);
+  Submit("job-one");
+  Submit("job-two");
+  Acquire(Register("w2"));
+  Acquire(Register("w4"));
+  const auto ids = [&](const std::string& after, int limit) {
+    std::vector<std::string> found;
+    const auto workers = store().ListWorkers(after, limit, now());
+    EXPECT_EQ(Outcome(workers), "OK");
+    for (const Worker& worker : *workers) {
+      found.push_back(worker.info.worker_id());
+      const bool busy = found.back() == "w2" || found.back() == "w4";
+      EXPECT_EQ(worker.jobs.size(), busy ? 1u : 0u) << found.back();
+    }
+    return found;
+  };
+  EXPECT_EQ(ids("", 2), (std::vector<std::string>{"w1", "w2"}));
+  EXPECT_EQ(ids("w2", 2), (std::vector<std::string>{"w3", "w4"}));
+  EXPECT_EQ(ids("w4", 2), (std::vector<std::string>{"w5"}));
+  EXPECT_EQ(ids("w25", 1), (std::vector<std::string>{"w3"})) << "one that is gone";
+  EXPECT_TRUE(ids("w5", 2).empty());
 }
 
 }  // namespace quantry::server

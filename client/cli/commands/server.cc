@@ -47,10 +47,16 @@ absl::StatusOr<ExitCode> RunServerInfo(Context& context) {
 
 absl::StatusOr<ExitCode> RunWorkers(Context& context) {
   Connection connection(context.env, context.global);
-  v1::ListWorkersResponse workers;
-  absl::Status status = connection.Call(connection.admin(), &Connection::Admin::ListWorkers,
-                                        v1::ListWorkersRequest(), &workers);
-  if (!status.ok()) return status;
+  v1::ListWorkersRequest request;
+  v1::ListWorkersResponse workers;  // of all pages
+  do {
+    v1::ListWorkersResponse page;
+    absl::Status status =
+        connection.Call(connection.admin(), &Connection::Admin::ListWorkers, request, &page);
+    if (!status.ok()) return status;
+    workers.mutable_workers()->MergeFrom(page.workers());
+    request.set_page_token(page.next_page_token());
+  } while (!request.page_token().empty());
   Print(context, MessageJson(workers)["workers"], WorkerTable(workers, context.env.now()));
   return ExitCode::kOk;
 }

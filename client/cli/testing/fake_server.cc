@@ -37,6 +37,7 @@ FakeServer::FakeServer() {
   builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
   builder.RegisterService(static_cast<v1::QuantizationService::Service*>(this));
   builder.RegisterService(static_cast<v1::ArtifactService::Service*>(this));
+  builder.RegisterService(static_cast<v1::AdminService::Service*>(this));
   server_ = builder.BuildAndStart();
   address_ = "127.0.0.1:" + std::to_string(port);
   for (const char* name : {"rtn", "awq"}) {
@@ -226,6 +227,15 @@ grpc::Status FakeServer::UploadBlob(Context*, grpc::ServerReader<v1::UploadBlobR
     }
   }
   return Store(header.blob().sha256(), data);
+}
+
+grpc::Status FakeServer::ListWorkers(Context*, const v1::ListWorkersRequest* request,
+                                     v1::ListWorkersResponse* response) {
+  const size_t from = request->page_token().empty() ? 0 : std::stoul(request->page_token());
+  const size_t to = std::min(workers.size(), from + 2);
+  for (size_t i = from; i < to; ++i) *response->add_workers() = workers[i];
+  if (to < workers.size()) response->set_next_page_token(std::to_string(to));
+  return grpc::Status::OK;
 }
 
 grpc::Status FakeServer::GetArtifact(Context*, const v1::GetArtifactRequest* request,

@@ -19,7 +19,9 @@ namespace quantry::cli {
 // One server in the test's own process, on a free loopback port, that does what
 // its script says: faults included. Fill the script before the calls; read the
 // record after them. Thread-safe where gRPC needs it.
-class FakeServer : public v1::QuantizationService::Service, public v1::ArtifactService::Service {
+class FakeServer : public v1::QuantizationService::Service,
+                   public v1::ArtifactService::Service,
+                   public v1::AdminService::Service {
  public:
   // One WatchQuantizationJob call: what it sends and how it ends.
   struct WatchCall {
@@ -42,6 +44,7 @@ class FakeServer : public v1::QuantizationService::Service, public v1::ArtifactS
   std::chrono::milliseconds engine_takes{0};        // before it tells its methods
   std::map<std::string, v1::QuantizationJob> jobs;  // by name
   std::vector<v1::QuantizationJob> listed;          // pages of two
+  std::vector<v1::WorkerStatus> workers;            // pages of two
   std::vector<WatchCall> watch_calls;               // the last one repeats
   v1::Quote quote;
   grpc::Status create_status;        // of the first creates
@@ -93,6 +96,8 @@ class FakeServer : public v1::QuantizationService::Service, public v1::ArtifactS
                                 v1::FindMissingBlobsResponse*) override;
   grpc::Status UploadBlob(Context*, grpc::ServerReader<v1::UploadBlobRequest>*,
                           v1::UploadBlobResponse*) override;
+  grpc::Status ListWorkers(Context*, const v1::ListWorkersRequest*,
+                           v1::ListWorkersResponse*) override;
   grpc::Status GetArtifact(Context*, const v1::GetArtifactRequest*, v1::Artifact*) override;
   grpc::Status ReadArtifact(Context*, const v1::ReadArtifactRequest*,
                             grpc::ServerWriter<v1::ReadArtifactResponse>*) override;

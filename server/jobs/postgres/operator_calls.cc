@@ -58,22 +58,26 @@ void FoldCounts(Database& db) {
       " UPDATE job_counts c SET n = c.n + sums.n FROM sums WHERE sums.state = c.state");
 }
 
-// The jobs each worker runs.
-std::multimap<std::string, JobKey> LeasedJobs(Database& db) {
+// The jobs each of these workers runs.
+std::multimap<std::string, JobKey> LeasedJobs(Database& db, const std::vector<std::string>& ids) {
   std::multimap<std::string, JobKey> jobs;
   Rows rows = db.Query(
       "SELECT q.worker_id, j.tenant, j.id FROM queue q JOIN jobs j ON j.pk = q.pk"
-      " WHERE q.worker_id IS NOT NULL ORDER BY q.pk");
+      " WHERE q.worker_id = ANY ($1::text[]) ORDER BY q.pk",
+      TextArray(ids));
   while (rows.Next()) jobs.emplace(rows.Text(0), JobKey{rows.Text(1), rows.Text(2)});
   return jobs;
 }
 
 }  // namespace
 
-std::vector<Worker> ListWorkers(Database& db, const JobPolicy& policy, Time now) {
-  const auto jobs = LeasedJobs(db);
+std::vector<Worker> WithJobs(Database& db, const std::vector<WorkerRow>& rows,
+                             const JobPolicy& policy, Time now) {
+  std::vector<std::string> ids;
+  for (const WorkerRow& row : rows) ids.push_back(row.worker_id);
+  const auto jobs = LeasedJobs(db, ids);
   std::vector<Worker> workers;
-  for (const WorkerRow& row : ReadWorkers(db)) {
+  for (const WorkerRow& row : rows) {
     Worker& worker = workers.emplace_back(WorkerOf(row, policy, now));
     const auto [begin, end] = jobs.equal_range(row.worker_id);
     for (auto job = begin; job != end; ++job) worker.jobs.push_back(job->second);
@@ -86,10 +90,9 @@ absl::StatusOr<Worker> DrainWorker(const Context& context, const std::string& wo
   context.db.Execute(
       "UPDATE workers SET draining = 1, terminate = greatest(terminate, $1) WHERE worker_id = $2",
       terminate, worker_id);
-  for (Worker& worker : ListWorkers(context.db, context.policy, context.now)) {
-    if (worker.info.worker_id() == worker_id) return std::move(worker);
-  }
-  return WorkerNotFound(worker_id);
+  std::optional<WorkerRow> row = LockWorker(context.db, worker_id);
+  if (!row) return WorkerNotFound(worker_id);
+  return WithJobs(context.db, {*std::move(row)}, context.policy, context.now).at(0);
 }
 
 absl::StatusOr<SweepReport> Sweep(const Context& context) {
@@ -158,6 +161,7 @@ StoreStats Stats(Database& db, const JobPolicy& policy, Time now) {
   stats.pause = ReadPause(db);
   stats.busy_slots = static_cast<int>(
       sql::One(db.Query("SELECT count(*) FROM queue WHERE worker_id IS NOT NULL")));
+  stats.known_workers = static_cast<int>(sql::One(db.Query("SELECT count(*) FROM workers")));
   sql::CountWorkers(
       db.Query("SELECT info FROM workers WHERE last_seen > $1", now - policy.lease_ttl), stats);
   return stats;

@@ -116,8 +116,9 @@ std::optional<WorkerRow> LockWorker(Database& db, const std::string& worker_id) 
       db.Query(QUANTRY_SELECT_WORKER "WHERE worker_id = $1 FOR UPDATE", worker_id));
 }
 
-std::vector<WorkerRow> ReadWorkers(Database& db) {
-  Rows rows = db.Query(QUANTRY_SELECT_WORKER "ORDER BY worker_id");
+std::vector<WorkerRow> ReadWorkers(Database& db, const std::string& after, int limit) {
+  Rows rows = db.Query(QUANTRY_SELECT_WORKER "WHERE worker_id > $1 ORDER BY worker_id LIMIT $2",
+                       after, limit);
   std::vector<WorkerRow> all;
   while (rows.Next()) all.push_back(sql::WorkerRowOf(rows));
   return all;

@@ -59,7 +59,8 @@ std::vector<QueueRow> ReadLeased(Database& db);
 std::vector<QueueRow> LockLeasedBy(Database& db, const std::string& worker_id);
 std::optional<WorkerRow> FindWorkerBySession(Database& db, const std::string& session);
 std::optional<WorkerRow> LockWorker(Database& db, const std::string& worker_id);
-std::vector<WorkerRow> ReadWorkers(Database& db);
+// By id, those after `after`.
+std::vector<WorkerRow> ReadWorkers(Database& db, const std::string& after, int limit);
 std::optional<QueuePause> ReadPause(Database& db);
 
 // A text[] literal: {"a","b"}.

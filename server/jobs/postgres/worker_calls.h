@@ -19,7 +19,9 @@ absl::StatusOr<JobState> Complete(const Context& context, const CompleteRequest&
 absl::StatusOr<JobState> Fail(const Context& context, const FailRequest& request);
 absl::Status Release(const Context& context, const LeaseToken& lease, const std::string& reason);
 
-std::vector<Worker> ListWorkers(Database& db, const JobPolicy& policy, Time now);
+// The workers of these rows, with the jobs they run.
+std::vector<Worker> WithJobs(Database& db, const std::vector<WorkerRow>& rows,
+                             const JobPolicy& policy, Time now);
 absl::StatusOr<Worker> DrainWorker(const Context& context, const std::string& worker_id,
                                    bool terminate);
 // Under an advisory lock; leaves it to another server that sweeps right now.

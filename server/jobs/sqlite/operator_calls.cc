@@ -45,10 +45,11 @@ absl::Status SweepLeases(const Context& context, SweepReport& report) {
 
 }  // namespace
 
-std::vector<Worker> ListWorkers(const Context& context) {
+std::vector<Worker> ListWorkers(const Context& context, const std::string& after, int limit) {
   std::vector<Worker> workers;
-  for (const std::string& id :
-       Column(context.db.Query("SELECT worker_id FROM workers ORDER BY worker_id"))) {
+  for (const std::string& id : Column(context.db.Query(
+           "SELECT worker_id FROM workers WHERE worker_id > ? ORDER BY worker_id LIMIT ?", after,
+           limit))) {
     std::optional<WorkerRow> row = FindWorkerById(context.db, id);
     if (row) workers.push_back(WithJobs(context, *row));
   }
@@ -127,6 +128,7 @@ StoreStats Stats(Database& db, const JobPolicy& policy, Time now) {
   stats.pause = ReadPause(db);
   stats.busy_slots = static_cast<int>(
       sql::One(db.Query("SELECT count(*) FROM queue WHERE worker_id IS NOT NULL")));
+  stats.known_workers = static_cast<int>(sql::One(db.Query("SELECT count(*) FROM workers")));
   sql::CountWorkers(
       db.Query("SELECT info FROM workers WHERE last_seen > ?", now - policy.lease_ttl), stats);
   return stats;

@@ -30,7 +30,7 @@ absl::StatusOr<JobState> Complete(const Context& context, const CompleteRequest&
 absl::StatusOr<JobState> Fail(const Context& context, const FailRequest& request);
 absl::Status Release(const Context& context, const LeaseToken& lease, const std::string& reason);
 
-std::vector<Worker> ListWorkers(const Context& context);
+std::vector<Worker> ListWorkers(const Context& context, const std::string& after, int limit);
 absl::StatusOr<Worker> DrainWorker(const Context& context, const std::string& worker_id,
                                    bool terminate);
 absl::StatusOr<SweepReport> Sweep(const Context& context);
