@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/config_fields.h"
+#include "common/confined.h"
 #include "common/errors.h"
 #include "common/http_admin.h"
 #include "common/http_host.h"
@@ -97,6 +98,10 @@ absl::Status CheckIdentity(const v1::ServerConfig& config) {
   return CheckRange("credentials_reload_s", config.credentials_reload_s(), 1, 3600);
 }
 
+absl::Status CheckLocalRoots(const v1::ServerConfig& config) {
+  return LocalRoots::Open({config.local_roots().begin(), config.local_roots().end()}).status();
+}
+
 absl::Status CheckValues(const v1::ServerConfig& config) {
   for (const absl::Status& status :
        {CheckAddress("listen", config.listen(), config),
@@ -116,7 +121,8 @@ absl::Status CheckValues(const v1::ServerConfig& config) {
         CheckRange("job_store_connections", config.job_store_connections(), 1, 1000),
         CheckRange("garbage_collection_interval_s", config.garbage_collection_interval_s(), 0,
                    365 * 86400),
-        CheckJobStore(config), log::Configure(config.log_format(), config.log_level())}) {
+        NamingFlag("local_roots", CheckLocalRoots(config)), CheckJobStore(config),
+        log::Configure(config.log_format(), config.log_level())}) {
     if (!status.ok()) return status;
   }
   return absl::OkStatus();

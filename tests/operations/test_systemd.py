@@ -60,7 +60,12 @@ def test_a_wrong_directive_is_seen(tmp_path, binaries):
 
 @pytest.mark.parametrize("program,config,unit", [("quantryd", "quantryd.json", "quantryd"), ("quantry-worker", "worker.json", "quantry-worker")])
 def test_the_configuration_file_is_one(binaries, tmp_path, program, config, unit):
-    done = run_tool(binaries / program, f"--config={SYSTEMD / config}", "--check-config")
+    here = tmp_path / config
+    here.write_text((SYSTEMD / config).read_text().replace("/srv/models", f"{tmp_path}/models"))
+    done = run_tool(binaries / program, f"--config={here}", "--check-config")
+    assert program != "quantryd" or (done.returncode == 2 and f"--local-roots: wanted a readable folder at '{tmp_path}/models'" in done.stderr), done
+    (tmp_path / "models").mkdir()
+    done = run_tool(binaries / program, f"--config={here}", "--check-config")
     assert done.returncode == 0, done.stderr
     text = (SYSTEMD / f"{unit}.service").read_text()
     assert f"--config=/etc/quantry/{config}" in text
