@@ -47,12 +47,15 @@ int DeletedJobs::RemoveBatch(const std::stop_token& stop) {
   away_ = 0;
   bool any_new = false;
   for (const Garbage& item : *listed) {
-    if (stuck_.contains(item.job_uid)) continue;
+    const auto stuck = stuck_.find(item.job_uid);
+    if (stuck != stuck_.end() && stuck->second) continue;
     any_new = true;
     if (stop.stop_requested() || !Remove(item, &removed)) return removed;
   }
-  if (!any_new || stuck_.size() > kMostStuck) stuck_.clear();
-  if (told_.size() > kMostStuck) told_.clear();
+  if (!any_new) {
+    for (auto& [uid, left_out] : stuck_) left_out = false;
+  }
+  if (stuck_.size() > kMostStuck) stuck_.clear();
   return removed;
 }
 
@@ -60,17 +63,16 @@ bool DeletedJobs::Remove(const Garbage& item, int* removed) {
   const absl::Status status = artifacts_->DeleteJob(item.tenant, item.job_uid);
   if (status.ok()) {
     away_ = 0;
-    told_.erase(item.job_uid);
+    stuck_.erase(item.job_uid);
     // A database that cannot write must not have the store asked again at once.
     if (!jobs_->ForgetGarbage(item).ok()) return false;
     ++*removed;
     return true;
   }
-  if (told_.insert(item.job_uid).second) {
+  if (stuck_.insert_or_assign(item.job_uid, true).second) {
     log::Warning("cannot remove a deleted job's files",
                  {{"uid", item.job_uid}, {"error", std::string(status.message())}});
   }
-  stuck_.insert(item.job_uid);
   away_ = absl::IsUnavailable(status) ? away_ + 1 : 0;
   return away_ < kMostAway;
 }

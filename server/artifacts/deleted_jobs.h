@@ -1,8 +1,8 @@
 #pragma once
 
 #include <condition_variable>
+#include <map>
 #include <mutex>
-#include <set>
 #include <stop_token>
 #include <string>
 #include <thread>
@@ -38,9 +38,10 @@ class DeletedJobs {
 
   JobStore* const jobs_;
   ArtifactStore* const artifacts_;
-  std::set<std::string> stuck_;  // uids
-  int away_ = 0;                 // answers in a row, in this pass, that the store is away
-  std::set<std::string> told_;   // uids of jobs in the log that are still there
+  // By uid, jobs that could not be removed, each told in the log: whether the
+  // passes leave it out until one finds nothing else.
+  std::map<std::string, bool> stuck_;
+  int away_ = 0;  // answers in a row, in this pass, that the store is away
   std::mutex mutex_;
   std::condition_variable_any woken_;
   bool wake_ = false;  // guarded by mutex_
