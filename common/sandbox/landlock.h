@@ -23,9 +23,9 @@ class LandlockRules {
   static absl::StatusOr<LandlockRules> Create();
 
   // kRead: read files, list folders. kExecute: that, and start programs.
-  // kDevice: read, write and ioctl what exists. kWrite: everything but devices
-  // and starting programs. A path that does not exist is no error: it cannot be
-  // opened anyway.
+  // kDevice: read, write and ioctl what exists. kWrite: everything but devices,
+  // symbolic links and starting programs. A path that does not exist is no
+  // error: it cannot be opened anyway.
   absl::Status Allow(const std::string& path, Access access);
 
   // For the child, async-signal-safe. AllowSelf lets it read its own /proc

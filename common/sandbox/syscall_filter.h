@@ -1,5 +1,5 @@
 // The system calls a confined engine may make: computing, its files, its own
-// threads. No sockets, programs' ends but its own, debugging, namespaces,
+// threads. No links, sockets, programs' ends but its own, debugging, namespaces,
 // mounts, keys, modules or io_uring. What is not allowed answers ENOSYS, as a
 // kernel without the call would, so that libraries fall back.
 #pragma once

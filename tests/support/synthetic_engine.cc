@@ -11,6 +11,8 @@
 //   huge-line BYTES  one line of so many bytes on stdout
 //   fill BYTES       a file of so many bytes beside the artifact's, listed with them; DISK_FULL if
 //                    there is no room
+//   link NAME TARGET a symbolic link in the attempt's folder
+//   offer NAME       a checkpoint event of this one file, without its sha256
 //   nan              progress with numbers that are none
 //   sleep MS
 //   spin             for ever, busy
@@ -117,6 +119,8 @@ class SyntheticEngine {
     if (command == "garbage") std::cout << "not json\n{\"started\": 7}\n\x01\xff\n" << std::endl;
     if (command == "huge-line") std::cout << std::string(std::stoul(rest), 'x') << std::endl;
     if (command == "fill") return Fill(std::stoul(rest));
+    if (command == "link") Link(rest);
+    if (command == "offer") Offer(rest);
     if (command == "nan") NotANumber();
     if (command == "sleep") std::this_thread::sleep_for(std::chrono::milliseconds(std::stoi(rest)));
     if (command == "spin") Spin();
@@ -153,6 +157,21 @@ class SyntheticEngine {
     std::error_code ignored;
     if (fs::file_size(path, ignored) == bytes) return -1;
     return Error("ENVIRONMENT DISK_FULL no room for fill.bin");
+  }
+
+  // As an engine would that was taken over.
+  static void Link(const std::string& rest) {
+    std::istringstream words(rest);
+    std::string name, target;
+    words >> name >> target;
+    fs::create_symlink(target, name);
+  }
+
+  void Offer(const std::string& name) {
+    v1::EngineEvent event;
+    event.mutable_checkpoint()->set_blocks_done(blocks_);
+    event.mutable_checkpoint()->add_files()->set_path(name);
+    Emit(event);
   }
 
   static void Spin() {

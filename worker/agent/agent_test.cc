@@ -182,6 +182,39 @@ TEST_F(AgentTest, AConfinedEngineGivesTheSameAndEscapesNowhere) {
   EXPECT_EQ(fs::exists(root_ / "escaped"), LandlockRules::Abi() == 0);
 }
 
+// The agent may read it, a confined engine may not.
+TEST_F(AgentTest, LinksOfAnEngineLeadNowhere) {
+  WriteFile(root_ / "keys/worker.key", "the worker's own key");
+  const std::string key = Path("keys/worker.key"), keys = Path("keys");
+  const struct {
+    const char* name;
+    std::string script;
+    const char* reason;
+  } cases[] = {
+      {"checkpoint file", "block\nlink checkpoint/loot " + key + "\noffer loot\nexit 3\n",
+       "ENGINE_CRASHED"},
+      {"folder above one", "block\nlink checkpoint/a " + keys + "\noffer a/worker.key\nexit 3\n",
+       "ENGINE_CRASHED"},
+      {"artifact file", "block\nlink output/fill.bin " + key + "\nartifact\ncomplete\n",
+       "ENGINE_PROTOCOL"},
+      {"manifest", "link output/manifest.json " + key + "\ncomplete\n", "ENGINE_PROTOCOL"},
+  };
+  int epoch = 0;
+  for (const auto& c : cases) {
+    server_.With([](State& state) { state.failed.clear(); });
+    RunJob(Lease(c.script, ++epoch));
+    const State state = Result();
+    ASSERT_EQ(state.failed.size(), 1u) << c.name;
+    const std::string message = state.failed[0].error().message();
+    EXPECT_EQ(state.failed[0].error().reason(), c.reason) << c.name << message;
+    EXPECT_EQ(message.find("own key"), std::string::npos) << c.name << message;
+    for (const auto& entry : fs::recursive_directory_iterator(root_)) {
+      if (!fs::is_regular_file(entry.symlink_status()) || entry.path() == key) continue;
+      EXPECT_NE(ReadFile(entry.path()), "the worker's own key") << c.name << entry.path();
+    }
+  }
+}
+
 TEST_F(AgentTest, WholeJob) {
   RunJob(Lease(kWholeScript));
   const State state = Result();

@@ -3,6 +3,7 @@
 #include "common/digest.h"
 #include "common/errors.h"
 #include "google/protobuf/util/json_util.h"
+#include "worker/agent/engine_file.h"
 
 namespace quantry::agent {
 namespace {
@@ -70,11 +71,11 @@ absl::StatusOr<v1::CompleteJobRequest> UploadArtifact(const v1::Lease& lease,
                                                       const v1::EngineCompleted& completed,
                                                       const TransferCheck& check,
                                                       Patience& patience) {
-  auto source = OpenStorage(output_dir);
-  if (!source.ok()) return source.status();
-  auto json = (*source)->Read(kManifest, kMaxManifestBytes);
+  const auto written = EngineFile::Open(output_dir, kManifest);
+  const auto json = written.ok() ? written->Read(kMaxManifestBytes) : written.status();
   if (!json.ok()) {
-    return ProtocolError("the engine said completed but " + std::string(json.status().message()));
+    return ProtocolError("the engine said completed but manifest.json: " +
+                         std::string(json.status().message()));
   }
   const std::string digest = Sha256Hex(*json);
   if (!completed.manifest_sha256().empty() && completed.manifest_sha256() != digest) {
@@ -95,9 +96,14 @@ absl::StatusOr<v1::CompleteJobRequest> UploadArtifact(const v1::Lease& lease,
     if (auto status = CheckRelativePath(file.path()); !status.ok()) {
       return ProtocolError("manifest.json: " + std::string(status.message()));
     }
+    const auto source = EngineFile::Open(output_dir, file.path());
+    if (!source.ok()) {
+      return ProtocolError("manifest.json lists a file that cannot be taken: " +
+                           std::string(source.status().message()));
+    }
     absl::StatusOr<Transferred> sent = absl::UnavailableError("");
     const auto upload = [&] {
-      sent = (*target)->Upload(output_dir + "/" + file.path(), file.path(), check);
+      sent = (*target)->Upload(source->path(), file.path(), check);
       return sent.status();
     };
     if (auto status = patience.Try(upload); !status.ok()) {

@@ -1,11 +1,15 @@
 #include "worker/agent/checkpoint_uploader.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <filesystem>
 
 #include "common/digest.h"
 #include "common/errors.h"
 #include "common/log.h"
 #include "common/trace_context.h"
+#include "worker/agent/engine_file.h"
 
 namespace quantry::agent {
 namespace {
@@ -20,17 +24,17 @@ absl::Status CheckNames(const google::protobuf::RepeatedPtrField<v1::ArtifactFil
 }
 
 // Takes one file from another attempt of the same job on this machine.
-bool TakeFromSibling(const AttemptDir& dir, const v1::ArtifactFile& file, const std::string& target,
+bool TakeFromSibling(const AttemptDir& dir, const v1::ArtifactFile& file,
                      const TransferCheck& check) {
   std::error_code error;
+  auto here = OpenStorage(dir.checkpoint());
+  if (!here.ok()) return false;
   const fs::path job = fs::path(dir.root).parent_path();
   for (fs::directory_iterator it(job, error), end; !error && it != end; it.increment(error)) {
     if (it->path() == fs::path(dir.root)) continue;
-    auto sibling = OpenStorage((it->path() / "checkpoint").native());
-    if (!sibling.ok()) continue;
-    const auto found = (*sibling)->Stat(file.path());
-    if (!found.ok() || !*found || (*found)->size_bytes != file.size_bytes()) continue;
-    const auto moved = (*sibling)->Download(file.path(), target, check);
+    const auto found = EngineFile::Open((it->path() / "checkpoint").native(), file.path());
+    if (!found.ok() || found->size_bytes() != file.size_bytes()) continue;
+    const auto moved = (*here)->Upload(found->path(), file.path(), check);
     if (moved.ok() && moved->sha256 == file.sha256()) return true;
   }
   return false;
@@ -45,6 +49,20 @@ std::vector<std::string> FilesBelow(const std::string& folder) {
   if (!files.ok()) return paths;
   for (const StoredFile& file : *files) paths.push_back(file.path);
   return paths;
+}
+
+// Links `name` below `folder`, where the engine writes, to `target`, where it does not; a copy
+// where the file system knows no links.
+absl::Status SetAside(const std::string& folder, const std::string& name, const fs::path& target) {
+  const auto file = EngineFile::Open(folder, name);
+  if (!file.ok()) return file.status();
+  std::error_code error;
+  fs::create_directories(target.parent_path(), error);
+  if (linkat(AT_FDCWD, file->path().c_str(), AT_FDCWD, target.c_str(), AT_SYMLINK_FOLLOW) == 0) {
+    return absl::OkStatus();
+  }
+  fs::copy_file(file->path(), target, error);
+  return error ? absl::InternalError(error.message()) : absl::OkStatus();
 }
 
 void RemoveTree(const std::string& uri) {
@@ -75,7 +93,7 @@ absl::Status RestoreCheckpoint(const v1::Lease& lease, const AttemptDir& dir,
   if (!storage.ok()) return storage.status();
   for (const v1::ArtifactFile& file : lease.resume().files()) {
     const std::string target = dir.checkpoint() + "/" + file.path();
-    if (TakeFromSibling(dir, file, target, check)) continue;
+    if (TakeFromSibling(dir, file, check)) continue;
     auto moved = (*storage)->Download(StoredName(file), target, check);
     if (!moved.ok()) return moved.status();
     if (moved->sha256 != file.sha256()) {
@@ -118,17 +136,14 @@ void CheckpointUploader::Offer(const v1::EngineCheckpoint& checkpoint) {
     return;
   }
   for (const v1::ArtifactFile& file : staged.checkpoint.files()) {
-    const fs::path link = fs::path(staged.folder) / file.path();
-    const fs::path source = fs::path(dir_.checkpoint()) / file.path();
-    std::error_code error;
-    fs::create_directories(link.parent_path(), error);
-    fs::create_hard_link(source, link, error);
-    if (error) fs::copy_file(source, link, error);
-    if (error) {
-      // The engine is ahead of us: its next checkpoint comes.
-      log::Info("a checkpoint was superseded before it could be uploaded",
-                {{"job", session_.job()}, {"path", file.path()}, {"error", error.message()}});
-      fs::remove_all(staged.folder, error);
+    const auto aside =
+        SetAside(dir_.checkpoint(), file.path(), fs::path(staged.folder) / file.path());
+    if (!aside.ok()) {
+      // Mostly the engine is ahead of us: its next checkpoint comes.
+      log::Info("a checkpoint cannot be taken or was superseded before it was uploaded",
+                {{"job", session_.job()}, {"path", file.path()}, {"error", aside.ToString()}});
+      std::error_code ignored;
+      fs::remove_all(staged.folder, ignored);
       return;
     }
   }

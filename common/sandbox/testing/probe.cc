@@ -146,6 +146,7 @@ const std::map<std::string, Attempt> kAttempts = {
     {"chmod", [](auto& path) { return Result(chmod(path.c_str(), 0777)); }},
     {"chown", [](auto& path) { return Result(chown(path.c_str(), getuid(), getgid())); }},
     {"link", [](auto& path) { return Result(link(path.c_str(), "link-of-it")); }},
+    {"symlink", [](auto&) { return Result(symlink("/etc/passwd", "symlink-of-it")); }},
     {"fifo", [](auto& path) { return Result(mkfifo(path.c_str(), 0600)); }},
     {"beyond", [](auto& value) { return WriteBeyond(value); }},
     {"exec", [](auto& path) { return Execute(path); }},
