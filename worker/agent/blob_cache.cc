@@ -83,6 +83,7 @@ absl::Status BlobCache::Place(Storage& blobs, const std::string& sha256, std::in
   // The age that Evict goes by; the owner may set it on a read-only file.
   utimensat(AT_FDCWD, cached.c_str(), nullptr, 0);
   fs::create_directories(fs::path(target).parent_path(), error);
+  if (!error) fs::remove(target, error);  // an earlier try may have placed it
   if (!error) fs::create_hard_link(cached, target, error);
   if (error) {  // the file system knows no links
     fs::copy_file(cached, target, fs::copy_options::overwrite_existing, error);

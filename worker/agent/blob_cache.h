@@ -20,9 +20,9 @@ class BlobCache {
 
   const std::string& root() const { return root_; }
 
-  // Makes `target` a link to (or a copy of) the blob, fetching it from `blobs`
-  // under its sha256 when needed. ARTIFACT_CORRUPT (DATA_LOSS) when the stored
-  // bytes are not the announced ones; SOURCE_MISSING when there are none.
+  // Makes `target` a link to (or a copy of) the blob, replacing what is there,
+  // and fetches it from `blobs` under its sha256 when needed. ARTIFACT_CORRUPT (DATA_LOSS) when the
+  // stored bytes are not the announced ones; SOURCE_MISSING when there are none.
   absl::Status Place(Storage& blobs, const std::string& sha256, std::int64_t size_bytes,
                      const std::string& target, const TransferCheck& check);
 

@@ -143,6 +143,21 @@ TEST_F(MaterializerTest, Uploads) {
   EXPECT_EQ(inputs->calibration, "");
 }
 
+// As when the store went away between two files and all is tried again.
+TEST_F(MaterializerTest, AnotherTryFindsFilesOfTheFirst) {
+  auto lease = Lease();
+  AddBlob(lease, "config.json", "{}");
+  AddBlob(lease, "model.safetensors", "weights");
+  const fs::path missing = root_ / "blobs" / lease.spec().model().blobs().files(1).sha256();
+  fs::rename(missing, root_ / "away");
+  EXPECT_EQ(ReasonFor(lease), "SOURCE_MISSING");
+  fs::rename(root_ / "away", missing);
+  const auto inputs = Materialize(lease);
+  ASSERT_TRUE(inputs.ok()) << inputs.status();
+  EXPECT_EQ(ReadFile(fs::path(inputs->model_dir) / "config.json"), "{}");
+  EXPECT_EQ(ReadFile(fs::path(inputs->model_dir) / "model.safetensors"), "weights");
+}
+
 TEST_F(MaterializerTest, HostileUploads) {
   const struct {
     const char* name;
