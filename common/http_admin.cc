@@ -30,6 +30,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr size_t kMaxRequestBytes = 8 << 10;  // line and headers; bodies are not read
 constexpr size_t kMaxConnections = 64;        // more wait in the kernel's backlog
+constexpr int kMaxLastReads = 64;             // of 4 KiB, after the answer
 constexpr auto kConnectionTime = std::chrono::seconds(10);
 
 struct Connection {
@@ -178,10 +179,12 @@ class PollServer : public HttpAdmin {
     if (put < 0) return errno == EAGAIN || errno == EINTR;
     connection->written += static_cast<size_t>(put);
     if (connection->written < response.size()) return true;
-    // Data left unread would turn the close into a reset that eats the answer.
+    // Data left unread would turn the close into a reset that eats the answer. A
+    // client that goes on sending gets the reset.
     shutdown(connection->fd.get(), SHUT_WR);
     char rest[4096];
-    while (recv(connection->fd.get(), rest, sizeof rest, 0) > 0) {
+    for (int i = 0; i < kMaxLastReads; ++i) {
+      if (recv(connection->fd.get(), rest, sizeof rest, 0) <= 0) break;
     }
     return false;
   }

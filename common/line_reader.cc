@@ -7,10 +7,17 @@
 #include <cerrno>
 
 namespace quantry {
+namespace {
+
+constexpr std::size_t kReadBytes = 16 << 10;
+// What a pipe holds at most without privileges, and one read for its end.
+constexpr int kMaxReads = (1 << 20) / kReadBytes + 1;
+
+}  // namespace
 
 bool LineReader::Drain(const Sink& sink) {
-  std::array<char, 16384> buffer;
-  while (true) {
+  std::array<char, kReadBytes> buffer;
+  for (int reads = 0; reads < kMaxReads; ++reads) {
     const ssize_t n = read(fd_, buffer.data(), buffer.size());
     if (n > 0) {
       Append({buffer.data(), static_cast<std::size_t>(n)}, sink);
@@ -21,6 +28,7 @@ bool LineReader::Drain(const Sink& sink) {
     if (!line_.empty() || cut_) Emit(sink);
     return false;
   }
+  return true;
 }
 
 void LineReader::Append(std::string_view bytes, const Sink& sink) {

@@ -17,8 +17,10 @@ class LineReader {
 
   LineReader(int fd, std::size_t max_line) : fd_(fd), max_line_(max_line) {}
 
-  // Reads what is there now. Returns false at the end of the stream, after
-  // handing over a last line that has no newline.
+  // Reads what is there now, but no more than a full pipe of 1 MiB and its end: a
+  // writer that is as fast as the sink would keep its caller for ever. Returns
+  // false at the end of the stream, after handing over a last line that has no
+  // newline.
   bool Drain(const Sink& sink);
 
  private:

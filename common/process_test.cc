@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -71,6 +72,29 @@ TEST(ProcessTest, LongLinesAreCut) {
   auto child = ChildProcess::Spawn(Shell("printf '0123456789abcdef\\nshort\\n\\n'"));
   ASSERT_TRUE(child.ok());
   EXPECT_EQ(ReadAll(child->stdout_fd(), 8), (std::vector<std::string>{"01234567...", "short", ""}));
+}
+
+// A regular file stands for a writer that is never behind.
+TEST(ProcessTest, OneDrainIsBounded) {
+  constexpr int kLines = 1 << 20;
+  const std::string path = testing::TempDir() + "lines-" + std::to_string(getpid());
+  {
+    std::ofstream file(path);
+    for (int i = 0; i < kLines; ++i) file << "a line\n";
+  }
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  ASSERT_GE(fd, 0);
+  LineReader reader(fd, 1024);
+  int lines = 0;
+  const auto sink = [&](std::string_view, bool) { ++lines; };
+  EXPECT_TRUE(reader.Drain(sink));
+  EXPECT_GT(lines, 0);
+  EXPECT_LT(lines, kLines / 4);
+  while (reader.Drain(sink)) {
+  }
+  EXPECT_EQ(lines, kLines);
+  close(fd);
+  unlink(path.c_str());
 }
 
 TEST(ProcessTest, MissingProgramIsNamed) {

@@ -9,6 +9,7 @@
 //   stage NAME       a stage event ("QUANTIZING")
 //   garbage          lines on stdout that are no events
 //   huge-line BYTES  one line of so many bytes on stdout
+//   flood            events on stdout for ever, as fast as they are read
 //   fill BYTES       a file of so many bytes beside the artifact's, listed with them; DISK_FULL if
 //                    there is no room
 //   link NAME TARGET a symbolic link in the attempt's folder
@@ -118,6 +119,7 @@ class SyntheticEngine {
     if (command == "stage") Stage(rest);
     if (command == "garbage") std::cout << "not json\n{\"started\": 7}\n\x01\xff\n" << std::endl;
     if (command == "huge-line") std::cout << std::string(std::stoul(rest), 'x') << std::endl;
+    if (command == "flood") Flood();
     if (command == "fill") return Fill(std::stoul(rest));
     if (command == "link") Link(rest);
     if (command == "offer") Offer(rest);
@@ -172,6 +174,13 @@ class SyntheticEngine {
     event.mutable_checkpoint()->set_blocks_done(blocks_);
     event.mutable_checkpoint()->add_files()->set_path(name);
     Emit(event);
+  }
+
+  static void Flood() {
+    std::string events;
+    while (events.size() < (1 << 16)) events += "{\"progress\":{\"steps_done\":\"1\"}}\n";
+    while (std::cout << events << std::flush) {
+    }
   }
 
   static void Spin() {

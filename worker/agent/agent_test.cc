@@ -307,6 +307,18 @@ TEST_F(AgentTest, CancelKillsAStubbornEngine) {
   EXPECT_TRUE(fs::is_empty(root_ / "work/jobs")) << "nobody comes back for the checkpoint";
 }
 
+TEST_F(AgentTest, CancelEndsAnEngineThatFloodsItsPipe) {
+  Queue(Lease("touch " + Path("here") + "\nflood\n"));
+  Start();
+  const pid_t engine = WaitForTouch("here");
+  ASSERT_GT(engine, 0);
+  const auto start = std::chrono::steady_clock::now();
+  server_.With([](State& state) { state.orders[kJob] = v1::DIRECTIVE_CANCEL; });
+  ASSERT_TRUE(server_.WaitFor([](const State& state) { return !state.failed.empty(); }));
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
+  EXPECT_TRUE(IsGone(engine));
+}
+
 TEST_F(AgentTest, LostLeaseIsDroppedSilently) {
   Queue(Lease("block\ntouch " + Path("here") + "\nhang\n"));
   Start();
