@@ -73,7 +73,7 @@ POISON = {
 STRANGE = {
     "garbage": "garbage\n" * 20,
     "huge-line": "huge-line 5000000\n",
-    "nan": "nan\n" * 5,
+    "nan": "nan\n" * 5 + "sleep 5000\n",  # longer than a lease
 }
 
 

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <fstream>
@@ -17,6 +18,7 @@
 #include "common/sandbox/landlock.h"
 #include "gtest/gtest.h"
 #include "worker/agent/checkpoint_uploader.h"
+#include "worker/agent/lease_keeper.h"
 #include "worker/agent/testing/fake_worker_service.h"
 
 namespace quantry::agent {
@@ -353,6 +355,36 @@ TEST_F(AgentTest, SilentServerMeansLostLease) {
   server_.With([](State& state) { state.silent = false; });
   EXPECT_TRUE(agent_->End().ok());
   EXPECT_FALSE(Result().AnyEnd());
+}
+
+// A server refuses calls above 4 MiB.
+TEST_F(AgentTest, BeatsOfManyFullJobsFitIntoOneCallAndAllGetTheirTurn) {
+  constexpr int kJobs = 40;
+  v1::WorkerInfo info;
+  info.set_worker_id("w");
+  WorkerClient client(server_.address(), info);
+  ASSERT_TRUE(client.Register({}).ok());
+  LeaseKeeper keeper(client, nullptr);
+  std::vector<std::shared_ptr<JobSession>> sessions;
+  for (int i = 0; i < kJobs; ++i) {
+    v1::Lease lease = Lease("");
+    lease.set_job("tenants/acme/quantizationJobs/job-" + std::to_string(i));
+    lease.mutable_ttl()->set_seconds(60);
+    sessions.push_back(std::make_shared<JobSession>(lease, std::chrono::steady_clock::now()));
+    for (int k = 0; k < 40; ++k) {
+      sessions.back()->AddLog(v1::LogLine::LEVEL_INFO, std::string(4096, 'x'));
+    }
+    server_.With([&](State& state) { state.epochs[lease.job()] = 1; });
+    keeper.Add(sessions.back());
+  }
+  const auto waiting = [&] {
+    return std::any_of(sessions.begin(), sessions.end(), [](auto& s) { return s->HasEvents(); });
+  };
+  for (int beats = 0; beats < 100 && waiting(); ++beats) {
+    ASSERT_TRUE(keeper.BeatOnce());
+  }
+  EXPECT_FALSE(waiting());
+  EXPECT_EQ(Result().events.size(), static_cast<std::size_t>(kJobs * 40));
 }
 
 TEST_F(AgentTest, LostRepliesRepeatTheSameEvents) {

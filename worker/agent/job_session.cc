@@ -13,7 +13,9 @@ using google::protobuf::util::TimeUtil;
 
 constexpr std::size_t kMaxLogBytes = 4096;
 constexpr int kMaxLogLines = 1000;
-constexpr int kMaxMetrics = 64;
+constexpr std::size_t kMaxMetrics = 64;
+// Below the server's 256: the progress of 256 jobs fits into one call.
+constexpr std::size_t kMaxMetricName = 64;
 
 MonotonicTime::duration ToDuration(const google::protobuf::Duration& duration) {
   return std::chrono::nanoseconds(TimeUtil::DurationToNanoseconds(duration));
@@ -24,6 +26,14 @@ v1::StageTime* FindStage(v1::JobProgress& progress, v1::Stage stage) {
     if (time.stage() == stage) return &time;
   }
   return nullptr;
+}
+
+using Metrics = google::protobuf::Map<std::string, double>;
+
+void AddMetric(const std::string& name, double value, Metrics* metrics) {
+  if (!std::isfinite(value) || name.size() > kMaxMetricName) return;
+  if (metrics->size() >= kMaxMetrics && !metrics->contains(name)) return;
+  (*metrics)[name] = value;
 }
 
 }  // namespace
@@ -55,7 +65,12 @@ v1::JobEvent JobSession::NewEvent() const {
   return event;
 }
 
-void JobSession::Push(v1::JobEvent event) { events_.push_back(std::move(event)); }
+void JobSession::Push(v1::JobEvent event) {
+  const std::size_t bytes = event.ByteSizeLong();
+  if (pending_bytes_ + bytes > kMaxPendingBytes) return;
+  pending_bytes_ += bytes;
+  events_.push_back(std::move(event));
+}
 
 void JobSession::CloseStage() {
   if (auto* time = FindStage(progress_, progress_.stage())) {
@@ -90,6 +105,7 @@ void JobSession::AddBlock(const v1::BlockReport& block) {
     const std::lock_guard lock(mutex_);
     auto event = NewEvent();
     *event.mutable_block_done() = block;
+    if (event.ByteSizeLong() > kMaxEventBytes) event.mutable_block_done()->clear_metrics();
     Push(std::move(event));
   }
   Wake();
@@ -115,10 +131,15 @@ void JobSession::MergeProgress(const v1::JobProgress& progress) {
   v1::JobProgress merged = progress;
   merged.set_stage(progress_.stage());
   *merged.mutable_stage_times() = progress_.stage_times();
-  merged.set_ratio(std::clamp(std::max(progress.ratio(), progress_.ratio()), 0.0, 1.0));
+  const double ratio = std::isfinite(progress.ratio()) ? progress.ratio() : 0;
+  merged.set_ratio(std::clamp(std::max(ratio, progress_.ratio()), 0.0, 1.0));
   merged.set_steps_done(std::max(progress.steps_done(), progress_.steps_done()));
+  merged.clear_metrics();
+  for (const auto& [name, value] : progress.metrics()) {
+    AddMetric(name, value, merged.mutable_metrics());
+  }
   for (const auto& [name, value] : progress_.metrics()) {
-    if (merged.metrics_size() < kMaxMetrics) merged.mutable_metrics()->insert({name, value});
+    if (!progress.metrics().contains(name)) AddMetric(name, value, merged.mutable_metrics());
   }
   progress_ = std::move(merged);
   progress_changed_ = true;
@@ -133,10 +154,8 @@ void JobSession::MarkDone() {
 }
 
 void JobSession::SetMetric(const std::string& name, double value) {
-  if (!std::isfinite(value)) return;
   const std::lock_guard lock(mutex_);
-  if (progress_.metrics_size() >= kMaxMetrics && !progress_.metrics().contains(name)) return;
-  (*progress_.mutable_metrics())[name] = value;
+  AddMetric(name, value, progress_.mutable_metrics());
   progress_changed_ = true;
 }
 
@@ -165,7 +184,7 @@ std::size_t JobSession::Fitting(std::size_t events, std::size_t bytes) const {
   std::size_t used = 0;
   for (const v1::JobEvent& event : events_) {
     used += event.ByteSizeLong();
-    if (count == events || (used > bytes && count > 0)) break;
+    if (count == events || used > bytes) break;
     ++count;
   }
   return count;
@@ -177,13 +196,13 @@ void JobSession::AddEvents(std::size_t events, std::size_t bytes, v1::JobBeat* b
   for (std::size_t i = 0; i < count; ++i) *beat->add_events() = events_[i];
 }
 
-v1::JobBeat JobSession::MakeBeat() {
+v1::JobBeat JobSession::MakeBeat(std::size_t room) {
   const std::lock_guard lock(mutex_);
   v1::JobBeat beat;
   beat.set_job(job_);
   beat.set_epoch(epoch_);
   *beat.mutable_progress() = progress_;
-  AddEvents(kMaxEventsPerBeat, kMaxBeatBytes, &beat);
+  AddEvents(kMaxEventsPerBeat, std::min(room, kMaxBeatBytes), &beat);
   progress_changed_ = false;
   return beat;
 }
@@ -212,6 +231,7 @@ void JobSession::OnAnswer(const v1::JobDirective& directive, MonotonicTime sent)
   const std::lock_guard lock(mutex_);
   if (directive.epoch() != epoch_) return;
   while (!events_.empty() && first_event_ < directive.next_event_offset()) {
+    pending_bytes_ -= events_.front().ByteSizeLong();
     events_.pop_front();
     ++first_event_;
   }

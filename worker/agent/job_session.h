@@ -29,6 +29,9 @@ enum class StopReason {
 //
 // Events keep their numbers until the server has confirmed them, so a beat
 // whose answer got lost is repeated with the same event_offset.
+//
+// What an engine says is bounded here: the server refuses a heartbeat for one
+// wrong job in it, and the other jobs of the worker would lose their leases.
 class JobSession {
  public:
   // `granted` is when the lease's answer came.
@@ -41,10 +44,12 @@ class JobSession {
   void SetWake(std::function<void()> wake);
 
   void EnterStage(v1::Stage stage);
+  // Without its metrics where they are larger than kMaxEventBytes.
   void AddBlock(const v1::BlockReport& block);
   // Messages are cut at 4 KiB; after 1000 lines the rest is dropped.
   void AddLog(v1::LogLine::Level level, const std::string& message);
-  // Takes over everything but stage, stage times and a ratio that would fall.
+  // Takes over everything but stage, stage times, a ratio that would fall, and
+  // metrics that are not finite, too many or have long names.
   void MergeProgress(const v1::JobProgress& progress);
   // Nothing but the commit is left: ratio 1, all steps done, no ETA.
   void MarkDone();
@@ -55,8 +60,9 @@ class JobSession {
   bool HasEvents() const;
   bool HasNews() const;  // events, or progress changed since the last beat
 
-  // What to send now: at most kMaxEventsPerBeat events, of kMaxBeatBytes.
-  v1::JobBeat MakeBeat();
+  // What to send now: at most kMaxEventsPerBeat events, of kMaxBeatBytes and of
+  // the `room` that other jobs leave in the call.
+  v1::JobBeat MakeBeat(std::size_t room = kMaxBeatBytes);
   // Events not yet confirmed, for the call that ends the attempt: the oldest, as
   // many as the server takes in one call. It refuses one with more.
   v1::JobBeat MakeLastBeat();
@@ -76,6 +82,9 @@ class JobSession {
 
   static constexpr int kMaxEventsPerBeat = 500;
   static constexpr std::size_t kMaxBeatBytes = 512 << 10;  // a call has beats of several jobs
+  static constexpr std::size_t kMaxEventBytes = 64 << 10;
+  // Of events the server has not confirmed; later ones are dropped.
+  static constexpr std::size_t kMaxPendingBytes = 16 << 20;
   static constexpr int kMaxLastEvents = 1000;
   static constexpr std::size_t kMaxLastBytes = 3 << 20;  // of the 4 MiB of a call
   // The end of a lease is kept free for killing the engine: a fifth of the ttl,
@@ -86,7 +95,7 @@ class JobSession {
   v1::JobEvent NewEvent() const;
   void Push(v1::JobEvent event);  // needs mutex_
   void CloseStage();              // needs mutex_
-  // How many of the oldest both limits allow: at least one. Needs mutex_.
+  // How many of the oldest both limits allow. Needs mutex_.
   std::size_t Fitting(std::size_t events, std::size_t bytes) const;
   void AddEvents(std::size_t events, std::size_t bytes, v1::JobBeat* beat) const;  // needs mutex_
   void Wake();
@@ -98,7 +107,8 @@ class JobSession {
   mutable std::mutex mutex_;
   std::function<void()> wake_;
   std::deque<v1::JobEvent> events_;
-  std::int64_t first_event_ = 0;  // number of events_.front()
+  std::size_t pending_bytes_ = 0;  // of events_
+  std::int64_t first_event_ = 0;   // number of events_.front()
   int log_lines_ = 0;
   v1::JobProgress progress_;
   bool progress_changed_ = false;

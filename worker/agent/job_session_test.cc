@@ -1,5 +1,7 @@
 #include "worker/agent/job_session.h"
 
+#include <limits>
+
 #include "google/protobuf/util/time_util.h"
 #include "gtest/gtest.h"
 #include "worker/agent/engine_runner.h"
@@ -102,6 +104,59 @@ TEST_F(JobSessionTest, ProgressNeverFallsAndKeepsStages) {
   ASSERT_EQ(now.stage_times_size(), 2);
   EXPECT_FALSE(now.stage_times(0).has_end_time());
   EXPECT_TRUE(now.stage_times(1).has_end_time());
+}
+
+// One metric the server refuses would cost all jobs of the worker their leases.
+TEST_F(JobSessionTest, OddMetricsOfAnEngineAreDropped) {
+  JobSession session(lease_, start_);
+  session.SetMetric("fetched_bytes", 5);
+  v1::JobProgress progress;
+  progress.set_ratio(std::numeric_limits<double>::quiet_NaN());
+  auto& metrics = *progress.mutable_metrics();
+  metrics["loss"] = std::numeric_limits<double>::quiet_NaN();
+  metrics["scale"] = std::numeric_limits<double>::infinity();
+  metrics[std::string(300, 'n')] = 1;
+  metrics["fine"] = 2;
+  session.MergeProgress(progress);
+  auto now = session.progress();
+  EXPECT_EQ(now.ratio(), 0);
+  EXPECT_EQ(now.metrics_size(), 2);
+  EXPECT_EQ(now.metrics().at("fine"), 2);
+  EXPECT_EQ(now.metrics().at("fetched_bytes"), 5);
+  for (int i = 0; i < 200; ++i) metrics["m" + std::to_string(i)] = i;
+  session.MergeProgress(progress);
+  EXPECT_EQ(session.progress().metrics_size(), 64);
+}
+
+TEST_F(JobSessionTest, HugeEventsAndManyOfThemAreBounded) {
+  JobSession session(lease_, start_);
+  v1::BlockReport block;
+  block.set_index(7);
+  for (int i = 0; i < 20000; ++i) (*block.mutable_metrics())["metric-" + std::to_string(i)] = i;
+  session.AddBlock(block);
+  v1::JobBeat beat = session.MakeBeat();
+  ASSERT_EQ(beat.events_size(), 1);
+  EXPECT_EQ(beat.events(0).block_done().index(), 7);
+  EXPECT_LT(beat.ByteSizeLong(), JobSession::kMaxEventBytes);
+  EXPECT_EQ(session.MakeBeat(/*room=*/10).events_size(), 0);
+  session.OnAnswer(Answer(v1::DIRECTIVE_CONTINUE, 1), start_);
+
+  block.clear_metrics();
+  for (int i = 0; i < 1000; ++i) (*block.mutable_metrics())["metric-" + std::to_string(i)] = i;
+  for (int i = 0; i < 2000; ++i) session.AddBlock(block);
+  std::int64_t bytes = 0;
+  int next = 1;
+  while (session.HasEvents()) {
+    beat = session.MakeBeat();
+    ASSERT_GT(beat.events_size(), 0);
+    for (const v1::JobEvent& event : beat.events()) {
+      bytes += static_cast<std::int64_t>(event.ByteSizeLong());
+    }
+    session.OnAnswer(Answer(v1::DIRECTIVE_CONTINUE, next += beat.events_size()), start_);
+  }
+  EXPECT_LE(bytes, static_cast<std::int64_t>(JobSession::kMaxPendingBytes));
+  session.AddBlock(block);
+  EXPECT_TRUE(session.HasEvents()) << "there is room again";
 }
 
 TEST_F(JobSessionTest, LogsAndBeatsAreBounded) {

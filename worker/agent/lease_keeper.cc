@@ -90,7 +90,13 @@ void LeaseKeeper::Run(std::stop_token stop) {
 v1::HeartbeatRequest LeaseKeeper::MakeRequest(
     const std::vector<std::shared_ptr<JobSession>>& sessions) {
   v1::HeartbeatRequest request;
-  for (const auto& session : sessions) *request.add_jobs() = session->MakeBeat();
+  const std::size_t first = turn_++;
+  std::size_t room = kMaxCallBytes;
+  for (std::size_t i = 0; i < sessions.size(); ++i) {
+    v1::JobBeat beat = sessions[(first + i) % sessions.size()]->MakeBeat(room);
+    room -= std::min(room, beat.ByteSizeLong());
+    *request.add_jobs() = std::move(beat);
+  }
   const std::lock_guard lock(mutex_);
   request.set_refusal(refusal_);
   refusal_changed_ = false;

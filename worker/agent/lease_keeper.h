@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <functional>
@@ -39,6 +40,8 @@ class LeaseKeeper {
 
   static constexpr std::chrono::milliseconds kEventDelay{250};
   static constexpr std::chrono::milliseconds kProgressDelay{1000};
+  // Of the 4 MiB of a call; the rest is for progress, which is always sent.
+  static constexpr std::size_t kMaxCallBytes = 2 << 20;
 
  private:
   std::vector<std::shared_ptr<JobSession>> Sessions() const;
@@ -50,6 +53,8 @@ class LeaseKeeper {
   OnWorkerDirective on_directive_;
   mutable std::mutex mutex_;
   std::condition_variable_any wake_;
+  // Whose events come first in the next beat, so that each job gets its turn.
+  std::atomic<std::size_t> turn_ = 0;
   bool news_ = false;
   std::string refusal_;
   bool refusal_changed_ = false;  // since the last beat
