@@ -478,6 +478,11 @@ TEST_F(AgentTest, FailuresDoNotTellTheMachinesFolders) {
   EXPECT_EQ(request.log_tail(), "reading model/config.json\n");
 }
 
+TEST_F(AgentTest, ALongFailureIsToldAsFarAsTheServerTakesIt) {
+  RunJob(Lease("error USER INVALID_CHECKPOINT " + std::string(9000, 'm') + "\n"));
+  EXPECT_EQ(Result().failed.at(0).error().message(), std::string(8192, 'm'));
+}
+
 TEST_F(AgentTest, LogTailComesWithTheFailure) {
   RunJob(Lease("stderr one\nstderr two\xff\nsignal 6\nhang\n"));
   EXPECT_EQ(Result().failed.at(0).log_tail(), "one\ntwo?\n");

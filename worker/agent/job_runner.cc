@@ -305,7 +305,7 @@ void JobRunner::Fail(Attempt& attempt, const absl::Status& status, bool cancelle
   request.set_cancelled(cancelled);
   request.set_exit_code(attempt.outcome.exit_code);
   request.set_exit_signal(attempt.outcome.exit_signal);
-  request.set_log_tail(attempt.Clean(attempt.outcome.log_tail, parts_.work_dir));
+  request.set_log_tail(BoundedLogTail(attempt.Clean(attempt.outcome.log_tail, parts_.work_dir)));
   // UNKNOWN is what RunEngine answers for the engine's own error.
   v1::EngineError error = absl::IsUnknown(status) ? attempt.outcome.error : ToEngineError(status);
   log::Warning(cancelled ? "job cancelled" : "job failed", {{"job", attempt.lease.job()},
@@ -317,7 +317,7 @@ void JobRunner::Fail(Attempt& attempt, const absl::Status& status, bool cancelle
     value = attempt.Clean(value, parts_.work_dir);
   }
   request.set_retryable(!cancelled && IsRetryable(error));
-  if (!cancelled) *request.mutable_error() = error;
+  if (!cancelled) *request.mutable_error() = Bounded(std::move(error));
   const v1::JobBeat last = LastBeat(attempt);
   request.set_event_offset(last.event_offset());
   *request.mutable_events() = last.events();
