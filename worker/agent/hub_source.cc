@@ -60,10 +60,11 @@ std::string Text(const Struct& object, const std::string& name) {
   return Field(object, name).string_value();
 }
 
-// JSON numbers are doubles; sizes are exact up to 2^53.
+// JSON numbers are doubles; sizes are exact up to 2^53. -1 when there is none.
 std::int64_t Size(const Struct& object, const std::string& name) {
   constexpr double kExact = 9007199254740992.0;
-  const double value = Field(object, name).number_value();
+  const Value& field = Field(object, name);
+  const double value = field.has_number_value() ? field.number_value() : -1;
   return value >= 0 && value <= kExact ? static_cast<std::int64_t>(value) : -1;
 }
 
@@ -79,12 +80,14 @@ absl::StatusOr<HubFile> FileOf(const std::string& uri, const Struct& row) {
   file.oid = Text(row, "blobId");
   if (!IsHex(file.oid, kGitDigits)) file.oid.clear();
   const Value& lfs = Field(row, "lfs");
-  if (!lfs.has_struct_value()) return file;
-  file.sha256 = Text(lfs.struct_value(), "sha256");
-  file.size_bytes = Size(lfs.struct_value(), "size");
-  file.oid.clear();  // of the pointer
-  if (IsSha256Hex(file.sha256)) return file;
-  return BadListing(uri, "an LFS file without sha256");
+  if (lfs.has_struct_value()) {
+    file.sha256 = Text(lfs.struct_value(), "sha256");
+    file.size_bytes = Size(lfs.struct_value(), "size");
+    file.oid.clear();  // of the pointer
+    if (!IsSha256Hex(file.sha256)) return BadListing(uri, "an LFS file without sha256");
+  }
+  if (file.size_bytes < 0) return BadListing(uri, "a file without a size (asked for ?blobs=true)");
+  return file;
 }
 
 absl::StatusOr<HubListing> ParseListing(const std::string& uri, const std::string& repo,

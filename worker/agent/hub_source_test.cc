@@ -198,6 +198,13 @@ TEST_F(HubTest, WhatIsRefused) {
   EXPECT_NE(pickled.status().message().find("safe_serialization"), std::string::npos);
   Script(R"({"siblings": [{"rfilename": "../../escape.json", "size": 1}]})");
   EXPECT_EQ(Outcome("hf://org/model"), "STORAGE_ERROR");
+  Script(R"({"siblings": [{"rfilename": "notes.txt"}]})");
+  const auto unsized = Fetch("hf://org/model");
+  EXPECT_NE(unsized.status().message().find("without a size"), std::string::npos)
+      << unsized.status();
+  Script(R"({"siblings": [{"rfilename": "model.safetensors.index.json", "size": 70000000}]})");
+  EXPECT_EQ(Outcome("hf://org/model"), "RESOURCE_LIMIT");
+  EXPECT_EQ(Requests().find("index.json"), std::string::npos) << "refused before it is fetched";
   Script("{}");
   options_.max_bytes = 1000;
   EXPECT_EQ(Outcome("hf://org/model"), "RESOURCE_LIMIT");

@@ -20,6 +20,8 @@ namespace fs = std::filesystem;
 constexpr int kMaxModelFiles = 10000;
 constexpr const char* kIndex = "model.safetensors.index.json";
 constexpr const char* kWhole = "model.safetensors";
+// As the engine's. A larger index would take the agent's memory, which all jobs share.
+constexpr std::int64_t kMaxIndexBytes = 64 << 20;
 
 bool EndsWithAny(std::string_view text, std::initializer_list<std::string_view> endings) {
   return std::any_of(endings.begin(), endings.end(),
@@ -219,6 +221,13 @@ absl::Status Materializer::HubFiles(const Context& context, const HubListing& li
   std::string index;
   for (const HubFile& file : listing.files) {
     if (file.path != kIndex) continue;
+    if (file.size_bytes > kMaxIndexBytes) {
+      return MakeError(Reason::kResourceLimit,
+                       listing.repo + ": wanted a " + kIndex + " of at most " +
+                           std::to_string(kMaxIndexBytes) + " bytes, got " +
+                           std::to_string(file.size_bytes),
+                       {{"repo", listing.repo}});
+    }
     auto status = hub_->Download(listing, file, folder + kIndex, context.check);
     if (!status.ok()) return status;
     index = ReadText(folder + kIndex);
@@ -228,7 +237,7 @@ absl::Status Materializer::HubFiles(const Context& context, const HubListing& li
   std::int64_t total = 0;
   for (const HubFile& file : *wanted) {
     total += file.size_bytes;
-    if (file.size_bytes >= 0 && total <= hub_->max_bytes()) continue;
+    if (total <= hub_->max_bytes()) continue;
     return MakeError(Reason::kResourceLimit,
                      listing.repo + ": wanted a checkpoint of at most " +
                          std::to_string(hub_->max_bytes()) +
