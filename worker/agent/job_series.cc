@@ -5,9 +5,11 @@
 #include <chrono>
 #include <cstring>
 #include <iterator>
+#include <string_view>
 #include <utility>
 
 #include "common/ids.h"
+#include "common/utf8_prefix.h"
 #include "google/protobuf/util/time_util.h"
 
 namespace quantry::agent {
@@ -27,7 +29,7 @@ std::string ModelLabel(const v1::ModelSource& source) {
   if (source.has_local_path()) name = source.local_path();
   if (source.has_uri()) name = source.uri().substr(0, source.uri().find('?'));
   while (name.ends_with('/')) name.pop_back();
-  return name.substr(name.rfind('/') + 1).substr(0, 64);
+  return Utf8Prefix(std::string_view(name).substr(name.rfind('/') + 1), 64);
 }
 
 double SecondsFromNow(const google::protobuf::Duration& eta) {

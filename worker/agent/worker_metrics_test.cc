@@ -8,6 +8,7 @@
 #include <string>
 
 #include "gtest/gtest.h"
+#include "worker/agent/utf8.h"
 
 namespace quantry::agent {
 namespace {
@@ -63,6 +64,19 @@ TEST_F(WorkerMetricsTest, ANewLeaseHidesTheEndedOneOfItsOwnTenantAlone) {
   const auto again = Start("a");
   EXPECT_TRUE(Scrape().contains(kRatioOfA));
   EXPECT_TRUE(Scrape().contains(kRatioOfA)) << "the ended one would be gone by now";
+}
+
+// Prometheus takes nothing of a scrape that is not UTF-8.
+TEST_F(WorkerMetricsTest, ALongModelNameIsCutBetweenCharacters) {
+  v1::Lease lease = LeaseOf("a");
+  std::string name;
+  while (name.size() < 100) name += "\u6a21";  // 3 bytes each
+  lease.mutable_spec()->mutable_model()->set_local_path("/models/" + name);
+  const auto session = std::make_shared<JobSession>(lease, std::chrono::steady_clock::now());
+  metrics_.JobStarted(lease, session);
+  const std::string text = metrics_.Text();
+  EXPECT_EQ(ToValidUtf8(text), text);
+  EXPECT_NE(text.find("model=\"" + name.substr(0, 63) + "\""), std::string::npos) << text;
 }
 
 // A series that begins at 1 has not increased: nobody would hear of the first.
