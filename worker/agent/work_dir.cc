@@ -67,7 +67,10 @@ void GiveAway(const fs::path& path, const Identity& account, std::error_code& er
   if (lchown(path.c_str(), account.uid, account.gid) != 0) {
     error = std::error_code(errno, std::generic_category());
   }
-  if (fs::is_symlink(path) || !fs::is_directory(path)) return;
+  std::error_code looked;
+  const fs::file_status status = fs::symlink_status(path, looked);
+  if (looked) error = looked;
+  if (!fs::is_directory(status)) return;  // links lead to files of others
   for (const fs::path& entry : Folders(path)) GiveAway(entry, account, error);
 }
 
@@ -171,7 +174,9 @@ void WorkDir::RemoveKeptCheckpoints() const {
   for (const fs::path& job : Folders(jobs())) {
     for (const fs::path& attempt : Folders(job)) {
       // A running attempt has its text folder; a kept one was stripped of it.
-      if (!fs::exists(attempt / "text")) Remove(attempt);
+      // One that cannot be looked at stays: the disk may be in trouble.
+      std::error_code error;
+      if (!fs::exists(attempt / "text", error) && !error) Remove(attempt);
     }
     RemoveIfEmpty(job);
   }

@@ -1,5 +1,7 @@
 #include "worker/agent/work_dir.h"
 
+#include <unistd.h>
+
 #include <filesystem>
 #include <fstream>
 #include <optional>
@@ -56,6 +58,20 @@ TEST_F(WorkDirTest, LeftoversButYoungCheckpointsGo) {
   EXPECT_FALSE(fs::exists(fs::path(empty.root).parent_path()));
   dir->RemoveKeptCheckpoints();
   EXPECT_FALSE(fs::exists(young.root));
+}
+
+// An exception on a slot's thread would end the agent and all its jobs.
+TEST_F(WorkDirTest, WhatCannotBeLookedAtEndsNobody) {
+  const auto dir = WorkDir::Open(root_);
+  ASSERT_TRUE(dir.ok());
+  fs::create_directories(root_ / "jobs/uid");
+  fs::create_symlink("loop", root_ / "jobs/uid/loop");
+  EXPECT_NO_THROW(dir->RemoveKeptCheckpoints());
+  const AttemptDir unreachable{root_ / "jobs/uid/loop"};
+  const Identity self{.name = "self", .uid = getuid(), .gid = getgid(), .groups = {}};
+  absl::Status status;
+  EXPECT_NO_THROW(status = HandOver(unreachable, self));
+  EXPECT_TRUE(HasReason(status, Reason::kStorageError)) << status;
 }
 
 TEST_F(WorkDirTest, EpochsDoNotMix) {
