@@ -28,6 +28,24 @@ bool Matches(const std::string& path, const std::string& sha256, std::int64_t si
   return digest.ok() && digest->sha256 == sha256;
 }
 
+// Makes `target`, replacing an earlier try's, a link to `file` or a copy of it.
+absl::Status Link(const std::string& file, const std::string& target) {
+  std::error_code error;
+  fs::remove(target, error);
+  if (!error) fs::create_hard_link(file, target, error);
+  if (error) {  // the file system knows no links
+    fs::copy_file(file, target, fs::copy_options::overwrite_existing, error);
+  }
+  if (error) return absl::InternalError("link " + target + ": " + error.message());
+  return absl::OkStatus();
+}
+
+// Whether it is a whole one, not on its way here.
+bool IsBlob(const fs::path& path) {
+  const std::string name = path.filename().native();
+  return IsSha256Hex(name) && path.parent_path().filename() == name.substr(0, 2);
+}
+
 }  // namespace
 
 std::string BlobCache::PathOf(const std::string& sha256) const {
@@ -35,8 +53,10 @@ std::string BlobCache::PathOf(const std::string& sha256) const {
 }
 
 absl::Status BlobCache::Fetch(Storage& blobs, const std::string& sha256, std::int64_t size_bytes,
-                              const std::string& cached, const TransferCheck& check) {
+                              const std::string& target, const TransferCheck& check) {
+  const std::shared_lock lock(fetching_);
   // Under a name of its own: bytes get their digest's name only once they have it.
+  const std::string cached = PathOf(sha256);
   const std::string fresh = cached + ".new-" + std::to_string(gettid());
   auto moved = blobs.Download(sha256, fresh, check);
   if (!moved.ok()) {
@@ -55,6 +75,8 @@ absl::Status BlobCache::Fetch(Storage& blobs, const std::string& sha256, std::in
                      {{"sha256", sha256}, {"got_sha256", moved->sha256}});
   }
   chmod(fresh.c_str(), 0444);
+  // First, since the cached name may be evicted at once.
+  if (auto status = Link(fresh, target); !status.ok()) return status;
   if (rename(fresh.c_str(), cached.c_str()) != 0) {
     return absl::InternalError("rename to " + cached + ": " + std::strerror(errno));
   }
@@ -68,32 +90,25 @@ absl::Status BlobCache::Place(Storage& blobs, const std::string& sha256, std::in
                      "wanted a sha256 of 64 lower-case hex digits, got \"" + sha256 + "\"",
                      {{"sha256", sha256}});
   }
-  const std::shared_lock lock(evicting_);
+  std::error_code ignored;
+  fs::create_directories(fs::path(target).parent_path(), ignored);
   const std::string cached = PathOf(sha256);
-  std::error_code error;
-  bool here = fs::exists(cached, error);
-  if (here && !Matches(cached, sha256, size_bytes)) {
+  // Linked before it is looked at: what is linked is evicted no more.
+  if (fs::exists(cached, ignored) && Link(cached, target).ok()) {
+    if (Matches(target, sha256, size_bytes)) {
+      // The age that Evict goes by; the owner may set it on a read-only file.
+      utimensat(AT_FDCWD, cached.c_str(), nullptr, 0);
+      return absl::OkStatus();
+    }
     log::Warning("a cached blob is damaged and fetched again", {{"sha256", sha256}});
     unlink(cached.c_str());
-    here = false;
   }
-  if (!here) {
-    if (auto status = Fetch(blobs, sha256, size_bytes, cached, check); !status.ok()) return status;
-  }
-  // The age that Evict goes by; the owner may set it on a read-only file.
-  utimensat(AT_FDCWD, cached.c_str(), nullptr, 0);
-  fs::create_directories(fs::path(target).parent_path(), error);
-  if (!error) fs::remove(target, error);  // an earlier try may have placed it
-  if (!error) fs::create_hard_link(cached, target, error);
-  if (error) {  // the file system knows no links
-    fs::copy_file(cached, target, fs::copy_options::overwrite_existing, error);
-  }
-  if (error) return absl::InternalError("link " + target + ": " + error.message());
-  return absl::OkStatus();
+  return Fetch(blobs, sha256, size_bytes, target, check);
 }
 
 void BlobCache::Evict(std::int64_t bytes) {
-  const std::unique_lock lock(evicting_);
+  // What fetches are writing is left alone; without any, it is a crashed agent's.
+  const std::unique_lock idle(fetching_, std::try_to_lock);
   struct Entry {
     fs::file_time_type used;
     fs::path path;
@@ -104,7 +119,7 @@ void BlobCache::Evict(std::int64_t bytes) {
   for (fs::recursive_directory_iterator it(root_, error), end; !error && it != end;
        it.increment(error)) {
     std::error_code gone;
-    if (!it->is_regular_file(gone)) continue;
+    if (!it->is_regular_file(gone) || (!idle && !IsBlob(it->path()))) continue;
     entries.push_back(
         {it->last_write_time(gone), it->path(), static_cast<std::int64_t>(it->file_size(gone))});
   }

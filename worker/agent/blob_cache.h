@@ -27,16 +27,16 @@ class BlobCache {
                      const std::string& target, const TransferCheck& check);
 
   // Removes blobs, longest unused first, until `bytes` are freed or none is
-  // left; files linked into running jobs stay readable there.
+  // left; files linked into running jobs stay readable there. Waits for no fetch.
   void Evict(std::int64_t bytes);
 
  private:
   absl::Status Fetch(Storage& blobs, const std::string& sha256, std::int64_t size_bytes,
-                     const std::string& cached, const TransferCheck& check);
+                     const std::string& target, const TransferCheck& check);
   std::string PathOf(const std::string& sha256) const;
 
   const std::string root_;
-  std::shared_mutex evicting_;  // Place shares it
+  std::shared_mutex fetching_;  // shared while bytes come in
 };
 
 }  // namespace quantry::agent

@@ -2,8 +2,10 @@
 
 #include <sys/stat.h>
 
+#include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <future>
 #include <iterator>
 
 #include "common/digest.h"
@@ -217,6 +219,34 @@ TEST_F(MaterializerTest, EvictionFreesTheLongestUnused) {
   cache_->Evict(1 << 20);
   EXPECT_EQ(ReadFile(fs::path(dir_.model()) / "model.safetensors"), "weights")
       << "links of running jobs stay";
+}
+
+// Space is needed while another slot fetches for hours.
+TEST_F(MaterializerTest, EvictionWaitsForNoFetchAndLeavesItAlone) {
+  auto lease = Lease();
+  AddBlob(lease, "config.json", "{}");
+  AddBlob(lease, "model.safetensors", "weights");
+  ASSERT_EQ(ReasonFor(lease), "OK");
+  const std::string bytes = "bytes that come slowly";
+  const std::string sha = Sha256Hex(bytes);
+  WriteFile(root_ / "blobs" / sha, bytes);
+  auto storage = OpenStorage("file://" + (root_ / "blobs").native());
+  ASSERT_TRUE(storage.ok());
+  std::future<void> eviction;
+  const auto status = cache_->Place(
+      **storage, sha, static_cast<std::int64_t>(bytes.size()), dir_.text() + "/calibration",
+      [&](std::int64_t) {
+        eviction = std::async(std::launch::async, [&] { cache_->Evict(1 << 20); });
+        EXPECT_EQ(eviction.wait_for(std::chrono::seconds(10)), std::future_status::ready);
+        return absl::OkStatus();
+      });
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_EQ(ReadFile(dir_.text() + "/calibration"), bytes);
+  std::string left;
+  for (const auto& entry : fs::recursive_directory_iterator(work_->cache())) {
+    if (entry.is_regular_file()) left += entry.path().filename().native() + " ";
+  }
+  EXPECT_EQ(left, sha + " ");
 }
 
 TEST(ModelFileTest, Table) {
