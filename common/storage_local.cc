@@ -248,11 +248,15 @@ absl::StatusOr<PendingFile> PendingFile::Create(const std::string& path) {
   std::error_code error;
   fs::create_directories(target.parent_path(), error);
   if (error) return ErrnoStatus(error.value(), "create folder", target.parent_path().native());
-  const std::string temporary =
-      (target.parent_path() /
-       (std::string(kTemporaryPrefix) + std::to_string(getpid()) + "-" + std::to_string(counter++)))
+  const std::string prefix =
+      (target.parent_path() / (std::string(kTemporaryPrefix) + std::to_string(getpid()) + "-"))
           .native();
-  const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  std::string temporary;
+  int fd = -1;
+  do {  // in a container the next start has the same number and meets what a crash left
+    temporary = prefix + std::to_string(counter++);
+    fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  } while (fd < 0 && errno == EEXIST);
   if (fd < 0) return ErrnoStatus(errno, "create", temporary);
   return PendingFile(fd, temporary, path);
 }

@@ -175,6 +175,20 @@ TEST_P(StorageTest, LargeFilesGoInParts) {
   EXPECT_TRUE(*storage_->Read("whole", 1 << 30) == bytes);
 }
 
+TEST(LocalStorageTest, TemporariesOfACrashAreInNobodysWay) {
+  char name[] = "/tmp/quantry-storage-XXXXXX";
+  const fs::path root = mkdtemp(name);
+  for (int i = 0; i < 5000; ++i) {  // more than this process has made so far
+    std::ofstream(root / (".tmp-" + std::to_string(getpid()) + "-" + std::to_string(i)));
+  }
+  auto storage = OpenStorage(UriFromLocalPath(root.native()));
+  ASSERT_TRUE(storage.ok()) << storage.status();
+  EXPECT_TRUE((*storage)->Write("object", "hello").ok());
+  EXPECT_EQ(*(*storage)->Read("object", 5), "hello");
+  EXPECT_EQ((*storage)->List("")->size(), 1u);
+  fs::remove_all(root);
+}
+
 INSTANTIATE_TEST_SUITE_P(Stores, StorageTest,
                          ::testing::Values(Store::kFile, Store::kS3, Store::kNamed),
                          [](const auto& store) {
