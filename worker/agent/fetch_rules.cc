@@ -29,10 +29,16 @@ bool IsPublic4(std::uint32_t address) {
   });
 }
 
-// Global unicast is 2000::/3; of it, not the tunnels that embed an IPv4 address
+// 64:ff9b::/96 is an IPv4 address behind DNS64 (RFC 6052): as public as that is.
+// Else global unicast is 2000::/3; of it, not the tunnels that embed an IPv4 address
 // (2001::/32, 2002::/16) and not documentation (2001:db8::/32).
 bool IsPublic6(const in6_addr& address) {
   const std::uint8_t* b = address.s6_addr;
+  constexpr std::uint8_t kNat64[12] = {0x00, 0x64, 0xff, 0x9b};
+  if (std::memcmp(b, kNat64, sizeof kNat64) == 0) {
+    return IsPublic4(std::uint32_t{b[12]} << 24 | std::uint32_t{b[13]} << 16 |
+                     std::uint32_t{b[14]} << 8 | b[15]);
+  }
   if ((b[0] & 0xe0) != 0x20) return false;
   if (b[0] == 0x20 && b[1] == 0x02) return false;
   const bool special =

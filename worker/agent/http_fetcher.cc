@@ -120,7 +120,7 @@ absl::StatusOr<Asked> Ask(const FetchOptions& options, const std::string& token,
     HttpAnswer answer = request.Run(*url, own ? token : "", body.offset());
     if (!request.stopped().ok()) return request.stopped();
     if (answer.blocked) {
-      return Forbidden(url->shown() + " has an address that is not public; refused", *url);
+      return Forbidden(url->shown() + " has only addresses that are not public; refused", *url);
     }
     if (!answer.redirects() || hop == kMaxHops) return Asked{std::move(answer), std::move(url)};
     url = Url::Parse(answer.header("location"), url.get());

@@ -113,9 +113,11 @@ int HttpGet::OnProgress(void* self, curl_off_t, curl_off_t, curl_off_t, curl_off
 curl_socket_t HttpGet::OnSocket(void* self, curlsocktype, curl_sockaddr* address) {
   auto& request = *static_cast<HttpGet*>(self);
   if (!request.any_address_ && !IsPublicAddress(address->addr)) {
-    request.answer_.blocked = true;
+    request.answer_.blocked = !request.asked_;
     return CURL_SOCKET_BAD;
   }
+  request.asked_ = true;
+  request.answer_.blocked = false;
   return socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
 }
 

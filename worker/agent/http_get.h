@@ -45,7 +45,7 @@ struct HttpAnswer {
   long status = 0;                                  // 0 = none came
   std::map<std::string, std::string> headers = {};  // by name in lower case
   std::string error = {};                           // of the connection
-  bool blocked = false;                             // the address may not be asked
+  bool blocked = false;                             // none of the addresses may be asked
 
   bool ok() const { return status == 200 || status == 206; }
   bool redirects() const { return status >= 301 && status <= 308 && status != 304; }
@@ -82,6 +82,7 @@ class HttpGet {
   const Sink& sink_;
   const TransferCheck& check_;
   const bool any_address_;
+  bool asked_ = false;  // at an address that may be
   std::unique_ptr<CURL, Cleanup> handle_;
   HttpAnswer answer_;
   absl::Status stopped_;
