@@ -2,12 +2,8 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include <ATen/ATen.h>
-
 #include <chrono>
 #include <cstdlib>
-#include <cstring>
-#include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -21,6 +17,7 @@
 #include "worker/engine/methods/catalog.h"
 #include "worker/engine/model/architecture.h"
 #include "worker/engine/pipeline/events.h"
+#include "worker/engine/pipeline/failure.h"
 #include "worker/engine/pipeline/job.h"
 #include "worker/engine/pipeline/quote.h"
 #include "worker/engine/pipeline/run.h"
@@ -79,27 +76,6 @@ bool SealIfAsked() { return getenv("QUANTRY_ENGINE_SEALED") == nullptr || Forbid
 
 double SteadySeconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-// The error an exception stands for.
-EngineError Translate(const std::exception& error) {
-  if (const auto* own = dynamic_cast<const EngineError*>(&error)) return *own;
-  if (const auto* files = dynamic_cast<const std::filesystem::filesystem_error*>(&error)) {
-    return EngineError(FailureClass::kEnvironment, "WRITE_FAILED", files->what(),
-                       {{"path", files->path1().string()}});
-  }
-  if (dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr ||
-      dynamic_cast<const std::bad_alloc*>(&error) != nullptr ||
-      std::strstr(error.what(), "not enough memory") != nullptr) {
-    return EngineError(FailureClass::kResource, "OUT_OF_MEMORY",
-                       std::string("not enough memory; ask for a machine with more, or use fewer "
-                                   "or shorter calibration windows: ") +
-                           error.what());
-  }
-  const auto* torch = dynamic_cast<const c10::Error*>(&error);
-  return EngineError(FailureClass::kBug, "INTERNAL",
-                     std::string("unexpected failure, please report it: ") +
-                         (torch != nullptr ? torch->what_without_backtrace() : error.what()));
 }
 
 // The value of the only flag a sub-command takes; empty when it is not there.
