@@ -259,6 +259,24 @@ TEST_F(CompressedTensorsTest, UnpackRefusesWhatIsNoOutput) {
             "INVALID_CHECKPOINT");
 }
 
+// A stack of brackets in an index must not become one of calls.
+TEST(OutputReaderTest, RefusesIndicesThatAreNone) {
+  const test::TempDir dir;
+  constexpr size_t kDeep = 200'000;
+  const std::string stack = std::string(kDeep, '[') + std::string(kDeep, ']');
+  for (const std::string& index :
+       {std::string("{"), std::string("[]"), std::string("{}"),
+        std::string(R"({"weight_map": "a"})"), std::string(R"({"weight_map": {}})"),
+        std::string(R"({"weight_map": {"t": 1}})"),
+        std::string(R"({"weight_map": {"t": "../a.safetensors"}})"),
+        R"({"weight_map": )" + stack + "}"}) {
+    std::ofstream(dir.File("model.safetensors.index.json")) << index;
+    const EngineError error = test::ErrorOf([&] { OutputReader(dir.path(), "model"); });
+    EXPECT_EQ(error.reason, "INVALID_CHECKPOINT") << index.substr(0, 60);
+    EXPECT_TRUE(test::Mentions(error, "index.json")) << error.what();
+  }
+}
+
 TEST_F(CompressedTensorsTest, WritesUsualNamesWhateverTheSourceHas) {
   std::filesystem::create_directories(Source());
   test::TinyModel model = test::MakeTinyModel("llama", {{"tie_word_embeddings", true}});

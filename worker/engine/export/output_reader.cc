@@ -5,6 +5,8 @@
 
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/file.h"
+#include "worker/engine/base/json.h"
+#include "worker/engine/base/strings.h"
 
 namespace quantry::engine {
 namespace {
@@ -13,16 +15,18 @@ constexpr uint64_t kMaxIndexBytes = uint64_t{64} << 20;
 
 // Shards an index names, without folders in them.
 std::set<std::string> ShardsOf(const std::string& index_path) {
-  const auto index = nlohmann::json::parse(
-      ReadFile(index_path, kMaxIndexBytes, "INVALID_CHECKPOINT"), nullptr, false);
+  const nlohmann::json index = ParseJson(ReadFile(index_path, kMaxIndexBytes, "INVALID_CHECKPOINT"),
+                                         index_path, "INVALID_CHECKPOINT");
+  const auto map = index.is_object() ? index.find("weight_map") : index.end();
+  if (map == index.end() || !map->is_object()) {
+    throw UserError("INVALID_CHECKPOINT", index_path + ": no weight_map from tensors to files");
+  }
   std::set<std::string> shards;
-  const bool object = index.is_object() && index.contains("weight_map");
-  const nlohmann::json map = object ? index["weight_map"] : nlohmann::json();
-  for (const auto& [tensor, shard] : map.items()) {
+  for (const auto& [tensor, shard] : map->items()) {
     const std::string name = shard.is_string() ? shard.get<std::string>() : "";
     if (name.empty() || name.find('/') != std::string::npos) {
-      throw UserError("INVALID_CHECKPOINT", index_path + ": the shard of " + tensor +
-                                                " must be a file name without folders");
+      throw UserError("INVALID_CHECKPOINT", StrCat(index_path, ": the shard of ", Printable(tensor),
+                                                   " must be a file name without folders"));
     }
     shards.insert(name);
   }

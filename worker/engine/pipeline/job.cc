@@ -5,6 +5,7 @@
 
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/file.h"
+#include "worker/engine/base/json.h"
 #include "worker/engine/base/json_object.h"
 #include "worker/engine/base/strings.h"
 
@@ -240,12 +241,7 @@ Job ParseJob(const nlohmann::json& json) {
 
 Job ReadJobFile(const std::string& path) {
   const std::string text = ReadFile(path, JobLimits::kFileBytes, "INVALID_SPEC");
-  const nlohmann::json json = nlohmann::json::parse(text, nullptr, false);
-  if (json.is_discarded()) {
-    throw UserError("INVALID_SPEC", path + " is not valid JSON (engine.proto, EngineJob)",
-                    {{"path", path}});
-  }
-  return ParseJob(json);
+  return ParseJob(ParseJson(text, path + " (EngineJob in engine.proto)", "INVALID_SPEC"));
 }
 
 }  // namespace quantry::engine

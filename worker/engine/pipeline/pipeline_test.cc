@@ -49,6 +49,18 @@ TEST(Job, ReadsProtoJson) {
   EXPECT_EQ(job.activations.bits, 16);
 }
 
+TEST(Job, FilesThatAreNoJobAreRefused) {
+  const test::TempDir dir;
+  constexpr size_t kDeep = 200'000;
+  for (const std::string& text :
+       {std::string("{"), std::string("[]"), std::string(),
+        R"({"method": )" + std::string(kDeep, '[') + std::string(kDeep, ']') + "}"}) {
+    std::ofstream(dir.File("job.json"), std::ios::trunc) << text;
+    EXPECT_EQ(test::ErrorOf([&] { ReadJobFile(dir.File("job.json")); }).reason, "INVALID_SPEC")
+        << text.substr(0, 60);
+  }
+}
+
 TEST(Job, RotatesOnlineWhereActivationsAreQuantized) {
   nlohmann::json json = GoodJob();
   EXPECT_FALSE(ParseJob(json).rotation.enabled);
