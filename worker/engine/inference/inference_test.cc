@@ -234,7 +234,9 @@ TEST_P(InferenceTest, GreedyTakesTheLikeliestTokenUntilItsLimitOrAnEnd) {
 TEST(TextStream, GivesWholeCharactersAndAllTheText) {
   const auto tokenizer = Tokenizer::Load(QUANTRY_SOURCE_DIR "/examples/stories260k/tokenizer.json");
   for (const std::string text :
-       {"Once upon a time, there was a dog.", "caf\u00e9 \U0001f600 \u20ac!", "a  b\n\nc"}) {
+       {"Once upon a time, there was a dog.", "caf\u00e9 \U0001f600 \u20ac!", "a  b\n\nc",
+        "\u65e5\u672c\u8a9e \uc548\ub155\ud558\uc138\uc694 \uc138\uacc4!",
+        "\u0928\u092e\u0938\u094d\u0924\u0947, \U0001f600\U0001f600\U0001f600"}) {
     const std::vector<int32_t> ids = tokenizer->Encode(text);
     for (size_t prompt = 1; prompt < ids.size(); ++prompt) {
       const std::vector<int32_t> given(ids.begin(), ids.begin() + static_cast<int64_t>(prompt));

@@ -9,8 +9,11 @@ constexpr char kReplacement[] = "\xef\xbf\xbd";  // U+FFFD
 // A character has at most four bytes, so at most four byte tokens; what still
 // ends in U+FFFD after them is so.
 constexpr size_t kMaxPending = 4;
-// Tokens before the new ones that decide about their text.
+// Tokens before the new ones that decide about their text: at least so many,
+// and more where they would begin inside a character. Byte tokens in a row are
+// one text to the tokenizer, and a piece of a character spoils all of it.
 constexpr size_t kContext = 4;
+constexpr size_t kMostContext = 32;
 
 }  // namespace
 
@@ -24,12 +27,23 @@ std::string TextStream::Fresh() const {
   return all.size() > before.size() ? all.substr(before.size()) : "";
 }
 
-std::string TextStream::Add(int32_t id) {
-  ids_.push_back(id);
-  if (shown_ > kContext) {
-    ids_.erase(ids_.begin(), ids_.begin() + static_cast<int64_t>(shown_ - kContext));
-    shown_ = kContext;
+void TextStream::Keep(size_t shown) {
+  ids_.erase(ids_.begin(), ids_.begin() + static_cast<int64_t>(shown_ - shown));
+  shown_ = shown;
+}
+
+void TextStream::ForgetOld() {
+  for (size_t kept = kContext; kept < shown_ && kept <= kMostContext; ++kept) {
+    const auto end = ids_.begin() + static_cast<int64_t>(shown_);
+    const std::string text = tokenizer_->Decode({end - static_cast<int64_t>(kept), end});
+    if (text.find(kReplacement) == std::string::npos) return Keep(kept);
   }
+  if (shown_ > kMostContext) Keep(kContext);  // it never was text
+}
+
+std::string TextStream::Add(int32_t id) {
+  ForgetOld();
+  ids_.push_back(id);
   const std::string fresh = Fresh();
   if (fresh.ends_with(kReplacement) && ids_.size() - shown_ < kMaxPending) return "";
   shown_ = ids_.size();

@@ -24,6 +24,8 @@ class TextStream {
 
  private:
   std::string Fresh() const;
+  void Keep(size_t shown);  // drops all but the last so many of those shown
+  void ForgetOld();
 
   std::shared_ptr<const Tokenizer> tokenizer_;
   std::vector<int32_t> ids_;  // the last ones shown, then those not shown yet
