@@ -12,6 +12,7 @@
 #include "worker/engine/export/model_files.h"
 #include "worker/engine/methods/linear_shapes.h"
 #include "worker/engine/pipeline/versions.h"
+#include "worker/engine/quant/grid.h"
 #include "worker/engine/tokenizer/tokenizer.h"
 
 namespace quantry::engine {
@@ -142,6 +143,11 @@ std::string Fingerprint(const Job& job, const Inputs& inputs, const at::Device& 
     all["preprocessing"] = given;
   }
   return Sha256OfText(all.dump());
+}
+
+at::ScalarType ScaleDtypeOf(const Checkpoint& checkpoint) {
+  const bool read_as_bf16 = checkpoint.config().dtype == at::kBFloat16;
+  return ScaleDtypeFor(read_as_bf16 ? at::kBFloat16 : checkpoint.storage_dtype());
 }
 
 std::map<std::string, at::ScalarType> DenseDtypes(const Checkpoint& checkpoint, int block) {

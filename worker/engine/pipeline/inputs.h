@@ -40,6 +40,11 @@ std::string Fingerprint(const Job& job, const Inputs& inputs, const at::Device& 
 // Throws UserError INVALID_SPEC when an output cannot hold the model's shapes.
 void CheckOutputs(const Job& job, const Checkpoint& checkpoint);
 
+// Storage dtype of a model's scales: bf16 where its linears are stored so or
+// config.json says so, whatever they are stored in (trainers leave fp32 weights
+// beside "bfloat16", and readers make their scales of that type); else fp16.
+at::ScalarType ScaleDtypeOf(const Checkpoint& checkpoint);
+
 // Storage dtypes of a block's dense tensors, key below the block.
 std::map<std::string, at::ScalarType> DenseDtypes(const Checkpoint& checkpoint, int block);
 

@@ -91,7 +91,7 @@ Json OutputsJson(const Job& job, const Checkpoint& checkpoint) {
         return job.method->SalientColumns(in_features);
       });
   StateValueBits(*job.method, plan);
-  const at::ScalarType scale_dtype = ScaleDtypeFor(checkpoint.storage_dtype());
+  const at::ScalarType scale_dtype = ScaleDtypeOf(checkpoint);
   Json outputs = Json::array();
   for (const OutputFormatRow* row : job.outputs) {
     const auto layout = job.MakeLayout(*row, scale_dtype);

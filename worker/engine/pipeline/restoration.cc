@@ -15,7 +15,6 @@
 #include "worker/engine/pipeline/adapter_file.h"
 #include "worker/engine/pipeline/checkpoints.h"
 #include "worker/engine/pipeline/streams.h"
-#include "worker/engine/quant/grid.h"
 #include "worker/engine/reconstruct/lora.h"
 
 namespace quantry::engine {
@@ -122,7 +121,7 @@ class Restoration : public LoraStore {
                          streams.x_fp,
                          streams.x_q,
                          job.grid,
-                         ScaleDtypeFor(original().storage_dtype()),
+                         ScaleDtypeOf(original()),
                          DenseDtypes(original(), index),
                          static_cast<uint64_t>(job.seed),
                          task_.device,

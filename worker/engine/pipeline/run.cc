@@ -180,7 +180,7 @@ void Run::Load() {
   ConfigureRuntime(job_.threads);
   device_ = given_ ? *given_ : OpenDevice(job_.device);
   inputs_ = OpenInputs(job_);
-  scale_dtype_ = ScaleDtypeFor(checkpoint().storage_dtype());
+  scale_dtype_ = ScaleDtypeOf(checkpoint());
   CreateOutputFolder(job_.output_dir);
   if (job_.rotation.enabled) inputs_.source = OpenRotated(job_, inputs_, RotatedDir());
   checkpoints_ =

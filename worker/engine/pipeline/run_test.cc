@@ -19,6 +19,7 @@
 #include "worker/engine/base/file.h"
 #include "worker/engine/base/random.h"
 #include "worker/engine/evaluation/evaluator.h"
+#include "worker/engine/export/output_reader.h"
 #include "worker/engine/methods/catalog.h"
 #include "worker/engine/pipeline/block_file.h"
 #include "worker/engine/testing/devices.h"
@@ -280,6 +281,53 @@ TEST(RunTest, FileBitsAreThoseOfTheFiles) {
     EXPECT_EQ(manifest["outputs"][0]["bytes"].get<uint64_t>(), bytes) << name;
     EXPECT_DOUBLE_EQ(manifest["bits"]["file"].get<double>(),
                      static_cast<double>(bytes) * 8 / manifest["bits"]["parameters"].get<double>());
+  }
+}
+
+TEST(RunTest, Bf16InTheConfigDecidesOnScales) {
+  struct Case {
+    at::ScalarType stored;
+    json declared;
+    at::ScalarType wanted;
+  };
+  const std::vector<Case> cases = {{at::kFloat, {{"torch_dtype", "bfloat16"}}, at::kBFloat16},
+                                   {at::kHalf, {{"dtype", "bfloat16"}}, at::kBFloat16},
+                                   {at::kFloat, {{"torch_dtype", "float32"}}, at::kHalf},
+                                   {at::kHalf, json::object(), at::kHalf},
+                                   {at::kBFloat16, {{"torch_dtype", "float16"}}, at::kBFloat16},
+                                   {at::kBFloat16, json::object(), at::kBFloat16}};
+  const test::TempDir dir;
+  for (const auto& [stored, declared, wanted] : cases) {
+    test::TinyModel model = test::MakeTinyModel("llama", declared);
+    for (auto& [name, tensor] : model.tensors) tensor = tensor.to(stored);
+    model.Write(dir.path());
+    EXPECT_EQ(ScaleDtypeOf(*Checkpoint::Open(dir.path())), wanted) << stored << " " << declared;
+  }
+}
+
+// A reader creates scales in the dtype that config.json names, so they must be
+// exact in it: rounded while they are loaded, they are not what was measured.
+TEST(RunTest, ScalesAreOfTheDtypeThatTheConfigNames) {
+  const Bench bench(CaseOf("rtn"));
+  const std::string config = bench.File("model/config.json");
+  for (const auto& [declared, wanted] :
+       {std::pair("bfloat16", at::kBFloat16), std::pair("float16", at::kHalf),
+        std::pair("float32", at::kHalf)}) {
+    json changed = json::parse(ReadFile(config, 1 << 20, "TEST"));
+    changed["torch_dtype"] = declared;
+    std::ofstream(config) << changed.dump();
+    json job = bench.JobJson(declared);
+    job["outputs"] = {{{"format", "OUTPUT_FORMAT_COMPRESSED_TENSORS"}},
+                      {{"format", "OUTPUT_FORMAT_INT4_CARRIER"}}};
+    bench.RunAs(job, at::kCPU);
+    for (const char* format : {"compressed-tensors", "int4-carrier"}) {
+      const std::string folder = bench.File(std::string(declared) + "/out/" + format);
+      const OutputReader written(folder, "model");
+      EXPECT_EQ(written.Read("model.layers.0.self_attn.q_proj.weight_scale").scalar_type(), wanted)
+          << declared << " " << format;
+      EXPECT_EQ(json::parse(ReadFile(folder + "/config.json", 1 << 20, "TEST"))["torch_dtype"],
+                declared);
+    }
   }
 }
 
