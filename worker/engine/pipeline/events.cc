@@ -6,11 +6,30 @@
 #include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <string_view>
 
 namespace quantry::engine {
 namespace {
 
 using Json = nlohmann::ordered_json;
+
+// Names from somebody else's files may be megabytes long. The server keeps an
+// error in the job's row and takes 8 KiB of message, the agent 1 MiB a line.
+constexpr size_t kMaxMessageBytes = 6 << 10;
+constexpr size_t kMaxValueBytes = 2 << 10;
+
+// The first bytes of a UTF-8 text, cut between characters; "..." follows where
+// something was cut.
+std::string Shortened(std::string_view text, size_t limit) {
+  constexpr size_t kMostContinuations = 3;
+  if (text.size() <= limit) return std::string(text);
+  size_t end = limit;
+  while (end > 0 && limit - end < kMostContinuations &&
+         (static_cast<unsigned char>(text[end]) & 0xc0) == 0x80) {
+    --end;
+  }
+  return std::string(text.substr(0, end)) + "...";
+}
 
 std::string ClassName(FailureClass failure_class) {
   switch (failure_class) {
@@ -130,11 +149,13 @@ void EventWriter::Completed(const std::string& manifest_sha256, bool quality_gat
 
 void EventWriter::Error(const EngineError& error) {
   Json metadata = Json::object();
-  for (const auto& [name, value] : error.metadata) metadata[name] = value;
+  for (const auto& [name, value] : error.metadata) {
+    metadata[name] = Shortened(value, kMaxValueBytes);
+  }
   if (!trace_id_.empty()) metadata["trace_id"] = trace_id_;
   Write("error", {{"failure_class", ClassName(error.failure_class)},
                   {"reason", error.reason},
-                  {"message", error.what()},
+                  {"message", Shortened(error.what(), kMaxMessageBytes)},
                   {"metadata", metadata}});
 }
 

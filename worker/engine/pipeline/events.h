@@ -55,7 +55,7 @@ class EventWriter {
   void Info(const std::string& message);
   void Warning(const std::string& message);
   void Completed(const std::string& manifest_sha256, bool quality_gate_failed);
-  void Error(const EngineError& error);
+  void Error(const EngineError& error);  // long texts are cut
 
  private:
   void Write(const std::string& kind, const nlohmann::ordered_json& body);

@@ -404,6 +404,30 @@ TEST_F(CheckpointsTest, ADeathBeforeTheStateLeavesTheOlderCheckpoint) {
   EXPECT_FALSE(IsRegularFile(dir_.File("block-00002.safetensors")));
 }
 
+// A name of a checkpoint may be megabytes long, its event is a short line.
+TEST(Events, ErrorsAreShortWhateverTheyQuote) {
+  const test::TempDir dir;
+  const int fd = open(dir.File("events").c_str(), O_CREAT | O_WRONLY, 0600);
+  const std::string name = std::string(3 << 20, 'x') + ".bin";
+  const std::string accents = [] {  // two bytes each, one of them at the limit
+    std::string text = "x";
+    for (int i = 0; i < 2000; ++i) text += "\u00e9";
+    return text;
+  }();
+  EventWriter(fd).Error(
+      UserError("INVALID_CHECKPOINT", "the shard " + name,
+                {{"file", name}, {"path", "/a/\u00e9.json"}, {"accents", accents}}));
+  close(fd);
+  const std::string line = ReadFile(dir.File("events"), 1 << 24, "TEST");
+  EXPECT_LT(line.size(), 12'000U);
+  const auto error = nlohmann::json::parse(line).at("error");
+  EXPECT_EQ(error.at("reason"), "INVALID_CHECKPOINT");
+  EXPECT_LT(error.at("message").get<std::string>().size(), 8192U);
+  EXPECT_TRUE(error.at("metadata").at("file").get<std::string>().ends_with("xxx..."));
+  EXPECT_EQ(error.at("metadata").at("path"), "/a/\u00e9.json");
+  EXPECT_TRUE(error.at("metadata").at("accents").get<std::string>().ends_with("\u00e9..."));
+}
+
 TEST(Progress, GrowsStrictlyAndTellsTheTimeLeft) {
   const test::TempDir dir;
   const int fd = open(dir.File("events").c_str(), O_CREAT | O_WRONLY, 0600);
