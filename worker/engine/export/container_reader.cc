@@ -4,6 +4,7 @@
 #include "worker/engine/base/file.h"
 #include "worker/engine/base/json.h"
 #include "worker/engine/base/strings.h"
+#include "worker/engine/export/checked_input.h"
 #include "worker/engine/export/mixed_binary_layout.h"
 #include "worker/engine/export/packed_reader.h"
 
@@ -25,29 +26,17 @@ nlohmann::json QuantizationOf(const std::string& dir) {
   return config.is_object() ? config.value("quantization_config", nlohmann::json()) : config;
 }
 
-// Runs `body`; whatever the metadata lacks becomes INVALID_CHECKPOINT.
-template <typename Body>
-auto Checked(const std::string& dir, const Body& body) {
-  try {
-    return body();
-  } catch (const nlohmann::json::exception& error) {
-    throw Invalid(dir, StrCat("metadata of the container: ", error.what()));
-  } catch (const EngineError& error) {
-    if (error.reason != "OUTPUT_VERIFICATION_FAILED") throw;
-    throw Invalid(dir, error.what());
-  }
-}
-
 }  // namespace
 
 bool IsQuantryContainer(const std::string& dir) {
   const nlohmann::json quantization = QuantizationOf(dir);
-  return quantization.is_object() && quantization.value("quant_method", "") == "quantry";
+  return quantization.is_object() &&
+         quantization.value("quant_method", nlohmann::json()) == "quantry";
 }
 
 ContainerReader::ContainerReader(const std::string& dir)
     : dir_(dir), reader_(dir, kStem), linears_(nlohmann::json::object()) {
-  Checked(dir, [&] {
+  CheckedInput(dir, [&] {
     for (const auto& metadata : reader_.metadata()) {
       const auto found = metadata.find("quantry");
       if (found == metadata.end()) continue;
@@ -68,7 +57,7 @@ ContainerReader::ContainerReader(const std::string& dir)
 }
 
 QuantizedLinear ContainerReader::Read(const std::string& module) const {
-  return Checked(dir_, [&] {
+  return CheckedInput(dir_, [&] {
     const nlohmann::json& described = linears_.at(module);
     return kind_ == WeightKind::kMixedBinary ? ReadMixed(module, described)
                                              : ReadGrid(module, described);
@@ -97,6 +86,10 @@ QuantizedLinear ContainerReader::ReadGrid(const std::string& module,
   linear.zeros = linear.grid.symmetric
                      ? at::full(scales.sizes(), 1 << (bits - 1), at::kByte)
                      : ReadPackedColumns(reader_.Read(module + ".zeros"), rows, bits);
+  if (linear.zeros.sizes() != scales.sizes()) {
+    throw Invalid(dir_, StrCat(module, ": zero points ", linear.zeros.sizes(), " and scales ",
+                               scales.sizes(), " do not fit"));
+  }
   return linear;
 }
 

@@ -10,6 +10,8 @@
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/file.h"
 #include "worker/engine/export/accounting.h"
+#include "worker/engine/export/container_reader.h"
+#include "worker/engine/export/manifest_check.h"
 #include "worker/engine/export/output_reader.h"
 #include "worker/engine/export/unpack.h"
 #include "worker/engine/nn/transformer.h"
@@ -213,6 +215,61 @@ TEST_P(ExporterTest, UnpackGivesTheDenseOutput) {
   }
 }
 
+// Writes the only file of a folder anew, with another tensor under `name`.
+void Replace(const std::string& folder, const std::string& stem, const std::string& name,
+             const at::Tensor& value) {
+  const OutputReader reader(folder, stem);
+  std::map<std::string, at::Tensor> tensors;
+  std::vector<TensorSpec> specs;
+  for (const std::string& held : reader.names()) {
+    const at::Tensor& tensor = tensors[held] = held == name ? value : reader.Read(held);
+    specs.push_back({held, tensor.scalar_type(), tensor.sizes().vec()});
+  }
+  SafetensorsWriter writer(folder + "/" + stem + ".safetensors", specs, reader.metadata().at(0));
+  for (const TensorSpec& spec : specs) writer.Append(spec.name, tensors.at(spec.name));
+  writer.Finish();
+}
+
+// The same numbers in shapes that do not fit the other parts of a linear.
+std::vector<at::Tensor> Misshapen(const at::Tensor& tensor) {
+  std::vector<at::Tensor> shapes = {tensor.unsqueeze(0)};
+  if (tensor.dim() > 1) shapes.push_back(tensor.flatten());
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    shapes.push_back(tensor.narrow(i, 0, tensor.size(i) - 1));
+  }
+  return shapes;
+}
+
+// A damaged folder is its user's to mend: never a bug of ours or of the disk.
+TEST_P(ExporterTest, PartsThatDoNotFitAreAnInvalidCheckpoint) {
+  if (GetParam() == "dense") return;
+  Open("llama", Held({4, 8, false}, GetParam()));
+  const auto layout = MakeLayout(GetParam());
+  const std::string folder = Folder(GetParam());
+  Exporter exporter(*checkpoint_, *layout, folder);
+  Write(exporter);
+  const std::string stem(layout->file_stem());
+  const std::string module = checkpoint_->BlockPrefix(0) + "self_attn.q_proj";
+  int damaged = 0;
+  for (const TensorSpec& spec : layout->Specs({module, {32, 32}})) {
+    const at::Tensor whole = OutputReader(folder, stem).Read(spec.name);
+    for (const at::Tensor& value : Misshapen(whole)) {
+      Replace(folder, stem, spec.name, value);
+      ++damaged;
+      const EngineError error = test::ErrorOf([&] { UnpackFolder(folder, Folder("unpacked")); });
+      EXPECT_EQ(error.reason, "INVALID_CHECKPOINT")
+          << spec.name << " " << value.sizes() << ": " << error.what();
+      if (GetParam() != "quantry") continue;
+      EXPECT_EQ(test::ErrorOf([&] { ContainerReader(folder).Read(module); }).reason,
+                "INVALID_CHECKPOINT")
+          << spec.name << " " << value.sizes();
+    }
+    Replace(folder, stem, spec.name, whole);
+  }
+  EXPECT_GE(damaged, 10);
+  EXPECT_NO_THROW(UnpackFolder(folder, Folder("unpacked")));
+}
+
 INSTANTIATE_TEST_SUITE_P(Formats, ExporterTest,
                          ::testing::Values("compressed-tensors", "dense", "quantry", "gptq",
                                            "gptq-v1", "awq", "int4-carrier"),
@@ -257,6 +314,35 @@ TEST_F(CompressedTensorsTest, UnpackRefusesWhatIsNoOutput) {
   Open("llama", {4, 8, false});
   EXPECT_EQ(test::ErrorOf([&] { UnpackFolder(Source(), Folder("u")); }).reason,
             "INVALID_CHECKPOINT");
+}
+
+TEST(ContainerReaderTest, AMethodThatIsNoTextIsNotOurs) {
+  const test::TempDir dir;
+  for (const char* quantization : {"7", R"({"quant_method": 7})", R"({"quant_method": "gptq"})"}) {
+    std::ofstream(dir.File("config.json"), std::ios::trunc)
+        << R"({"quantization_config": )" << quantization << "}";
+    EXPECT_FALSE(IsQuantryContainer(dir.path())) << quantization;
+  }
+}
+
+TEST(ManifestCheckTest, LooksAtHashesOfTheFolderAlone) {
+  const test::TempDir dir;
+  std::filesystem::create_directories(dir.File("out"));
+  std::ofstream(dir.File("out/a")) << "a";
+  const auto check = [&](const std::string& files) {
+    std::ofstream(dir.File("manifest.json"), std::ios::trunc) << R"({"files": )" << files << "}";
+    CheckAgainstManifest(dir.File("out"));
+  };
+  const std::string none(64, '0');
+  const std::string of_a = "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb";
+  EXPECT_NO_THROW(check(R"([{"path": "out/a", "sha256": ")" + of_a + R"("}])"));
+  for (const std::string name : {"out/a", "out/b"}) {
+    const std::string wrong = R"([{"path": ")" + name + R"(", "sha256": ")" + none + R"("}])";
+    EXPECT_EQ(test::ErrorOf([&] { check(wrong); }).reason, "INVALID_CHECKPOINT") << name;
+  }
+  // Another program's list.
+  EXPECT_NO_THROW(check(R"([{"path": 7}, {"path": "out/a", "sha256": 7}, {"path": null}, 7])"));
+  EXPECT_NO_THROW(check(R"({"out/a": {"path": ["out/a"]}})"));
 }
 
 // A stack of brackets in an index must not become one of calls.

@@ -102,9 +102,10 @@ GptqTensors ReadGptq(const TensorReader& read, const std::string& module, int bi
   GptqTensors tensors;
   tensors.groups = read(module + ".g_idx");
   tensors.scales = read(module + ".scales");
-  if (tensors.scales.dim() != 2) {
+  if (tensors.scales.dim() != 2 || tensors.groups.dim() != 1) {
     throw EngineError(FailureClass::kEnvironment, "OUTPUT_VERIFICATION_FAILED",
-                      StrCat(module, ": scales should be a matrix, got ", tensors.scales.sizes()));
+                      StrCat(module, ": scales should be a matrix and g_idx a vector, got ",
+                             tensors.scales.sizes(), " and ", tensors.groups.sizes()));
   }
   tensors.scales = tensors.scales.t().contiguous();
   const at::Tensor words = read(module + ".qweight");

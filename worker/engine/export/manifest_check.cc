@@ -22,8 +22,14 @@ constexpr uint64_t kMaxManifestBytes = uint64_t{64} << 20;
                   {{"path", path}});
 }
 
+// A text of somebody's JSON object; "" where there is none of that name.
+std::string TextOf(const nlohmann::json& object, const std::string& name) {
+  const nlohmann::json value = object.value(name, nlohmann::json());
+  return value.is_string() ? value.get<std::string>() : "";
+}
+
 void CheckFile(const std::string& path, const nlohmann::json& listed) {
-  const std::string wanted = listed.value("sha256", "");
+  const std::string wanted = TextOf(listed, "sha256");
   if (wanted.empty()) return;
   if (!IsRegularFile(path)) Refuse(path, "sha256 " + wanted, "no file");
   const FileDigest found = Sha256OfFile(path);
@@ -42,7 +48,7 @@ void CheckAgainstManifest(const std::string& dir) {
   const std::string prefix = folder.filename().string() + "/";
   const nlohmann::json files = json.is_object() ? json.value("files", nlohmann::json()) : json;
   for (const nlohmann::json& listed : files) {
-    const std::string path = listed.is_object() ? listed.value("path", "") : "";
+    const std::string path = listed.is_object() ? TextOf(listed, "path") : "";
     if (path.starts_with(prefix)) CheckFile(folder.parent_path() / path, listed);
   }
 }

@@ -26,17 +26,25 @@ uint8_t CodeAt(const uint8_t* stream, int64_t bytes, int64_t i, int bits) {
   return static_cast<uint8_t>((window >> (first_bit % 8)) & ((1U << bits) - 1U));
 }
 
-void CheckPacked(const at::Tensor& packed, int64_t words) {
-  if (packed.scalar_type() != at::kInt || packed.dim() != 2 || packed.size(1) != words) {
-    Fail(StrCat("packed codes should be int32 with ", words, " words a stream, got ",
-                c10::toString(packed.scalar_type()), " ", packed.sizes()));
+std::string Described(const at::Tensor& tensor) {
+  return StrCat(c10::toString(tensor.scalar_type()), " ", tensor.sizes());
+}
+
+void CheckPacked(const at::Tensor& packed, int64_t columns, int bits) {
+  const bool matrix = packed.scalar_type() == at::kInt && packed.dim() == 2;
+  // A word holds 32 codes at most: columns of a damaged file cannot overflow.
+  if (matrix && columns >= 0 && columns / 32 <= packed.size(1) &&
+      packed.size(1) == (columns * bits + 31) / 32) {
+    return;
   }
+  Fail(StrCat("packed codes should be int32 with words for ", columns, " codes of ", bits,
+              " bits a stream, got ", Described(packed)));
 }
 
 }  // namespace
 
 at::Tensor ReadPackedRows(const at::Tensor& packed, int64_t columns, int bits) {
-  CheckPacked(packed, (columns * bits + 31) / 32);
+  CheckPacked(packed, columns, bits);
   const at::Tensor source = packed.contiguous();
   const int64_t row_bytes = source.size(1) * 4;
   at::Tensor codes = at::empty({source.size(0), columns}, at::kByte);
@@ -53,6 +61,7 @@ at::Tensor ReadPackedRows(const at::Tensor& packed, int64_t columns, int bits) {
 }
 
 at::Tensor ReadPackedColumns(const at::Tensor& packed, int64_t rows, int bits) {
+  if (packed.dim() != 2) Fail(StrCat("packed codes should be a matrix, got ", Described(packed)));
   return ReadPackedRows(packed.t().contiguous(), rows, bits).t().contiguous();
 }
 

@@ -13,6 +13,7 @@
 #include "worker/engine/base/json.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/export/awq_gemm.h"
+#include "worker/engine/export/checked_input.h"
 #include "worker/engine/export/gptq.h"
 #include "worker/engine/export/manifest_check.h"
 #include "worker/engine/export/mixed_binary_layout.h"
@@ -26,6 +27,8 @@ namespace {
 
 constexpr uint64_t kMaxConfigBytes = uint64_t{16} << 20;
 constexpr int kUsage = 2;
+// Of a dense weight: the bytes of one of this size in both ways still fit.
+constexpr int64_t kMostSide = int64_t{1} << 31;
 
 // Names a layout gives the parts of a linear.
 struct PartNames {
@@ -121,8 +124,8 @@ bool EndsWith(const std::string& text, const std::string& end) {
 }
 
 // [rows, columns] of a linear: stored, or what the codes and the input say.
-std::vector<int64_t> ShapeOf(const OutputReader& reader, const Source& source,
-                             const std::string& module, const nlohmann::json& shapes) {
+std::vector<int64_t> StatedShape(const OutputReader& reader, const Source& source,
+                                 const std::string& module, const nlohmann::json& shapes) {
   const at::Tensor codes = reader.Read(module + source.parts->codes);
   if (codes.dim() != 2) throw UserError("INVALID_CHECKPOINT", module + ": codes are no matrix");
   if (source.parts == &kGptq) {
@@ -131,12 +134,24 @@ std::vector<int64_t> ShapeOf(const OutputReader& reader, const Source& source,
   if (source.parts == &kAwq) return {codes.size(1) * 8, codes.size(0)};
   if (!source.parts->shape.empty()) {
     const at::Tensor shape = reader.Read(module + source.parts->shape);
-    if (shape.scalar_type() != at::kLong || shape.numel() != 2) {
+    if (shape.scalar_type() != at::kLong || shape.dim() != 1 || shape.numel() != 2) {
       throw UserError("INVALID_CHECKPOINT", module + ": weight_shape must be two int64");
     }
     return {codes.size(0), shape[1].item<int64_t>()};
   }
   return {codes.size(0), shapes.at(module).at("shape").at(1).get<int64_t>()};
+}
+
+// The same, refused where no weight is so.
+std::vector<int64_t> ShapeOf(const OutputReader& reader, const Source& source,
+                             const std::string& module, const nlohmann::json& shapes) {
+  std::vector<int64_t> shape = StatedShape(reader, source, module, shapes);
+  for (const int64_t side : shape) {
+    if (side > 0 && side <= kMostSide) continue;
+    throw UserError("INVALID_CHECKPOINT",
+                    StrCat(module, ": no weight has the shape ", at::IntArrayRef(shape)));
+  }
+  return shape;
 }
 
 // Shapes of all linears from the quantry metadata.
@@ -160,10 +175,11 @@ TensorReader ReaderOf(const OutputReader& reader) {
 at::Tensor DenseGptq(const OutputReader& reader, const Source& source, const std::string& module) {
   const GptqTensors from = ReadGptq(ReaderOf(reader), module, source.grid.bits, source.gptq);
   const at::Tensor groups = from.groups.to(at::kLong);
-  const bool fits = groups.numel() > 0 && from.scales.sizes() == from.zeros.sizes() &&
-                    from.scales.size(0) == from.codes.size(0) &&
-                    groups.min().item<int64_t>() >= 0 &&
-                    groups.max().item<int64_t>() < from.scales.size(1);
+  // g_idx states the columns, and they fill whole words (formats.md 3a).
+  const bool fits =
+      groups.numel() > 0 && groups.numel() * source.grid.bits % 32 == 0 &&
+      from.scales.sizes() == from.zeros.sizes() && from.scales.size(0) == from.codes.size(0) &&
+      groups.min().item<int64_t>() >= 0 && groups.max().item<int64_t>() < from.scales.size(1);
   if (!fits) {
     throw UserError("INVALID_CHECKPOINT", StrCat(module, ": codes ", from.codes.sizes(),
                                                  ", zero points ", from.zeros.sizes(), ", scales ",
@@ -179,7 +195,8 @@ at::Tensor DenseAwq(const OutputReader& reader, const std::string& module) {
   QuantizedLinear linear;
   linear.codes = ReadAwqWords(reader.Read(module + kAwq.codes)).t().contiguous();
   linear.zeros = ReadAwqWords(reader.Read(module + kAwq.zeros)).t().contiguous();
-  linear.scales = reader.Read(module + kAwq.scales).t().to(at::kFloat).contiguous();
+  const at::Tensor scales = reader.Read(module + kAwq.scales);
+  linear.scales = scales.dim() == 2 ? scales.t().to(at::kFloat).contiguous() : scales;
   if (linear.scales.sizes() != linear.zeros.sizes() || linear.scales.numel() == 0 ||
       linear.scales.size(0) != linear.codes.size(0) ||
       linear.codes.size(1) % linear.scales.size(1) != 0) {
@@ -211,6 +228,10 @@ at::Tensor DenseWeight(const OutputReader& reader, const Source& source, const s
   if (!source.grid.symmetric) {
     linear.zeros = ReadPackedColumns(reader.Read(module + source.parts->zeros), packed.size(0),
                                      source.grid.bits);
+  }
+  if (linear.zeros.sizes() != scales.sizes()) {
+    throw UserError("INVALID_CHECKPOINT", StrCat(module, ": zero points ", linear.zeros.sizes(),
+                                                 " and scales ", scales.sizes(), " do not fit"));
   }
   return linear.Dequantize().to(at::kBFloat16);
 }
@@ -262,12 +283,8 @@ std::vector<Step> PlanUnpack(const OutputReader& reader, const Source& source) {
 }
 
 at::Tensor Unpacked(const OutputReader& reader, const Source& source, const Step& step) {
-  if (source.parts != &kMixedBinary) return DenseWeight(reader, source, step.module, step.shape[1]);
-  try {
-    return DenseMixedWeight(reader, step.module, step.described);
-  } catch (const nlohmann::json::exception& error) {
-    throw UserError("INVALID_CHECKPOINT", StrCat(step.module, ": metadata: ", error.what()));
-  }
+  return source.parts == &kMixedBinary ? DenseMixedWeight(reader, step.module, step.described)
+                                       : DenseWeight(reader, source, step.module, step.shape[1]);
 }
 
 }  // namespace
@@ -275,12 +292,7 @@ at::Tensor Unpacked(const OutputReader& reader, const Source& source, const Step
 void UnpackFolder(const std::string& input, const std::string& output) {
   const Source source = Describe(input);
   const OutputReader reader(input, source.parts->stem);
-  std::vector<Step> steps;
-  try {
-    steps = PlanUnpack(reader, source);
-  } catch (const nlohmann::json::exception& error) {
-    Refuse(input, StrCat("metadata: ", error.what()));
-  }
+  const std::vector<Step> steps = CheckedInput(input, [&] { return PlanUnpack(reader, source); });
   std::vector<TensorSpec> specs;
   for (const Step& step : steps) {
     if (step.module.empty()) {
@@ -295,8 +307,10 @@ void UnpackFolder(const std::string& input, const std::string& output) {
     return std::map<std::string, std::string>{{"format", "pt"}};
   });
   for (const Step& step : steps) {
-    writer.Append(step.name,
-                  step.module.empty() ? reader.Read(step.name) : Unpacked(reader, source, step));
+    const at::Tensor value = CheckedInput(input, [&] {
+      return step.module.empty() ? reader.Read(step.name) : Unpacked(reader, source, step);
+    });
+    writer.Append(step.name, value);
   }
   writer.Finish();
   WriteFileAtomically(output + "/config.json", source.config.dump(2) + "\n");
