@@ -200,6 +200,18 @@ def test_quote_reads_headers_only(engine):
     assert "down_proj" in json.loads(done.stdout)["problems"][0]
 
 
+@pytest.mark.parametrize("command", ["methods", "--version", "inspect", "quote", "eval", "generate"])
+def test_a_result_that_is_lost_is_no_success(engine, command):
+    flags = {"inspect": ["--model", engine.model],
+             "quote": ["--job", engine.job("a") / "job.json"],
+             "eval": ["--model", engine.model, "--text", EXAMPLES / "text" / "evaluation.txt", "--windows", "1"],
+             "generate": ["--model", engine.model, "--prompt", "Once", "--max-tokens", "2"]}.get(command, [])
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([engine.binary, command, *flags], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+                              check=False)
+    assert done.returncode == 1 and "WRITE_FAILED" in done.stderr, (done.returncode, done.stderr)
+
+
 def test_unpack_gives_the_dense_output(engine, tmp_path):
     folder = engine.job("a")
     engine.run(folder)

@@ -150,6 +150,15 @@ int Dispatch(int argc, char** argv) {
   return kUsage;
 }
 
+// `status`, but for a result that never reached its file: a full disk shows at
+// the last flush.
+int AfterFlush(int status) {
+  if (std::cout.flush()) return status;
+  std::cerr << "quantry-engine: WRITE_FAILED: stdout took not all of the result (is its disk "
+               "full, or its reader gone?)\n";
+  return 1;
+}
+
 }  // namespace
 
 int Main(int argc, char** argv) {
@@ -163,7 +172,7 @@ int Main(int argc, char** argv) {
   signal(SIGTERM, StopAtOnce);
   signal(SIGPIPE, SIG_IGN);
   try {
-    return Dispatch(argc, argv);
+    return AfterFlush(Dispatch(argc, argv));
   } catch (const std::exception& error) {
     const EngineError translated = Translate(error);
     std::cerr << "quantry-engine: " << translated.reason << ": " << translated.what() << "\n";
