@@ -56,17 +56,22 @@ void SyncFolder(const std::string& path) {
   }
 }
 
-}  // namespace
-
-std::string ReadFile(const std::string& path, uint64_t max_bytes, const std::string& reason) {
+// A descriptor, or -1 where there is no such file.
+int OpenToRead(const std::string& path) {
   // Nothing may block on a FIFO which poses as a file.
-  const Descriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  struct stat status = {};
-  if (fd.get() < 0 && errno != ENOENT && errno != ENOTDIR) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd < 0 && errno != ENOENT && errno != ENOTDIR) {
     throw EnvironmentError("STORAGE_ERROR", "open", path, errno);
   }
-  if (fd.get() < 0) throw UserError(reason, StrCat("there is no file ", path), {{"path", path}});
-  if (::fstat(fd.get(), &status) != 0) throw EnvironmentError("STORAGE_ERROR", "read", path, errno);
+  return fd;
+}
+
+// Bytes of the regular file behind `fd`; -1 is no file.
+uint64_t CheckedSize(int fd, const std::string& path, uint64_t max_bytes,
+                     const std::string& reason) {
+  struct stat status = {};
+  if (fd < 0) throw UserError(reason, StrCat("there is no file ", path), {{"path", path}});
+  if (::fstat(fd, &status) != 0) throw EnvironmentError("STORAGE_ERROR", "read", path, errno);
   if (!S_ISREG(status.st_mode)) {
     throw UserError(reason, StrCat(path, " is not a regular file"), {{"path", path}});
   }
@@ -75,6 +80,19 @@ std::string ReadFile(const std::string& path, uint64_t max_bytes, const std::str
     throw UserError(reason, StrCat(path, " has ", size, " bytes, at most ", max_bytes, " are read"),
                     {{"path", path}, {"bytes", std::to_string(size)}});
   }
+  return size;
+}
+
+}  // namespace
+
+void CheckReadable(const std::string& path, uint64_t max_bytes, const std::string& reason) {
+  const Descriptor fd(OpenToRead(path));
+  CheckedSize(fd.get(), path, max_bytes, reason);
+}
+
+std::string ReadFile(const std::string& path, uint64_t max_bytes, const std::string& reason) {
+  const Descriptor fd(OpenToRead(path));
+  const uint64_t size = CheckedSize(fd.get(), path, max_bytes, reason);
   std::string content(size, '\0');
   size_t done = 0;
   while (done < content.size()) {

@@ -11,6 +11,9 @@ namespace quantry::engine {
 // a failing read is EngineError ENVIRONMENT "STORAGE_ERROR".
 std::string ReadFile(const std::string& path, uint64_t max_bytes, const std::string& reason);
 
+// Throws what ReadFile would before its first read.
+void CheckReadable(const std::string& path, uint64_t max_bytes, const std::string& reason);
+
 bool IsRegularFile(const std::string& path);
 
 // Writes all bytes to an open descriptor. EngineError ENVIRONMENT "DISK_FULL"

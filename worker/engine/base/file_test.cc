@@ -46,6 +46,7 @@ TEST_F(FileTest, WritesAtomicallyAndReadsBack) {
   WriteFileAtomically(Path("a"), "two");
   EXPECT_EQ(ReadFile(Path("a"), 3, "X"), "two");
   EXPECT_FALSE(fs::exists(Path("a.partial")));
+  EXPECT_NO_THROW(CheckReadable(Path("a"), 3, "X"));
 }
 
 TEST_F(FileTest, RefusesWhatIsNotAReadableFile) {
@@ -54,6 +55,7 @@ TEST_F(FileTest, RefusesWhatIsNotAReadableFile) {
   for (const auto& path : {Path("absent"), dir_.string(), Path("fifo"), Path("four")}) {
     const EngineError error = ErrorOf([&] { ReadFile(path, 3, "INVALID_X"); });
     EXPECT_EQ(error.reason, "INVALID_X") << path;
+    EXPECT_STREQ(ErrorOf([&] { CheckReadable(path, 3, "INVALID_X"); }).what(), error.what());
     EXPECT_NE(std::string(error.what()).find(path), std::string::npos) << error.what();
   }
 }

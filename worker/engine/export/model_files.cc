@@ -30,6 +30,15 @@ constexpr std::array<std::string_view, 17> kCopied = {"tokenizer.json",
                                                       "NOTICE",
                                                       "USE_POLICY.md"};
 
+// Those of kCopied that a folder has.
+std::vector<std::string> FilesIn(const std::string& dir) {
+  std::vector<std::string> found;
+  for (const std::string_view name : kCopied) {
+    if (IsRegularFile(dir + "/" + std::string(name))) found.emplace_back(name);
+  }
+  return found;
+}
+
 }  // namespace
 
 std::string WriteConfig(const Checkpoint& checkpoint, const Layout& layout, const std::string& dir,
@@ -47,15 +56,18 @@ std::string WriteConfig(const Checkpoint& checkpoint, const Layout& layout, cons
 }
 
 std::vector<std::string> CopyModelFiles(const std::string& from, const std::string& dir) {
-  std::vector<std::string> copied;
-  for (const std::string_view name : kCopied) {
-    const std::string source = from + "/" + std::string(name);
-    if (!IsRegularFile(source)) continue;
-    WriteFileAtomically(dir + "/" + std::string(name),
-                        ReadFile(source, kMaxCopiedBytes, "INVALID_CHECKPOINT"));
-    copied.emplace_back(name);
+  std::vector<std::string> copied = FilesIn(from);
+  for (const std::string& name : copied) {
+    WriteFileAtomically(dir + "/" + name,
+                        ReadFile(from + "/" + name, kMaxCopiedBytes, "INVALID_CHECKPOINT"));
   }
   return copied;
+}
+
+void CheckModelFiles(const std::string& from) {
+  for (const std::string& name : FilesIn(from)) {
+    CheckReadable(from + "/" + name, kMaxCopiedBytes, "INVALID_CHECKPOINT");
+  }
 }
 
 }  // namespace quantry::engine

@@ -18,7 +18,13 @@ std::string WriteConfig(const Checkpoint& checkpoint, const Layout& layout, cons
                         std::vector<std::string>& warnings);
 
 // Tokenizer, generation config, chat template and licence, byte for byte.
-// Never *.py.
+// Never *.py. Throws as CheckModelFiles does.
 std::vector<std::string> CopyModelFiles(const std::string& from, const std::string& dir);
+
+// Whether CopyModelFiles will find all it copies readable: UserError
+// INVALID_CHECKPOINT for a file larger than any tokenizer, ENVIRONMENT
+// "STORAGE_ERROR" for one that cannot be opened. To be asked before hours of
+// work.
+void CheckModelFiles(const std::string& from);
 
 }  // namespace quantry::engine

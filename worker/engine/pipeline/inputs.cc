@@ -69,6 +69,7 @@ std::vector<HashedFile> HashInputs(const Job& job, const Checkpoint& checkpoint)
 void CheckOutputs(const Job& job, const Checkpoint& checkpoint) {
   const std::vector<PlannedLinear> linears = PlannedLinears(PlanTensors(checkpoint));
   for (const OutputFormatRow* row : job.outputs) CheckShapes(*row, job.grid, linears);
+  CheckModelFiles(checkpoint.dir());
 }
 
 Inputs OpenInputs(const Job& job) {

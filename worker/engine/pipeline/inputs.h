@@ -37,7 +37,8 @@ std::shared_ptr<const Checkpoint> OpenRotated(const Job& job, const Inputs& inpu
 // method, calibration, seed, versions, thread count, device type.
 std::string Fingerprint(const Job& job, const Inputs& inputs, const at::Device& device);
 
-// Throws UserError INVALID_SPEC when an output cannot hold the model's shapes.
+// Throws UserError INVALID_SPEC when an output cannot hold the model's shapes,
+// and as CheckModelFiles does.
 void CheckOutputs(const Job& job, const Checkpoint& checkpoint);
 
 // Storage dtype of a model's scales: bf16 where its linears are stored so or

@@ -22,6 +22,7 @@
 #include "worker/engine/export/output_reader.h"
 #include "worker/engine/methods/catalog.h"
 #include "worker/engine/pipeline/block_file.h"
+#include "worker/engine/pipeline/inputs.h"
 #include "worker/engine/testing/devices.h"
 #include "worker/engine/testing/errors.h"
 #include "worker/engine/testing/temp_dir.h"
@@ -329,6 +330,18 @@ TEST(RunTest, ScalesAreOfTheDtypeThatTheConfigNames) {
                 declared);
     }
   }
+}
+
+// What cannot be copied into the outputs is told before hours of work.
+TEST(RunTest, FilesBesideTheWeightsAreLookedAtFirst) {
+  const Bench bench(CaseOf("rtn"));
+  const Job job = ParseJob(bench.JobJson("a"));
+  EXPECT_NO_THROW(OpenInputs(job));
+  std::ofstream(bench.File("model/merges.txt")).put('a');
+  fs::resize_file(bench.File("model/merges.txt"), (uintmax_t{256} << 20) + 1);
+  const EngineError error = test::ErrorOf([&] { OpenInputs(job); });
+  EXPECT_EQ(error.reason, "INVALID_CHECKPOINT");
+  EXPECT_TRUE(test::Mentions(error, "merges.txt")) << error.what();
 }
 
 // A limited evaluation divides by the windows it looked at.
