@@ -215,14 +215,15 @@ TEST_P(ExporterTest, UnpackGivesTheDenseOutput) {
   }
 }
 
-// Writes the only file of a folder anew, with another tensor under `name`.
+// Writes the only file of a folder anew, with `value` under `name`.
 void Replace(const std::string& folder, const std::string& stem, const std::string& name,
              const at::Tensor& value) {
   const OutputReader reader(folder, stem);
   std::map<std::string, at::Tensor> tensors;
+  for (const std::string& held : reader.names()) tensors[held] = reader.Read(held);
+  tensors[name] = value;
   std::vector<TensorSpec> specs;
-  for (const std::string& held : reader.names()) {
-    const at::Tensor& tensor = tensors[held] = held == name ? value : reader.Read(held);
+  for (const auto& [held, tensor] : tensors) {
     specs.push_back({held, tensor.scalar_type(), tensor.sizes().vec()});
   }
   SafetensorsWriter writer(folder + "/" + stem + ".safetensors", specs, reader.metadata().at(0));
@@ -314,6 +315,28 @@ TEST_F(CompressedTensorsTest, UnpackRefusesWhatIsNoOutput) {
   Open("llama", {4, 8, false});
   EXPECT_EQ(test::ErrorOf([&] { UnpackFolder(Source(), Folder("u")); }).reason,
             "INVALID_CHECKPOINT");
+}
+
+// What AutoGPTQ writes: a bias for every linear.
+TEST_F(CompressedTensorsTest, UnpackDropsBiasesOfZerosWhereTheModelHasNone) {
+  const auto unpacked_with = [&](const std::string& architecture, const std::string& linear,
+                                 double bias) {
+    blocks_.clear();
+    std::filesystem::remove_all(dir_.path());
+    Open(architecture, {4, 8, false});
+    const auto layout = MakeLayout("gptq");
+    Exporter exporter(*checkpoint_, *layout, Folder("gptq"));
+    Write(exporter);
+    const std::string name = checkpoint_->BlockPrefix(0) + linear + ".bias";
+    Replace(Folder("gptq"), "model", name, at::full({32}, bias, at::kHalf));
+    UnpackFolder(Folder("gptq"), Folder("unpacked"));
+    return OutputReader(Folder("unpacked"), "model").Has(name);
+  };
+  EXPECT_FALSE(unpacked_with("llama", "self_attn.q_proj", 0));
+  EXPECT_NO_THROW(Checkpoint::Open(Folder("unpacked")));
+  EXPECT_TRUE(unpacked_with("llama", "self_attn.q_proj", 0.5)) << "it says something";
+  EXPECT_TRUE(unpacked_with("opt", "self_attn.q_proj", 0)) << "the model has one";
+  EXPECT_NO_THROW(Checkpoint::Open(Folder("unpacked")));
 }
 
 TEST(ContainerReaderTest, AMethodThatIsNoTextIsNotOurs) {

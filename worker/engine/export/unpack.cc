@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <vector>
 
 #include "worker/engine/base/error.h"
@@ -21,6 +22,7 @@
 #include "worker/engine/export/output_reader.h"
 #include "worker/engine/export/packed_reader.h"
 #include "worker/engine/export/sharded_writer.h"
+#include "worker/engine/model/config.h"
 
 namespace quantry::engine {
 namespace {
@@ -267,15 +269,44 @@ bool IsPart(const PartNames& parts, const std::string& name) {
                      [&](const std::string& end) { return EndsWith(name, end); });
 }
 
+// Names below a block of the linears that the model of `config` has without a
+// bias; none where this engine does not know the model.
+std::set<std::string> LinearsWithoutBias(const nlohmann::ordered_json& config) {
+  std::set<std::string> names;
+  try {
+    const Architecture* architecture = nullptr;
+    const ModelConfig model = ParseModelConfig(config.dump(), &architecture);
+    for (const LinearSpec& linear : architecture->linears) {
+      if (!HasBias(model, linear)) names.insert(linear.name);
+    }
+  } catch (const EngineError&) {  // it is unpacked as it is
+  }
+  return names;
+}
+
+// Whether a tensor says nothing: AutoGPTQ gives every linear a bias, of zeros
+// where the model has none, and readers of the dense model do not know it.
+bool IsIdleBias(const OutputReader& reader, const Source& source, const std::string& name,
+                const std::set<std::string>& without_bias) {
+  if (!EndsWith(name, ".bias")) return false;
+  const std::string module = name.substr(0, name.size() - 5);
+  const bool has_none =
+      std::any_of(without_bias.begin(), without_bias.end(),
+                  [&](const std::string& linear) { return EndsWith(module, "." + linear); });
+  return has_none && reader.Has(module + source.parts->codes) &&
+         reader.Read(name).count_nonzero().item<int64_t>() == 0;
+}
+
 std::vector<Step> PlanUnpack(const OutputReader& reader, const Source& source) {
   const nlohmann::json shapes = ShapesOf(reader);
+  const std::set<std::string> without_bias = LinearsWithoutBias(source.config);
   std::vector<Step> steps;
   for (const std::string& name : reader.names()) {
     if (EndsWith(name, source.parts->codes)) {
       const std::string module = name.substr(0, name.size() - source.parts->codes.size());
       steps.push_back({module + ".weight", module, ShapeOf(reader, source, module, shapes),
                        shapes.value(module, nlohmann::json::object())});
-    } else if (!IsPart(*source.parts, name)) {
+    } else if (!IsPart(*source.parts, name) && !IsIdleBias(reader, source, name, without_bias)) {
       steps.push_back({name, ""});
     }
   }
