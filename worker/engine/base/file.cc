@@ -1,6 +1,7 @@
 #include "worker/engine/base/file.h"
 
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -21,7 +22,22 @@ EngineError EnvironmentError(const char* reason, const std::string& action, cons
                      {{"path", path}, {"errno", std::to_string(error)}});
 }
 
+// EFBIG: a limit of the process or, without one, of the file system.
+EngineError TooLarge(const std::string& path, uint64_t total_bytes) {
+  struct rlimit limit = {};
+  const bool limited = ::getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY;
+  return EngineError(
+      FailureClass::kEnvironment, "DISK_FULL",
+      StrCat(path, " wants ", total_bytes, " bytes in all, more than ",
+             limited ? StrCat("a file of this process may have: ", limit.rlim_cur,
+                              ". Raise the limit (--engine-max-file-bytes of the worker)")
+                     : std::string("a file on that disk may have. Use another file system"),
+             " and run again"),
+      {{"path", path}, {"bytes_wanted", std::to_string(total_bytes)}});
+}
+
 EngineError WriteError(const std::string& path, uint64_t total_bytes, int error) {
+  if (error == EFBIG) return TooLarge(path, total_bytes);
   if (error != ENOSPC && error != EDQUOT) {
     return EnvironmentError("STORAGE_ERROR", "write", path, error);
   }

@@ -18,7 +18,7 @@ bool IsRegularFile(const std::string& path);
 
 // Writes all bytes to an open descriptor. EngineError ENVIRONMENT "DISK_FULL"
 // naming `path` and `total_bytes` (what the whole file wants) when the disk or
-// a quota is full, "STORAGE_ERROR" otherwise.
+// a quota is full or the file larger than one may be, "STORAGE_ERROR" otherwise.
 void WriteFully(int fd, const void* data, uint64_t bytes, const std::string& path,
                 uint64_t total_bytes);
 

@@ -83,7 +83,9 @@ TEST_F(FileTest, AFailedWriteLeavesTheOldFile) {
   const EngineError error =
       ErrorOf([&] { WriteFileAtomically(Path("a"), std::string(1 << 20, 'n')); });
   ::setrlimit(RLIMIT_FSIZE, &before);
-  EXPECT_EQ(error.reason, "STORAGE_ERROR");
+  EXPECT_EQ(error.reason, "DISK_FULL");
+  EXPECT_EQ(error.metadata.at("bytes_wanted"), "1048576");
+  EXPECT_NE(std::string(error.what()).find("may have: 1024"), std::string::npos) << error.what();
   EXPECT_EQ(ReadFile(Path("a"), 10, "X"), "old");
   EXPECT_FALSE(fs::exists(Path("a.partial")));
 }
