@@ -119,6 +119,22 @@ Sample Correlated(int64_t out, int64_t in, uint64_t seed) {
   return {at::randn({out, in}), at::mm(x.t(), x) / 100, x};
 }
 
+// Blocks of one column leave no compensation for later: what fresh groups are
+// fitted to, however blocks and groups lie.
+TEST(Gptq, FreshGroupsSeeAllCompensationAcrossBlocks) {
+  const GridSpec spec = {3, 16, false};
+  const Sample s = Correlated(24, 96, 6);
+  const at::Tensor wanted =
+      RoundColumns(s.weight, s.hessian, spec, ExactFit(spec), {.block_size = 1}).grid.scales;
+  for (const int64_t block : {40, 24, 7}) {
+    const at::Tensor scales = RoundColumns(s.weight, s.hessian, spec, ExactFit(spec),
+                                           {.block_size = block, .fresh_groups = true})
+                                  .grid.scales;
+    const at::Tensor same = (scales - wanted).abs() < wanted * 1e-4;
+    EXPECT_GE(same.to(at::kFloat).mean().item<double>(), 0.98) << block;  // a code may flip
+  }
+}
+
 struct GridCase {
   const char* name;
   GridSpec grid;

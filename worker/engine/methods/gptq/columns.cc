@@ -59,7 +59,7 @@ class Rounder {
     const float* pivots = diagonal.const_data_ptr<float>();
     for (int64_t i = 0; i < count; ++i) {
       const int64_t column = first + i;
-      if (fit_ != nullptr && column % group_ == 0) Fit(column, work.narrow(0, i, count - i));
+      if (fit_ != nullptr && column % group_ == 0) Fit(column, first, work, errors);
       at::Tensor error = errors.select(0, i);
       Round(column, work.select(0, i), error);
       error.div_(pivots[i]);
@@ -74,14 +74,19 @@ class Rounder {
         .addmm_(upper_.narrow(0, first, count).narrow(1, first + count, rest).t(), errors, 1, -1);
   }
 
-  // Grid of the group that starts at `column`; `work`: this block's columns
-  // from there on.
-  void Fit(int64_t column, const at::Tensor& work) {
+  // Grid of the group that starts at `column`; `work` and `errors`: this block,
+  // which starts at `first`.
+  void Fit(int64_t column, int64_t first, const at::Tensor& work, const at::Tensor& errors) {
     at::Tensor values = weight_.narrow(0, column, group_);
     if (options_.fresh_groups) {
-      const int64_t inside = std::min(group_, work.size(0));
+      const int64_t done = column - first;
+      const int64_t inside = std::min(group_, work.size(0) - done);
       values = values.clone();
-      values.narrow(0, 0, inside).copy_(work.narrow(0, 0, inside));
+      values.narrow(0, 0, inside).copy_(work.narrow(0, done, inside));
+      // Columns of later blocks lack what this one has done so far.
+      const at::Tensor later =
+          upper_.narrow(0, first, done).narrow(1, column + inside, group_ - inside);
+      values.narrow(0, inside, group_ - inside).addmm_(later.t(), errors.narrow(0, 0, done), 1, -1);
     }
     const GroupGrid grid = (*fit_)(values.t().contiguous());
     scales_.select(0, column / group_).copy_(grid.scales.select(1, 0));
