@@ -126,6 +126,8 @@ std::vector<Rule> TesseraqRules() {
 std::vector<Rule> Ptq161Rules() {
   using Ptq161 = v1::Ptq161Method;
   return {
+      When<Ptq161>([](const Ptq161& m) { return m.recipe() != kPtq161Plus; }, {"disable"},
+                   "without a recipe that has switches on (choose ptq161-plus or leave it out)"),
       When<Ptq161>([](const Ptq161& m) { return !LearnsRounding(m); },
                    {"rounding_stages", "rounding_steps", "rounding_batch", "rounding_rate",
                     "rounding_scale_rate"},

@@ -339,16 +339,22 @@ const BadCase kBadCases[] = {
        Ptq161(r)->set_rounding_batch(-1);
      },
      "quantization_job.spec.method.ptq161.rounding_batch", "got -1"},
-    {"disable_unknown", [](Request* r) { Ptq161(r)->add_disable("mask"); },
+    {"disable_unknown",
+     [](Request* r) {
+       Ptq161(r)->set_recipe("ptq161-plus");
+       Ptq161(r)->add_disable("mask");
+     },
      "quantization_job.spec.method.ptq161.disable", "got 'mask'"},
     {"disable_twice",
      [](Request* r) {
+       Ptq161(r)->set_recipe("ptq161-plus");
        Ptq161(r)->add_disable("shuffle");
        Ptq161(r)->add_disable("shuffle");
      },
      "quantization_job.spec.method.ptq161.disable", "each once of"},
     {"disabled_and_set",
      [](Request* r) {
+       Ptq161(r)->set_recipe("ptq161-plus");
        Ptq161(r)->set_shuffle(true);
        Ptq161(r)->add_disable("shuffle");
      },

@@ -50,7 +50,8 @@ Ptq161Options RecipeOf(JsonObject& options) {
   options.Refuse("recipe", StrCat("one of ", Join(Ptq161Recipes())));
 }
 
-// Switches that a recipe may have on, and `disable` off again.
+// Switches that a recipe may have on, and `disable` off again. The recipes have
+// all of them on or none.
 void ParseSwitches(JsonObject& options, Ptq161Options& parsed) {
   static const std::vector<std::pair<std::string, bool Ptq161Options::*>> kSwitches = {
       {"centered_gain", &Ptq161Options::centered_gain},
@@ -58,6 +59,8 @@ void ParseSwitches(JsonObject& options, Ptq161Options& parsed) {
       {"shuffle", &Ptq161Options::shuffle},
       {"learn_rounding", &Ptq161Options::learn_rounding}};
   std::vector<std::string> off = options.Strings("disable");
+  const bool has_none = std::none_of(kSwitches.begin(), kSwitches.end(),
+                                     [&](const auto& row) { return parsed.*row.second; });
   std::vector<std::string> known;
   for (const auto& [name, field] : kSwitches) {
     known.push_back(name);
@@ -69,6 +72,10 @@ void ParseSwitches(JsonObject& options, Ptq161Options& parsed) {
   }
   if (!off.empty()) {
     options.Refuse("disable", StrCat("each once of ", Join(known), ", not '", off.front(), "'"));
+  }
+  if (has_none) {
+    options.RefuseIdle(
+        {"disable"}, "without a recipe that has switches on (choose ptq161-plus or leave it out)");
   }
 }
 
