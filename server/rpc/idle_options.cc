@@ -59,6 +59,12 @@ bool TunesModel(const v1::TesseraqMethod& tesseraq) {
   return steps > 0 || (steps == 0 && tesseraq.recipe() == kTesseraqPlus);
 }
 
+// Norms and biases of the whole model, if it is tuned.
+bool TunesDense(const v1::TesseraqMethod& tesseraq) {
+  const double rate = tesseraq.model_tuning_dense_rate();
+  return rate > 0 || (rate == 0 && tesseraq.recipe() == kTesseraqPlus);
+}
+
 bool LearnsRounding(const v1::Ptq161Method& ptq161) {
   const auto& off = ptq161.disable();
   return (ptq161.learn_rounding() || ptq161.recipe() == kPtq161Plus) &&
@@ -100,9 +106,10 @@ std::vector<Rule> BaselineRules() {
 std::vector<Rule> TesseraqRules() {
   using Tesseraq = v1::TesseraqMethod;
   return {
-      When<Tesseraq>([](const Tesseraq& m) { return m.disable_scale_tuning(); },
-                     {"scale_learning_rate", "scale_weight_decay", "scale_curve"},
-                     With("disable_scale_tuning")),
+      When<Tesseraq>(
+          [](const Tesseraq& m) { return m.disable_scale_tuning(); },
+          {"scale_learning_rate", "scale_weight_decay", "scale_curve", "model_tuning_rate"},
+          With("disable_scale_tuning")),
       When<Tesseraq>(
           [](const Tesseraq& m) {
             return m.disable_scale_tuning() && m.dense_learning_rate() == 0;
@@ -110,6 +117,13 @@ std::vector<Rule> TesseraqRules() {
           {"final_steps"},
           "with disable_scale_tuning and no dense_learning_rate, as the roundings are decided by "
           "then (leave it or disable_scale_tuning out)"),
+      When<Tesseraq>(
+          [](const Tesseraq& m) {
+            return m.disable_scale_tuning() && m.model_tuning_steps() > 0 && !TunesDense(m);
+          },
+          {"model_tuning_steps"},
+          "with disable_scale_tuning and no model_tuning_dense_rate (set that or leave one of the "
+          "two out)"),
       When<Tesseraq>([](const Tesseraq& m) { return !TunesModel(m); },
                      {"model_tuning_rate", "model_tuning_dense_rate"},
                      "without model_tuning_steps (set them or leave it out)"),

@@ -47,6 +47,30 @@ TEST(TesseraqOptionsTest, ScalesAreTunedUnlessDisabled) {
   EXPECT_EQ(Parsed(R"({"scale_weight_decay": -1})").rounding.rates.scale_weight_decay, 0);
 }
 
+TEST(TesseraqOptionsTest, FixedScalesStayWhereTheWholeModelIsTuned) {
+  const struct {
+    const char* options;
+    int64_t steps;
+    double scale_rate;
+    double dense_rate;
+  } cases[] = {
+      {R"({"recipe": "tesseraq-plus"})", 200, 0.01, 0.003},
+      {R"({"recipe": "tesseraq-plus", "disable_scale_tuning": true})", 200, 0, 0.003},
+      {R"({"disable_scale_tuning": true, "model_tuning_steps": 9,
+           "model_tuning_dense_rate": 0.5})",
+       9, 0, 0.5},
+      {R"({"recipe": "tesseraq-plus", "disable_scale_tuning": true,
+           "model_tuning_dense_rate": -1})",
+       0, 0, 0},
+  };
+  for (const auto& c : cases) {
+    const ModelTuningOptions tuning = Parsed(c.options).tuning;
+    EXPECT_EQ(tuning.steps, c.steps) << c.options;
+    EXPECT_DOUBLE_EQ(tuning.scale_rate, c.scale_rate) << c.options;
+    EXPECT_DOUBLE_EQ(tuning.dense_rate, c.dense_rate) << c.options;
+  }
+}
+
 TEST(TesseraqOptionsTest, AShortRecipeTakesNoBudget) {
   for (const char* budget : {"BUDGET_FULL", "BUDGET_BALANCED", "BUDGET_FAST"}) {
     const std::string options =

@@ -99,6 +99,20 @@ TEST_P(ModelTuningTest, ARateOfZeroLeavesNormsAlone) {
   }
 }
 
+TEST_P(ModelTuningTest, AScaleRateOfZeroLeavesScalesAlone) {
+  ModelTuningOptions options;
+  options.steps = 3;
+  options.scale_rate = 0;
+  options.dense_rate = 0.01;
+  std::vector<QuantizedBlock> tuned = blocks_;
+  Tune(options, tuned);
+  for (size_t i = 0; i < blocks_[0].linears.size(); ++i) {
+    EXPECT_TRUE(tuned[0].linears[i].scales.equal(blocks_[0].linears[i].scales)) << i;
+  }
+  const auto& [name, value] = *blocks_[0].dense.begin();
+  EXPECT_FALSE(tuned[0].dense.at(name).equal(value)) << name;
+}
+
 INSTANTIATE_TEST_SUITE_P(Architectures, ModelTuningTest,
                          ::testing::Combine(::testing::Values("llama", "qwen3", "opt"),
                                             test::kDevices),

@@ -89,8 +89,9 @@ StepRates ParseRates(JsonObject& options, double default_rate) {
   rates.scale_weight_decay = decay == 0 ? kDefaultDecay : std::max(decay, 0.0);
   rates.tune_scale = !options.Bool("disable_scale_tuning", false);
   if (!rates.tune_scale) {
-    options.RefuseIdle({"scale_learning_rate", "scale_weight_decay", "scale_curve"},
-                       "with disable_scale_tuning (leave one of the two out)");
+    options.RefuseIdle(
+        {"scale_learning_rate", "scale_weight_decay", "scale_curve", "model_tuning_rate"},
+        "with disable_scale_tuning (leave one of the two out)");
   }
   if (options.Number("rounding_weight_decay", 0, -1e30) != 0) {
     options.Refuse("rounding_weight_decay",
@@ -113,7 +114,8 @@ GridSpec ParseTesseraqGrid(JsonObject& options) {
 }
 
 // Tuning of the whole model: the recipe's unless the message says otherwise.
-ModelTuningOptions ParseTuning(JsonObject& options, ModelTuningOptions tuning) {
+// `scales`: whether they are tuned at all.
+ModelTuningOptions ParseTuning(JsonObject& options, ModelTuningOptions tuning, bool scales) {
   const int64_t steps = options.Int("model_tuning_steps", 0, -1, kMaxSteps);
   if (steps != 0) tuning.steps = std::max<int64_t>(steps, 0);
   if (tuning.steps == 0) {
@@ -124,6 +126,16 @@ ModelTuningOptions ParseTuning(JsonObject& options, ModelTuningOptions tuning) {
   if (rate > 0) tuning.scale_rate = rate;
   const double dense_rate = options.Number("model_tuning_dense_rate", 0, -1);
   if (dense_rate != 0) tuning.dense_rate = std::max(dense_rate, 0.0);
+  if (scales) return tuning;
+  tuning.scale_rate = 0;
+  if (tuning.dense_rate > 0) return tuning;
+  if (steps > 0) {
+    options.RefuseIdle(
+        {"model_tuning_steps"},
+        "with disable_scale_tuning and no model_tuning_dense_rate (set that or leave "
+        "one of the two out)");
+  }
+  tuning.steps = 0;
   return tuning;
 }
 
@@ -173,7 +185,7 @@ TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
           0) == 2) {
     result.scale_curve = ScaleCurve::kExponential;
   }
-  result.tuning = ParseTuning(options, recipe.tuning);
+  result.tuning = ParseTuning(options, recipe.tuning, result.rounding.rates.tune_scale);
   result.tuning.batch_size = result.rounding.batch_size;
   result.input_mixing = options.Number("input_mixing", 0, 0);
   if (result.input_mixing > 1) options.Refuse("input_mixing", "a probability, 0 to 1");
