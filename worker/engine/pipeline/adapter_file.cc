@@ -4,6 +4,7 @@
 
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/file.h"
+#include "worker/engine/base/sha256.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/model/safetensors.h"
 
@@ -28,6 +29,18 @@ std::vector<at::Tensor> List(const SafetensorsFile& file, const std::string& nam
   return list;
 }
 
+// SHA-256 over the numbers: a flipped bit in one would go on unseen.
+std::string DigestOf(const LoraState& state) {
+  Sha256 hash;
+  for (const auto* list : {&state.adapters, &state.moments}) {
+    for (const at::Tensor& tensor : *list) {
+      const at::Tensor flat = tensor.to(at::kCPU).contiguous();
+      hash.Update(flat.const_data_ptr(), flat.nbytes());
+    }
+  }
+  return hash.Finish();
+}
+
 }  // namespace
 
 void WriteAdapterFile(const std::string& path, const std::string& fingerprint,
@@ -40,7 +53,8 @@ void WriteAdapterFile(const std::string& path, const std::string& fingerprint,
                                       {"fingerprint", fingerprint},
                                       {"steps_done", state.steps_done},
                                       {"loss_first", state.loss_first},
-                                      {"loss_last", state.loss_last}};
+                                      {"loss_last", state.loss_last},
+                                      {"digest", DigestOf(state)}};
   SafetensorsWriter writer(path, specs, {{"quantry", description.dump()}});
   for (size_t i = 0; i < specs.size(); ++i) writer.Append(specs[i].name, values[i]);
   writer.Finish();
@@ -61,6 +75,7 @@ std::optional<LoraState> ReadAdapterFile(const std::string& path, const std::str
     state.adapters = List(*file, "adapter");
     state.moments = List(*file, "moment");
     if (state.moments.size() != 2 * state.adapters.size()) return std::nullopt;
+    if (description.at("digest") != DigestOf(state)) return std::nullopt;
     return state;
   } catch (const EngineError&) {
     return std::nullopt;

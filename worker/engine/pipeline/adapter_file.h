@@ -8,7 +8,8 @@
 namespace quantry::engine {
 
 // LoraState on disk: safetensors with "adapter.N" and "moment.N", fp32;
-// metadata "quantry" holds steps and losses. Written atomically.
+// metadata "quantry" holds steps, losses and a digest of the numbers. Written
+// atomically.
 void WriteAdapterFile(const std::string& path, const std::string& fingerprint,
                       const LoraState& state);
 

@@ -64,6 +64,24 @@ std::vector<HashedFile> HashInputs(const Job& job, const Checkpoint& checkpoint)
   return files;
 }
 
+// Marks a rotated twin as whole: what it was made of, and of what files.
+constexpr char kOrigin[] = "origin";
+
+std::string MarkOf(const std::string& digest, const std::string& dir) {
+  return digest + "\n" + Sha256OfFile(dir + "/model.safetensors").sha256 + "\n" +
+         Sha256OfFile(dir + "/config.json").sha256 + "\n";
+}
+
+// Whether a whole, unharmed twin made from `digest` lies in `dir`.
+bool IsTwinOf(const std::string& digest, const std::string& dir) {
+  for (const char* name : {kOrigin, "model.safetensors", "config.json"}) {
+    if (!IsRegularFile(dir + "/" + name)) return false;
+  }
+  constexpr uint64_t kMostBytes = 4096;
+  const std::string mark = ReadFile(dir + "/" + kOrigin, kMostBytes, "INVALID_CHECKPOINT");
+  return mark.starts_with(digest) && mark == MarkOf(digest, dir);
+}
+
 }  // namespace
 
 void CheckOutputs(const Job& job, const Checkpoint& checkpoint) {
@@ -101,20 +119,19 @@ Inputs OpenInputs(const Job& job) {
 
 std::shared_ptr<const Checkpoint> OpenRotated(const Job& job, const Inputs& inputs,
                                               const std::string& dir) {
-  nlohmann::ordered_json origin = {{"seed", job.seed}, {"online", job.rotation.online}};
+  nlohmann::ordered_json origin = {
+      {"versions", Versions()}, {"seed", job.seed}, {"online", job.rotation.online}};
   for (const HashedFile& file : inputs.files) {
     if (file.path.rfind("model/", 0) == 0) origin[file.path] = file.sha256;
   }
   const std::string digest = Sha256OfText(origin.dump());
-  const std::string marker = dir + "/origin";
-  std::error_code ignored;
-  const bool whole = IsRegularFile(marker) && ReadFile(marker, 256, "INVALID_CHECKPOINT") == digest;
-  if (!whole) {
+  if (!IsTwinOf(digest, dir)) {
+    std::error_code ignored;
     std::filesystem::remove_all(dir, ignored);
     std::filesystem::create_directories(dir);
     WriteRotatedCheckpoint(*inputs.checkpoint, job.rotation, static_cast<uint64_t>(job.seed), dir);
     CopyModelFiles(job.model_dir, dir);
-    WriteFileAtomically(marker, digest);
+    WriteFileAtomically(dir + "/" + kOrigin, MarkOf(digest, dir));
   }
   return Checkpoint::Open(dir);
 }

@@ -28,8 +28,8 @@ struct Inputs {
 Inputs OpenInputs(const Job& job);
 
 // The rotated twin of `inputs.checkpoint` (job.rotation) in `dir`, with its
-// tokenizer and the like; written anew unless a whole one of the same model and
-// seed lies there.
+// tokenizer and the like; written anew unless a whole, unharmed one of the same
+// model, seed and engine version lies there.
 std::shared_ptr<const Checkpoint> OpenRotated(const Job& job, const Inputs& inputs,
                                               const std::string& dir);
 

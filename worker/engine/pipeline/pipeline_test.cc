@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "worker/engine/base/file.h"
+#include "worker/engine/pipeline/adapter_file.h"
 #include "worker/engine/pipeline/block_file.h"
 #include "worker/engine/pipeline/checkpoints.h"
 #include "worker/engine/pipeline/job.h"
@@ -298,6 +299,29 @@ TEST(BlockFile, RoundTripsMixedWeights) {
   differs([](MixedBinaryWeight& w) { w.row_gain = -w.row_gain; });
   differs([](MixedBinaryWeight& w) { w.row_offset = -w.row_offset; });
   differs([](MixedBinaryWeight& w) { w.column_gain = -w.column_gain; });
+}
+
+TEST(AdapterFile, RoundTripsAndSeesDamage) {
+  const test::TempDir dir;
+  at::manual_seed(4);
+  LoraState state;
+  state.steps_done = 7;
+  state.loss_first = 2.5;
+  state.loss_last = 1.0 / 3.0;
+  state.adapters = {at::randn({2, 3}), at::randn({4, 2})};
+  for (int i = 0; i < 4; ++i) state.moments.push_back(at::randn({5}));
+  const std::string path = dir.File("adapters");
+  WriteAdapterFile(path, "print", state);
+  const std::optional<LoraState> read = ReadAdapterFile(path, "print");
+  ASSERT_TRUE(read.has_value());
+  EXPECT_EQ(read->steps_done, 7);
+  EXPECT_EQ(read->loss_last, state.loss_last);
+  EXPECT_TRUE(read->adapters.at(1).equal(state.adapters[1]));
+  EXPECT_TRUE(read->moments.at(3).equal(state.moments[3]));
+  EXPECT_FALSE(ReadAdapterFile(path, "other").has_value());
+  EXPECT_FALSE(ReadAdapterFile(dir.File("none"), "print").has_value());
+  Damage(path);
+  EXPECT_FALSE(ReadAdapterFile(path, "print").has_value());
 }
 
 class CheckpointsTest : public ::testing::Test {

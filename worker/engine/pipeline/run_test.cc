@@ -344,6 +344,27 @@ TEST(RunTest, FilesBesideTheWeightsAreLookedAtFirst) {
   EXPECT_TRUE(test::Mentions(error, "merges.txt")) << error.what();
 }
 
+// A twin is taken again as it was written, and written anew where it is not.
+TEST(RunTest, ARotatedTwinThatWasDamagedIsMadeAgain) {
+  const Bench bench(CaseOf("quarot"));
+  const Job job = ParseJob(bench.JobJson("a"));
+  const Inputs inputs = OpenInputs(job);
+  const std::string dir = bench.File("twin");
+  OpenRotated(job, inputs, dir);
+  const auto whole = FilesBelow(dir);
+  const auto written = fs::last_write_time(dir + "/model.safetensors");
+  OpenRotated(job, inputs, dir);
+  EXPECT_EQ(fs::last_write_time(dir + "/model.safetensors"), written);
+  for (const char* name : {"model.safetensors", "config.json", "origin"}) {
+    std::fstream file(dir + "/" + name, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(-9, std::ios::end);
+    file.put('\x5a');
+    file.close();
+    OpenRotated(job, inputs, dir);
+    EXPECT_EQ(FilesBelow(dir), whole) << name;
+  }
+}
+
 // A limited evaluation divides by the windows it looked at.
 TEST(RunTest, ALimitedEvaluationIsThatOfItsWindows) {
   const Bench bench(CaseOf("rtn"));
