@@ -34,7 +34,11 @@ at::Tensor Grouped(const at::Tensor& weight, const GridSpec& spec) {
 at::Tensor RoundScalesDown(const at::Tensor& scales, at::ScalarType dtype) {
   const at::Tensor nearest = RoundScales(scales, dtype);
   const at::Tensor below = nearest.to(dtype).view(at::kShort).sub(1).view(dtype).to(at::kFloat);
-  return at::where(nearest > scales, RoundScales(below, dtype), nearest);
+  const at::Tensor down = at::where(nearest > scales, RoundScales(below, dtype), nearest);
+  // bf16 is finer than fp16 below 2^-17: what both hold there are multiples of
+  // fp16's smallest value.
+  const at::Tensor multiple = scales.mul(0x1p24).floor_().mul_(0x1p-24).clamp_min_(0x1p-24);
+  return at::where(down > scales, multiple, down);
 }
 
 // The grid of `grouped` [rows, groups, g]: scales and zeros [rows, groups].

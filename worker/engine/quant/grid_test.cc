@@ -145,6 +145,21 @@ TEST(Grid, SymmetricScaleIsAbsmaxOverHalfTheLevels) {
   EXPECT_EQ(linear.zeros.item<int>(), 2);
 }
 
+// One rounded up would send -absmax, half a step beyond its code, to the inner one.
+TEST(Grid, SymmetricScalesAreNeverRoundedUp) {
+  at::manual_seed(9);
+  for (const double largest : {1.0, 1e-3, 3e-5, 1e-5}) {
+    const at::Tensor hi = at::rand({4000, 1}) * (0.5 * largest) + 0.5 * largest;
+    const at::Tensor absmax = hi * (15.0 / 2);  // of 4 bits: scales are hi
+    for (const at::ScalarType dtype : {at::kHalf, at::kBFloat16}) {
+      const at::Tensor scales = GridOfRange(-absmax, absmax, {4, -1, true}, dtype).scales;
+      EXPECT_TRUE((scales <= hi * (1 + 1e-6)).all().item<bool>()) << largest << " " << dtype;
+      EXPECT_TRUE((scales >= hi * 0.98 - 0x1p-24).all().item<bool>()) << largest << " " << dtype;
+      EXPECT_TRUE(at::equal(scales, RoundScales(scales, dtype))) << largest << " " << dtype;
+    }
+  }
+}
+
 std::string GridError(const GridSpec& spec, const std::vector<NamedWidth>& linears) {
   try {
     CheckGrid(spec, linears);
