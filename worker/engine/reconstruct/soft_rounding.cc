@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "worker/engine/base/error.h"
+#include "worker/engine/base/strings.h"
 #include "worker/engine/reconstruct/group_kernels.h"
 #include "worker/engine/reconstruct/order_statistic.h"
 #include "worker/engine/reconstruct/rectified_sigmoid.h"
@@ -30,6 +32,18 @@ struct Adam {
   }
 };
 
+// A variable keeps its place in 32 bits.
+int64_t CheckedCount(const at::Tensor& weight) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  if (weight.numel() <= kMost) return weight.numel();
+  throw UserError("UNSUPPORTED_ARCHITECTURE",
+                  StrCat("a linear of ", weight.numel(),
+                         " weights is too large for learned rounding, "
+                         "which takes at most ",
+                         kMost, ": use a method without it (gptq, awq, rtn)"),
+                  {{"weights", std::to_string(weight.numel())}});
+}
+
 float Score(float nu) { return std::abs(RectifiedSigmoid(nu) - 0.5F); }
 
 }  // namespace
@@ -39,13 +53,13 @@ SoftRounding::SoftRounding(const at::Tensor& weight, const GroupGrid& grid, cons
     : spec_(spec),
       curve_(curve),
       group_size_(spec.GroupSizeFor(weight.size(1))),
-      qmax_(static_cast<float>(spec.qmax())),
-      weight_(at::empty(weight.sizes(), at::kFloat)) {
+      qmax_(static_cast<float>(spec.qmax())) {
+  const int64_t count = CheckedCount(weight);
+  weight_ = at::empty(weight.sizes(), at::kFloat);
   const at::Tensor source = weight.to(at::kCPU, at::kFloat).contiguous();
   const at::Tensor scales = grid.scales.to(at::kCPU, at::kFloat).contiguous();
   const at::Tensor zeros = grid.zeros.to(at::kCPU, at::kFloat).contiguous();
   const auto* w = source.const_data_ptr<float>();
-  const int64_t count = source.numel();
   groups_.resize(scales.numel());
   for (size_t r = 0; r < groups_.size(); ++r) {
     groups_[r] = {scales.const_data_ptr<float>()[r], zeros.const_data_ptr<float>()[r], 0, 1, 0, 0};

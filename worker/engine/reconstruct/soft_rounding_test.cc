@@ -7,6 +7,7 @@
 #include <limits>
 #include <set>
 
+#include "worker/engine/base/error.h"
 #include "worker/engine/quant/grid.h"
 #include "worker/engine/reconstruct/order_statistic.h"
 #include "worker/engine/reconstruct/rectified_sigmoid.h"
@@ -327,6 +328,17 @@ TEST(SoftRoundingTest, T23_DegenerateGroupsStayFinite) {
   const QuantizedLinear done = linear.Finish("x", {}, at::kHalf);
   EXPECT_TRUE(at::isfinite(done.Dequantize()).all().item<bool>());
   EXPECT_TRUE((done.scales > 0).all().item<bool>());
+}
+
+// Places are kept in 32 bits; the weight here takes no memory.
+TEST(SoftRoundingTest, RefusesMoreWeightsThanItCanCount) {
+  const at::Tensor weight = at::zeros({1, 1}).expand({int64_t{1} << 16, int64_t{1} << 15});
+  try {
+    SoftRounding(weight, GroupGrid(), kGrid, ScaleCurve::kRectifiedSigmoid);
+    ADD_FAILURE() << "it was taken";
+  } catch (const EngineError& error) {
+    EXPECT_EQ(error.reason, "UNSUPPORTED_ARCHITECTURE") << error.what();
+  }
 }
 
 TEST(SoftRoundingTest, StateRestoresExactly) {
