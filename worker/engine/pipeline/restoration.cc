@@ -50,6 +50,7 @@ class Restoration : public LoraStore {
     task_.progress.PhaseStarted(options.steps);
     const LoraReport report = TrainLora(original(), rope, task_.inputs.corpus, task_.device,
                                         options, this, quantized, task_.progress);
+    RoundAsStored(quantized);
     result.perplexity_restored = Perplexity(quantized);
     Write(quantized);
     result.model = Checkpoint::Open(task_.restored_dir);
@@ -163,6 +164,25 @@ class Restoration : public LoraStore {
           told = done;
         });
     return result.perplexity_dense;
+  }
+
+  // Weights become what the checkpoint will hold of them: that is the model the
+  // second pass starts from.
+  void RoundAsStored(std::vector<Block>& model) const {
+    for (Block& block : model) {
+      const std::string prefix = original().BlockPrefix(block.index);
+      const auto round = [&](at::Tensor& value, const std::string& key) {
+        if (value.defined()) value = RoundToStorage(value, original().Info(prefix + key).dtype);
+      };
+      for (Linear& linear : block.linears) {
+        round(linear.weight, linear.name + ".weight");
+        round(linear.bias, linear.name + ".bias");
+      }
+      for (Norm& norm : block.norms) {
+        round(norm.weight, norm.name + ".weight");
+        round(norm.bias, norm.name + ".bias");
+      }
+    }
   }
 
   void Write(const std::vector<Block>& model) const {

@@ -365,15 +365,20 @@ TEST(RunTest, ARotatedTwinThatWasDamagedIsMadeAgain) {
   }
 }
 
+// The windows that a job's evaluation looks at.
+at::Tensor EvaluationWindows() {
+  const json ids = Tokens(5 * kLength, 2);
+  at::Tensor windows = at::empty({3, kLength}, at::kLong);
+  for (int i = 0; i < 3 * kLength; ++i) windows.view(-1)[i] = ids[i].get<int64_t>();
+  return windows;
+}
+
 // A limited evaluation divides by the windows it looked at.
 TEST(RunTest, ALimitedEvaluationIsThatOfItsWindows) {
   const Bench bench(CaseOf("rtn"));
   bench.Run("limited", at::kCPU);
-  const json ids = Tokens(5 * kLength, 2);
-  at::Tensor windows = at::empty({3, kLength}, at::kLong);
-  for (int i = 0; i < 3 * kLength; ++i) windows.view(-1)[i] = ids[i].get<int64_t>();
   const double wanted =
-      Evaluate(*Checkpoint::Open(bench.File("model")), windows, {}).perplexity_dense;
+      Evaluate(*Checkpoint::Open(bench.File("model")), EvaluationWindows(), {}).perplexity_dense;
   EXPECT_NEAR(bench.Manifest("limited")["quality"]["perplexity"]["dense"].get<double>(), wanted,
               1e-6 * wanted);
 }
@@ -429,6 +434,21 @@ TEST_P(RestoredTest, TheSecondPassTakesNothingFromTheFirst) {
   };
   EXPECT_EQ(digest("restored", ""), digest("alone", ""));
   EXPECT_NE(digest("restored", ""), digest("restored", "/first-pass"));
+}
+
+// The restored model is measured as it is written: in the model's own dtype.
+TEST(RunTest, TheRestoredModelsPerplexityIsThatOfItsFile) {
+  const Bench bench(CaseOf("ptq161_restored"));
+  test::TinyModel model = test::MakeTinyModel("opt");
+  for (auto& [name, tensor] : model.tensors) tensor = tensor.to(at::kBFloat16);
+  model.Write(bench.File("model"));
+  bench.Run("job", at::kCPU, [&] { return bench.Has("job", "state.json"); });
+  const auto restored = Checkpoint::Open(bench.CheckpointDir("job") + "/restored");
+  ASSERT_EQ(restored->storage_dtype(), at::kBFloat16);
+  const double wanted = Evaluate(*restored, EvaluationWindows(), {}).perplexity_dense;
+  bench.Run("job", at::kCPU);
+  const double told = bench.Manifest("job")["preprocessing"]["perplexity_restored"].get<double>();
+  EXPECT_NEAR(told, wanted, 1e-6 * wanted);
 }
 
 // Every update's loss is told, and its last is near the report's.
