@@ -74,11 +74,12 @@ int Checkpoints::Resume(int blocks_total, Streams* streams,
     try {
       done = Read(blocks_total, streams);
     } catch (const Unusable& unusable) {
-      warn(StrCat("checkpoint in ", dir_, " is ignored: ", unusable.why));
+      warn(StrCat("checkpoint in ", dir_, " is ignored and removed: ", unusable.why));
     } catch (const EngineError& error) {
-      warn(StrCat("checkpoint in ", dir_, " is ignored: ", error.what()));
+      warn(StrCat("checkpoint in ", dir_, " is ignored and removed: ", error.what()));
     } catch (const nlohmann::json::exception& error) {
-      warn(StrCat("checkpoint in ", dir_, " is ignored: state.json is malformed: ", error.what()));
+      warn(StrCat("checkpoint in ", dir_,
+                  " is ignored and removed: state.json is malformed: ", error.what()));
     }
   }
   if (done < 0) files_.clear();

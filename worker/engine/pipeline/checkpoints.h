@@ -20,8 +20,8 @@ namespace quantry::engine {
 //   state.json                   fingerprint, blocks done, size and sha256 of each file
 // state.json is replaced last, after everything it names is durable, and old
 // streams are removed after that: whatever moment the process dies, the folder
-// holds one whole checkpoint. A folder that does not fit is ignored, never an
-// error. One process at a time.
+// holds one whole checkpoint. A folder that does not fit is never an error:
+// nothing of it is used, and its files are removed. One process at a time.
 class Checkpoints {
  public:
   // Creates `dir`. `fingerprint` stands for everything that decides the bytes
