@@ -111,6 +111,38 @@ void CheckTensor(const Expected& wanted, const TensorInfo& got, const std::strin
       {{"tensor", wanted.name}});
 }
 
+// Whether two matrices hold the same numbers, in whatever dtypes.
+bool SameNumbers(const at::Tensor& a, const at::Tensor& b) {
+  constexpr int64_t kRows = 4096;  // converted at once
+  if (a.sizes() != b.sizes()) return false;
+  for (int64_t row = 0; row < a.size(0); row += kRows) {
+    const int64_t end = std::min(row + kRows, a.size(0));
+    if (!a.slice(0, row, end).to(at::kFloat).equal(b.slice(0, row, end).to(at::kFloat))) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// A head stored beside the embedding that it is tied to is the same matrix, or
+// was trained apart from it: then leaving it out makes another model.
+void CheckTiedHead(const Checkpoint& checkpoint) {
+  const std::string& head = checkpoint.architecture().head;
+  const std::string& embedding = checkpoint.EmbeddingName();
+  const bool tied = checkpoint.config().tie_word_embeddings && embedding != head;
+  if (!tied || !checkpoint.Has(head)) return;
+  const bool same = SameNumbers(checkpoint.View(embedding), checkpoint.View(head));
+  checkpoint.Release(embedding);
+  checkpoint.Release(head);
+  if (same) return;
+  throw UserError(
+      "INVALID_CHECKPOINT",
+      StrCat("config.json ties the head to ", embedding, " (tie_word_embeddings), but ", head,
+             " is stored too and differs. Set tie_word_embeddings to false to keep it, "
+             "or remove it from the checkpoint"),
+      {{"tensor", head}});
+}
+
 }  // namespace
 
 std::shared_ptr<const Checkpoint> Checkpoint::Open(const std::string& dir) {
@@ -216,6 +248,7 @@ void Checkpoint::CheckTensors() {
                            "wrong?"),
                     {{"tensors", Join(missing)}});
   }
+  CheckTiedHead(*this);
   RefuseSurplus();
 }
 

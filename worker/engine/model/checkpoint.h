@@ -60,13 +60,6 @@ class Checkpoint {
   // dense tensors in.
   at::ScalarType storage_dtype() const { return storage_dtype_; }
 
-  // What readers of an output hold its 16-bit numbers in: bf16 where config.json
-  // says so, whatever the linears are stored in (trainers leave fp32 weights
-  // beside "bfloat16"); else as they are stored.
-  at::ScalarType reader_dtype() const {
-    return config_.dtype == at::kBFloat16 ? at::kBFloat16 : storage_dtype_;
-  }
-
   int64_t parameters() const;              // tied tensors once
   std::vector<std::string> files() const;  // shard paths, sorted
 

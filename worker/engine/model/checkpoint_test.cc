@@ -82,6 +82,23 @@ TEST_F(CheckpointTest, TiedMatrixUnderEitherName) {
   EXPECT_EQ(Checkpoint::Open(dir_.File("head"))->EmbeddingName(), "lm_head.weight");
 }
 
+TEST_F(CheckpointTest, ATiedHeadThatIsStoredMustBeTheEmbedding) {
+  TinyModel model = MakeTinyModel("llama", {{"tie_word_embeddings", true}});
+  at::Tensor& embedding = model.tensors["model.embed_tokens.weight"];
+  embedding = embedding.to(at::kBFloat16);
+  at::Tensor& head = model.tensors["lm_head.weight"] = embedding.clone();
+  model.Write(dir_.path());
+  EXPECT_NO_THROW(Checkpoint::Open(dir_.path()));
+  head = embedding.to(at::kFloat);
+  model.Write(dir_.path());
+  EXPECT_NO_THROW(Checkpoint::Open(dir_.path()));
+  head[49][31] += 1;
+  model.Write(dir_.path());
+  const EngineError error = OpenError();
+  EXPECT_EQ(error.reason, "INVALID_CHECKPOINT");
+  EXPECT_TRUE(Mentions(error, "tie_word_embeddings to false")) << error.what();
+}
+
 TEST_F(CheckpointTest, StorageDtypeIsThatOfTheLinears) {
   TinyModel model = MakeTinyModel("llama");
   for (auto& [name, tensor] : model.tensors) {
