@@ -107,7 +107,7 @@ std::string Gate(const Json& gate) {
 }
 
 std::string Quality(const Json& report) {
-  std::string html = "<section id=\"quality\">\n<h2>Quality</h2>\n";
+  const std::string html = "<section id=\"quality\">\n<h2>Quality</h2>\n";
   if (!report.contains("quality")) {
     return html + Paragraph("Not measured: the job had no evaluation text.") + "</section>\n";
   }
@@ -210,9 +210,6 @@ std::string HowToRepeat(const Json& report) {
                      Cell("pre", "", EscapeMarkup(again.at("command").get<std::string>())) + "\n" +
                      Paragraph("METHOD_CONFIG is report/method.json:") +
                      Cell("pre", "", EscapeMarkup(again.at("method").dump(2))) + "\n";
-  if (again.contains("not_in_command")) {
-    html += Paragraph("Without a flag: " + again.at("not_in_command").get<std::string>() + ".");
-  }
   return html + Paragraph("Inputs, and the versions that made it:") +
          Table({"input", "bytes", "sha256"}, {"code", "n", "code"}, inputs) +
          Table({"part", "version"}, {"", "code"}, versions) + "</section>\n";

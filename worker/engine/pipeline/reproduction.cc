@@ -26,33 +26,30 @@ void AddText(Words& words, const std::string& flag, const std::string& file, con
   Add(words, stem + "-length", std::to_string(text.windows.length));
 }
 
+// Options of the adapters that differ from the defaults.
+void AddLora(Words& words, const LoraOptions& lora) {
+  const LoraOptions defaults;
+  const auto number = [&](const char* flag, double given, double usual) {
+    if (given != usual) Add(words, flag, NumberText(given));
+  };
+  const auto count = [&](const char* flag, int64_t given, int64_t usual) {
+    if (given != usual) Add(words, flag, std::to_string(given));
+  };
+  count("--preprocessing-rank", lora.rank, defaults.rank);
+  number("--preprocessing-alpha", lora.alpha, defaults.alpha);
+  number("--preprocessing-dropout", lora.dropout, defaults.dropout);
+  count("--preprocessing-accumulation", lora.accumulation, defaults.accumulation);
+  number("--preprocessing-learning-rate", lora.learning_rate, defaults.learning_rate);
+  count("--preprocessing-warmup-steps", lora.warmup_steps, defaults.warmup_steps);
+  number("--preprocessing-clip-norm", lora.clip_norm, defaults.clip_norm);
+  if (lora.attention_output) words.emplace_back("--preprocessing-attention-output");
+}
+
 void AddPreprocessing(Words& words, const PreprocessingJob& preprocessing) {
   Add(words, "--preprocessing", "lora");
   AddText(words, "--preprocessing-corpus", "CORPUS_FILE", preprocessing.corpus);
   Add(words, "--preprocessing-steps", std::to_string(preprocessing.lora.steps));
-  if (preprocessing.lora.rank > 0) {
-    Add(words, "--preprocessing-rank", std::to_string(preprocessing.lora.rank));
-  }
-}
-
-// Options of the adapters that differ from the defaults and have no flag.
-std::string WithoutFlag(const LoraOptions& lora) {
-  const LoraOptions defaults;
-  std::vector<std::string> names;
-  const auto compare = [&](const char* name, double given, double usual) {
-    if (given != usual) names.push_back(StrCat(name, " ", NumberText(given)));
-  };
-  compare("alpha", lora.alpha, defaults.alpha);
-  compare("dropout", lora.dropout, defaults.dropout);
-  compare("accumulation", static_cast<double>(lora.accumulation),
-          static_cast<double>(defaults.accumulation));
-  compare("learning_rate", lora.learning_rate, defaults.learning_rate);
-  compare("warmup_steps", static_cast<double>(lora.warmup_steps),
-          static_cast<double>(defaults.warmup_steps));
-  compare("clip_norm", lora.clip_norm, defaults.clip_norm);
-  if (lora.attention_output) names.emplace_back("attention_output");
-  if (names.empty()) return "";
-  return "preprocessing.lora: " + Join(names) + "; set them through the API";
+  AddLora(words, preprocessing.lora);
 }
 
 void AddGate(Words& words, const QualityGate& gate) {
@@ -86,12 +83,9 @@ nlohmann::ordered_json Reproduction(const Job& job, int threads, const std::stri
   words.push_back("--seed=" + std::to_string(job.seed));
   Add(words, "--threads", std::to_string(threads));
   Add(words, "--device", device_type);
-  Json json = {{"command", Join(words, words.size(), " ")},
-               {"argv", words},
-               {"method", Json::parse(job.method_json)}};
-  const std::string rest = job.preprocessing ? WithoutFlag(job.preprocessing->lora) : "";
-  if (!rest.empty()) json["not_in_command"] = rest;
-  return json;
+  return {{"command", Join(words, words.size(), " ")},
+          {"argv", words},
+          {"method", Json::parse(job.method_json)}};
 }
 
 }  // namespace quantry::engine

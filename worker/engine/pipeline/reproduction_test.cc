@@ -29,7 +29,6 @@ TEST(Reproduction, KeepsTheMethodAsGivenAndNoPlaces) {
   const auto json = Reproduction(ParseJob(SmallJob()), 2, "cpu");
   EXPECT_EQ(json.at("method").at("awq").at("grid").at("bits"), 3);
   EXPECT_EQ(json.dump().find("/secret"), std::string::npos);
-  EXPECT_FALSE(json.contains("not_in_command"));
 }
 
 TEST(Reproduction, TextsGatesAndPreprocessing) {
@@ -38,8 +37,7 @@ TEST(Reproduction, TextsGatesAndPreprocessing) {
   job["calibration"]["text"]["format"] = "TEXT_FORMAT_TOKEN_IDS";
   job["evaluation"] = {{"text", {{"path", "/e"}}}, {"sequence_length", 16}, {"windows", 3}};
   job["quality_gate"] = {{"max_perplexity_ratio", 1.05}};
-  job["preprocessing"] = {{"text", {{"path", "/p"}}},
-                          {"lora", {{"rank", 8}, {"steps", 70}, {"clip_norm", 0.5}}}};
+  job["preprocessing"] = {{"text", {{"path", "/p"}}}, {"lora", {{"rank", 8}, {"steps", 70}}}};
   const std::string command = CommandOf(job);
   for (const char* words :
        {"--calibration-format tokens", "--calibration-sampling random",
@@ -49,9 +47,33 @@ TEST(Reproduction, TextsGatesAndPreprocessing) {
         "--preprocessing-steps 70 --preprocessing-rank 8"}) {
     EXPECT_NE(command.find(words), std::string::npos) << words << "\n" << command;
   }
-  const auto json = Reproduction(ParseJob(job), 2, "cpu");
-  EXPECT_EQ(json.at("not_in_command"),
-            "preprocessing.lora: clip_norm 0.5; set them through the API");
+}
+
+// Each has a flag in client/cli/preprocessing_options.cc.
+TEST(Reproduction, EveryOptionOfTheAdapters) {
+  nlohmann::json job = SmallJob();
+  const auto command_with = [&](const nlohmann::json& lora) {
+    job["preprocessing"] = {{"text", {{"path", "/p"}}}, {"lora", lora}};
+    const std::string command = CommandOf(job);
+    const size_t begin = command.find("--preprocessing-steps");
+    return command.substr(begin, command.find(" --format") - begin);
+  };
+  EXPECT_EQ(command_with({{"steps", 70}}), "--preprocessing-steps 70");
+  EXPECT_EQ(command_with({{"steps", 70}, {"dropout", -1}}),
+            "--preprocessing-steps 70 --preprocessing-dropout 0.0");
+  EXPECT_EQ(command_with({{"rank", 8},
+                          {"alpha", 32},
+                          {"dropout", 0.25},
+                          {"steps", 70},
+                          {"accumulation", 4},
+                          {"learning_rate", 0.002},
+                          {"warmup_steps", 7},
+                          {"clip_norm", 0.5},
+                          {"attention_output", true}}),
+            "--preprocessing-steps 70 --preprocessing-rank 8 --preprocessing-alpha 32.0 "
+            "--preprocessing-dropout 0.25 --preprocessing-accumulation 4 "
+            "--preprocessing-learning-rate 0.002 --preprocessing-warmup-steps 7 "
+            "--preprocessing-clip-norm 0.5 --preprocessing-attention-output");
 }
 
 }  // namespace
