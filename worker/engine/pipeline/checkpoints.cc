@@ -96,7 +96,9 @@ int Checkpoints::Read(int blocks_total, Streams* streams) {
       nlohmann::json::parse(ReadFile(PathOf(kState), kMaxStateBytes, "CHECKPOINT_CORRUPT"));
   if (state.at("schema") != kSchema) throw Unusable{"its schema is another"};
   if (state.at("fingerprint") != fingerprint_) {
-    throw Unusable{"it belongs to another job, input, engine version, thread count or device type"};
+    throw Unusable{
+        "it belongs to another job, input, engine version, thread count, device type or CPU "
+        "instruction set"};
   }
   const int done = state.at("blocks_done").get<int>();
   if (done < 0 || done > blocks_total) throw Unusable{"it has more blocks than the model"};

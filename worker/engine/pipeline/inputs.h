@@ -34,7 +34,8 @@ std::shared_ptr<const Checkpoint> OpenRotated(const Job& job, const Inputs& inpu
                                               const std::string& dir);
 
 // SHA-256 over all that decides the bytes of a quantized block: inputs,
-// method, calibration, seed, versions, thread count, device type.
+// method, calibration, seed, versions, thread count, device type, CPU instruction
+// set.
 std::string Fingerprint(const Job& job, const Inputs& inputs, const at::Device& device);
 
 // Throws UserError INVALID_SPEC when an output cannot hold the model's shapes,
