@@ -121,6 +121,7 @@ class Run {
   void Load();
   void Restore();
   void Resume();
+  void WarnOfLongWindows();
   void Calibrate();
   void Quantize();
   void QuantizeBlock(int index);
@@ -186,11 +187,25 @@ void Run::Load() {
   checkpoints_ =
       std::make_unique<Checkpoints>(CheckpointDir(job_), Fingerprint(job_, inputs_, device_));
   Resume();
+  WarnOfLongWindows();
   progress_ = std::make_unique<ProgressTracker>(
       PlanSteps(job_, checkpoint(), ShapeOfStream(inputs_.calibration),
                 ShapeOfStream(inputs_.evaluation), evaluation_options()),
       events_, clock_, began_, [this] { return PeakDeviceBytes(device_); });
   events_.Started(DescribeDevice(device_), blocks(), resumed_, checkpoint().parameters());
+}
+
+// Rotary positions go on for ever; what the model learned of them does not.
+void Run::WarnOfLongWindows() {
+  const int64_t most = checkpoint().config().max_positions;
+  const auto look = [&](const char* what, const at::Tensor& windows) {
+    if (!windows.defined() || windows.size(1) <= most) return;
+    Warn(StrCat(what, " windows have ", windows.size(1), " tokens, the model knows ", most,
+                " positions (max_position_embeddings): perplexities beyond them mean little"));
+  };
+  look("calibration", inputs_.calibration);
+  look("evaluation", inputs_.evaluation);
+  look("preprocessing", inputs_.corpus);
 }
 
 void Run::Resume() {

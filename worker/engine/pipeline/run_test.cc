@@ -306,6 +306,23 @@ TEST(RunTest, Bf16InTheConfigDecidesOnScales) {
   }
 }
 
+TEST(RunTest, WindowsBeyondTheModelsPositionsAreTold) {
+  const Bench bench(CaseOf("rtn"));
+  bench.Run("short", at::kCPU);
+  EXPECT_FALSE(bench.Manifest("short").contains("warnings") &&
+               !bench.Manifest("short")["warnings"].empty());
+  const std::string config = bench.File("model/config.json");
+  json changed = json::parse(ReadFile(config, 1 << 20, "TEST"));
+  changed["max_position_embeddings"] = kLength - 1;
+  std::ofstream(config) << changed.dump();
+  bench.Run("long", at::kCPU);
+  const std::string told = bench.Manifest("long")["warnings"].dump();
+  for (const char* what :
+       {"calibration windows have 16", "evaluation windows have 16", "knows 15 positions"}) {
+    EXPECT_NE(told.find(what), std::string::npos) << told;
+  }
+}
+
 // A reader creates scales in the dtype that config.json names, so they must be
 // exact in it: rounded while they are loaded, they are not what was measured.
 TEST(RunTest, ScalesAreOfTheDtypeThatTheConfigNames) {
