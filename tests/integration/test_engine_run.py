@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from conftest import EXAMPLES
+from random_models import write_random_model
 
 GRID = {"bits": 3, "group_size": -1}
 
@@ -198,6 +199,28 @@ def test_quote_reads_headers_only(engine):
     done = subprocess.run([engine.binary, "quote", "--job", misfit / "job.json"],
                           capture_output=True, text=True, timeout=60, check=True)
     assert "down_proj" in json.loads(done.stdout)["problems"][0]
+
+
+@pytest.mark.parametrize("method", [
+    {"ptq161": {"recipe": "ptq161-plus", "epochs": 1, "rounding_stages": 1, "rounding_steps": 1}},
+    {"signround": {"grid": GRID, "iterations": 2, "batch_size": 2}},
+], ids=lambda method: next(iter(method)))
+def test_a_quote_holds_the_peak(engine, tmp_path, method):
+    """One wide block, beside which the rest of the process is small."""
+    write_random_model(tmp_path / "wide", "llama", hidden_size=1024, intermediate_size=2816, num_hidden_layers=1,
+                       num_attention_heads=16, num_key_value_heads=16)
+    tokens = tmp_path / "tokens.json"
+    tokens.write_text(json.dumps(random.Random(1).choices(range(90), k=200)))
+    text = {"path": str(tokens), "format": "TEXT_FORMAT_TOKEN_IDS"}
+    folder = engine.job("a", method=method, model_dir=str(tmp_path / "wide"),
+                        calibration={"text": text, "samples": 4, "sequence_length": 32},
+                        evaluation={"text": text, "sequence_length": 32, "windows": 1},
+                        outputs=[{"format": "OUTPUT_FORMAT_DENSE"}])
+    done = subprocess.run([engine.binary, "quote", "--job", folder / "job.json"],
+                          capture_output=True, text=True, timeout=60, check=True)
+    engine.run(folder)
+    peak = json.loads((folder / "out" / "manifest.json").read_text())["peak_rss_bytes"]
+    assert peak <= json.loads(done.stdout)["host_memory_bytes"]
 
 
 @pytest.mark.parametrize("command", ["methods", "--version", "inspect", "quote", "eval", "generate"])

@@ -8,6 +8,7 @@
 #include "worker/engine/methods/omniquant/transform.h"
 #include "worker/engine/methods/training/block_loss.h"
 #include "worker/engine/methods/training/trainable_quantize.h"
+#include "worker/engine/methods/working_bytes.h"
 #include "worker/engine/reconstruct/adam.h"
 
 namespace quantry::engine {
@@ -148,6 +149,13 @@ int64_t Omniquant::Steps(const Architecture& architecture, const ModelConfig&,
                          const StreamShape& stream) const {
   return LearnClippingSteps(options_, bits_, stream) +
          static_cast<int64_t>(architecture.linears.size());
+}
+
+// The block, transformed and quantized, and gradients are within four copies of it.
+int64_t Omniquant::WorkingBytes(const Architecture&, const ModelConfig& config,
+                                const StreamShape& stream) const {
+  const int64_t windows = std::min<int64_t>(options_.batch_size, stream.windows);
+  return KeptActivationBytes(config, stream, windows) + TargetBytes(config, stream);
 }
 
 MethodResult Omniquant::Quantize(const BlockTask& task, ProgressSink& progress) const {

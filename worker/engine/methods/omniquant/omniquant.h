@@ -57,6 +57,8 @@ class Omniquant : public Method {
   Omniquant(const OmniquantOptions& options, int bits) : options_(options), bits_(bits) {}
   int64_t Steps(const Architecture& architecture, const ModelConfig& config,
                 const StreamShape& stream) const override;
+  int64_t WorkingBytes(const Architecture& architecture, const ModelConfig& config,
+                       const StreamShape& stream) const override;
   MethodResult Quantize(const BlockTask& task, ProgressSink& progress) const override;
 
  private:

@@ -8,13 +8,15 @@
 #include "worker/engine/methods/ptq161/mask.h"
 #include "worker/engine/methods/ptq161/mixed_linear.h"
 #include "worker/engine/methods/ptq161/train.h"
+#include "worker/engine/methods/working_bytes.h"
 
 namespace quantry::engine {
 namespace {
 
-// Activations of one window that autograd keeps, in tensors as wide as the
-// widest.
-constexpr int64_t kKeptActivations = 12;
+// Bytes a weight while signs and codes are learned: the assembled weight, its
+// gradient of two shares, soft weight, offset, logit with two moments and its
+// index, the integer it starts from, two bytes of decisions.
+constexpr int64_t kBytesPerLearnedWeight = 4 + 2 * 4 + 4 + 4 + 16 + 2 + 2;
 
 int64_t TrainedNumbers(const Block& block) {
   int64_t count = 0;
@@ -44,12 +46,12 @@ int64_t Ptq161::Steps(const Architecture& architecture, const ModelConfig&,
          static_cast<int64_t>(architecture.linears.size());
 }
 
-int64_t Ptq161::WorkingBytes(const Architecture&, const ModelConfig& config,
+int64_t Ptq161::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
                              const StreamShape& stream) const {
-  const int64_t targets = 2 * stream.windows * stream.length * config.hidden_size;
-  const int64_t widest = std::max(config.intermediate_size, config.num_heads * stream.length);
-  return (targets + kKeptActivations * stream.length * widest) *
-         static_cast<int64_t>(sizeof(float));
+  const bool learned = options_.learn_rounding;
+  const int64_t windows = learned ? std::min(options_.rounding_batch, stream.windows) : 1;
+  return (learned ? BlockWeights(architecture, config) * kBytesPerLearnedWeight : 0) +
+         KeptActivationBytes(config, stream, windows) + 2 * TargetBytes(config, stream);
 }
 
 int64_t Ptq161::SalientColumns(int64_t in_features) const {

@@ -11,6 +11,7 @@
 #include "worker/engine/methods/block_weights.h"
 #include "worker/engine/methods/training/block_loss.h"
 #include "worker/engine/methods/training/trainable_quantize.h"
+#include "worker/engine/methods/working_bytes.h"
 
 namespace quantry::engine {
 namespace {
@@ -187,6 +188,14 @@ int64_t Signround::Steps(const Architecture& architecture, const ModelConfig&,
                          const StreamShape& stream) const {
   return BlockTargetSteps(stream) + options_.iterations +
          static_cast<int64_t>(architecture.linears.size());
+}
+
+// Gradients of offsets and weights, beside the block, its trial, and offsets twice.
+int64_t Signround::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
+                                const StreamShape& stream) const {
+  const int64_t windows = std::min<int64_t>(options_.batch_size, stream.windows);
+  return 2 * static_cast<int64_t>(sizeof(float)) * BlockWeights(architecture, config) +
+         KeptActivationBytes(config, stream, windows) + TargetBytes(config, stream);
 }
 
 MethodResult Signround::Quantize(const BlockTask& task, ProgressSink& progress) const {

@@ -24,6 +24,8 @@ class Signround : public Method {
   explicit Signround(const SignroundOptions& options) : options_(options) {}
   int64_t Steps(const Architecture& architecture, const ModelConfig& config,
                 const StreamShape& stream) const override;
+  int64_t WorkingBytes(const Architecture& architecture, const ModelConfig& config,
+                       const StreamShape& stream) const override;
   MethodResult Quantize(const BlockTask& task, ProgressSink& progress) const override;
 
  private:

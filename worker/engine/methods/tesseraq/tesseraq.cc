@@ -7,6 +7,7 @@
 #include "worker/engine/methods/awq/clip_search.h"
 #include "worker/engine/methods/batches.h"
 #include "worker/engine/methods/block_weights.h"
+#include "worker/engine/methods/working_bytes.h"
 #include "worker/engine/quant/grid.h"
 #include "worker/engine/reconstruct/block_objective.h"
 
@@ -16,8 +17,6 @@ namespace {
 // Bytes a weight: gradient of two shares, soft weight, offset, logit with two
 // moments and its index, the integer it starts from, two bytes of decisions.
 constexpr int64_t kBytesPerWeight = 2 * 4 + 4 + 4 + 16 + 2 + 2;
-// Activations that autograd keeps, in tensors as wide as the widest.
-constexpr int64_t kKeptActivations = 12;
 
 AwqOptions Switched(const TesseraqOptions& options) {
   AwqOptions awq = options.awq;
@@ -90,17 +89,9 @@ int64_t Tesseraq::StartSteps(const Architecture& architecture, const ModelConfig
 
 int64_t Tesseraq::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
                                const StreamShape& stream) const {
-  int64_t weights = 0;
-  for (const LinearSpec& linear : architecture.linears) {
-    const LinearShape shape = ShapeOf(config, linear.role);
-    weights += shape.out * shape.in;
-  }
-  const int64_t widest = std::max(config.intermediate_size, config.num_heads * stream.length);
-  const int64_t activations = options_.rounding.batch_size * stream.length * widest *
-                              kKeptActivations * static_cast<int64_t>(sizeof(float));
-  const int64_t targets =
-      stream.windows * stream.length * config.hidden_size * static_cast<int64_t>(sizeof(float));
-  return weights * kBytesPerWeight + activations + targets;
+  return BlockWeights(architecture, config) * kBytesPerWeight +
+         KeptActivationBytes(config, stream, options_.rounding.batch_size) +
+         TargetBytes(config, stream);
 }
 
 StreamShape Tesseraq::DefaultCalibration() const {

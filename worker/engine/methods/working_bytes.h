@@ -1,0 +1,38 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "worker/engine/methods/method.h"
+#include "worker/engine/model/architecture.h"
+#include "worker/engine/model/config.h"
+
+namespace quantry::engine {
+
+// Parts of Method::WorkingBytes that methods which train a block share.
+
+// Weights of a block's linears.
+inline int64_t BlockWeights(const Architecture& architecture, const ModelConfig& config) {
+  int64_t weights = 0;
+  for (const LinearSpec& linear : architecture.linears) {
+    const LinearShape shape = ShapeOf(config, linear.role);
+    weights += shape.out * shape.in;
+  }
+  return weights;
+}
+
+// Outputs the block is trained towards: a stream.
+inline int64_t TargetBytes(const ModelConfig& config, const StreamShape& stream) {
+  return stream.windows * stream.length * config.hidden_size * static_cast<int64_t>(sizeof(float));
+}
+
+// Activations that autograd keeps for a step over `windows` windows, in tensors
+// as wide as the widest.
+inline int64_t KeptActivationBytes(const ModelConfig& config, const StreamShape& stream,
+                                   int64_t windows) {
+  constexpr int64_t kTensors = 12;
+  const int64_t widest = std::max(config.intermediate_size, config.num_heads * stream.length);
+  return windows * stream.length * widest * kTensors * static_cast<int64_t>(sizeof(float));
+}
+
+}  // namespace quantry::engine
