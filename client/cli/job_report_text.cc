@@ -31,7 +31,7 @@ void AddPreprocessing(const v1::Manifest& manifest, FieldList& fields) {
   std::string text = Cat(done.updates(), " updates, loss ", Number(done.loss_first(), 4), " -> ",
                          Number(done.loss_last(), 4));
   if (done.perplexity_restored() > 0) {
-    text += Cat("; perplexity quantized without it ", Number(done.perplexity_first_pass()),
+    text += Cat("; perplexity of the first pass ", Number(done.perplexity_first_pass()),
                 ", of the restored dense model ", Number(done.perplexity_restored()));
   }
   fields.emplace_back("preprocessing", text);

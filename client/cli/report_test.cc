@@ -110,7 +110,7 @@ TEST_F(ReportTest, PreprocessingIsToldApart) {
   manifest.mutable_preprocessing()->set_perplexity_restored(4.5);
   Publish(manifest);
   EXPECT_THAT(Run({"report", "my-job"}).out,
-              AllOf(HasSubstr("70 updates"), HasSubstr("quantized without it 11")));
+              AllOf(HasSubstr("70 updates"), HasSubstr("of the first pass 11")));
 }
 
 TEST_F(ReportTest, WhatHasNoReportSaysWhy) {

@@ -63,7 +63,7 @@ TEST(ModelCard, ShowsFiguresAndTheCommand) {
 TEST(ModelCard, PreprocessingIsToldApart) {
   Manifest manifest = test::FinishedManifest();
   manifest.preprocessing = test::FinishedRestoration();
-  EXPECT_TRUE(Has(Card(manifest), "| quantized without preprocessing | 6 | × 1.5000 |"));
+  EXPECT_TRUE(Has(Card(manifest), "| quantized by the first pass | 6 | × 1.5000 |"));
 }
 
 TEST(ModelCard, LeavesAnotherReadmeAlone) {

@@ -27,7 +27,7 @@ TEST(ReportHtml, ShowsFigures) {
         "<title>llama, awq, 3 bits, group size 64</title>"}) {
     EXPECT_TRUE(Has(html, part)) << part;
   }
-  EXPECT_FALSE(Has(html, "without preprocessing"));
+  EXPECT_FALSE(Has(html, "first pass"));
   EXPECT_TRUE(Has(html, std::string(kMeasuredBegin)));
   EXPECT_TRUE(Has(html, std::string(kMeasuredEnd)));
 }
@@ -57,7 +57,7 @@ TEST(ReportHtml, TellsPreprocessingApart) {
   Manifest manifest = test::FinishedManifest();
   manifest.preprocessing = test::FinishedRestoration();
   const std::string html = Html(manifest);
-  for (const char* part : {"quantized without preprocessing", "dense, restored by preprocessing",
+  for (const char* part : {"quantized by the first pass", "dense, restored by preprocessing",
                            "quantized after preprocessing", "× 1.5000", "× 1.1250"}) {
     EXPECT_TRUE(Has(html, part)) << part;
   }

@@ -69,7 +69,7 @@ std::vector<PerplexityRow> PerplexityRows(const Json& report) {
   const Json none = Json::object();
   const Json& before = report.contains("preprocessing") ? report.at("preprocessing") : none;
   if (before.contains("perplexity_restored")) {
-    rows.push_back(Row("quantized without preprocessing", before, "perplexity_first_pass", dense));
+    rows.push_back(Row("quantized by the first pass", before, "perplexity_first_pass", dense));
     rows.push_back(Row("dense, restored by preprocessing", before, "perplexity_restored", dense));
   }
   const bool apart = report.contains("preprocessing");

@@ -21,7 +21,7 @@ struct PerplexityRow {
 };
 
 // The dense model, and what came of it; with preprocessing also the model
-// quantized without it and the restored one. Empty without an evaluation.
+// quantized by its first pass and the restored one. Empty without an evaluation.
 std::vector<PerplexityRow> PerplexityRows(const nlohmann::ordered_json& report);
 
 }  // namespace quantry::engine
