@@ -21,7 +21,7 @@ struct BlockLoss {
 };
 
 // y, target_fp, target_q: fp32 [.., hidden], no autograd. A cosine below 1e-6
-// counts as 1e-6: the logarithm's pull ends there.
+// counts as 1e-6: the loss ends there, the logarithm's pull grows no further.
 BlockLoss TwoTargetLoss(const at::Tensor& y, const at::Tensor& target_fp,
                         const at::Tensor& target_q, const BlockLossOptions& options);
 
