@@ -87,6 +87,9 @@ def test_generate_says_what_is_wrong(binaries, stories, tmp_path):
     done = subprocess.run([engine, "generate", "--model", tmp_path, "--prompt", "x"], capture_output=True, text=True,
                           check=False)
     assert done.returncode == 1 and "INVALID_CHECKPOINT" in done.stderr
+    done = subprocess.run([engine, "generate", "--model", stories, "--prompt", b"abc\xff"], capture_output=True, text=True,
+                          check=False)
+    assert done.returncode == 1 and "INVALID_SPEC" in done.stderr and "UTF-8 at byte 3" in done.stderr
     done = subprocess.run([engine, "generate", "--model", stories, "--prompt", "x", "--max-tokens", "0"],
                           capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "--max-tokens" in done.stderr

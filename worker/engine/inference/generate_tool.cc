@@ -9,6 +9,7 @@
 #include "worker/engine/base/json.h"
 #include "worker/engine/base/options.h"
 #include "worker/engine/base/strings.h"
+#include "worker/engine/calibration/dataset.h"
 #include "worker/engine/device/device.h"
 #include "worker/engine/inference/generate.h"
 #include "worker/engine/inference/runnable_model.h"
@@ -44,6 +45,10 @@ void AddEnds(const std::string& path, std::set<int32_t>* ends) {
 std::vector<int32_t> PromptTokens(const Tokenizer& tokenizer, const ModelConfig& config,
                                   const std::string& prompt) {
   tokenizer.CheckFits(config.vocab_size);
+  if (const int64_t offset = FindInvalidUtf8(prompt); offset >= 0) {
+    throw UserError("INVALID_SPEC", StrCat("the prompt is not UTF-8 at byte ", offset),
+                    {{"offset", std::to_string(offset)}});
+  }
   std::vector<int32_t> ids = tokenizer.EncodePrompt(prompt);
   if (ids.empty()) {
     throw UserError("INVALID_SPEC",
