@@ -107,7 +107,7 @@ std::string Gate(const Json& gate) {
 }
 
 std::string Quality(const Json& report) {
-  const std::string html = "<section id=\"quality\">\n<h2>Quality</h2>\n";
+  std::string html = "<section id=\"quality\">\n<h2>Quality</h2>\n";
   if (!report.contains("quality")) {
     return html + Paragraph("Not measured: the job had no evaluation text.") + "</section>\n";
   }
@@ -206,10 +206,10 @@ std::string HowToRepeat(const Json& report) {
   for (const auto& [name, version] : report.at("versions").items()) {
     versions.push_back({name, version.get<std::string>()});
   }
-  std::string html = "<section id=\"reproduction\">\n<h2>The same again</h2>\n" +
-                     Cell("pre", "", EscapeMarkup(again.at("command").get<std::string>())) + "\n" +
-                     Paragraph("METHOD_CONFIG is report/method.json:") +
-                     Cell("pre", "", EscapeMarkup(again.at("method").dump(2))) + "\n";
+  const std::string html = "<section id=\"reproduction\">\n<h2>The same again</h2>\n" +
+                           Cell("pre", "", EscapeMarkup(again.at("command").get<std::string>())) +
+                           "\n" + Paragraph("METHOD_CONFIG is report/method.json:") +
+                           Cell("pre", "", EscapeMarkup(again.at("method").dump(2))) + "\n";
   return html + Paragraph("Inputs, and the versions that made it:") +
          Table({"input", "bytes", "sha256"}, {"code", "n", "code"}, inputs) +
          Table({"part", "version"}, {"", "code"}, versions) + "</section>\n";
