@@ -2,6 +2,7 @@
 
 #include <cctype>
 
+#include "common/ids.h"
 #include "common/storage_internal.h"
 #include "common/utf8_prefix.h"
 
@@ -57,6 +58,18 @@ absl::Status CheckRelativePath(std::string_view path) {
   return absl::OkStatus();
 }
 
+std::string_view TemporaryOf(std::string_view path) {
+  using storage_internal::kTemporaryPrefix;
+  for (std::size_t begin = 0, end = 0; (end = path.find('/', begin)) != path.npos;
+       begin = end + 1) {
+    const std::string_view part = path.substr(begin, end - begin);
+    if (part.starts_with(kTemporaryPrefix) && IsUuid(part.substr(kTemporaryPrefix.size()))) {
+      return path.substr(0, end);
+    }
+  }
+  return "";
+}
+
 absl::StatusOr<std::string> LocalPathFromUri(std::string_view uri) {
   if (uri.starts_with('/')) return std::string(uri);
   if (!uri.starts_with(kFileScheme)) {
@@ -94,6 +107,26 @@ std::string UriFromLocalPath(std::string_view path) {
     }
   }
   return uri;
+}
+
+std::string ObjectPathOf(std::string_view uri) {
+  std::string_view rest = uri.substr(std::min(uri.find("://"), uri.size()));
+  if (rest.empty()) return "";
+  rest.remove_prefix(3);
+  rest = rest.substr(0, rest.find('?'));
+  const std::string_view authority = rest.substr(0, rest.find('/'));
+  const std::string_view path = rest.substr(authority.size());
+  const std::size_t at = authority.rfind('@');
+  const std::string_view user = authority.substr(0, at == std::string_view::npos ? 0 : at);
+  const std::string_view host = authority.substr(at == std::string_view::npos ? 0 : at + 1);
+  std::string bucket(host);
+  if (uri.starts_with("abfs") && host.find_first_of(".:") != std::string_view::npos) {
+    // A host: container@account.dfs.core.windows.net, or the container begins the path.
+    bucket = host.find(".dfs.") != std::string_view::npos ? std::string(user) : "";
+  }
+  bucket.append(path);
+  while (bucket.ends_with('/')) bucket.pop_back();
+  return bucket.starts_with('/') ? bucket.substr(1) : bucket;
 }
 
 absl::StatusOr<std::unique_ptr<Storage>> OpenStorage(std::string_view uri) {

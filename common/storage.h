@@ -50,8 +50,9 @@ class StoredReader {
 // full), UNAVAILABLE (object store; try again), INTERNAL.
 //
 // Crash: an object is there whole or not at all. Locally that is a temporary
-// file in the same folder, fsync, rename, fsync of the folder; temporaries
-// start with ".tmp-" and are never listed.
+// file in the same folder, fsync, rename, fsync of the folder; in gs: and abfs: a
+// temporary object, copied by the store. Names of temporaries hold ".tmp-"; they are
+// not listed (but see ListAll).
 class Storage {
  public:
   virtual ~Storage() = default;
@@ -74,6 +75,12 @@ class Storage {
   // prefix is an empty list.
   virtual absl::StatusOr<std::vector<StoredFile>> List(std::string_view prefix) = 0;
 
+  // List, and what uploads that did not end left behind (TemporaryOf): in a store where objects
+  // are made under another name first. Those of uploads in progress too.
+  virtual absl::StatusOr<std::vector<StoredFile>> ListAll(std::string_view prefix) {
+    return List(prefix);
+  }
+
   // Missing objects are fine in both.
   virtual absl::Status Delete(std::string_view path) = 0;
   virtual absl::Status DeleteTree(std::string_view prefix) = 0;
@@ -82,9 +89,14 @@ class Storage {
   virtual std::string local_root() const { return ""; }
 };
 
+// The folder an object lies in until it becomes another, or because the upload did not
+// end: "a/.tmp-UUID" of "a/.tmp-UUID/name"; "" for all other objects.
+std::string_view TemporaryOf(std::string_view path);
+
 // INVALID_ARGUMENT for a URI that is not a folder of a known scheme. s3, gs and
 // abfs take credentials from their usual environment variables and files, and
 // options from the query (s3://bucket/prefix?endpoint_override=host:port&scheme=http).
+// Tokens go to the cloud's own hosts alone (storage_gcs.h, storage_azure.h).
 absl::StatusOr<std::unique_ptr<Storage>> OpenStorage(std::string_view uri);
 
 // "file:///a/b" -> "/a/b", percent-decoded; "/a/b" stays. INVALID_ARGUMENT for
@@ -96,6 +108,9 @@ std::string UriFromLocalPath(std::string_view path);
 // The URI of a folder below another: ("s3://b/p?region=x", "a/b") gives
 // "s3://b/p/a/b?region=x". `relative` is a clean relative path.
 std::string JoinUri(std::string_view uri, std::string_view relative);
+
+// How errors name an object store's folder: "bucket/prefix", "container/prefix".
+std::string ObjectPathOf(std::string_view uri);
 
 // INVALID_ARGUMENT unless `path` is a clean relative path (see Storage).
 absl::Status CheckRelativePath(std::string_view path);

@@ -1,4 +1,3 @@
-#include <arrow/buffer.h>
 #include <arrow/filesystem/filesystem.h>
 #include <arrow/io/interfaces.h>
 #include <arrow/result.h>
@@ -9,8 +8,14 @@
 #include <atomic>
 #include <cerrno>
 #include <filesystem>
+#include <functional>
+#include <iterator>
 
 #include "common/digest.h"
+#include "common/ids.h"
+#include "common/storage_arrow.h"
+#include "common/storage_azure.h"
+#include "common/storage_gcs.h"
 #include "common/storage_internal.h"
 #include "common/storage_s3.h"
 
@@ -21,90 +26,25 @@ namespace afs = arrow::fs;
 
 std::atomic<bool> object_store_used{false};
 
-bool Mentions(std::string_view text, std::initializer_list<std::string_view> words) {
-  return std::any_of(words.begin(), words.end(), [&](std::string_view word) {
-    return text.find(word) != std::string_view::npos;
-  });
+enum class Store { kS3, kGoogle, kAzure };
+
+Store StoreOf(std::string_view uri) {
+  if (uri.starts_with("s3:")) return Store::kS3;
+  return uri.starts_with("g") ? Store::kGoogle : Store::kAzure;
 }
-
-// What of an error's text says which one it is: of an S3 error its code, "ACCESS_DENIED" or
-// "UNKNOWN (HTTP status 404)"; of others all but the path.
-std::string TellingPart(std::string_view text, std::string_view path) {
-  constexpr std::string_view kS3 = "AWS Error ";
-  if (const auto at = text.rfind(kS3); at != std::string_view::npos) {
-    const std::string_view code = text.substr(at + kS3.size());
-    return std::string(code.substr(0, code.find(" during ")));
-  }
-  std::string part(text);
-  for (auto at = part.find(path); !path.empty() && at != std::string::npos; at = part.find(path)) {
-    part.erase(at, path.size());
-  }
-  return part;
-}
-
-// Arrow reports most object store failures as IOError with the store's text.
-absl::Status FromArrow(const arrow::Status& status, std::string_view action,
-                       std::string_view path) {
-  const std::string message =
-      std::string(action) + " " + std::string(path) + ": " + status.message();
-  if (status.IsInvalid() || status.IsTypeError()) return absl::InvalidArgumentError(message);
-  if (status.IsNotImplemented()) return absl::UnimplementedError(message);
-  if (status.IsOutOfMemory()) return absl::ResourceExhaustedError(message);
-  if (!status.IsIOError()) return absl::InternalError(message);
-  if (const int error = arrow::internal::ErrnoFromStatus(status); error != 0) {
-    return ErrnoStatus(error, action, path);
-  }
-  return absl::Status(CodeOfFailure(status.message(), path), message);
-}
-
-}  // namespace
-
-absl::StatusCode CodeOfFailure(std::string_view text, std::string_view path) {
-  const std::string part = TellingPart(text, path);
-  // First: "The access key ID you provided does not exist". "Access Denied" is what S3 says of an
-  // object in its answer, a 200, to the deletion of several.
-  if (Mentions(part,
-               {"ACCESS_DENIED", "AccessDenied", "Access Denied", "FORBIDDEN", "INVALID_ACCESS_KEY",
-                "SIGNATURE_DOES_NOT_MATCH", "PERMISSION_DENIED", "HTTP status 403"})) {
-    return absl::StatusCode::kPermissionDenied;
-  }
-  if (Mentions(part, {"NOT_FOUND", "NO_SUCH", "does not exist", "NotFound", "HTTP status 404"})) {
-    return absl::StatusCode::kNotFound;
-  }
-  return absl::StatusCode::kUnavailable;
-}
-
-namespace {
 
 std::chrono::system_clock::time_point Modified(const afs::FileInfo& info) {
   return std::chrono::time_point_cast<std::chrono::system_clock::duration>(info.mtime());
 }
 
-class ArrowReader : public StoredReader {
- public:
-  ArrowReader(std::shared_ptr<arrow::io::RandomAccessFile> file, std::int64_t size,
-              std::string name)
-      : file_(std::move(file)), size_(size), name_(std::move(name)) {}
-  std::int64_t size_bytes() const override { return size_; }
-  absl::StatusOr<std::string> ReadAt(std::int64_t offset, std::int64_t length) override {
-    if (offset < 0 || length < 0) return absl::OutOfRangeError("negative offset or length");
-    length = std::min(length, std::max<std::int64_t>(0, size_ - offset));
-    if (length == 0) return std::string();
-    auto buffer = file_->ReadAt(offset, length);
-    if (!buffer.ok()) return FromArrow(buffer.status(), "read", name_);
-    return (*buffer)->ToString();
-  }
-
- private:
-  std::shared_ptr<arrow::io::RandomAccessFile> file_;
-  std::int64_t size_;
-  std::string name_;
-};
-
+// Whole or not at all: S3 shows an object when its last part is there. Azure makes an empty one
+// first, and Google's client finishes also what was stopped; there an object is written under a
+// temporary name and then copied by the store, which replaces the old one at once. A temporary
+// that a crash leaves goes with the collection of garbage (ListAll).
 class ArrowStorage : public Storage {
  public:
   ArrowStorage(std::shared_ptr<afs::FileSystem> fs, std::string base, std::string uri)
-      : fs_(std::move(fs)), base_(std::move(base)), uri_(std::move(uri)) {}
+      : fs_(std::move(fs)), base_(std::move(base)), uri_(std::move(uri)), store_(StoreOf(uri_)) {}
 
   absl::StatusOr<std::string> Read(std::string_view path, std::int64_t max_bytes) override {
     return ReadWhole(*this, path, max_bytes);
@@ -114,23 +54,19 @@ class ArrowStorage : public Storage {
     auto info = Info(path);
     if (!info.ok()) return info.status();
     if (!info->IsFile()) return absl::NotFoundError("no object " + info->path());
-    auto file = fs_->OpenInputFile(*info);
+    auto file = Caught([&] { return fs_->OpenInputFile(*info); });
     if (!file.ok()) return Error(file.status(), "open", info->path());
-    return std::make_unique<ArrowReader>(*file, info->size(), info->path());
+    return NewArrowReader(*file, info->size(), info->path());
   }
 
   absl::Status Write(std::string_view path, std::string_view bytes) override {
     auto full = Full(path);
     if (!full.ok()) return full.status();
-    auto stream = fs_->OpenOutputStream(*full);
-    if (!stream.ok()) return Error(stream.status(), "create", *full);
-    auto status = (*stream)->Write(bytes.data(), static_cast<std::int64_t>(bytes.size()));
-    if (status.ok()) status = (*stream)->Close();
-    if (!status.ok()) {
-      (void)(*stream)->Abort();
-      return Error(status, "write", *full);
-    }
-    return absl::OkStatus();
+    return Put(*full, [&](arrow::io::OutputStream& stream) {
+      const auto status = Caught(
+          [&] { return stream.Write(bytes.data(), static_cast<std::int64_t>(bytes.size())); });
+      return status.ok() ? absl::OkStatus() : Error(status, "write", *full);
+    });
   }
 
   absl::StatusOr<Transferred> Download(std::string_view path, const std::string& local_file,
@@ -167,17 +103,15 @@ class ArrowStorage : public Storage {
     if (!local.ok()) return local.status();
     auto source = (*local)->Open(std::filesystem::path(local_file).filename().native());
     if (!source.ok()) return source.status();
-    auto stream = fs_->OpenOutputStream(*full);
-    if (!stream.ok()) return Error(stream.status(), "create", *full);
-    auto done = Pump(**source, **stream, *full, check);
-    if (!done.ok()) {
-      (void)(*stream)->Abort();
-      return done.status();
-    }
+    Transferred done;
+    auto status = Put(*full, [&](arrow::io::OutputStream& stream) {
+      return Pump(**source, stream, *full, check, &done);
+    });
+    if (!status.ok()) return status;
     auto info = Info(path);
     if (!info.ok()) return info.status();
-    if (info->size() != done->size_bytes) {
-      return absl::DataLossError("uploaded " + std::to_string(done->size_bytes) + " bytes to " +
+    if (info->size() != done.size_bytes) {
+      return absl::DataLossError("uploaded " + std::to_string(done.size_bytes) + " bytes to " +
                                  *full + ", the store has " + std::to_string(info->size()));
     }
     return done;
@@ -191,13 +125,16 @@ class ArrowStorage : public Storage {
   }
 
   absl::StatusOr<std::vector<StoredFile>> List(std::string_view prefix) override {
+    auto files = ListAll(prefix);
+    if (!files.ok()) return files;
+    std::erase_if(*files, [](const StoredFile& file) { return !TemporaryOf(file.path).empty(); });
+    return files;
+  }
+
+  absl::StatusOr<std::vector<StoredFile>> ListAll(std::string_view prefix) override {
     auto folder = Folder(prefix);
     if (!folder.ok()) return folder.status();
-    afs::FileSelector selector;
-    selector.base_dir = *folder;
-    selector.allow_not_found = true;
-    selector.recursive = true;
-    auto infos = fs_->GetFileInfo(selector);
+    auto infos = Below(*folder);
     if (!infos.ok()) return Error(infos.status(), "list", *folder);
     std::vector<StoredFile> files;
     for (const afs::FileInfo& info : *infos) {
@@ -214,19 +151,25 @@ class ArrowStorage : public Storage {
     if (!found.ok()) return found.status();
     if (!found->has_value()) return absl::OkStatus();
     const std::string full = *Full(path);
-    const auto status = fs_->DeleteFile(full);
-    return status.ok() ? absl::OkStatus() : Error(status, "delete", full);
+    const auto status = Caught([&] { return fs_->DeleteFile(full); });
+    return WentOrWasNotThere(status, full);
   }
 
   absl::Status DeleteTree(std::string_view prefix) override {
     auto folder = Folder(prefix);
     if (!folder.ok()) return folder.status();
-    auto status = fs_->DeleteDirContents(*folder, /*missing_dir_ok=*/true);
-    if (!status.ok()) return Error(status, "delete", *folder);
-    return absl::OkStatus();
+    // Of Azure with the marker of the folder, which every listing would look into. A bucket stays.
+    const bool with_marker = store_ == Store::kAzure && folder->find('/') != std::string::npos;
+    const auto status = Caught([&] {
+      return with_marker ? fs_->DeleteDir(*folder)
+                         : fs_->DeleteDirContents(*folder, /*missing_dir_ok=*/true);
+    });
+    return WentOrWasNotThere(status, *folder);
   }
 
  private:
+  using Fill = std::function<absl::Status(arrow::io::OutputStream&)>;
+
   absl::StatusOr<std::string> Full(std::string_view path) const {
     if (auto status = CheckRelativePath(path); !status.ok()) return status;
     return base_ + "/" + std::string(path);
@@ -238,32 +181,85 @@ class ArrowStorage : public Storage {
   absl::StatusOr<afs::FileInfo> Info(std::string_view path) {
     auto full = Full(path);
     if (!full.ok()) return full.status();
-    auto info = fs_->GetFileInfo(*full);
+    auto info = Caught([&] { return fs_->GetFileInfo(*full); });
     if (!info.ok()) return Error(info.status(), "look up", *full);
     return *info;
   }
 
-  absl::StatusOr<Transferred> Pump(StoredReader& source, arrow::io::OutputStream& stream,
-                                   const std::string& name, const TransferCheck& check) {
+  // The object `full` of what `fill` writes, or what was there before.
+  absl::Status Put(const std::string& full, const Fill& fill) {
+    if (store_ == Store::kS3) return PutStream(full, fill);
+    const std::size_t name = full.rfind('/') + 1;
+    const std::string folder = full.substr(0, name) + std::string(kTemporaryPrefix) + NewUuid4();
+    const std::string temporary = folder + "/" + full.substr(name);
+    absl::Status status = PutStream(temporary, fill);
+    if (status.ok()) {
+      const auto copied = Caught([&] { return fs_->CopyFile(temporary, full); });
+      if (!copied.ok()) status = Error(copied, "write", full);
+    }
+    // At worst the collection of garbage finds it. Of Azure as a folder: to delete one object
+    // Arrow takes a lease, and leaves a marker of the folder it was in.
+    (void)Caught([&] {
+      return store_ == Store::kAzure ? fs_->DeleteDir(folder) : fs_->DeleteFile(temporary);
+    });
+    return status;
+  }
+
+  absl::Status PutStream(const std::string& full, const Fill& fill) {
+    auto stream = Caught([&] { return fs_->OpenOutputStream(full); });
+    if (!stream.ok()) return Error(stream.status(), "create", full);
+    absl::Status status = fill(**stream);
+    if (status.ok()) {
+      const auto closed = Caught([&] { return (*stream)->Close(); });
+      if (!closed.ok()) status = Error(closed, "write", full);
+    }
+    if (!status.ok()) (void)Caught([&] { return (*stream)->Abort(); });
+    return status;
+  }
+
+  absl::Status Pump(StoredReader& source, arrow::io::OutputStream& stream, const std::string& name,
+                    const TransferCheck& check, Transferred* done) {
     Sha256 hash;
-    Transferred done;
-    while (done.size_bytes < source.size_bytes()) {
-      auto chunk = source.ReadAt(done.size_bytes, kChunkBytes);
+    while (done->size_bytes < source.size_bytes()) {
+      auto chunk = source.ReadAt(done->size_bytes, kChunkBytes);
       if (!chunk.ok()) return chunk.status();
       if (chunk->empty()) return absl::DataLossError("the file became shorter during upload");
       const auto size = static_cast<std::int64_t>(chunk->size());
       hash.Update(*chunk);
-      if (auto status = stream.Write(chunk->data(), size); !status.ok()) {
-        return Error(status, "write", name);
-      }
-      done.size_bytes += size;
+      const auto written = Caught([&] { return stream.Write(chunk->data(), size); });
+      if (!written.ok()) return Error(written, "write", name);
+      done->size_bytes += size;
       if (check) {
         if (auto status = check(size); !status.ok()) return status;
       }
     }
-    if (auto status = stream.Close(); !status.ok()) return Error(status, "write", name);
-    done.sha256 = hash.FinishHex();
-    return done;
+    done->sha256 = hash.FinishHex();
+    return absl::OkStatus();
+  }
+
+  arrow::Result<afs::FileInfoVector> Below(const std::string& folder) {
+    afs::FileSelector selector;
+    selector.base_dir = folder;
+    selector.allow_not_found = true;
+    selector.recursive = store_ != Store::kAzure;
+    if (selector.recursive) return Caught([&] { return fs_->GetFileInfo(selector); });
+    // Arrow asks Azure once a folder, too, but an exception in one further down ends the process.
+    afs::FileInfoVector all;
+    for (std::vector<std::string> folders = {folder}; !folders.empty();) {
+      selector.base_dir = std::move(folders.back());
+      folders.pop_back();
+      ARROW_ASSIGN_OR_RAISE(auto infos, Caught([&] { return fs_->GetFileInfo(selector); }));
+      for (const afs::FileInfo& info : infos) {
+        if (info.IsDirectory()) folders.push_back(info.path());
+      }
+      std::move(infos.begin(), infos.end(), std::back_inserter(all));
+    }
+    return all;
+  }
+
+  absl::Status WentOrWasNotThere(const arrow::Status& status, const std::string& name) const {
+    if (status.ok() || arrow::internal::ErrnoFromStatus(status) == ENOENT) return absl::OkStatus();
+    return Error(status, "delete", name);
   }
 
   absl::Status Error(const arrow::Status& status, std::string_view action,
@@ -276,15 +272,28 @@ class ArrowStorage : public Storage {
   std::shared_ptr<afs::FileSystem> fs_;
   std::string base_;  // bucket/prefix, no trailing slash
   const std::string uri_;
+  const Store store_;
 };
+
+arrow::Result<std::shared_ptr<afs::FileSystem>> OpenFileSystem(std::string_view uri,
+                                                               std::string* base) {
+  switch (StoreOf(uri)) {
+    case Store::kS3:
+      return OpenS3(uri, base);
+    case Store::kGoogle:
+      return OpenGcs(uri, base);
+    case Store::kAzure:
+      return OpenAzure(uri, base);
+  }
+  return arrow::Status::Invalid("no such store");
+}
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Storage>> OpenArrowStorage(std::string_view uri) {
   object_store_used = true;
   std::string base;
-  auto fs = uri.starts_with("s3://") ? OpenS3(uri, &base)
-                                     : afs::FileSystemFromUri(std::string(uri), &base);
+  auto fs = Caught([&] { return OpenFileSystem(uri, &base); });
   if (!fs.ok()) return FromArrow(fs.status(), "open storage", uri);
   while (base.ends_with('/')) base.pop_back();
   if (base.empty()) {

@@ -15,6 +15,9 @@ namespace quantry::storage_internal {
 // cancelled transfer stops at once.
 inline constexpr std::int64_t kChunkBytes = 1 << 20;
 
+// Of the names of temporaries, which stand beside what they become.
+inline constexpr std::string_view kTemporaryPrefix = ".tmp-";
+
 absl::Status ErrnoStatus(int error, std::string_view action, std::string_view path);
 
 // A file that appears under its name only when Commit succeeds; the temporary

@@ -44,8 +44,6 @@ absl::Status ErrnoStatus(int error, std::string_view action, std::string_view pa
 
 namespace {
 
-constexpr std::string_view kTemporaryPrefix = ".tmp-";
-
 absl::Status SyncFolder(const std::string& folder) {
   const UniqueFd fd(open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (fd.get() < 0 || fsync(fd.get()) != 0) return ErrnoStatus(errno, "sync", folder);

@@ -3,11 +3,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <thread>
 
+#include "common/ids.h"
+#include "common/storage_arrow.h"
 #include "common/storage_internal.h"
 #include "gtest/gtest.h"
 #include "tests/support/s3_test_server.h"
@@ -132,6 +136,49 @@ TEST_P(StorageTest, StoppedTransferLeavesNothing) {
   EXPECT_FALSE(fs::exists(scratch_ / "down"));
 }
 
+// A commit, a checkpoint and an upload that is made twice must not harm what is there.
+TEST_P(StorageTest, StoppedTransferKeepsWhatWasThere) {
+  ASSERT_TRUE(storage_->Write("up", "old").ok());
+  const std::string local = LocalFile("in", std::string(3 << 20, 'x'));
+  const TransferCheck stop = [&](std::int64_t) {
+    EXPECT_EQ(*storage_->Read("up", 1 << 30), "old");
+    EXPECT_EQ(storage_->List("")->size(), 1u);
+    return absl::CancelledError("stop");
+  };
+  EXPECT_EQ(storage_->Upload(local, "up", stop).status().code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(*storage_->Read("up", 1 << 30), "old");
+  EXPECT_EQ(storage_->ListAll("")->size(), 1u) << "a temporary is left";
+}
+
+TEST_P(StorageTest, ReadersSeeTheOldOrTheNew) {
+  const std::string old(100, 'o');
+  const std::string fresh(100, 'n');
+  ASSERT_TRUE(storage_->Write("f", old).ok());
+  std::atomic<bool> done = false;
+  std::jthread writer([&] {
+    for (int i = 0; i < 10; ++i) EXPECT_TRUE(storage_->Write("f", i % 2 == 0 ? fresh : old).ok());
+    done = true;
+  });
+  int seen = 0;
+  while (!done || seen == 0) {
+    const auto text = storage_->Read("f", 1000);
+    // Opened before it was replaced, read after that.
+    if (absl::IsUnavailable(text.status())) continue;
+    ASSERT_TRUE(text.ok()) << text.status();
+    ASSERT_TRUE(*text == old || *text == fresh) << text->size() << " bytes";
+    ++seen;
+  }
+}
+
+TEST_P(StorageTest, NothingIsLeftOfATree) {
+  ASSERT_TRUE(storage_->Write("a/b/c", "x").ok());
+  ASSERT_TRUE(storage_->Write("a/b/d", "x").ok());
+  ASSERT_TRUE(storage_->Delete("a/b/c").ok());
+  ASSERT_TRUE(storage_->DeleteTree("a").ok());
+  EXPECT_TRUE(storage_->ListAll("")->empty());
+  EXPECT_FALSE((*storage_->Stat("a/b/d")).has_value());
+}
+
 TEST_P(StorageTest, ListIsRecursiveAndSorted) {
   EXPECT_TRUE(storage_->List("")->empty());
   EXPECT_TRUE(storage_->List("nothing/here")->empty());
@@ -252,6 +299,18 @@ TEST(StorageErrorTest, NamesOfObjectsSayNothing) {
       {"Got the following 1 errors when deleting objects in S3 bucket 'b':\n- key '" + path +
            "/f': We encountered an internal error. Please try again.\n",
        absl::StatusCode::kUnavailable},
+      {"UploadFrom failed for 'http://host/" + path +
+           "'. Azure Error: [AuthenticationFailed] 403 Server failed to authenticate.",
+       absl::StatusCode::kPermissionDenied},
+      {"GetProperties failed. Azure Error: [] 404 The specified container does not exist.",
+       absl::StatusCode::kNotFound},
+      {"Failed. Azure Error: [ServerBusy] 503 Egress is over the account limit; 404 403",
+       absl::StatusCode::kUnavailable},
+      {"Failed. Azure Error: [] Fail to get a new connection for: http://host/404/NotFound",
+       absl::StatusCode::kUnavailable},
+      {"google::cloud::Status(UNAUTHENTICATED: cannot sign)", absl::StatusCode::kPermissionDenied},
+      {"google::cloud::Status(UNAVAILABLE: Retry policy exhausted, NOT_FOUND before)",
+       absl::StatusCode::kUnavailable},
       {"cannot reach " + path, absl::StatusCode::kUnavailable},
       {path + ": the container does not exist", absl::StatusCode::kNotFound},
       {"PERMISSION_DENIED for " + path, absl::StatusCode::kPermissionDenied},
@@ -259,6 +318,92 @@ TEST(StorageErrorTest, NamesOfObjectsSayNothing) {
   for (const auto& [text, code] : cases) {
     EXPECT_EQ(storage_internal::CodeOfFailure(text, path), code) << text;
   }
+}
+
+TEST(StorageErrorTest, SignaturesAreNotTold) {
+  const auto status = storage_internal::FromArrow(
+      arrow::Status::IOError(
+          "GetProperties of 'https://a/c/o?sv=1&sig=abc%2Bd&se=2' failed.\nId: 7"),
+      "look up", "c/o");
+  EXPECT_EQ(status.message(),
+            "look up c/o: GetProperties of 'https://a/c/o?sv=1&sig=...&se=2' failed. Id: 7");
+}
+
+TEST(StorageUriTest, WhatErrorsNameIt) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"s3://bucket/a/b?region=x", "bucket/a/b"},
+      {"gs://anonymous@bucket/a/", "bucket/a"},
+      {"abfs://box@account.dfs.core.windows.net/a", "box/a"},
+      {"abfs://account.blob.core.windows.net/box/a", "box/a"},
+      {"abfs://account@127.0.0.1:10000/box/a?enable_tls=false", "box/a"},
+      {"abfs://account@box/a", "box/a"},
+      {"no-uri", ""},
+  };
+  for (const auto& [uri, path] : cases) EXPECT_EQ(ObjectPathOf(uri), path) << uri;
+}
+
+TEST(StorageUriTest, Temporaries) {
+  const std::string folder = "a/.tmp-" + NewUuid4();
+  EXPECT_EQ(TemporaryOf(folder + "/name"), folder);
+  EXPECT_EQ(TemporaryOf(folder.substr(2) + "/name"), folder.substr(2));
+  for (const std::string& path : {folder, "x" + folder.substr(2) + "/name", folder + "x/name",
+                                  std::string(".tmp-mine/name"), std::string()}) {
+    EXPECT_EQ(TemporaryOf(path), "") << path;
+  }
+}
+
+// A tenant's job may name any host. No request is made here.
+TEST(StorageUriTest, TokensGoToTheCloudsOwnHostsAlone) {
+  for (const char* name : {"AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_KEY", "AZURE_STORAGE_SAS_TOKEN"})
+    unsetenv(name);
+  const std::pair<const char*, bool> cases[] = {
+      {"gs://bucket/a", true},
+      {"gs://bucket/a?endpoint_override=restricted.googleapis.com", true},
+      {"gs://bucket/a?endpoint_override=elsewhere", false},
+      {"gs://bucket/a?endpoint_override=elsewhere/.googleapis.com", false},
+      {"gs://bucket/a?endpoint_override=elsewhere%23.googleapis.com", false},
+      {"gs://bucket/a?scheme=http", false},
+      {"gs://anonymous@bucket/a?scheme=http&endpoint_override=elsewhere", true},
+      {"gs://someone@bucket/a", false},
+      {"abfs://box@account.dfs.core.windows.net/a", true},
+      {"abfs://account.blob.core.windows.net/box/a", true},
+      {"abfs://account@box/a", true},
+      {"abfs://box/a", false},  // whose?
+      {"abfs://account@elsewhere:443/box/a", false},
+      {"abfs://account@box/a?enable_tls=false", false},
+      {"abfs://account@box/a?blob_storage_authority=.elsewhere", false},
+      {"abfs://account@box/a?dfs_storage_authority=elsewhere/.core.windows.net", false},
+      {"abfs://elsewhere%2F@box/a", false},
+      {"abfs://account@elsewhere:443/box/a?credential_kind=anonymous", true},
+      {"abfs://account@elsewhere:443/box/a?sv=1&sig=a", true},
+      {"abfs://account@elsewhere:443/box/a?sv=1&sig=a&credential_kind=environment", false},
+      {"abfs://account@elsewhere:443/box/a?credential%5Fkind=environment&sig=a&credential_kind="
+       "workload_identity",
+       false},
+      {"abfs://account@elsewhere:443/box/a?client_id=7", false},
+  };
+  for (const auto& [uri, opens] : cases) {
+    const auto storage = OpenStorage(uri);
+    EXPECT_EQ(storage.ok(), opens) << uri << " " << storage.status();
+    if (!storage.ok()) {
+      EXPECT_EQ(storage.status().code(), absl::StatusCode::kInvalidArgument) << uri;
+    }
+  }
+}
+
+TEST(StorageUriTest, AzureKeysOfTheEnvironmentAreOfOneAccount) {
+  const std::string own = "abfs://account@elsewhere:443/box/a";
+  const std::string others = "abfs://other@elsewhere:443/box/a";
+  setenv("AZURE_STORAGE_ACCOUNT", "account", 1);
+  setenv("AZURE_STORAGE_SAS_TOKEN", "sv=1&sig=a", 1);
+  EXPECT_FALSE(OpenStorage(own).ok()) << "the SAS would be sent there";
+  EXPECT_TRUE(OpenStorage("abfs://account@box/a").ok());
+  setenv("AZURE_STORAGE_KEY", "a2V5", 1);
+  EXPECT_TRUE(OpenStorage(own).ok());
+  EXPECT_FALSE(OpenStorage(others).ok());
+  unsetenv("AZURE_STORAGE_ACCOUNT");
+  EXPECT_NE(OpenStorage(own).status().message().find("AZURE_STORAGE_ACCOUNT"), std::string::npos);
+  for (const char* name : {"AZURE_STORAGE_KEY", "AZURE_STORAGE_SAS_TOKEN"}) unsetenv(name);
 }
 
 TEST(StorageUriTest, S3LibraryLoads) {

@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <cstdlib>
 #include <filesystem>
 
 #include "tests/conformance/artifact_store_suite.h"
@@ -26,15 +27,26 @@ absl::StatusOr<std::string> S3Root() {
   return JoinUri(*bucket, "root-" + std::to_string(++count));
 }
 
+// The empty prefix QUANTRY_TEST_STORAGE_URI names.
+absl::StatusOr<std::string> NamedRoot() {
+  static int count = 0;
+  const char* uri = std::getenv("QUANTRY_TEST_STORAGE_URI");
+  if (uri == nullptr) return absl::NotFoundError("QUANTRY_TEST_STORAGE_URI is not set");
+  return JoinUri(uri, "root-" + std::to_string(++count));
+}
+
 INSTANTIATE_TEST_SUITE_P(Stores, ArtifactStoreSuite,
                          ::testing::Values(ArtifactRoot{"Local", LocalRoot},
-                                           ArtifactRoot{"S3", S3Root}),
+                                           ArtifactRoot{"S3", S3Root},
+                                           ArtifactRoot{"named", NamedRoot}),
                          RootName);
 
 TEST(ArtifactRootTest, WrongRootsAreToldAtTheStart) {
   for (const char* root :
        {"", "/folder", "file://host/x", "http://x/y", "s3://key:secret@bucket/x",
-        "s3://bucket/x?secret_key=y", "s3://bucket/%2e%2e",
+        "s3://bucket/x?secret_key=y", "s3://bucket/%2e%2e", "gs://key:secret@bucket/x",
+        "gs://bucket/x?endpoint_override=127.0.0.1:1", "abfs://box:secret@account/x",
+        "abfs://box@account.dfs.core.windows.net/x?sv=1&sig=secret@", "abfs://box/x",
         "s3://bucket/x?scheme=http&endpoint_override=127.0.0.1:1&region=us-east-1"}) {
     const auto store = OpenArtifactStore(root);
     EXPECT_TRUE(HasReason(store.status(), Reason::kInvalidConfig)) << root << store.status();

@@ -142,6 +142,16 @@ class Collector {
     return absl::OkStatus();
   }
 
+  // What an upload that did not end has left.
+  absl::Status TakeTemporary(Storage& storage, const StoredFile& file) {
+    if (!options_.dry_run) {
+      auto status = storage.DeleteTree(TemporaryOf(file.path));
+      if (!status.ok()) return status;
+    }
+    Count(file);
+    return absl::OkStatus();
+  }
+
   // What cannot be removed must not keep what comes behind it.
   void Failed(const absl::Status& status) {
     if (status.ok()) return;
@@ -195,33 +205,50 @@ absl::Status CollectBlobs(const Needed& needed, Storage& blobs,
   return absl::OkStatus();
 }
 
+// Removes old temporaries, wherever they are, from the store and from `files`. A younger one
+// is an upload in progress: it stays a file of its attempt.
+absl::Status CollectTemporaries(Storage& storage, Collector* collector,
+                                std::vector<StoredFile>* files) {
+  absl::Status stopped;
+  std::erase_if(*files, [&](const StoredFile& file) {
+    if (TemporaryOf(file.path).empty() || !collector->IsOld(file) || !stopped.ok()) return false;
+    stopped = collector->Stopped();
+    if (stopped.ok()) collector->Failed(collector->TakeTemporary(storage, file));
+    return true;
+  });
+  return stopped;
+}
+
 }  // namespace
 
 absl::StatusOr<GarbageReport> CollectGarbage(JobStore& jobs, const GarbagePlaces& places,
                                              const GarbageOptions& options, Time now,
                                              std::stop_token stop) {
-  auto artifact_files = places.artifacts.List("");
+  auto artifact_files = places.artifacts.ListAll("");
   if (!artifact_files.ok()) return artifact_files.status();
   std::vector<std::pair<Storage*, std::vector<StoredFile>>> uploads;
   for (Storage* storage : {&places.blobs, places.spool}) {
     if (storage == nullptr) continue;
-    auto files = storage->List("");
+    auto files = storage->ListAll("");
     if (!files.ok()) return files.status();
     uploads.emplace_back(storage, *std::move(files));
   }
   auto needed = ReadNeeded(jobs);
   if (!needed.ok()) return needed.status();
   Collector collector(options, now, std::move(stop));
+  auto status = CollectTemporaries(places.artifacts, &collector, &*artifact_files);
+  if (!status.ok()) return status;
   for (const auto& [prefix, attempt] : GroupByAttempt(*artifact_files)) {
-    if (absl::Status status = collector.Stopped(); !status.ok()) return status;
+    if (status = collector.Stopped(); !status.ok()) return status;
     if (needed->Needs(attempt)) continue;
     auto kept = IsArtifact(jobs, prefix, attempt);
     if (!kept.ok()) return kept.status();
     if (*kept) continue;
     collector.Failed(collector.Take(places.artifacts, prefix, attempt));
   }
-  for (const auto& [storage, files] : uploads) {
-    auto status = CollectBlobs(*needed, *storage, files, &collector);
+  for (auto& [storage, files] : uploads) {
+    status = CollectTemporaries(*storage, &collector, &files);
+    if (status.ok()) status = CollectBlobs(*needed, *storage, files, &collector);
     if (!status.ok()) return status;
   }
   return collector.report();

@@ -18,12 +18,32 @@ std::string WithoutSlash(const std::string& uri) {
   return uri.substr(0, end) + options;
 }
 
+bool HasOption(const std::string& uri, std::string_view name) {
+  const std::string option = absl::StrCat(std::string(name), "=");
+  return uri.find("?" + option) != std::string::npos || uri.find("&" + option) != std::string::npos;
+}
+
+// Of abfs:// what stands before '@' is a container or an account, of gs:// "anonymous".
 bool HoldsCredentials(const std::string& uri) {
   const size_t begin = uri.find("://") + 3;
-  const size_t end = uri.find_first_of("/?", begin);
-  return uri.substr(begin, end == std::string::npos ? end : end - begin).find('@') !=
-             std::string::npos ||
-         uri.find("secret") != std::string::npos || uri.find("session_token") != std::string::npos;
+  const size_t end = std::min(uri.find_first_of("/?", begin), uri.size());
+  const std::string authority = uri.substr(begin, end - begin);
+  const size_t at = authority.rfind('@');
+  const std::string user = authority.substr(0, at == std::string::npos ? 0 : at);
+  const bool is_name = user.empty() || (uri.starts_with("abfs") && user.find(':') == user.npos) ||
+                       (uri.starts_with("g") && user == "anonymous");
+  return !is_name || uri.find("secret") != std::string::npos ||
+         uri.find("session_token") != std::string::npos || HasOption(uri, "sig");
+}
+
+// The environment variables that hold the credentials.
+std::string_view VariablesOf(const std::string& uri) {
+  if (uri.starts_with("abfs")) {
+    return "AZURE_STORAGE_ACCOUNT and AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN, or "
+           "AZURE_TENANT_ID, AZURE_CLIENT_ID, AZURE_CLIENT_SECRET";
+  }
+  if (uri.starts_with("g")) return "GOOGLE_APPLICATION_CREDENTIALS, the name of a file";
+  return "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...";
 }
 
 }  // namespace
@@ -37,12 +57,11 @@ absl::StatusOr<ObjectRoot> OpenObjectRoot(std::string_view option, const std::st
     return bad("wanted a URI like s3://bucket/prefix without %-escapes");
   }
   if (HoldsCredentials(uri)) {
-    return MakeError(
-        Reason::kInvalidConfig,
-        absl::StrCat(std::string(option),
-                     " holds credentials, which every worker and client would see; "
-                     "give them by the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
-                     "...)"));
+    return MakeError(Reason::kInvalidConfig,
+                     absl::StrCat(std::string(option),
+                                  " holds credentials, which every worker and client would see; "
+                                  "give them by the environment (",
+                                  std::string(VariablesOf(uri)), ")"));
   }
   ObjectRoot root{.uri = WithoutSlash(uri), .storage = nullptr};
   auto storage = OpenStorage(root.uri);

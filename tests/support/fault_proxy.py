@@ -92,6 +92,10 @@ class FaultProxy:
             def log_message(self, *_):
                 pass
 
+            def handle_expect_100(self):
+                """Not before an answer that comes at once: Azure's client takes the two for one broken answer."""
+                return not proxy._has_body(self) or super().handle_expect_100()
+
             def serve(self):
                 proxy.serve(self)
 
@@ -181,9 +185,7 @@ class FaultProxy:
 
     @staticmethod
     def _read_body(client):
-        if client.headers.get("Expect", "").lower() == "100-continue":
-            client.send_response_only(100)
-            client.end_headers()
+        # "100 Continue" is sent already; clients of Azure take a second one for the answer.
         if "chunked" not in client.headers.get("Transfer-Encoding", ""):
             return client.rfile.read(int(client.headers.get("Content-Length") or 0))
         body = b""

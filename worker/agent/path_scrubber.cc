@@ -38,11 +38,7 @@ void PathScrubber::AddUri(const std::string& uri, const std::string& label) {
   const std::string bare = uri.substr(0, uri.find('?'));
   Add(bare, label);
   if (const auto path = LocalPathFromUri(bare); path.ok()) Add(*path, label);
-  // Object stores' errors name "bucket/prefix/...".
-  const std::size_t scheme = bare.find("://");
-  if (scheme != std::string::npos && !bare.starts_with("file:")) {
-    Add(bare.substr(scheme + 3), label);
-  }
+  if (!bare.starts_with("file:")) Add(ObjectPathOf(bare), label);
 }
 
 std::string PathScrubber::Scrub(std::string_view text) const {
