@@ -33,7 +33,7 @@ struct Transferred {
 // transfer with that status: how transfers are cancelled and counted.
 using TransferCheck = std::function<absl::Status(std::int64_t bytes)>;
 
-// Random access to one object. Thread-safe.
+// Random access to one object. Thread-safe. UNAVAILABLE also when it was replaced: open it anew.
 class StoredReader {
  public:
   virtual ~StoredReader() = default;

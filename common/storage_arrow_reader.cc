@@ -22,8 +22,10 @@ class ArrowReader : public StoredReader {
     auto buffer = Caught([&] { return file_->ReadAt(offset, length); });
     if (buffer.ok()) return (*buffer)->ToString();
     const absl::Status failed = FromArrow(buffer.status(), "read", name_);
-    // Of an object of Google whose stream cannot be opened now it says "closed file".
-    return absl::IsInvalidArgument(failed) ? absl::UnavailableError(failed.message()) : failed;
+    // It was there when it was opened. Google keeps to the object that was opened: once it is
+    // replaced, that one is missing, or its stream is a "closed file". Opened anew it tells.
+    const bool is_gone = absl::IsNotFound(failed) || absl::IsInvalidArgument(failed);
+    return is_gone ? absl::UnavailableError(failed.message()) : failed;
   }
 
  private:
