@@ -44,6 +44,12 @@ TEST(BuildMethod, FlagsAndFileTogether) {
   f->method = "tesseraq", f->bits = 2;
   f->method_fields = {
       {"init", "none"}, {"steps_per_stage", "25"}, {"learning_rate", "1e-2"}, {"budget", "fast"}};
+  f = add("reach and held-out windows",
+          "tesseraq { grid { bits: 2 } rounding_reach: 2 held_out_samples: 16 }");
+  f->method = "tesseraq", f->bits = 2;
+  f->method_fields = {{"rounding_reach", "2"}, {"held_out_samples", "16"}};
+  f = add("a reach of words", "", "--rounding-reach: wanted a whole number above 0");
+  f->method = "tesseraq", f->method_fields = {{"rounding_reach", "far"}};
   f = add("a field of another method", "", "--stages does not apply to method \"awq\"");
   f->method = "awq", f->method_fields = {{"stages", "10"}};
   f = add("an unknown word", "", "--init: wanted one of none, awq");

@@ -159,17 +159,27 @@ void CheckSchedule(const std::string& field, const v1::TesseraqMethod& tesseraq,
   }
 }
 
-// A step takes different windows, so there must be as many.
-void CheckBatch(const std::string& field, std::int64_t batch, const v1::JobSpec& spec,
-                Violations* out) {
+// A step takes different windows, so there must be as many beside those held out.
+void CheckWindows(const std::string& field, const v1::JobSpec& spec, Violations* out) {
   constexpr std::int64_t kDefaultBatch = 4;
   constexpr std::int64_t kMaxTesseraqBatch = 4096;
-  out->Range(field, batch, 0, kMaxTesseraqBatch);
-  if (batch == 0) batch = kDefaultBatch;
+  constexpr std::int64_t kMaxHeldOut = 1000000;
+  const v1::TesseraqMethod& tesseraq = spec.method().tesseraq();
+  const std::int64_t held_out = tesseraq.held_out_samples();
+  out->Range(field + ".batch_size", tesseraq.batch_size(), 0, kMaxTesseraqBatch);
+  out->Range(field + ".held_out_samples", held_out, 0, kMaxHeldOut);
+  const std::int64_t batch = tesseraq.batch_size() == 0 ? kDefaultBatch : tesseraq.batch_size();
   std::int64_t samples = spec.calibration().samples();
-  if (samples == 0 && spec.method().tesseraq().recipe().empty()) samples = kDefaultSamples;
-  if (samples > 0 && batch > samples) {
-    out->Wanted(field, absl::StrCat("at most calibration.samples, ", samples), absl::StrCat(batch));
+  if (samples == 0 && tesseraq.recipe().empty()) samples = kDefaultSamples;
+  if (samples <= 0) return;  // the recipe's, which the engine knows
+  if (batch > samples) {
+    out->Wanted(field + ".batch_size", absl::StrCat("at most calibration.samples, ", samples),
+                absl::StrCat(batch));
+  } else if (held_out > samples - batch) {
+    out->Wanted(field + ".held_out_samples",
+                absl::StrCat("at most ", samples - batch, ", so that a batch of ", batch,
+                             " is left of calibration.samples, ", samples),
+                absl::StrCat(held_out));
   }
 }
 
@@ -182,7 +192,9 @@ void CheckTesseraq(const std::string& field, const v1::JobSpec& spec, Violations
   CheckGrid(field + ".grid", grid, out);
   CheckActivations(field + ".activations", tesseraq.activations(), out);
   CheckSchedule(field, tesseraq, out);
-  CheckBatch(field + ".batch_size", tesseraq.batch_size(), spec, out);
+  CheckWindows(field, spec, out);
+  constexpr int kMaxReach = 2;
+  out->Range(field + ".rounding_reach", tesseraq.rounding_reach(), 0, kMaxReach);
   out->Range(field + ".steps_per_stage", tesseraq.steps_per_stage(), 0, kMaxIterations);
   out->Range(field + ".final_steps", tesseraq.final_steps(), 0, kMaxIterations);
   out->Range(field + ".model_tuning_steps", tesseraq.model_tuning_steps(), -1, kMaxIterations);

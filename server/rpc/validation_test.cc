@@ -233,6 +233,21 @@ const BadCase kBadCases[] = {
      "quantization_job.spec.method.tesseraq.steps_per_stage", "got -1"},
     {"batch", [](Request* r) { Tesseraq(r)->set_batch_size(129); },
      "quantization_job.spec.method.tesseraq.batch_size", "at most calibration.samples, 128"},
+    {"reach", [](Request* r) { Tesseraq(r)->set_rounding_reach(3); },
+     "quantization_job.spec.method.tesseraq.rounding_reach", "0 to 2, got 3"},
+    {"reach_negative", [](Request* r) { Tesseraq(r)->set_rounding_reach(-1); },
+     "quantization_job.spec.method.tesseraq.rounding_reach", "got -1"},
+    {"held_out_negative", [](Request* r) { Tesseraq(r)->set_held_out_samples(-1); },
+     "quantization_job.spec.method.tesseraq.held_out_samples", "got -1"},
+    {"held_out_of_the_default_samples", [](Request* r) { Tesseraq(r)->set_held_out_samples(125); },
+     "quantization_job.spec.method.tesseraq.held_out_samples", "at most 124, so that a batch of 4"},
+    {"held_out_beside_a_batch",
+     [](Request* r) {
+       Tesseraq(r)->set_batch_size(8);
+       Tesseraq(r)->set_held_out_samples(9);
+       Spec(r)->mutable_calibration()->set_samples(16);
+     },
+     "quantization_job.spec.method.tesseraq.held_out_samples", "at most 8"},
     {"mixing", [](Request* r) { Tesseraq(r)->set_input_mixing(2); },
      "quantization_job.spec.method.tesseraq.input_mixing", "got 2"},
     {"salient_ratio",
@@ -434,6 +449,10 @@ TEST(ValidateCreate, OptionsThatBelongTogetherAreTaken) {
         Tesseraq(r)->set_scale_weight_decay(-1);
         Tesseraq(r)->set_budget(v1::TesseraqMethod::BUDGET_BALANCED);
         Tesseraq(r)->set_batch_size(128);
+      },
+      [](Request* r) {
+        Tesseraq(r)->set_rounding_reach(2);
+        Tesseraq(r)->set_held_out_samples(124);
       },
   };
   for (const auto& change : cases) {

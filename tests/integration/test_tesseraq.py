@@ -83,7 +83,8 @@ def test_no_option_is_without_effect(engine):
     assert bytes_of("sixteen", activations={"bits": 16}) == plain, "16 bits are the path without activations (T27)"
     for option, value in {"input_mixing": 0.5, "disable_scale_tuning": True, "final_steps": 2,
                           "final_rate_share": 0.3, "scale_curve": "SCALE_CURVE_EXPONENTIAL", "scale_weight_decay": 1,
-                          "batch_size": 2, "dense_learning_rate": 0.01, "model_tuning_steps": 1}.items():
+                          "batch_size": 2, "dense_learning_rate": 0.01, "model_tuning_steps": 1,
+                          "rounding_reach": 2, "held_out_samples": 4}.items():
         assert bytes_of(option, **{option: value}) != plain, option
 
 
@@ -128,8 +129,9 @@ def test_groups_of_128_on_the_wider_example(binaries, tmp_path):
         assert block["loss_final"] < 0.7 * block["metrics"]["loss_init"] < 0.7 * block["loss_rtn"]
 
 
-@pytest.mark.parametrize("options", [{}, {"model_tuning_steps": 6, "model_tuning_dense_rate": 0.001}],
-                         ids=["rounding", "model_tuning"])
+@pytest.mark.parametrize("options", [{}, {"model_tuning_steps": 6, "model_tuning_dense_rate": 0.001},
+                                     {"rounding_reach": 2, "held_out_samples": 4}],
+                         ids=["rounding", "model_tuning", "reach_and_held_out"])
 def test_killed_anywhere_resumes_to_the_same_bytes(engine, options):
     whole = engine.job("whole", quick(**options))
     killed = engine.job("killed", quick(**options))

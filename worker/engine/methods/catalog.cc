@@ -100,6 +100,8 @@ MethodRow TesseraqRow() {
       {"model_tuning_steps", "int32", "0", "Steps over the whole model after all blocks."},
       {"model_tuning_rate", "double", "0.003", "Rate of the scales' logarithms there."},
       {"model_tuning_dense_rate", "double", "0", "Rate of norms and biases there."},
+      {"rounding_reach", "int32", "1", "Steps of the grid a rounding may go: 1 or 2."},
+      {"held_out_samples", "int32", "0", "Calibration windows that judge each block's rounding."},
   };
   row.parameters.insert(row.parameters.end(), own.begin(), own.end());
   row.rotation = TesseraqRotation;

@@ -4,7 +4,10 @@
 #include <string>
 
 #include "worker/engine/base/json_object.h"
+#include "worker/engine/methods/rtn/rtn.h"
 #include "worker/engine/methods/tesseraq/options.h"
+#include "worker/engine/methods/tesseraq/tesseraq.h"
+#include "worker/engine/methods/testing/setting.h"
 #include "worker/engine/testing/errors.h"
 
 namespace quantry::engine {
@@ -78,6 +81,114 @@ TEST(TesseraqOptionsTest, AShortRecipeTakesNoBudget) {
     const EngineError error = test::ErrorOf([&] { Parsed(options.c_str()); });
     EXPECT_EQ(error.reason, "INVALID_SPEC");
     EXPECT_TRUE(test::Mentions(error, "tesseraq.budget")) << error.what();
+  }
+}
+
+TEST(TesseraqOptionsTest, ReachAndHeldOutWindowsAreOffByDefault) {
+  for (const char* options : {"{}", R"({"recipe": "tesseraq-plus"})", R"({"rounding_reach": 1})"}) {
+    EXPECT_EQ(Parsed(options).rounding_reach, 1) << options;
+    EXPECT_EQ(Parsed(options).rounding.held_out, 0) << options;
+  }
+  const TesseraqOptions both = Parsed(R"({"rounding_reach": 2, "held_out_samples": 12})");
+  EXPECT_EQ(both.rounding_reach, 2);
+  EXPECT_EQ(both.rounding.held_out, 12);
+}
+
+TEST(TesseraqOptionsTest, HeldOutWindowsLeaveABatch) {
+  const Tesseraq method(Parsed(R"({"held_out_samples": 12, "batch_size": 4})"));
+  EXPECT_NO_THROW(method.Check({16, 8}));
+  const EngineError error = test::ErrorOf([&] { method.Check({15, 8}); });
+  EXPECT_EQ(error.reason, "INVALID_SPEC");
+  EXPECT_TRUE(test::Mentions(error, "held_out_samples 12")) << error.what();
+}
+
+// What Quantize makes of the first block of a random model.
+struct Result {
+  std::string options;
+  const test::Setting& setting;
+  StageStore* stages = nullptr;
+
+  MethodResult Run() const {
+    const Tesseraq method(Parsed(options.c_str()));
+    BlockTask task = setting.Task(kGrid);
+    task.stages = stages;
+    test::CountingSink counter;
+    MethodResult result = method.Quantize(task, counter);
+    EXPECT_EQ(counter.steps(), method.Steps(setting.checkpoint->architecture(),
+                                            setting.checkpoint->config(), setting.stream()));
+    return result;
+  }
+
+  static constexpr GridSpec kGrid = {2, 16, false};
+};
+
+void ExpectSame(const QuantizedBlock& a, const QuantizedBlock& b) {
+  ASSERT_EQ(a.linears.size(), b.linears.size());
+  for (size_t i = 0; i < a.linears.size(); ++i) {
+    EXPECT_TRUE(a.linears[i].codes.equal(b.linears[i].codes)) << i;
+    EXPECT_TRUE(a.linears[i].scales.equal(b.linears[i].scales)) << i;
+    EXPECT_TRUE(a.linears[i].zeros.equal(b.linears[i].zeros)) << i;
+  }
+  for (const auto& [name, tensor] : a.dense) EXPECT_TRUE(tensor.equal(b.dense.at(name))) << name;
+}
+
+TEST(TesseraqGuardTest, KeepsWhatIsBetterOnHeldOutWindows) {
+  const test::Setting setting("llama");
+  const MethodResult result =
+      Result{R"({"init": "INIT_NONE", "steps_per_stage": 8, "learning_rate": 0.03,
+                 "held_out_samples": 8})",
+             setting}
+          .Run();
+  EXPECT_EQ(result.metrics.at("init_kept"), 0);
+  EXPECT_LT(result.metrics.at("held_out_loss_learned"),
+            0.8 * result.metrics.at("held_out_loss_init"));
+  EXPECT_GT(result.metrics.at("flip_ratio"), 0.02);
+}
+
+TEST(TesseraqGuardTest, KeepsTheStartWhenLearningIsSabotaged) {
+  const test::Setting setting("llama");
+  const std::string sabotage =
+      R"({"init": "INIT_NONE", "stages": 2, "steps_per_stage": 5, "learning_rate": 10,
+          "dense_learning_rate": 0.1, "final_steps": 2)";
+  const MethodResult guarded = Result{sabotage + R"(, "held_out_samples": 8})", setting}.Run();
+  EXPECT_EQ(guarded.metrics.at("init_kept"), 1);
+  EXPECT_GT(guarded.metrics.at("held_out_loss_learned"), guarded.metrics.at("held_out_loss_init"));
+  EXPECT_EQ(guarded.metrics.at("flip_ratio"), 0);
+  EXPECT_EQ(guarded.metrics.at("scale_factor_max"), 1);
+  test::CountingSink counter;
+  ExpectSame(guarded.block, Rtn().Quantize(setting.Task(Result::kGrid), counter).block);
+  const MethodResult unguarded = Result{sabotage + "}", setting}.Run();
+  EXPECT_EQ(unguarded.metrics.count("init_kept"), 0U);
+  EXPECT_GT(unguarded.metrics.at("flip_ratio"), 0.05);
+}
+
+// Remembers stages; throws after one of them.
+class StoppingStore : public StageStore {
+ public:
+  std::optional<StageState> Load(int) override { return state; }
+  void Save(int, const StageState& now) override {
+    state = now;
+    if (now.stages_done == stop_after) throw EngineError(FailureClass::kBug, "STOP", "stop");
+  }
+  std::optional<StageState> state;
+  int stop_after = -1;
+};
+
+TEST(TesseraqGuardTest, ResumedInsideABlockItGivesTheSameBytes) {
+  const test::Setting setting("llama");
+  for (const char* rate : {"0.03", "10"}) {  // learned kept, start kept
+    const std::string options = std::string(R"({"init": "INIT_NONE", "stages": 6,
+        "steps_per_stage": 4, "rounding_reach": 2, "held_out_samples": 8, "learning_rate": )") +
+                                rate + "}";
+    const MethodResult whole = Result{options, setting}.Run();
+    EXPECT_EQ(whole.metrics.at("init_kept"), std::string(rate) == "10" ? 1 : 0);
+    StoppingStore store;
+    store.stop_after = 3;
+    EXPECT_THROW((Result{options, setting, &store}.Run()), EngineError);
+    store.stop_after = -1;
+    const MethodResult rest = Result{options, setting, &store}.Run();
+    EXPECT_EQ(rest.metrics, whole.metrics);
+    ExpectSame(rest.block, whole.block);
   }
 }
 

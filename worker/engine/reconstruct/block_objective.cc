@@ -125,8 +125,10 @@ BlockObjective::Result BlockObjective::Gradients(const std::vector<int64_t>& win
   return std::move(parts[0]);
 }
 
-double BlockObjective::Loss(const TrainableTensors& at, int64_t windows) const {
-  const StreamShape stream{windows, inputs_.size(1)};
+double BlockObjective::Loss(const TrainableTensors& at, int64_t first, int64_t last) const {
+  const StreamShape stream{last - first, inputs_.size(1)};
+  const at::Tensor inputs = inputs_.slice(0, first, last);
+  const at::Tensor targets = targets_.slice(0, first, last);
   Block block = block_;
   for (size_t i = 0; i < block.linears.size(); ++i) {
     block.linears[i].weight = at.weights[i].to(device_);
@@ -137,8 +139,8 @@ double BlockObjective::Loss(const TrainableTensors& at, int64_t windows) const {
   ForEachBatch(stream, BatchWorkers(*block.config, stream, device_), [&](int, const Batch& batch) {
     const c10::AutoGradMode without_gradients(false);
     const at::Tensor output =
-        block.Forward(inputs_.slice(0, batch.first, batch.last).to(device_), rope_);
-    const at::Tensor target = targets_.slice(0, batch.first, batch.last).to(device_);
+        block.Forward(inputs.slice(0, batch.first, batch.last).to(device_), rope_);
+    const at::Tensor target = targets.slice(0, batch.first, batch.last).to(device_);
     parts[batch.index] = (output - target).square_().sum(at::kDouble).item<double>();
   });
   double sum = 0;

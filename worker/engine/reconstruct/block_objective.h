@@ -45,9 +45,10 @@ class BlockObjective {
   // Loss and gradients on the given windows. `seed` decides about mixing.
   Result Gradients(const std::vector<int64_t>& windows, const TrainableTensors& at,
                    uint64_t seed = 0) const;
-  // Loss on all windows, or on the first `windows` of them.
+  // Loss on all windows, on the first `windows` of them, or on [first, last).
   double Loss(const TrainableTensors& at) const { return Loss(at, windows()); }
-  double Loss(const TrainableTensors& at, int64_t windows) const;
+  double Loss(const TrainableTensors& at, int64_t windows) const { return Loss(at, 0, windows); }
+  double Loss(const TrainableTensors& at, int64_t first, int64_t last) const;
 
   int64_t windows() const { return inputs_.size(0); }
 

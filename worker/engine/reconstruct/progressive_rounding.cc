@@ -130,9 +130,8 @@ double ProgressiveRounding::Train(int stage, TrainedBlock& trained, int64_t& ste
                           static_cast<uint64_t>(stage * options_.steps_per_stage);
   double sum = 0;
   for (int64_t step = 0; step < steps; ++step) {
-    const BlockObjective::Result result =
-        objective_.Gradients(DrawWindows(objective_.windows(), options_.batch_size, stream + step),
-                             current, stream + step);
+    const BlockObjective::Result result = objective_.Gradients(
+        DrawWindows(TrainingWindows(), options_.batch_size, stream + step), current, stream + step);
     if (!std::isfinite(result.loss)) return result.loss;
     sum += result.loss;
     const StepRates rates = RatesAt(stage, step);
@@ -183,7 +182,7 @@ void ProgressiveRounding::ReportEnd(double loss, const TrainedBlock& trained) {
   TrainableTensors hard;
   for (const SoftRounding& linear : trained.linears) hard.weights.push_back(linear.HardWeight());
   hard.dense = trained.dense;
-  const int64_t windows = std::min(options_.batch_size, objective_.windows());
+  const int64_t windows = std::min(options_.batch_size, TrainingWindows());
   progress_.Measure({{"loss_soft", loss},
                      {"loss_hard", objective_.Loss(hard, windows)},
                      {"flip_ratio", MeanOf(trained.linears, &SoftRounding::flip_ratio)}});

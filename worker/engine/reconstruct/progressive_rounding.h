@@ -20,6 +20,9 @@ struct ProgressiveRoundingOptions {
   std::vector<double> schedule;  // soft fraction after each stage's hardening
   int64_t steps_per_stage = 250;
   int64_t batch_size = 4;  // windows a step
+  // The last windows of the objective, which no step sees: batches come from
+  // those before.
+  int64_t held_out = 0;
   StepRates rates;
   // Rate of norm weights and of biases, relative to the root mean square of
   // each tensor; 0 = they stay as they are.
@@ -88,6 +91,7 @@ class ProgressiveRounding {
   // `schedule.size()` is the one after the last hardening.
   double Train(int stage, TrainedBlock& trained, int64_t& steps_told);
   double TrainWithRetries(int stage, TrainedBlock& trained, RoundingReport& report);
+  int64_t TrainingWindows() const { return objective_.windows() - options_.held_out; }
   StepRates RatesAt(int stage, int64_t step) const;
   int64_t StepsOf(int stage) const;
   void ReportBeginning(int stage, const TrainedBlock& trained);

@@ -51,11 +51,11 @@ struct Setting {
     objective = std::make_unique<BlockObjective>(on_device, rope, x, y, device);
   }
 
-  TrainedBlock Fresh(const GridSpec& grid = kTwoBits) const {
+  TrainedBlock Fresh(int reach = 1, const GridSpec& grid = kTwoBits) const {
     TrainedBlock trained;
     for (const Linear& linear : block.linears) {
       trained.linears.emplace_back(linear.weight, MinMaxGrid(linear.weight, grid, at::kHalf), grid,
-                                   ScaleCurve::kRectifiedSigmoid);
+                                   ScaleCurve::kRectifiedSigmoid, reach);
     }
     return trained;
   }
@@ -250,14 +250,19 @@ class Memory : public StageStore {
   int stop_after = -1;
 };
 
-TEST(ProgressiveRoundingTest, ResumesInsideABlockWithTheSameBytes) {
+class ReachTest : public ::testing::TestWithParam<int> {};
+
+INSTANTIATE_TEST_SUITE_P(All, ReachTest, ::testing::Values(1, 2));
+
+TEST_P(ReachTest, ResumesInsideABlockWithTheSameBytes) {
   const Setting setting;
   ProgressiveRoundingOptions options = Fast();
   options.steps_per_stage = 4;
   options.dense_rate = 0.001;
   options.final_steps = 5;
+  options.held_out = 8;
   const auto fresh = [&] {
-    TrainedBlock trained = setting.Fresh();
+    TrainedBlock trained = setting.Fresh(GetParam());
     Block copy = setting.block;
     for (const at::Tensor* tensor : DenseParameters(copy)) trained.dense.push_back(tensor->clone());
     return trained;
@@ -282,6 +287,41 @@ TEST(ProgressiveRoundingTest, ResumesInsideABlockWithTheSameBytes) {
     }
     EXPECT_TRUE(parts.dense[0].equal(whole.dense[0]));
   }
+}
+
+TEST_P(ReachTest, TrainingBeatsRoundingOnWindowsItNeverSaw) {
+  const Setting setting;
+  TrainedBlock trained = setting.Fresh(GetParam());
+  Quiet progress;
+  ProgressiveRounding(0, *setting.objective, Fast(), progress).Run(trained, nullptr);
+  EXPECT_LT(setting.LossOf(trained), 0.6 * setting.NearestLoss());
+  const BlockObjective unseen = setting.HeldOut();
+  EXPECT_LT(unseen.Loss(Setting::TensorsOf(trained)), 0.65 * unseen.Loss(setting.Nearest()));
+}
+
+// A loss of windows that are held out would not be finite.
+TEST(ProgressiveRoundingTest, HeldOutWindowsAreNeverSeen) {
+  const Setting setting;
+  at::Tensor targets = setting.y.clone();
+  targets.slice(0, 18, 24).fill_(std::numeric_limits<float>::infinity());
+  const BlockObjective objective(setting.block, setting.rope, setting.x, targets, at::kCPU);
+  ProgressiveRoundingOptions options = Fast();
+  options.steps_per_stage = 2;
+  for (const int64_t held_out : {5, 6}) {
+    options.held_out = held_out;
+    TrainedBlock trained = setting.Fresh();
+    Quiet progress;
+    ProgressiveRounding run(0, objective, options, progress);
+    if (held_out == 5) {
+      EXPECT_THROW(run.Run(trained, nullptr), EngineError);
+    } else {
+      EXPECT_EQ(run.Run(trained, nullptr).retries, 0);
+      EXPECT_TRUE(std::isfinite(progress.last.at("loss_hard")));
+    }
+  }
+  const TrainableTensors nearest = setting.Nearest();
+  EXPECT_TRUE(std::isfinite(objective.Loss(nearest, 0, 18)));
+  EXPECT_FALSE(std::isfinite(objective.Loss(nearest, 17, 19)));
 }
 
 TEST(ProgressiveRoundingTest, ResumedAfterTheLastStageItReportsTheSame) {

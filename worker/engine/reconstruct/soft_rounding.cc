@@ -44,14 +44,13 @@ int64_t CheckedCount(const at::Tensor& weight) {
                   {{"weights", std::to_string(weight.numel())}});
 }
 
-float Score(float nu) { return std::abs(RectifiedSigmoid(nu) - 0.5F); }
-
 }  // namespace
 
 SoftRounding::SoftRounding(const at::Tensor& weight, const GroupGrid& grid, const GridSpec& spec,
-                           ScaleCurve curve)
+                           ScaleCurve curve, int reach)
     : spec_(spec),
       curve_(curve),
+      window_(reach),
       group_size_(spec.GroupSizeFor(weight.size(1))),
       qmax_(static_cast<float>(spec.qmax())) {
   const int64_t count = CheckedCount(weight);
@@ -66,7 +65,7 @@ SoftRounding::SoftRounding(const at::Tensor& weight, const GroupGrid& grid, cons
   }
   base_.resize(count);
   nearest_up_.resize(count);
-  hard_up_.resize(count);
+  decision_.resize(count);
   offset_.resize(count);
   live_.resize(count);
   for (int64_t i = 0; i < count; ++i) {
@@ -76,7 +75,7 @@ SoftRounding::SoftRounding(const at::Tensor& weight, const GroupGrid& grid, cons
     const float fraction = position - floor;
     base_[i] = static_cast<int16_t>(std::clamp(floor + group.zero, -2.0F, qmax_ + 1));
     nearest_up_[i] = std::nearbyint(position) > floor ? 1 : 0;
-    live_[i] = {static_cast<int32_t>(i), InverseRectifiedSigmoid(fraction), 0, 0};
+    live_[i] = {static_cast<int32_t>(i), window_.Logit(fraction), 0, 0};
     offset_[i] = SoftInteger(i, fraction);
   }
   Materialize();
@@ -108,8 +107,8 @@ at::Tensor SoftRounding::HardWeight() const {
   auto* out = hard.mutable_data_ptr<float>();
   for (const Live& entry : live_) {
     const Group& group = groups_[GroupOf(entry.index)];
-    out[entry.index] =
-        SoftInteger(entry.index, entry.nu > 0 ? 1.0F : 0.0F) * (group.scale * group.factor);
+    const auto rounding = static_cast<float>(window_.Decision(entry.nu));
+    out[entry.index] = SoftInteger(entry.index, rounding) * (group.scale * group.factor);
   }
   return hard;
 }
@@ -120,24 +119,36 @@ void SoftRounding::ForgetMoments() {
   for (Group& group : groups_) group.mean = group.square = 0;
 }
 
-void SoftRounding::Decide(const Live& entry, bool up) {
-  hard_up_[entry.index] = up ? 1 : 0;
-  offset_[entry.index] = SoftInteger(entry.index, up ? 1.0F : 0.0F);
+void SoftRounding::Decide(int64_t index, int decision) {
+  decision_[index] = static_cast<int8_t>(decision);
+  offset_[index] = SoftInteger(index, static_cast<float>(decision));
+}
+
+// Of every entry, as if all were hard.
+std::vector<int8_t> SoftRounding::Decisions() const {
+  std::vector<int8_t> decisions = decision_;
+  for (const Live& entry : live_) {
+    decisions[entry.index] = static_cast<int8_t>(window_.Decision(entry.nu));
+  }
+  return decisions;
+}
+
+int SoftRounding::Code(int64_t index, int decision) const {
+  return std::clamp(static_cast<int>(base_[index]) + decision, 0, static_cast<int>(qmax_));
 }
 
 void SoftRounding::Harden(double soft_fraction) {
   // Hard entries have the largest score there is, 0.5: they stand at the end.
   std::vector<float> scores(live_.size());
-  for (size_t i = 0; i < live_.size(); ++i) scores[i] = Score(live_[i].nu);
+  for (size_t i = 0; i < live_.size(); ++i) scores[i] = window_.Score(live_[i].nu);
   const float threshold =
       InterpolatedQuantile(scores, static_cast<int64_t>(offset_.size()), 0.5F, soft_fraction);
   size_t kept = 0;
   for (const Live& entry : live_) {
-    const float rounding = RectifiedSigmoid(entry.nu);
-    if (rounding > 0.5F + threshold) {
-      Decide(entry, true);
-    } else if (rounding < 0.5F - threshold) {
-      Decide(entry, false);
+    const float rounding = window_.Value(entry.nu);
+    const float middle = window_.Middle(rounding);
+    if (rounding > middle + threshold || rounding < middle - threshold) {
+      Decide(entry.index, window_.Decision(entry.nu));
     } else {
       live_[kept++] = entry;
     }
@@ -148,8 +159,19 @@ void SoftRounding::Harden(double soft_fraction) {
 }
 
 void SoftRounding::HardenAll() {
-  for (const Live& entry : live_) Decide(entry, entry.nu > 0);
+  for (const Live& entry : live_) Decide(entry.index, window_.Decision(entry.nu));
   live_.clear();
+  ForgetMoments();
+  Materialize();
+}
+
+void SoftRounding::HardenToNearest() {
+  for (size_t i = 0; i < nearest_up_.size(); ++i) Decide(static_cast<int64_t>(i), nearest_up_[i]);
+  live_.clear();
+  for (Group& group : groups_) {
+    group.v = 0;
+    group.factor = Factor(0);
+  }
   ForgetMoments();
   Materialize();
 }
@@ -164,6 +186,22 @@ void SoftRounding::BeginStep(const StepRates& rates) {
   ++step_;
   mean_correction_ = static_cast<float>(1.0 / (1.0 - std::pow(kBeta1, step_)));
   square_correction_ = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(kBeta2, step_)));
+}
+
+// Out of range whichever way it is rounded: no gradient (6.3).
+bool SoftRounding::IsOutside(int64_t index) const {
+  return base_[index] + window_.highest() <= 0 ||
+         base_[index] + window_.lowest() >= static_cast<int>(qmax_);
+}
+
+// Whether u is in range, of an entry that is not outside whatever its rounding.
+bool SoftRounding::IsInside(int64_t index, float nu) const {
+  const int base = base_[index];
+  if (base + window_.lowest() >= 0 && base + window_.highest() <= static_cast<int>(qmax_)) {
+    return true;
+  }
+  const float soft = static_cast<float>(base) + window_.Value(nu);
+  return soft >= 0 && soft <= qmax_;
 }
 
 void SoftRounding::StepRows(const at::Tensor& gradient, int64_t first, int64_t last) {
@@ -182,11 +220,11 @@ void SoftRounding::StepRows(const at::Tensor& gradient, int64_t first, int64_t l
     const float along =
         rates_.tune_scale ? DotGroup(slope + begin, &offset_[begin], group_size_) : 0;
     for (; entry != live_.end() && entry->index < end; ++entry) {
-      // Out of range whichever way it is rounded: no gradient (6.3).
-      if (base_[entry->index] < 0 || base_[entry->index] >= static_cast<int>(qmax_)) continue;
-      const float g = slope[entry->index] * scale * RectifiedSigmoidSlope(entry->nu);
+      if (IsOutside(entry->index)) continue;
+      const float moved = IsInside(entry->index, entry->nu) ? scale : 0.0F;  // dW~ / du
+      const float g = slope[entry->index] * moved * window_.Slope(entry->nu);
       entry->nu -= rate * adam.Direction(g, entry->mean, entry->square);
-      offset_[entry->index] = SoftInteger(entry->index, RectifiedSigmoid(entry->nu));
+      offset_[entry->index] = SoftInteger(entry->index, window_.Value(entry->nu));
     }
     if (rates_.tune_scale) {
       const float g = FactorSlope(group.v) * along * group.scale +
@@ -200,8 +238,7 @@ void SoftRounding::StepRows(const at::Tensor& gradient, int64_t first, int64_t l
 
 QuantizedLinear SoftRounding::Finish(const std::string& name, const at::Tensor& bias,
                                      at::ScalarType scale_dtype) const {
-  std::vector<uint8_t> up = hard_up_;
-  for (const Live& entry : live_) up[entry.index] = entry.nu > 0 ? 1 : 0;
+  const std::vector<int8_t> decisions = Decisions();
   QuantizedLinear linear;
   linear.name = name;
   linear.grid = spec_;
@@ -209,9 +246,8 @@ QuantizedLinear SoftRounding::Finish(const std::string& name, const at::Tensor& 
   if (bias.defined()) linear.bias = bias.cpu();
   linear.codes = at::empty(weight_.sizes(), at::kByte);
   auto* codes = linear.codes.mutable_data_ptr<uint8_t>();
-  for (size_t i = 0; i < up.size(); ++i) {
-    codes[i] = static_cast<uint8_t>(
-        std::clamp(static_cast<int>(base_[i]) + up[i], 0, static_cast<int>(qmax_)));
+  for (size_t i = 0; i < decisions.size(); ++i) {
+    codes[i] = static_cast<uint8_t>(Code(static_cast<int64_t>(i), decisions[i]));
   }
   at::Tensor scales = at::empty({rows(), columns() / group_size_}, at::kFloat);
   linear.zeros = at::empty(scales.sizes(), at::kByte);
@@ -228,16 +264,12 @@ double SoftRounding::hard_fraction() const {
 }
 
 double SoftRounding::flip_ratio() const {
-  std::vector<uint8_t> up = hard_up_;
-  for (const Live& entry : live_) up[entry.index] = entry.nu > 0 ? 1 : 0;
+  const std::vector<int8_t> decisions = Decisions();
   int64_t flips = 0;
-  for (size_t i = 0; i < up.size(); ++i) {
-    const auto code = [&](int rounding) {
-      return std::clamp(static_cast<int>(base_[i]) + rounding, 0, static_cast<int>(qmax_));
-    };
-    flips += code(up[i]) != code(nearest_up_[i]) ? 1 : 0;
+  for (int64_t i = 0; i < static_cast<int64_t>(decisions.size()); ++i) {
+    flips += Code(i, decisions[i]) != Code(i, nearest_up_[i]) ? 1 : 0;
   }
-  return static_cast<double>(flips) / static_cast<double>(up.size());
+  return static_cast<double>(flips) / static_cast<double>(decisions.size());
 }
 
 at::Tensor SoftRounding::factors() const {
@@ -249,10 +281,9 @@ at::Tensor SoftRounding::factors() const {
 }
 
 at::Tensor SoftRounding::logits() const {
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
   at::Tensor logits = at::empty(weight_.sizes(), at::kFloat);
   auto* out = logits.mutable_data_ptr<float>();
-  for (size_t i = 0; i < hard_up_.size(); ++i) out[i] = hard_up_[i] != 0 ? kInfinity : -kInfinity;
+  for (size_t i = 0; i < decision_.size(); ++i) out[i] = window_.HardLogit(decision_[i]);
   for (const Live& entry : live_) out[entry.index] = entry.nu;
   return logits;
 }
@@ -267,12 +298,12 @@ void SoftRounding::Restore(const at::Tensor& logits, const at::Tensor& scale_log
   const auto* nu = logits.const_data_ptr<float>();
   live_.clear();
   for (size_t i = 0; i < offset_.size(); ++i) {
-    const Live entry{static_cast<int32_t>(i), nu[i], 0, 0};
-    if (std::isinf(nu[i])) {
-      Decide(entry, nu[i] > 0);
+    const auto index = static_cast<int64_t>(i);
+    if (RoundingWindow::IsHardLogit(nu[i])) {
+      Decide(index, window_.HardDecision(nu[i]));
     } else {
-      live_.push_back(entry);
-      offset_[i] = SoftInteger(entry.index, RectifiedSigmoid(nu[i]));
+      live_.push_back({static_cast<int32_t>(i), nu[i], 0, 0});
+      offset_[i] = SoftInteger(index, window_.Value(nu[i]));
     }
   }
   for (size_t r = 0; r < groups_.size(); ++r) {

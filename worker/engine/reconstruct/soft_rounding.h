@@ -8,6 +8,7 @@
 
 #include "worker/engine/quant/grid.h"
 #include "worker/engine/quant/quantized_linear.h"
+#include "worker/engine/reconstruct/rounding_window.h"
 
 namespace quantry::engine {
 
@@ -28,15 +29,17 @@ struct StepRates {
 
 // One linear whose rounding is learned (spec: tesseraq.md 2 and 3). Per weight
 // a logit nu, per group a logit v:
-//   u = floor(W / s) + rsig(nu) + z,   W~ = (clamp(u, 0, qmax) - z) s f(v)
-// W, s and z never change. Hardened entries (nu = +-inf) keep their decision
-// for good; their state is dropped, so that late stages cost less (6.3).
+//   u = floor(W / s) + h(nu) + z,   W~ = (clamp(u, 0, qmax) - z) s f(v)
+// with h of RoundingWindow, rsig in the paper. W, s and z never change.
+// Hardened entries (h an integer) keep their decision for good; their state is
+// dropped, so that late stages cost less (6.3).
 // CPU memory; results do not depend on the number of threads.
 class SoftRounding {
  public:
-  // weight: fp32 [out, in]. Starts with W~ = W inside the range, f = 1.
+  // weight: fp32 [out, in]. Starts with W~ = W inside the range, f = 1. reach:
+  // 1 or 2, see RoundingWindow.
   SoftRounding(const at::Tensor& weight, const GroupGrid& grid, const GridSpec& spec,
-               ScaleCurve curve);
+               ScaleCurve curve, int reach = 1);
 
   // W~ [out, in], the same storage throughout, kept current by every call.
   const at::Tensor& weight() const { return weight_; }
@@ -46,8 +49,10 @@ class SoftRounding {
   // Freezes the most decided entries so that about `soft_fraction` of all
   // stays soft (2.2), and forgets Adam's moments (a fresh optimizer a stage).
   void Harden(double soft_fraction);
-  // Everything: up where nu > 0.
+  // Everything: to the nearest integer of h; with reach 1, up where nu > 0.
   void HardenAll();
+  // Gives up what was learned: everything hard, rounded to nearest, f = 1.
+  void HardenToNearest();
 
   // One Adam step along dL/dW~ [out, in].
   void Step(const at::Tensor& gradient, const StepRates& rates);
@@ -56,8 +61,8 @@ class SoftRounding {
   void BeginStep(const StepRates& rates);
   void StepRows(const at::Tensor& gradient, int64_t first, int64_t last);
 
-  // Integers and scales: codes from the decisions (nu > 0 = up), scale = s f
-  // rounded to `scale_dtype`. Every entry counts as hard.
+  // Integers and scales: codes from the decisions, scale = s f rounded to
+  // `scale_dtype`. Every entry counts as hard.
   QuantizedLinear Finish(const std::string& name, const at::Tensor& bias,
                          at::ScalarType scale_dtype) const;
 
@@ -70,8 +75,8 @@ class SoftRounding {
   // f(v) of every group.
   at::Tensor factors() const;
 
-  // State between two stages, for a checkpoint: nu [out, in] with +-inf for
-  // hard entries, v [out, groups].
+  // State between two stages, for a checkpoint: nu [out, in] with
+  // RoundingWindow::HardLogit (+-inf with reach 1) for hard entries, v [out, groups].
   at::Tensor logits() const;
   at::Tensor scale_logits() const;
   void Restore(const at::Tensor& logits, const at::Tensor& scale_logits);
@@ -92,7 +97,11 @@ class SoftRounding {
     float square;
   };
 
-  void Decide(const Live& entry, bool up);
+  void Decide(int64_t index, int decision);
+  bool IsOutside(int64_t index) const;
+  bool IsInside(int64_t index, float nu) const;
+  std::vector<int8_t> Decisions() const;
+  int Code(int64_t index, int decision) const;
   void Materialize();
   void ForgetMoments();
   float Factor(float v) const;
@@ -102,12 +111,13 @@ class SoftRounding {
 
   GridSpec spec_;
   ScaleCurve curve_;
+  RoundingWindow window_;
   int64_t group_size_;
   float qmax_;
   at::Tensor weight_;                // W~
   std::vector<int16_t> base_;        // floor(W / s) + z, clamped to [-2, qmax + 1]
   std::vector<uint8_t> nearest_up_;  // rounding to nearest would go up
-  std::vector<uint8_t> hard_up_;     // decision of hard entries
+  std::vector<int8_t> decision_;     // of hard entries, relative to floor(W / s)
   std::vector<float> offset_;        // clamp(u) - z
   std::vector<Live> live_;           // ascending index
   std::vector<Group> groups_;

@@ -7,6 +7,7 @@
 #include "worker/engine/base/strings.h"
 #include "worker/engine/methods/catalog.h"
 #include "worker/engine/reconstruct/rounding_schedule.h"
+#include "worker/engine/reconstruct/rounding_window.h"
 
 namespace quantry::engine {
 namespace {
@@ -15,6 +16,7 @@ namespace {
 constexpr int64_t kMaxStages = 1000;
 constexpr int64_t kMaxSteps = 1000000;
 constexpr int64_t kMaxBatch = 4096;
+constexpr int64_t kMaxHeldOut = 1000000;
 constexpr double kDefaultDecay = 1e-4;
 
 // 0 = not given; negative is refused.
@@ -168,6 +170,9 @@ TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
       steps > 0 ? steps : std::max<int64_t>(recipe.steps_per_stage / divisor, 1);
   const int64_t batch = options.Int("batch_size", 0, 0, kMaxBatch);
   if (batch > 0) result.rounding.batch_size = batch;
+  result.rounding.held_out = options.Int("held_out_samples", 0, 0, kMaxHeldOut);
+  const int64_t reach = options.Int("rounding_reach", 0, 0, RoundingWindow::kMaxReach);
+  if (reach > 0) result.rounding_reach = static_cast<int>(reach);
   result.rounding.rates = ParseRates(options, recipe.learning_rate * static_cast<double>(divisor));
   result.rounding.dense_rate = ParseRate(options, "dense_learning_rate");
   if (!result.rounding.rates.tune_scale && result.rounding.dense_rate == 0) {

@@ -29,6 +29,7 @@ struct TesseraqOptions {
   ProgressiveRoundingOptions rounding;
   double input_mixing = 0;  // see BlockObjective::MixInputs
   ScaleCurve scale_curve = ScaleCurve::kRectifiedSigmoid;
+  int rounding_reach = 1;  // see RoundingWindow
   ModelTuningOptions tuning;
   StreamShape calibration;  // what the recipe was made for
 };

@@ -1,6 +1,7 @@
 #include "worker/engine/methods/tesseraq/tesseraq.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/strings.h"
@@ -39,9 +40,9 @@ at::Tensor Targets(const BlockTask& task, ProgressSink& progress) {
   return targets;
 }
 
-// Loss when everything is rounded to nearest on the starting grid.
-double NearestLoss(const BlockTask& task, const Block& block, const std::vector<GroupGrid>& grids,
-                   const BlockObjective& objective) {
+// Everything rounded to nearest on the starting grid.
+TrainableTensors Nearest(const BlockTask& task, const Block& block,
+                         const std::vector<GroupGrid>& grids) {
   TrainableTensors nearest;
   for (size_t i = 0; i < grids.size(); ++i) {
     QuantizedLinear linear;
@@ -50,7 +51,7 @@ double NearestLoss(const BlockTask& task, const Block& block, const std::vector<
     linear.zeros = grids[i].zeros;
     nearest.weights.push_back(linear.Dequantize());
   }
-  return objective.Loss(nearest);
+  return nearest;
 }
 
 void AddFigures(const std::vector<SoftRounding>& linears, std::map<std::string, double>& metrics) {
@@ -76,6 +77,7 @@ void AddFigures(const std::vector<SoftRounding>& linears, std::map<std::string, 
 int64_t Tesseraq::Steps(const Architecture& architecture, const ModelConfig& config,
                         const StreamShape& stream) const {
   return StartSteps(architecture, config, stream) + 2 * Batches(stream) +
+         Batches({options_.rounding.held_out, stream.length}) +
          ProgressiveRounding::Steps(options_.rounding);
 }
 
@@ -103,8 +105,19 @@ const ModelTuningOptions* Tesseraq::Tuning() const {
 }
 
 void Tesseraq::Check(const StreamShape& stream) const {
-  if (options_.rounding.batch_size <= stream.windows) return;
+  const int64_t held_out = options_.rounding.held_out;
+  if (options_.rounding.batch_size + held_out <= stream.windows) return;
   const std::string batch = std::to_string(options_.rounding.batch_size);
+  if (held_out > 0) {
+    throw UserError("INVALID_SPEC",
+                    StrCat("held_out_samples ", held_out, " leaves less than a batch of ", batch,
+                           " of the ", stream.windows,
+                           " calibration windows: ask for more samples, a smaller batch_size, or "
+                           "hold out fewer"),
+                    {{"held_out_samples", std::to_string(held_out)},
+                     {"batch_size", batch},
+                     {"windows", std::to_string(stream.windows)}});
+  }
   throw UserError("INVALID_SPEC",
                   StrCat("batch_size ", batch, " is larger than the ", stream.windows,
                          " calibration windows: ask for more samples or a smaller batch"),
@@ -143,7 +156,7 @@ MethodResult Tesseraq::Quantize(const BlockTask& task, ProgressSink& progress) c
   if (options_.input_mixing > 0) objective.MixInputs(task.x_fp, options_.input_mixing);
   MethodResult result;
   result.metrics = start.metrics;
-  result.metrics["loss_init"] = NearestLoss(task, start.block, start.grids, objective);
+  MeasureStart(task, start, objective, result.metrics);
   progress.Advance(Batches({task.x_q.size(0), task.x_q.size(1)}), "loss of the start");
   TrainedBlock trained = Trained(task, start);
   ProgressiveRoundingOptions rounding = options_.rounding;
@@ -152,6 +165,10 @@ MethodResult Tesseraq::Quantize(const BlockTask& task, ProgressSink& progress) c
                                     .Run(trained, task.stages);
   result.metrics["loss_soft"] = report.loss_soft;
   result.metrics["retries"] = report.retries;
+  if (rounding.held_out > 0) {
+    Guard(objective, trained, result.metrics);
+    progress.Advance(Batches({rounding.held_out, task.x_q.size(1)}), "loss on held-out windows");
+  }
   AddFigures(trained.linears, result.metrics);
   result.block = Finish(task, start.block, trained);
   return result;
@@ -161,7 +178,7 @@ TrainedBlock Tesseraq::Trained(const BlockTask& task, const Start& start) const 
   TrainedBlock trained;
   for (size_t i = 0; i < start.grids.size(); ++i) {
     trained.linears.emplace_back(start.block.linears[i].weight, start.grids[i], task.grid,
-                                 options_.scale_curve);
+                                 options_.scale_curve, options_.rounding_reach);
   }
   if (options_.rounding.dense_rate == 0) return trained;
   Block copy = start.block;
@@ -169,6 +186,34 @@ TrainedBlock Tesseraq::Trained(const BlockTask& task, const Start& start) const 
     trained.dense.push_back(tensor->to(at::kCPU, at::kFloat).clone());
   }
   return trained;
+}
+
+void Tesseraq::MeasureStart(const BlockTask& task, const Start& start,
+                            const BlockObjective& objective,
+                            std::map<std::string, double>& metrics) const {
+  const TrainableTensors nearest = Nearest(task, start.block, start.grids);
+  metrics["loss_init"] = objective.Loss(nearest);
+  if (options_.rounding.held_out == 0) return;
+  metrics["held_out_loss_init"] = HeldOutLoss(objective, nearest);
+}
+
+double Tesseraq::HeldOutLoss(const BlockObjective& objective, const TrainableTensors& at) const {
+  return objective.Loss(at, objective.windows() - options_.rounding.held_out, objective.windows());
+}
+
+void Tesseraq::Guard(const BlockObjective& objective, TrainedBlock& trained,
+                     std::map<std::string, double>& metrics) const {
+  TrainableTensors learned;
+  for (const SoftRounding& linear : trained.linears) learned.weights.push_back(linear.weight());
+  learned.dense = trained.dense;
+  const double learned_loss = HeldOutLoss(objective, learned);
+  // Also where it is not a number.
+  const bool keep_init = !(learned_loss <= metrics.at("held_out_loss_init"));
+  if (std::isfinite(learned_loss)) metrics["held_out_loss_learned"] = learned_loss;
+  metrics["init_kept"] = keep_init ? 1 : 0;
+  if (!keep_init) return;
+  for (SoftRounding& linear : trained.linears) linear.HardenToNearest();
+  trained.dense.clear();
 }
 
 QuantizedBlock Tesseraq::Finish(const BlockTask& task, const Block& start,

@@ -37,6 +37,14 @@ class Tesseraq : public Method {
                      const StreamShape& stream) const;
   Start Initialize(const BlockTask& task, ProgressSink& progress) const;
   TrainedBlock Trained(const BlockTask& task, const Start& start) const;
+  // Losses of rounding to nearest on the starting grid.
+  void MeasureStart(const BlockTask& task, const Start& start, const BlockObjective& objective,
+                    std::map<std::string, double>& metrics) const;
+  double HeldOutLoss(const BlockObjective& objective, const TrainableTensors& at) const;
+  // Where the windows held out say that what was learned is worse than the
+  // start, it is given up.
+  void Guard(const BlockObjective& objective, TrainedBlock& trained,
+             std::map<std::string, double>& metrics) const;
   static QuantizedBlock Finish(const BlockTask& task, const Block& start,
                                const TrainedBlock& trained);
 
