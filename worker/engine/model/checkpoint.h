@@ -17,10 +17,10 @@ namespace quantry::engine {
 
 // A Hugging Face checkpoint folder: config.json and one model.safetensors or
 // several shards with model.safetensors.index.json. Opening maps the shards,
-// reads only headers, and checks that exactly the tensors the architecture
-// asks for are there with the shapes config.json implies. Immutable and
-// thread-safe afterwards; must outlive the Blocks loaded from it, which point
-// to its config.
+// reads headers (and a tied head that is stored), and checks that exactly the
+// tensors the architecture asks for are there with the shapes config.json
+// implies. Immutable and thread-safe afterwards; must outlive the Blocks loaded
+// from it, which point to its config.
 class Checkpoint {
  public:
   // Throws UserError: INVALID_CHECKPOINT, UNSUPPORTED_ARCHITECTURE,
