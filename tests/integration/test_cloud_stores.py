@@ -138,6 +138,7 @@ def test_job_with_inputs_there(make_server, store, root, stories):
     assert failed["error"]["reason"] == "SOURCE_MISSING" and "holds no files" in failed["error"]["message"]
 
 
+@pytest.mark.full
 def test_a_killed_workers_job_goes_on_from_the_checkpoint(make_server, binaries, store, root, stories, tmp_path):
     flags = [f"--artifact-root={store.uri(root)}", "--embedded=false", "--lease-ttl-s=5", "--heartbeat-interval-s=1"]
     server = make_server(*flags, env=store.env).start()
@@ -175,6 +176,7 @@ def test_losing_prefixes_and_temporaries_are_swept(server, store, root):
     assert all(f"{root}/{name}" in left for name in kept)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["500", "503", "reset", "late-500"])
 def test_failing_commits(make_server, store, proxy, root, stories, tmp_path, kind):
     """Requests for the artifact fail for a moment: repeated, and it is whole."""
@@ -185,6 +187,7 @@ def test_failing_commits(make_server, store, proxy, root, stories, tmp_path, kin
     pulled(server, "job", tmp_path / "pulled")
 
 
+@pytest.mark.full
 def test_wrong_bytes_are_not_handed_on(make_server, store, proxy, root, stories, tmp_path):
     server = make_server(f"--artifact-root={store.uri(root, behind=proxy.address)}", env=store.env).start()
     server.json(*submit_args(stories, "--id", "job", method="rtn"), "--wait")
