@@ -126,9 +126,8 @@ class FaultProxy:
             self.faults.append(fault)
         return fault
 
-    def sprinkle(self, every, rounds):
+    def sprinkle(self, every, rounds, kinds=("500", "503", "reset", "late-500")):
         """Each transient fault in its turn, one request in so many."""
-        kinds = ["500", "503", "reset", "late-500"]
         for number in range(rounds):
             self.fail(kinds[number % len(kinds)], method="GET,PUT,HEAD", skip=every * (number + 1), times=1)
 
