@@ -143,7 +143,7 @@ TEST_F(JobSessionTest, HugeEventsAndManyOfThemAreBounded) {
 
   block.clear_metrics();
   for (int i = 0; i < 1000; ++i) (*block.mutable_metrics())["metric-" + std::to_string(i)] = i;
-  for (int i = 0; i < 2000; ++i) session.AddBlock(block);
+  for (int i = 0; i < 800; ++i) session.AddBlock(block);
   std::int64_t bytes = 0;
   int next = 1;
   while (session.HasEvents()) {
