@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 import uuid
 
 import pytest
@@ -65,7 +66,7 @@ def contract(binaries, store, uri, program, tests):
     assert "[  PASSED  ]" in done.stdout and "SKIPPED" not in done.stdout, done.stdout[-3000:]
 
 
-CONTRACTS = [("storage_test", "*StorageTest*named*"), ("artifacts_test", "*BlobStoreTest*named*:*ArtifactStoreSuite*named*")]
+CONTRACTS = [("storage_test", "*StorageTest*named*"), ("artifacts_test", "*BlobStoreTest*named*:*ArtifactStoreSuite*named*-*PlacesTheHead*")]
 
 
 @pytest.mark.parametrize("program, tests", CONTRACTS, ids=["storage", "artifacts and uploads"])
@@ -79,7 +80,7 @@ def test_contract(store, root, binaries, program, tests):
 def test_contract_while_requests_fail(store, proxy, root, binaries, program, tests):
     """Every tenth request a fault, once. An answer that breaks in its middle Azure's client does not ask for again."""
     proxy.sprinkle(10, 20, ["500", "503", "late-500"] + ["reset"] * (store.scheme == "gs://"))
-    contract(binaries, store, store.uri(root, behind=proxy.address), program, tests + "-*LargeFiles*")
+    contract(binaries, store, store.uri(root, behind=proxy.address), program, tests + ("" if "-" in tests else "-") + ":*LargeFiles*")
     assert proxy.hits >= 5
 
 
@@ -160,6 +161,7 @@ def test_a_killed_workers_job_goes_on_from_the_checkpoint(make_server, binaries,
         second.stop()
 
 
+@pytest.mark.full
 def test_losing_prefixes_and_temporaries_are_swept(server, store, root):
     """What an attempt that lost, and a process that died in a write, left behind."""
     uid, temporary = uuid.uuid4(), f".tmp-{uuid.uuid4()}/name"
@@ -169,7 +171,8 @@ def test_losing_prefixes_and_temporaries_are_swept(server, store, root):
     for name in garbage + kept:
         store.put(f"{root}/{name}", b"x")
     assert int(server.json("gc")["objects"]) == 0, "all of it is new"
-    found = server.json("gc", "--older-than", "0")
+    time.sleep(63)  # the shortest age there is: a minute
+    found = server.json("gc", "--older-than", "0.017")
     assert (int(found["attempts"]), int(found["objects"])) == (1, len(garbage)), found
     left = keys(store, root)
     assert not [name for name in garbage if f"{root}/{name}" in left]
