@@ -185,22 +185,22 @@ def test_failing_commits(make_server, store, proxy, root, stories, tmp_path, kin
     """Requests for the artifact fail for a moment: repeated, and it is whole."""
     fault = proxy.fail(kind, method="PUT,POST", path="manifest|safetensors|tmp-", times=2)
     server = make_server(f"--artifact-root={store.uri(root, behind=proxy.address)}", env=store.env).start()
-    job = server.json(*submit_args(stories, "--id", "job", method="rtn"), "--wait", timeout=200)
+    job = server.json(*submit_args(stories, "--id", "cloud-job", method="rtn"), "--wait", timeout=200)
     assert job["state"] == "SUCCEEDED" and fault.hits > 0
-    pulled(server, "job", tmp_path / "pulled")
+    pulled(server, "cloud-job", tmp_path / "pulled")
 
 
 @pytest.mark.full
 def test_wrong_bytes_are_not_handed_on(make_server, store, proxy, root, stories, tmp_path):
     server = make_server(f"--artifact-root={store.uri(root, behind=proxy.address)}", env=store.env).start()
-    server.json(*submit_args(stories, "--id", "job", method="rtn"), "--wait")
+    server.json(*submit_args(stories, "--id", "cloud-job", method="rtn"), "--wait")
     fault = proxy.fail("corrupt", method="GET", path=store.data_of("model.*safetensors"))
-    done = server.cli("pull", "job", tmp_path / "bad")
+    done = server.cli("pull", "cloud-job", tmp_path / "bad")
     assert fault.hits > 0
     assert done.returncode != 0 and ("ARTIFACT_CORRUPT" in done.stderr or "STORAGE_ERROR" in done.stderr), done.stderr
     assert not (tmp_path / "bad/model.safetensors").exists()
     proxy.clear()
-    pulled(server, "job", tmp_path / "good")
+    pulled(server, "cloud-job", tmp_path / "good")
 
 
 def refused(make_server, uri, env):
