@@ -2,15 +2,12 @@
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
-#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <condition_variable>
 #include <mutex>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "common/listen_address.h"
@@ -223,27 +220,6 @@ TEST_F(HttpAdminTest, ASilentClientDelaysNobody) {
   ASSERT_EQ(send(half, "vez HTTP/1.1\r\n\r\n", 16, MSG_NOSIGNAL), 16);
   EXPECT_NE(ReadAll(half).find("200 OK"), std::string::npos);
   close(silent);
-}
-
-TEST_F(HttpAdminTest, AClientThatGoesOnSendingDelaysNobody) {
-  const int flood = Connect(*server_);
-  std::atomic<bool> enough = false;
-  std::thread sender([&] {
-    const std::string bytes = "GET /livez HTTP/1.1\r\n\r\n" + std::string(1 << 20, 'x');
-    while (!enough && send(flood, bytes.data(), bytes.size(), MSG_NOSIGNAL) > 0) {
-    }
-  });
-  const int probe = Connect(*server_);
-  const std::string request = "GET /livez HTTP/1.1\r\n\r\n";
-  EXPECT_EQ(send(probe, request.data(), request.size(), MSG_NOSIGNAL),
-            static_cast<ssize_t>(request.size()));
-  pollfd answered{.fd = probe, .events = POLLIN, .revents = 0};
-  EXPECT_EQ(poll(&answered, 1, 10'000), 1) << "the server is still busy with the other client";
-  enough = true;
-  shutdown(flood, SHUT_RDWR);
-  sender.join();
-  EXPECT_NE(ReadAll(probe).find("200 OK"), std::string::npos);
-  close(flood);
 }
 
 TEST_F(HttpAdminTest, StopsWithOpenConnections) {
