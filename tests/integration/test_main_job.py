@@ -3,11 +3,11 @@ import hashlib
 import json
 import re
 import signal
-import subprocess
 import threading
 import time
 
 from conftest import EXAMPLES, submit_args, wait_for
+from tools import run_tool
 
 
 def sha256(path):
@@ -127,7 +127,7 @@ def test_metrics_are_clean_and_move(server, stories):
 
     before = scrape()
     assert "quantry_jobs_submitted_total" in before, "exported from zero"
-    checked = subprocess.run(["promtool", "check", "metrics"], input=before, text=True, capture_output=True, timeout=30)
+    checked = run_tool("promtool", "check", "metrics", input=before)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     server.cli(*submit_args(stories, "--wait", method="rtn", evaluation=False), check=0)
     after = scrape()

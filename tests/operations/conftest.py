@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,29 +21,10 @@ import yaml
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/support"))
 from full_marker import pytest_collection_modifyitems, pytest_configure  # noqa: E402,F401  hooks
+from tools import TOOLS, run_tool, tool, tool_environment  # noqa: E402,F401  for the tests, too
 
 DEPLOY = ROOT / "deploy"
 EXAMPLES = ROOT / "examples"
-TOOLS = pathlib.Path(os.environ.get("QUANTRY_TOOLS", ROOT / ".deps/tools"))
-
-
-def tool(name):
-    """A program of .deps/tools, of the test environment, or of the machine."""
-    for folder in (TOOLS / "usr/bin", TOOLS / "usr/sbin", pathlib.Path(sys.executable).parent):
-        if (folder / name).exists():
-            return folder / name
-    found = shutil.which(name)
-    assert found, f"no {name}: run scripts/bootstrap"
-    return pathlib.Path(found)
-
-
-def tool_environment():
-    """For programs that are only unpacked: where their libraries are."""
-    return {**os.environ, "LD_LIBRARY_PATH": f"{TOOLS}/usr/lib/x86_64-linux-gnu:{TOOLS}/lib/x86_64-linux-gnu"}
-
-
-def run_tool(name, *args, timeout=60, **kwargs):
-    return subprocess.run([tool(name), *map(str, args)], capture_output=True, text=True, timeout=timeout, **kwargs)
 
 
 def find_bin():
