@@ -190,8 +190,8 @@ void CheckWhole(JsonObject& object, const Job& job) {
                   StrCat("given: method ", job.method_row->name, " needs it with these options"));
   }
   if (job.method->NeedsPreprocessing() && !job.preprocessing) {
-    object.Refuse("preprocessing", StrCat("given: method ", job.method_row->name,
-                                          " needs it with these options"));
+    object.Refuse("preprocessing",
+                  StrCat("given: method ", job.method_row->name, " needs it with these options"));
   }
   const bool gate =
       job.quality_gate.max_perplexity_ratio > 0 || job.quality_gate.max_perplexity_increase > 0;

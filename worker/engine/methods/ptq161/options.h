@@ -24,7 +24,7 @@ struct Ptq161Options {
   // With preprocessing: the first pass's columns again instead of those the
   // restored model would choose.
   bool first_pass_mask = false;
-  bool salient_grid = false;     // 4-bit range over salient columns instead of all
+  bool salient_grid = false;  // 4-bit range over salient columns instead of all
 
   // Binarization (3).
   bool centered_gain = false;  // alpha = mean|W - mu| instead of mean|W|

@@ -100,10 +100,9 @@ void ParseLearnedRounding(JsonObject& options, Ptq161Options& parsed) {
 void ParseMask(JsonObject& options, Ptq161Options& parsed) {
   parsed.mask = !options.Bool("disable_mask", false);
   if (!parsed.mask) {
-    options.RefuseIdle(
-        {"salient_ratio", "statistic", "exact_top_k", "salient_multiple", "salient_grid",
-         "first_pass_mask"},
-        "with disable_mask: no column is salient (leave one of the two out)");
+    options.RefuseIdle({"salient_ratio", "statistic", "exact_top_k", "salient_multiple",
+                        "salient_grid", "first_pass_mask"},
+                       "with disable_mask: no column is salient (leave one of the two out)");
   }
   const double ratio = options.Number("salient_ratio", 0, 0);
   if (ratio > kMostSalient) {
