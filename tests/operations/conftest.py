@@ -146,9 +146,14 @@ def check_flags(binaries, program, args, folder, environment=None):
     names = {arg.split("=")[0].removeprefix("--") for arg in args}
     assert names <= known_flags(binaries, program), names - known_flags(binaries, program)
     command = [binaries / program, "--check-config", *(arg.replace("=/", f"={folder}/") for arg in args)]
-    for root in [arg.split("=/")[1] for arg in args if arg.startswith("--local-roots=")]:
-        (folder / root).mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, env={**os.environ, **(environment or {})})
+    environment = dict(environment or {})
+    roots = [arg.split("=")[1] for arg in args if arg.startswith("--local-roots=")]
+    if root := environment.get("QUANTRY_LOCAL_ROOTS"):
+        roots.append(root)
+        environment["QUANTRY_LOCAL_ROOTS"] = f"{folder}{root}"
+    for root in roots:
+        pathlib.Path(f"{folder}{root}").mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, env={**os.environ, **environment})
     assert done.returncode == 0, done.stderr
 
 
