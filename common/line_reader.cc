@@ -10,14 +10,12 @@ namespace quantry {
 namespace {
 
 constexpr std::size_t kReadBytes = 16 << 10;
-// What a pipe holds at most without privileges, and one read for its end.
-constexpr int kMaxReads = (1 << 20) / kReadBytes + 1;
 
 }  // namespace
 
-bool LineReader::Drain(const Sink& sink) {
+bool LineReader::Drain(const Sink& sink, int max_reads) {
   std::array<char, kReadBytes> buffer;
-  for (int reads = 0; reads < kMaxReads; ++reads) {
+  for (int reads = 0; reads < max_reads; ++reads) {
     const ssize_t n = read(fd_, buffer.data(), buffer.size());
     if (n > 0) {
       Append({buffer.data(), static_cast<std::size_t>(n)}, sink);

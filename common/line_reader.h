@@ -17,11 +17,13 @@ class LineReader {
 
   LineReader(int fd, std::size_t max_line) : fd_(fd), max_line_(max_line) {}
 
-  // Reads what is there now, but no more than a full pipe of 1 MiB and its end: a
-  // writer that is as fast as the sink would keep its caller for ever. Returns
-  // false at the end of the stream, after handing over a last line that has no
-  // newline.
-  bool Drain(const Sink& sink);
+  // A full pipe of 1 MiB and a read for its end, in reads of 16 KiB.
+  static constexpr int kWholePipe = 65;
+
+  // Reads what is there now, but at most `max_reads` times: a writer that is as
+  // fast as the sink would keep its caller for ever. Returns false at the end of
+  // the stream, after handing over a last line that has no newline.
+  bool Drain(const Sink& sink, int max_reads = kWholePipe);
 
  private:
   void Append(std::string_view bytes, const Sink& sink);

@@ -1,5 +1,7 @@
 #include "client/cli/pull.h"
 
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
@@ -123,6 +125,14 @@ std::vector<v1::ArtifactFile> FormerFiles(const std::string& manifest_path) {
   return ChooseFiles(*manifest, {}).value_or(std::vector<v1::ArtifactFile>());
 }
 
+// A forced pull keeps every file it fetched open until all change places.
+void AllowManyFiles() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 bool Retryable(const absl::Status& status) {
   return status.code() == absl::StatusCode::kUnavailable ||
          status.code() == absl::StatusCode::kDeadlineExceeded ||
@@ -208,7 +218,8 @@ struct Puller::Work {
   bool ours;  // the folder has the artifact's manifest
   TransferMeter meter;
   PullSummary summary;
-  std::vector<PartFile> parts = {};  // of a forced pull: all change places together
+  std::vector<PartFile> parts = {};   // of a forced pull: all change places together
+  std::set<std::string> wanted = {};  // names of the files this pull leaves in the folder
 
   bool at_once() const { return !ours && options.force; }
 };
@@ -247,6 +258,7 @@ absl::Status Puller::PullFile(const v1::ArtifactFile& file, Work& work) {
   const absl::StatusOr<std::string> target = JoinBelow(work.options.folder, file.path());
   if (!target.ok()) return target.status();
   ++work.summary.files;
+  work.wanted.insert(file.path());
   work.summary.bytes += file.size_bytes();
   std::error_code error;
   const auto there = std::filesystem::symlink_status(*target, error);
@@ -273,9 +285,11 @@ absl::Status Puller::PutManifest(const std::string& target, const std::string& b
   absl::StatusOr<PartFile> part = PartOfManifest(target, work.artifact, bytes);
   if (!part.ok()) return part.status();
   if (!work.at_once()) return part->Commit();
-  return Replace(work.options.folder, {.files = std::move(work.parts),
-                                       .manifest = *std::move(part),
-                                       .former = FormerFiles(target)});
+  std::vector<v1::ArtifactFile> former = FormerFiles(target);
+  std::erase_if(former, [&](const auto& file) { return work.wanted.contains(file.path()); });
+  return Replace(
+      work.options.folder,
+      {.files = std::move(work.parts), .manifest = *std::move(part), .former = std::move(former)});
 }
 
 absl::StatusOr<PullSummary> Puller::Pull(const v1::Artifact& artifact, const PullOptions& options) {
@@ -302,6 +316,7 @@ absl::StatusOr<PullSummary> Puller::Pull(const v1::Artifact& artifact, const Pul
             .ours = ours,
             .meter = TransferMeter(connection_.env(), line_, "downloading", total),
             .summary = {.manifest = *std::move(manifest), .held = *std::move(held)}};
+  if (work.at_once()) AllowManyFiles();
   for (const v1::ArtifactFile& file : *files) {
     if (absl::Status status = PullFile(file, work); !status.ok()) return status;
   }

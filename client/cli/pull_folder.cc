@@ -5,7 +5,6 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
-#include <set>
 
 #include "client/cli/errors.h"
 #include "client/cli/hold.h"
@@ -14,6 +13,8 @@
 
 namespace quantry::cli {
 namespace {
+
+constexpr int kMaxTries = 100;
 
 absl::Status Unusable(const std::string& folder, int error) {
   return WithNext(absl::FailedPreconditionError(
@@ -30,7 +31,7 @@ absl::Status Held(const std::string& folder) {
 }  // namespace
 
 absl::StatusOr<PullFolder> PullFolder::Hold(const std::string& folder) {
-  while (true) {
+  for (int tries = 1;; ++tries) {
     std::error_code error;
     std::filesystem::create_directories(folder, error);
     if (error) return Unusable(folder, error.value());
@@ -39,7 +40,8 @@ absl::StatusOr<PullFolder> PullFolder::Hold(const std::string& folder) {
     if (!fd.ok()) return Unusable(folder, errno);
     const Holder holder = TakeHold(fd.get(), folder);
     if (holder == Holder::kOther) return Held(folder);
-    if (holder == Holder::kUs) return PullFolder(std::move(fd));
+    // Some file systems give a folder another number at each look.
+    if (holder == Holder::kUs || tries >= kMaxTries) return PullFolder(std::move(fd));
   }
 }
 
@@ -53,18 +55,14 @@ bool HoldsExactly(const std::string& path, const v1::ArtifactFile& file) {
 
 absl::Status Replace(const std::string& folder, Replacement coming) {
   absl::Status status = RemoveAndSync(coming.manifest.target());
-  std::set<std::string> replaced;
   for (PartFile& file : coming.files) {
     if (status.ok()) status = file.Commit();
-    replaced.insert(file.target());
   }
   if (!status.ok()) return status;
   for (const v1::ArtifactFile& file : coming.former) {
     const std::string path = Cat(folder, "/", file.path());
     std::error_code ignored;
-    if (replaced.count(path) == 0 && HoldsExactly(path, file)) {
-      std::filesystem::remove(path, ignored);
-    }
+    if (HoldsExactly(path, file)) std::filesystem::remove(path, ignored);
   }
   return coming.manifest.Commit();
 }

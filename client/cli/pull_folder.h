@@ -34,12 +34,13 @@ bool HoldsExactly(const std::string& path, const v1::ArtifactFile& file);
 struct Replacement {
   std::vector<PartFile> files;
   PartFile manifest;
-  std::vector<v1::ArtifactFile> former;  // as the manifest there lists them
+  // Of the manifest there, those that the new artifact has no file for.
+  std::vector<v1::ArtifactFile> former;
 };
 
 // Puts an artifact in the place of what lies in `folder`, by renames alone. The
-// manifest there goes first and the new one comes last; of the former files
-// those go that nothing replaces and nobody changed. When it breaks off, the
+// manifest there goes first and the new one comes last; the former files go
+// unless somebody changed them. When it breaks off, the
 // folder has no manifest and the same forced pull ends it.
 absl::Status Replace(const std::string& folder, Replacement coming);
 

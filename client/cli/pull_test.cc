@@ -207,13 +207,14 @@ TEST_F(PullTest, APartFileHasOneWriter) {
 }
 
 TEST_F(PullTest, AForcedPullThatFailsLeavesTheOldFiles) {
-  server.Publish(kJob, {{kWeights, "old weights"}, {"old/edited", "1"}, {"old/shard", "2"}});
+  server.Publish(
+      kJob, {{kWeights, "old weights"}, {"old/edited", "1"}, {"old/shard", "2"}, {"same", "s"}});
   ASSERT_EQ(Pull().code, 0);
   folder.Write("out/old/edited", "mine");
   folder.Write("out/notes.txt", "mine");
   folder.Write("out/" + std::string(kWeights) + ".0123456789abcdef.part", "of a pull long ago");
   const std::string old_manifest = folder.Read("out/manifest.json");
-  server.Publish(kJob, {{"another", "new"}, {kWeights, weights}, {"empty", ""}});
+  server.Publish(kJob, {{"another", "new"}, {kWeights, weights}, {"empty", ""}, {"same", "s"}});
   server.read_faults = {{FakeServer::ReadFault::kStayCorrupt, 3000}};
   EXPECT_EQ(Pull().code, 2);  // not without --force
   EXPECT_EQ(Pull({"--force"}).code, 1);
@@ -226,7 +227,7 @@ TEST_F(PullTest, AForcedPullThatFailsLeavesTheOldFiles) {
   EXPECT_EQ(run.code, 0) << run.err;
   EXPECT_EQ(folder.Read(std::string("out/") + kWeights), weights);
   EXPECT_THAT(FilesThere(), ElementsAre("another", kWeights, "empty", "manifest.json", "notes.txt",
-                                        "old/edited"));
+                                        "old/edited", "same"));
 }
 
 TEST_F(PullTest, AFolderInTheWayStopsAForcedPullBeforeItChangesAnything) {

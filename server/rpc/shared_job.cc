@@ -10,7 +10,10 @@ absl::StatusOr<std::shared_ptr<const Job>> SharedJob::Get(MonotonicTime since) {
   const auto begun = std::chrono::steady_clock::now();
   absl::StatusOr<Job> job = store_->Get(key_);
   job_.reset();
+  // The name may be another job's by now, and events are of a job.
+  if (!job.ok() || job->uid != uid_) events_.reset();
   if (!job.ok()) return job.status();
+  uid_ = job->uid;
   auto found = std::make_shared<const Job>(*std::move(job));
   if (Shared()) job_ = found;
   read_at_ = begun;
@@ -20,7 +23,7 @@ absl::StatusOr<std::shared_ptr<const Job>> SharedJob::Get(MonotonicTime since) {
 absl::StatusOr<std::shared_ptr<const EventBatch>> SharedJob::Events(std::int64_t after,
                                                                     std::int64_t last, int limit) {
   const std::lock_guard lock(mutex_);
-  // Events never change: what was read once is right for ever.
+  // Events of a job never change: what was read once is right for ever.
   if (events_ != nullptr && events_after_ == after) {
     const auto& events = events_->events;
     const bool enough = static_cast<int>(events.size()) >= limit ||

@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string>
 
 #include "absl/status/statusor.h"
 #include "common/clock.h"
@@ -36,6 +37,7 @@ class SharedJob : public std::enable_shared_from_this<SharedJob> {
   // What was read last and when that began; guarded by mutex_.
   std::shared_ptr<const Job> job_;
   MonotonicTime read_at_{};
+  std::string uid_;
   std::shared_ptr<const EventBatch> events_;
   std::int64_t events_after_ = 0;
 };

@@ -95,6 +95,7 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
                        {{"last_sequence", absl::StrCat(job->last_sequence)}});
     }
     started_ = true;
+    uid_ = job->uid;
     sent_sequence_ = after_ == 0 ? job->last_sequence : after_;
     sent_progress_ = job->progress.SerializeAsString();
     sent_progress_time_ = steady_clock::now();
@@ -128,6 +129,10 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
       const auto read = shared_->Get(LookedAtSince());
       if (!read.ok()) return read.status();
       const Job* job = read->get();
+      if (job->uid != uid_) {
+        return MakeError(Reason::kJobNotFound,
+                         absl::StrCat(name_, " was deleted; another job has its name now"));
+      }
       if (job->last_sequence > sent_sequence_) {
         if (absl::Status status = ReadEvents(job->last_sequence); !status.ok()) return status;
       } else if (IsEnded(job->state)) {
@@ -230,6 +235,7 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
   bool counted_for_tenant_ = false;  // among those of the job's tenant
   bool started_ = false;
   bool ended_ = false;
+  std::string uid_;  // of the job: its name may become another one's
   std::int64_t sent_sequence_ = 0;
   std::deque<v1::JobEvent> events_;
   std::string sent_progress_;     // serialized, as last sent

@@ -157,6 +157,7 @@ TEST_F(WatchRpc, ManyWatchersSeeTheSame) {
 
 TEST_F(WatchRpc, WatchersOfOneJobShareWhatIsRead) {
   constexpr int kWatchers = 80;
+  const FakeWorker worker(&server_, "w1");  // or the job is told that it waits for one
   server_.Create("job-a");
   std::vector<std::unique_ptr<Stream>> watchers;
   for (int i = 0; i < kWatchers; ++i) {
@@ -177,7 +178,34 @@ TEST_F(WatchRpc, WatchersOfOneJobShareWhatIsRead) {
     EXPECT_EQ(watcher->Next().event().state_changed().to(), v1::JOB_STATE_CANCELLED);
     EXPECT_TRUE(watcher->Next().has_end());
   }
-  EXPECT_LT(reads() - before, kWatchers) << "each for itself: three times as many";
+  EXPECT_LT(reads() - before, 2 * kWatchers) << "each for itself: three times as many";
+}
+
+// Ids can be used again: a watch is of a job, not of its name.
+TEST_F(WatchRpc, AnotherJobOfTheSameNameIsNotWatched) {
+  server_.Create("job-a");
+  Stream slow(&server_, "job-a", 0);  // keeps what is shared
+  Stream watch(&server_, "job-a", 0);
+  EXPECT_TRUE(slow.Next().has_snapshot());
+  EXPECT_TRUE(watch.Next().has_snapshot());
+  grpc::ClientContext cancel_context;
+  v1::CancelQuantizationJobRequest cancel;
+  cancel.set_name(NameOf("job-a"));
+  v1::QuantizationJob job;
+  ASSERT_TRUE(server_.jobs->CancelQuantizationJob(&cancel_context, cancel, &job).ok());
+  EXPECT_TRUE(watch.Next().has_event());
+  grpc::ClientContext delete_context;
+  v1::DeleteQuantizationJobRequest remove;
+  remove.set_name(NameOf("job-a"));
+  google::protobuf::Empty none;
+  ASSERT_TRUE(server_.jobs->DeleteQuantizationJob(&delete_context, remove, &none).ok());
+  server_.Create("job-a");
+  FakeWorker worker(&server_, "w1");
+  ASSERT_EQ(worker.Acquire().job(), NameOf("job-a"));
+  Stream fresh(&server_, "job-a", 1);
+  EXPECT_TRUE(fresh.Next().has_snapshot());
+  EXPECT_EQ(fresh.Next().event().state_changed().to(), v1::JOB_STATE_RUNNING);
+  fresh.context.TryCancel();
 }
 
 TEST_F(WatchRpc, AQuotaOfTheTenantLimitsThem) {

@@ -317,7 +317,7 @@ TEST_F(AgentTest, CancelEndsAnEngineThatFloodsItsPipe) {
   const auto start = std::chrono::steady_clock::now();
   server_.With([](State& state) { state.orders[kJob] = v1::DIRECTIVE_CANCEL; });
   ASSERT_TRUE(server_.WaitFor([](const State& state) { return !state.failed.empty(); }));
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20)) << "not for ever";
   EXPECT_TRUE(IsGone(engine));
 }
 

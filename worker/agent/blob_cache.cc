@@ -76,7 +76,10 @@ absl::Status BlobCache::Fetch(Storage& blobs, const std::string& sha256, std::in
   }
   chmod(fresh.c_str(), 0444);
   // First, since the cached name may be evicted at once.
-  if (auto status = Link(fresh, target); !status.ok()) return status;
+  if (auto status = Link(fresh, target); !status.ok()) {
+    unlink(fresh.c_str());
+    return status;
+  }
   if (rename(fresh.c_str(), cached.c_str()) != 0) {
     return absl::InternalError("rename to " + cached + ": " + std::strerror(errno));
   }

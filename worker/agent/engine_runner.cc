@@ -22,6 +22,7 @@ constexpr std::size_t kMaxEventBytes = 1 << 20;
 constexpr std::size_t kMaxStderrLine = 16 << 10;
 constexpr std::size_t kLogTailBytes = 16 << 10;
 constexpr milliseconds kPollInterval{100};
+constexpr int kReadsBetweenLooks = 4;  // at the orders: an engine may flood its pipe
 constexpr int kMaxGarbageLogged = 5;
 
 // The state of one run.
@@ -40,7 +41,7 @@ class EngineRun {
 
  private:
   bool MustStop() const;
-  void Read();
+  void Read(int max_reads);
   void OnLine(std::string_view line, bool cut);
   void OnLog(std::string_view line);
   EngineOutcome Stop();
@@ -94,12 +95,13 @@ bool EngineRun::MustStop() const {
   return reason > StopReason::kRelease || at_checkpoint_;
 }
 
-void EngineRun::Read() {
+void EngineRun::Read(int max_reads) {
   if (stdout_open_) {
-    stdout_open_ = stdout_.Drain([this](std::string_view line, bool cut) { OnLine(line, cut); });
+    stdout_open_ =
+        stdout_.Drain([this](std::string_view line, bool cut) { OnLine(line, cut); }, max_reads);
   }
   if (stderr_open_) {
-    stderr_open_ = stderr_.Drain([this](std::string_view line, bool) { OnLog(line); });
+    stderr_open_ = stderr_.Drain([this](std::string_view line, bool) { OnLog(line); }, max_reads);
   }
 }
 
@@ -112,7 +114,7 @@ EngineOutcome EngineRun::Watch() {
         {.fd = child_.exit_fd(), .events = POLLIN, .revents = 0},
     }};
     poll(waits.data(), waits.size(), static_cast<int>(kPollInterval.count()));
-    Read();
+    Read(kReadsBetweenLooks);
     if (waits[2].revents != 0) {
       if (const auto status = child_.Wait(milliseconds(0))) return Finish(*status);
     }
@@ -122,7 +124,7 @@ EngineOutcome EngineRun::Watch() {
 EngineOutcome EngineRun::Stop() {
   const bool lost = session_.stop_reason(std::chrono::steady_clock::now()) == StopReason::kLost;
   const ExitStatus status = child_.Terminate(lost ? milliseconds(0) : options_.kill_grace);
-  Read();
+  Read(LineReader::kWholePipe);
   return {.kind = EngineOutcome::Kind::kStopped,
           .completed = {},
           .error = {},
@@ -132,7 +134,7 @@ EngineOutcome EngineRun::Stop() {
 }
 
 EngineOutcome EngineRun::Finish(ExitStatus status) {
-  Read();  // what was still in the pipes
+  Read(LineReader::kWholePipe);  // what was still in the pipes
   EngineOutcome outcome{.kind = EngineOutcome::Kind::kFailed,
                         .completed = {},
                         .error = {},

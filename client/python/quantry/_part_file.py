@@ -1,6 +1,7 @@
 """A file on its way: its bytes so far beside it, checked while they come, renamed when they are right."""
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -61,6 +62,8 @@ def held(folder: pathlib.Path) -> Iterator[None]:
             pass  # no locks on this file system
         yield
     finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked child has the descriptor, too
         os.close(descriptor)
 
 

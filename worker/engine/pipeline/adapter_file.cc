@@ -32,6 +32,9 @@ std::vector<at::Tensor> List(const SafetensorsFile& file, const std::string& nam
 // SHA-256 over the numbers: a flipped bit in one would go on unseen.
 std::string DigestOf(const LoraState& state) {
   Sha256 hash;
+  const std::string progress =
+      nlohmann::json::array({state.steps_done, state.loss_first, state.loss_last}).dump();
+  hash.Update(progress.data(), progress.size());
   for (const auto* list : {&state.adapters, &state.moments}) {
     for (const at::Tensor& tensor : *list) {
       const at::Tensor flat = tensor.to(at::kCPU).contiguous();

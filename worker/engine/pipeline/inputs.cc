@@ -78,6 +78,8 @@ bool IsTwinOf(const std::string& digest, const std::string& dir) {
     if (!IsRegularFile(dir + "/" + name)) return false;
   }
   constexpr uint64_t kMostBytes = 4096;
+  std::error_code error;
+  if (std::filesystem::file_size(dir + "/" + kOrigin, error) > kMostBytes || error) return false;
   const std::string mark = ReadFile(dir + "/" + kOrigin, kMostBytes, "INVALID_CHECKPOINT");
   return mark.starts_with(digest) && mark == MarkOf(digest, dir);
 }
@@ -130,9 +132,10 @@ std::shared_ptr<const Checkpoint> OpenRotated(const Job& job, const Inputs& inpu
     std::filesystem::remove_all(dir, ignored);
     std::filesystem::create_directories(dir);
     WriteRotatedCheckpoint(*inputs.checkpoint, job.rotation, static_cast<uint64_t>(job.seed), dir);
-    CopyModelFiles(job.model_dir, dir);
     WriteFileAtomically(dir + "/" + kOrigin, MarkOf(digest, dir));
   }
+  // Always: the mark says nothing of them, and they may have changed since.
+  CopyModelFiles(job.model_dir, dir);
   return Checkpoint::Open(dir);
 }
 

@@ -323,6 +323,12 @@ TEST(AdapterFile, RoundTripsAndSeesDamage) {
   EXPECT_TRUE(read->moments.at(3).equal(state.moments[3]));
   EXPECT_FALSE(ReadAdapterFile(path, "other").has_value());
   EXPECT_FALSE(ReadAdapterFile(dir.File("none"), "print").has_value());
+  std::string other = ReadFile(path, 1 << 20, "TEST");
+  const std::string steps = R"(steps_done\":7)";
+  other.replace(other.find(steps), steps.size(), R"(steps_done\":6)");
+  WriteFileAtomically(path, other);
+  EXPECT_FALSE(ReadAdapterFile(path, "print").has_value()) << "the progress counts, too";
+  WriteAdapterFile(path, "print", state);
   Damage(path);
   EXPECT_FALSE(ReadAdapterFile(path, "print").has_value());
 }

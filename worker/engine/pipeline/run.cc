@@ -125,7 +125,7 @@ class Run {
   void Calibrate();
   void Quantize();
   void QuantizeBlock(int index);
-  // What preprocessing's first pass made of the block, if the job has one.
+  // What preprocessing's first pass made of the block, for methods that ask.
   std::optional<QuantizedBlock> FirstPassOf(int index) const;
   void Tune();
   BlockLosses Advance(const Block& block, const QuantizedBlock& quantized);
@@ -197,7 +197,10 @@ void Run::Load() {
 
 // Rotary positions go on for ever; what the model learned of them does not.
 void Run::WarnOfLongWindows() {
-  const int64_t most = checkpoint().config().max_positions;
+  const ModelConfig& config = checkpoint().config();
+  const bool stretched = config.rope_scaling.kind == RopeScaling::Kind::kLinear;
+  const auto most = static_cast<int64_t>(static_cast<double>(config.max_positions) *
+                                         (stretched ? config.rope_scaling.factor : 1.0));
   const auto look = [&](const char* what, const at::Tensor& windows) {
     if (!windows.defined() || windows.size(1) <= most) return;
     Warn(StrCat(what, " windows have ", windows.size(1), " tokens, the model knows ", most,
@@ -256,7 +259,7 @@ void Run::Quantize() {
 }
 
 std::optional<QuantizedBlock> Run::FirstPassOf(int index) const {
-  if (!manifest_.preprocessing) return std::nullopt;
+  if (!manifest_.preprocessing || !job_.method->NeedsPreprocessing()) return std::nullopt;
   return manifest_.preprocessing->first_pass(index);
 }
 
