@@ -141,7 +141,7 @@ def test_job_with_inputs_there(make_server, store, root, stories):
 
 @pytest.mark.full
 def test_a_killed_workers_job_goes_on_from_the_checkpoint(make_server, binaries, store, root, stories, tmp_path):
-    flags = [f"--artifact-root={store.uri(root)}", "--embedded=false", "--lease-ttl-s=5", "--heartbeat-interval-s=1"]
+    flags = [f"--artifact-root={store.uri(root)}", "--embedded=false", "--lease-ttl-s=5", "--heartbeat-interval-s=1", "--sweep-interval-s=1"]
     server = make_server(*flags, env=store.env).start()
     first = Worker(binaries, tmp_path / "w1", server.worker_address, env=store.env).start()
     server.json(*submit_args(stories, "--id", "resumed", method="gptq"))
