@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/errors.h"
+#include "common/file_identity.h"
 #include "server/artifacts/file_ops.h"
 
 namespace quantry::server {
@@ -35,15 +36,6 @@ absl::Status Busy(const BlobId& blob) {
 
 absl::Status Over(const BlobId& blob) {
   return MakeError(Reason::kInternal, absl::StrCat("the upload of blob ", blob.sha256, " is over"));
-}
-
-// Whether the open file is still the one of that name: the upload that held the
-// lock before may have finished and moved it away.
-bool IsAt(int fd, const std::string& path) {
-  struct stat open_file {};
-  struct stat named {};
-  return fstat(fd, &open_file) == 0 && stat(path.c_str(), &named) == 0 &&
-         open_file.st_ino == named.st_ino && open_file.st_dev == named.st_dev;
 }
 
 }  // namespace

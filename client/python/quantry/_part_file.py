@@ -7,7 +7,6 @@ import hashlib
 import os
 import pathlib
 import stat
-from contextlib import contextmanager
 from typing import Iterator
 
 try:
@@ -22,7 +21,7 @@ NAME_DIGITS = 12  # of the sha256 in a part file's name
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
-@contextmanager
+@contextlib.contextmanager
 def disk(path: pathlib.Path, doing: str = "write") -> Iterator[None]:
     """Turns what the disk says no with into a LocalDiskError."""
     try:
@@ -39,7 +38,7 @@ def disk(path: pathlib.Path, doing: str = "write") -> Iterator[None]:
             else "check the folder and its permissions, then pull again") from None
 
 
-@contextmanager
+@contextlib.contextmanager
 def held(folder: pathlib.Path) -> Iterator[None]:
     """Makes the folder and keeps other pulls out of it, those of other processes and of the command line too.
 
