@@ -7,25 +7,38 @@
 #include <string>
 
 #include "worker/engine/device/device.h"
+#include "worker/engine/nn/products.h"
 
 namespace quantry::engine {
 
 // What the engine's benchmarks share: --device, and a clock that waits for it.
 
-// Takes "--device NAME" out of the arguments; "cpu" when it is not there. A name
-// for OpenDevice, after ConfigureRuntime.
-inline std::string TakeDevice(int& argc, char** argv) {
-  std::string name = "cpu";
+// Takes "OPTION VALUE" out of the arguments.
+inline std::string TakeOption(int& argc, char** argv, const std::string& option,
+                              std::string value) {
   int kept = 1;
   for (int i = 1; i < argc; ++i) {
-    if (std::string(argv[i]) == "--device" && i + 1 < argc) {
-      name = argv[++i];
+    if (argv[i] == option && i + 1 < argc) {
+      value = argv[++i];
     } else {
       argv[kept++] = argv[i];
     }
   }
   argc = kept;
-  return name;
+  return value;
+}
+
+// Takes "--device NAME" out of the arguments; "cpu" when it is not there. A name
+// for OpenDevice, after ConfigureRuntime.
+inline std::string TakeDevice(int& argc, char** argv) {
+  return TakeOption(argc, argv, "--device", "cpu");
+}
+
+// Takes "--compute-dtype NAME" out of the arguments; float32 when it is not there.
+inline ComputeDtype TakeComputeDtype(int& argc, char** argv) {
+  return TakeOption(argc, argv, "--compute-dtype", "float32") == "bfloat16"
+             ? ComputeDtype::kBfloat16
+             : ComputeDtype::kFloat32;
 }
 
 // Seconds of a steady clock, read once a GPU has done all it was given.

@@ -1,7 +1,7 @@
 // Time of one training step of PTQ1.61 on block 0 of a checkpoint, beside the
 // plain product the authors' machine was measured with (2048 x 576 x 1536), so
 // that figures of different machines can be set against each other.
-//   quantry_ptq161_step [--device cpu] MODEL_DIR LENGTH WINDOWS THREADS
+//   quantry_ptq161_step [--device cpu] [--compute-dtype float32|bfloat16] MODEL_DIR LENGTH WINDOWS THREADS
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
@@ -48,7 +48,8 @@ double StepFlops(const Block& block, int64_t tokens) {
   return 4.0 * weights * static_cast<double>(tokens);
 }
 
-void Measure(const at::Device& device, const std::string& model, int64_t length, int64_t windows) {
+void Measure(const at::Device& device, ComputeDtype compute, const std::string& model,
+             int64_t length, int64_t windows) {
   const auto checkpoint = Checkpoint::Open(model);
   const Block block = LoadBlock(*checkpoint, 0, device);
   const RopeTable rope =
@@ -59,6 +60,7 @@ void Measure(const at::Device& device, const std::string& model, int64_t length,
   const BlockTask task{block, rope, x, x, GridSpec(), at::kHalf, {}, 0, device};
   Ptq161Options options;
   options.epochs = 1;
+  options.compute = compute;
   NoProgress progress;
   const BlockSurvey survey = SurveyBlock(task, options.statistic, progress);
   std::vector<at::Tensor> salient;
@@ -90,15 +92,17 @@ void Measure(const at::Device& device, const std::string& model, int64_t length,
 int Main(int argc, char** argv) {
   KeepFreedMemory();
   const std::string device = TakeDevice(argc, argv);
+  const ComputeDtype compute = TakeComputeDtype(argc, argv);
   if (argc != 5) {
-    std::fprintf(stderr,
-                 "usage: quantry_ptq161_step [--device cpu|cuda] MODEL_DIR LENGTH WINDOWS "
-                 "THREADS\n");
+    std::fprintf(
+        stderr,
+        "usage: quantry_ptq161_step [--device cpu|cuda] [--compute-dtype float32|bfloat16] "
+        "MODEL_DIR LENGTH WINDOWS THREADS\n");
     return 2;
   }
   try {
     ConfigureRuntime(std::atoi(argv[4]));
-    Measure(OpenDevice(device), argv[1], std::atoll(argv[2]), std::atoll(argv[3]));
+    Measure(OpenDevice(device), compute, argv[1], std::atoll(argv[2]), std::atoll(argv[3]));
   } catch (const EngineError& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

@@ -2,7 +2,7 @@
 // on a random block, beside the rate of plain matrix products of the same
 // machine, device and thread count: what the step's products alone would take.
 //
-//   quantry_reconstruction_step [--device cpu] [threads] [steps]
+//   quantry_reconstruction_step [--device cpu] [--compute-dtype float32|bfloat16] [threads] [steps]
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
@@ -94,10 +94,11 @@ double StepGflop(const Size& size, const Block& block) {
   return (6.0 * tokens * weights + attention) / 1e9;
 }
 
-void Run(const at::Device& device, const Size& size, int64_t steps) {
+void Run(const at::Device& device, ComputeDtype compute, const Size& size, int64_t steps) {
   const Architecture& architecture = *FindArchitecture("llama");
   const ModelConfig config = ConfigOf(size);
-  const Block block = RandomBlock(architecture, config).To(device);
+  Block block = RandomBlock(architecture, config).To(device);
+  block.compute = compute;
   const RopeTable rope = MakeRopeTable(architecture, config, size.tokens, device);
   const at::Tensor x = at::randn({8, size.tokens, size.hidden});
   const BlockObjective objective(block, rope, x, at::randn_like(x), device);
@@ -130,11 +131,12 @@ void Run(const at::Device& device, const Size& size, int64_t steps) {
 int Main(int argc, char** argv) {
   KeepFreedMemory();
   const std::string name = TakeDevice(argc, argv);
+  const ComputeDtype compute = TakeComputeDtype(argc, argv);
   const int64_t steps = argc > 2 ? std::atoll(argv[2]) : 20;
   try {
     ConfigureRuntime(argc > 1 ? std::atoi(argv[1]) : 0);
     const at::Device device = OpenDevice(name);
-    for (const Size& size : kSizes) Run(device, size, steps);
+    for (const Size& size : kSizes) Run(device, compute, size, steps);
   } catch (const EngineError& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

@@ -156,7 +156,7 @@ std::vector<Rule> Ptq161Rules() {
                    With("disable_training")),
       // Learned signs train r2 as well.
       When<Ptq161>([](const Ptq161& m) { return m.disable_training() && !LearnsRounding(m); },
-                   {"rank_one_rate"}, With("disable_training")),
+                   {"rank_one_rate", "compute_dtype"}, With("disable_training")),
       When<Ptq161>([](const Ptq161& m) { return m.disable_cosine(); },
                    {"cosine_weight", "token_cosine"}, With("disable_cosine")),
       When<Ptq161>([](const Ptq161& m) { return m.epochs() == 1; }, {"stop_improvement"},

@@ -33,7 +33,7 @@ struct EventsOptions {
   int64_t after = 0;
 };
 
-constexpr int kPage = 1000;
+constexpr int kEventsPage = 1000;
 
 absl::StatusOr<ExitCode> RunEvents(Context& context, const EventsOptions& options) {
   const absl::StatusOr<std::string> name = ResolveJob(context.global.tenant, options.job);
@@ -41,7 +41,7 @@ absl::StatusOr<ExitCode> RunEvents(Context& context, const EventsOptions& option
   Connection connection(context.env, context.global);
   v1::ListJobEventsRequest request;
   request.set_parent(*name);
-  request.set_page_size(kPage);
+  request.set_page_size(kEventsPage);
   request.set_after_sequence(options.after);
   while (true) {
     v1::ListJobEventsResponse page;

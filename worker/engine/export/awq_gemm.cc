@@ -14,7 +14,6 @@ namespace quantry::engine {
 namespace {
 
 constexpr int kBits = 4;
-constexpr int64_t kScaleBits = 16;
 constexpr int64_t kColumns = 8;  // of one word
 
 // Output column, within its eight, that slot i (bits 4i .. 4i+3) holds; and the

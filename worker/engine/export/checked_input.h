@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -7,6 +8,9 @@
 #include "worker/engine/base/strings.h"
 
 namespace quantry::engine {
+
+// Of a config.json or another description of a packed folder.
+inline constexpr uint64_t kMaxConfigBytes = uint64_t{16} << 20;
 
 // Runs `body`, which reads a packed folder `dir` of somebody else. What its
 // metadata lacks and tensors that do not fit each other (to the readers they

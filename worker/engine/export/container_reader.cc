@@ -11,7 +11,6 @@
 namespace quantry::engine {
 namespace {
 
-constexpr uint64_t kMaxConfigBytes = uint64_t{16} << 20;
 constexpr std::string_view kMaskSuffix = ".mask";
 
 EngineError Invalid(const std::string& dir, const std::string& why) {

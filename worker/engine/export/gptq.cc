@@ -13,7 +13,6 @@ namespace quantry::engine {
 namespace {
 
 constexpr int64_t kWordBits = 32;
-constexpr int64_t kScaleBits = 16;
 
 constexpr unsigned StoredZero(unsigned zero, int bits) { return (zero - 1U) & ((1U << bits) - 1U); }
 
@@ -59,7 +58,7 @@ nlohmann::ordered_json QuantizationConfig(const GridSpec& grid, GptqVersion vers
            {{"quantizer", nlohmann::ordered_json::array({StrCat("quantry:", QUANTRY_VERSION)})}}}};
 }
 
-std::string EnginesFor(const GridSpec& grid) {
+std::string GptqEngines(const GridSpec& grid) {
   if (grid.symmetric && (grid.bits == 4 || grid.bits == 8)) {
     return "Loads in vLLM (Marlin, Machete), SGLang and transformers with GPTQModel.";
   }
@@ -141,7 +140,7 @@ std::map<std::string, std::string> GptqLayout::MoreFiles() const {
 }
 
 std::string GptqLayout::Compatibility(const std::vector<PlannedLinear>& linears) const {
-  std::string note = EnginesFor(grid());
+  std::string note = GptqEngines(grid());
   if (version_ == GptqVersion::kV1) {
     note +=
         " Zero points are stored minus one (checkpoint_format gptq) for readers that know "

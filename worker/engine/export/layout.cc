@@ -15,8 +15,6 @@
 namespace quantry::engine {
 namespace {
 
-constexpr int64_t kScaleBits = 16;
-
 template <typename T>
 std::unique_ptr<Layout> Create(const GridSpec& grid, at::ScalarType scale_dtype) {
   return std::make_unique<T>(grid, scale_dtype);

@@ -16,6 +16,9 @@
 
 namespace quantry::engine {
 
+// Of a stored scale, fp16 or bf16.
+inline constexpr int64_t kScaleBits = 16;
+
 // A quantized linear by its whole module path, before there are any values.
 struct PlannedLinear {
   std::string module;  // "model.layers.0.self_attn.q_proj"

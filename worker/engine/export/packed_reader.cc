@@ -13,7 +13,7 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "files are little-endian");
 
-[[noreturn]] void Fail(const std::string& message) {
+[[noreturn]] void FailRead(const std::string& message) {
   throw EngineError(FailureClass::kEnvironment, "OUTPUT_VERIFICATION_FAILED", message);
 }
 
@@ -37,8 +37,8 @@ void CheckPacked(const at::Tensor& packed, int64_t columns, int bits) {
       packed.size(1) == (columns * bits + 31) / 32) {
     return;
   }
-  Fail(StrCat("packed codes should be int32 with words for ", columns, " codes of ", bits,
-              " bits a stream, got ", Described(packed)));
+  FailRead(StrCat("packed codes should be int32 with words for ", columns, " codes of ", bits,
+                  " bits a stream, got ", Described(packed)));
 }
 
 }  // namespace
@@ -61,7 +61,8 @@ at::Tensor ReadPackedRows(const at::Tensor& packed, int64_t columns, int bits) {
 }
 
 at::Tensor ReadPackedColumns(const at::Tensor& packed, int64_t rows, int bits) {
-  if (packed.dim() != 2) Fail(StrCat("packed codes should be a matrix, got ", Described(packed)));
+  if (packed.dim() != 2)
+    FailRead(StrCat("packed codes should be a matrix, got ", Described(packed)));
   return ReadPackedRows(packed.t().contiguous(), rows, bits).t().contiguous();
 }
 

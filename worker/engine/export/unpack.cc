@@ -27,7 +27,6 @@
 namespace quantry::engine {
 namespace {
 
-constexpr uint64_t kMaxConfigBytes = uint64_t{16} << 20;
 constexpr int kUsage = 2;
 // Of a dense weight: the bytes of one of this size in both ways still fit.
 constexpr int64_t kMostSide = int64_t{1} << 31;

@@ -102,6 +102,8 @@ MethodRow TesseraqRow() {
       {"model_tuning_dense_rate", "double", "0", "Rate of norms and biases there."},
       {"rounding_reach", "int32", "1", "Steps of the grid a rounding may go: 1 or 2."},
       {"held_out_samples", "int32", "0", "Calibration windows that judge each block's rounding."},
+      {"compute_dtype", "enum", "\"COMPUTE_DTYPE_FLOAT32\"",
+       "COMPUTE_DTYPE_BFLOAT16: the products of training steps in bfloat16."},
   };
   row.parameters.insert(row.parameters.end(), own.begin(), own.end());
   row.rotation = TesseraqRotation;
@@ -250,6 +252,13 @@ ActivationSpec ParseActivations(JsonObject& options, const ActivationSpec& defau
   }
   CheckActivations(spec);
   return spec;
+}
+
+ComputeDtype ParseComputeDtype(JsonObject& options) {
+  const int choice = options.Choice(
+      "compute_dtype",
+      {"COMPUTE_DTYPE_UNSPECIFIED", "COMPUTE_DTYPE_FLOAT32", "COMPUTE_DTYPE_BFLOAT16"}, 0);
+  return choice == 2 ? ComputeDtype::kBfloat16 : ComputeDtype::kFloat32;
 }
 
 RotationSpec ParseRotation(JsonObject& options, const ActivationSpec& activations) {

@@ -70,6 +70,9 @@ GridSpec ParseGrid(JsonObject& options, const GridSpec& defaults = {});
 // `activations` of a method's message; 16 bits when absent. Throws INVALID_SPEC.
 ActivationSpec ParseActivations(JsonObject& options, const ActivationSpec& defaults = {});
 
+// `compute_dtype` of a method's message; float32 when absent.
+ComputeDtype ParseComputeDtype(JsonObject& options);
+
 // `rotation` of a method's message: enabled; online where asked for, by default
 // when activations are quantized. For MethodRow::rotation.
 RotationSpec ParseRotation(JsonObject& options, const ActivationSpec& activations);

@@ -95,8 +95,7 @@ at::Tensor Block::Apply(int i, const at::Tensor& x) const {
   const Linear& linear = linears.at(i);
   const at::Tensor input = FakeQuantizeActivations(x, activations.bits);
   if (linear.product) return linear.product(input);
-  return linear.bias.defined() ? at::linear(input, linear.weight, linear.bias)
-                               : at::linear(input, linear.weight);
+  return LinearProduct(input, linear.weight, linear.bias, compute);
 }
 
 at::Tensor Block::Product(LinearRole role, const at::Tensor& x, const LinearForward& linear) const {

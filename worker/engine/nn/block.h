@@ -10,6 +10,7 @@
 
 #include "worker/engine/model/architecture.h"
 #include "worker/engine/model/config.h"
+#include "worker/engine/nn/products.h"
 #include "worker/engine/nn/rope.h"
 #include "worker/engine/quant/activations.h"
 
@@ -70,6 +71,8 @@ class Block {
   // How Apply quantizes its input: off in a loaded block, on in a quantized one
   // of a job with quantized activations.
   ActivationSpec activations;
+  // Of the products Apply makes: bfloat16 in training steps that ask for it.
+  ComputeDtype compute = ComputeDtype::kFloat32;
 
   // Output hidden states. hidden: [batch, tokens, hidden_size], causal mask,
   // positions 0..tokens-1. `linear` empty = plain products. With a cache the

@@ -11,7 +11,7 @@
 namespace quantry::engine {
 namespace {
 
-constexpr char kSchema[] = "quantry.adapters.v1";
+constexpr char kAdapterSchema[] = "quantry.adapters.v1";
 
 void Plan(const std::string& name, const std::vector<at::Tensor>& list,
           std::vector<TensorSpec>& specs, std::vector<at::Tensor>& values) {
@@ -52,12 +52,10 @@ void WriteAdapterFile(const std::string& path, const std::string& fingerprint,
   std::vector<at::Tensor> values;
   Plan("adapter", state.adapters, specs, values);
   Plan("moment", state.moments, specs, values);
-  const nlohmann::json description = {{"schema", kSchema},
-                                      {"fingerprint", fingerprint},
-                                      {"steps_done", state.steps_done},
-                                      {"loss_first", state.loss_first},
-                                      {"loss_last", state.loss_last},
-                                      {"digest", DigestOf(state)}};
+  const nlohmann::json description = {
+      {"schema", kAdapterSchema},       {"fingerprint", fingerprint},
+      {"steps_done", state.steps_done}, {"loss_first", state.loss_first},
+      {"loss_last", state.loss_last},   {"digest", DigestOf(state)}};
   SafetensorsWriter writer(path, specs, {{"quantry", description.dump()}});
   for (size_t i = 0; i < specs.size(); ++i) writer.Append(specs[i].name, values[i]);
   writer.Finish();
@@ -68,7 +66,8 @@ std::optional<LoraState> ReadAdapterFile(const std::string& path, const std::str
   try {
     const auto file = SafetensorsFile::Open(path);
     const auto description = nlohmann::json::parse(file->metadata().at("quantry"));
-    if (description.at("schema") != kSchema || description.at("fingerprint") != fingerprint) {
+    if (description.at("schema") != kAdapterSchema ||
+        description.at("fingerprint") != fingerprint) {
       return std::nullopt;
     }
     LoraState state;

@@ -13,7 +13,7 @@
 namespace quantry::engine {
 namespace {
 
-constexpr char kSchema[] = "quantry.block.v1";
+constexpr char kBlockSchema[] = "quantry.block.v1";
 constexpr char kMixed[] = "mixed-binary";
 constexpr char kValues[] = "values";
 constexpr char kDensePrefix[] = "dense.";
@@ -87,7 +87,7 @@ nlohmann::json Describe(const QuantizedBlock& block, const BlockReport& report) 
                        {"symmetric", linear.grid.symmetric},
                        {"columns", linear.codes.size(1)}});
   }
-  return {{"schema", kSchema},
+  return {{"schema", kBlockSchema},
           {"index", block.index},
           {"digest", BlockDigest(block)},
           {"linears", linears},

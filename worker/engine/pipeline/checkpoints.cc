@@ -15,7 +15,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr char kSchema[] = "quantry.checkpoint.v1";
+constexpr char kCheckpointSchema[] = "quantry.checkpoint.v1";
 constexpr char kState[] = "state.json";
 constexpr uint64_t kMaxStateBytes = uint64_t{16} << 20;
 
@@ -35,7 +35,7 @@ bool IsOurs(const std::string& name) {
   return IsPassing(name) || IsBlock(name) || IsTuned(name) || name.rfind(kState, 0) == 0;
 }
 
-HashedFile Hash(const std::string& dir, const std::string& name) {
+HashedFile HashOf(const std::string& dir, const std::string& name) {
   const FileDigest digest = Sha256OfFile(dir + "/" + name);
   return {name, digest.bytes, digest.sha256};
 }
@@ -94,7 +94,7 @@ int Checkpoints::Resume(int blocks_total, Streams* streams,
 int Checkpoints::Read(int blocks_total, Streams* streams) {
   const auto state =
       nlohmann::json::parse(ReadFile(PathOf(kState), kMaxStateBytes, "CHECKPOINT_CORRUPT"));
-  if (state.at("schema") != kSchema) throw Unusable{"its schema is another"};
+  if (state.at("schema") != kCheckpointSchema) throw Unusable{"its schema is another"};
   if (state.at("fingerprint") != fingerprint_) {
     throw Unusable{
         "it belongs to another job, input, engine version, thread count, device type or CPU "
@@ -105,7 +105,7 @@ int Checkpoints::Read(int blocks_total, Streams* streams) {
   files_.clear();
   for (const nlohmann::json& entry : state.at("files")) {
     const HashedFile wanted = Listed(entry);
-    const HashedFile got = Hash(dir_, wanted.path);
+    const HashedFile got = HashOf(dir_, wanted.path);
     if (got.bytes != wanted.bytes || got.sha256 != wanted.sha256) {
       throw Unusable{wanted.path + " is damaged"};
     }
@@ -139,10 +139,10 @@ void Checkpoints::StoreBlock(const QuantizedBlock& block, const BlockReport& rep
 
 const std::vector<HashedFile>& Checkpoints::Commit(int blocks_done, const Streams* streams) {
   const std::vector<std::string> old = Drop(IsPassing);
-  files_.push_back(Hash(dir_, BlockFileName(blocks_done - 1)));
+  files_.push_back(HashOf(dir_, BlockFileName(blocks_done - 1)));
   if (streams != nullptr) {
     WriteStreams(PathOf(StreamsFileName(blocks_done)), *streams);
-    files_.push_back(Hash(dir_, StreamsFileName(blocks_done)));
+    files_.push_back(HashOf(dir_, StreamsFileName(blocks_done)));
   }
   WriteState(blocks_done);
   for (const std::string& name : old) fs::remove(PathOf(name));
@@ -153,7 +153,7 @@ const std::vector<HashedFile>& Checkpoints::CommitStage(int blocks_done, const S
   const std::vector<std::string> old = Drop(IsStage);
   const std::string name = StageFileName(blocks_done, state.stages_done);
   WriteStageFile(PathOf(name), blocks_done, state);
-  files_.push_back(Hash(dir_, name));
+  files_.push_back(HashOf(dir_, name));
   WriteState(blocks_done);
   for (const std::string& gone : old) {
     if (gone != name) fs::remove(PathOf(gone));
@@ -171,7 +171,7 @@ std::optional<StageState> Checkpoints::LoadStage(int block) const {
 const std::vector<HashedFile>& Checkpoints::List() {
   listed_ = files_;
   listed_.insert(listed_.end(), carried_.begin(), carried_.end());
-  listed_.push_back(Hash(dir_, kState));
+  listed_.push_back(HashOf(dir_, kState));
   return listed_;
 }
 
@@ -192,7 +192,7 @@ std::vector<std::string> Checkpoints::Drop(bool (*is)(const std::string& name)) 
 void Checkpoints::WriteState(int blocks_done) {
   nlohmann::ordered_json files = nlohmann::ordered_json::array();
   for (const HashedFile& file : files_) files.push_back(ToJson(file));
-  const nlohmann::ordered_json state = {{"schema", kSchema},
+  const nlohmann::ordered_json state = {{"schema", kCheckpointSchema},
                                         {"fingerprint", fingerprint_},
                                         {"blocks_done", blocks_done},
                                         {"files", files}};
@@ -205,7 +205,7 @@ const std::vector<HashedFile>& Checkpoints::CommitTuned(const std::vector<Stored
   for (const StoredBlock& stored : blocks) {
     const std::string name = TunedFileName(stored.block.index);
     WriteBlockFile(PathOf(name), stored.block, stored.report);
-    files_.push_back(Hash(dir_, name));
+    files_.push_back(HashOf(dir_, name));
   }
   WriteState(static_cast<int>(blocks.size()));
   for (const std::string& name : old) fs::remove(PathOf(name));

@@ -24,14 +24,14 @@ constexpr double kLeastDecades = 0.3;  // a flat line still gets an axis around 
 
 bool Drawable(double value) { return std::isfinite(value) && value > 0; }
 
-std::string Format(const char* format, double value) {
+std::string Printed(const char* format, double value) {
   char text[32];
   std::snprintf(text, sizeof(text), format, value);
   return text;
 }
 
 // Pixels with one decimal: enough, and short.
-std::string Px(double value) { return Format("%.1f", value); }
+std::string Px(double value) { return Printed("%.1f", value); }
 
 std::string Text(double x, double y, const std::string& anchor, const std::string& text,
                  const std::string& more = "") {
@@ -98,7 +98,7 @@ std::string Frame(const LinePlot& plot, const Axes& axes) {
   for (const double tick : axes.Ticks()) {
     const double y = axes.Y(tick);
     svg += Line(kLeft, y, kRight, y, "#dddddd");
-    svg += Text(kLeft - 8, y + 4, "end", Format("%.2g", tick));
+    svg += Text(kLeft - 8, y + 4, "end", Printed("%.2g", tick));
   }
   const size_t step = (axes.points() + kMaxXTicks - 1) / kMaxXTicks;
   for (size_t i = 0; i < axes.points(); i += step) {

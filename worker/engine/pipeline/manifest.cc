@@ -11,7 +11,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr char kSchema[] = "quantry.manifest.v1";
+constexpr char kManifestSchema[] = "quantry.manifest.v1";
 
 Json ToJson(const OutputSummary& output) {
   return {{"format", output.format},
@@ -70,7 +70,7 @@ Json ToJson(const RestorationResult& result) {
 }
 
 Json ToJson(const Job& job, const Manifest& manifest) {
-  Json json = {{"schema", kSchema},
+  Json json = {{"schema", kManifestSchema},
                {"job", job.name},
                {"job_uid", job.uid},
                {"epoch", job.epoch},

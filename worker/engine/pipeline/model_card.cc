@@ -58,7 +58,7 @@ std::string FrontMatter(const Json& report, const Json& output) {
   return yaml + "---\n";
 }
 
-std::string Quality(const Json& report) {
+std::string QualityText(const Json& report) {
   const auto rows = PerplexityRows(report);
   if (rows.empty()) return "Quality was not measured: the job had no evaluation text.\n";
   std::string text = "| model | perplexity | to dense |\n|---|---:|---:|\n";
@@ -85,7 +85,7 @@ std::string Quality(const Json& report) {
   return text;
 }
 
-std::string Inputs(const Json& report) {
+std::string InputsText(const Json& report) {
   std::string text = "| input | sha256 |\n|---|---|\n";
   for (const Json& file : report.at("inputs")) {
     // A name is somebody else's text: no bar, backtick or line end leaves the cell.
@@ -108,10 +108,10 @@ std::string ModelCard(const Json& report, const Json& output) {
                 ShortNumber(report.at("bits").at("linears").get<double>()),
                 " as the method made them). The source's weights take ",
                 ShortBytes(report.at("bits").at("dense_bytes").get<double>()),
-                ".\n\n## Quality\n\n", Quality(report), "\n## Loading it\n\n",
+                ".\n\n## Quality\n\n", QualityText(report), "\n## Loading it\n\n",
                 output.at("compatibility").get<std::string>(), "\n\n## How it was made\n\n```sh\n",
                 again.at("command").get<std::string>(), "\n```\n\nwith METHOD_CONFIG\n\n```json\n",
-                again.at("method").dump(2, ' ', true), "\n```\n\n", Inputs(report),
+                again.at("method").dump(2, ' ', true), "\n```\n\n", InputsText(report),
                 "\nMade by quantry ", report.at("versions").at("engine").get<std::string>(),
                 " with libtorch ", report.at("versions").at("libtorch").get<std::string>(),
                 ". The base model's licence applies.\n\n", kSignature);

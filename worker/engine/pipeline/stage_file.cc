@@ -10,9 +10,9 @@
 namespace quantry::engine {
 namespace {
 
-constexpr char kSchema[] = "quantry.stage.v1";
+constexpr char kStageSchema[] = "quantry.stage.v1";
 
-[[noreturn]] void Corrupt(const std::string& path, const std::string& how) {
+[[noreturn]] void CorruptStage(const std::string& path, const std::string& how) {
   throw EngineError(FailureClass::kEnvironment, "CHECKPOINT_CORRUPT", StrCat(path, ": ", how),
                     {{"path", path}});
 }
@@ -43,12 +43,10 @@ void WriteStageFile(const std::string& path, int block, const StageState& state)
       values.push_back(list[i].contiguous());
     }
   });
-  const nlohmann::json description = {{"schema", kSchema},
-                                      {"block", block},
-                                      {"stages_done", state.stages_done},
-                                      {"learning_rate_share", state.learning_rate_share},
-                                      {"loss_soft", state.loss_soft},
-                                      {"retries", state.retries}};
+  const nlohmann::json description = {
+      {"schema", kStageSchema},           {"block", block},
+      {"stages_done", state.stages_done}, {"learning_rate_share", state.learning_rate_share},
+      {"loss_soft", state.loss_soft},     {"retries", state.retries}};
   SafetensorsWriter writer(path, specs, {{"quantry", description.dump()}});
   for (size_t i = 0; i < specs.size(); ++i) writer.Append(specs[i].name, values[i]);
   writer.Finish();
@@ -57,19 +55,19 @@ void WriteStageFile(const std::string& path, int block, const StageState& state)
 StageState ReadStageFile(const std::string& path, int block) {
   const auto file = SafetensorsFile::Open(path);
   const auto found = file->metadata().find("quantry");
-  if (found == file->metadata().end()) Corrupt(path, "it is no stage of a block");
+  if (found == file->metadata().end()) CorruptStage(path, "it is no stage of a block");
   StageState state;
   try {
     const auto description = nlohmann::json::parse(found->second);
-    if (description.at("schema") != kSchema || description.at("block") != block) {
-      Corrupt(path, StrCat("it is no stage of block ", block));
+    if (description.at("schema") != kStageSchema || description.at("block") != block) {
+      CorruptStage(path, StrCat("it is no stage of block ", block));
     }
     state.stages_done = description.at("stages_done").get<int>();
     state.learning_rate_share = description.at("learning_rate_share").get<double>();
     state.loss_soft = description.value("loss_soft", 0.0);
     state.retries = description.value("retries", 0);
   } catch (const nlohmann::json::exception& error) {
-    Corrupt(path, StrCat("its description is malformed: ", error.what()));
+    CorruptStage(path, StrCat("its description is malformed: ", error.what()));
   }
   VisitLists(state,
              [&](const std::string& front, const std::string& back, std::vector<at::Tensor>& list) {

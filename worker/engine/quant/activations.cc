@@ -9,14 +9,14 @@
 namespace quantry::engine {
 namespace {
 
-constexpr double kMinRange = 1e-5;
+constexpr double kMinTokenRange = 1e-5;
 
 at::Tensor Quantized(const at::Tensor& x, int bits) {
   const auto qmax = static_cast<double>((int64_t{1} << bits) - 1);
   auto [lo, hi] = at::aminmax(x, -1, /*keepdim=*/true);
   lo.clamp_max_(0.0);
   hi.clamp_min_(0.0);
-  const at::Tensor scale = hi.sub_(lo).clamp_min_(kMinRange).div_(qmax);
+  const at::Tensor scale = hi.sub_(lo).clamp_min_(kMinTokenRange).div_(qmax);
   const at::Tensor zero = lo.div_(scale).round_().neg_().clamp_(0.0, qmax);
   return x.div(scale).round_().add_(zero).clamp_(0.0, qmax).sub_(zero).mul_(scale);
 }

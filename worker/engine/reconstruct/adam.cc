@@ -9,9 +9,6 @@
 namespace quantry::engine {
 namespace {
 
-constexpr double kBeta1 = 0.9;
-constexpr double kBeta2 = 0.999;
-constexpr double kEpsilon = 1e-8;
 constexpr double kSmallestSize = 1e-3;  // of a bias that is all zero
 
 }  // namespace
@@ -38,15 +35,15 @@ void Adam::Step(const std::vector<at::Tensor>& gradients, double scale) {
   const at::NoGradGuard no_grad;
   ++steps_;
   const auto steps = static_cast<double>(steps_);
-  const double mean_correction = 1.0 - std::pow(kBeta1, steps);
-  const double square_correction = std::sqrt(1.0 - std::pow(kBeta2, steps));
+  const double mean_correction = 1.0 - std::pow(kAdamBeta1, steps);
+  const double square_correction = std::sqrt(1.0 - std::pow(kAdamBeta2, steps));
   for (size_t i = 0; i < slots_.size(); ++i) {
     const at::Tensor& gradient = gradients.at(i);
     if (!gradient.defined()) continue;
     Slot& slot = slots_[i];
-    slot.mean.lerp_(gradient, 1.0 - kBeta1);
-    slot.square.mul_(kBeta2).addcmul_(gradient, gradient, 1.0 - kBeta2);
-    const at::Tensor root = slot.square.sqrt().div_(square_correction).add_(kEpsilon);
+    slot.mean.lerp_(gradient, 1.0 - kAdamBeta1);
+    slot.square.mul_(kAdamBeta2).addcmul_(gradient, gradient, 1.0 - kAdamBeta2);
+    const at::Tensor root = slot.square.sqrt().div_(square_correction).add_(kAdamEpsilon);
     if (slot.rates.defined()) {
       slot.tensor.addcdiv_(slot.mean * slot.rates, root, -scale / mean_correction);
     } else {

@@ -7,6 +7,10 @@
 
 namespace quantry::engine {
 
+inline constexpr double kAdamBeta1 = 0.9;
+inline constexpr double kAdamBeta2 = 0.999;
+inline constexpr double kAdamEpsilon = 1e-8;
+
 // Adam (Kingma & Ba 2015), betas 0.9 and 0.999, eps 1e-8, without weight decay:
 // what AdamW is when its decay is 0. Tensors are changed in place; each has a
 // rate, about what a step moves its entries by. Holds two moments of each

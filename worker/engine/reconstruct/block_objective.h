@@ -29,7 +29,8 @@ struct TrainableTensors {
 class BlockObjective {
  public:
   // block: what is fixed (architecture, biases, norms); its weights are not
-  // used. inputs, targets: fp32 [windows, length, hidden] in host memory.
+  // used. Gradients multiplies in the block's compute dtype, Loss in fp32.
+  // inputs, targets: fp32 [windows, length, hidden] in host memory.
   BlockObjective(const Block& block, const RopeTable& rope, at::Tensor inputs, at::Tensor targets,
                  const at::Device& device);
 

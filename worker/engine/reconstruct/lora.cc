@@ -79,12 +79,12 @@ struct Slot {
   double scale = 0;
 };
 
-struct Gradients {
+struct AdapterGradients {
   double loss = 0;
   std::vector<at::Tensor> adapters;
 };
 
-void Add(Gradients& to, const Gradients& from) {
+void AddGradients(AdapterGradients& to, const AdapterGradients& from) {
   to.loss += from.loss;
   for (size_t i = 0; i < to.adapters.size(); ++i) to.adapters[i].add_(from.adapters[i]);
 }
@@ -110,12 +110,13 @@ class Trainer {
 
   std::vector<at::Tensor>& adapters() { return adapters_; }
 
-  Gradients Step(int64_t step, const std::vector<int64_t>& windows) const {
+  AdapterGradients Step(int64_t step, const std::vector<int64_t>& windows) const {
     const auto predicted =
         static_cast<double>(windows.size()) * static_cast<double>(windows_.size(1) - 1);
     return OverShares(
         device_, windows,
-        [&](const std::vector<int64_t>& share) { return Part(step, share, predicted); }, Add);
+        [&](const std::vector<int64_t>& share) { return Part(step, share, predicted); },
+        AddGradients);
   }
 
   // Adds the adapters to the weights; returns the mean relative change.
@@ -185,7 +186,7 @@ class Trainer {
     return BackwardThroughHead(head_, outputs, chunk, slope) / predicted;
   }
 
-  Gradients Part(int64_t step, const std::vector<int64_t>& windows, double predicted) const {
+  AdapterGradients Part(int64_t step, const std::vector<int64_t>& windows, double predicted) const {
     const at::Tensor ids = windows_.index_select(0, at::tensor(windows, at::kLong));
     std::vector<at::Tensor> leaves;
     for (const at::Tensor& adapter : adapters_) {
@@ -208,7 +209,7 @@ class Trainer {
       return NextTokenLoss(outputs, ids, predicted, slope);
     };
     pass.collect = [](size_t) {};
-    Gradients result;
+    AdapterGradients result;
     result.loss = BackwardThroughModel(Embed(checkpoint_, ids, device_), blocks_.size(), pass);
     for (const at::Tensor& leaf : leaves) result.adapters.push_back(leaf.grad());
     return result;
@@ -261,7 +262,7 @@ LoraReport TrainLora(const Checkpoint& checkpoint, const RopeTable& rope, const 
   const int64_t tenth = std::max<int64_t>(1, options.steps / 10);
   while (state.steps_done < options.steps) {
     const int64_t step = state.steps_done;
-    Gradients gradients = trainer.Step(step, order.At(step, options.accumulation));
+    AdapterGradients gradients = trainer.Step(step, order.At(step, options.accumulation));
     if (!std::isfinite(gradients.loss)) {
       throw UserError("NON_FINITE_LOSS",
                       StrCat("training adapters, step ", step, ": the loss is ", gradients.loss,

@@ -72,12 +72,13 @@ void Add(Gradients& to, const Gradients& from) {
 
 class Tuner {
  public:
-  Tuner(const ModelTuningTask& task, std::vector<QuantizedBlock>& blocks)
+  Tuner(const ModelTuningTask& task, ComputeDtype compute, std::vector<QuantizedBlock>& blocks)
       : task_(task), head_(task.checkpoint, task.device) {
     for (QuantizedBlock& quantized : blocks) {
       TunedBlock tuned;
       tuned.frame = Rebuild(LoadBlock(task.checkpoint, quantized.index, task.device), quantized,
                             task.activations);
+      tuned.frame.compute = compute;
       tuned.quantized = &quantized;
       for (Linear& linear : tuned.frame.linears) linear.weight = at::Tensor();
       for (const QuantizedLinear& linear : quantized.linears) {
@@ -200,7 +201,7 @@ std::vector<at::Tensor> Flatten(const std::vector<std::vector<at::Tensor>>& list
 
 ModelTuningReport TuneModel(const ModelTuningTask& task, const ModelTuningOptions& options,
                             std::vector<QuantizedBlock>& blocks, ProgressSink& progress) {
-  Tuner tuner(task, blocks);
+  Tuner tuner(task, options.compute, blocks);
   std::vector<at::Tensor> logs = tuner.Logs();
   std::vector<at::Tensor> dense = tuner.Dense();
   Adam log_adam, dense_adam;

@@ -10,6 +10,7 @@
 
 #include "worker/engine/methods/method.h"
 #include "worker/engine/model/checkpoint.h"
+#include "worker/engine/nn/products.h"
 #include "worker/engine/nn/rope.h"
 #include "worker/engine/quant/quantized_linear.h"
 
@@ -29,6 +30,7 @@ struct ModelTuningOptions {
   double scale_rate = 3e-3;
   double dense_rate = 0;  // 0 = they stay
   uint64_t seed = 0;
+  ComputeDtype compute = ComputeDtype::kFloat32;  // of the blocks' products
 };
 
 // What tuning works on. Memory: one block's activations and weights beside a

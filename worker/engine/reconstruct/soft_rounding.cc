@@ -6,6 +6,7 @@
 
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/strings.h"
+#include "worker/engine/reconstruct/adam.h"
 #include "worker/engine/reconstruct/group_kernels.h"
 #include "worker/engine/reconstruct/order_statistic.h"
 #include "worker/engine/reconstruct/rectified_sigmoid.h"
@@ -13,22 +14,19 @@
 namespace quantry::engine {
 namespace {
 
-constexpr double kBeta1 = 0.9;
-constexpr double kBeta2 = 0.999;
-constexpr float kEpsilon = 1e-8F;
-
 // Adam's moments of one variable; returns the direction to go down, in units
 // of the rate.
-struct Adam {
+struct AdamStep {
   float mean_correction;    // 1 / (1 - beta1^t)
   float square_correction;  // 1 / sqrt(1 - beta2^t)
 
   float Direction(float gradient, float& mean, float& square) const {
-    constexpr auto kRest1 = static_cast<float>(1.0 - kBeta1);
-    constexpr auto kRest2 = static_cast<float>(1.0 - kBeta2);
+    constexpr auto kRest1 = static_cast<float>(1.0 - kAdamBeta1);
+    constexpr auto kRest2 = static_cast<float>(1.0 - kAdamBeta2);
     mean += (gradient - mean) * kRest1;
-    square = square * static_cast<float>(kBeta2) + gradient * gradient * kRest2;
-    return mean * mean_correction / (std::sqrt(square) * square_correction + kEpsilon);
+    square = square * static_cast<float>(kAdamBeta2) + gradient * gradient * kRest2;
+    return mean * mean_correction /
+           (std::sqrt(square) * square_correction + static_cast<float>(kAdamEpsilon));
   }
 };
 
@@ -184,8 +182,8 @@ void SoftRounding::Step(const at::Tensor& gradient, const StepRates& rates) {
 void SoftRounding::BeginStep(const StepRates& rates) {
   rates_ = rates;
   ++step_;
-  mean_correction_ = static_cast<float>(1.0 / (1.0 - std::pow(kBeta1, step_)));
-  square_correction_ = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(kBeta2, step_)));
+  mean_correction_ = static_cast<float>(1.0 / (1.0 - std::pow(kAdamBeta1, step_)));
+  square_correction_ = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(kAdamBeta2, step_)));
 }
 
 // Out of range whichever way it is rounded: no gradient (6.3).
@@ -207,7 +205,7 @@ bool SoftRounding::IsInside(int64_t index, float nu) const {
 void SoftRounding::StepRows(const at::Tensor& gradient, int64_t first, int64_t last) {
   const auto* slope = gradient.const_data_ptr<float>();
   auto* out = weight_.mutable_data_ptr<float>();
-  const Adam adam{mean_correction_, square_correction_};
+  const AdamStep adam{mean_correction_, square_correction_};
   const auto rate = static_cast<float>(rates_.rounding);
   const int64_t groups_per_row = columns() / group_size_;
   auto entry = std::lower_bound(live_.begin(), live_.end(), first * columns(),

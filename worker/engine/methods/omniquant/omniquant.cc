@@ -34,9 +34,9 @@ GroupRange Clipped(const GroupRange& range, const ClipFactors& clip) {
 }
 
 // One block in training.
-class Trainer {
+class ClipTrainer {
  public:
-  Trainer(const BlockTask& task, const OmniquantOptions& options, ProgressSink& progress)
+  ClipTrainer(const BlockTask& task, const OmniquantOptions& options, ProgressSink& progress)
       : task_(task), options_(options), progress_(progress) {
     BlockTargetOptions targets;
     targets.average_with_prefix = options.augmented_loss.value_or(task.grid.bits <= 2);
@@ -136,7 +136,7 @@ int64_t LearnClippingSteps(const OmniquantOptions& options, int bits, const Stre
 
 OmniquantResult LearnClipping(const BlockTask& task, const OmniquantOptions& options,
                               ProgressSink& progress) {
-  return Trainer(task, options, progress).Run();
+  return ClipTrainer(task, options, progress).Run();
 }
 
 GroupGrid ClippedGrid(const at::Tensor& weight, const ClipFactors& clip, const GridSpec& spec,

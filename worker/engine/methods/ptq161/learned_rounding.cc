@@ -15,7 +15,7 @@
 namespace quantry::engine {
 namespace {
 
-constexpr int kMostRetries = 3;
+constexpr int kMostStageRetries = 3;
 constexpr double kScaleDecay = 1e-4;  // of the scale logits (spec: tesseraq.md 3)
 constexpr double kLeastGain = 1e-8;
 constexpr ScaleCurve kCurve = ScaleCurve::kRectifiedSigmoid;
@@ -106,6 +106,11 @@ class SoftLinear {
   int signs_ = -1;
 };
 
+Block Computing(Block block, ComputeDtype compute) {
+  block.compute = compute;
+  return block;
+}
+
 // The whole block: parts of all linears in one list, r2 with an Adam of its own.
 class BlockRounding {
  public:
@@ -113,7 +118,8 @@ class BlockRounding {
                 std::vector<MixedLinear>& linears, ParameterBuffer& buffer)
       : task_(task),
         options_(options),
-        objective_(task.block, task.rope, task.x_q, survey.target_fp, task.device),
+        objective_(Computing(task.block, options.compute), task.rope, task.x_q, survey.target_fp,
+                   task.device),
         linears_(linears),
         buffer_(buffer) {
     parts_.reserve(2 * linears.size());
@@ -127,7 +133,7 @@ class BlockRounding {
   double RunStage(int stage, double soft_fraction, double& rate_share, ProgressSink& progress) {
     const Snapshot before = Take();
     int64_t told = 0;
-    for (int attempt = 0; attempt <= kMostRetries; ++attempt, rate_share /= 2) {
+    for (int attempt = 0; attempt <= kMostStageRetries; ++attempt, rate_share /= 2) {
       if (attempt > 0) Restore(before);
       for (SoftRounding& part : parts_) part.Harden(soft_fraction);
       const double loss = Train(stage, rate_share, told, progress);

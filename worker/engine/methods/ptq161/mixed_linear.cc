@@ -29,10 +29,10 @@ struct ProductFunction : public Function<ProductFunction> {
                             const at::Tensor& x_others, const at::Tensor& /*anchor*/,
                             const MixedLinear* linear) {
     const at::Tensor scaled = x_others * linear->column.value;
-    const at::Tensor product = at::mm(scaled, linear->signs.t());
+    const at::Tensor product = linear->Multiply(scaled, linear->signs.t());
     const at::Tensor total = scaled.sum(1);
-    at::Tensor y = linear->bias.defined() ? at::addmm(linear->bias, x_salient, linear->fixed.t())
-                                          : at::mm(x_salient, linear->fixed.t());
+    at::Tensor y = linear->Multiply(x_salient, linear->fixed.t());
+    if (linear->bias.defined()) y.add_(linear->bias);
     y.addcmul_(product, linear->RowGain()).addr_(total, linear->RowOffset());
     context->save_for_backward({x_others, product, total});
     context->saved_data["linear"] = reinterpret_cast<int64_t>(linear);
@@ -55,12 +55,12 @@ struct ProductFunction : public Function<ProductFunction> {
     parameter.grad.copy_(gain_grad * linear->row.value * linear->gain_unit);
     parameter = linear->row;
     parameter.grad.copy_(gain_grad * alpha + offset_grad * linear->mean);
-    at::Tensor scaled_grad = at::mm(g * gain, linear->signs);
+    at::Tensor scaled_grad = linear->Multiply(g * gain, linear->signs);
     scaled_grad.add_(at::mv(g, linear->RowOffset()).unsqueeze(1));
     parameter = linear->column;
     parameter.grad.copy_((scaled_grad * x_others).sum(0));
     at::Tensor salient_grad, others_grad;
-    if (context->needs_input_grad(0)) salient_grad = at::mm(g, linear->fixed);
+    if (context->needs_input_grad(0)) salient_grad = linear->Multiply(g, linear->fixed);
     if (context->needs_input_grad(1)) others_grad = scaled_grad.mul_(linear->column.value);
     return {salient_grad, others_grad, at::Tensor(), at::Tensor()};
   }
@@ -86,6 +86,7 @@ MixedLinear MakeMixedLinear(const Linear& from, const Ptq161Options& options,
   MixedLinear linear;
   linear.name = from.name;
   linear.bias = from.bias;
+  linear.compute = options.compute;
   at::Tensor kept = at::ones({from.weight.size(1)}, at::kBool);
   kept.index_fill_(0, salient.to(at::kLong), false);
   linear.salient = salient.to(at::kLong).to(device);
@@ -107,6 +108,10 @@ MixedLinear MakeMixedLinear(const Linear& from, const Ptq161Options& options,
 }
 
 }  // namespace
+
+at::Tensor MixedLinear::Multiply(const at::Tensor& a, const at::Tensor& b) const {
+  return Product(Factor(a, compute), Factor(b, compute));
+}
 
 QuantizedLinear MixedLinear::Finish() const {
   QuantizedLinear result;

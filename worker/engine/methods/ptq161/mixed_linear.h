@@ -23,12 +23,13 @@ struct MixedLinear {
   at::Tensor salient;  // int64 [k], ascending
   at::Tensor others;   // int64 [m - k], ascending
   SalientGrid grid;
-  at::Tensor codes;      // uint8 [n, k]
-  at::Tensor fixed;      // fp32 [n, k], dequantized codes
-  at::Tensor signs;      // fp32 [n, m - k], -1 or 1
-  at::Tensor signs8;     // uint8 of them, 1 where +1
-  at::Tensor mean;       // mu fp32 [n]
-  at::Tensor gain_unit;  // fp32 [n]: 1, or alpha0 with relative_gain
+  at::Tensor codes;                               // uint8 [n, k]
+  at::Tensor fixed;                               // fp32 [n, k], dequantized codes
+  at::Tensor signs;                               // fp32 [n, m - k], -1 or 1
+  at::Tensor signs8;                              // uint8 of them, 1 where +1
+  at::Tensor mean;                                // mu fp32 [n]
+  at::Tensor gain_unit;                           // fp32 [n]: 1, or alpha0 with relative_gain
+  ComputeDtype compute = ComputeDtype::kFloat32;  // of its products
 
   // Trained, and where the backward pass leaves their gradients.
   Parameter gain;    // [n]
@@ -37,6 +38,8 @@ struct MixedLinear {
 
   at::Tensor RowGain() const { return gain_unit * gain.value * row.value; }  // A
   at::Tensor RowOffset() const { return mean * row.value; }                  // C
+
+  at::Tensor Multiply(const at::Tensor& a, const at::Tensor& b) const;  // a b, see `compute`
 
   // A, C, r2 rounded to what is stored: the result. CPU tensors.
   QuantizedLinear Finish() const;

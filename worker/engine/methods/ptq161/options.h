@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "worker/engine/nn/products.h"
+
 namespace quantry::engine {
 
 // What PTQ1.61 leaves open (spec: ptq161.md 13). The defaults are the authors'
@@ -49,6 +51,8 @@ struct Ptq161Options {
   int64_t rounding_batch = 4;   // windows a step
   double rounding_rate = 1e-2;
   double rounding_scale_rate = 1e-2;
+
+  ComputeDtype compute = ComputeDtype::kFloat32;  // of training's products
 };
 
 }  // namespace quantry::engine

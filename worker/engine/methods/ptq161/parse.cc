@@ -131,7 +131,7 @@ void ParseTraining(JsonObject& options, Ptq161Options& parsed) {
     options.RefuseIdle({"epochs", "gain_rate", "relative_gain", "shuffle", "mse_weight",
                         "cosine_weight", "disable_cosine", "token_cosine", "stop_improvement"},
                        why);
-    if (!parsed.learn_rounding) options.RefuseIdle({"rank_one_rate"}, why);
+    if (!parsed.learn_rounding) options.RefuseIdle({"rank_one_rate", "compute_dtype"}, why);
     parsed.epochs = 0;
   }
   const bool cosine = !options.Bool("disable_cosine", false);
@@ -161,6 +161,7 @@ Ptq161Options ParsePtq161(JsonObject& options) {
   ParseMask(options, parsed);
   ParseTraining(options, parsed);
   ParseLearnedRounding(options, parsed);
+  parsed.compute = ParseComputeDtype(options);
   return parsed;
 }
 
@@ -214,7 +215,9 @@ std::vector<ParameterRow> Ptq161Parameters() {
       {"rounding_steps", "int32", "32", "Adam steps of a stage."},
       {"rounding_batch", "int32", "4", "Calibration windows a step."},
       {"rounding_rate", "double", "0.01", "Rate of the rounding logits. ptq161-plus: 0.03."},
-      {"rounding_scale_rate", "double", "0.01", "Rate of the row scales meanwhile."}};
+      {"rounding_scale_rate", "double", "0.01", "Rate of the row scales meanwhile."},
+      {"compute_dtype", "enum", "\"COMPUTE_DTYPE_FLOAT32\"",
+       "COMPUTE_DTYPE_BFLOAT16: the products of training steps in bfloat16."}};
 }
 
 }  // namespace quantry::engine

@@ -50,10 +50,10 @@ struct EpochSums {
   double total = 0, mse = 0, cosine = 0;
 };
 
-class Trainer {
+class GainTrainer {
  public:
-  Trainer(const BlockTask& task, const Ptq161Options& options, const BlockSurvey& survey,
-          const std::vector<MixedLinear>& linears, StepCounter& steps)
+  GainTrainer(const BlockTask& task, const Ptq161Options& options, const BlockSurvey& survey,
+              const std::vector<MixedLinear>& linears, StepCounter& steps)
       : task_(task), options_(options), survey_(survey), linears_(linears), steps_(steps) {}
 
   // nullopt when a loss was not finite; failed_step() then tells where.
@@ -147,7 +147,7 @@ TrainingReport TrainBlock(const BlockTask& task, const Ptq161Options& options,
     at::Tensor values = buffer.values();
     values.copy_(start);
     steps.Restart();
-    Trainer trainer(task, options, survey, linears, steps);
+    GainTrainer trainer(task, options, survey, linears, steps);
     if (std::optional<TrainingReport> report = trainer.Run(buffer, rate_scale)) {
       report->retries = attempt;
       return *report;

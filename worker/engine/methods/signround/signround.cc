@@ -35,9 +35,9 @@ std::vector<int64_t> Draw(int64_t n, int64_t count, Random& random) {
 }
 
 // One block in training.
-class Trainer {
+class SignTrainer {
  public:
-  Trainer(const BlockTask& task, const SignroundOptions& options, ProgressSink& progress)
+  SignTrainer(const BlockTask& task, const SignroundOptions& options, ProgressSink& progress)
       : task_(task),
         options_(options),
         progress_(progress),
@@ -199,7 +199,7 @@ int64_t Signround::WorkingBytes(const Architecture& architecture, const ModelCon
 }
 
 MethodResult Signround::Quantize(const BlockTask& task, ProgressSink& progress) const {
-  Trainer trainer(task, options_, progress);
+  SignTrainer trainer(task, options_, progress);
   trainer.Run();
   MethodResult result;
   result.block.index = task.block.index;

@@ -192,6 +192,7 @@ TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
   }
   result.tuning = ParseTuning(options, recipe.tuning, result.rounding.rates.tune_scale);
   result.tuning.batch_size = result.rounding.batch_size;
+  result.tuning.compute = result.compute = ParseComputeDtype(options);
   result.input_mixing = options.Number("input_mixing", 0, 0);
   if (result.input_mixing > 1) options.Refuse("input_mixing", "a probability, 0 to 1");
   if (named != nullptr) result.calibration = recipe.calibration;

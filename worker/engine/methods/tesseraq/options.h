@@ -31,7 +31,8 @@ struct TesseraqOptions {
   ScaleCurve scale_curve = ScaleCurve::kRectifiedSigmoid;
   int rounding_reach = 1;  // see RoundingWindow
   ModelTuningOptions tuning;
-  StreamShape calibration;  // what the recipe was made for
+  ComputeDtype compute = ComputeDtype::kFloat32;  // of training's products
+  StreamShape calibration;                        // what the recipe was made for
 };
 
 // One row of the recipes (docs/methods/tesseraq.md): what the other fields of

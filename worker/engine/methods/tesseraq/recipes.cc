@@ -6,7 +6,7 @@ namespace {
 
 // A rate high enough that weights far from the middle of a step still move in
 // a tenth of the published steps, then scales and norms of the whole model.
-TesseraqRecipe Plus() {
+TesseraqRecipe TesseraqPlus() {
   TesseraqRecipe plus;
   plus.name = "tesseraq-plus";
   plus.summary = "any grid: a tenth of the steps at a higher rate, then the whole model's scales";
@@ -34,7 +34,7 @@ const std::vector<TesseraqRecipe>& TesseraqRecipes() {
       {"tesseraq-w4", "4-bit weights, per channel", GridSpec{4, -1, false}},
       {"tesseraq-w4a4", "4-bit weights and activations, per channel", GridSpec{4, -1, false}, 4},
       {"tesseraq-w3a3", "3-bit weights and activations, per channel", GridSpec{3, -1, false}, 3},
-      Plus(),
+      TesseraqPlus(),
   };
   return table;
 }

@@ -146,6 +146,7 @@ Tesseraq::Start Tesseraq::Initialize(const BlockTask& task, ProgressSink& progre
                                   : MinMaxGrid(weight, task.grid, task.scale_dtype));
   }
   start.block.activations = task.activations;
+  start.block.compute = options_.compute;
   return start;
 }
 

@@ -1,0 +1,29 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+namespace quantry::engine {
+
+// What the factors of a training step's matrix products are rounded to; sums
+// are fp32 either way.
+enum class ComputeDtype { kFloat32, kBfloat16 };
+
+// Whether `device` multiplies bfloat16 itself (AVX512_BF16; a GPU). Where it
+// does not, factors are rounded to bfloat16 and multiplied in fp32: the same
+// training at no gain in time.
+bool MultipliesBfloat16(const at::Device& device);
+
+// `value`, fp32, as a factor of Product: rounded to `dtype`, in that type where
+// the device multiplies it.
+at::Tensor Factor(const at::Tensor& value, ComputeDtype dtype);
+
+// a b of two matrices made by Factor on one device, not in bfloat16.
+at::Tensor Product(const at::Tensor& a, const at::Tensor& b);
+
+// x W^T + b, as at::linear: x [..., in], weight [out, in], bias [out] or undefined,
+// all fp32; differentiable in all three, the backward pass's products in `dtype`
+// too. Takes half of the memory of fp32 for what it keeps of x.
+at::Tensor LinearProduct(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                         ComputeDtype dtype);
+
+}  // namespace quantry::engine

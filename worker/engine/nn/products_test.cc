@@ -1,0 +1,82 @@
+#include "worker/engine/nn/products.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+namespace quantry::engine {
+namespace {
+
+constexpr ComputeDtype kBoth[] = {ComputeDtype::kFloat32, ComputeDtype::kBfloat16};
+
+// fp64 from the rounded factors: what sums without error would give.
+at::Tensor Rounded(const at::Tensor& value, ComputeDtype dtype) {
+  const at::Tensor fp32 = value.detach();
+  return (dtype == ComputeDtype::kBfloat16 ? fp32.to(at::kBFloat16) : fp32).to(at::kDouble);
+}
+
+double Difference(const at::Tensor& got, const at::Tensor& wanted) {
+  return ((got.to(at::kDouble) - wanted).norm() / wanted.norm()).item<double>();
+}
+
+// A product that is itself stored in bfloat16 is off by 2^-9 at most.
+double Tolerance(ComputeDtype dtype) {
+  return dtype == ComputeDtype::kBfloat16 && MultipliesBfloat16(at::kCPU) ? 4e-3 : 1e-6;
+}
+
+TEST(ProductsTest, FactorsAreRoundedOnceAndSumsAreNot) {
+  at::manual_seed(3);
+  const at::Tensor a = at::randn({7, 300}), b = at::randn({300, 5});
+  for (const ComputeDtype dtype : kBoth) {
+    const at::Tensor got = Product(Factor(a, dtype), Factor(b, dtype));
+    EXPECT_EQ(got.scalar_type(), at::kFloat);
+    EXPECT_LT(Difference(got, at::mm(Rounded(a, dtype), Rounded(b, dtype))), Tolerance(dtype));
+  }
+  // The two differ by about 2^-9: neither is the other.
+  const at::Tensor rough = Product(Factor(a, kBoth[1]), Factor(b, kBoth[1]));
+  EXPECT_GT(Difference(rough, at::mm(a, b).to(at::kDouble)), 1e-4);
+}
+
+// What a device that multiplies bfloat16 is given.
+TEST(ProductsTest, TakesFactorsInBfloat16) {
+  const at::Tensor a = at::randn({4, 30}).to(at::kBFloat16),
+                   b = at::randn({3, 30}).to(at::kBFloat16);
+  const at::Tensor got = Product(a, b.t());
+  EXPECT_EQ(got.scalar_type(), at::kFloat);
+  EXPECT_LT(Difference(got, at::mm(a.to(at::kDouble), b.to(at::kDouble).t())), 4e-3);
+}
+
+TEST(ProductsTest, ALinearAndItsGradientsUseTheSameFactors) {
+  at::manual_seed(4);
+  for (const ComputeDtype dtype : kBoth) {
+    for (const bool biased : {false, true}) {
+      const at::Tensor x = at::randn({2, 9, 40}).requires_grad_();
+      const at::Tensor w = at::randn({6, 40}).requires_grad_();
+      const at::Tensor b = biased ? at::randn({6}).requires_grad_() : at::Tensor();
+      const at::Tensor slope = at::randn({2, 9, 6});
+      const at::Tensor y = LinearProduct(x, w, b, dtype);
+      y.backward(slope);
+      const at::Tensor rows = Rounded(x, dtype).view({18, 40}), columns = Rounded(w, dtype),
+                       slopes = Rounded(slope, dtype).view({18, 6});
+      at::Tensor wanted = at::mm(rows, columns.t());
+      if (biased) wanted = wanted + b.detach().to(at::kDouble);
+      const double most = Tolerance(dtype);
+      EXPECT_LT(Difference(y.detach().view({18, 6}), wanted), most);
+      EXPECT_LT(Difference(x.grad().view({18, 40}), at::mm(slopes, columns)), most);
+      EXPECT_LT(Difference(w.grad(), at::mm(slopes.t(), rows)), most);
+      if (!biased) continue;
+      EXPECT_LT(Difference(b.grad(), slope.view({18, 6}).sum(0).to(at::kDouble)), 1e-6);
+    }
+  }
+}
+
+TEST(ProductsTest, NothingIsComputedThatNobodyWants) {
+  const at::Tensor x = at::randn({3, 4}), w = at::randn({2, 4}).requires_grad_();
+  const at::Tensor y = LinearProduct(x, w, {}, ComputeDtype::kBfloat16);
+  y.backward(at::ones_like(y));
+  EXPECT_FALSE(x.grad().defined());
+  EXPECT_EQ(w.grad().sizes(), w.sizes());
+}
+
+}  // namespace
+}  // namespace quantry::engine
