@@ -2,6 +2,8 @@
 
 #include <CLI/CLI.hpp>
 #include <charconv>
+#include <nlohmann/json.hpp>
+#include <ostream>
 #include <sstream>
 
 #include "client/cli/text.h"
@@ -67,6 +69,10 @@ void AddCredentialOptions(CLI::App& app, GlobalOptions& options) {
 }
 
 }  // namespace
+
+void PrintResult(Context& context, const Json& json, const std::string& text) {
+  context.env.out << (context.global.json() ? Dump(json, context.env.out_is_terminal) : text);
+}
 
 void AddJobArgument(CLI::App& command, std::string& job) {
   command.add_option("JOB", job, "Job: its id, or its full name")->required()->type_name("JOB");

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "client/cli/environment.h"
 #include "client/cli/exit_codes.h"
+#include "client/cli/json.h"
 
 namespace CLI {
 class App;
@@ -40,6 +41,9 @@ struct Context {
   Environment& env;
   const GlobalOptions& global;
 };
+
+// A command's result on its output: `text`, or `json` where --json asks for it.
+void PrintResult(Context& context, const Json& json, const std::string& text);
 
 // The end of a command: an error to print, or the exit code after its own output.
 using Action = std::function<absl::StatusOr<ExitCode>(Context&)>;

@@ -22,12 +22,12 @@ namespace quantry::cli {
 namespace {
 
 // Tries without a byte of advance; with the waits between them about 90 s.
-constexpr int kMaxTries = 20;
+constexpr int kMaxPullTries = 20;
 constexpr auto kFirstWait = std::chrono::milliseconds(250);
 constexpr auto kLongestWait = std::chrono::seconds(5);
 constexpr int64_t kSlowestBytesPerSecond = 64 << 10;
 
-absl::Status Corrupt(const std::string& message, const std::string& path) {
+absl::Status CorruptFile(const std::string& message, const std::string& path) {
   return MakeError(Reason::kArtifactCorrupt, message, {{"path", path}});
 }
 
@@ -63,8 +63,8 @@ absl::Status CheckEntries(const v1::Manifest& manifest) {
     if (const auto joined = JoinBelow("", file.path()); !joined.ok()) return joined.status();
     if (!seen.insert(file.path()).second || file.path() == kManifestName || file.size_bytes() < 0 ||
         !IsSha256Hex(file.sha256())) {
-      return Corrupt(Cat("the artifact's manifest has a bad entry for \"", file.path(), "\""),
-                     file.path());
+      return CorruptFile(Cat("the artifact's manifest has a bad entry for \"", file.path(), "\""),
+                         file.path());
     }
   }
   return absl::OkStatus();
@@ -90,8 +90,8 @@ absl::Status CheckChunk(const v1::ReadArtifactResponse& chunk, const v1::Artifac
       static_cast<int64_t>(data.size()) <= file.size_bytes() - at) {
     return absl::OkStatus();
   }
-  return Corrupt(Cat("bytes of \"", file.path(), "\" from offset ", at, " arrived damaged"),
-                 file.path());
+  return CorruptFile(Cat("bytes of \"", file.path(), "\" from offset ", at, " arrived damaged"),
+                     file.path());
 }
 
 v1::ArtifactFile ManifestEntry(const v1::Artifact& artifact, const std::string& bytes) {
@@ -200,10 +200,10 @@ absl::Status Puller::Fill(const std::string& artifact, const v1::ArtifactFile& f
     if (!status.ok() && !Retryable(status)) return status;
     if (part.size() > before) tries = 0;
     if (part.size() >= file.size_bytes()) break;
-    if (tries >= kMaxTries) {
-      return status.ok() ? Corrupt(Cat("\"", file.path(), "\" ends after ", part.size(),
-                                       " bytes: wanted ", file.size_bytes()),
-                                   file.path())
+    if (tries >= kMaxPullTries) {
+      return status.ok() ? CorruptFile(Cat("\"", file.path(), "\" ends after ", part.size(),
+                                           " bytes: wanted ", file.size_bytes()),
+                                       file.path())
                          : status;
     }
     env.sleep(backoff.Next(env.random()));
@@ -232,7 +232,7 @@ absl::StatusOr<PartFile> Puller::Download(const v1::ArtifactFile& file, const st
   work.meter.Add(std::min(part->size(), file.size_bytes()));
   for (int tries = 1;; ++tries) {
     absl::Status status = part->size() > file.size_bytes()
-                              ? Corrupt("too many bytes", file.path())
+                              ? CorruptFile("too many bytes", file.path())
                               : Fill(work.artifact.name(), file, *part, work.meter);
     if (status.ok() && part->Matches(file.size_bytes())) {
       if (status = part->Sync(); !status.ok()) return status;
@@ -240,9 +240,10 @@ absl::StatusOr<PartFile> Puller::Download(const v1::ArtifactFile& file, const st
     }
     if (!status.ok() && status.code() != absl::StatusCode::kDataLoss) return status;
     if (status.ok()) {
-      status = Corrupt(Cat("\"", file.path(), "\" arrived with another sha256 than the manifest's ",
-                           file.sha256()),
-                       file.path());
+      status =
+          CorruptFile(Cat("\"", file.path(), "\" arrived with another sha256 than the manifest's ",
+                          file.sha256()),
+                      file.path());
     }
     if (tries > 1) {
       part->Discard();

@@ -14,7 +14,7 @@
 namespace quantry::cli {
 namespace {
 
-constexpr int kMaxTries = 100;
+constexpr int kMaxHoldTries = 100;
 
 absl::Status Unusable(const std::string& folder, int error) {
   return WithNext(absl::FailedPreconditionError(
@@ -41,7 +41,7 @@ absl::StatusOr<PullFolder> PullFolder::Hold(const std::string& folder) {
     const Holder holder = TakeHold(fd.get(), folder);
     if (holder == Holder::kOther) return Held(folder);
     // Some file systems give a folder another number at each look.
-    if (holder == Holder::kUs || tries >= kMaxTries) return PullFolder(std::move(fd));
+    if (holder == Holder::kUs || tries >= kMaxHoldTries) return PullFolder(std::move(fd));
   }
 }
 

@@ -15,9 +15,7 @@ namespace {
 
 template <typename List>
 std::string Joined(const List& list) {
-  std::string text;
-  for (const auto& item : list) text += Cat(text.empty() ? "" : ", ", item);
-  return Plain(text);
+  return Plain(CommaSeparated(list));
 }
 
 std::string GpuText(const v1::WorkerInfo& worker) {

@@ -11,13 +11,6 @@
 namespace quantry::cli {
 namespace {
 
-template <typename List>
-std::string Joined(const List& list) {
-  std::string text;
-  for (const auto& item : list) text += Cat(text.empty() ? "" : ", ", item);
-  return text;
-}
-
 template <typename List, typename Value>
 bool Has(const List& list, const Value& value) {
   return std::find(list.begin(), list.end(), value) != list.end();
@@ -40,14 +33,16 @@ absl::Status CheckSpec(const v1::JobSpec& spec, const v1::ListMethodsResponse& m
     if (row.name() == name) method = &row;
   }
   if (method == nullptr) {
-    return Invalid(Cat("the server offers the methods ", Joined(offered), ", got \"", name, "\""),
-                   "method");
+    return Invalid(
+        Cat("the server offers the methods ", CommaSeparated(offered), ", got \"", name, "\""),
+        "method");
   }
   const v1::WeightGrid* grid = GridOf(spec.method());
   const bool open = grid != nullptr && grid->bits() == 0 && HasRecipe(spec.method());
   if (grid != nullptr && !open && !method->bits().empty() && !Has(method->bits(), grid->bits())) {
-    return Invalid(Cat("bits: ", name, " takes ", Joined(method->bits()), ", got ", grid->bits()),
-                   Cat("method.", name, ".grid.bits"));
+    return Invalid(
+        Cat("bits: ", name, " takes ", CommaSeparated(method->bits()), ", got ", grid->bits()),
+        Cat("method.", name, ".grid.bits"));
   }
   for (const RecipeConflict& conflict : FindRecipeConflicts(spec.method(), *method)) {
     return Invalid(
@@ -57,9 +52,9 @@ absl::Status CheckSpec(const v1::JobSpec& spec, const v1::ListMethodsResponse& m
   for (const v1::OutputSpec& output : spec.outputs()) {
     const std::string format = FormatName(output.format());
     if (!method->output_formats().empty() && !Has(method->output_formats(), format)) {
-      return Invalid(
-          Cat("format: ", name, " writes ", Joined(method->output_formats()), ", got ", format),
-          "outputs");
+      return Invalid(Cat("format: ", name, " writes ", CommaSeparated(method->output_formats()),
+                         ", got ", format),
+                     "outputs");
     }
   }
   if (method->needs_calibration() && !spec.has_calibration()) {

@@ -14,4 +14,12 @@ std::string Cat(const Args&... args) {
   return std::move(out).str();
 }
 
+// "a, b, c" of anything that streams.
+template <typename List>
+std::string CommaSeparated(const List& list) {
+  std::string text;
+  for (const auto& item : list) text += Cat(text.empty() ? "" : ", ", item);
+  return text;
+}
+
 }  // namespace quantry::cli

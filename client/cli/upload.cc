@@ -15,10 +15,10 @@
 namespace quantry::cli {
 namespace {
 
-constexpr size_t kReadBytes = 1 << 20;
+constexpr size_t kUploadReadBytes = 1 << 20;
 constexpr size_t kChunkBytes = 512 << 10;  // artifact_service.proto's limit
 // Tries without a byte of advance; with the waits between them about 90 s.
-constexpr int kMaxTries = 20;
+constexpr int kMaxUploadTries = 20;
 // The same while another call holds the blob; about 4 min. A server lets go of a
 // client that was lost without a word after 80 s.
 constexpr int kMaxHeldTries = 60;
@@ -43,7 +43,7 @@ absl::StatusOr<std::string> HashFile(const LocalFile& file, TransferMeter& meter
   std::ifstream in(file.path, std::ios::binary);
   if (!in) return ReadError(file);
   Sha256 hash;
-  std::string buffer(kReadBytes, '\0');
+  std::string buffer(kUploadReadBytes, '\0');
   int64_t total = 0;
   while (in) {
     if (interrupter != nullptr && interrupter->fired() != 0) {
@@ -165,7 +165,7 @@ absl::Status Uploader::Send(const LocalFile& file, const v1::BlobFile& blob, int
   for (int tries = 1;; ++tries) {
     const int64_t before = meter.done();
     absl::Status status = SendOnce(file, blob, offset, meter);
-    const int most = IsHeld(status) ? kMaxHeldTries : kMaxTries;
+    const int most = IsHeld(status) ? kMaxHeldTries : kMaxUploadTries;
     if (status.ok() || !Retryable(status) || tries >= most) return status;
     if (IsHeld(status) && !std::exchange(told, true)) {
       line_.Say(Cat("quantry: waiting: ", file.name, ": ", std::string(status.message())));

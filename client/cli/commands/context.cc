@@ -31,10 +31,6 @@ Json ContextJson(const Contexts& contexts, const std::string& name, const Server
   return json;
 }
 
-void Print(Context& context, const Json& json, const std::string& text) {
-  context.env.out << (context.global.json() ? Dump(json, context.env.out_is_terminal) : text);
-}
-
 absl::StatusOr<ExitCode> RunList(Context& context) {
   auto contexts = LoadContexts(context.env);
   if (!contexts.ok()) return contexts.status();
@@ -47,7 +43,8 @@ absl::StatusOr<ExitCode> RunList(Context& context) {
                     one.token_file.empty() ? "no" : "yes"});
   }
   const bool none = contexts->all.empty();
-  Print(context, json, none ? "no contexts; `quantry login HOST:PORT` makes one\n" : Table(rows));
+  PrintResult(context, json,
+              none ? "no contexts; `quantry login HOST:PORT` makes one\n" : Table(rows));
   return ExitCode::kOk;
 }
 
@@ -73,7 +70,7 @@ absl::StatusOr<ExitCode> RunShow(Context& context, const std::string& name) {
   for (const auto& [key, value] : json.items()) {
     fields.emplace_back(key, value.is_string() ? value.get<std::string>() : value.dump());
   }
-  Print(context, json, Fields(fields));
+  PrintResult(context, json, Fields(fields));
   return ExitCode::kOk;
 }
 
@@ -84,8 +81,8 @@ absl::StatusOr<ExitCode> RunUse(Context& context, const std::string& name) {
   if (!chosen.ok()) return chosen.status();
   contexts->current = *chosen;
   if (absl::Status status = SaveContexts(context.env, *contexts); !status.ok()) return status;
-  Print(context, ContextJson(*contexts, *chosen, contexts->all[*chosen]),
-        Cat("context ", *chosen, ": ", contexts->all[*chosen].server, "\n"));
+  PrintResult(context, ContextJson(*contexts, *chosen, contexts->all[*chosen]),
+              Cat("context ", *chosen, ": ", contexts->all[*chosen].server, "\n"));
   return ExitCode::kOk;
 }
 
@@ -97,7 +94,7 @@ absl::StatusOr<ExitCode> RunDelete(Context& context, const std::string& name) {
   contexts->all.erase(*chosen);
   if (contexts->current == *chosen) contexts->current.clear();
   if (absl::Status status = SaveContexts(context.env, *contexts); !status.ok()) return status;
-  Print(context, Json{{"deleted", *chosen}}, Cat("deleted context ", *chosen, "\n"));
+  PrintResult(context, Json{{"deleted", *chosen}}, Cat("deleted context ", *chosen, "\n"));
   return ExitCode::kOk;
 }
 
@@ -147,9 +144,9 @@ absl::StatusOr<ExitCode> RunLogin(Context& context, const LoginOptions& options)
   if (absl::Status status = SaveContexts(context.env, *contexts); !status.ok()) return status;
   Json json = ContextJson(*contexts, name, contexts->all[name]);
   if (options.check) json["version"] = info.version();
-  Print(context, json,
-        Cat("context ", name, ": ", options.server,
-            options.check ? Cat(", quantryd ", info.version()) : std::string(), "\n"));
+  PrintResult(context, json,
+              Cat("context ", name, ": ", options.server,
+                  options.check ? Cat(", quantryd ", info.version()) : std::string(), "\n"));
   return ExitCode::kOk;
 }
 

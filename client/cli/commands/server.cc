@@ -17,10 +17,6 @@
 namespace quantry::cli {
 namespace {
 
-void Print(Context& context, const Json& json, const std::string& text) {
-  context.env.out << (context.global.json() ? Dump(json, context.env.out_is_terminal) : text);
-}
-
 absl::StatusOr<ExitCode> RunMethods(Context& context) {
   Connection connection(context.env, context.global);
   v1::ListMethodsResponse methods;
@@ -28,7 +24,7 @@ absl::StatusOr<ExitCode> RunMethods(Context& context) {
       connection.Call(connection.jobs(), &Connection::Jobs::ListMethods, v1::ListMethodsRequest(),
                       &methods, Connection::kEngineTime);
   if (!status.ok()) return status;
-  Print(context, MessageJson(methods)["methods"], MethodsText(methods));
+  PrintResult(context, MessageJson(methods)["methods"], MethodsText(methods));
   return ExitCode::kOk;
 }
 
@@ -41,7 +37,8 @@ absl::StatusOr<ExitCode> RunServerInfo(Context& context) {
   const ServerAddress& address = connection.address();
   Json json = MessageJson(info);
   json["address"] = address.target;
-  Print(context, json, ServerInfoText(info, address.target + "  (from " + address.source + ")"));
+  PrintResult(context, json,
+              ServerInfoText(info, address.target + "  (from " + address.source + ")"));
   return ExitCode::kOk;
 }
 
@@ -57,7 +54,7 @@ absl::StatusOr<ExitCode> RunWorkers(Context& context) {
     workers.mutable_workers()->MergeFrom(page.workers());
     request.set_page_token(page.next_page_token());
   } while (!request.page_token().empty());
-  Print(context, MessageJson(workers)["workers"], WorkerTable(workers, context.env.now()));
+  PrintResult(context, MessageJson(workers)["workers"], WorkerTable(workers, context.env.now()));
   return ExitCode::kOk;
 }
 
@@ -77,7 +74,7 @@ absl::StatusOr<ExitCode> RunDrain(Context& context, const DrainOptions& options)
   if (!status.ok()) return status;
   v1::ListWorkersResponse one;
   *one.add_workers() = worker;
-  Print(context, MessageJson(worker), WorkerTable(one, context.env.now()));
+  PrintResult(context, MessageJson(worker), WorkerTable(one, context.env.now()));
   return ExitCode::kOk;
 }
 
@@ -87,7 +84,7 @@ absl::StatusOr<ExitCode> RunQueue(Context& context) {
   absl::Status status = connection.Call(connection.admin(), &Connection::Admin::GetQueueStats,
                                         v1::GetQueueStatsRequest(), &stats);
   if (!status.ok()) return status;
-  Print(context, MessageJson(stats), QueueText(stats, context.env.now()));
+  PrintResult(context, MessageJson(stats), QueueText(stats, context.env.now()));
   return ExitCode::kOk;
 }
 
@@ -148,14 +145,14 @@ absl::StatusOr<ExitCode> RunQuota(Context& context, const QuotaOptions& options)
   const auto limit = [](int64_t n, std::string_view unit = "") {
     return n == 0 ? std::string("no limit") : Cat("at most ", n, unit);
   };
-  Print(context, MessageJson(usage),
-        Cat(request.parent(), "\n",
-            Fields({{"queued", Cat(usage.queued(), " now, ", limit(request.max_queued()))},
-                    {"running", Cat(usage.running(), " now, ", limit(request.max_running()))},
-                    {"stored", Cat(Bytes(usage.stored_bytes()), " now, ",
-                                   limit(request.max_stored_bytes(), " bytes"))},
-                    {"submits a minute", limit(request.max_submits_per_minute())},
-                    {"watches", limit(request.max_watches())}})));
+  PrintResult(context, MessageJson(usage),
+              Cat(request.parent(), "\n",
+                  Fields({{"queued", Cat(usage.queued(), " now, ", limit(request.max_queued()))},
+                          {"running", Cat(usage.running(), " now, ", limit(request.max_running()))},
+                          {"stored", Cat(Bytes(usage.stored_bytes()), " now, ",
+                                         limit(request.max_stored_bytes(), " bytes"))},
+                          {"submits a minute", limit(request.max_submits_per_minute())},
+                          {"watches", limit(request.max_watches())}})));
   return ExitCode::kOk;
 }
 
@@ -178,10 +175,10 @@ absl::StatusOr<ExitCode> RunGc(Context& context, const GcOptions& options) {
   absl::Status status =
       connection.Call(connection.admin(), &Connection::Admin::CollectGarbage, request, &response);
   if (!status.ok()) return status;
-  Print(context, MessageJson(response),
-        Cat(options.dry_run ? "would remove " : "removed ", response.objects(), " files, ",
-            Bytes(response.bytes()), ": ", response.attempts(), " dead attempts, ",
-            response.blobs(), " uploads\n"));
+  PrintResult(context, MessageJson(response),
+              Cat(options.dry_run ? "would remove " : "removed ", response.objects(), " files, ",
+                  Bytes(response.bytes()), ": ", response.attempts(), " dead attempts, ",
+                  response.blobs(), " uploads\n"));
   return ExitCode::kOk;
 }
 
@@ -296,7 +293,7 @@ void AddVersion(CLI::App& app, Action& chosen) {
   CLI::App* command = app.add_subcommand("version", "Version of this program");
   command->footer("\nExample:\n  quantry version\n");
   Bind(*command, chosen, [](Context& context) {
-    Print(context, {{"version", QUANTRY_VERSION}}, "quantry " QUANTRY_VERSION "\n");
+    PrintResult(context, {{"version", QUANTRY_VERSION}}, "quantry " QUANTRY_VERSION "\n");
     return ExitCode::kOk;
   });
 }
