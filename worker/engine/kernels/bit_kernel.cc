@@ -43,9 +43,14 @@ constexpr BitKernel kPortable = {"portable", BuildTables, Accumulate};
 
 const BitKernel& PortableBitKernel() { return kPortable; }
 
-const BitKernel& BestBitKernel() {
-  const BitKernel* avx2 = Avx2BitKernel();
-  return avx2 != nullptr ? *avx2 : kPortable;
+std::vector<const BitKernel*> BitKernels() {
+  std::vector<const BitKernel*> kernels = {&kPortable};
+  for (const BitKernel* kernel : {Avx2BitKernel(), Avx512BitKernel()}) {
+    if (kernel != nullptr) kernels.push_back(kernel);
+  }
+  return kernels;
 }
+
+const BitKernel& BestBitKernel() { return *BitKernels().back(); }
 
 }  // namespace quantry::engine

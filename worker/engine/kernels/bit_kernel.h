@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace quantry::engine {
 
@@ -17,14 +18,15 @@ namespace quantry::engine {
 
 constexpr int64_t kTileRows = 32;
 constexpr int64_t kGroupColumns = 4;
-constexpr int64_t kTableBytes = 64;  // of one group, in either kernel's own format
+constexpr int64_t kTableBytes = 64;  // of one group, in each kernel's own format
 constexpr int kValueBits = 22;
-// Byte columns of one call: 128 = 1,024 columns keep the digit sums of the
-// AVX2 kernel below 2^15 and its tables (16 KiB) inside the first-level cache.
+// Byte columns of one call: 128 = 1,024 columns keep the digit sums of the AVX2
+// and the AVX-512 kernel below 2^15 (bit_digits.h) and the tables (16 KiB)
+// inside the first-level cache.
 constexpr int64_t kMaxByteColumns = 128;
 
 // Row of a tile whose bits stand at byte `position` of each byte column. The
-// order makes the AVX2 kernel's sums come out in row order.
+// order makes the sums of the AVX2 and the AVX-512 kernel come out in row order.
 constexpr int64_t TileRow(int64_t position) {
   const int64_t odd = position % 2;
   const int64_t half = position / 16;
@@ -53,6 +55,12 @@ const BitKernel& PortableBitKernel();
 
 // nullptr where the compiler or this CPU has no AVX2.
 const BitKernel* Avx2BitKernel();
+
+// nullptr where the compiler or this CPU has no AVX-512 (F and BW).
+const BitKernel* Avx512BitKernel();
+
+// Those of this CPU, the portable one first, the fastest last.
+std::vector<const BitKernel*> BitKernels();
 
 // The fastest one of this CPU.
 const BitKernel& BestBitKernel();

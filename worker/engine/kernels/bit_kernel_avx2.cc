@@ -1,5 +1,6 @@
 // The AVX2 kernel. Compiled on every x86-64 through function attributes and
 // chosen at run time, so that one binary serves all machines.
+#include "worker/engine/kernels/bit_digits.h"
 #include "worker/engine/kernels/bit_kernel.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -10,15 +11,6 @@
 
 namespace quantry::engine {
 namespace {
-
-constexpr int kDigits = 4;
-constexpr int kDigitBits = 6;
-static_assert(kDigits * kDigitBits >= kValueBits + 2, "an entry is a sum of four values");
-static_assert(kDigits * 16 == kTableBytes, "a table is four digits of 16 entries");
-// Four digits of six bits fit a byte; sums of kMaxByteColumns / 2 such bytes
-// must fit a signed 16-bit lane for the madd below.
-static_assert(4 * ((1 << kDigitBits) - 1) < 256, "digit sums overflow a byte");
-static_assert(kMaxByteColumns / 2 * 4 * ((1 << kDigitBits) - 1) < 32768, "digit sums overflow");
 
 QUANTRY_AVX2 inline __m256i Load(const uint8_t* p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -80,7 +72,7 @@ QUANTRY_AVX2 inline DigitSums SumTile(const uint8_t* bits, int64_t byte_columns,
     const __m256i index3 = _mm256_and_si256(_mm256_srli_epi16(second, 4), nibble);
 #pragma GCC unroll 4
     for (int d = 0; d < kDigits; ++d) {
-      const uint8_t* table = tables + d * 16;
+      const uint8_t* table = tables + d * kDigitBytes;
       const __m256i ab =
           _mm256_add_epi8(_mm256_shuffle_epi8(LoadTable(table), index0),
                           _mm256_shuffle_epi8(LoadTable(table + kTableBytes), index1));

@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <limits>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -40,12 +39,6 @@ double RelativeError(const at::Tensor& got, const at::Tensor& wanted) {
   return ((got.to(at::kDouble) - wanted).norm() / wanted.norm()).item<double>();
 }
 
-std::vector<const BitKernel*> Kernels() {
-  std::vector<const BitKernel*> kernels = {&PortableBitKernel()};
-  if (Avx2BitKernel() != nullptr) kernels.push_back(Avx2BitKernel());
-  return kernels;
-}
-
 struct Shape {
   std::string name;
   int64_t rows, columns, salient, tokens;
@@ -68,7 +61,7 @@ TEST(PackedLinear, EqualsTheProductWithTheDequantizedWeight) {
   for (const Shape& shape : kShapes) {
     const MixedBinaryWeight weight = RandomWeight(shape.rows, shape.columns, shape.salient);
     const at::Tensor x = at::randn({shape.tokens, shape.columns});
-    for (const BitKernel* kernel : Kernels()) {
+    for (const BitKernel* kernel : BitKernels()) {
       const at::Tensor y = PackedLinear(weight, {}, *kernel).Apply(x);
       EXPECT_LT(RelativeError(y, Reference(weight, x)), 1e-6) << shape.name << " " << kernel->name;
     }
@@ -76,14 +69,15 @@ TEST(PackedLinear, EqualsTheProductWithTheDequantizedWeight) {
 }
 
 TEST(PackedLinear, KernelsAgreeToTheLastBit) {
-  if (Avx2BitKernel() == nullptr) GTEST_SKIP() << "this machine has no AVX2";
   at::manual_seed(2);
   for (const Shape& shape : kShapes) {
     const MixedBinaryWeight weight = RandomWeight(shape.rows, shape.columns, shape.salient);
     const at::Tensor x = at::randn({shape.tokens, shape.columns}) * 100;
-    EXPECT_TRUE(at::equal(PackedLinear(weight, {}, PortableBitKernel()).Apply(x),
-                          PackedLinear(weight, {}, *Avx2BitKernel()).Apply(x)))
-        << shape.name;
+    const at::Tensor y = PackedLinear(weight, {}, PortableBitKernel()).Apply(x);
+    for (const BitKernel* kernel : BitKernels()) {
+      EXPECT_TRUE(at::equal(PackedLinear(weight, {}, *kernel).Apply(x), y))
+          << shape.name << " " << kernel->name;
+    }
   }
 }
 
@@ -94,7 +88,7 @@ TEST(PackedLinear, ExtremeActivationsDoNotOverflow) {
   MixedBinaryWeight weight = RandomWeight(32, 6000, 2100);
   weight.signs.fill_(1);
   weight.codes.fill_(15);
-  for (const BitKernel* kernel : Kernels()) {
+  for (const BitKernel* kernel : BitKernels()) {
     for (const double value : {1.0, -1.0, 1e30, 1e-20}) {
       const at::Tensor x = at::full({1, 6000}, value, at::kFloat);
       EXPECT_LT(RelativeError(PackedLinear(weight, {}, *kernel).Apply(x), Reference(weight, x)),
@@ -165,55 +159,6 @@ TEST(PackedLinear, TakesTheBytesOfThePackedWeight) {
   const PackedLinear packed(RandomWeight(4096, 1024, 208));
   EXPECT_EQ(packed.rows(), 4096);
   EXPECT_LT(packed.bytes() * 8, 4096 * 1024 * 1.8);
-}
-
-// Invariant 12 (spec: ptq161.md 11.3): pad bits never influence results. The
-// kernel meets filled-up columns with activations of 0.
-TEST(BitKernel, PadBitsNeverInfluenceSums) {
-  std::mt19937 random(8);
-  std::vector<int32_t> values(16, 0);
-  for (int j = 0; j < 11; ++j) values[j] = static_cast<int32_t>(random() % 2001) - 1000;
-  std::vector<uint8_t> clean(2 * kTileRows), dirty(2 * kTileRows);
-  for (int64_t i = 0; i < kTileRows; ++i) {
-    clean[i] = dirty[i] = static_cast<uint8_t>(random());
-    clean[kTileRows + i] = static_cast<uint8_t>(random()) & 0b111;
-    dirty[kTileRows + i] = clean[kTileRows + i] | 0b11111000;
-  }
-  for (const BitKernel* kernel : Kernels()) {
-    std::vector<uint8_t> tables(4 * kTableBytes);
-    kernel->build_tables(values.data(), 4, tables.data());
-    std::vector<uint64_t> a(kTileRows, 0), b(kTileRows, 0);
-    kernel->accumulate(clean.data(), 1, 2, tables.data(), 0, a.data());
-    kernel->accumulate(dirty.data(), 1, 2, tables.data(), 0, b.data());
-    EXPECT_EQ(a, b) << kernel->name;
-    EXPECT_NE(a[0], 0U);
-  }
-}
-
-TEST(BitKernel, SumsSelectedValuesOfEveryRow) {
-  std::mt19937 random(9);
-  const int32_t limit = (1 << kValueBits) - 1;
-  std::vector<int32_t> values(kMaxByteColumns * 8);
-  int64_t offset = 0;
-  for (int32_t& value : values) {
-    value = static_cast<int32_t>(random() % (2 * limit + 1)) - limit;
-    offset += value < 0 ? -value : 0;
-  }
-  std::vector<uint8_t> bits(kMaxByteColumns * kTileRows);
-  for (uint8_t& byte : bits) byte = static_cast<uint8_t>(random());
-  for (const BitKernel* kernel : Kernels()) {
-    std::vector<uint8_t> tables(values.size() / kGroupColumns * kTableBytes);
-    kernel->build_tables(values.data(), values.size() / kGroupColumns, tables.data());
-    std::vector<uint64_t> sums(kTileRows, 5);
-    kernel->accumulate(bits.data(), 1, kMaxByteColumns, tables.data(), 3, sums.data());
-    for (int64_t i = 0; i < kTileRows; ++i) {
-      int64_t wanted = offset;
-      for (size_t j = 0; j < values.size(); ++j) {
-        if ((bits[j / 8 * kTileRows + i] >> (j % 8)) & 1) wanted += values[j];
-      }
-      EXPECT_EQ(static_cast<int64_t>(sums[TileRow(i)]), 5 + (wanted << 3)) << kernel->name << i;
-    }
-  }
 }
 
 TEST(FixedPoint, RoundsToTheStepAndFillsUp) {
