@@ -78,9 +78,10 @@ double ReadBandwidth(int threads) {
   return static_cast<double>(data.size() * sizeof(uint64_t)) / Measure(pass, 1).best;
 }
 
-void Compare(int64_t rows, int64_t columns, int threads, double bandwidth) {
+void Compare(const BitKernel& kernel, int64_t rows, int64_t columns, int threads,
+             double bandwidth) {
   const MixedBinaryWeight weight = RandomWeight(rows, columns);
-  const PackedLinear packed(weight);
+  const PackedLinear packed(weight, {}, kernel);
   const int64_t copies = kColdBytes / packed.bytes() + 1;
   const std::vector<PackedLinear> cold(static_cast<size_t>(copies), packed);
   const at::Tensor x = at::randn({columns});
@@ -102,11 +103,29 @@ void Compare(int64_t rows, int64_t columns, int threads, double bandwidth) {
   std::fflush(stdout);
 }
 
-int Main() {
+// The kernel that "--kernel NAME" asks for, without it the fastest; nullptr where
+// this machine has none of that name.
+const BitKernel* TakeKernel(int argc, char** argv) {
+  if (argc == 1) return &BestBitKernel();
+  if (argc != 3 || std::string(argv[1]) != "--kernel") return nullptr;
+  for (const BitKernel* kernel : BitKernels()) {
+    if (std::string(argv[2]) == kernel->name) return kernel;
+  }
+  return nullptr;
+}
+
+int Main(int argc, char** argv) {
+  const BitKernel* kernel = TakeKernel(argc, argv);
+  if (kernel == nullptr) {
+    std::fprintf(stderr, "usage: quantry_packed_matvec [--kernel NAME]; kernels of this machine:");
+    for (const BitKernel* known : BitKernels()) std::fprintf(stderr, " %s", known->name);
+    std::fprintf(stderr, "\n");
+    return 2;
+  }
   std::printf(
       "kernel: %s; best and, in brackets, median; weights of the packed product and of "
       "at::mv come from memory\n\n",
-      BestBitKernel().name);
+      kernel->name);
   std::printf(
       "| shape | threads | packed MB | at::mv ms | packed ms | in cache ms | bound ms | "
       "times at::mv | of the bound |\n|---|---|---|---|---|---|---|---|---|\n");
@@ -114,7 +133,7 @@ int Main() {
   for (const int threads : {1, 2}) {
     at::set_num_threads(threads);
     const double bandwidth = ReadBandwidth(threads);
-    for (const int64_t columns : {4096, 11008}) Compare(4096, columns, threads, bandwidth);
+    for (const int64_t columns : {4096, 11008}) Compare(*kernel, 4096, columns, threads, bandwidth);
     bandwidths.push_back(std::to_string(bandwidth / 1e9));
   }
   std::printf("\nread bandwidth, 1 and 2 threads: %s and %s GB/s\n", bandwidths[0].c_str(),
@@ -125,4 +144,4 @@ int Main() {
 }  // namespace
 }  // namespace quantry::engine
 
-int main() { return quantry::engine::Main(); }
+int main(int argc, char** argv) { return quantry::engine::Main(argc, argv); }
