@@ -2,8 +2,16 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
 
 namespace quantry::cli {
+
+inline constexpr auto kFirstWait = std::chrono::milliseconds(250);
+inline constexpr auto kLongestWait = std::chrono::seconds(5);
+// Tries without a byte of advance; with the waits between them about 90 s.
+inline constexpr int kMaxTries = 20;
+// A stream may take this long a byte before it counts as stuck: 64 KiB/s.
+inline constexpr int64_t kSlowestBytesPerSecond = 64 << 10;
 
 // Waits between tries: doubling, jittered to 50-100 %, so that many clients of a
 // restarted server do not come back at once.

@@ -59,12 +59,12 @@ absl::StatusOr<PartFile> PartFile::Open(const std::string& target, const std::st
 // A file that its last holder renamed while we opened it is not ours to write:
 // it has its final name.
 absl::Status PartFile::Hold() {
-  constexpr int kMaxTries = 100;  // some file systems give a file another number at each look
+  constexpr int kMaxLooks = 100;  // some file systems give a file another number at each look
   for (int tries = 1;; ++tries) {
     fd_ = UniqueFd(open(part_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644));
     if (!fd_.ok()) return WriteError(part_, errno);
     const Holder holder = TakeHold(fd_.get(), part_);
-    if (holder == Holder::kUs || tries >= kMaxTries) return absl::OkStatus();
+    if (holder == Holder::kUs || tries >= kMaxLooks) return absl::OkStatus();
     if (holder == Holder::kNobody) continue;
     return WithNext(
         absl::FailedPreconditionError(Cat("another command is writing \"", part_, "\" now")),

@@ -21,12 +21,6 @@
 namespace quantry::cli {
 namespace {
 
-// Tries without a byte of advance; with the waits between them about 90 s.
-constexpr int kMaxPullTries = 20;
-constexpr auto kFirstWait = std::chrono::milliseconds(250);
-constexpr auto kLongestWait = std::chrono::seconds(5);
-constexpr int64_t kSlowestBytesPerSecond = 64 << 10;
-
 absl::Status CorruptFile(const std::string& message, const std::string& path) {
   return MakeError(Reason::kArtifactCorrupt, message, {{"path", path}});
 }
@@ -133,7 +127,7 @@ void AllowManyFiles() {
   setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-bool Retryable(const absl::Status& status) {
+bool MayPullAgain(const absl::Status& status) {
   return status.code() == absl::StatusCode::kUnavailable ||
          status.code() == absl::StatusCode::kDeadlineExceeded ||
          status.code() == absl::StatusCode::kResourceExhausted;
@@ -197,10 +191,10 @@ absl::Status Puller::Fill(const std::string& artifact, const v1::ArtifactFile& f
   for (int tries = 1; part.size() < file.size_bytes(); ++tries) {
     const int64_t before = part.size();
     const absl::Status status = FillOnce(artifact, file, part, meter);
-    if (!status.ok() && !Retryable(status)) return status;
+    if (!status.ok() && !MayPullAgain(status)) return status;
     if (part.size() > before) tries = 0;
     if (part.size() >= file.size_bytes()) break;
-    if (tries >= kMaxPullTries) {
+    if (tries >= kMaxTries) {
       return status.ok() ? CorruptFile(Cat("\"", file.path(), "\" ends after ", part.size(),
                                            " bytes: wanted ", file.size_bytes()),
                                        file.path())

@@ -17,15 +17,9 @@ namespace {
 
 constexpr size_t kUploadReadBytes = 1 << 20;
 constexpr size_t kChunkBytes = 512 << 10;  // artifact_service.proto's limit
-// Tries without a byte of advance; with the waits between them about 90 s.
-constexpr int kMaxUploadTries = 20;
 // The same while another call holds the blob; about 4 min. A server lets go of a
 // client that was lost without a word after 80 s.
 constexpr int kMaxHeldTries = 60;
-constexpr auto kFirstWait = std::chrono::milliseconds(250);
-constexpr auto kLongestWait = std::chrono::seconds(5);
-// A stream may take this long a byte before it counts as stuck: 64 KiB/s.
-constexpr int64_t kSlowestBytesPerSecond = 64 << 10;
 
 absl::Status ReadError(const LocalFile& file) {
   return absl::InvalidArgumentError(Cat("cannot read \"", file.path, "\""));
@@ -64,7 +58,7 @@ absl::StatusOr<std::string> HashFile(const LocalFile& file, TransferMeter& meter
 // whose end the server has not noticed yet).
 bool IsHeld(const absl::Status& status) { return HasReason(status, Reason::kResourceLimit); }
 
-bool Retryable(const absl::Status& status) {
+bool MayUploadAgain(const absl::Status& status) {
   return status.code() == absl::StatusCode::kUnavailable ||
          status.code() == absl::StatusCode::kDeadlineExceeded || IsHeld(status) ||
          HasReason(status, Reason::kUploadOffset) || HasReason(status, Reason::kChunkCorrupt);
@@ -165,8 +159,8 @@ absl::Status Uploader::Send(const LocalFile& file, const v1::BlobFile& blob, int
   for (int tries = 1;; ++tries) {
     const int64_t before = meter.done();
     absl::Status status = SendOnce(file, blob, offset, meter);
-    const int most = IsHeld(status) ? kMaxHeldTries : kMaxUploadTries;
-    if (status.ok() || !Retryable(status) || tries >= most) return status;
+    const int most = IsHeld(status) ? kMaxHeldTries : kMaxTries;
+    if (status.ok() || !MayUploadAgain(status) || tries >= most) return status;
     if (IsHeld(status) && !std::exchange(told, true)) {
       line_.Say(Cat("quantry: waiting: ", file.name, ": ", std::string(status.message())));
     }
@@ -174,7 +168,7 @@ absl::Status Uploader::Send(const LocalFile& file, const v1::BlobFile& blob, int
     connection_.Refresh();
     const auto missing = Missing({blob});
     if (!missing.ok()) {
-      if (!Retryable(missing.status())) return missing.status();
+      if (!MayUploadAgain(missing.status())) return missing.status();
       meter.Rewind(meter.done() - before);
       continue;
     }

@@ -7,13 +7,11 @@
 namespace quantry::cli {
 namespace {
 
-constexpr auto kFirstWait = std::chrono::milliseconds(250);
 // Without a terminal a line comes at least this often, so that a log shows life.
 constexpr auto kLongestSilence = std::chrono::seconds(60);
 constexpr int kLogColumns = 120;
 // The deadline runs on another clock than TimedOut() and must not come first.
 constexpr auto kClockSlack = std::chrono::milliseconds(50);
-constexpr auto kLongestWait = std::chrono::seconds(5);
 
 // Worth another try: the server went away, drains or is full. A torn connection
 // can show as INTERNAL, UNKNOWN or CANCELLED, but then no reason came with it.

@@ -16,7 +16,7 @@ namespace {
 
 constexpr size_t kMaxLineBytes = 16 << 10;
 
-absl::Status Bad(std::string_view source, const std::string& what) {
+absl::Status BadEntry(std::string_view source, const std::string& what) {
   return MakeError(Reason::kInvalidConfig, absl::StrCat(std::string(source), ": ", what),
                    {{"file", std::string(source)}});
 }
@@ -26,13 +26,13 @@ absl::Status Bad(std::string_view source, const std::string& what) {
 absl::StatusOr<std::string> ReadOperatorFile(const std::string& path) {
   struct stat info {};
   if (stat(path.c_str(), &info) == 0 && (info.st_mode & S_IWOTH) != 0) {
-    return Bad(path,
+    return BadEntry(path,
                "everybody may write this file and so give himself rights; run chmod o-w on it");
   }
   std::ifstream in(path, std::ios::binary);
   std::ostringstream text;
   text << in.rdbuf();
-  if (!in) return Bad(path, absl::StrCat("wanted a readable file: ", std::strerror(errno)));
+  if (!in) return BadEntry(path, absl::StrCat("wanted a readable file: ", std::strerror(errno)));
   return text.str();
 }
 
@@ -45,15 +45,15 @@ absl::Status ParseOperatorLines(std::string_view text, std::string_view source,
     ++number;
     if (line.find_first_not_of(" \t\r") == std::string::npos || line[0] == '#') continue;
     const std::string where = absl::StrCat(std::string(source), ":", number);
-    if (line.size() > kMaxLineBytes) return Bad(where, "wanted at most 16384 bytes, got more");
+    if (line.size() > kMaxLineBytes) return BadEntry(where, "wanted at most 16384 bytes, got more");
     entry->Clear();
     const auto parsed = google::protobuf::util::JsonStringToMessage(line, entry);
     if (!parsed.ok()) {
-      return Bad(where, absl::StrCat("wanted one JSON object with ", std::string(keys), ": ",
+      return BadEntry(where, absl::StrCat("wanted one JSON object with ", std::string(keys), ": ",
                                      std::string(parsed.message())));
     }
     if (absl::Status status = take(); !status.ok()) {
-      return Bad(where, std::string(status.message()));
+      return BadEntry(where, std::string(status.message()));
     }
   }
   return absl::OkStatus();

@@ -33,7 +33,7 @@ struct PulledSource {
 };
 
 // Beside the layout and of this artifact alone, so that a pull that broke off goes on there.
-std::string PullFolder(const std::string& layout, const std::string& artifact) {
+std::string FolderOf(const std::string& layout, const std::string& artifact) {
   return Cat(layout, ".", artifact.substr(artifact.rfind('/') + 1), ".pull");
 }
 
@@ -68,7 +68,7 @@ absl::StatusOr<PulledSource> PullSource(Context& context, const std::string& sou
     if (!status.ok()) return status;
     if (!artifact.manifest().outputs().empty()) format = artifact.manifest().outputs(0).format();
   }
-  const std::string folder = PullFolder(options.layout, *name);
+  const std::string folder = FolderOf(options.layout, *name);
   auto pulled = PullArtifact(connection, line, *name, {.folder = folder, .format = format});
   if (!pulled.ok()) return pulled.status();
   return PulledSource{
