@@ -19,8 +19,6 @@ using nlohmann::json;
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-constexpr char kJob[] = "tenants/default/quantizationJobs/my-job";
-
 class ExportTest : public testing::Test {
  protected:
   ExportTest() {

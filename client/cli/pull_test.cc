@@ -21,7 +21,6 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::Pair;
 
-constexpr char kJob[] = "tenants/default/quantizationJobs/my-job";
 constexpr char kWeights[] = "compressed-tensors/model.safetensors";
 
 class PullTest : public testing::Test {

@@ -11,7 +11,6 @@ using testing::AllOf;
 using testing::HasSubstr;
 using testing::Not;
 
-constexpr char kJob[] = "tenants/default/quantizationJobs/my-job";
 constexpr char kReport[] =
     R"({"reproduction": {"command": "quantry submit MODEL_DIR --seed=0", "method": {"awq": {}}}})";
 constexpr char kHtml[] =

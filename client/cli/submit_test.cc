@@ -16,8 +16,6 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::Not;
 
-constexpr char kJob[] = "tenants/default/quantizationJobs/my-job";
-
 v1::QuantizationJob Job(v1::JobState state) {
   v1::QuantizationJob job;
   job.set_name(kJob);

@@ -10,7 +10,7 @@
 namespace quantry::server::testing {
 namespace {
 
-using Message = v1::WatchQuantizationJobResponse;
+using WatchAnswer = v1::WatchQuantizationJobResponse;
 
 // One open watch.
 struct Stream {
@@ -22,8 +22,8 @@ struct Stream {
     reader = server->jobs->WatchQuantizationJob(&context, request);
   }
   // The next message that is not a keepalive; KIND_NOT_SET at the end.
-  Message Next() {
-    Message message;
+  WatchAnswer Next() {
+    WatchAnswer message;
     while (reader->Read(&message)) {
       if (!message.has_keepalive()) return message;
     }
@@ -32,7 +32,7 @@ struct Stream {
   absl::Status Finish() { return FromGrpc(reader->Finish()); }
 
   grpc::ClientContext context;
-  std::unique_ptr<grpc::ClientReader<Message>> reader;
+  std::unique_ptr<grpc::ClientReader<WatchAnswer>> reader;
 };
 
 v1::JobEvent LogEvent(const std::string& text) {
@@ -50,7 +50,7 @@ class WatchRpc : public ::testing::Test {
 TEST_F(WatchRpc, FollowsAWholeJobWithoutAGap) {
   server_.Create("job-a");
   Stream stream(&server_, "job-a", 0);
-  const Message first = stream.Next();
+  const WatchAnswer first = stream.Next();
   ASSERT_TRUE(first.has_snapshot());
   std::int64_t sequence = first.snapshot().last_sequence();
   EXPECT_EQ(sequence, 1);
@@ -63,7 +63,7 @@ TEST_F(WatchRpc, FollowsAWholeJobWithoutAGap) {
 
   std::vector<std::string> logs;
   bool succeeded = false;
-  Message message;
+  WatchAnswer message;
   for (message = stream.Next(); message.has_event() || message.has_progress();
        message = stream.Next()) {
     if (message.has_progress()) continue;
@@ -76,7 +76,7 @@ TEST_F(WatchRpc, FollowsAWholeJobWithoutAGap) {
   EXPECT_EQ(message.end().job().last_sequence(), sequence);
   EXPECT_TRUE(succeeded);
   EXPECT_EQ(logs, (std::vector<std::string>{"one", "two"}));
-  EXPECT_EQ(stream.Next().kind_case(), Message::KIND_NOT_SET);
+  EXPECT_EQ(stream.Next().kind_case(), WatchAnswer::KIND_NOT_SET);
   EXPECT_TRUE(stream.Finish().ok());
 }
 
@@ -92,7 +92,7 @@ TEST_F(WatchRpc, ResumesAfterASequence) {
     Stream stream(&server_, "job-a", after);
     EXPECT_TRUE(stream.Next().has_snapshot());
     for (std::int64_t sequence = after + 1; sequence <= last; ++sequence) {
-      const Message message = stream.Next();
+      const WatchAnswer message = stream.Next();
       ASSERT_TRUE(message.has_event());
       EXPECT_EQ(message.event().sequence(), sequence);
     }
@@ -124,9 +124,9 @@ TEST_F(WatchRpc, ProgressIsMergedToTheLatest) {
   for (int step = 1; step <= 200; ++step) worker.Beat(lease, step);
   ASSERT_TRUE(worker.Complete(worker.WriteArtifact(lease)).ok());
   int progress = 0;
-  Message message;
+  WatchAnswer message;
   for (message = stream.Next(); !message.has_end(); message = stream.Next()) {
-    ASSERT_NE(message.kind_case(), Message::KIND_NOT_SET);
+    ASSERT_NE(message.kind_case(), WatchAnswer::KIND_NOT_SET);
     progress += message.has_progress();
   }
   EXPECT_LT(progress, 50);
@@ -142,7 +142,8 @@ TEST_F(WatchRpc, ManyWatchersSeeTheSame) {
     watchers.push_back(std::async(std::launch::async, [this] {
       Stream stream(&server_, "job-a", 1);
       std::int64_t sequence = 1;
-      for (Message m = stream.Next(); m.kind_case() != Message::KIND_NOT_SET; m = stream.Next()) {
+      for (WatchAnswer m = stream.Next(); m.kind_case() != WatchAnswer::KIND_NOT_SET;
+           m = stream.Next()) {
         if (m.has_event() && m.event().sequence() != ++sequence) return std::int64_t{-1};
       }
       return stream.Finish().ok() ? sequence : -2;
@@ -222,12 +223,12 @@ TEST_F(WatchRpc, AQuotaOfTheTenantLimitsThem) {
     EXPECT_TRUE(open.back()->Next().has_snapshot()) << i;
   }
   Stream third(&server_, "job-a", 0);
-  EXPECT_EQ(third.Next().kind_case(), Message::KIND_NOT_SET);
+  EXPECT_EQ(third.Next().kind_case(), WatchAnswer::KIND_NOT_SET);
   const absl::Status refused = third.Finish();
   EXPECT_TRUE(HasReason(refused, Reason::kQuotaWatches)) << refused;
   EXPECT_TRUE(RetryAfterOf(refused).has_value());
   open[0]->context.TryCancel();
-  while (open[0]->Next().kind_case() != Message::KIND_NOT_SET) {
+  while (open[0]->Next().kind_case() != WatchAnswer::KIND_NOT_SET) {
   }
   // Its place is free once the server has seen it go.
   while (true) {
@@ -238,7 +239,7 @@ TEST_F(WatchRpc, AQuotaOfTheTenantLimitsThem) {
 
 TEST_F(WatchRpc, MistakesAreAnswered) {
   Stream unknown(&server_, "nobody", 0);
-  EXPECT_EQ(unknown.Next().kind_case(), Message::KIND_NOT_SET);
+  EXPECT_EQ(unknown.Next().kind_case(), WatchAnswer::KIND_NOT_SET);
   EXPECT_TRUE(HasReason(unknown.Finish(), Reason::kJobNotFound));
   server_.Create("job-a");
   Stream beyond(&server_, "job-a", 1000);
@@ -256,10 +257,10 @@ TEST_F(WatchRpc, DrainEndsStreamsWithUnavailable) {
   FakeWorker worker(&server_, "w1");
   const v1::Lease lease = worker.Acquire();
   std::thread drain([this] { server_.app().Drain(); });
-  Message message;
+  WatchAnswer message;
   do {
     message = stream.Next();
-  } while (message.kind_case() != Message::KIND_NOT_SET);
+  } while (message.kind_case() != WatchAnswer::KIND_NOT_SET);
   const absl::Status status = stream.Finish();
   drain.join();
   EXPECT_TRUE(absl::IsUnavailable(status)) << status;

@@ -12,6 +12,8 @@
 
 namespace quantry::cli {
 
+inline constexpr char kJob[] = "tenants/default/quantizationJobs/my-job";
+
 // One run of the whole CLI in the test's process. Its clock moves only when the
 // CLI sleeps, so minutes of retries take no time.
 struct CliRun {

@@ -15,6 +15,7 @@
 #include "worker/engine/methods/catalog.h"
 #include "worker/engine/methods/omniquant/omniquant.h"
 #include "worker/engine/methods/rtn/rtn.h"
+#include "worker/engine/methods/testing/setting.h"
 #include "worker/engine/model/checkpoint.h"
 #include "worker/engine/nn/transformer.h"
 #include "worker/engine/quant/grid.h"
@@ -25,10 +26,12 @@
 namespace quantry::engine {
 namespace {
 
+using test::RelativeError;
+
 // A random model of one architecture with a random calibration stream.
-struct Setting {
-  explicit Setting(const std::string& architecture,
-                   const nlohmann::json& changes = nlohmann::json::object()) {
+struct AwqSetting {
+  explicit AwqSetting(const std::string& architecture,
+                      const nlohmann::json& changes = nlohmann::json::object()) {
     test::MakeTinyModel(architecture, changes).Write(dir.path());
     checkpoint = Checkpoint::Open(dir.path());
     block = LoadBlock(*checkpoint, 0);
@@ -51,11 +54,7 @@ struct Setting {
   at::Tensor x;
 };
 
-double RelativeError(const at::Tensor& got, const at::Tensor& wanted) {
-  return ((got - wanted).norm() / wanted.norm()).item<double>();
-}
-
-const GridSpec kTwoBits = {2, -1, false};
+const GridSpec kAwqGrid = {2, -1, false};
 
 class AwqTest : public ::testing::TestWithParam<const char*> {};
 
@@ -63,8 +62,8 @@ class AwqTest : public ::testing::TestWithParam<const char*> {};
 // stored in.
 TEST_P(AwqTest, T20_FoldingPreservesTheFunction) {
   for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
-    const Setting setting(GetParam());
-    const BlockTask task = setting.Task(kTwoBits, dtype);
+    const AwqSetting setting(GetParam());
+    const BlockTask task = setting.Task(kAwqGrid, dtype);
     test::CountingSink counter;
     const auto inputs = CollectInputs(task, {0, 1, 2, 3, 4, 5, 6}, counter);
     Block folded = setting.block;
@@ -86,8 +85,8 @@ TEST_P(AwqTest, T20_FoldingPreservesTheFunction) {
 // T20: ratio 0 (no scaling) is a candidate, so the winner is never worse; and
 // the loss of ratio 0 is that of plain rounding, computed here the long way.
 TEST_P(AwqTest, T20_WinnerIsNoWorseThanRounding) {
-  const Setting setting(GetParam());
-  const BlockTask task = setting.Task(kTwoBits);
+  const AwqSetting setting(GetParam());
+  const BlockTask task = setting.Task(kAwqGrid);
   test::CountingSink counter;
   const auto inputs = CollectInputs(task, {0, 1, 2, 3, 4, 5, 6}, counter);
   for (const GroupScale& found : SearchScales(task, inputs, 5, counter)) {
@@ -98,26 +97,26 @@ TEST_P(AwqTest, T20_WinnerIsNoWorseThanRounding) {
     const at::Tensor x = CaptureInputs(setting.block, setting.rope, setting.x)
                              .at(InputSource(setting.checkpoint->architecture(), index));
     const at::Tensor& weight = setting.block.linears[index].weight;
-    const at::Tensor error = FakeQuantize(weight, kTwoBits, at::kHalf) - weight;
+    const at::Tensor error = FakeQuantize(weight, kAwqGrid, at::kHalf) - weight;
     const double loss = at::matmul(x, error.t()).square().mean().item<double>();
     EXPECT_NEAR(found.losses.at(0) / loss, 1.0, 1e-4) << found.group.previous;
   }
 }
 
 TEST_P(AwqTest, TakesExactlyTheStepsItPromises) {
-  const Setting setting(GetParam());
+  const AwqSetting setting(GetParam());
   for (const AwqOptions& options : {AwqOptions{}, AwqOptions{false, true, 20},
                                     AwqOptions{true, false, 3}, AwqOptions{false, false, 20}}) {
     const Awq awq(options);
     test::CountingSink counter;
-    awq.Quantize(setting.Task(kTwoBits), counter);
+    awq.Quantize(setting.Task(kAwqGrid), counter);
     EXPECT_EQ(counter.steps(), awq.Steps(setting.checkpoint->architecture(),
                                          setting.checkpoint->config(), {40, 16}));
   }
 }
 
 TEST_P(AwqTest, SameTaskSameBytes) {
-  const Setting setting(GetParam());
+  const AwqSetting setting(GetParam());
   test::CountingSink counter;
   const auto first = Awq({}).Quantize(setting.Task({3, -1, true}), counter);
   const auto second = Awq({}).Quantize(setting.Task({3, -1, true}), counter);
@@ -129,9 +128,9 @@ TEST_P(AwqTest, SameTaskSameBytes) {
 }
 
 TEST_P(AwqTest, BeatsRoundingOnSkewedInputs) {
-  const Setting setting(GetParam());
+  const AwqSetting setting(GetParam());
   test::CountingSink counter;
-  const BlockTask task = setting.Task(kTwoBits);
+  const BlockTask task = setting.Task(kAwqGrid);
   const at::Tensor wanted = setting.block.Forward(setting.x, setting.rope);
   const auto loss = [&](const Method& method) {
     const Block block = Rebuild(setting.block, method.Quantize(task, counter).block);
@@ -148,8 +147,8 @@ INSTANTIATE_TEST_SUITE_P(Architectures, AwqTest,
 // neither search is worse than rounding; and the loss is that of the linear on
 // quantized inputs, computed here the long way.
 TEST_P(AwqTest, SearchesWithQuantizedActivations) {
-  const Setting setting(GetParam());
-  BlockTask task = setting.Task(kTwoBits);
+  const AwqSetting setting(GetParam());
+  BlockTask task = setting.Task(kAwqGrid);
   task.activations.bits = 3;
   test::CountingSink counter;
   const auto inputs = CollectInputs(task, {}, counter);
@@ -162,15 +161,15 @@ TEST_P(AwqTest, SearchesWithQuantizedActivations) {
                              .at(InputSource(setting.checkpoint->architecture(), index));
     const at::Tensor& weight = setting.block.linears[index].weight;
     const at::Tensor got =
-        at::matmul(FakeQuantizeActivations(x, 3), FakeQuantize(weight, kTwoBits, at::kHalf).t());
+        at::matmul(FakeQuantizeActivations(x, 3), FakeQuantize(weight, kAwqGrid, at::kHalf).t());
     const double loss = (got - at::matmul(x, weight.t())).square().mean().item<double>();
     EXPECT_NEAR(found.losses.at(0) / loss, 1.0, 1e-4) << found.group.previous;
   }
 }
 
 TEST_P(AwqTest, ReportsTheSameStepsWithQuantizedActivations) {
-  const Setting setting(GetParam());
-  BlockTask task = setting.Task(kTwoBits);
+  const AwqSetting setting(GetParam());
+  BlockTask task = setting.Task(kAwqGrid);
   task.activations.bits = 4;
   test::CountingSink counter;
   const Awq awq({true, true, 3});
@@ -182,7 +181,7 @@ TEST_P(AwqTest, ReportsTheSameStepsWithQuantizedActivations) {
 // T22: with grouped-query attention v_proj is narrower than o_proj's input.
 TEST(Awq, T22_SkipsAttentionOutputWithGroupedQueries) {
   const auto previous = [](int kv_heads) {
-    const Setting setting("llama", {{"num_key_value_heads", kv_heads}});
+    const AwqSetting setting("llama", {{"num_key_value_heads", kv_heads}});
     std::vector<std::string> names;
     for (const auto& group :
          UsableSmoothingGroups(setting.checkpoint->architecture(), setting.checkpoint->config())) {
@@ -190,7 +189,7 @@ TEST(Awq, T22_SkipsAttentionOutputWithGroupedQueries) {
     }
     return names;
   };
-  const Setting probe("llama");
+  const AwqSetting probe("llama");
   const auto all = static_cast<int>(probe.checkpoint->config().num_heads);
   const auto has_v = [](const std::vector<std::string>& names) {
     return std::find(names.begin(), names.end(), "self_attn.v_proj") != names.end();
@@ -255,13 +254,13 @@ TEST(Clip, CountsWhatQuantizedInputsAdd) {
 }
 
 TEST(Clip, T21_LeavesQueryAndKeyUntouched) {
-  const Setting setting("llama");
+  const AwqSetting setting("llama");
   test::CountingSink counter;
-  const auto result = Awq({false, true, 20}).Quantize(setting.Task(kTwoBits), counter);
+  const auto result = Awq({false, true, 20}).Quantize(setting.Task(kAwqGrid), counter);
   for (const char* name : {"self_attn.q_proj", "self_attn.k_proj"}) {
     const int index = setting.block.LinearIndex(name);
     const auto plain =
-        QuantizeNearest(name, setting.block.linears[index].weight, {}, kTwoBits, at::kHalf);
+        QuantizeNearest(name, setting.block.linears[index].weight, {}, kAwqGrid, at::kHalf);
     EXPECT_TRUE(at::equal(result.block.linears[index].codes, plain.codes)) << name;
   }
 }

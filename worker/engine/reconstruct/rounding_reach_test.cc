@@ -14,24 +14,24 @@
 namespace quantry::engine {
 namespace {
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kReachInfinity = std::numeric_limits<float>::infinity();
 constexpr int kReach = 2;
 constexpr int64_t kGroup = 16;
-const GridSpec kGrid = {3, kGroup, false};
+const GridSpec kReachGrid = {3, kGroup, false};
 
-at::Tensor RandomWeight(int64_t rows, int64_t columns, uint64_t seed = 3) {
+at::Tensor ReachWeight(int64_t rows, int64_t columns, uint64_t seed = 3) {
   at::manual_seed(seed);
   return at::randn({rows, columns}) * 0.1;
 }
 
-SoftRounding Make(const at::Tensor& weight, const GridSpec& spec = kGrid) {
+SoftRounding MakeReach(const at::Tensor& weight, const GridSpec& spec = kReachGrid) {
   return {weight, MinMaxGrid(weight, spec, at::kHalf), spec, ScaleCurve::kRectifiedSigmoid, kReach};
 }
 
 // The definition in ATen and autograd: rounding_window.h.
-struct Reference {
-  explicit Reference(const at::Tensor& weight) {
-    const GroupGrid found = MinMaxGrid(weight, kGrid, at::kHalf);
+struct ReachReference {
+  explicit ReachReference(const at::Tensor& weight) {
+    const GroupGrid found = MinMaxGrid(weight, kReachGrid, at::kHalf);
     w = weight.to(at::kDouble).view({-1, kGroup});
     s = found.scales.to(at::kDouble).view({-1, 1});
     z = found.zeros.to(at::kDouble).view({-1, 1});
@@ -45,7 +45,7 @@ struct Reference {
   }
   at::Tensor Soft() const {
     const at::Tensor factor = 2 * (at::sigmoid(v) * 1.2 - 0.1).clamp(0, 1);
-    return (Integer().clamp(0, kGrid.qmax()) - z) * s * factor;
+    return (Integer().clamp(0, kReachGrid.qmax()) - z) * s * factor;
   }
 
   at::Tensor w, s, z, nu, v;
@@ -64,19 +64,19 @@ TEST(RoundingWindowTest, ReachOneIsThePaperToTheBit) {
   for (float y = 0; y <= 1; y += 1.0F / 128) {
     EXPECT_EQ(window.Logit(y), InverseRectifiedSigmoid(y));
   }
-  for (const float nu : {kInfinity, -kInfinity, std::nextafter(0.0F, 1.0F), -1e-30F}) {
+  for (const float nu : {kReachInfinity, -kReachInfinity, std::nextafter(0.0F, 1.0F), -1e-30F}) {
     EXPECT_EQ(window.Decision(nu), nu > 0 ? 1 : 0);
   }
-  EXPECT_EQ(window.HardLogit(1), kInfinity);
-  EXPECT_EQ(window.HardLogit(0), -kInfinity);
+  EXPECT_EQ(window.HardLogit(1), kReachInfinity);
+  EXPECT_EQ(window.HardLogit(0), -kReachInfinity);
 }
 
 TEST(RoundingWindowTest, T1_ReachTwoCoversTheWindowAndInverts) {
   const RoundingWindow window(kReach);
   EXPECT_EQ(window.Value(0), 0.5F);
   EXPECT_FLOAT_EQ(window.Slope(0), RectifiedSigmoidSlope(0));
-  EXPECT_EQ(window.Value(kInfinity), 2.0F);
-  EXPECT_EQ(window.Value(-kInfinity), -1.0F);
+  EXPECT_EQ(window.Value(kReachInfinity), 2.0F);
+  EXPECT_EQ(window.Value(-kReachInfinity), -1.0F);
   for (float h = -1; h <= 2; h += 1.0F / 64) {
     EXPECT_NEAR(window.Value(window.Logit(h)), h, 2e-6);
   }
@@ -104,9 +104,9 @@ TEST(RoundingWindowTest, DecidesForTheNearestInteger) {
 }
 
 TEST(RoundingReachTest, T2_StartsAtTheWeight) {
-  const at::Tensor weight = RandomWeight(32, 64);
-  const GroupGrid grid = MinMaxGrid(weight, kGrid, at::kHalf);
-  const SoftRounding linear = Make(weight);
+  const at::Tensor weight = ReachWeight(32, 64);
+  const GroupGrid grid = MinMaxGrid(weight, kReachGrid, at::kHalf);
+  const SoftRounding linear = MakeReach(weight);
   const at::Tensor s = grid.scales.repeat_interleave(kGroup, 1);
   const at::Tensor position = weight / s + grid.zeros.repeat_interleave(kGroup, 1);
   const at::Tensor inside = (position >= 0).logical_and_(position <= 7.0);
@@ -115,13 +115,13 @@ TEST(RoundingReachTest, T2_StartsAtTheWeight) {
   EXPECT_LE(error.masked_select(inside).max().item<double>(), 1e-5);
   EXPECT_LE(error.max().item<double>(), 0.51);
   // Also as the logits say it.
-  SoftRounding again = Make(weight);
+  SoftRounding again = MakeReach(weight);
   again.Restore(linear.logits(), linear.scale_logits());
   EXPECT_LE(((again.weight() - weight).abs() / s).masked_select(inside).max().item<double>(), 1e-5);
 }
 
 TEST(RoundingReachTest, T4_AutogradMatchesFiniteDifferences) {
-  Reference reference(RandomWeight(4, 32));
+  ReachReference reference(ReachWeight(4, 32));
   const at::Tensor direction = at::randn({8, kGroup}, at::kDouble);
   reference.nu[1][2] = 9.0;  // saturated
   reference.nu.requires_grad_(true);
@@ -149,9 +149,9 @@ TEST(RoundingReachTest, T4_AutogradMatchesFiniteDifferences) {
 // The fused step does what autograd and Adam do to the definition, past the
 // neighbours and at the ends of the grid too.
 TEST(RoundingReachTest, T4_StepsMatchAutogradAndAdam) {
-  const at::Tensor weight = RandomWeight(6, 48);
-  SoftRounding linear = Make(weight);
-  Reference reference(weight);
+  const at::Tensor weight = ReachWeight(6, 48);
+  SoftRounding linear = MakeReach(weight);
+  ReachReference reference(weight);
   const StepRates rates{0.2, 0.01, 1e-3, 0, true};
   at::Tensor m = at::zeros_like(reference.nu), q = at::zeros_like(reference.nu);
   at::Tensor mv = at::zeros_like(reference.v), qv = at::zeros_like(reference.v);
@@ -186,7 +186,7 @@ TEST(RoundingReachTest, T4_StepsMatchAutogradAndAdam) {
 
 // Trained roundings of a random weight, and how far they went from floor(W / s).
 struct Wandered {
-  Wandered() : weight(RandomWeight(32, 64)), linear(Make(weight)) {
+  Wandered() : weight(ReachWeight(32, 64)), linear(MakeReach(weight)) {
     at::manual_seed(5);
     const at::Tensor along = at::randn({32, 64});
     for (int step = 0; step < 60; ++step) {
@@ -195,10 +195,10 @@ struct Wandered {
   }
   // [32, 64] of the codes of the inner part of the grid.
   at::Tensor Moves(const QuantizedLinear& done) const {
-    const GroupGrid grid = MinMaxGrid(weight, kGrid, at::kHalf);
+    const GroupGrid grid = MinMaxGrid(weight, kReachGrid, at::kHalf);
     const at::Tensor base = (weight / grid.scales.repeat_interleave(kGroup, 1)).floor() +
                             grid.zeros.repeat_interleave(kGroup, 1);
-    const at::Tensor inner = (base >= 1).logical_and(base <= kGrid.qmax() - 2);
+    const at::Tensor inner = (base >= 1).logical_and(base <= kReachGrid.qmax() - 2);
     return (done.codes.to(at::kFloat) - base).masked_select(inner);
   }
 
@@ -214,19 +214,19 @@ TEST(RoundingReachTest, T15_CodesLieWithinReachAndUseIt) {
   EXPECT_TRUE(hard.equal(linear.weight()));
   EXPECT_EQ(linear.live(), 0);
   const QuantizedLinear done = linear.Finish("x", {}, at::kHalf);
-  EXPECT_LE(done.codes.max().item<int>(), kGrid.qmax());
+  EXPECT_LE(done.codes.max().item<int>(), kReachGrid.qmax());
   const at::Tensor moves = wandered.Moves(done);
   EXPECT_GE(moves.min().item<float>(), -1);
   EXPECT_LE(moves.max().item<float>(), 2);
   for (const int to : {-1, 0, 1, 2}) EXPECT_GT(moves.eq(to).sum().item<int64_t>(), 10) << to;
-  const GroupGrid grid = MinMaxGrid(wandered.weight, kGrid, at::kHalf);
-  const at::Tensor nearest = RoundToGrid(wandered.weight, kGrid, grid);
+  const GroupGrid grid = MinMaxGrid(wandered.weight, kReachGrid, at::kHalf);
+  const at::Tensor nearest = RoundToGrid(wandered.weight, kReachGrid, grid);
   EXPECT_EQ(linear.flip_ratio(), done.codes.ne(nearest).to(at::kDouble).mean().item<double>());
 }
 
 TEST(RoundingReachTest, T6_T7_T9_HardeningTakesTheNearestToAnInteger) {
-  const at::Tensor weight = RandomWeight(64, 128);
-  SoftRounding linear = Make(weight);
+  const at::Tensor weight = ReachWeight(64, 128);
+  SoftRounding linear = MakeReach(weight);
   const RoundingWindow window(kReach);
   const auto score = [&](const at::Tensor& logits) {
     at::Tensor scores = at::empty_like(logits);
@@ -261,7 +261,7 @@ TEST(RoundingReachTest, T6_T7_T9_HardeningTakesTheNearestToAnInteger) {
 TEST(RoundingReachTest, StateRestoresExactlyWithAllFourDecisions) {
   Wandered one;
   one.linear.Harden(0.4);
-  SoftRounding two = Make(one.weight);
+  SoftRounding two = MakeReach(one.weight);
   two.Restore(one.linear.logits(), one.linear.scale_logits());
   EXPECT_TRUE(two.weight().equal(one.linear.weight()));
   EXPECT_EQ(two.live(), one.linear.live());
@@ -283,9 +283,9 @@ TEST(RoundingReachTest, HardenToNearestForgetsWhatWasLearned) {
   EXPECT_EQ(wandered.linear.flip_ratio(), 0);
   EXPECT_EQ(wandered.linear.live(), 0);
   EXPECT_TRUE(wandered.linear.factors().eq(1).all().item<bool>());
-  const GroupGrid grid = MinMaxGrid(wandered.weight, kGrid, at::kHalf);
+  const GroupGrid grid = MinMaxGrid(wandered.weight, kReachGrid, at::kHalf);
   const QuantizedLinear done = wandered.linear.Finish("x", {}, at::kHalf);
-  EXPECT_TRUE(done.codes.equal(RoundToGrid(wandered.weight, kGrid, grid)));
+  EXPECT_TRUE(done.codes.equal(RoundToGrid(wandered.weight, kReachGrid, grid)));
   EXPECT_TRUE(done.scales.equal(grid.scales));
   EXPECT_TRUE(wandered.linear.weight().equal(done.Dequantize()));
 }
