@@ -119,7 +119,8 @@ struct LeaseToken {
 
 // Events of an attempt, numbered by the worker from 0: `events[i]` has number
 // offset + i. The store keeps those it does not have yet; sequence, time and
-// epoch are the store's. state_changed is the server's own and is not taken.
+// epoch are the store's. state_changed is the server's own: it has a number, as
+// an event of no known kind has, and is not kept.
 struct AttemptEvents {
   int64_t offset = 0;
   std::vector<v1::JobEvent> events;
@@ -151,6 +152,7 @@ struct BeatReply {
 struct HeartbeatReply {
   std::vector<BeatReply> jobs;  // in the order of the beats
   v1::WorkerDirective worker = v1::WORKER_DIRECTIVE_NONE;
+  std::string worker_id = {};  // whose session it is
 };
 
 struct CheckpointRequest {

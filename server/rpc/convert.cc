@@ -2,12 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
+#include <map>
+#include <string>
 
 #include "absl/strings/str_cat.h"
 #include "common/digest.h"
 #include "common/errors.h"
 #include "common/ids.h"
+#include "common/utf8_prefix.h"
 
 namespace quantry::server {
 namespace {
@@ -24,17 +28,54 @@ absl::Status OutOfBounds(std::string_view message) {
   return MakeError(Reason::kInvalidArgument, message);
 }
 
-absl::Status CheckProgress(const v1::JobProgress& progress) {
-  if (progress.metrics_size() > kMaxProgressMetrics) {
-    return OutOfBounds(absl::StrCat("progress.metrics: wanted at most ", kMaxProgressMetrics,
-                                    " entries, got ", progress.metrics_size()));
-  }
-  for (const auto& [name, value] : progress.metrics()) {
-    if (!std::isfinite(value) || name.size() > kMaxNameBytes) {
-      return OutOfBounds("progress.metrics: wanted finite values and short names");
+using Events = google::protobuf::RepeatedPtrField<v1::JobEvent>;
+using Metrics = google::protobuf::Map<std::string, double>;
+
+// Of too many the first by name stay, the same ones each time.
+void KeepMetricsInBounds(const std::string& field, Metrics* metrics, Violations* left_out) {
+  std::map<std::string, double> kept;
+  for (const auto& [name, value] : *metrics) {
+    if (name.size() > kMaxNameBytes) {
+      left_out->Wanted(field, absl::StrCat("names of at most ", kMaxNameBytes, " bytes"),
+                       absl::StrCat(name.size(), " bytes: ", name));
+    } else if (!std::isfinite(value)) {
+      left_out->Wanted(absl::StrCat(field, "[", name, "]"), "a finite value", absl::StrCat(value));
+    } else {
+      kept.emplace(name, value);
     }
   }
-  return absl::OkStatus();
+  if (kept.size() > kMaxProgressMetrics) {
+    left_out->Wanted(field, absl::StrCat("at most ", kMaxProgressMetrics, " entries"),
+                     absl::StrCat(kept.size()));
+    kept.erase(std::next(kept.begin(), kMaxProgressMetrics), kept.end());
+  }
+  if (kept.size() != metrics->size()) *metrics = Metrics(kept.begin(), kept.end());
+}
+
+void KeepEventInBounds(const std::string& field, v1::JobEvent* event, Violations* left_out) {
+  switch (event->kind_case()) {
+    case v1::JobEvent::KIND_NOT_SET:
+      return left_out->Wanted(field, "a kind that workers report", "none that is known here");
+    case v1::JobEvent::kStateChanged:
+      return left_out->Wanted(field, "a kind that workers report", "state_changed");
+    case v1::JobEvent::kProgress:
+      return KeepMetricsInBounds(field + ".progress.metrics",
+                                 event->mutable_progress()->mutable_metrics(), left_out);
+    case v1::JobEvent::kLog:
+      event->mutable_log()->set_message(Utf8Prefix(event->log().message(), kMaxLogMessageBytes));
+      return;
+    default:
+      return;
+  }
+}
+
+AttemptEvents FirstEvents(int64_t offset, const Events& events, int count, Violations* left_out) {
+  AttemptEvents result{.offset = offset, .events = {}};
+  for (int i = 0; i < count; ++i) {
+    result.events.push_back(events[i]);
+    KeepEventInBounds(absl::StrCat("events[", i, "]"), &result.events.back(), left_out);
+  }
+  return result;
 }
 
 }  // namespace
@@ -164,42 +205,33 @@ absl::StatusOr<LeaseToken> LeaseFromProto(const std::string& session, const std:
   return LeaseToken{.session = session, .job = {name->tenant, name->id}, .epoch = epoch};
 }
 
-absl::StatusOr<Beat> FromProto(const v1::JobBeat& beat) {
+absl::StatusOr<Beat> FromProto(const v1::JobBeat& beat, Violations* left_out) {
   auto lease = LeaseFromProto("", beat.job(), beat.epoch());
   if (!lease.ok()) return lease.status();
-  if (absl::Status status = CheckProgress(beat.progress()); !status.ok()) return status;
-  auto events = EventsFromProto(beat.event_offset(), beat.events());
-  if (!events.ok()) return events.status();
-  return Beat{.job = lease->job,
-              .epoch = beat.epoch(),
-              .progress = beat.progress(),
-              .events = *std::move(events)};
+  Beat result{.job = lease->job, .epoch = beat.epoch(), .progress = beat.progress(), .events = {}};
+  KeepMetricsInBounds("progress.metrics", result.progress.mutable_metrics(), left_out);
+  if (beat.event_offset() < 0) {
+    // The answer says where to go on.
+    left_out->Wanted("event_offset", "0 or more", absl::StrCat(beat.event_offset()));
+    return result;
+  }
+  if (beat.events_size() > kMaxEventsPerCall) {
+    left_out->Wanted("events", absl::StrCat("at most ", kMaxEventsPerCall, " of a call"),
+                     absl::StrCat(beat.events_size()));
+  }
+  result.events = FirstEvents(beat.event_offset(), beat.events(),
+                              std::min(beat.events_size(), kMaxEventsPerCall), left_out);
+  return result;
 }
 
-absl::StatusOr<AttemptEvents> EventsFromProto(
-    int64_t offset, const google::protobuf::RepeatedPtrField<v1::JobEvent>& events) {
+absl::StatusOr<AttemptEvents> EventsFromProto(int64_t offset, const Events& events,
+                                              Violations* left_out) {
   if (offset < 0 || events.size() > kMaxEventsPerCall) {
     return OutOfBounds(absl::StrCat("wanted an event_offset of 0 or more and at most ",
                                     kMaxEventsPerCall, " events, got ", offset, " and ",
                                     events.size()));
   }
-  AttemptEvents result{.offset = offset, .events = {}};
-  for (const v1::JobEvent& event : events) {
-    if (event.kind_case() == v1::JobEvent::KIND_NOT_SET || event.has_state_changed()) {
-      return OutOfBounds("wanted events of a kind workers report, got none or state_changed");
-    }
-    if (event.has_progress()) {
-      if (absl::Status status = CheckProgress(event.progress()); !status.ok()) return status;
-    }
-    result.events.push_back(event);
-    if (event.has_log() && event.log().message().size() > kMaxLogMessageBytes) {
-      std::string* message = result.events.back().mutable_log()->mutable_message();
-      size_t cut = kMaxLogMessageBytes;  // not inside a UTF-8 character
-      while (cut > 0 && (static_cast<unsigned char>((*message)[cut]) & 0xc0) == 0x80) --cut;
-      message->resize(cut);
-    }
-  }
-  return result;
+  return FirstEvents(offset, events, events.size(), left_out);
 }
 
 absl::Status CheckWorkerInfo(const v1::WorkerInfo& worker) {

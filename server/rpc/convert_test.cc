@@ -1,6 +1,8 @@
 #include "server/rpc/convert.h"
 
+#include <functional>
 #include <limits>
+#include <string>
 
 #include "common/errors.h"
 #include "gtest/gtest.h"
@@ -44,35 +46,152 @@ TEST(Convert, JobShowsWhatItHas) {
   EXPECT_FALSE(proto.has_end_time());
 }
 
-TEST(Convert, BeatsAreBounded) {
+v1::JobBeat GoodBeat() {
   v1::JobBeat beat;
   beat.set_job("tenants/acme/quantizationJobs/my-job");
   beat.set_epoch(3);
+  beat.mutable_progress()->set_steps_done(7);
+  (*beat.mutable_progress()->mutable_metrics())["loss"] = 0.5;
   beat.add_events()->mutable_stage_changed()->set_stage(v1::STAGE_LOADING);
-  ASSERT_TRUE(FromProto(beat).ok());
-  EXPECT_EQ(FromProto(beat)->events.events.size(), 1u);
+  return beat;
+}
 
-  v1::JobBeat bad = beat;
-  bad.set_event_offset(-1);
-  EXPECT_FALSE(FromProto(bad).ok());
-  bad = beat;
-  bad.mutable_events(0)->mutable_state_changed();
-  EXPECT_FALSE(FromProto(bad).ok());
-  bad = beat;
-  bad.add_events();  // of no kind
-  EXPECT_FALSE(FromProto(bad).ok());
-  bad = beat;
-  for (int i = 0; i < 1001; ++i) bad.add_events()->mutable_log();
-  EXPECT_FALSE(FromProto(bad).ok());
-  bad = beat;
-  (*bad.mutable_progress()->mutable_metrics())["x"] = std::numeric_limits<double>::infinity();
-  EXPECT_FALSE(FromProto(bad).ok());
-  bad = beat;
-  for (int i = 0; i < 65; ++i) (*bad.mutable_progress()->mutable_metrics())[std::to_string(i)] = 1;
-  EXPECT_FALSE(FromProto(bad).ok());
-  bad = beat;
-  bad.set_job("my-job");
-  EXPECT_TRUE(HasReason(FromProto(bad).status(), Reason::kInvalidName));
+TEST(Convert, AGoodBeatIsTakenWhole) {
+  Violations left_out;
+  const auto taken = FromProto(GoodBeat(), &left_out);
+  ASSERT_TRUE(taken.ok()) << taken.status();
+  EXPECT_TRUE(left_out.empty());
+  EXPECT_EQ(taken->job, (JobKey{"acme", "my-job"}));
+  EXPECT_EQ(taken->epoch, 3);
+  EXPECT_EQ(taken->progress.steps_done(), 7);
+  EXPECT_EQ(taken->progress.metrics().at("loss"), 0.5);
+  EXPECT_EQ(taken->events.events.size(), 1u);
+}
+
+struct BadBeatCase {
+  std::string name;
+  std::function<void(v1::JobBeat*)> spoil;
+  std::string field;  // told as left out
+  std::string description;
+  size_t events = 1;   // taken
+  size_t metrics = 1;  // taken
+};
+
+class BadBeats : public testing::TestWithParam<BadBeatCase> {};
+
+TEST_P(BadBeats, OnlyTheBadPartIsLeftOut) {
+  v1::JobBeat beat = GoodBeat();
+  GetParam().spoil(&beat);
+  Violations left_out;
+  const auto taken = FromProto(beat, &left_out);
+  ASSERT_TRUE(taken.ok()) << taken.status();
+  EXPECT_EQ(taken->job, (JobKey{"acme", "my-job"}));
+  EXPECT_EQ(taken->epoch, 3);
+  EXPECT_EQ(taken->progress.steps_done(), 7);
+  EXPECT_EQ(taken->progress.metrics().size(), GetParam().metrics);
+  EXPECT_EQ(taken->events.events.size(), GetParam().events);
+  ASSERT_EQ(left_out.first().size(), 1u);
+  EXPECT_EQ(left_out.first()[0].field, GetParam().field);
+  EXPECT_EQ(left_out.first()[0].description, GetParam().description);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Convert, BadBeats,
+    testing::Values(
+        BadBeatCase{.name = "InfiniteMetric",
+                    .spoil =
+                        [](v1::JobBeat* beat) {
+                          (*beat->mutable_progress()->mutable_metrics())["x"] =
+                              std::numeric_limits<double>::infinity();
+                        },
+                    .field = "progress.metrics[x]",
+                    .description = "wanted a finite value, got inf"},
+        BadBeatCase{.name = "LongMetricName",
+                    .spoil =
+                        [](v1::JobBeat* beat) {
+                          (*beat->mutable_progress()->mutable_metrics())[std::string(257, 'x')] = 1;
+                        },
+                    .field = "progress.metrics",
+                    .description = "wanted names of at most 256 bytes, got 257 bytes: " +
+                                   std::string(69, 'x')},
+        BadBeatCase{.name = "TooManyMetrics",
+                    .spoil =
+                        [](v1::JobBeat* beat) {
+                          for (int i = 0; i < 64; ++i) {
+                            (*beat->mutable_progress()->mutable_metrics())[std::to_string(i)] = 1;
+                          }
+                        },
+                    .field = "progress.metrics",
+                    .description = "wanted at most 64 entries, got 65",
+                    .metrics = 64},
+        BadBeatCase{.name = "NegativeOffset",
+                    .spoil = [](v1::JobBeat* beat) { beat->set_event_offset(-1); },
+                    .field = "event_offset",
+                    .description = "wanted 0 or more, got -1",
+                    .events = 0},
+        BadBeatCase{.name = "TooManyEvents",
+                    .spoil =
+                        [](v1::JobBeat* beat) {
+                          for (int i = 0; i < 1000; ++i) beat->add_events()->mutable_log();
+                        },
+                    .field = "events",
+                    .description = "wanted at most 1000 of a call, got 1001",
+                    .events = 1000},
+        BadBeatCase{.name = "StateChange",
+                    .spoil = [](v1::JobBeat* beat) { beat->add_events()->mutable_state_changed(); },
+                    .field = "events[1]",
+                    .description = "wanted a kind that workers report, got state_changed",
+                    .events = 2},
+        BadBeatCase{.name = "EventOfNoKind",
+                    .spoil = [](v1::JobBeat* beat) { beat->add_events(); },
+                    .field = "events[1]",
+                    .description = "wanted a kind that workers report, got none that is known here",
+                    .events = 2},
+        BadBeatCase{.name = "MetricOfAnEvent",
+                    .spoil =
+                        [](v1::JobBeat* beat) {
+                          (*beat->add_events()->mutable_progress()->mutable_metrics())["x"] =
+                              std::numeric_limits<double>::quiet_NaN();
+                        },
+                    .field = "events[1].progress.metrics[x]",
+                    .description = "wanted a finite value, got nan",
+                    .events = 2}),
+    [](const auto& each) { return each.param.name; });
+
+TEST(Convert, OfTooManyMetricsTheSameStay) {
+  v1::JobBeat beat = GoodBeat();
+  auto& metrics = *beat.mutable_progress()->mutable_metrics();
+  metrics.clear();
+  for (int i = 100; i < 200; ++i) metrics[std::to_string(i)] = i;
+  Violations left_out;
+  const auto taken = FromProto(beat, &left_out);
+  ASSERT_TRUE(taken.ok());
+  EXPECT_EQ(taken->progress.metrics().size(), 64u);
+  EXPECT_TRUE(taken->progress.metrics().contains("163"));
+  EXPECT_FALSE(taken->progress.metrics().contains("164"));
+}
+
+TEST(Convert, ABeatOfNoJobIsInvalid) {
+  v1::JobBeat beat = GoodBeat();
+  beat.set_job("my-job");
+  Violations left_out;
+  EXPECT_TRUE(HasReason(FromProto(beat, &left_out).status(), Reason::kInvalidName));
+}
+
+// The calls that end an attempt have no next one for what they leave out.
+TEST(Convert, LastEventsAreAllTakenOrNone) {
+  google::protobuf::RepeatedPtrField<v1::JobEvent> events;
+  for (int i = 0; i < 1000; ++i) events.Add()->mutable_log();
+  events.Mutable(3)->clear_kind();
+  Violations left_out;
+  const auto taken = EventsFromProto(0, events, &left_out);
+  ASSERT_TRUE(taken.ok()) << taken.status();
+  EXPECT_EQ(taken->events.size(), 1000u) << "a bad one keeps its number";
+  ASSERT_EQ(left_out.first().size(), 1u);
+  EXPECT_EQ(left_out.first()[0].field, "events[3]");
+  EXPECT_TRUE(HasReason(EventsFromProto(-1, events, &left_out).status(), Reason::kInvalidArgument));
+  events.Add()->mutable_log();
+  EXPECT_TRUE(HasReason(EventsFromProto(0, events, &left_out).status(), Reason::kInvalidArgument));
 }
 
 TEST(Convert, LongLogLinesAreCutBetweenCharacters) {
@@ -80,7 +199,8 @@ TEST(Convert, LongLogLinesAreCutBetweenCharacters) {
   std::string text(16383, 'a');
   for (int i = 0; i < 100; ++i) text += "\xc3\xa9";  // two bytes each
   events.Add()->mutable_log()->set_message(text);
-  const auto taken = EventsFromProto(0, events);
+  Violations left_out;
+  const auto taken = EventsFromProto(0, events, &left_out);
   ASSERT_TRUE(taken.ok());
   EXPECT_EQ(taken->events[0].log().message().size(), 16383u);
 }

@@ -24,6 +24,8 @@ class Violations {
   void Share(const std::string& field, double value);
 
   bool empty() const { return count_ == 0; }
+  // The first ones, as many as an error may carry.
+  const std::vector<FieldViolation>& first() const { return violations_; }
   // OK, or `reason` with the violations; the message holds the first one.
   absl::Status ToStatus(Reason reason) const;
 

@@ -18,6 +18,7 @@
 #include "server/rpc/artifact_streams.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/service_base.h"
+#include "server/rpc/violations.h"
 
 namespace quantry::server {
 namespace {
@@ -96,15 +97,55 @@ class Service : public v1::WorkerService::CallbackService, private ServiceBase<S
       return MakeError(Reason::kInvalidArgument, "refusal: wanted at most 1024 bytes, got more");
     }
     WorkerBeat worker{.session = request.session(), .refusal = request.refusal()};
+    std::vector<Violations> left_out;  // of each job
     for (const v1::JobBeat& job : request.jobs()) {
-      auto beat = FromProto(job);
-      if (!beat.ok()) return beat.status();
-      worker.jobs.push_back(*std::move(beat));
+      auto beat = FromProto(job, &left_out.emplace_back());
+      if (beat.ok()) {
+        worker.jobs.push_back(*std::move(beat));
+      } else {
+        left_out.back().Add("job", std::string(beat.status().message()));
+        AddLost(job, response);
+      }
     }
     auto reply = context_->store->Heartbeat(worker, context_->clock->Now());
     if (!reply.ok()) return reply.status();
-    *response = ToProto(*reply);
+    response->MergeFrom(ToProto(*reply));
+    for (size_t i = 0; i < left_out.size(); ++i) {
+      const v1::JobBeat& job = request.jobs(static_cast<int>(i));
+      Tell(reply->worker_id, job.job(), job.epoch(), left_out[i]);
+    }
     return absl::OkStatus();
+  }
+
+  // Nobody holds a job of a name that none can have.
+  static void AddLost(const v1::JobBeat& beat, v1::HeartbeatResponse* response) {
+    v1::JobDirective& lost = *response->add_jobs();
+    lost.set_job(beat.job());
+    lost.set_epoch(beat.epoch());
+    lost.set_directive(v1::DIRECTIVE_LOST);
+  }
+
+  // What of a call was not taken. A worker repeats it with every beat: told once
+  // an attempt and field. `worker` is "" where the call does not say.
+  void Tell(const std::string& worker, const std::string& job, std::int64_t epoch,
+            const Violations& left_out) {
+    for (const FieldViolation& violation : left_out.first()) {
+      if (!told_.IsNew(absl::StrCat(job, "/", epoch, " ", violation.field))) continue;
+      log::Warning("left out what a worker sent out of bounds",
+                   {{"worker", worker},
+                    {"job", Utf8Prefix(job, kMaxReasonBytes)},
+                    {"epoch", epoch},
+                    {"field", violation.field},
+                    {"error", violation.description}});
+    }
+  }
+
+  template <class Request>
+  absl::StatusOr<AttemptEvents> EventsOf(const Request& request) {
+    Violations left_out;
+    auto events = EventsFromProto(request.event_offset(), request.events(), &left_out);
+    Tell("", request.job(), request.epoch(), left_out);
+    return events;
   }
 
   absl::Status Checkpoint(const v1::CommitCheckpointRequest& request,
@@ -112,7 +153,7 @@ class Service : public v1::WorkerService::CallbackService, private ServiceBase<S
     auto lease = LeaseFromProto(request.session(), request.job(), request.epoch());
     if (!lease.ok()) return lease.status();
     if (absl::Status status = CheckCheckpoint(request.checkpoint()); !status.ok()) return status;
-    auto events = EventsFromProto(request.event_offset(), request.events());
+    auto events = EventsOf(request);
     if (!events.ok()) return events.status();
     return context_->store->CommitCheckpoint({*lease, request.checkpoint(), *std::move(events)},
                                              context_->clock->Now());
@@ -125,7 +166,7 @@ class Service : public v1::WorkerService::CallbackService, private ServiceBase<S
       return MakeError(Reason::kInvalidArgument,
                        "manifest_sha256: wanted 64 lower-case hex digits");
     }
-    auto events = EventsFromProto(request.event_offset(), request.events());
+    auto events = EventsOf(request);
     if (!events.ok()) return events.status();
     auto job = context_->store->Get(lease->job);
     if (!job.ok()) return job.status();
@@ -211,7 +252,7 @@ class Service : public v1::WorkerService::CallbackService, private ServiceBase<S
       return MakeError(Reason::kInvalidArgument,
                        "wanted a log_tail of at most 16 KiB and a message of at most 8 KiB");
     }
-    auto events = EventsFromProto(request.event_offset(), request.events());
+    auto events = EventsOf(request);
     if (!events.ok()) return events.status();
     auto state = context_->store->Fail({.lease = *lease,
                                         .error = request.error(),
@@ -239,7 +280,23 @@ class Service : public v1::WorkerService::CallbackService, private ServiceBase<S
                                     context_->clock->Now());
   }
 
+  // Forgets what it was asked once that is too much; then things are told again.
+  class Told {
+   public:
+    bool IsNew(const std::string& what) {
+      const std::lock_guard lock(mutex_);
+      if (known_.size() >= kMaxKnown) known_.clear();
+      return known_.insert(Sha256Hex(what)).second;
+    }
+
+   private:
+    static constexpr size_t kMaxKnown = 10'000;
+    std::mutex mutex_;
+    std::set<std::string> known_;  // guarded by mutex_; digests: names may be long
+  };
+
   Checks checks_;
+  Told told_;
 };
 
 }  // namespace

@@ -5,8 +5,12 @@
 #include <filesystem>
 #include <fstream>
 #include <future>
+#include <limits>
+#include <map>
 #include <set>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/errors.h"
@@ -97,6 +101,77 @@ TEST_F(WorkerRpcs, UnknownSessionsMustRegister) {
   request.set_acquire_id("once");
   grpc::ClientContext second;
   EXPECT_TRUE(HasReason(FromGrpc(server_.workers->AcquireJob(&second, request, &response)),
+                        Reason::kInvalidArgument));
+}
+
+// What a worker of another version may send for one of its jobs.
+v1::JobBeat BeatWithBadParts(const v1::Lease& lease) {
+  v1::JobBeat beat;
+  beat.set_job(lease.job());
+  beat.set_epoch(lease.epoch());
+  beat.mutable_progress()->set_steps_done(7);
+  auto& metrics = *beat.mutable_progress()->mutable_metrics();
+  metrics["loss"] = 0.5;
+  metrics["bad"] = std::numeric_limits<double>::infinity();
+  metrics[std::string(300, 'x')] = 1;
+  beat.add_events()->mutable_log()->set_message("first");
+  beat.add_events();  // of a kind this server does not know
+  beat.add_events()->mutable_log()->set_message("third");
+  return beat;
+}
+
+TEST_F(WorkerRpcs, OneBadJobCostsNoLease) {
+  server_.Create("job-a");
+  server_.Create("job-b");
+  FakeWorker worker(&server_, "w1");
+  const v1::Lease good = worker.Acquire();
+  const v1::Lease bad = worker.Acquire();
+  v1::HeartbeatRequest request;
+  request.set_session(worker.session());
+  *request.add_jobs() = BeatWithBadParts(bad);
+  request.add_jobs()->set_job("no job");
+  request.add_jobs()->set_job(good.job());
+  request.mutable_jobs(2)->set_epoch(good.epoch());
+  std::map<std::string, v1::JobDirective> answers;
+  for (int i = 0; i < 2; ++i) {  // the worker says the same again
+    grpc::ClientContext context;
+    v1::HeartbeatResponse response;
+    const absl::Status status = FromGrpc(server_.workers->Heartbeat(&context, request, &response));
+    ASSERT_TRUE(status.ok()) << status;
+    ASSERT_EQ(response.jobs_size(), 3);
+    for (const v1::JobDirective& job : response.jobs()) answers[job.job()] = job;
+  }
+  EXPECT_EQ(answers["no job"].directive(), v1::DIRECTIVE_LOST);
+  for (const v1::Lease& lease : {good, bad}) {
+    EXPECT_EQ(answers[lease.job()].directive(), v1::DIRECTIVE_CONTINUE);
+    EXPECT_GT(answers[lease.job()].ttl().seconds(), 0);
+  }
+  EXPECT_EQ(answers[bad.job()].next_event_offset(), 3) << "no event is sent again for ever";
+
+  const v1::JobProgress progress = server_.Get(bad.job().substr(NameOf("").size())).progress();
+  EXPECT_EQ(progress.steps_done(), 7);
+  EXPECT_EQ(progress.metrics_size(), 1);
+  EXPECT_EQ(progress.metrics().at("loss"), 0.5);
+  grpc::ClientContext context;
+  v1::ListJobEventsRequest list;
+  list.set_parent(bad.job());
+  v1::ListJobEventsResponse events;
+  ASSERT_TRUE(server_.jobs->ListJobEvents(&context, list, &events).ok());
+  std::vector<std::string> logs;
+  for (const v1::JobEvent& event : events.events()) {
+    if (event.has_log()) logs.push_back(event.log().message());
+  }
+  EXPECT_EQ(logs, (std::vector<std::string>{"first", "third"}));
+}
+
+TEST_F(WorkerRpcs, AHeartbeatOfTooMuchIsRefused) {
+  FakeWorker worker(&server_, "w1");
+  v1::HeartbeatRequest request;
+  request.set_session(worker.session());
+  for (int i = 0; i < 1025; ++i) request.add_jobs()->set_job(NameOf("job-a"));
+  grpc::ClientContext context;
+  v1::HeartbeatResponse response;
+  EXPECT_TRUE(HasReason(FromGrpc(server_.workers->Heartbeat(&context, request, &response)),
                         Reason::kInvalidArgument));
 }
 

@@ -153,6 +153,14 @@ TEST_P(JobStoreSuite, HeartbeatStoresProgressAndRenews) {
   EXPECT_EQ(Get("job-one").worker_losses, 0);
 }
 
+TEST_P(JobStoreSuite, AHeartbeatsAnswerNamesTheWorker) {
+  const std::string session = Register("w1");
+  Register("w2");
+  const auto reply = store().Heartbeat({session}, now());
+  ASSERT_EQ(Outcome(reply), "OK");
+  EXPECT_EQ(reply->worker_id, "w1");
+}
+
 TEST_P(JobStoreSuite, EventsOfAnAttemptAreStoredOnce) {
   Submit("job-one");
   LeaseToken lease = Acquire(Register("w1"));

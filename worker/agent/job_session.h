@@ -30,8 +30,8 @@ enum class StopReason {
 // Events keep their numbers until the server has confirmed them, so a beat
 // whose answer got lost is repeated with the same event_offset.
 //
-// What an engine says is bounded here: the server refuses a heartbeat for one
-// wrong job in it, and the other jobs of the worker would lose their leases.
+// What an engine says is bounded here: the server leaves out what is not, and
+// older servers refuse a whole heartbeat for it, of all jobs of the worker.
 class JobSession {
  public:
   // `granted` is when the lease's answer came.

@@ -95,6 +95,7 @@ absl::StatusOr<HeartbeatReply> Heartbeat(const Context& context, const WorkerBea
                      context.now, worker_beat.refusal, worker->worker_id);
   HeartbeatReply reply;
   reply.worker = DirectiveFor(*worker);
+  reply.worker_id = worker->worker_id;
   bool durable = false;
   // All rows first, in the order a sweep takes them: beats come in any order,
   // and the two would wait for each other.

@@ -96,6 +96,7 @@ absl::StatusOr<HeartbeatReply> Heartbeat(const Context& context, const WorkerBea
                      context.now, worker_beat.refusal, worker->worker_id);
   HeartbeatReply reply;
   reply.worker = DirectiveFor(*worker);
+  reply.worker_id = worker->worker_id;
   for (const Beat& beat : worker_beat.jobs) {
     auto one = BeatOne(context, *worker, beat);
     if (!one.ok()) return one.status();
