@@ -7,12 +7,13 @@ namespace quantry::server {
 absl::StatusOr<std::shared_ptr<const Job>> SharedJob::Get(MonotonicTime since) {
   const std::lock_guard lock(mutex_);
   if (job_ != nullptr && read_at_ >= since) return job_;
-  const auto begun = std::chrono::steady_clock::now();
+  if (FailureStands()) return failure_;
+  const MonotonicTime begun = clock_->Monotonic();
   absl::StatusOr<Job> job = store_->Get(key_);
   job_.reset();
   // The name may be another job's by now, and events are of a job.
   if (!job.ok() || job->uid != uid_) events_.reset();
-  if (!job.ok()) return job.status();
+  if (!job.ok()) return Failed(job.status());
   uid_ = job->uid;
   auto found = std::make_shared<const Job>(*std::move(job));
   if (Shared()) job_ = found;
@@ -30,19 +31,28 @@ absl::StatusOr<std::shared_ptr<const EventBatch>> SharedJob::Events(std::int64_t
                         (!events.empty() && events.back().sequence() >= last);
     if (enough) return events_;
   }
+  if (FailureStands()) return failure_;
   absl::StatusOr<EventBatch> batch = store_->Events(key_, after, limit);
-  if (!batch.ok()) return batch.status();
+  if (!batch.ok()) return Failed(batch.status());
   auto read = std::make_shared<const EventBatch>(*std::move(batch));
   events_ = Shared() ? read : nullptr;
   events_after_ = after;
   return read;
 }
 
-std::shared_ptr<SharedJob> SharedJobs::Of(JobStore* store, const JobKey& key) {
+// An answer that says no is no failure of the store.
+absl::Status SharedJob::Failed(const absl::Status& status) {
+  if (!absl::IsUnavailable(status)) return status;
+  failure_ = status;
+  failure_ends_ = clock_->Monotonic() + kFailureStands;
+  return status;
+}
+
+std::shared_ptr<SharedJob> SharedJobs::Of(JobStore* store, const Clock* clock, const JobKey& key) {
   const std::lock_guard lock(mutex_);
   std::weak_ptr<SharedJob>& known = jobs_[key];
   if (std::shared_ptr<SharedJob> job = known.lock()) return job;
-  std::shared_ptr<SharedJob> job(new SharedJob(store, key), [this, key](SharedJob* last) {
+  std::shared_ptr<SharedJob> job(new SharedJob(store, clock, key), [this, key](SharedJob* last) {
     delete last;
     const std::lock_guard gone(mutex_);
     const auto row = jobs_.find(key);

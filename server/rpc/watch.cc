@@ -5,6 +5,7 @@
 #include <deque>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -50,8 +51,29 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
     if (writing_) return;  // OnWriteDone kicks again
     if (ended_ && !cancelled()) return End(absl::OkStatus());
     absl::Status status = Interrupted();
+    if (status.ok() && WaitsForStore()) return;
     if (status.ok()) status = started_ ? Continue() : Begin();
-    if (!status.ok()) End(status);
+    if (status.ok()) {
+      failed_at_.reset();
+    } else if (!TriesAgain(status)) {
+      End(status);
+    }
+  }
+
+  // A store that does not answer is asked once more, by one for all who watch
+  // the job; then the caller is told, and may find a server that is answered.
+  bool TriesAgain(const absl::Status& status) {
+    if (failed_at_ || !HasReason(status, Reason::kStoreUnavailable)) return false;
+    failed_at_ = steady_clock::now();
+    WakeAt(*failed_at_ + SharedJob::kFailureStands);
+    return true;
+  }
+
+  // Woken before it is time to try again.
+  bool WaitsForStore() {
+    if (!failed_at_ || steady_clock::now() >= *failed_at_ + SharedJob::kFailureStands) return false;
+    WakeAt(*failed_at_ + SharedJob::kFailureStands);
+    return true;
   }
 
   void OnEnd() override {
@@ -60,7 +82,7 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
     if (counted_for_tenant_) context_->runtime->tenant_watches.Remove(key_.tenant);
   }
 
-  absl::Status Begin() {
+  absl::Status Subscribe() {
     if (const auto& principal = call_.principal()) {
       counted_ = context_->runtime->watches.Add(principal->name, kWatchesOfOne);
       if (!counted_) {
@@ -78,15 +100,23 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
                        "after_sequence, min_interval: wanted 0 or more, got less");
     }
     key_ = {parsed->tenant, parsed->id};
-    if (absl::Status status = CountForTenant(); !status.ok()) return status;
-    // Subscribed before the first read: a change in between kicks again.
-    shared_ = context_->runtime->watched_jobs.Of(context_->store, key_);
+    shared_ = context_->runtime->watched_jobs.Of(context_->store, context_->clock, key_);
     subscription_ = context_->hub->OnJobChanged(key_, [this] {
       changed_ = steady_clock::now();
       task_->Kick();
     });
-    const auto read = shared_->Get(steady_clock::now());
+    return absl::OkStatus();
+  }
+
+  absl::Status Begin() {
+    // Subscribed before the first read: a change in between kicks again.
+    if (shared_ == nullptr) {
+      if (absl::Status status = Subscribe(); !status.ok()) return status;
+    }
+    // The job first: that read is shared when the store does not answer.
+    const auto read = shared_->Get(failed_at_.value_or(steady_clock::now()));
     if (!read.ok()) return read.status();
+    if (absl::Status status = CountForTenant(); !status.ok()) return status;
     const Job* job = read->get();
     if (after_ > job->last_sequence) {
       return MakeError(Reason::kEventsCompacted,
@@ -157,6 +187,7 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
   // What was read earlier may lack what this stream was woken for.
   MonotonicTime LookedAtSince() const {
     const MonotonicTime changed = changed_;
+    if (failed_at_) return std::max(*failed_at_, changed);
     return wake_at_ <= steady_clock::now() ? std::max(wake_at_, changed) : changed;
   }
 
@@ -231,8 +262,9 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
   JobKey key_;
   std::shared_ptr<SharedJob> shared_;
   MonotonicTime wake_at_ = MonotonicTime::max();
-  bool counted_ = false;             // among the principal's watches
-  bool counted_for_tenant_ = false;  // among those of the job's tenant
+  std::optional<MonotonicTime> failed_at_;  // when the store did not answer
+  bool counted_ = false;                    // among the principal's watches
+  bool counted_for_tenant_ = false;         // among those of the job's tenant
   bool started_ = false;
   bool ended_ = false;
   std::string uid_;  // of the job: its name may become another one's

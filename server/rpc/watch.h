@@ -5,7 +5,8 @@
 // repeated whatever happens to wake-ups; live progress latest-wins and never
 // before an event stored earlier; keepalives; `end`, then OK. One write is
 // outstanding at most and at most kWatchBatch events are held, so a stream
-// takes the same memory whether its client reads or not.
+// takes the same memory whether its client reads or not. When the store does not
+// answer, it is asked once more; then the stream ends with that error.
 #pragma once
 
 #include <grpcpp/grpcpp.h>

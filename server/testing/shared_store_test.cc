@@ -4,7 +4,10 @@
 
 #include <chrono>
 #include <csignal>
+#include <memory>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/errors.h"
@@ -137,6 +140,66 @@ TEST_F(SharedStore, ADataFolderStaysOneServers) {
   third.config().set_data_dir(a_.config().data_dir());
   auto started = ServerApp::Start(third.config());
   EXPECT_TRUE(HasReason(started.status(), Reason::kDataDirLocked)) << started.status();
+}
+
+// Many watches of one job at a server whose store can be taken away.
+class StoreOutage : public ::testing::Test {
+ protected:
+  static constexpr size_t kWatches = 40;
+
+  StoreOutage() {
+    server_.config().set_job_store(PostgresServer::Shared().UriOf("outage"));
+    server_.Start();
+    worker_ = std::make_unique<FakeWorker>(&server_, "w1");
+    server_.Create("job-a");
+    for (size_t i = 0; i < kWatches; ++i) {
+      watches_.push_back(std::make_unique<Stream>(&server_, "job-a", 0));
+      EXPECT_TRUE(watches_.back()->Next().has_snapshot());
+    }
+  }
+  ~StoreOutage() override {
+    watches_.clear();
+    server_.Stop();
+    PostgresServer::Shared().Execute("DROP SCHEMA outage CASCADE");
+  }
+
+  void TakeJobsAway() {
+    PostgresServer::Shared().Execute("ALTER TABLE outage.jobs RENAME TO away");
+  }
+  void BringJobsBack() {
+    PostgresServer::Shared().Execute("ALTER TABLE outage.away RENAME TO jobs");
+  }
+  // Reads of a job that failed, each of which asked the store.
+  double FailedReads() const {
+    return server_.Metric("quantry_store_errors_total{code=\"UNAVAILABLE\",op=\"get\"}");
+  }
+
+  TestServer server_{"outage"};
+  std::unique_ptr<FakeWorker> worker_;
+  std::vector<std::unique_ptr<Stream>> watches_;
+};
+
+TEST_F(StoreOutage, WatchesAskOnceMoreAndGoOn) {
+  TakeJobsAway();
+  while (FailedReads() < 1) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  BringJobsBack();
+  EXPECT_EQ(worker_->Acquire(20).job(), NameOf("job-a"));
+  for (const auto& watch : watches_) {
+    EXPECT_EQ(watch->Next().event().state_changed().to(), v1::JOB_STATE_RUNNING);
+  }
+  EXPECT_LE(FailedReads(), 5) << "one for all watches, not one for each";
+}
+
+TEST_F(StoreOutage, WatchesAreToldAfterASecondFailure) {
+  TakeJobsAway();
+  watches_.push_back(std::make_unique<Stream>(&server_, "job-a", 0));  // in the outage
+  for (const auto& watch : watches_) {
+    EXPECT_EQ(watch->Next().kind_case(), Message::KIND_NOT_SET);
+    const absl::Status status = FromGrpc(watch->reader->Finish());
+    EXPECT_TRUE(HasReason(status, Reason::kStoreUnavailable)) << status;
+  }
+  EXPECT_LE(FailedReads(), 10) << "two for all watches, not two for each";
+  BringJobsBack();
 }
 
 }  // namespace
