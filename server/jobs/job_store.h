@@ -183,6 +183,7 @@ struct FailRequest {
 };
 
 struct EventBatch {
+  std::string uid;  // of the job, whose name may have been another one's before
   std::vector<v1::JobEvent> events;
   JobState state = JobState::kQueued;  // in the same snapshot
   int64_t last_sequence = 0;           // of the job, not of the batch

@@ -11,21 +11,19 @@ absl::StatusOr<std::shared_ptr<const Job>> SharedJob::Get(MonotonicTime since) {
   const MonotonicTime begun = clock_->Monotonic();
   absl::StatusOr<Job> job = store_->Get(key_);
   job_.reset();
-  // The name may be another job's by now, and events are of a job.
-  if (!job.ok() || job->uid != uid_) events_.reset();
   if (!job.ok()) return Failed(job.status());
-  uid_ = job->uid;
   auto found = std::make_shared<const Job>(*std::move(job));
   if (Shared()) job_ = found;
   read_at_ = begun;
   return found;
 }
 
-absl::StatusOr<std::shared_ptr<const EventBatch>> SharedJob::Events(std::int64_t after,
+absl::StatusOr<std::shared_ptr<const EventBatch>> SharedJob::Events(const std::string& uid,
+                                                                    std::int64_t after,
                                                                     std::int64_t last, int limit) {
   const std::lock_guard lock(mutex_);
   // Events of a job never change: what was read once is right for ever.
-  if (events_ != nullptr && events_after_ == after) {
+  if (events_ != nullptr && events_->uid == uid && events_after_ == after) {
     const auto& events = events_->events;
     const bool enough = static_cast<int>(events.size()) >= limit ||
                         (!events.empty() && events.back().sequence() >= last);

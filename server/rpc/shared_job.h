@@ -33,8 +33,10 @@ class SharedJob : public std::enable_shared_from_this<SharedJob> {
   // woken for.
   absl::StatusOr<std::shared_ptr<const Job>> Get(MonotonicTime since);
   // The first events after `after`, at most `limit`; all up to the sequence
-  // `last`, or `limit` of them.
-  absl::StatusOr<std::shared_ptr<const EventBatch>> Events(std::int64_t after, std::int64_t last,
+  // `last`, or `limit` of them. They are of the job `uid`, or else of the one that
+  // has its name by now: look at theirs.
+  absl::StatusOr<std::shared_ptr<const EventBatch>> Events(const std::string& uid,
+                                                           std::int64_t after, std::int64_t last,
                                                            int limit);
 
  private:
@@ -49,7 +51,6 @@ class SharedJob : public std::enable_shared_from_this<SharedJob> {
   // What was read last and when that began; guarded by mutex_.
   std::shared_ptr<const Job> job_;
   MonotonicTime read_at_{};
-  std::string uid_;
   std::shared_ptr<const EventBatch> events_;
   std::int64_t events_after_ = 0;
   absl::Status failure_;  // of the last read, and until when it stands

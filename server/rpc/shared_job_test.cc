@@ -22,7 +22,7 @@ class OneJobStore : public FaultyJobStore {
     if (!fault.ok()) return fault;
     Job job;
     job.key = key;
-    job.uid = "uid-1";
+    job.uid = uid;
     job.last_sequence = 1;
     return job;
   }
@@ -30,11 +30,13 @@ class OneJobStore : public FaultyJobStore {
     ++events;
     if (!fault.ok()) return fault;
     EventBatch batch;
+    batch.uid = uid;
     batch.events.emplace_back().set_sequence(1);
     batch.last_sequence = 1;
     return batch;
   }
 
+  std::string uid = "uid-1";
   absl::Status fault;
   int gets = 0;
   int events = 0;
@@ -44,7 +46,7 @@ class SharedJobTest : public testing::Test {
  protected:
   MonotonicTime Now() const { return clock_.Monotonic(); }
   std::string Get() { return ReasonOf(one_->Get(Now()).status()); }
-  std::string Events() { return ReasonOf(other_->Events(0, 1, 32).status()); }
+  std::string Events() { return ReasonOf(other_->Events("uid-1", 0, 1, 32).status()); }
   void Break() { store_.fault = MakeError(Reason::kStoreUnavailable, "the disk is gone"); }
 
   FakeClock clock_;
@@ -95,6 +97,17 @@ TEST_F(SharedJobTest, OneAsksAgainForAll) {
   clock_.Advance(SharedJob::kFailureStands);
   for (int i = 0; i < 100; ++i) EXPECT_TRUE(one_->Get(failed).ok());
   EXPECT_EQ(store_.gets, 3);
+}
+
+// One watch is still of a job that was deleted, another of the one that has its
+// name now.
+TEST_F(SharedJobTest, EventsAreOfAJobNotOfAName) {
+  EXPECT_EQ((*one_->Events("uid-1", 0, 1, 32))->uid, "uid-1");
+  store_.uid = "uid-2";
+  EXPECT_EQ((*other_->Events("uid-2", 0, 1, 32))->uid, "uid-2");
+  EXPECT_EQ((*other_->Events("uid-2", 0, 1, 32))->uid, "uid-2");
+  EXPECT_EQ(store_.events, 2);
+  EXPECT_EQ((*one_->Events("uid-1", 0, 1, 32))->uid, "uid-2") << "for the asker to see";
 }
 
 TEST_F(SharedJobTest, ANoIsNoFailure) {

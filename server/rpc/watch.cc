@@ -159,10 +159,7 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
       const auto read = shared_->Get(LookedAtSince());
       if (!read.ok()) return read.status();
       const Job* job = read->get();
-      if (job->uid != uid_) {
-        return MakeError(Reason::kJobNotFound,
-                         absl::StrCat(name_, " was deleted; another job has its name now"));
-      }
+      if (job->uid != uid_) return AnotherJob();
       if (job->last_sequence > sent_sequence_) {
         if (absl::Status status = ReadEvents(job->last_sequence); !status.ok()) return status;
       } else if (IsEnded(job->state)) {
@@ -191,9 +188,15 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
     return wake_at_ <= steady_clock::now() ? std::max(wake_at_, changed) : changed;
   }
 
+  absl::Status AnotherJob() const {
+    return MakeError(Reason::kJobNotFound,
+                     absl::StrCat(name_, " was deleted; another job has its name now"));
+  }
+
   absl::Status ReadEvents(std::int64_t last) {
-    const auto read = shared_->Events(sent_sequence_, last, kWatchBatch);
+    const auto read = shared_->Events(uid_, sent_sequence_, last, kWatchBatch);
     if (!read.ok()) return read.status();
+    if ((*read)->uid != uid_) return AnotherJob();
     const std::vector<v1::JobEvent>& events = (*read)->events;
     if (!events.empty() && events.front().sequence() != sent_sequence_ + 1) {
       return MakeError(Reason::kEventsCompacted,

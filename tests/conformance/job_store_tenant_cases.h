@@ -239,14 +239,15 @@ TEST_P(JobStoreSuite, DeleteRemovesEndedJobsOnly) {
   EXPECT_EQ(garbage->at(0).tenant, "acme");
   ASSERT_EQ(Outcome(store().ForgetGarbage(garbage->at(0))), "OK");
   EXPECT_TRUE(store().ListGarbage(10)->empty());
-  Submit("job-one");  // the id is free again, with a history of its own
+  const Job next = Submit("job-one");  // the id is free again, with a history of its own
   EXPECT_EQ(Get("job-one").last_sequence, 1);
+  EXPECT_EQ(store().Events(Key("job-one"), 0, 10)->uid, next.uid);
   EXPECT_EQ(Get("job-one").epoch, 0);
 }
 
 TEST_P(JobStoreSuite, EventsPageBySequence) {
   std::string session = Register("w1");
-  Submit("job-one");
+  const std::string uid = Submit("job-one").uid;
   LeaseToken lease = Acquire(session);
   Beat beat = BeatOf(lease);
   for (int i = 0; i < 5; ++i) beat.events.events.push_back(LogEvent(std::to_string(i)));
@@ -258,6 +259,7 @@ TEST_P(JobStoreSuite, EventsPageBySequence) {
     ASSERT_EQ(Outcome(batch), "OK");
     EXPECT_EQ(batch->last_sequence, 7);
     EXPECT_EQ(batch->state, JobState::kRunning);
+    EXPECT_EQ(batch->uid, uid);
     if (batch->events.empty()) break;
     for (const auto& event : batch->events) sequences.push_back(event.sequence());
     after = sequences.back();

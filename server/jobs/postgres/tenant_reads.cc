@@ -99,8 +99,8 @@ absl::StatusOr<JobPage> List(Database& db, const ListQuery& query) {
 
 absl::StatusOr<EventBatch> Events(Database& db, const JobKey& key, int64_t after, int limit) {
   Rows rows = db.Query(
-      "SELECT j.state, (SELECT max(seq) FROM job_events e WHERE e.pk = j.pk), e.seq, e.event"
-      " FROM jobs j LEFT JOIN LATERAL (SELECT seq, event FROM job_events WHERE pk = j.pk"
+      "SELECT j.state, (SELECT max(seq) FROM job_events e WHERE e.pk = j.pk), e.seq, e.event,"
+      " j.uid FROM jobs j LEFT JOIN LATERAL (SELECT seq, event FROM job_events WHERE pk = j.pk"
       " AND seq > $3 ORDER BY seq LIMIT $4) e ON true"
       " WHERE j.tenant = $1 AND j.id = $2 ORDER BY e.seq",
       key.tenant, key.id, after, limit);
@@ -110,6 +110,7 @@ absl::StatusOr<EventBatch> Events(Database& db, const JobKey& key, int64_t after
     found = true;
     batch.state = static_cast<JobState>(rows.Int(0));
     batch.last_sequence = rows.Int(1);
+    batch.uid = rows.Text(4);
     if (rows.IsNull(2)) continue;
     v1::JobEvent& event = batch.events.emplace_back();
     rows.Parse(3, &event);

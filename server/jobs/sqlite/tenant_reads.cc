@@ -92,12 +92,13 @@ absl::StatusOr<EventBatch> Events(Database& db, const JobKey& key, int64_t after
   EventBatch batch;
   {
     Rows rows = db.Query(
-        "SELECT state, (SELECT max(seq) FROM job_events e WHERE e.pk = jobs.pk)"
+        "SELECT state, (SELECT max(seq) FROM job_events e WHERE e.pk = jobs.pk), uid"
         " FROM jobs WHERE pk = ?",
         *pk);
     if (rows.Next()) {
       batch.state = static_cast<JobState>(rows.Int(0));
       batch.last_sequence = rows.Int(1);
+      batch.uid = rows.Text(2);
     }
   }
   Rows rows = db.Query("SELECT event FROM job_events WHERE pk = ? AND seq > ? ORDER BY seq LIMIT ?",
