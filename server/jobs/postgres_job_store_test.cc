@@ -292,6 +292,54 @@ TEST(PostgresJobStoreTest, AClaimAndASubmitThatSharesItsJobLockInOneOrder) {
   server.Execute("INSERT INTO ordered.go VALUES (1)");
 }
 
+// Two claims find both tenants full, each the other one first. They are not told
+// so before they wait for the quotas: a holder lowers those meanwhile.
+TEST(PostgresJobStoreTest, ClaimsThatMeetFullTenantsInOppositeOrderDoNotWaitForEachOther) {
+  PostgresServer& server = PostgresServer::Shared();
+  const std::string uri = server.UriOf("opposite") + "%20-cdeadlock_timeout%3D1h";
+  std::unique_ptr<JobStore> stores[] = {MustOpen(uri), MustOpen(uri)};
+  for (const char* tenant : {"acme", "beta"}) {
+    ASSERT_EQ(Outcome(stores[0]->SetQuota({.tenant = tenant, .max_running = 2})), "OK");
+    for (int i = 0; i < 3; ++i) {
+      SubmitRequest request = Request("job-" + std::to_string(i));
+      request.key.tenant = tenant;
+      ASSERT_EQ(Outcome(stores[0]->Submit(request, kNow)), "OK");
+    }
+  }
+  const std::string session = RegisterWorker(*stores[0], "w");
+  for (const char* tenant : {"acme", "beta"}) {  // one of each runs
+    const auto grant = stores[0]->Acquire({session, NewUuid4()}, kNow);
+    ASSERT_TRUE(grant.ok() && *grant) << grant.status();
+    ASSERT_EQ((*grant)->job.key.tenant, tenant);
+  }
+
+  server.Execute("CREATE TABLE opposite.go (n int)");
+  std::jthread holder([&] {
+    server.Execute(
+        "DO $$ BEGIN UPDATE opposite.quotas SET max_running = 1;"
+        " WHILE NOT EXISTS (SELECT 1 FROM opposite.go) LOOP PERFORM pg_sleep(0.02); END LOOP;"
+        " END $$");
+  });
+  Await(server, "SELECT count(*) FROM (SELECT 1 FROM opposite.quotas FOR UPDATE SKIP LOCKED) q",
+        "0");
+  const std::string waiting =
+      "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+      " AND query LIKE '%FROM quotas%'";
+  const auto find_nothing = [&](JobStore& store) {
+    const auto grant = store.Acquire({session, NewUuid4()}, kNow);
+    ASSERT_EQ(Outcome(grant), "OK") << grant.status();
+    EXPECT_FALSE(grant->has_value());
+  };
+  std::jthread one([&] { find_nothing(*stores[0]); });
+  Await(server, waiting, "1");
+  server.Execute(
+      "UPDATE opposite.jobs SET last_claim = last_claim + 1"
+      " WHERE tenant = 'acme' AND last_claim IS NOT NULL");  // beta's turn
+  std::jthread other([&] { find_nothing(*stores[1]); });
+  Await(server, waiting, "2");
+  server.Execute("INSERT INTO opposite.go VALUES (1)");
+}
+
 TEST(PostgresJobStoreTest, TheSweepFoldsTheCounters) {
   PostgresServer& server = PostgresServer::Shared();
   auto store = MustOpen(server.UriOf("folded"));

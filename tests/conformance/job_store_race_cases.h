@@ -1,9 +1,13 @@
 #pragma once
 
+#include <array>
 #include <atomic>
+#include <map>
 #include <mutex>
 #include <set>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "tests/conformance/faulty_job_store.h"
 #include "tests/conformance/job_store_fixture.h"
@@ -39,6 +43,47 @@ TEST_P(JobStoreSuite, EightThreadsClaimTwoHundredJobsOnceEach) {
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(claimed.size(), 200u);
   EXPECT_EQ(std::set<std::string>(claimed.begin(), claimed.end()).size(), 200u);
+}
+
+// Claims that find a tenant full go on to the next one, each in its own order.
+TEST_P(JobStoreSuite, EightThreadsWorkForTenantsAtTheirQuotas) {
+  constexpr int64_t kMaxRunning = 2;
+  constexpr int kJobs = 30;
+  const std::array<std::string, 2> tenants = {"acme", "other"};
+  for (const std::string& tenant : tenants) {
+    ASSERT_EQ(Outcome(store().SetQuota({.tenant = tenant, .max_running = kMaxRunning})), "OK");
+  }
+  for (int i = 0; i < kJobs; ++i) {
+    SubmitRequest request = Request("job-" + std::to_string(i));
+    request.key.tenant = tenants[static_cast<size_t>(i) % tenants.size()];
+    Submit(request);
+  }
+  std::mutex mutex;
+  std::map<std::string, int64_t> running;  // by tenant; guarded by mutex
+  std::atomic<int> done{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 8; ++i) {
+    threads.emplace_back([&, session = Register("w" + std::to_string(i))] {
+      while (done < kJobs && !HasFailure()) {
+        auto grant = store().Acquire({session, NewUuid4()}, now());
+        ASSERT_EQ(Outcome(grant), "OK");
+        if (!*grant) continue;
+        const LeaseToken lease{session, (*grant)->job.key, (*grant)->job.epoch};
+        {
+          std::lock_guard lock(mutex);
+          EXPECT_LE(++running[lease.job.tenant], kMaxRunning);
+        }
+        SendBeat(lease, 1);
+        {
+          std::lock_guard lock(mutex);
+          --running[lease.job.tenant];
+        }
+        EXPECT_EQ(Complete(lease), "OK");
+        ++done;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
 }
 
 TEST_P(JobStoreSuite, CancelAndCommitRaceHasOneWinner) {

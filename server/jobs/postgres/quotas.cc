@@ -12,9 +12,12 @@ sql::QuotaRow LockQuota(Database& db, const std::string& tenant) {
 }
 
 bool MayRunAnother(Database& db, const std::string& tenant) {
+  db.Script("SAVEPOINT quota");
   const int64_t limit = sql::One(db.Query(
       "SELECT max_running FROM quotas WHERE tenant = $1 AND max_running > 0 FOR UPDATE", tenant));
-  return limit == 0 || sql::RunningJobs(db, tenant) < limit;
+  const bool may = limit == 0 || sql::RunningJobs(db, tenant) < limit;
+  db.Script(may ? "RELEASE quota" : "ROLLBACK TO quota; RELEASE quota");
+  return may;
 }
 
 }  // namespace quantry::server::postgres

@@ -22,7 +22,9 @@ using sql::CountSubmit;  // of a job that has its result at once
 // What submits of a tenant are measured by, the row locked if it limits them.
 sql::QuotaRow LockQuota(Database& db, const std::string& tenant);
 
-// Holds until the end of the transaction.
+// Holds until the end of the transaction. Of a tenant that may not, the row is let
+// go: a claim then looks at other tenants, and two claims that came from both
+// sides would each hold the row that the other waits for.
 bool MayRunAnother(Database& db, const std::string& tenant);
 
 }  // namespace quantry::server::postgres

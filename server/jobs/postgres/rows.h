@@ -18,12 +18,11 @@
 //
 // Who changes a job holds the lock of its queue row (while there is one) and
 // then that of its row in jobs, always in this order; the row of a quota comes
-// between the two. A submit takes the quota's and then that of the job whose
-// result it shares, a retry the quota's and that of its job, which has no queue
-// row. Who only writes progress and events of an attempt holds the queue row's
-// alone. Events are appended under one of these locks, so their sequences have
-// no gaps. Who ends a job then locks those that wait for its result, which are
-// younger than it is.
+// between the two, and nobody waits for one while it holds another's. A submit takes the quota's
+// and then that of the job whose result it shares, a retry the quota's and that of its job, which
+// has no queue row. Who only writes progress and events of an attempt holds the queue row's alone.
+// Events are appended under one of these locks, so their sequences have no gaps. Who ends a job
+// then locks those that wait for its result, which are younger than it is.
 namespace quantry::server::postgres {
 
 // What every call needs: the transaction, the limits, the time, and random
