@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <functional>
 #include <iterator>
+#include <thread>
 
 #include "common/digest.h"
 #include "common/ids.h"
@@ -17,6 +18,7 @@
 #include "common/storage_azure.h"
 #include "common/storage_gcs.h"
 #include "common/storage_internal.h"
+#include "common/storage_repeat.h"
 #include "common/storage_s3.h"
 
 namespace quantry::storage_internal {
@@ -160,7 +162,7 @@ class ArrowStorage : public Storage {
     if (!folder.ok()) return folder.status();
     // Of Azure with the marker of the folder, which every listing would look into. A bucket stays.
     const bool with_marker = store_ == Store::kAzure && folder->find('/') != std::string::npos;
-    const auto status = Caught([&] {
+    const auto status = Whole([&] {
       return with_marker ? fs_->DeleteDir(*folder)
                          : fs_->DeleteDirContents(*folder, /*missing_dir_ok=*/true);
     });
@@ -168,6 +170,14 @@ class ArrowStorage : public Storage {
   }
 
  private:
+  // Of a call that may be made twice: the other stores' clients repeat all that broke.
+  template <typename Call>
+  auto Whole(const Call& call) const -> decltype(call()) {
+    const auto caught = [&] { return Caught(call); };
+    if (store_ != Store::kAzure) return caught();
+    return UntilWhole(caught, [](auto delay) { std::this_thread::sleep_for(delay); });
+  }
+
   using Fill = std::function<absl::Status(arrow::io::OutputStream&)>;
 
   absl::StatusOr<std::string> Full(std::string_view path) const {
@@ -181,7 +191,7 @@ class ArrowStorage : public Storage {
   absl::StatusOr<afs::FileInfo> Info(std::string_view path) {
     auto full = Full(path);
     if (!full.ok()) return full.status();
-    auto info = Caught([&] { return fs_->GetFileInfo(*full); });
+    auto info = Whole([&] { return fs_->GetFileInfo(*full); });
     if (!info.ok()) return Error(info.status(), "look up", *full);
     return *info;
   }
@@ -199,7 +209,7 @@ class ArrowStorage : public Storage {
     }
     // At worst the collection of garbage finds it. Of Azure as a folder: to delete one object
     // Arrow takes a lease, and leaves a marker of the folder it was in.
-    (void)Caught([&] {
+    (void)Whole([&] {
       return store_ == Store::kAzure ? fs_->DeleteDir(folder) : fs_->DeleteFile(temporary);
     });
     return status;
@@ -248,7 +258,7 @@ class ArrowStorage : public Storage {
     for (std::vector<std::string> folders = {folder}; !folders.empty();) {
       selector.base_dir = std::move(folders.back());
       folders.pop_back();
-      ARROW_ASSIGN_OR_RAISE(auto infos, Caught([&] { return fs_->GetFileInfo(selector); }));
+      ARROW_ASSIGN_OR_RAISE(auto infos, Whole([&] { return fs_->GetFileInfo(selector); }));
       for (const afs::FileInfo& info : infos) {
         if (info.IsDirectory()) folders.push_back(info.path());
       }

@@ -5,8 +5,12 @@
 
 #include <algorithm>
 #include <cctype>
+#include <chrono>
 #include <cstdlib>
 #include <iterator>
+#include <string>
+
+#include "common/storage_repeat.h"
 
 namespace quantry::storage_internal {
 namespace {
@@ -16,6 +20,9 @@ namespace afs = arrow::fs;
 // Where Azure's public and national clouds have their storage.
 constexpr std::string_view kMicrosofts[] = {".core.windows.net", ".core.chinacloudapi.cn",
                                             ".core.usgovcloudapi.net"};
+
+// The client's own before it repeats a request is 640 ms at least.
+constexpr auto kFirstOwnWait = std::chrono::milliseconds(600);
 
 std::string Environment(const char* name) {
   const char* value = std::getenv(name);
@@ -77,6 +84,16 @@ arrow::Status UseEnvironment(afs::AzureOptions* options) {
 }
 
 }  // namespace
+
+// Texts of the client's transport, which has no codes.
+bool BrokeOff(const arrow::Status& status, std::chrono::steady_clock::duration took) {
+  if (!status.IsIOError()) return false;
+  const std::string text = status.message();
+  const auto says = [&](const char* words) { return text.find(words) != std::string::npos; };
+  if (says("before getting full response")) return true;
+  return took < kFirstOwnWait &&
+         (says("reading from network socket") || says("closed by the server while trying to read"));
+}
 
 arrow::Result<std::shared_ptr<afs::FileSystem>> OpenAzure(std::string_view uri, std::string* base) {
   ARROW_ASSIGN_OR_RAISE(auto options, afs::AzureOptions::FromUri(std::string(uri), base));

@@ -5,35 +5,28 @@
 #include <dlfcn.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <mutex>
 
-#include "common/jitter.h"
+#include "common/storage_repeat.h"
 
 namespace quantry::storage_internal {
 namespace {
 
 namespace afs = arrow::fs;
 
-constexpr std::int64_t kMaxRetries = 7;
-constexpr std::int64_t kFirstWaitMs = 200;
-constexpr std::int64_t kLongestWaitMs = 2500;
-
 // Thread-safe: asked by every thread that has a request.
 class Retries : public afs::S3RetryStrategy {
  public:
   bool ShouldRetry(const AWSErrorDetail& error, std::int64_t attempted) override {
     const bool no_room = error.message.find("flush response stream") != std::string::npos;
-    return attempted < kMaxRetries && (error.should_retry || no_room);
+    return attempted < kMaxRepeats && (error.should_retry || no_room);
   }
 
   std::int64_t CalculateDelayBeforeNextRetry(const AWSErrorDetail& /*error*/,
                                              std::int64_t attempted) override {
-    const std::int64_t step =
-        std::min(kFirstWaitMs << std::min<std::int64_t>(attempted, 8), kLongestWaitMs);
-    return RandomTime(std::chrono::milliseconds(step / 2), std::chrono::milliseconds(step)).count();
+    return RepeatDelay(attempted).count();
   }
 };
 

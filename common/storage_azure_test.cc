@@ -1,0 +1,198 @@
+// Azure's client as it is, over a store of a few lines whose answers break off.
+#include <arpa/inet.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "common/storage.h"
+#include "common/storage_repeat.h"
+
+namespace quantry {
+namespace {
+
+using std::chrono::milliseconds;
+using storage_internal::BrokeOff;
+using storage_internal::kMaxRepeats;
+using storage_internal::RepeatDelay;
+using storage_internal::UntilWhole;
+
+// A container that holds nothing but "p/a.txt", whatever is asked. Its first `breaks` lists end
+// in their middle. One request a connection, one connection after the other.
+class BreakingStore {
+ public:
+  BreakingStore() : listener_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof address;
+    auto* plain = reinterpret_cast<sockaddr*>(&address);
+    if (bind(listener_, plain, size) != 0 || listen(listener_, 16) != 0 ||
+        getsockname(listener_, plain, &size) != 0) {
+      abort();
+    }
+    port_ = ntohs(address.sin_port);
+    thread_ = std::thread([this] { Serve(); });
+  }
+  ~BreakingStore() {
+    shutdown(listener_, SHUT_RDWR);
+    thread_.join();
+    close(listener_);
+  }
+
+  std::string uri() const {
+    return "abfs://account@127.0.0.1:" + std::to_string(port_) +
+           "/bucket/p?enable_tls=false&credential_kind=anonymous";
+  }
+
+  std::atomic<int> breaks = 0;
+  std::atomic<int> lists = 0;
+  std::atomic<bool> empty = false;
+
+ private:
+  void Serve() {
+    for (int client; (client = accept(listener_, nullptr, nullptr)) >= 0; close(client)) {
+      std::string request;
+      char buffer[4096];
+      for (ssize_t got; request.find("\r\n\r\n") == std::string::npos &&
+                        (got = recv(client, buffer, sizeof buffer, 0)) > 0;) {
+        request.append(buffer, static_cast<std::size_t>(got));
+      }
+      const std::string answer = Answer(request);
+      if (send(client, answer.data(), answer.size(), MSG_NOSIGNAL) < 0) continue;
+      shutdown(client, SHUT_WR);
+    }
+  }
+
+  std::string Answer(const std::string& request) {
+    if (request.find("comp=list") == std::string::npos) {  // asked for hierarchical namespaces
+      return "HTTP/1.1 400 No\r\nx-ms-error-code: HierarchicalNamespaceNotEnabled\r\n"
+             "Content-Length: 0\r\nConnection: close\r\n\r\n";
+    }
+    ++lists;
+    const std::string time = "Fri, 27 Nov 2026 01:00:00 GMT";
+    const std::string blob = "<Blob><Name>p/a.txt</Name><Properties><Creation-Time>" + time +
+                             "</Creation-Time><Last-Modified>" + time +
+                             "</Last-Modified><Etag>1</Etag><Content-Length>5</Content-Length>"
+                             "<BlobType>BlockBlob</BlobType></Properties></Blob>";
+    const std::string body =
+        "<?xml version=\"1.0\" encoding=\"utf-8\"?><EnumerationResults "
+        "ServiceEndpoint=\"http://x/\" ContainerName=\"bucket\"><Blobs>" +
+        (empty ? "" : blob) + "</Blobs><NextMarker /></EnumerationResults>";
+    const bool cut = breaks > 0;
+    if (cut) --breaks;
+    return "HTTP/1.1 200 OK\r\nContent-Type: application/xml\r\nConnection: close\r\n"
+           "Content-Length: " +
+           std::to_string(body.size()) + "\r\n\r\n" +
+           (cut ? body.substr(0, body.size() / 2) : body);
+  }
+
+  const int listener_;
+  int port_ = 0;
+  std::thread thread_;
+};
+
+class AzureStorage : public testing::Test {
+ protected:
+  void SetUp() override {
+    auto storage = OpenStorage(store_.uri());
+    ASSERT_TRUE(storage.ok()) << storage.status();
+    storage_ = *std::move(storage);
+  }
+
+  BreakingStore store_;
+  std::unique_ptr<Storage> storage_;
+};
+
+TEST_F(AzureStorage, AListThatBreaksOffIsAskedForAgain) {
+  store_.breaks = 2;
+  const auto files = storage_->List("");
+  ASSERT_TRUE(files.ok()) << files.status();
+  ASSERT_EQ(files->size(), 1u);
+  EXPECT_EQ(files->at(0).path, "a.txt");
+  EXPECT_EQ(store_.lists, 3);
+}
+
+TEST_F(AzureStorage, ALookUpThatBreaksOffIsAskedForAgain) {
+  store_.breaks = 1;
+  const auto found = storage_->Stat("a.txt");
+  ASSERT_TRUE(found.ok()) << found.status();
+  ASSERT_TRUE(found->has_value());
+  EXPECT_EQ((*found)->size_bytes, 5);
+  EXPECT_EQ(store_.lists, 2);
+}
+
+TEST_F(AzureStorage, ADeletionThatBreaksOffIsAskedForAgain) {
+  store_.empty = true;
+  store_.breaks = 1;
+  const absl::Status deleted = storage_->DeleteTree("none");
+  EXPECT_TRUE(deleted.ok()) << deleted;
+  EXPECT_EQ(store_.lists, 2);
+}
+
+const auto kBroken = arrow::Status::IOError(
+    "Failed to list blobs: Azure Error: [] Connection closed before getting full response or "
+    "response is less than expected. Expected response length = 483. Read until now = 241");
+
+TEST(UntilWhole, StopsAtTheFirstWholeAnswer) {
+  int calls = 0;
+  std::vector<milliseconds> waits;
+  const auto status = UntilWhole([&] { return ++calls < 3 ? kBroken : arrow::Status::OK(); },
+                                 [&](milliseconds wait) { waits.push_back(wait); });
+  EXPECT_TRUE(status.ok());
+  EXPECT_EQ(calls, 3);
+  EXPECT_EQ(waits.size(), 2u);
+}
+
+TEST(UntilWhole, GivesUpAfterAWhile) {
+  int calls = 0;
+  milliseconds waited{0};
+  const auto result = UntilWhole([&]() -> arrow::Result<int> { return ++calls, kBroken; },
+                                 [&](milliseconds wait) { waited += wait; });
+  EXPECT_TRUE(result.status().IsIOError());
+  EXPECT_EQ(calls, 1 + kMaxRepeats);
+  EXPECT_GE(waited, std::chrono::seconds(5));
+  EXPECT_LE(waited, std::chrono::seconds(11));
+}
+
+TEST(UntilWhole, AnAnswerIsAnAnswer) {
+  int calls = 0;
+  const auto status =
+      UntilWhole([&] { return ++calls, arrow::Status::IOError("Azure Error: [Busy] 503 Busy."); },
+                 [](milliseconds) { FAIL(); });
+  EXPECT_TRUE(status.IsIOError());
+  EXPECT_EQ(calls, 1);
+}
+
+TEST(BrokeOff, OnlyWhatTheClientDoesNotRepeatItself) {
+  EXPECT_TRUE(BrokeOff(kBroken, std::chrono::seconds(10)));
+  EXPECT_FALSE(BrokeOff(arrow::Status::Invalid(kBroken.message()), {}));
+  EXPECT_FALSE(BrokeOff(arrow::Status::OK(), {}));
+  for (const char* text :
+       {"Error while reading from network socket. CURLE code: 56. Failure when receiving",
+        "Connection was closed by the server while trying to read a response"}) {
+    const auto status = arrow::Status::IOError("Azure Error: [] ", text);
+    EXPECT_TRUE(BrokeOff(status, milliseconds(100))) << text;
+    EXPECT_FALSE(BrokeOff(status, std::chrono::seconds(6))) << text << ", of four requests";
+  }
+  EXPECT_FALSE(BrokeOff(arrow::Status::IOError("Fail to get a new connection for: http://x"), {}));
+}
+
+TEST(RepeatDelay, GrowsAndEnds) {
+  for (int repeated = 0; repeated < 20; ++repeated) {
+    EXPECT_GE(RepeatDelay(repeated), milliseconds(100));
+    EXPECT_LE(RepeatDelay(repeated), milliseconds(2500));
+  }
+  EXPECT_LE(RepeatDelay(0), milliseconds(200));
+  EXPECT_GE(RepeatDelay(19), milliseconds(1250));
+}
+
+}  // namespace
+}  // namespace quantry
