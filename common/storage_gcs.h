@@ -16,7 +16,8 @@ namespace quantry::storage_internal {
 // scheme a URI is Invalid unless it is anonymous, since it may be a tenant's.
 //
 // A request that failed for a moment is repeated for 10 s, or for the URI's
-// retry_limit_seconds.
+// retry_limit_seconds. A store that is silent holds a call for two minutes: the client's stall
+// timeout is none of Arrow's options (GcsOptions, Arrow 26).
 arrow::Result<std::shared_ptr<arrow::fs::FileSystem>> OpenGcs(std::string_view uri,
                                                               std::string* base);
 
