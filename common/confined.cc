@@ -16,6 +16,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/beneath_walk.h"
 #include "common/utf8_prefix.h"
 
 namespace quantry {
@@ -55,6 +56,20 @@ absl::Status OpenError(std::string_view name, int error) {
     default:
       return absl::InternalError(absl::StrCat("cannot open ", what, ": ", std::strerror(error)));
   }
+}
+
+// The open descriptor, or the negated errno.
+int OpenAt2(int folder_fd, const std::string& name, int flags, Symlinks symlinks, unsigned mode) {
+  open_how how{};
+  how.flags = static_cast<std::uint64_t>(flags | O_CLOEXEC);
+  how.mode = (flags & O_CREAT) != 0 ? mode : 0;
+  how.resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS;
+  if (symlinks == Symlinks::kRefuse) how.resolve |= RESOLVE_NO_SYMLINKS;
+  long fd = -1;
+  do {
+    fd = syscall(SYS_openat2, folder_fd, name.c_str(), &how, sizeof how);
+  } while (fd < 0 && (errno == EINTR || errno == EAGAIN));
+  return fd < 0 ? -errno : static_cast<int>(fd);
 }
 
 struct DirCloser {
@@ -133,18 +148,13 @@ absl::StatusOr<UniqueFd> OpenBeneath(int folder_fd, std::string_view relative, i
     return absl::InvalidArgumentError(absl::StrCat(
         "wanted a relative path without '..', '\\' or NUL, got '", Utf8Prefix(relative, 200), "'"));
   }
-  open_how how{};
-  how.flags = static_cast<std::uint64_t>(flags | O_CLOEXEC);
-  how.mode = (flags & O_CREAT) != 0 ? mode : 0;
-  how.resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS;
-  if (symlinks == Symlinks::kRefuse) how.resolve |= RESOLVE_NO_SYMLINKS;
-  const std::string name(relative);
-  long fd = -1;
-  do {
-    fd = syscall(SYS_openat2, folder_fd, name.c_str(), &how, sizeof how);
-  } while (fd < 0 && (errno == EINTR || errno == EAGAIN));
-  if (fd < 0) return OpenError(relative, errno);
-  return UniqueFd(static_cast<int>(fd));
+  int fd = OpenAt2(folder_fd, std::string(relative), flags, symlinks, mode);
+  // No such call: an old kernel says ENOSYS, an old container EPERM.
+  if (fd == -ENOSYS || fd == -EPERM) {
+    fd = WalkBeneath(folder_fd, relative, flags, symlinks == Symlinks::kFollowBeneath, mode);
+  }
+  if (fd < 0) return OpenError(relative, -fd);
+  return UniqueFd(fd);
 }
 
 absl::StatusOr<UniqueFd> OpenFolder(const std::string& path) {

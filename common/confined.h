@@ -1,6 +1,8 @@
 // Opening files below a folder whatever names and symbolic links say: the
 // kernel resolves the path (openat2 with RESOLVE_BENEATH), so nothing can be
-// swapped between check and use. Needs Linux 5.6.
+// swapped between check and use. Where it has no such call (before Linux 5.6, or
+// behind a seccomp filter that hides it) the path is walked by hand, part by
+// part, with the same results (beneath_walk.h).
 #pragma once
 
 #include <string>
