@@ -21,18 +21,19 @@ using grpc::ServerUnaryReactor;
 
 constexpr int kMaxBlobsPerCall = 10000;
 
-class Service : public v1::ArtifactService::CallbackService, private ServiceBase<Service> {
+class ArtifactCalls : public v1::ArtifactService::CallbackService,
+                      private ServiceBase<ArtifactCalls> {
   friend ServiceBase;
 
  public:
-  explicit Service(const ServiceContext* context)
+  explicit ArtifactCalls(const ServiceContext* context)
       : ServiceBase(context, "ArtifactService", context->runtime->tenant) {}
 
   ServerUnaryReactor* FindMissingBlobs(CallbackServerContext* call,
                                        const v1::FindMissingBlobsRequest* request,
                                        v1::FindMissingBlobsResponse* response) override {
     return RunOn(runtime_->artifacts, "FindMissingBlobs", call, request, response,
-                 &Service::FindMissing);
+                 &ArtifactCalls::FindMissing);
   }
   grpc::ServerReadReactor<v1::UploadBlobRequest>* UploadBlob(
       CallbackServerContext* call, v1::UploadBlobResponse* response) override {
@@ -41,12 +42,12 @@ class Service : public v1::ArtifactService::CallbackService, private ServiceBase
   ServerUnaryReactor* GetArtifact(CallbackServerContext* call,
                                   const v1::GetArtifactRequest* request,
                                   v1::Artifact* response) override {
-    return RunOn(runtime_->artifacts, "GetArtifact", call, request, response, &Service::Get);
+    return RunOn(runtime_->artifacts, "GetArtifact", call, request, response, &ArtifactCalls::Get);
   }
   ServerUnaryReactor* ListArtifacts(CallbackServerContext* call,
                                     const v1::ListArtifactsRequest* request,
                                     v1::ListArtifactsResponse* response) override {
-    return Run("ListArtifacts", call, request, response, &Service::List);
+    return Run("ListArtifacts", call, request, response, &ArtifactCalls::List);
   }
   grpc::ServerWriteReactor<v1::ReadArtifactResponse>* ReadArtifact(
       CallbackServerContext* call, const v1::ReadArtifactRequest* request) override {
@@ -118,7 +119,7 @@ class Service : public v1::ArtifactService::CallbackService, private ServiceBase
 }  // namespace
 
 std::unique_ptr<grpc::Service> NewArtifactService(const ServiceContext* context) {
-  return std::make_unique<Service>(context);
+  return std::make_unique<ArtifactCalls>(context);
 }
 
 }  // namespace quantry::server

@@ -36,49 +36,49 @@ absl::StatusOr<JobKey> KeyOf(const std::string& name) {
   return JobKey{parsed->tenant, parsed->id};
 }
 
-class Service : public v1::QuantizationService::CallbackService, private ServiceBase<Service> {
+class JobCalls : public v1::QuantizationService::CallbackService, private ServiceBase<JobCalls> {
   friend ServiceBase;
 
  public:
-  explicit Service(const ServiceContext* context)
+  explicit JobCalls(const ServiceContext* context)
       : ServiceBase(context, "QuantizationService", context->runtime->tenant) {}
 
   ServerUnaryReactor* CreateQuantizationJob(CallbackServerContext* call,
                                             const v1::CreateQuantizationJobRequest* request,
                                             v1::CreateQuantizationJobResponse* response) override {
     return RunOn(CreateExecutor(*request), "CreateQuantizationJob", call, request, response,
-                 &Service::Create);
+                 &JobCalls::Create);
   }
   ServerUnaryReactor* GetQuantizationJob(CallbackServerContext* call,
                                          const v1::GetQuantizationJobRequest* request,
                                          v1::QuantizationJob* response) override {
-    return Run("GetQuantizationJob", call, request, response, &Service::Get);
+    return Run("GetQuantizationJob", call, request, response, &JobCalls::Get);
   }
   ServerUnaryReactor* ListQuantizationJobs(CallbackServerContext* call,
                                            const v1::ListQuantizationJobsRequest* request,
                                            v1::ListQuantizationJobsResponse* response) override {
-    return Run("ListQuantizationJobs", call, request, response, &Service::List);
+    return Run("ListQuantizationJobs", call, request, response, &JobCalls::List);
   }
   ServerUnaryReactor* UpdateQuantizationJob(CallbackServerContext* call,
                                             const v1::UpdateQuantizationJobRequest* request,
                                             v1::QuantizationJob* response) override {
-    return Run("UpdateQuantizationJob", call, request, response, &Service::Update);
+    return Run("UpdateQuantizationJob", call, request, response, &JobCalls::Update);
   }
   ServerUnaryReactor* CancelQuantizationJob(CallbackServerContext* call,
                                             const v1::CancelQuantizationJobRequest* request,
                                             v1::QuantizationJob* response) override {
-    return Run("CancelQuantizationJob", call, request, response, &Service::Cancel);
+    return Run("CancelQuantizationJob", call, request, response, &JobCalls::Cancel);
   }
   ServerUnaryReactor* RetryQuantizationJob(CallbackServerContext* call,
                                            const v1::RetryQuantizationJobRequest* request,
                                            v1::QuantizationJob* response) override {
     return RunOn(runtime_->artifacts, "RetryQuantizationJob", call, request, response,
-                 &Service::Retry);
+                 &JobCalls::Retry);
   }
   ServerUnaryReactor* DeleteQuantizationJob(CallbackServerContext* call,
                                             const v1::DeleteQuantizationJobRequest* request,
                                             google::protobuf::Empty* response) override {
-    return Run("DeleteQuantizationJob", call, request, response, &Service::Delete);
+    return Run("DeleteQuantizationJob", call, request, response, &JobCalls::Delete);
   }
   grpc::ServerWriteReactor<v1::WatchQuantizationJobResponse>* WatchQuantizationJob(
       CallbackServerContext* call, const v1::WatchQuantizationJobRequest* request) override {
@@ -87,17 +87,17 @@ class Service : public v1::QuantizationService::CallbackService, private Service
   ServerUnaryReactor* ListJobEvents(CallbackServerContext* call,
                                     const v1::ListJobEventsRequest* request,
                                     v1::ListJobEventsResponse* response) override {
-    return Run("ListJobEvents", call, request, response, &Service::ListEvents);
+    return Run("ListJobEvents", call, request, response, &JobCalls::ListEvents);
   }
   ServerUnaryReactor* ListMethods(CallbackServerContext* call,
                                   const v1::ListMethodsRequest* request,
                                   v1::ListMethodsResponse* response) override {
-    return RunOn(EngineExecutor(), "ListMethods", call, request, response, &Service::Methods);
+    return RunOn(EngineExecutor(), "ListMethods", call, request, response, &JobCalls::Methods);
   }
   ServerUnaryReactor* GetServerInfo(CallbackServerContext* call,
                                     const v1::GetServerInfoRequest* request,
                                     v1::ServerInfo* response) override {
-    return RunOn(EngineExecutor(), "GetServerInfo", call, request, response, &Service::Info);
+    return RunOn(EngineExecutor(), "GetServerInfo", call, request, response, &JobCalls::Info);
   }
 
  private:
@@ -359,7 +359,7 @@ class Service : public v1::QuantizationService::CallbackService, private Service
 }  // namespace
 
 std::unique_ptr<grpc::Service> NewQuantizationService(const ServiceContext* context) {
-  return std::make_unique<Service>(context);
+  return std::make_unique<JobCalls>(context);
 }
 
 }  // namespace quantry::server

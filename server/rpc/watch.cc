@@ -19,7 +19,7 @@
 namespace quantry::server {
 namespace {
 
-using Message = v1::WatchQuantizationJobResponse;
+using WatchMessage = v1::WatchQuantizationJobResponse;
 using std::chrono::steady_clock;
 
 constexpr std::string_view kMethod = "/quantry.v1.QuantizationService/WatchQuantizationJob";
@@ -27,7 +27,7 @@ constexpr std::string_view kMethod = "/quantry.v1.QuantizationService/WatchQuant
 constexpr auto kPollOfEach = std::chrono::milliseconds(2);
 constexpr auto kSlowestPoll = std::chrono::seconds(10);
 
-class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
+class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<WatchMessage>> {
  public:
   WatchReactor(const ServiceContext* context, grpc::CallbackServerContext* call,
                const v1::WatchQuantizationJobRequest& request)
@@ -129,7 +129,7 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
     sent_sequence_ = after_ == 0 ? job->last_sequence : after_;
     sent_progress_ = job->progress.SerializeAsString();
     sent_progress_time_ = steady_clock::now();
-    Message message;
+    WatchMessage message;
     *message.mutable_snapshot() = ToProto(*job);
     Send(std::move(message), "snapshot");
     return absl::OkStatus();
@@ -163,7 +163,7 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
       if (job->last_sequence > sent_sequence_) {
         if (absl::Status status = ReadEvents(job->last_sequence); !status.ok()) return status;
       } else if (IsEnded(job->state)) {
-        Message message;
+        WatchMessage message;
         *message.mutable_end()->mutable_job() = ToProto(*job);
         ended_ = true;
         Send(std::move(message), "end");
@@ -173,7 +173,7 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
       }
     }
     if (events_.empty()) return absl::OkStatus();
-    Message message;
+    WatchMessage message;
     *message.mutable_event() = std::move(events_.front());
     events_.pop_front();
     sent_sequence_ = message.event().sequence();
@@ -214,7 +214,7 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
     if (progress != sent_progress_) {
       const auto due = sent_progress_time_ + interval_;
       if (now >= due) {
-        Message message;
+        WatchMessage message;
         *message.mutable_progress() = job.progress;
         sent_progress_ = std::move(progress);
         sent_progress_time_ = now;
@@ -229,7 +229,7 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
       wake = std::min(wake, due);
     }
     if (now >= last_write_ + kWatchKeepalive) {
-      Message message;
+      WatchMessage message;
       *message.mutable_keepalive()->mutable_time() = ToProto(context_->clock->Now());
       Send(std::move(message), "keepalive");
       return absl::OkStatus();
@@ -246,7 +246,7 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
                               kSlowestPoll);
   }
 
-  void Send(Message message, const std::string& kind) {
+  void Send(WatchMessage message, const std::string& kind) {
     message_ = std::move(message);
     last_write_ = steady_clock::now();
     context_->runtime->metrics->watch_events_sent.With({kind}).Increment();
@@ -277,14 +277,14 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<Message>> {
   std::string waiting_progress_;  // seen but not due yet
   MonotonicTime sent_progress_time_{};
   MonotonicTime last_write_{};
-  Message message_;  // being written
+  WatchMessage message_;  // being written
 };
 
 }  // namespace
 
-grpc::ServerWriteReactor<Message>* StartWatch(const ServiceContext* context,
-                                              grpc::CallbackServerContext* call,
-                                              const v1::WatchQuantizationJobRequest& request) {
+grpc::ServerWriteReactor<WatchMessage>* StartWatch(const ServiceContext* context,
+                                                   grpc::CallbackServerContext* call,
+                                                   const v1::WatchQuantizationJobRequest& request) {
   return new WatchReactor(context, call, request);
 }
 

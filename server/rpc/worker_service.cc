@@ -31,17 +31,17 @@ constexpr size_t kMaxLogTailBytes = 16 << 10;
 constexpr size_t kMaxErrorMessageBytes = 8 << 10;
 constexpr size_t kMaxReasonBytes = 1024;
 
-class Service : public v1::WorkerService::CallbackService, private ServiceBase<Service> {
+class WorkerCalls : public v1::WorkerService::CallbackService, private ServiceBase<WorkerCalls> {
   friend ServiceBase;
 
  public:
-  explicit Service(const ServiceContext* context)
+  explicit WorkerCalls(const ServiceContext* context)
       : ServiceBase(context, "WorkerService", context->runtime->worker) {}
 
   ServerUnaryReactor* RegisterWorker(CallbackServerContext* call,
                                      const v1::RegisterWorkerRequest* request,
                                      v1::RegisterWorkerResponse* response) override {
-    return Run("RegisterWorker", call, request, response, &Service::Register);
+    return Run("RegisterWorker", call, request, response, &WorkerCalls::Register);
   }
   ServerUnaryReactor* AcquireJob(CallbackServerContext* call, const v1::AcquireJobRequest* request,
                                  v1::AcquireJobResponse* response) override {
@@ -49,25 +49,25 @@ class Service : public v1::WorkerService::CallbackService, private ServiceBase<S
   }
   ServerUnaryReactor* Heartbeat(CallbackServerContext* call, const v1::HeartbeatRequest* request,
                                 v1::HeartbeatResponse* response) override {
-    return Run("Heartbeat", call, request, response, &Service::Beats);
+    return Run("Heartbeat", call, request, response, &WorkerCalls::Beats);
   }
   ServerUnaryReactor* CommitCheckpoint(CallbackServerContext* call,
                                        const v1::CommitCheckpointRequest* request,
                                        v1::CommitCheckpointResponse* response) override {
-    return Run("CommitCheckpoint", call, request, response, &Service::Checkpoint);
+    return Run("CommitCheckpoint", call, request, response, &WorkerCalls::Checkpoint);
   }
   ServerUnaryReactor* CompleteJob(CallbackServerContext* call,
                                   const v1::CompleteJobRequest* request,
                                   v1::CompleteJobResponse* response) override {
-    return RunOn(runtime_->commits, "CompleteJob", call, request, response, &Service::Complete);
+    return RunOn(runtime_->commits, "CompleteJob", call, request, response, &WorkerCalls::Complete);
   }
   ServerUnaryReactor* FailJob(CallbackServerContext* call, const v1::FailJobRequest* request,
                               v1::FailJobResponse* response) override {
-    return Run("FailJob", call, request, response, &Service::Fail);
+    return Run("FailJob", call, request, response, &WorkerCalls::Fail);
   }
   ServerUnaryReactor* ReleaseJob(CallbackServerContext* call, const v1::ReleaseJobRequest* request,
                                  v1::ReleaseJobResponse* response) override {
-    return Run("ReleaseJob", call, request, response, &Service::Release);
+    return Run("ReleaseJob", call, request, response, &WorkerCalls::Release);
   }
 
  private:
@@ -302,7 +302,7 @@ class Service : public v1::WorkerService::CallbackService, private ServiceBase<S
 }  // namespace
 
 std::unique_ptr<grpc::Service> NewWorkerService(const ServiceContext* context) {
-  return std::make_unique<Service>(context);
+  return std::make_unique<WorkerCalls>(context);
 }
 
 }  // namespace quantry::server

@@ -10,7 +10,7 @@ namespace {
 
 constexpr char kManifest[] = "manifest.json";
 constexpr std::int64_t kMaxManifestBytes = 64 << 20;
-constexpr int kMaxFiles = 100000;
+constexpr int kMaxArtifactFiles = 100000;
 
 absl::Status ProtocolError(const std::string& what) {
   return MakeError(Reason::kEngineProtocol, what + "; this is a bug in quantry-engine");
@@ -25,9 +25,9 @@ absl::StatusOr<v1::Manifest> ParseManifest(const std::string& json) {
     return ProtocolError("manifest.json is not a quantry manifest: " +
                          std::string(status.message()));
   }
-  if (manifest.files().empty() || manifest.files_size() > kMaxFiles) {
+  if (manifest.files().empty() || manifest.files_size() > kMaxArtifactFiles) {
     return ProtocolError("manifest.json lists " + std::to_string(manifest.files_size()) +
-                         " files, wanted 1 to " + std::to_string(kMaxFiles));
+                         " files, wanted 1 to " + std::to_string(kMaxArtifactFiles));
   }
   return manifest;
 }

@@ -26,7 +26,7 @@ using google::protobuf::Struct;
 using google::protobuf::Value;
 
 constexpr std::int64_t kMaxListingBytes = 32 << 20;
-constexpr int kMaxFiles = 10000;
+constexpr int kMaxHubFiles = 10000;
 constexpr std::size_t kGitDigits = 40;
 // Files that are not LFS are small; larger ones are checked by size alone.
 constexpr std::int64_t kMaxGitBytes = 64 << 20;
@@ -99,7 +99,7 @@ absl::StatusOr<HubListing> ParseListing(const std::string& uri, const std::strin
   HubListing listing{.repo = repo, .commit = Text(object, "sha"), .files = {}};
   if (!IsHex(listing.commit, kGitDigits)) return BadListing(uri, "no commit");
   const auto& rows = Field(object, "siblings").list_value().values();
-  if (rows.size() > kMaxFiles) return BadListing(uri, "more than 10000 files");
+  if (rows.size() > kMaxHubFiles) return BadListing(uri, "more than 10000 files");
   for (const Value& row : rows) {
     auto file = FileOf(uri, row.struct_value());
     if (!file.ok()) return file.status();

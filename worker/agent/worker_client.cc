@@ -23,8 +23,8 @@ constexpr milliseconds kUnaryDeadline{10000};
 // Above the long poll's 20 s, so that the server always answers first.
 constexpr milliseconds kAcquireSlack{10000};
 constexpr milliseconds kFirstBackoff{100};
-constexpr milliseconds kMaxBackoff{5000};
-constexpr int kMaxMessageBytes = 16 << 20;
+constexpr milliseconds kMaxCallBackoff{5000};
+constexpr int kMaxCallBytes = 16 << 20;
 
 absl::Status FromGrpc(const grpc::Status& status) {
   if (status.ok()) return absl::OkStatus();
@@ -55,7 +55,7 @@ absl::Status UnlessEndedThere(absl::Status status, const std::stop_token& stop) 
 // Full jitter: anything between nothing and the step.
 milliseconds Jitter(milliseconds step) { return RandomTime(milliseconds(0), step); }
 
-milliseconds NextBackoff(milliseconds step) { return std::min(step * 2, kMaxBackoff); }
+milliseconds NextBackoff(milliseconds step) { return std::min(step * 2, kMaxCallBackoff); }
 
 // Sleeps unless `stop` comes first.
 void Pause(milliseconds time, std::stop_token stop) {
@@ -98,7 +98,7 @@ WorkerClient::WorkerClient(const std::string& address, v1::WorkerInfo info,
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 200);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
+  arguments.SetMaxReceiveMessageSize(kMaxCallBytes);
   if (credentials == nullptr) credentials = grpc::InsecureChannelCredentials();
   connection_->channel = grpc::CreateCustomChannel(address, credentials, arguments);
   connection_->stub = v1::WorkerService::NewStub(connection_->channel);

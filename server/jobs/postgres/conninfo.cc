@@ -14,7 +14,7 @@
 namespace quantry::server::postgres {
 namespace {
 
-using Parameters = std::map<std::string, std::string>;
+using ConnectionParameters = std::map<std::string, std::string>;
 
 constexpr const char* kWanted = "wanted postgresql://user@host:port/database";
 
@@ -22,7 +22,7 @@ absl::Status Bad(const std::string& flag, const std::string& text) {
   return MakeError(Reason::kInvalidConfig, "--" + flag + ": " + text);
 }
 
-absl::StatusOr<Parameters> Parse(const std::string& conninfo) {
+absl::StatusOr<ConnectionParameters> Parse(const std::string& conninfo) {
   char* message = nullptr;
   const std::unique_ptr<PQconninfoOption, decltype(&PQconninfoFree)> options(
       PQconninfoParse(conninfo.c_str(), &message), &PQconninfoFree);
@@ -32,7 +32,7 @@ absl::StatusOr<Parameters> Parse(const std::string& conninfo) {
     while (!text.empty() && text.back() == '\n') text.pop_back();
     return Bad("job-store", std::string(kWanted) + "; libpq says: " + text);
   }
-  Parameters parameters;
+  ConnectionParameters parameters;
   for (const PQconninfoOption* option = options.get(); option->keyword != nullptr; ++option) {
     if (option->val != nullptr) parameters[option->keyword] = option->val;
   }
