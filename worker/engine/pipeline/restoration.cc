@@ -51,6 +51,7 @@ class Restoration : public LoraStore {
     const LoraReport report = TrainLora(original(), rope, task_.inputs.corpus, task_.device,
                                         options, this, quantized, task_.progress);
     RoundAsStored(quantized);
+    for (Block& block : quantized) block.activations = {};  // the file's model is dense
     result.perplexity_restored = Perplexity(quantized);
     Write(quantized);
     result.model = Checkpoint::Open(task_.restored_dir);

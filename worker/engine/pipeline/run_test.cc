@@ -461,9 +461,21 @@ TEST_P(RestoredTest, TheSecondPassTakesNothingFromTheFirst) {
   EXPECT_NE(digest("restored", ""), digest("restored", "/first-pass"));
 }
 
-// The restored model is measured as it is written: in the model's own dtype.
-TEST(RunTest, TheRestoredModelsPerplexityIsThatOfItsFile) {
-  const Bench bench(CaseOf("ptq161_restored"));
+// The restored model is measured as it is written: in the model's own dtype,
+// its activations left alone whatever the method does to them.
+class RestoredFileTest : public ::testing::TestWithParam<MethodCase> {};
+
+INSTANTIATE_TEST_SUITE_P(
+    Methods, RestoredFileTest,
+    ::testing::Values(CaseOf("ptq161_restored"),
+                      MethodCase{"omniquant_restored", "opt",
+                                 R"({"omniquant": {"grid": {"bits": 3, "group_size": -1},
+                                                   "epochs": 1, "activations": {"bits": 3}}})",
+                                 true}),
+    [](const auto& of) { return std::string(of.param.name); });
+
+TEST_P(RestoredFileTest, TheRestoredModelsPerplexityIsThatOfItsFile) {
+  const Bench bench(GetParam());
   test::TinyModel model = test::MakeTinyModel("opt");
   for (auto& [name, tensor] : model.tensors) tensor = tensor.to(at::kBFloat16);
   model.Write(bench.File("model"));
