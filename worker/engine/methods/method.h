@@ -23,6 +23,9 @@ class ProgressSink {
   // Figures of the work in progress, finite, for whoever watches: they stand
   // beside the next progress until the next block begins or others replace them.
   virtual void Measure(const std::map<std::string, double>&) {}
+  // `steps` that cost the same each begin and, after that many, end: adapters,
+  // tuning of the whole model.
+  virtual void PhaseStarted(int64_t) {}
 };
 
 // Shape of the calibration stream, known before the first block.

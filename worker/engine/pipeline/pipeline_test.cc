@@ -5,9 +5,11 @@
 
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
+#include <vector>
 
 #include "worker/engine/base/file.h"
 #include "worker/engine/pipeline/adapter_file.h"
@@ -16,6 +18,7 @@
 #include "worker/engine/pipeline/job.h"
 #include "worker/engine/pipeline/manifest.h"
 #include "worker/engine/pipeline/progress.h"
+#include "worker/engine/pipeline/save_pace.h"
 #include "worker/engine/quant/grid.h"
 #include "worker/engine/testing/errors.h"
 #include "worker/engine/testing/temp_dir.h"
@@ -538,6 +541,68 @@ TEST(Progress, GrowsStrictlyAndTellsTheTimeLeft) {
   }
   EXPECT_EQ(told, (std::set<int64_t>{1, 3, 5, 7, 9, 10, 12, 14, 16, 18, 20}));
   EXPECT_GT(with_eta, 0);
+}
+
+// What the tracker told while `work` used it, as progress messages.
+std::vector<nlohmann::json> Told(const StepPlan& plan, double& now,
+                                 const std::function<void(ProgressTracker&)>& work) {
+  const test::TempDir dir;
+  const int fd = open(dir.File("events").c_str(), O_CREAT | O_WRONLY, 0600);
+  {
+    EventWriter events(fd);
+    ProgressTracker tracker(
+        plan, events, [&] { return now; }, 0, [] { return int64_t{0}; });
+    work(tracker);
+  }
+  close(fd);
+  std::istringstream lines(ReadFile(dir.File("events"), 1 << 20, "TEST"));
+  std::vector<nlohmann::json> told;
+  for (std::string line; std::getline(lines, line);) {
+    const auto event = nlohmann::json::parse(line);
+    if (event.contains("progress")) told.push_back(event["progress"]);
+  }
+  return told;
+}
+
+// Adapters go on from step 600 of 1000, 2 s each; no block has been timed.
+TEST(Progress, TellsThePhasesTimeLeftAfterAResume) {
+  double now = 0;
+  StepPlan plan;
+  plan.blocks = 2;
+  plan.preprocessing = 1000;
+  plan.per_block = 10;
+  const auto told = Told(plan, now, [&](ProgressTracker& tracker) {
+    tracker.EnterStage(Stage::kPreprocessing);
+    tracker.Advance(600, "taken from the checkpoint");
+    tracker.PhaseStarted(400);
+    for (int i = 0; i < 100; ++i) {
+      now += 2;
+      tracker.Advance(1, "training adapters");
+    }
+  });
+  ASSERT_EQ(told.size(), 101U);
+  EXPECT_FALSE(told[0].contains("eta"));
+  EXPECT_EQ(told[1].value("eta", ""), "798.0s");
+  EXPECT_EQ(told[100].value("eta", ""), "600.0s");
+}
+
+TEST(SavePace, KeepsEveryHalfMinuteAndNoMoreThanAFewPercentOfTheTime) {
+  double now = 0;
+  const Seconds clock = [&] { return now; };
+  SavePace pace(clock);
+  std::vector<double> kept;
+  const auto keep = [&](bool must, double cost) {
+    pace.Keep(must, [&] {
+      kept.push_back(now);
+      now += cost;
+    });
+  };
+  for (; now < 100; ++now) keep(false, 0);
+  EXPECT_EQ(kept, (std::vector<double>{30, 60, 90}));
+  kept.clear();
+  keep(true, 4);  // 100 to 104: the next is due after 30 times 4 s
+  for (; now < 230; ++now) keep(false, 0);
+  EXPECT_EQ(kept, (std::vector<double>{100, 224}));
 }
 
 TEST(Gate, ComparesRatioAndIncrease) {

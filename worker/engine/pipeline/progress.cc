@@ -154,11 +154,13 @@ std::optional<double> ProgressTracker::PhaseLeft() const {
 }
 
 // Evaluation is guessed from the forward pass until it can be measured itself,
-// which leaves it out within the first block.
+// which leaves it out within the first block. A phase before any block has been
+// timed, as after a resume, is all that is known.
 std::optional<double> ProgressTracker::Eta() const {
   const std::optional<double> blocks = BlocksLeft();
   const std::optional<double> phase = PhaseLeft();
-  if (!blocks || !phase) return std::nullopt;
+  if (!phase) return std::nullopt;
+  if (!blocks) return phase_steps_ > 0 ? phase : std::nullopt;
   const auto left = static_cast<double>(plan_.evaluating - evaluating_done_);
   double step = plan_.evaluating_weight * stream_seconds_;
   if (evaluating_done_ > 0) {

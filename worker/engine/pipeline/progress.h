@@ -59,9 +59,7 @@ class ProgressTracker : public ProgressSink {
   void Resume(int blocks);
   void Advance(int64_t steps, std::string_view what) override;
   void Measure(const std::map<std::string, double>& figures) override;
-  // Steps that cost the same each begin and, after that many, end: adapters,
-  // tuning of the whole model.
-  void PhaseStarted(int64_t steps);
+  void PhaseStarted(int64_t steps) override;
   // A block of preprocessing's first pass took that long.
   void FirstPassBlock(double seconds);
   void BlockStarted();

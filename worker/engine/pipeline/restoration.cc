@@ -1,6 +1,5 @@
 #include "worker/engine/pipeline/restoration.h"
 
-#include <algorithm>
 #include <filesystem>
 
 #include "worker/engine/base/file.h"
@@ -14,13 +13,13 @@
 #include "worker/engine/nn/transformer.h"
 #include "worker/engine/pipeline/adapter_file.h"
 #include "worker/engine/pipeline/checkpoints.h"
+#include "worker/engine/pipeline/save_pace.h"
 #include "worker/engine/pipeline/streams.h"
 #include "worker/engine/reconstruct/lora.h"
 
 namespace quantry::engine {
 namespace {
 
-constexpr double kSecondsBetweenSaves = 30;
 constexpr char kFolder[] = "first-pass";
 constexpr char kAdapters[] = "adapters.safetensors";
 
@@ -38,7 +37,7 @@ class Restoration : public LoraStore {
         dir_(task.dir + "/" + kFolder),
         fingerprint_(Sha256OfText("first pass " + Fingerprint(task.job, task.inputs, task.device))),
         checkpoints_(dir_, fingerprint_),
-        saved_at_(task.clock()) {}
+        pace_(task.clock) {}
 
   RestorationResult Run() {
     FirstPass();
@@ -47,7 +46,6 @@ class Restoration : public LoraStore {
     result.perplexity_first_pass = Perplexity(quantized);
     const LoraOptions& options = task_.job.preprocessing->lora;
     const RopeTable rope = Rope(task_.inputs.corpus.size(1));
-    task_.progress.PhaseStarted(options.steps);
     const LoraReport report = TrainLora(original(), rope, task_.inputs.corpus, task_.device,
                                         options, this, quantized, task_.progress);
     RoundAsStored(quantized);
@@ -71,10 +69,10 @@ class Restoration : public LoraStore {
   }
 
   void Save(const LoraState& state, bool finished) override {
-    if (!finished && task_.clock() - saved_at_ < kSecondsBetweenSaves) return;
-    WriteAdapterFile(dir_ + "/" + kAdapters, fingerprint_, state);
-    task_.events.Checkpoint(0, Files());
-    saved_at_ = task_.clock();
+    pace_.Keep(finished, [&] {
+      WriteAdapterFile(dir_ + "/" + kAdapters, fingerprint_, state);
+      task_.events.Checkpoint(0, Files());
+    });
   }
 
  private:
@@ -224,7 +222,7 @@ class Restoration : public LoraStore {
   std::string fingerprint_;
   Checkpoints checkpoints_;
   std::vector<HashedFile> first_files_;
-  double saved_at_;
+  SavePace pace_;
 };
 
 }  // namespace

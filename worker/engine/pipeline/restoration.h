@@ -43,7 +43,7 @@ struct RestorationTask {
 // Preprocessing (spec: ptq161.md 5): quantizes the model with the job's method
 // (first pass), trains adapters on it with the corpus, merges them, and writes
 // the result as a checkpoint of the dtypes given. Goes on from what a killed
-// run left: block by block, then at most 30 s of updates behind.
+// run left: block by block, then a few updates behind (SavePace).
 RestorationResult RestoreModel(const RestorationTask& task);
 
 // Steps it reports, exactly.

@@ -23,6 +23,7 @@
 #include "worker/engine/pipeline/manifest.h"
 #include "worker/engine/pipeline/output_folders.h"
 #include "worker/engine/pipeline/report.h"
+#include "worker/engine/pipeline/save_pace.h"
 #include "worker/engine/pipeline/steps.h"
 #include "worker/engine/pipeline/streams.h"
 #include "worker/engine/pipeline/trace.h"
@@ -35,10 +36,6 @@ namespace {
 // Hidden-state streams of the evaluation.
 constexpr int64_t kLeastEvaluationBytes = int64_t{64} << 20;
 constexpr int64_t kMostEvaluationBytes = int64_t{1} << 30;
-
-// Least time between two stage checkpoints, absolute and in costs of one.
-constexpr double kSecondsBetweenStages = 30;
-constexpr double kStageInterval = 30;
 
 std::string CheckpointDir(const Job& job) {
   return job.checkpoint_dir.empty() ? job.output_dir + "/.checkpoint" : job.checkpoint_dir;
@@ -79,24 +76,18 @@ constexpr char kRotatedOnline[] =
 class StageKeeper : public StageStore {
  public:
   StageKeeper(Checkpoints& checkpoints, EventWriter& events, const Seconds& clock)
-      : checkpoints_(checkpoints), events_(events), clock_(clock), saved_at_(clock()) {}
+      : checkpoints_(checkpoints), events_(events), pace_(clock) {}
 
   std::optional<StageState> Load(int block) override { return checkpoints_.LoadStage(block); }
 
   void Save(int block, const StageState& state) override {
-    const double now = clock_();
-    if (now - saved_at_ < std::max(kSecondsBetweenStages, kStageInterval * cost_)) return;
-    events_.Checkpoint(block, checkpoints_.CommitStage(block, state));
-    saved_at_ = clock_();
-    cost_ = saved_at_ - now;
+    pace_.Keep(false, [&] { events_.Checkpoint(block, checkpoints_.CommitStage(block, state)); });
   }
 
  private:
   Checkpoints& checkpoints_;
   EventWriter& events_;
-  const Seconds& clock_;
-  double saved_at_;
-  double cost_ = 0;
+  SavePace pace_;
 };
 
 // One job's run; each stage is one method.

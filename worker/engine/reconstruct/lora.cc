@@ -259,6 +259,7 @@ LoraReport TrainLora(const Checkpoint& checkpoint, const RopeTable& rope, const 
   state.adapters = trainer.adapters();
   if (store != nullptr) Resume(store->Load(), state, adam);
   if (state.steps_done > 0) progress.Advance(state.steps_done, "taken from the checkpoint");
+  progress.PhaseStarted(options.steps - state.steps_done);
   const int64_t tenth = std::max<int64_t>(1, options.steps / 10);
   while (state.steps_done < options.steps) {
     const int64_t step = state.steps_done;

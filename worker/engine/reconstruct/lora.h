@@ -54,9 +54,9 @@ struct LoraReport {
 
 // Trains adapters on `blocks`, all of the model's, fp32 on `device`, and merges
 // them. windows: int64 [windows, length] of the corpus, taken in a shuffled
-// order, again and again. Advances `progress` by options.steps. Holds the
-// model in fp32. Deterministic as methods are. Throws EngineError
-// "NON_FINITE_LOSS".
+// order, again and again. Advances `progress` by options.steps; those not taken
+// from the store are a phase. Holds the model in fp32. Deterministic as methods are. Throws
+// EngineError "NON_FINITE_LOSS".
 LoraReport TrainLora(const Checkpoint& checkpoint, const RopeTable& rope, const at::Tensor& windows,
                      const at::Device& device, const LoraOptions& options, LoraStore* store,
                      std::vector<Block>& blocks, ProgressSink& progress);

@@ -8,7 +8,10 @@
 #include <memory>
 #include <numbers>
 #include <string>
+#include <string_view>
 #include <tuple>
+#include <utility>
+#include <vector>
 
 #include "worker/engine/nn/transformer.h"
 #include "worker/engine/reconstruct/model_backward.h"
@@ -192,6 +195,29 @@ TEST_P(LoraTest, GoesOnFromAStateWithTheSameBits) {
     for (size_t i = 0; i < whole[b].linears.size(); ++i) {
       EXPECT_TRUE(whole[b].linears[i].weight.equal(resumed[b].linears[i].weight));
     }
+  }
+}
+
+// Remembers what a phase began with, and the steps told before it.
+class PhaseSink : public ProgressSink {
+ public:
+  void Advance(int64_t steps, std::string_view) override { steps_ += steps; }
+  void PhaseStarted(int64_t steps) override { began_.emplace_back(steps_, steps); }
+  const std::vector<std::pair<int64_t, int64_t>>& began() const { return began_; }
+
+ private:
+  int64_t steps_ = 0;
+  std::vector<std::pair<int64_t, int64_t>> began_;
+};
+
+TEST_P(LoraTest, StepsOfAStateAreNoneOfThePhases) {
+  OneState store(17);
+  for (const int64_t resumed : {0, 17}) {
+    PhaseSink sink;
+    std::vector<Block> blocks = Blocks();
+    TrainLora(*checkpoint_, rope_, windows_, device_, options_, &store, blocks, sink);
+    ASSERT_EQ(sink.began().size(), 1U);
+    EXPECT_EQ(sink.began()[0], std::make_pair(resumed, options_.steps - resumed));
   }
 }
 
