@@ -11,6 +11,7 @@
 #include "worker/engine/pipeline/inputs.h"
 #include "worker/engine/pipeline/steps.h"
 #include "worker/engine/quant/grid.h"
+#include "worker/engine/reconstruct/lora.h"
 #include "worker/engine/reconstruct/model_tuning.h"
 
 namespace quantry::engine {
@@ -102,16 +103,22 @@ Json OutputsJson(const Job& job, const Checkpoint& checkpoint) {
   return outputs;
 }
 
-// What the method holds beside blocks and streams. Tuning comes after the last
-// block, so the larger of the two counts.
+// What the method holds beside blocks and streams. Adapters come between the
+// two passes and tuning after the last block, so the largest of them counts.
 int64_t MethodBytes(const Job& job, const Checkpoint& checkpoint, const StreamShape& stream) {
   const Architecture& architecture = checkpoint.architecture();
   const ModelConfig& config = checkpoint.config();
-  const int64_t working = job.method->WorkingBytes(architecture, config, stream);
-  const ModelTuningOptions* tuning = job.method->Tuning();
-  if (tuning == nullptr) return working;
-  return std::max(working,
-                  TuningBytes(*tuning, architecture, config, job.grid.group_size, stream.length));
+  int64_t most = job.method->WorkingBytes(architecture, config, stream);
+  if (job.preprocessing) {
+    most = std::max(most, job.method->FirstPass().WorkingBytes(architecture, config, stream));
+    most = std::max(most, LoraBytes(job.preprocessing->lora, architecture, config,
+                                    job.preprocessing->corpus.windows.length));
+  }
+  if (const ModelTuningOptions* tuning = job.method->Tuning()) {
+    most = std::max(most,
+                    TuningBytes(*tuning, architecture, config, job.grid.group_size, stream.length));
+  }
+  return most;
 }
 
 }  // namespace
@@ -146,9 +153,7 @@ Json QuoteJson(const Job& job) {
       {"steps", PlanSteps(job, *checkpoint, calibration, evaluation, {}).total()},
       {"blocks", checkpoint->config().num_layers},
       {"parameters", checkpoint->parameters()},
-      {"host_memory_bytes", HostMemoryBytes(*checkpoint, calibration) +
-                                (job.preprocessing ? checkpoint->parameters() * kFloatBytes : 0) +
-                                method_bytes},
+      {"host_memory_bytes", HostMemoryBytes(*checkpoint, calibration) + method_bytes},
       {"device_memory_bytes", DeviceMemoryBytes(*checkpoint, calibration) + method_bytes}};
   const bool fits = problems.empty();
   quote["outputs"] = fits ? OutputsJson(job, *checkpoint) : Json::array();

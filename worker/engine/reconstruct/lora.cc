@@ -6,10 +6,12 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/random.h"
 #include "worker/engine/base/strings.h"
+#include "worker/engine/methods/batches.h"
 #include "worker/engine/methods/linear_shapes.h"
 #include "worker/engine/nn/transformer.h"
 #include "worker/engine/reconstruct/adam.h"
@@ -155,15 +157,20 @@ class Trainer {
     }
   }
 
-  // Scaled zeros and ones; the same in the forward and the backward pass.
-  at::Tensor Dropout(const at::Tensor& x, int64_t step, int64_t window, size_t adapter) const {
+  // x [windows, tokens, in] times scaled zeros and ones: the same in the forward
+  // and the backward pass, each window's its own whichever it is taken with.
+  at::Tensor Dropout(const at::Tensor& x, int64_t step, const std::vector<int64_t>& windows,
+                     size_t adapter) const {
     if (options_.dropout <= 0) return x;
-    const uint64_t place = (static_cast<uint64_t>(step) << 24) ^ static_cast<uint64_t>(window);
-    at::Generator random = at::detail::createCPUGenerator(
-        Random(options_.seed ^ Random(place).Next() ^ (static_cast<uint64_t>(adapter) << 48))
-            .Next());
-    const at::Tensor kept =
-        at::empty(x.sizes(), at::kFloat).bernoulli_(1.0 - options_.dropout, random);
+    at::Tensor kept = at::empty(x.sizes(), at::kFloat);
+    for (size_t i = 0; i < windows.size(); ++i) {
+      const uint64_t place =
+          (static_cast<uint64_t>(step) << 24) ^ static_cast<uint64_t>(windows[i]);
+      at::Generator random = at::detail::createCPUGenerator(
+          Random(options_.seed ^ Random(place).Next() ^ (static_cast<uint64_t>(adapter) << 48))
+              .Next());
+      kept.select(0, static_cast<int64_t>(i)).bernoulli_(1.0 - options_.dropout, random);
+    }
     return x * kept.div_(1.0 - options_.dropout).to(x.device());
   }
 
@@ -186,7 +193,26 @@ class Trainer {
     return BackwardThroughHead(head_, outputs, chunk, slope) / predicted;
   }
 
+  // Accumulates a few windows at a time: what is held does not grow with them.
   AdapterGradients Part(int64_t step, const std::vector<int64_t>& windows, double predicted) const {
+    const auto count = static_cast<int64_t>(windows.size());
+    const int64_t most = WindowsPerBatch(windows_.size(1));
+    AdapterGradients sum;
+    for (int64_t first = 0; first < count; first += most) {
+      const auto begin = windows.begin() + first;
+      AdapterGradients group =
+          Together(step, {begin, begin + std::min(most, count - first)}, predicted);
+      if (first == 0) {
+        sum = std::move(group);
+      } else {
+        AddGradients(sum, group);
+      }
+    }
+    return sum;
+  }
+
+  AdapterGradients Together(int64_t step, const std::vector<int64_t>& windows,
+                            double predicted) const {
     const at::Tensor ids = windows_.index_select(0, at::tensor(windows, at::kLong));
     std::vector<at::Tensor> leaves;
     for (const at::Tensor& adapter : adapters_) {
@@ -198,7 +224,7 @@ class Trainer {
         const at::Tensor plain = blocks_[b].Apply(linear, x);
         for (const Slot& slot : slots_[b]) {
           if (static_cast<int>(slot.linear) != linear) continue;
-          const at::Tensor input = Dropout(x, step, windows[0], slot.adapter);
+          const at::Tensor input = Dropout(x, step, windows, slot.adapter);
           const at::Tensor low = at::matmul(input, leaves[slot.adapter].t());
           return plain + at::matmul(low, leaves[slot.adapter + 1].t()) * slot.scale;
         }
@@ -286,6 +312,37 @@ LoraReport TrainLora(const Checkpoint& checkpoint, const RopeTable& rope, const 
     }
   }
   return {state.loss_first, state.loss_last, trainer.Merge()};
+}
+
+int64_t LoraBytes(const LoraOptions& options, const Architecture& architecture,
+                  const ModelConfig& config, int64_t length) {
+  // A value, two moments; a share's gradients, of all and of the windows in work.
+  constexpr int64_t kFloatsAnEntry = 3, kFloatsAnEntryOfAShare = 2;
+  // A linear's input, what dropout leaves of it and its zeros and ones; hidden
+  // states, normalised ones and sums.
+  constexpr int64_t kInputs = 3, kHidden = 6;
+  constexpr int64_t kLogitTensors = 2;
+  const int64_t threads = at::get_num_threads();
+  const int64_t shares = std::min(threads, options.accumulation);
+  const int64_t tokens = std::min(options.accumulation, threads * WindowsPerBatch(length)) * length;
+  int64_t weights = 0, entries = 0;
+  int64_t kept = kHidden * config.hidden_size + config.num_heads * length;  // of a token
+  for (const LinearSpec& linear : architecture.linears) {
+    const LinearShape shape = ShapeOf(config, linear.role);
+    weights += shape.out * shape.in;
+    kept += kInputs * shape.in + shape.out;
+    if (!Adapts(options, linear.role)) continue;
+    const int64_t rank = RankOf(options, shape.out, shape.in);
+    entries += rank * (shape.out + shape.in);
+    kept += rank;
+  }
+  const int64_t head = config.vocab_size * config.hidden_size;
+  const int64_t adapters =
+      config.num_layers * entries * (kFloatsAnEntry + kFloatsAnEntryOfAShare * shares);
+  const int64_t inputs = tokens * config.hidden_size * (config.num_layers + 1);
+  const int64_t logits = kLogitTensors * std::min(kMaxLogits * shares, tokens * config.vocab_size);
+  return static_cast<int64_t>(sizeof(float)) *
+         (config.num_layers * weights + head + adapters + inputs + tokens * kept + logits);
 }
 
 void CheckLora(const LoraOptions& options, const Architecture& architecture,

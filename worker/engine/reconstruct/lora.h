@@ -21,7 +21,7 @@ struct LoraOptions {
   double alpha = 16;
   double dropout = 0.1;  // of the adapters' inputs
   int64_t steps = 10'000;
-  int64_t accumulation = 2;  // windows a step
+  int64_t accumulation = 2;  // windows a step, about 1024 tokens of them at a time
   double learning_rate = 1e-4;
   int64_t warmup_steps = -1;  // -1 = a tenth of the steps
   double clip_norm = 1;
@@ -60,6 +60,12 @@ struct LoraReport {
 LoraReport TrainLora(const Checkpoint& checkpoint, const RopeTable& rope, const at::Tensor& windows,
                      const at::Device& device, const LoraOptions& options, LoraStore* store,
                      std::vector<Block>& blocks, ProgressSink& progress);
+
+// What it holds at most, on a machine with this process's threads: the blocks
+// and the head in fp32, adapters with moments and gradients, and of the windows
+// taken at a time every block's input, one block's activations and logits.
+int64_t LoraBytes(const LoraOptions& options, const Architecture& architecture,
+                  const ModelConfig& config, int64_t length);
 
 // Throws UserError INVALID_SPEC when options.rank exceeds a side of a linear
 // that would be adapted.

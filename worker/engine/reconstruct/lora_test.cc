@@ -136,6 +136,17 @@ class LoraTest : public ::testing::TestWithParam<std::tuple<const char*, const c
     return std::sqrt(squares);
   }
 
+  // What the job's first step leaves with so many threads.
+  LoraState AfterOneStep(int threads) {
+    const int before = at::get_num_threads();
+    at::set_num_threads(threads);
+    AllStates store;
+    std::vector<Block> blocks = Blocks();
+    Train(blocks, &store);
+    at::set_num_threads(before);
+    return store.states.at(0);
+  }
+
   // Largest change of a linear with that role.
   double Change(LinearRole role) {
     const std::vector<Block> before = Blocks();
@@ -322,6 +333,61 @@ TEST_P(LoraTest, DropoutLeavesInputsOut) {
   EXPECT_GT(none, 0);
   EXPECT_NE(half, none);
   EXPECT_EQ(half, Change(LinearRole::kUp)) << "the same seed";
+}
+
+// Each window leaves out the same of its inputs, whichever it is trained with.
+TEST_P(LoraTest, WhatDropoutLeavesOutIsAWindowsOwn) {
+  options_.steps = 1;
+  options_.warmup_steps = 0;
+  options_.dropout = 0.5;
+  options_.accumulation = windows_.size(0);
+  const LoraState together = AfterOneStep(1), halves = AfterOneStep(2);
+  for (size_t i = 0; i < together.moments.size() / 2; ++i) {  // the gradients
+    EXPECT_TRUE(at::allclose(together.moments[i], halves.moments[i], 1e-3, 1e-7)) << i;
+  }
+}
+
+// Windows of more than half a batch are taken one by one: twice the same one
+// gives exactly what it gives alone, which their products together would not.
+TEST_P(LoraTest, AnUpdateTakesAFewWindowsAtATime) {
+  constexpr int64_t kTokens = 600;
+  test::MakeTinyModel(std::get<0>(GetParam()), {{"max_position_embeddings", kTokens}})
+      .Write(dir_.path());
+  checkpoint_ = Checkpoint::Open(dir_.path());
+  rope_ = MakeRopeTable(checkpoint_->architecture(), checkpoint_->config(), kTokens, device_);
+  windows_ = at::randint(0, checkpoint_->config().vocab_size, {1, kTokens}, at::kLong);
+  options_.steps = 1;
+  options_.warmup_steps = 0;
+  options_.dropout = 0;
+  options_.accumulation = 1;
+  const LoraState once = AfterOneStep(1);
+  options_.accumulation = 2;
+  const LoraState twice = AfterOneStep(1);
+  for (size_t i = 0; i < once.moments.size() / 2; ++i) {
+    EXPECT_TRUE(once.moments[i].equal(twice.moments[i])) << i;
+  }
+}
+
+// Bytes are those of the windows taken at a time, one batch a thread.
+TEST_P(LoraTest, BytesGrowWithWhatIsHeld) {
+  const auto bytes = [&](int64_t length) {
+    return LoraBytes(options_, checkpoint_->architecture(), checkpoint_->config(), length);
+  };
+  int64_t weights = 0;
+  for (const Block& block : Blocks()) {
+    for (const Linear& linear : block.linears) weights += linear.weight.numel();
+  }
+  options_.accumulation = 1;
+  const int64_t small = bytes(512);
+  EXPECT_GT(small, weights * 4);
+  EXPECT_GT(bytes(1024), small);
+  options_.accumulation = 1000;
+  const int64_t many = bytes(512);
+  EXPECT_GT(many, small);
+  options_.accumulation = 100'000;
+  EXPECT_EQ(bytes(512), many);
+  options_.rank = 8;
+  EXPECT_GT(bytes(512), many);
 }
 
 TEST_P(LoraTest, TheAttentionsOutputIsAdaptedWhereAskedFor) {
