@@ -32,6 +32,8 @@ class SoftLinear {
         parts_(parts),
         salient_(linear.salient.cpu()),
         others_(linear.others.cpu()),
+        empty_(weight.eq(0.0).all(1).cpu()),
+        level_(linear.RowGain().eq(0.0).cpu()),
         weight_(at::empty(weight.sizes(), at::kFloat)),
         gain_(linear.RowGain().abs().clamp_min(kLeastGain).cpu()),
         low_((linear.RowOffset().cpu() - gain_).unsqueeze(1)) {
@@ -71,7 +73,8 @@ class SoftLinear {
     const at::Device device = linear_.signs.device();
     std::pair<double, double> flips;
     if (codes_ >= 0) {
-      const QuantizedLinear learned = parts_[codes_].Finish("", {}, at::kHalf);
+      QuantizedLinear learned = parts_[codes_].Finish("", {}, at::kHalf);
+      learned.codes = at::where(empty_.unsqueeze(1), linear_.codes.cpu(), learned.codes);
       flips.second = parts_[codes_].flip_ratio() * static_cast<double>(learned.codes.numel());
       linear_.codes = learned.codes.to(device);
       linear_.grid.scales = learned.scales.squeeze(1).to(device);
@@ -83,8 +86,10 @@ class SoftLinear {
     linear_.signs8 = up;
     linear_.signs = up.to(at::kFloat).mul_(2.0).sub_(1.0);
     const at::Tensor gain = gain_.mul(parts_[signs_].factors().squeeze(1));
-    linear_.mean = low_.squeeze(1).add(gain).to(device);
-    linear_.gain_unit = (relative_gain ? gain : at::ones_like(gain)).to(device);
+    const at::Tensor mean = low_.squeeze(1).add(gain);
+    linear_.mean = at::where(level_, linear_.RowOffset().cpu(), mean).to(device);
+    const at::Tensor unit = relative_gain ? gain : at::ones_like(gain);
+    linear_.gain_unit = unit.masked_fill(level_, 0.0).to(device);
     linear_.gain.value.copy_(relative_gain ? at::ones_like(gain) : gain);
     linear_.row.value.fill_(1.0);
     return flips;
@@ -99,6 +104,8 @@ class SoftLinear {
   std::vector<SoftRounding>& parts_;
   at::Tensor salient_;
   at::Tensor others_;
+  at::Tensor empty_;  // bool [n], rows of zeros: they keep their codes
+  at::Tensor level_;  // bool [n], rows of one value: their A is 0, kLeastGain here, and stays 0
   at::Tensor weight_;
   at::Tensor gain_;  // A at the start [n]
   at::Tensor low_;   // C - A [n, 1]

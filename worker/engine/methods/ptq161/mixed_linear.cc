@@ -102,7 +102,8 @@ MixedLinear MakeMixedLinear(const Linear& from, const Ptq161Options& options,
   linear.signs8 = rows.signs;
   linear.signs = rows.signs.to(at::kFloat).mul_(2.0).sub_(1.0);
   linear.mean = rows.mean;
-  linear.gain_unit = options.relative_gain ? rows.gain : at::ones_like(rows.gain);
+  // A row of one level has no gain, and gets none.
+  linear.gain_unit = options.relative_gain ? rows.gain : rows.gain.ne(0.0).to(at::kFloat);
   linear.gain.value = options.relative_gain ? at::ones_like(rows.gain) : rows.gain;
   return linear;
 }

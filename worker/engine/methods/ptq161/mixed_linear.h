@@ -23,12 +23,12 @@ struct MixedLinear {
   at::Tensor salient;  // int64 [k], ascending
   at::Tensor others;   // int64 [m - k], ascending
   SalientGrid grid;
-  at::Tensor codes;                               // uint8 [n, k]
-  at::Tensor fixed;                               // fp32 [n, k], dequantized codes
-  at::Tensor signs;                               // fp32 [n, m - k], -1 or 1
-  at::Tensor signs8;                              // uint8 of them, 1 where +1
-  at::Tensor mean;                                // mu fp32 [n]
-  at::Tensor gain_unit;                           // fp32 [n]: 1, or alpha0 with relative_gain
+  at::Tensor codes;      // uint8 [n, k]
+  at::Tensor fixed;      // fp32 [n, k], dequantized codes
+  at::Tensor signs;      // fp32 [n, m - k], -1 or 1
+  at::Tensor signs8;     // uint8 of them, 1 where +1
+  at::Tensor mean;       // mu fp32 [n]
+  at::Tensor gain_unit;  // fp32 [n]: 1 (0 where alpha0 is), or alpha0 with relative_gain
   ComputeDtype compute = ComputeDtype::kFloat32;  // of its products
 
   // Trained, and where the backward pass leaves their gradients.

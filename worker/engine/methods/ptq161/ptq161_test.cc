@@ -2,7 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <tuple>
+
 #include "worker/engine/base/json_object.h"
+#include "worker/engine/base/strings.h"
 #include "worker/engine/methods/block_weights.h"
 #include "worker/engine/methods/ptq161/mask.h"
 #include "worker/engine/methods/ptq161/mixed_linear.h"
@@ -136,25 +139,36 @@ TEST_P(Ptq161Test, Invariant10StudentIsCausal) {
   EXPECT_FALSE(at::equal(before.slice(1, 9, 10), after.slice(1, 9, 10)));
 }
 
-// Spec 11.3, 11.
+// Spec 11.3, 11: zeros stay, and a row of one value has no gain, so that only
+// the columns' gains tell its entries apart.
 TEST_P(Ptq161Test, Invariant11ZeroAndConstantRows) {
   BlockSetting setting(GetParam());
   for (Linear& linear : setting.block.linears) {
     linear.weight = linear.weight.clone();
+    linear.weight.select(1, 2).zero_();
     linear.weight.select(0, 0).zero_();
     linear.weight.select(0, 1).fill_(0.25);
-    linear.weight.select(1, 2).zero_();
   }
-  for (const bool relative : {false, true}) {
-    Ptq161Options options = Quick(2);
+  for (const auto& [epochs, relative, learned] :
+       {std::tuple(0, false, false), std::tuple(2, false, false), std::tuple(2, true, false),
+        std::tuple(2, false, true), std::tuple(2, true, true), std::tuple(0, false, true)}) {
+    SCOPED_TRACE(StrCat(epochs, " epochs, ", relative, " ", learned));
+    Ptq161Options options = Quick(epochs);
     options.relative_gain = relative;
+    options.learn_rounding = learned;
+    options.rounding_stages = 2;
+    options.rounding_steps = 4;
     const MethodResult result = RunMethod(setting.Task(), options);
     for (const QuantizedLinear& linear : result.block.linears) {
-      EXPECT_TRUE(at::isfinite(linear.Dequantize()).all().item<bool>()) << linear.name;
-    }
-    const MethodResult start = RunMethod(setting.Task(), Quick(0));
-    for (const QuantizedLinear& linear : start.block.linears) {
-      EXPECT_EQ(linear.Dequantize().select(0, 0).abs().max().item<double>(), 0.0) << linear.name;
+      const at::Tensor weight = linear.Dequantize();
+      EXPECT_TRUE(at::isfinite(weight).all().item<bool>()) << linear.name;
+      EXPECT_EQ(weight.select(0, 0).abs().max().item<double>(), 0.0) << linear.name;
+      EXPECT_EQ(linear.mixed->row_gain[0].item<double>(), 0.0) << linear.name;
+      EXPECT_EQ(linear.mixed->row_gain[1].item<double>(), 0.0) << linear.name;
+      EXPECT_NE(linear.mixed->row_gain[3].item<double>(), 0.0) << linear.name;
+      if (epochs > 0 || learned) continue;
+      const double most = (weight.select(0, 1) - 0.25).abs().max().item<double>();
+      EXPECT_LE(most, 0.25 / 15) << linear.name;  // exact but for the 4-bit columns
     }
   }
 }
