@@ -2,6 +2,7 @@
 
 #include <set>
 
+#include "worker/engine/base/non_finite.h"
 #include "worker/engine/methods/batches.h"
 #include "worker/engine/methods/block_weights.h"
 #include "worker/engine/methods/gptq/hessian.h"
@@ -25,6 +26,13 @@ Moments Prepare(const at::Tensor& hessian) {
   alive.diagonal().masked_fill_(moments.dead, 1.0);
   moments.upper = FactorInverse(alive, kDamping).upper;
   return moments;
+}
+
+void CheckValues(int block, const QuantizedLinear& linear) {
+  if (linear.values.isfinite().all().item<bool>()) return;
+  throw NonFiniteLoss(block, "values of " + linear.name,
+                      "they are not finite: its inputs are too large for the saliency of its "
+                      "weights; check the model and the calibration text");
 }
 
 }  // namespace
@@ -55,6 +63,7 @@ MethodResult QuantizeValues(const BlockTask& task, const ToValues& quantize,
     QuantizedLinear& quantized = result.block.linears.emplace_back();
     quantized.name = linear.name;
     quantized.values = quantize(weight, own.upper, &metrics).to(at::kBFloat16).cpu();
+    CheckValues(task.block.index, quantized);
     if (linear.bias.defined()) quantized.bias = linear.bias.cpu();
     if (!own.upper.defined()) metrics["not_compensated"] = 1;
     for (const auto& [name, value] : metrics) result.metrics[name + "." + linear.name] = value;

@@ -22,6 +22,7 @@ using ToValues = std::function<at::Tensor(const at::Tensor& weight, const at::Te
 // Runs `quantize` over every linear of a block, all on second moments of the
 // quantized prefix through the block's original linears (spec: baselines.md
 // 0.1, "all at once"). Values are rounded to bf16, in which they are stored.
+// Throws EngineError "NON_FINITE_LOSS" naming the linear whose are not finite.
 MethodResult QuantizeValues(const BlockTask& task, const ToValues& quantize,
                             ProgressSink& progress);
 

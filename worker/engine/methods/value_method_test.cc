@@ -7,6 +7,7 @@
 #include "worker/engine/methods/pbllm/pbllm.h"
 #include "worker/engine/methods/ptq161/testing.h"
 #include "worker/engine/quant/grid.h"
+#include "worker/engine/testing/errors.h"
 
 namespace quantry::engine {
 namespace {
@@ -68,6 +69,33 @@ TEST_P(ValueMethodTest, BeatsTwoBitRounding) {
     EXPECT_LT(loss(Rebuild(setting.block, c.method->Quantize(setting.Task(), sink).block)), nearest)
         << c.name;
   }
+}
+
+// Second moments that fp32 holds, but not the squares of what follows from them.
+TEST_P(ValueMethodTest, HugeActivationsAreQuantizedToo) {
+  test::BlockSetting setting(GetParam());
+  const int norm = setting.block.architecture->NormIndex(NormRole::kAttentionInput);
+  setting.block.norms.at(norm).weight = setting.block.norms.at(norm).weight * 1e12;
+  for (const ValueCase& c : Cases()) {
+    test::CountingSink sink;
+    const MethodResult result = c.method->Quantize(setting.Task(), sink);
+    for (const QuantizedLinear& linear : result.block.linears) {
+      EXPECT_TRUE(linear.values.isfinite().all().item<bool>()) << c.name << " " << linear.name;
+    }
+  }
+}
+
+TEST_P(ValueMethodTest, ValuesThatAreNotFiniteAreToldOf) {
+  const test::BlockSetting setting(GetParam());
+  const std::string& last = setting.block.linears.back().name;
+  int64_t left = static_cast<int64_t>(setting.block.linears.size());
+  const ToValues broken = [&](const at::Tensor& weight, const at::Tensor&, auto*) {
+    return --left == 0 ? weight / 0.0 : weight;
+  };
+  test::CountingSink sink;
+  const EngineError error = test::ErrorOf([&] { QuantizeValues(setting.Task(), broken, sink); });
+  EXPECT_EQ(error.reason, "NON_FINITE_LOSS");
+  EXPECT_TRUE(test::Mentions(error, "block 0, values of " + last)) << error.what();
 }
 
 TEST_P(ValueMethodTest, ColumnsThatAreNeverActiveBecomeZero) {

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <set>
 #include <vector>
 
@@ -118,6 +119,26 @@ TEST_F(BillmInvariants, B1MasksPartitionTheBlock) {
   EXPECT_EQ(split_.salient.sum().item<int64_t>(), split_.columns);
   EXPECT_GE(split_.columns, 1);
   EXPECT_LT(split_.columns, 50);
+}
+
+// Squares of such a saliency are beyond fp32, it itself is not.
+TEST_F(BillmInvariants, AHugeSaliencyIsSplitAsASmallOne) {
+  const at::Tensor diagonal = at::rand({100}) + 0.5;
+  const BillmSplit small = SearchSplit(weight_, diagonal, Options(Metric::kHessian));
+  const BillmSplit huge = SearchSplit(weight_, diagonal * 0x1p-45, Options(Metric::kHessian));
+  EXPECT_EQ(huge.columns, small.columns);
+  ASSERT_TRUE(huge.low.defined());
+  EXPECT_TRUE(huge.salient.equal(small.salient));
+  EXPECT_TRUE(huge.low.equal(small.low));
+  EXPECT_TRUE(huge.high.equal(small.high));
+  EXPECT_EQ(huge.threshold, std::ldexp(small.threshold, 90));
+}
+
+TEST_F(BillmInvariants, ASaliencyThatIsNotFiniteHasNoSplit) {
+  const at::Tensor upper = at::eye(100) * 1e-30;  // its square is 0
+  EXPECT_FALSE(SearchSplit(weight_, upper.diagonal(), Options(Metric::kHessian)).low.defined());
+  EXPECT_TRUE(
+      BinarizeColumns(weight_, upper, Options(Metric::kHessian)).values.isnan().all().item<bool>());
 }
 
 TEST_F(BillmInvariants, B2FewLevelsARow) {

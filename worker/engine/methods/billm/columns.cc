@@ -1,6 +1,7 @@
 #include "worker/engine/methods/billm/columns.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace quantry::engine {
 namespace {
@@ -25,6 +26,10 @@ BinarizedColumns BinarizeColumns(const at::Tensor& weight, const at::Tensor& upp
         upper.defined() ? upper.narrow(0, first, count).narrow(1, first, count) : at::Tensor();
     const at::Tensor diagonal = upper.defined() ? triangle.diagonal() : at::Tensor();
     const BillmSplit split = SearchSplit(block, diagonal, own);
+    if (!split.low.defined()) {
+      result.values.fill_(std::numeric_limits<float>::quiet_NaN());
+      return result;
+    }
     const at::Tensor values = BinarizeSplit(block, split);
     result.values.narrow(1, first, count).copy_(values);
     result.salient += split.columns;

@@ -10,7 +10,7 @@ namespace quantry::engine {
 
 // One weight through BiLLM.
 struct BinarizedColumns {
-  at::Tensor values;    // fp32 [n, m]
+  at::Tensor values;    // fp32 [n, m]; NaN where a block's saliency is not finite
   int64_t salient = 0;  // columns binarized twice, all blocks together
   double loss = 0;      // 1/2 sum ((W - Q) / d)^2
 };

@@ -1,6 +1,7 @@
 #include "worker/engine/methods/billm/split.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "worker/engine/methods/billm/residual.h"
@@ -16,6 +17,13 @@ at::Tensor Binarized(const at::Tensor& x, const at::Tensor& mask, int order) {
 }
 
 double MeanSquare(const at::Tensor& error) { return error.square().mean().item<double>(); }
+
+// The power of two at or below the largest value: divided by it, values keep
+// their order and digits, and their squares do not overflow.
+double UnitOf(const at::Tensor& x) {
+  const auto most = x.abs().max().item<double>();
+  return most > 0 ? std::ldexp(1.0, std::max(std::ilogb(most), -126)) : 1.0;
+}
 
 // Steps 1 and 2: which columns are salient. `x` is what errors are measured on.
 void SearchColumns(const at::Tensor& x, const at::Tensor& saliency, int64_t limit,
@@ -76,8 +84,14 @@ BillmSplit SearchSplit(const at::Tensor& weight, const at::Tensor& diagonal,
                                   : weight;
   const at::Tensor& x = options.domain == BillmOptions::Domain::kSaliency ? saliency : weight;
   BillmSplit split;
-  SearchColumns(x, saliency, options.salient_limit, &split);
-  SearchThreshold(x, &split);
+  if (!saliency.isfinite().all().item<bool>()) return split;
+  const double unit = UnitOf(x);
+  const at::Tensor scaled = x / unit;
+  SearchColumns(scaled, saliency / UnitOf(saliency), options.salient_limit, &split);
+  SearchThreshold(scaled, &split);
+  split.threshold *= unit;
+  split.column_error *= unit * unit;
+  split.split_error *= unit * unit;
   return split;
 }
 

@@ -32,6 +32,7 @@ struct BillmSplit {
 // Searches the split of a block (spec: baselines.md 4.2, steps 1 to 3): salient
 // columns by the sum of their saliency, as many as give the smallest error;
 // then one threshold for all rows out of 81 quantiles.
+// Masks are undefined where the saliency is not finite.
 //   weight: fp32 [n, c]; diagonal: fp32 [c], that of the Cholesky factor of the
 //   inverse second moments (kHessian only).
 BillmSplit SearchSplit(const at::Tensor& weight, const at::Tensor& diagonal,
