@@ -79,6 +79,7 @@ QuantizedLinear ContainerReader::ReadGrid(const std::string& module,
                   StrCat(module, ": ", bits, " bits, shape ", rows, " x ", columns, ", codes ",
                          packed.sizes(), " and scales ", scales.sizes(), " do not fit"));
   }
+  CheckFiniteValues(module + ".scales", scales);
   linear.codes = ReadPackedRows(packed, columns, bits);
   linear.scales = scales.to(at::kFloat);
   linear.scale_dtype = scales.scalar_type();

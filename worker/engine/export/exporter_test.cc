@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <limits>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "worker/engine/base/error.h"
@@ -215,20 +217,36 @@ TEST_P(ExporterTest, UnpackGivesTheDenseOutput) {
   }
 }
 
-// Writes the only file of a folder anew, with `value` under `name`.
-void Replace(const std::string& folder, const std::string& stem, const std::string& name,
-             const at::Tensor& value) {
+// Writes the only file of a folder anew, with `changed` among its tensors.
+void Rewrite(const std::string& folder, const std::string& stem,
+             const std::map<std::string, at::Tensor>& changed,
+             const std::map<std::string, std::string>& metadata) {
   const OutputReader reader(folder, stem);
-  std::map<std::string, at::Tensor> tensors;
-  for (const std::string& held : reader.names()) tensors[held] = reader.Read(held);
-  tensors[name] = value;
+  std::map<std::string, at::Tensor> tensors = changed;
+  for (const std::string& held : reader.names()) tensors.emplace(held, reader.Read(held));
   std::vector<TensorSpec> specs;
   for (const auto& [held, tensor] : tensors) {
     specs.push_back({held, tensor.scalar_type(), tensor.sizes().vec()});
   }
-  SafetensorsWriter writer(folder + "/" + stem + ".safetensors", specs, reader.metadata().at(0));
+  SafetensorsWriter writer(folder + "/" + stem + ".safetensors", specs, metadata);
   for (const TensorSpec& spec : specs) writer.Append(spec.name, tensors.at(spec.name));
   writer.Finish();
+}
+
+// The same with one tensor and the metadata as it is.
+void Replace(const std::string& folder, const std::string& stem, const std::string& name,
+             const at::Tensor& value) {
+  const auto metadata = OutputReader(folder, stem).metadata().at(0);
+  Rewrite(folder, stem, {{name, value}}, metadata);
+}
+
+// The container's file with another schema in its metadata.
+void ReplaceSchema(const std::string& folder, const std::string& schema) {
+  auto metadata = OutputReader(folder, "model.quantry").metadata().at(0);
+  auto container = nlohmann::json::parse(metadata.at("quantry"));
+  container["schema"] = schema;
+  metadata["quantry"] = container.dump();
+  Rewrite(folder, "model.quantry", {}, metadata);
 }
 
 // The same numbers in shapes that do not fit the other parts of a linear.
@@ -269,6 +287,68 @@ TEST_P(ExporterTest, PartsThatDoNotFitAreAnInvalidCheckpoint) {
   }
   EXPECT_GE(damaged, 10);
   EXPECT_NO_THROW(UnpackFolder(folder, Folder("unpacked")));
+}
+
+// The output would replace what it is made of.
+TEST_P(ExporterTest, UnpackWantsAnotherFolder) {
+  Open("llama", Held({4, 8, false}, GetParam()));
+  const auto layout = MakeLayout(GetParam());
+  const std::string folder = Folder(GetParam());
+  Exporter exporter(*checkpoint_, *layout, folder);
+  Write(exporter);
+  const std::string config = ReadFile(folder + "/config.json", 1 << 20, "TEST");
+  const std::string link = dir_.File("link");
+  std::filesystem::create_directory_symlink(folder, link);
+  for (const std::string& output : {folder, folder + "/", folder + "/../" + GetParam(), link,
+                                    folder + "/dense", link + "/a/b"}) {
+    const EngineError error = test::ErrorOf([&] { UnpackFolder(folder, output); });
+    EXPECT_EQ(error.reason, "INVALID_SPEC") << output << ": " << error.what();
+    EXPECT_TRUE(test::Mentions(error, "another folder than input")) << error.what();
+  }
+  EXPECT_EQ(ReadFile(folder + "/config.json", 1 << 20, "TEST"), config);
+  EXPECT_FALSE(std::filesystem::exists(folder + "/dense"));
+  if (GetParam() == "dense") return;  // there is nothing to unpack
+  EXPECT_NO_THROW(UnpackFolder(folder, folder + "-dense"));
+}
+
+TEST_P(ExporterTest, ScalesThatAreNotFiniteAreRefused) {
+  if (GetParam() != "quantry" && GetParam() != "compressed-tensors") return;
+  Open("llama", Held({4, 8, false}, GetParam()));
+  const auto layout = MakeLayout(GetParam());
+  const std::string folder = Folder(GetParam());
+  Exporter exporter(*checkpoint_, *layout, folder);
+  Write(exporter);
+  const std::string stem(layout->file_stem());
+  const std::string module = checkpoint_->BlockPrefix(0) + "self_attn.q_proj";
+  const std::string name = module + (GetParam() == "quantry" ? ".scales" : ".weight_scale");
+  at::Tensor scales = OutputReader(folder, stem).Read(name).clone();
+  scales[3][1] = std::numeric_limits<double>::infinity();
+  Replace(folder, stem, name, scales);
+  const auto expect_refused = [&](const auto& read) {
+    const EngineError error = test::ErrorOf(read);
+    EXPECT_EQ(error.reason, "INVALID_CHECKPOINT");
+    EXPECT_TRUE(test::Mentions(error, name + " holds NaN or infinity")) << error.what();
+  };
+  expect_refused([&] { UnpackFolder(folder, Folder("unpacked")); });
+  if (GetParam() == "quantry") expect_refused([&] { ContainerReader(folder).Read(module); });
+}
+
+// config.json names a schema that this engine knows, the file a newer one.
+TEST_P(ExporterTest, UnpackReadsTheFilesOwnSchema) {
+  if (GetParam() != "quantry") return;
+  Open("llama", Held({4, 8, false}, GetParam()));
+  const auto layout = MakeLayout(GetParam());
+  const std::string folder = Folder(GetParam());
+  Exporter exporter(*checkpoint_, *layout, folder);
+  Write(exporter);
+  const std::string known(kGridContainerSchema), other(kMixedContainerSchema);
+  for (const std::string& schema : {std::string("quantry.container.v9"), other}) {
+    ReplaceSchema(folder, schema);
+    const EngineError error = test::ErrorOf([&] { UnpackFolder(folder, Folder("unpacked")); });
+    EXPECT_EQ(error.reason, "INVALID_CHECKPOINT");
+    EXPECT_TRUE(test::Mentions(error, schema)) << error.what();
+    EXPECT_TRUE(test::Mentions(error, known)) << error.what();
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, ExporterTest,

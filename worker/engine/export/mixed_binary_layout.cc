@@ -121,7 +121,10 @@ MixedBinaryWeight ReadMixedBinary(const TensorReader& read, const PlannedLinear&
   const auto [rows, columns] = linear.shape;
   const int64_t others = columns - linear.salient;
   const auto half = [&](const char* part, int64_t count) {
-    return ReadAs(read, linear.module + part, at::kHalf, {count}).to(at::kFloat);
+    const std::string name = linear.module + part;
+    const at::Tensor values = ReadAs(read, name, at::kHalf, {count}).to(at::kFloat);
+    CheckFiniteValues(name, values);
+    return values;
   };
   const auto bytes = [&](const char* part, const std::vector<int64_t>& shape) {
     return ReadAs(read, linear.module + part, at::kByte, shape);

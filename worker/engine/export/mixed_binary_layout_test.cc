@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -247,6 +249,26 @@ TEST_P(MixedBinaryLayoutTest, FutureSchemaAndTruncationAreRefused) {
   std::filesystem::resize_file(weights, std::filesystem::file_size(weights) - 7);
   EXPECT_EQ(test::ErrorOf([&] { UnpackFolder(folder, dir_.File("unpacked")); }).reason,
             "INVALID_CHECKPOINT");
+}
+
+// Every fp16 part of a linear is looked at.
+TEST_P(MixedBinaryLayoutTest, SideDataThatIsNotFiniteIsRefused) {
+  const OutputReader reader(Export("quantry"), "model.quantry");
+  const PlannedTensor& tensor = *std::find_if(plan_.begin(), plan_.end(), [](const auto& planned) {
+    return planned.kind == PlannedTensor::Kind::kLinear;
+  });
+  const PlannedLinear linear = tensor.Linear();
+  for (const char* part : {".salient_scales", ".row_gain", ".row_offset", ".column_gain"}) {
+    for (const double bad : {std::nan(""), HUGE_VAL, -HUGE_VAL}) {
+      const auto read = [&](const std::string& name) {
+        at::Tensor value = reader.Read(name).clone();
+        if (name == linear.module + part) value[1] = bad;
+        return value;
+      };
+      const EngineError error = test::ErrorOf([&] { ReadMixedBinary(read, linear); });
+      EXPECT_TRUE(test::Mentions(error, linear.module + part)) << error.what();
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Architectures, MixedBinaryLayoutTest,

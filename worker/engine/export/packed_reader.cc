@@ -66,6 +66,11 @@ at::Tensor ReadPackedColumns(const at::Tensor& packed, int64_t rows, int bits) {
   return ReadPackedRows(packed.t().contiguous(), rows, bits).t().contiguous();
 }
 
+void CheckFiniteValues(const std::string& name, const at::Tensor& values) {
+  if (values.isfinite().all().item<bool>()) return;
+  FailRead(name + " holds NaN or infinity, wanted finite values");
+}
+
 bool SameBytes(const at::Tensor& a, const at::Tensor& b) {
   if (a.scalar_type() != b.scalar_type() || a.sizes() != b.sizes()) return false;
   const at::Tensor left = a.contiguous();

@@ -30,6 +30,9 @@ std::string CompareIntegers(const at::Tensor& codes, const at::Tensor& scales,
 std::string CompareScales(const at::Tensor& scales, const QuantizedLinear& expected,
                           at::ScalarType stored);
 
+// Refuses NaN and infinity in what a reader multiplies by: scales and gains.
+void CheckFiniteValues(const std::string& name, const at::Tensor& values);
+
 // Whether two tensors have the same dtype, shape and bytes.
 bool SameBytes(const at::Tensor& a, const at::Tensor& b);
 

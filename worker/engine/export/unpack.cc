@@ -7,6 +7,8 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <string_view>
+#include <system_error>
 #include <vector>
 
 #include "worker/engine/base/error.h"
@@ -37,23 +39,26 @@ struct PartNames {
   std::string codes;
   std::string scales;
   std::string zeros;
-  std::string shape;  // empty: the layout does not store it
+  std::string shape;        // empty: the layout does not store it
+  std::string_view schema;  // of the quantry metadata; empty: the layout has none
   // Other parts, which unpacking takes along.
   std::vector<std::string> more = {};
 };
 
-const PartNames kQuantry = {"model.quantry", ".codes", ".scales", ".zeros", ""};
+const PartNames kQuantry = {"model.quantry", ".codes", ".scales",
+                            ".zeros",        "",       kGridContainerSchema};
 const PartNames kMixedBinary = {
     "model.quantry",
     ".signs",
     ".salient_scales",
     ".salient_zeros",
     "",
+    kMixedContainerSchema,
     {".salient_codes", ".row_gain", ".row_offset", ".column_gain", ".mask"}};
-const PartNames kCompressedTensors = {"model", ".weight_packed", ".weight_scale",
-                                      ".weight_zero_point", ".weight_shape"};
-const PartNames kGptq = {"model", ".qweight", ".scales", ".qzeros", "", {".g_idx"}};
-const PartNames kAwq = {"model", ".qweight", ".scales", ".qzeros", ""};
+const PartNames kCompressedTensors = {
+    "model", ".weight_packed", ".weight_scale", ".weight_zero_point", ".weight_shape", ""};
+const PartNames kGptq = {"model", ".qweight", ".scales", ".qzeros", "", "", {".g_idx"}};
+const PartNames kAwq = {"model", ".qweight", ".scales", ".qzeros", "", ""};
 
 struct Source {
   const PartNames* parts = nullptr;
@@ -155,14 +160,25 @@ std::vector<int64_t> ShapeOf(const OutputReader& reader, const Source& source,
   return shape;
 }
 
-// Shapes of all linears from the quantry metadata.
-nlohmann::json ShapesOf(const OutputReader& reader) {
+// Whatever config.json says: each shard's own word on how it is laid out.
+void CheckSchema(const nlohmann::json& container, std::string_view wanted) {
+  const auto got = container.at("schema").get<std::string>();
+  if (got == wanted) return;
+  throw UserError("INVALID_CHECKPOINT",
+                  StrCat("metadata of the container: its schema is \"", Printable(got),
+                         "\", wanted ", wanted, " as config.json implies"));
+}
+
+// Shapes of all linears from the quantry metadata; of layouts that have it.
+nlohmann::json ShapesOf(const OutputReader& reader, const Source& source) {
   nlohmann::json shapes = nlohmann::json::object();
+  if (source.parts->schema.empty()) return shapes;
   for (const auto& metadata : reader.metadata()) {
     const auto found = metadata.find("quantry");
     if (found == metadata.end()) continue;
     const nlohmann::json container =
         ParseJson(found->second, "metadata of the container", "INVALID_CHECKPOINT");
+    CheckSchema(container, source.parts->schema);
     shapes.update(container.at("linears"));
   }
   return shapes;
@@ -223,6 +239,7 @@ at::Tensor DenseWeight(const OutputReader& reader, const Source& source, const s
                     StrCat(module, ": ", columns, " columns, codes ", packed.sizes(),
                            " and scales ", scales.sizes(), " do not fit"));
   }
+  CheckFiniteValues(module + source.parts->scales, scales);
   linear.codes = ReadPackedRows(packed, columns, source.grid.bits);
   linear.scales = scales.to(at::kFloat);
   linear.zeros = at::full(scales.sizes(), 1 << (source.grid.bits - 1), at::kByte);
@@ -297,7 +314,7 @@ bool IsIdleBias(const OutputReader& reader, const Source& source, const std::str
 }
 
 std::vector<Step> PlanUnpack(const OutputReader& reader, const Source& source) {
-  const nlohmann::json shapes = ShapesOf(reader);
+  const nlohmann::json shapes = ShapesOf(reader, source);
   const std::set<std::string> without_bias = LinearsWithoutBias(source.config);
   std::vector<Step> steps;
   for (const std::string& name : reader.names()) {
@@ -317,9 +334,24 @@ at::Tensor Unpacked(const OutputReader& reader, const Source& source, const Step
                                        : DenseWeight(reader, source, step.module, step.shape[1]);
 }
 
+// Writing into the folder that is read would lose it. Links are followed.
+void CheckOutputFolder(const std::string& input, const std::string& output) {
+  std::error_code error;
+  const std::filesystem::path from = std::filesystem::weakly_canonical(input, error);
+  if (error) return;  // it will not be opened either
+  const std::filesystem::path to = std::filesystem::weakly_canonical(output, error);
+  if (error) return;
+  if (std::mismatch(from.begin(), from.end(), to.begin(), to.end()).first != from.end()) return;
+  throw UserError("INVALID_SPEC",
+                  StrCat("output must be another folder than input and not inside it: ", output,
+                         " is in ", input),
+                  {{"path", output}});
+}
+
 }  // namespace
 
 void UnpackFolder(const std::string& input, const std::string& output) {
+  CheckOutputFolder(input, output);
   const Source source = Describe(input);
   const OutputReader reader(input, source.parts->stem);
   const std::vector<Step> steps = CheckedInput(input, [&] { return PlanUnpack(reader, source); });
