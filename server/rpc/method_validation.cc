@@ -130,9 +130,16 @@ void CheckPtq161(const std::string& field, const v1::Ptq161Method& ptq161, Viola
   number("rank_one_rate", ptq161.rank_one_rate(), kMaxRate);
   number("mse_weight", ptq161.mse_weight(), kMostWeight);
   number("cosine_weight", ptq161.cosine_weight(), kMostWeight);
-  number("stop_improvement", ptq161.stop_improvement(), 1);
+  if (!(ptq161.stop_improvement() >= 0 && ptq161.stop_improvement() < 1)) {
+    out->Wanted(field + ".stop_improvement", "0 (never) or a share below 1",
+                absl::StrCat(ptq161.stop_improvement()));
+  }
   number("rounding_rate", ptq161.rounding_rate(), kMaxRate);
   number("rounding_scale_rate", ptq161.rounding_scale_rate(), kMaxRate);
+  if (ptq161.salient_multiple() == 1) {
+    out->Wanted(field + ".salient_multiple", "0 or at least 2: every number is a multiple of 1",
+                "1");
+  }
   out->Range(field + ".salient_multiple", ptq161.salient_multiple(), 0, 4096);
   out->Range(field + ".epochs", ptq161.epochs(), 0, kMaxEpochs);
   out->Range(field + ".rounding_stages", ptq161.rounding_stages(), 0, kMaxStages);

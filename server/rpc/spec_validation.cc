@@ -181,6 +181,35 @@ void CheckEvaluation(const v1::JobSpec& spec, const SpecLimits& limits, Violatio
   }
 }
 
+// 0 stands for the engine's default.
+void CheckLora(const std::string& field, const v1::LoraOptions& lora, Violations* out) {
+  constexpr double kMostAlpha = 1e6;
+  constexpr double kMostDropout = 0.99;
+  constexpr int kDefaultSteps = 10000;
+  const auto number = [&](const char* name, double value, double most) {
+    if (value >= 0 && value <= most) return;
+    out->Wanted(absl::StrCat(field, ".", name), absl::StrCat("0 (the default) to ", most),
+                absl::StrCat(value));
+  };
+  out->Range(field + ".rank", lora.rank(), 0, kMaxSamples);
+  out->Range(field + ".steps", lora.steps(), 0, kMaxIterations);
+  out->Range(field + ".accumulation", lora.accumulation(), 0, kMaxBatch);
+  out->Range(field + ".warmup_steps", lora.warmup_steps(), 0, kMaxIterations);
+  const int steps = lora.steps() == 0 ? kDefaultSteps : lora.steps();
+  if (lora.warmup_steps() >= steps && steps > 0) {
+    out->Wanted(field + ".warmup_steps", absl::StrCat("below steps, ", steps),
+                absl::StrCat(lora.warmup_steps()));
+  }
+  if (lora.dropout() != -1 && !(lora.dropout() >= 0 && lora.dropout() <= kMostDropout)) {
+    out->Wanted(field + ".dropout",
+                absl::StrCat("0 (the default) to ", kMostDropout, ", or -1 (none)"),
+                absl::StrCat(lora.dropout()));
+  }
+  number("alpha", lora.alpha(), kMostAlpha);
+  number("learning_rate", lora.learning_rate(), 1);
+  number("clip_norm", lora.clip_norm(), kMostAlpha);
+}
+
 void CheckPreprocessing(const v1::JobSpec& spec, const SpecLimits& limits, Violations* out) {
   const std::string field = At("preprocessing");
   if (!spec.has_preprocessing()) {
@@ -204,22 +233,7 @@ void CheckPreprocessing(const v1::JobSpec& spec, const SpecLimits& limits, Viola
   if (!v1::TextFormat_IsValid(preprocessing.format())) {
     out->Wanted(field + ".format", "a known TextFormat", absl::StrCat(preprocessing.format()));
   }
-  const v1::LoraOptions& lora = preprocessing.lora();
-  const auto number = [&](const char* name, double value, double least, double most) {
-    if (value >= least && value <= most) return;
-    out->Wanted(absl::StrCat(field, ".lora.", name),
-                absl::StrCat(least, " to ", most, " (0 = the default)"), absl::StrCat(value));
-  };
-  constexpr double kMostAlpha = 1e6;
-  constexpr double kMostDropout = 0.99;
-  out->Range(field + ".lora.rank", lora.rank(), 0, kMaxSamples);
-  out->Range(field + ".lora.steps", lora.steps(), 0, kMaxIterations);
-  out->Range(field + ".lora.accumulation", lora.accumulation(), 0, kMaxBatch);
-  out->Range(field + ".lora.warmup_steps", lora.warmup_steps(), 0, kMaxIterations);
-  number("alpha", lora.alpha(), 0, kMostAlpha);
-  number("dropout", lora.dropout(), -1, kMostDropout);
-  number("learning_rate", lora.learning_rate(), 0, 1);
-  number("clip_norm", lora.clip_norm(), 0, kMostAlpha);
+  CheckLora(field + ".lora", preprocessing.lora(), out);
 }
 
 // The method's grid with what its recipe adds; nullopt when it has none, or

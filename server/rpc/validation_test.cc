@@ -111,6 +111,12 @@ v1::Ptq161Method* Ptq161(Request* request) {
   return Spec(request)->mutable_method()->mutable_ptq161();
 }
 
+v1::LoraOptions* Lora(Request* request) {
+  v1::Preprocessing* preprocessing = Spec(request)->mutable_preprocessing();
+  preprocessing->mutable_source()->set_local_path("/text");
+  return preprocessing->mutable_lora();
+}
+
 class BadSpec : public testing::TestWithParam<BadCase> {};
 
 TEST_P(BadSpec, NamesTheFieldWantedAndGot) {
@@ -354,6 +360,22 @@ const BadCase kBadCases[] = {
        Ptq161(r)->set_rounding_batch(-1);
      },
      "quantization_job.spec.method.ptq161.rounding_batch", "got -1"},
+    {"salient_multiple_of_one", [](Request* r) { Ptq161(r)->set_salient_multiple(1); },
+     "quantization_job.spec.method.ptq161.salient_multiple", "0 or at least 2"},
+    {"stop_improvement", [](Request* r) { Ptq161(r)->set_stop_improvement(1); },
+     "quantization_job.spec.method.ptq161.stop_improvement", "below 1, got 1"},
+    {"stop_improvement_negative", [](Request* r) { Ptq161(r)->set_stop_improvement(-0.1); },
+     "quantization_job.spec.method.ptq161.stop_improvement", "got -0.1"},
+    {"warmup_of_all_steps",
+     [](Request* r) {
+       Lora(r)->set_steps(7);
+       Lora(r)->set_warmup_steps(7);
+     },
+     "quantization_job.spec.preprocessing.lora.warmup_steps", "below steps, 7, got 7"},
+    {"warmup_of_the_default_steps", [](Request* r) { Lora(r)->set_warmup_steps(10000); },
+     "quantization_job.spec.preprocessing.lora.warmup_steps", "below steps, 10000"},
+    {"dropout_negative", [](Request* r) { Lora(r)->set_dropout(-0.5); },
+     "quantization_job.spec.preprocessing.lora.dropout", "got -0.5"},
     {"disable_unknown",
      [](Request* r) {
        Ptq161(r)->set_recipe("ptq161-plus");

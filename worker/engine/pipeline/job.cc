@@ -73,12 +73,18 @@ LoraOptions ParseLora(JsonObject options, uint64_t seed) {
   Override(options, "rank", JobLimits::kSamples, lora.rank);
   Override(options, "alpha", lora.alpha);
   const double dropout = options.Number("dropout", 0, -1);
-  if (dropout >= 1) options.Refuse("dropout", "below 1 (0 = the default, -1 = none)");
+  if (dropout >= 1 || (dropout < 0 && dropout != -1)) {
+    options.Refuse("dropout", "at least 0 and below 1 (0 = the default), or -1 (none)");
+  }
   if (dropout != 0) lora.dropout = std::max(0.0, dropout);
   Override(options, "steps", JobLimits::kSteps, lora.steps);
   Override(options, "accumulation", JobLimits::kSamples, lora.accumulation);
   Override(options, "learning_rate", lora.learning_rate);
   Override(options, "warmup_steps", JobLimits::kSteps, lora.warmup_steps);
+  if (lora.warmup_steps >= lora.steps) {
+    options.Refuse("warmup_steps", StrCat("below steps, ", lora.steps, ", got ", lora.warmup_steps,
+                                          " (0 = the default, a tenth)"));
+  }
   Override(options, "clip_norm", lora.clip_norm);
   lora.attention_output = options.Bool("attention_output", false);
   lora.seed = seed;

@@ -112,8 +112,38 @@ TEST(Job, ReadsPreprocessing) {
   EXPECT_EQ(job.preprocessing->lora.steps, 70);
   EXPECT_EQ(job.preprocessing->lora.dropout, 0);
   EXPECT_EQ(job.preprocessing->lora.alpha, 16);
-  json["preprocessing"]["lora"]["dropout"] = 1;
-  EXPECT_TRUE(test::Mentions(test::ErrorOf([&] { ParseJob(json); }), "dropout"));
+}
+
+TEST(Job, RefusesAdaptersThatCannotWork) {
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {R"({"dropout": 1})", "dropout"},
+      {R"({"dropout": -0.5})", "dropout"},
+      {R"({"steps": 7, "warmup_steps": 7})", "below steps, 7, got 7"},
+      {R"({"warmup_steps": 10000})", "below steps, 10000"},
+  };
+  for (const auto& [lora, words] : cases) {
+    nlohmann::json json = GoodJob();
+    json["preprocessing"] = {{"text", {{"path", "/p"}}}, {"lora", nlohmann::json::parse(lora)}};
+    const EngineError error = test::ErrorOf([&] { ParseJob(json); });
+    EXPECT_EQ(error.reason, "INVALID_SPEC") << lora;
+    EXPECT_TRUE(test::Mentions(error, words)) << error.what();
+  }
+  nlohmann::json json = GoodJob();
+  json["preprocessing"] = {{"text", {{"path", "/p"}}},
+                           {"lora", {{"steps", 1}, {"warmup_steps", 0}}}};
+  EXPECT_NO_THROW(ParseJob(json));
+}
+
+TEST(Job, RefusesPtq161OptionsThatSayNothing) {
+  for (const auto& [options, words] : {std::pair(R"({"salient_multiple": 1})", "0 or at least 2"),
+                                       std::pair(R"({"stop_improvement": 1})", "below 1, got 1")}) {
+    nlohmann::json json = GoodJob();
+    json["outputs"] = {{{"format", "OUTPUT_FORMAT_DENSE"}}};
+    json["method"] = {{"ptq161", nlohmann::json::parse(options)}};
+    const EngineError error = test::ErrorOf([&] { ParseJob(json); });
+    EXPECT_EQ(error.reason, "INVALID_SPEC") << options;
+    EXPECT_TRUE(test::Mentions(error, words)) << error.what();
+  }
 }
 
 TEST(Job, RestoreNeedsPreprocessing) {

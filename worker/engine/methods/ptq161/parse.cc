@@ -120,6 +120,9 @@ void ParseMask(JsonObject& options, Ptq161Options& parsed) {
   parsed.salient_grid = options.Bool("salient_grid", false);
   parsed.first_pass_mask = options.Bool("first_pass_mask", false);
   parsed.salient_multiple = options.Int("salient_multiple", 0, 0, kMostMultiple);
+  if (parsed.salient_multiple == 1) {
+    options.Refuse("salient_multiple", "0 or at least 2: every number is a multiple of 1");
+  }
 }
 
 // After the switches: learned signs train r2 as well.
@@ -151,6 +154,10 @@ void ParseTraining(JsonObject& options, Ptq161Options& parsed) {
   if (!cosine) parsed.cosine_weight = 0;
   parsed.token_cosine = options.Bool("token_cosine", false);
   Override(options, "stop_improvement", parsed.stop_improvement);
+  if (parsed.stop_improvement >= 1) {
+    options.Refuse("stop_improvement",
+                   StrCat("0 (never) or a share below 1, got ", parsed.stop_improvement));
+  }
 }
 
 }  // namespace
