@@ -18,11 +18,13 @@ from typing import Any, Iterator, Optional, Sequence
 import numpy as np
 
 from quantry._hash import sha256_of
-from quantry.safetensors import Array, File, FormatError, PathLike, Tensor, float32_to_bf16
+from quantry.safetensors import Array, File, FormatError, PathLike, Tensor, float32_to_bf16, parse_json
 
 STEM = "model.quantry"
 GRID_SCHEMA = "quantry.container.v1"
 MIXED_SCHEMA = "quantry.container.v2"
+
+MAX_SIDE = 1 << 31  # of a weight, as the engine has it
 
 GRID_PARTS = ("codes", "scales", "zeros")
 MIXED_PARTS = ("salient_codes", "salient_scales", "salient_zeros", "signs", "row_gain", "row_offset",
@@ -50,6 +52,11 @@ def unpack_bits(packed: Array, count: int) -> Array:
     return np.unpackbits(packed, axis=1, bitorder="little")[:, :count]
 
 
+def _is_listed(listed: Any) -> bool:
+    return isinstance(listed, dict) and all(isinstance(listed.get(key), str) for key in ("path", "sha256")) \
+        and "\0" not in listed["path"]
+
+
 def check_against_manifest(folder: pathlib.Path) -> None:
     """Compares the folder's files with the artifact's manifest.json beside it; FormatError names the one that differs.
 
@@ -59,13 +66,13 @@ def check_against_manifest(folder: pathlib.Path) -> None:
     manifest = folder.parent / "manifest.json"
     if not manifest.is_file():
         return
-    try:
-        found = json.loads(manifest.read_bytes())
-    except ValueError as error:
-        raise FormatError(f"{manifest} is not JSON: {error}") from None
+    found = parse_json(manifest, manifest.read_bytes())
     if not isinstance(found, dict) or not str(found.get("schema")).startswith("quantry.manifest."):
         return
-    for listed in found["files"]:
+    files = found.get("files")
+    if not isinstance(files, list) or not all(_is_listed(listed) for listed in files):
+        raise FormatError(f"{manifest}: files must be a list of path and sha256, got {str(files)[:200]}")
+    for listed in files:
         path = folder.parent / listed["path"]
         if path.parent != folder or not path.exists():
             continue
@@ -73,6 +80,40 @@ def check_against_manifest(folder: pathlib.Path) -> None:
         if digest != listed["sha256"]:
             raise FormatError(f"{path} is not what its manifest lists: wanted sha256 {listed['sha256']}, "
                               f"got {digest}; fetch the artifact again (quantry pull)")
+
+
+def _is_whole(value: Any, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _is_linear(described: Any) -> bool:
+    """Whether the metadata's word on a linear is complete; its tensors are checked where they are read."""
+    if not isinstance(described, dict):
+        return False
+    shape = described.get("shape")
+    if not isinstance(shape, list) or len(shape) != 2 or not all(_is_whole(side, 1, MAX_SIDE) for side in shape):
+        return False
+    if described.get("kind", "grid") == "grid":
+        group = described.get("group_size")
+        return _is_whole(described.get("bits"), 1, 8) and isinstance(described.get("symmetric"), bool) \
+            and _is_whole(group, -1, MAX_SIDE) and group != 0
+    return described["kind"] == "mixed-binary" and _is_whole(described.get("salient"), 0, shape[1]) \
+        and isinstance(described.get("mask"), str)
+
+
+def _described(path: pathlib.Path, text: str) -> tuple[str, dict[str, Any]]:
+    """(schema, linears by module) of a file's metadata."""
+    found = parse_json(f"{path}: its quantry metadata", text)
+    if not isinstance(found, dict) or found.get("schema") not in (GRID_SCHEMA, MIXED_SCHEMA):
+        schema = found.get("schema") if isinstance(found, dict) else found
+        raise FormatError(f"{path}: schema {str(schema)[:200]!r}, this reader knows {GRID_SCHEMA} and {MIXED_SCHEMA}")
+    linears = found.get("linears")
+    if not isinstance(linears, dict):
+        raise FormatError(f"{path}: its quantry metadata has no object of linears, got {str(linears)[:200]}")
+    for module, described in linears.items():
+        if not _is_linear(described):
+            raise FormatError(f"{path}: {module} needs the shape and what its kind has, got {str(described)[:200]}")
+    return found["schema"], linears
 
 
 class Container:
@@ -89,14 +130,11 @@ class Container:
         for path in self._shards():
             file = File(path)
             self._files.update((name, file) for name in file.names())
-            described = json.loads(file.metadata.get("quantry", "null"))
-            if described is None:
+            if "quantry" not in file.metadata:
                 continue
-            if described.get("schema") not in (GRID_SCHEMA, MIXED_SCHEMA):
-                raise FormatError(f"{path}: schema {described.get('schema')!r}, this reader knows "
-                                  f"{GRID_SCHEMA} and {MIXED_SCHEMA}")
-            self.schemas.add(described["schema"])
-            self.linears.update(described["linears"])
+            schema, linears = _described(path, file.metadata["quantry"])
+            self.schemas.add(schema)
+            self.linears.update(linears)
         if not self.linears:
             raise FormatError(f"{self.folder}: no file of it describes its linears")
 
@@ -104,8 +142,12 @@ class Container:
         index = self.folder / f"{STEM}.safetensors.index.json"
         if not index.exists():
             return [self.folder / f"{STEM}.safetensors"]
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        if any("/" in name or "\\" in name for name in names):
+        found = parse_json(index, index.read_bytes())
+        shards = found.get("weight_map") if isinstance(found, dict) else None
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise FormatError(f"{index}: weight_map must name a file for every tensor")
+        names = sorted(set(shards.values()))
+        if any(part in name for name in names for part in "/\\\0"):
             raise FormatError(f"{index}: shards must be file names without folders")
         return [self.folder / name for name in names]
 
@@ -117,6 +159,13 @@ class Container:
             raise FormatError(f"{name} should be {' or '.join(dtype)} {shape}, got {tensor.dtype} "
                               f"{tensor.array.shape}")
         return tensor
+
+    def _factors(self, name: str, dtype: Sequence[str], shape: tuple[int, ...]) -> Array:
+        """Scales or gains, float32."""
+        values = self._tensor(name, dtype, shape).to_float32()
+        if not np.isfinite(values).all():
+            raise FormatError(f"{self.folder}: {name} holds NaN or infinity")
+        return values
 
     def kind(self, module: str) -> str:
         """"grid" or "mixed-binary"."""
@@ -141,7 +190,7 @@ class Container:
             raise FormatError(f"{module}: groups of {group} do not divide {columns} columns")
         groups = columns // group
         words = self._tensor(f"{module}.codes", ("I32",), (rows, (columns * bits + 31) // 32))
-        scales = self._tensor(f"{module}.scales", ("F16", "BF16"), (rows, groups)).to_float32()
+        scales = self._factors(f"{module}.scales", ("F16", "BF16"), (rows, groups))
         codes = unpack_stream(words.array, columns, bits).astype(np.float32)
         if described["symmetric"]:
             zeros = np.full((rows, groups), 1 << (bits - 1), np.float32)
@@ -157,7 +206,7 @@ class Container:
         others = columns - count
 
         def half(part: str, size: int) -> Array:
-            return self._tensor(f"{module}.{part}", ("F16",), (size,)).to_float32()
+            return self._factors(f"{module}.{part}", ("F16",), (size,))
 
         def packed(part: str, *shape: int) -> Array:
             return self._tensor(f"{module}.{part}", ("U8",), shape).array

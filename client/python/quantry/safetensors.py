@@ -46,9 +46,17 @@ def float32_to_bf16(values: Array) -> Array:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
+def parse_json(what: object, text: Union[str, bytes]) -> Any:
+    """The JSON value; FormatError naming `what` where it is none, nested too deeply included."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{what} is not JSON: {error}") from None
+
+
 def _is_entry(entry: Any) -> bool:
     def sizes(value: Any) -> bool:
-        return isinstance(value, list) and all(isinstance(n, int) and n >= 0 for n in value)
+        return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
     return isinstance(entry, dict) and isinstance(entry.get("dtype"), str) and sizes(entry.get("shape")) \
         and sizes(entry.get("data_offsets")) and len(entry["data_offsets"]) == 2
@@ -66,18 +74,21 @@ class File:
         length = int.from_bytes(self._data[:8].tobytes(), "little")
         if length > min(MAX_HEADER_BYTES, len(self._data) - 8):
             raise FormatError(f"{self.path}: a header of {length} bytes in a file of {len(self._data)}")
-        try:
-            header = json.loads(self._data[8:8 + length].tobytes())
-        except ValueError as error:
-            raise FormatError(f"{self.path}: the header is not JSON: {error}") from None
+        header = parse_json(f"{self.path}: the header", self._data[8:8 + length].tobytes())
         self._begin = 8 + length
         self.metadata: dict[str, str] = header.pop("__metadata__", {}) if isinstance(header, dict) else {}
         self._entries: dict[str, Any] = header
         if not isinstance(header, dict) or not isinstance(self.metadata, dict):
             raise FormatError(f"{self.path}: the header is no JSON object of tensors")
+        if not all(isinstance(value, str) for value in self.metadata.values()):
+            raise FormatError(f"{self.path}: metadata must be texts, got {str(self.metadata)[:200]}")
         for name, entry in header.items():
             if not _is_entry(entry):
                 raise FormatError(f"{self.path}: {name} needs dtype, shape and data_offsets, got {str(entry)[:200]}")
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if end != len(self._data) - self._begin:
+            raise FormatError(f"{self.path}: the offsets of its tensors end at {end}, its data at "
+                              f"{len(self._data) - self._begin}: it is cut off, or something follows")
 
     def names(self) -> list[str]:
         return list(self._entries)
@@ -99,7 +110,10 @@ class File:
         if not 0 <= first <= last <= len(self._data) - self._begin or last - first != size:
             raise FormatError(f"{self.path}: {name} should take {size} bytes, its offsets are {first} to {last}")
         data = self._data[self._begin + first:self._begin + last]
-        return Tensor(entry["dtype"], data.view(dtype).reshape(entry["shape"]))
+        try:
+            return Tensor(entry["dtype"], data.view(dtype).reshape(entry["shape"]))
+        except (ValueError, OverflowError) as error:  # sides that no array has, one of them 0
+            raise FormatError(f"{self.path}: {name} has the shape {str(entry['shape'])[:200]}: {error}") from None
 
 
 def write_file(path: PathLike, shapes: Mapping[str, tuple[str, tuple[int, ...]]],

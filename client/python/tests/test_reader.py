@@ -8,7 +8,7 @@ import pytest
 
 from conftest import ROOT
 from quantry import reader
-from quantry.safetensors import File, FormatError, bf16_to_float32, float32_to_bf16
+from quantry.safetensors import File, FormatError, bf16_to_float32, float32_to_bf16, write_file
 
 CALIBRATION = {"text": {"path": str(ROOT / "examples/text/calibration.txt")}, "samples": 4, "sequence_length": 64}
 
@@ -99,6 +99,108 @@ def test_headers_that_are_none(tmp_path, capsys, data, message):
     with pytest.raises(FormatError, match=message):
         File(path)
     assert reader.main([str(tmp_path)]) == 1 and message in capsys.readouterr().err
+
+
+GRID_LINEAR = {"bits": 4, "group_size": -1, "symmetric": True, "shape": [2, 8]}
+MIXED_LINEAR = {"kind": "mixed-binary", "shape": [2, 8], "salient": 1, "mask": "m.mask"}
+
+
+def write_container(folder, linear=None, schema=reader.GRID_SCHEMA, text=None, scale=1.0):
+    """A container of one linear, a row of words for each of its two rows; `text` in place of its description."""
+    folder.mkdir(exist_ok=True)
+    described = text if text is not None else json.dumps({"schema": schema, "linears": {"m": linear or GRID_LINEAR}})
+    write_file(folder / "model.quantry.safetensors",
+               {"m.codes": ("I32", (2, 1)), "m.scales": ("F16", (2, 1))},
+               [("m.codes", np.zeros((2, 1), np.int32)), ("m.scales", np.full((2, 1), scale, np.float16))],
+               {"quantry": described})
+    return folder
+
+
+def read_all(folder):
+    container = reader.Container(folder)
+    container.summary()
+    return dict(container.dense_tensors())
+
+
+def test_a_small_container_reads(tmp_path):
+    weight = read_all(write_container(tmp_path / "c"))["m.weight"]
+    np.testing.assert_array_equal(weight, np.full((2, 8), -8.0, np.float32))
+
+
+@pytest.mark.parametrize("text", ["{torn", "3", "[]", "null", "{}", json.dumps({"schema": ["quantry.container.v1"]}),
+                                  json.dumps({"schema": reader.GRID_SCHEMA}),
+                                  json.dumps({"schema": reader.GRID_SCHEMA, "linears": []}),
+                                  json.dumps({"schema": reader.GRID_SCHEMA, "linears": {"m": 7}}), "[" * 200_000])
+def test_metadata_that_describes_nothing(tmp_path, text):
+    with pytest.raises(FormatError, match="model.quantry.safetensors"):
+        read_all(write_container(tmp_path / "c", text=text))
+    assert reader.main([str(tmp_path / "c"), "--linears"]) == 1
+
+
+@pytest.mark.parametrize("linear", [
+    *({key: value for key, value in of.items() if key != lost} for of in (GRID_LINEAR, MIXED_LINEAR) for lost in of
+      if lost != "kind"),
+    *({**GRID_LINEAR, **change} for change in (
+        {"bits": "4"}, {"bits": 0}, {"bits": 9}, {"bits": None}, {"group_size": 0}, {"group_size": 2.5}, {"symmetric": 1},
+        {"shape": 16}, {"shape": [2]}, {"shape": [2, 8, 1]}, {"shape": [2, -8]}, {"shape": ["2", 8]}, {"shape": [0, 8]},
+        {"shape": [2, 1 << 70]}, {"kind": "other"}, {"kind": []})),
+    *({**MIXED_LINEAR, **change} for change in ({"salient": 9}, {"salient": -1}, {"salient": "1"}, {"mask": 3})),
+])
+def test_linears_described_in_part(tmp_path, linear):
+    with pytest.raises(FormatError):
+        read_all(write_container(tmp_path / "c", linear))
+
+
+def test_linears_whose_tensors_are_not_there(tmp_path):
+    for linear in ({**GRID_LINEAR, "symmetric": False}, {**GRID_LINEAR, "group_size": 3}, MIXED_LINEAR):
+        with pytest.raises(FormatError):
+            read_all(write_container(tmp_path / "c", linear))
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf, -np.inf])
+def test_scales_that_are_not_finite(tmp_path, scale):
+    with pytest.raises(FormatError, match="m.scales holds NaN or infinity"):
+        read_all(write_container(tmp_path / "c", scale=scale))
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data + b"\0", lambda data: data[:-12]])
+def test_data_that_ends_elsewhere_than_the_offsets(tmp_path, change):
+    path = write_container(tmp_path / "c") / "model.quantry.safetensors"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(FormatError, match="offsets of its tensors end at 12"):
+        File(path)
+
+
+@pytest.mark.parametrize("index", ["{torn", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"m": 3}}',
+                                   '{"weight_map": {"m": "a/b"}}', '{"weight_map": {"m": "a\\u0000"}}', '{"weight_map": {}}'])
+def test_an_index_that_is_none(tmp_path, index):
+    folder = write_container(tmp_path / "c")
+    (folder / "model.quantry.safetensors.index.json").write_text(index)
+    with pytest.raises(FormatError):
+        reader.Container(folder)
+
+
+@pytest.mark.parametrize("files", [{}, {"files": None}, {"files": [3]}, {"files": [{"path": "quantry/a"}]},
+                                   {"files": [{"path": 3, "sha256": "0"}]}, {"files": [{"path": "a\0", "sha256": "0"}]}])
+def test_a_manifest_without_its_files(tmp_path, files):
+    folder = write_container(tmp_path / "quantry")
+    (tmp_path / "manifest.json").write_text(json.dumps({"schema": "quantry.manifest.v1", **files}))
+    with pytest.raises(FormatError, match="manifest.json"):
+        reader.Container(folder)
+
+
+def test_metadata_and_shapes_that_no_file_has(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_file(path, {"a": ("F32", (0, 4))}, [("a", np.zeros((0, 4), np.float32))], {"format": "pt"})
+    whole = path.read_bytes()
+    assert File(path).read("a").array.shape == (0, 4)
+    path.write_bytes(whole.replace(b'"pt"', b"3   "))
+    with pytest.raises(FormatError, match="metadata must be texts"):
+        File(path)
+    wide = json.dumps({"a": {"dtype": "F32", "shape": [0, 1 << 80], "data_offsets": [0, 0]}}).encode()
+    path.write_bytes(len(wide).to_bytes(8, "little") + wide)
+    with pytest.raises(FormatError, match="a has the shape"):
+        File(path).read("a")
 
 
 def test_a_manifest_of_something_else(artifact, tmp_path, capsys):
