@@ -14,6 +14,7 @@
 #include "worker/engine/export/accounting.h"
 #include "worker/engine/export/container_reader.h"
 #include "worker/engine/export/manifest_check.h"
+#include "worker/engine/export/mixed_binary_layout.h"
 #include "worker/engine/export/output_reader.h"
 #include "worker/engine/export/unpack.h"
 #include "worker/engine/nn/transformer.h"
