@@ -11,6 +11,7 @@
 #include "worker/engine/export/exporter.h"
 #include "worker/engine/export/model_files.h"
 #include "worker/engine/methods/linear_shapes.h"
+#include "worker/engine/nn/products.h"
 #include "worker/engine/pipeline/versions.h"
 #include "worker/engine/quant/grid.h"
 #include "worker/engine/tokenizer/tokenizer.h"
@@ -139,6 +140,11 @@ std::shared_ptr<const Checkpoint> OpenRotated(const Job& job, const Inputs& inpu
   return Checkpoint::Open(dir);
 }
 
+std::string Instructions(const Job& job, bool multiplies_bfloat16) {
+  const bool asked = job.method_json.find("COMPUTE_DTYPE_BFLOAT16") != std::string::npos;
+  return at::get_cpu_capability() + (asked && multiplies_bfloat16 ? " BF16" : "");
+}
+
 std::string Fingerprint(const Job& job, const Inputs& inputs, const at::Device& device) {
   nlohmann::ordered_json files = nlohmann::ordered_json::array();
   for (const HashedFile& file : inputs.files) {
@@ -150,7 +156,7 @@ std::string Fingerprint(const Job& job, const Inputs& inputs, const at::Device& 
                                 {"seed", job.seed},
                                 {"spec_digest", job.spec_digest},
                                 {"threads", at::get_num_threads()},
-                                {"instructions", at::get_cpu_capability()},
+                                {"instructions", Instructions(job, MultipliesBfloat16(device))},
                                 {"device", device.is_cuda() ? "cuda" : "cpu"}};
   if (job.calibration) {
     const WindowSpec& windows = job.calibration->windows;

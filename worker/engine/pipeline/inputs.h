@@ -33,9 +33,14 @@ Inputs OpenInputs(const Job& job);
 std::shared_ptr<const Checkpoint> OpenRotated(const Job& job, const Inputs& inputs,
                                               const std::string& dir);
 
+// What of the machine's instruction set the job's numbers depend on; where it
+// asks for bfloat16 products, also whether they are made in that type
+// (MultipliesBfloat16).
+std::string Instructions(const Job& job, bool multiplies_bfloat16);
+
 // SHA-256 over all that decides the bytes of a quantized block: inputs,
-// method, calibration, seed, versions, thread count, device type, CPU instruction
-// set.
+// method, calibration, seed, versions, thread count, device type,
+// Instructions.
 std::string Fingerprint(const Job& job, const Inputs& inputs, const at::Device& device);
 
 // Throws UserError INVALID_SPEC when an output cannot hold the model's shapes,

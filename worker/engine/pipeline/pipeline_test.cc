@@ -15,6 +15,7 @@
 #include "worker/engine/pipeline/adapter_file.h"
 #include "worker/engine/pipeline/block_file.h"
 #include "worker/engine/pipeline/checkpoints.h"
+#include "worker/engine/pipeline/inputs.h"
 #include "worker/engine/pipeline/job.h"
 #include "worker/engine/pipeline/manifest.h"
 #include "worker/engine/pipeline/progress.h"
@@ -158,6 +159,24 @@ TEST(Job, RestoreNeedsPreprocessing) {
   json["method"]["restore"]["first_pass"]["epoch"] = 3;
   EXPECT_TRUE(
       test::Mentions(test::ErrorOf([&] { ParseJob(json); }), "method.restore.first_pass.epoch"));
+}
+
+// bfloat16 products are rounded otherwise where the CPU makes none: a checkpoint
+// of the one kind is not gone on with on the other.
+TEST(Job, ItsInstructionsTellHowBfloat16IsMultiplied) {
+  nlohmann::json json = GoodJob();
+  json["outputs"] = {{{"format", "OUTPUT_FORMAT_DENSE"}}};
+  json["preprocessing"] = {{"text", {{"path", "/p"}}}};
+  const auto depends = [&](const char* method) {
+    json["method"] = nlohmann::json::parse(method);
+    const Job job = ParseJob(json);
+    return Instructions(job, true) != Instructions(job, false);
+  };
+  EXPECT_FALSE(depends(R"({"ptq161": {}})"));
+  EXPECT_FALSE(depends(R"({"ptq161": {"compute_dtype": "COMPUTE_DTYPE_FLOAT32"}})"));
+  EXPECT_TRUE(depends(R"({"ptq161": {"compute_dtype": "COMPUTE_DTYPE_BFLOAT16"}})"));
+  EXPECT_TRUE(
+      depends(R"({"restore": {"first_pass": {"compute_dtype": "COMPUTE_DTYPE_BFLOAT16"}}})"));
 }
 
 TEST(Job, TheFirstPassesMaskNeedsAFirstPass) {
