@@ -201,6 +201,15 @@ def test_quote_reads_headers_only(engine):
     assert "down_proj" in json.loads(done.stdout)["problems"][0]
 
 
+def assert_the_quote_holds(engine, folder):
+    """Runs the job of the folder: its peak of memory is what was quoted, or less."""
+    done = subprocess.run([engine.binary, "quote", "--job", folder / "job.json"],
+                          capture_output=True, text=True, timeout=60, check=True)
+    engine.run(folder)
+    peak = json.loads((folder / "out" / "manifest.json").read_text())["peak_rss_bytes"]
+    assert peak <= json.loads(done.stdout)["host_memory_bytes"]
+
+
 @pytest.mark.parametrize("method", [
     {"ptq161": {"recipe": "ptq161-plus", "epochs": 1, "rounding_stages": 1, "rounding_steps": 1}},
     {"signround": {"grid": GRID, "iterations": 2, "batch_size": 2}},
@@ -216,11 +225,22 @@ def test_a_quote_holds_the_peak(engine, tmp_path, method):
                         calibration={"text": text, "samples": 4, "sequence_length": 32},
                         evaluation={"text": text, "sequence_length": 32, "windows": 1},
                         outputs=[{"format": "OUTPUT_FORMAT_DENSE"}])
-    done = subprocess.run([engine.binary, "quote", "--job", folder / "job.json"],
-                          capture_output=True, text=True, timeout=60, check=True)
-    engine.run(folder)
-    peak = json.loads((folder / "out" / "manifest.json").read_text())["peak_rss_bytes"]
-    assert peak <= json.loads(done.stdout)["host_memory_bytes"]
+    assert_the_quote_holds(engine, folder)
+
+
+@pytest.mark.parametrize("length", [64, 512])
+def test_a_quote_holds_the_peak_of_adapters(engine, tmp_path, length):
+    """SmolLM2's shapes and four blocks: beside its vocabulary they are small."""
+    write_random_model(tmp_path / "wide", "llama-gqa-tied", hidden_size=576, intermediate_size=1536, num_hidden_layers=4,
+                       num_attention_heads=9, num_key_value_heads=3, vocab_size=49152)
+    tokens = tmp_path / "tokens.json"
+    tokens.write_text(json.dumps(random.Random(1).choices(range(90), k=4 * length)))
+    text = {"path": str(tokens), "format": "TEXT_FORMAT_TOKEN_IDS"}
+    folder = engine.job("a", method={"ptq161": {"epochs": 1}}, model_dir=str(tmp_path / "wide"), evaluation=None,
+                        calibration={"text": text, "samples": 4, "sequence_length": 32},
+                        preprocessing={"text": text, "sequence_length": length, "lora": {"steps": 3}},
+                        outputs=[{"format": "OUTPUT_FORMAT_DENSE"}])
+    assert_the_quote_holds(engine, folder)
 
 
 @pytest.mark.parametrize("command", ["methods", "--version", "inspect", "quote", "eval", "generate"])
