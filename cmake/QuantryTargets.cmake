@@ -25,10 +25,14 @@ endif()
 # RPATH, not RUNPATH: LibTorch's own dependencies must be found through ours.
 add_link_options(-Wl,--disable-new-dtags)
 
+option(QUANTRY_UNITY "Compile up to ten files of a target as one: less than half the work from scratch, more after a small change" OFF)
 add_library(quantry_flags INTERFACE)
 target_include_directories(quantry_flags INTERFACE "${CMAKE_SOURCE_DIR}")
 target_compile_options(quantry_flags INTERFACE -Wall -Wextra -Wshadow -Wnon-virtual-dtor
   $<$<BOOL:${QUANTRY_WERROR}>:-Werror> -fpch-preprocess)
+if(QUANTRY_UNITY)  # what one file declares, a later one may use again or keep in a public type
+  target_compile_options(quantry_flags INTERFACE -Wno-shadow $<$<CXX_COMPILER_ID:GNU>:-Wno-subobject-linkage>)
+endif()
 target_compile_definitions(quantry_flags INTERFACE QUANTRY_VERSION="${PROJECT_VERSION}")
 
 if(QUANTRY_BUILD_TESTS)
@@ -43,14 +47,10 @@ if(QUANTRY_BUILD_TESTS)
   include(GoogleTest)
 endif()
 
-option(QUANTRY_UNITY "Compile up to ten files of a target as one: less than half the work from scratch, more after a small change" OFF)
-
 # Names in unnamed namespaces must then differ within a target.
 function(quantry_unite target)
   if(QUANTRY_UNITY)
     set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 10)
-    # What one file declares, a later one may use again or keep in a public type.
-    target_compile_options(${target} PRIVATE -Wno-shadow $<$<CXX_COMPILER_ID:GNU>:-Wno-subobject-linkage>)
   endif()
 endfunction()
 

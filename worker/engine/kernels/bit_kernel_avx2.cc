@@ -34,7 +34,7 @@ QUANTRY_AVX2 inline __m256i TwoDigits(__m256i a, __m256i b) {
   return _mm256_permute4x64_epi64(_mm256_packus_epi16(first, second), 0b11011000);
 }
 
-QUANTRY_AVX2 void BuildTables(const int32_t* values, int64_t groups, uint8_t* tables) {
+QUANTRY_AVX2 void BuildAvx2Tables(const int32_t* values, int64_t groups, uint8_t* tables) {
   const __m256i bit0 = _mm256_setr_epi32(0, -1, 0, -1, 0, -1, 0, -1);
   const __m256i bit1 = _mm256_setr_epi32(0, 0, -1, -1, 0, 0, -1, -1);
   const __m256i bit3 = _mm256_setr_epi32(0, 0, 0, 0, -1, -1, -1, -1);
@@ -116,8 +116,8 @@ QUANTRY_AVX2 inline void AddDigits(const __m256i* digits, int shift, uint64_t* s
   AddRows(_mm256_add_epi32(high01, _mm256_slli_epi32(high23, 2 * kDigitBits)), shift, sums + 8);
 }
 
-QUANTRY_AVX2 void Accumulate(const uint8_t* bits, int64_t tiles, int64_t byte_columns,
-                             const uint8_t* tables, int shift, uint64_t* sums) {
+QUANTRY_AVX2 void AccumulateAvx2(const uint8_t* bits, int64_t tiles, int64_t byte_columns,
+                                 const uint8_t* tables, int shift, uint64_t* sums) {
   for (int64_t tile = 0; tile < tiles; ++tile, sums += kTileRows) {
     const DigitSums digits = SumTile(bits, byte_columns, tables);
     bits += byte_columns * kTileRows;
@@ -126,7 +126,7 @@ QUANTRY_AVX2 void Accumulate(const uint8_t* bits, int64_t tiles, int64_t byte_co
   }
 }
 
-constexpr BitKernel kAvx2 = {"avx2", BuildTables, Accumulate};
+constexpr BitKernel kAvx2 = {"avx2", BuildAvx2Tables, AccumulateAvx2};
 
 }  // namespace
 

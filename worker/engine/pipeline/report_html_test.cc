@@ -15,7 +15,7 @@ std::string Html(const Manifest& manifest) {
   return ReportHtml(ReportJson(ParseJob(test::FinishedJobJson()), manifest), "");
 }
 
-bool Has(const std::string& text, const std::string& part) {
+bool HtmlHas(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
 }
 
@@ -25,11 +25,11 @@ TEST(ReportHtml, ShowsFigures) {
        {"4 → 5", "× 1.2500", "75 %", "0.125 nats", "45 tokens in 3 windows of 16",
         "Only quantry-engine loads it.", "500 B", "--threads 2", "loss_init",
         "<title>llama, awq, 3 bits, group size 64</title>"}) {
-    EXPECT_TRUE(Has(html, part)) << part;
+    EXPECT_TRUE(HtmlHas(html, part)) << part;
   }
-  EXPECT_FALSE(Has(html, "first pass"));
-  EXPECT_TRUE(Has(html, std::string(kMeasuredBegin)));
-  EXPECT_TRUE(Has(html, std::string(kMeasuredEnd)));
+  EXPECT_FALSE(HtmlHas(html, "first pass"));
+  EXPECT_TRUE(HtmlHas(html, std::string(kMeasuredBegin)));
+  EXPECT_TRUE(HtmlHas(html, std::string(kMeasuredEnd)));
 }
 
 TEST(ReportHtml, EscapesEveryText) {
@@ -40,17 +40,17 @@ TEST(ReportHtml, EscapesEveryText) {
   manifest.outputs[0].compatibility = evil;
   manifest.blocks[0].metrics[evil] = 1;
   const std::string html = Html(manifest);
-  EXPECT_FALSE(Has(html, "<script"));
-  EXPECT_FALSE(Has(html, "</pre><"));
-  EXPECT_TRUE(Has(html, "&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&quot;&amp;"));
+  EXPECT_FALSE(HtmlHas(html, "<script"));
+  EXPECT_FALSE(HtmlHas(html, "</pre><"));
+  EXPECT_TRUE(HtmlHas(html, "&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&quot;&amp;"));
 }
 
 TEST(ReportHtml, LoadsNothingAndRunsNothing) {
   const std::string html = Html(test::FinishedManifest());
   for (const char* part : {"http:", "https:", "<script", "src=", "href=", "url(", "@import"}) {
-    EXPECT_FALSE(Has(html, part)) << part;
+    EXPECT_FALSE(HtmlHas(html, part)) << part;
   }
-  EXPECT_TRUE(Has(html, "default-src 'none'"));
+  EXPECT_TRUE(HtmlHas(html, "default-src 'none'"));
 }
 
 TEST(ReportHtml, TellsPreprocessingApart) {
@@ -59,7 +59,7 @@ TEST(ReportHtml, TellsPreprocessingApart) {
   const std::string html = Html(manifest);
   for (const char* part : {"quantized by the first pass", "dense, restored by preprocessing",
                            "quantized after preprocessing", "× 1.5000", "× 1.1250"}) {
-    EXPECT_TRUE(Has(html, part)) << part;
+    EXPECT_TRUE(HtmlHas(html, part)) << part;
   }
 }
 
@@ -68,9 +68,9 @@ TEST(ReportHtml, GatesThatFailAreSaid) {
   json["quality_gate"] = {{"max_perplexity_ratio", 1.1}};
   Manifest manifest = test::FinishedManifest();
   const auto html = [&] { return ReportHtml(ReportJson(ParseJob(json), manifest), ""); };
-  EXPECT_TRUE(Has(html(), "(quantized / dense ≤ 1.1): passed"));
+  EXPECT_TRUE(HtmlHas(html(), "(quantized / dense ≤ 1.1): passed"));
   manifest.quality_gate_failed = true;
-  EXPECT_TRUE(Has(html(), "class=\"bad\">Quality gate (quantized / dense ≤ 1.1): FAILED"));
+  EXPECT_TRUE(HtmlHas(html(), "class=\"bad\">Quality gate (quantized / dense ≤ 1.1): FAILED"));
 }
 
 TEST(ReportHtml, JobsWithoutFiguresStillGetAPage) {
@@ -79,11 +79,11 @@ TEST(ReportHtml, JobsWithoutFiguresStillGetAPage) {
   const double none = std::numeric_limits<double>::quiet_NaN();
   manifest.blocks = {test::FinishedBlock(0, none, none)};
   const std::string html = Html(manifest);
-  EXPECT_TRUE(Has(html, "Not measured"));
-  EXPECT_FALSE(Has(html, "nan"));
+  EXPECT_TRUE(HtmlHas(html, "Not measured"));
+  EXPECT_FALSE(HtmlHas(html, "nan"));
   manifest.quality = EvaluationResult();
   manifest.quality->perplexity_quantized = std::numeric_limits<double>::infinity();
-  EXPECT_TRUE(Has(Html(manifest), "not finite"));
+  EXPECT_TRUE(HtmlHas(Html(manifest), "not finite"));
 }
 
 TEST(ReportText, Sizes) {
