@@ -84,7 +84,7 @@ void AddMethodOptions(CLI::App& command, SubmitOptions& o) {
   Choices(command.add_option(
               "--format", o.spec.formats,
               "Output layout; repeat for several. awq holds 4 bits, int4-carrier 2 and 3. "
-              "Default: compressed-tensors"),
+              "Default: compressed-tensors, quantry where that cannot hold the result"),
           FormatNames())
       ->take_all()
       ->allow_extra_args(false)

@@ -23,6 +23,9 @@ std::string Names(Keep keep) {
   return absl::StrJoin(names, ", ");
 }
 
+// What readers of packed files know.
+bool HasCommonBits(const v1::WeightGrid& grid) { return grid.bits() <= 4 || grid.bits() == 8; }
+
 }  // namespace
 
 const v1::WeightGrid* GridOf(const v1::Method& method) {
@@ -36,12 +39,17 @@ const v1::WeightGrid* GridOf(const v1::Method& method) {
 }
 
 std::string WantedGrid(v1::OutputFormat format, const v1::WeightGrid& grid) {
+  const std::string common = HasCommonBits(grid) ? "" : "a grid of 2, 3, 4 or 8 bits";
   switch (format) {
+    case v1::OUTPUT_FORMAT_COMPRESSED_TENSORS:
+    case v1::OUTPUT_FORMAT_GPTQ:
+      return common;
     case v1::OUTPUT_FORMAT_AWQ:
       return grid.bits() == 4 ? "" : "a grid of 4 bits";
     case v1::OUTPUT_FORMAT_INT4_CARRIER:
       return grid.bits() <= 3 ? "" : "a grid of 2 or 3 bits";
     case v1::OUTPUT_FORMAT_GPTQ_V1:
+      if (!common.empty()) return common;
       if (grid.symmetric() || grid.zero_point_at_least_one()) return "";
       return "a grid that is symmetric or has zero_point_at_least_one";
     default:

@@ -9,6 +9,7 @@
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "server/rpc/method_validation.h"
+#include "server/rpc/output_formats.h"
 #include "server/rpc/spec_validation.h"
 #include "server/rpc/violations.h"
 
@@ -89,13 +90,16 @@ void DefaultGrid(v1::WeightGrid* grid) {
   if (grid->group_size() == 0) grid->set_group_size(128);
 }
 
-// The packed output of a method, or the only one it has.
+// The packed output that engines read, or the only packed one that can hold what
+// the method makes, or the only one it has.
 v1::OutputFormat DefaultOutput(const v1::Method& method) {
   if (method.has_ptq161()) return v1::OUTPUT_FORMAT_QUANTRY;
   if (method.has_billm() || method.has_pbllm() || method.has_restore()) {
     return v1::OUTPUT_FORMAT_DENSE;
   }
-  return v1::OUTPUT_FORMAT_COMPRESSED_TENSORS;
+  constexpr v1::OutputFormat kUsual = v1::OUTPUT_FORMAT_COMPRESSED_TENSORS;
+  const v1::WeightGrid* grid = GridOf(method);
+  return grid == nullptr || WantedGrid(kUsual, *grid).empty() ? kUsual : v1::OUTPUT_FORMAT_QUANTRY;
 }
 
 }  // namespace

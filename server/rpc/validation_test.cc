@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <limits>
+#include <span>
 
 #include "common/errors.h"
 #include "google/rpc/error_details.pb.h"
@@ -422,6 +423,27 @@ const BadCase kBadCases[] = {
     {"v1_with_zero_points_of_zero",
      [](Request* r) { Spec(r)->add_outputs()->set_format(v1::OUTPUT_FORMAT_GPTQ_V1); },
      "quantization_job.spec.outputs[0].format", "zero_point_at_least_one"},
+    {"compressed_tensors_of_six_bits",
+     [](Request* r) {
+       Grid(r)->set_bits(6);
+       Spec(r)->add_outputs()->set_format(v1::OUTPUT_FORMAT_COMPRESSED_TENSORS);
+     },
+     "quantization_job.spec.outputs[0].format",
+     "a grid of 2, 3, 4 or 8 bits for OUTPUT_FORMAT_COMPRESSED_TENSORS (formats that can hold this "
+     "grid: DENSE, QUANTRY)"},
+    {"gptq_of_six_bits",
+     [](Request* r) {
+       Grid(r)->set_bits(6);
+       Spec(r)->add_outputs()->set_format(v1::OUTPUT_FORMAT_GPTQ);
+     },
+     "quantization_job.spec.outputs[0].format", "2, 3, 4 or 8 bits for OUTPUT_FORMAT_GPTQ "},
+    {"gptq_v1_of_six_bits",
+     [](Request* r) {
+       Grid(r)->set_bits(6);
+       Grid(r)->set_symmetric(true);
+       Spec(r)->add_outputs()->set_format(v1::OUTPUT_FORMAT_GPTQ_V1);
+     },
+     "quantization_job.spec.outputs[0].format", "2, 3, 4 or 8 bits for OUTPUT_FORMAT_GPTQ_V1"},
     {"carrier_of_four_bits",
      [](Request* r) { Spec(r)->add_outputs()->set_format(v1::OUTPUT_FORMAT_INT4_CARRIER); },
      "quantization_job.spec.outputs[0].format", "GPTQ, AWQ"},
@@ -461,6 +483,24 @@ const BadCase kBadCases[] = {
 
 INSTANTIATE_TEST_SUITE_P(Table, BadSpec, testing::ValuesIn(kBadCases),
                          [](const auto& test) { return std::string(test.param.name); });
+
+v1::OutputFormat DefaultOutputOf(const Request& request,
+                                 std::span<const v1::MethodDescription> methods = {}) {
+  const auto submit = ValidateCreate(request, {}, methods);
+  EXPECT_TRUE(submit.ok()) << submit.status();
+  if (!submit.ok() || submit->spec.outputs_size() != 1) return v1::OUTPUT_FORMAT_UNSPECIFIED;
+  return submit->spec.outputs(0).format();
+}
+
+TEST(ValidateCreate, TheDefaultOutputHoldsTheGrid) {
+  for (const int bits : {2, 3, 4, 6, 8}) {
+    Request request = ValidRequest();
+    Grid(&request)->set_bits(bits);
+    EXPECT_EQ(DefaultOutputOf(request),
+              bits == 6 ? v1::OUTPUT_FORMAT_QUANTRY : v1::OUTPUT_FORMAT_COMPRESSED_TENSORS)
+        << bits;
+  }
+}
 
 TEST(ValidateCreate, OptionsThatBelongTogetherAreTaken) {
   const std::function<void(Request*)> cases[] = {
