@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 
@@ -26,18 +27,7 @@ std::string Names(Keep keep) {
 // What readers of packed files know.
 bool HasCommonBits(const v1::WeightGrid& grid) { return grid.bits() <= 4 || grid.bits() == 8; }
 
-}  // namespace
-
-const v1::WeightGrid* GridOf(const v1::Method& method) {
-  const auto* kind = method.GetReflection()->GetOneofFieldDescriptor(
-      method, v1::Method::descriptor()->FindOneofByName("kind"));
-  if (kind == nullptr) return nullptr;
-  const auto* grid = kind->message_type()->FindFieldByName("grid");
-  if (grid == nullptr || grid->message_type() != v1::WeightGrid::descriptor()) return nullptr;
-  const auto& options = method.GetReflection()->GetMessage(method, kind);
-  return static_cast<const v1::WeightGrid*>(&options.GetReflection()->GetMessage(options, grid));
-}
-
+// What a grid must be for the format; empty when this one will do.
 std::string WantedGrid(v1::OutputFormat format, const v1::WeightGrid& grid) {
   const std::string common = HasCommonBits(grid) ? "" : "a grid of 2, 3, 4 or 8 bits";
   switch (format) {
@@ -57,8 +47,57 @@ std::string WantedGrid(v1::OutputFormat format, const v1::WeightGrid& grid) {
   }
 }
 
-std::string FormatsHolding(const v1::WeightGrid& grid) {
-  return Names([&](v1::OutputFormat format) { return WantedGrid(format, grid).empty(); });
+// Outputs that nothing but our engine is taken to run.
+bool CarriesOnlineRotation(v1::OutputFormat format) {
+  return format == v1::OUTPUT_FORMAT_DENSE || format == v1::OUTPUT_FORMAT_QUANTRY;
+}
+
+// 0 and 16 leave them alone.
+bool QuantizesActivations(int bits) { return bits > 0 && bits < 16; }
+
+}  // namespace
+
+const v1::WeightGrid* GridOf(const v1::Method& method) {
+  const auto* kind = method.GetReflection()->GetOneofFieldDescriptor(
+      method, v1::Method::descriptor()->FindOneofByName("kind"));
+  if (kind == nullptr) return nullptr;
+  const auto* grid = kind->message_type()->FindFieldByName("grid");
+  if (grid == nullptr || grid->message_type() != v1::WeightGrid::descriptor()) return nullptr;
+  const auto& options = method.GetReflection()->GetMessage(method, kind);
+  return static_cast<const v1::WeightGrid*>(&options.GetReflection()->GetMessage(options, grid));
+}
+
+bool RotatesOnline(const v1::Method& method, const v1::RecipeDescription* recipe) {
+  if (method.has_quarot()) {
+    const v1::QuarotMethod& quarot = method.quarot();
+    if (quarot.rotation().has_online()) return quarot.rotation().online();
+    return QuantizesActivations(quarot.activations().bits());
+  }
+  const v1::TesseraqMethod& tesseraq = method.tesseraq();
+  if (tesseraq.init() != v1::TesseraqMethod::INIT_QUAROT) return false;
+  const int given = tesseraq.activations().bits();
+  return QuantizesActivations(given != 0 || recipe == nullptr ? given : recipe->activation_bits());
+}
+
+std::string WantedContent(v1::OutputFormat format, const OutputContent& content) {
+  if (content.online_rotation && !CarriesOnlineRotation(format)) {
+    return "no rotation of activations while the model runs";
+  }
+  return content.grid ? WantedGrid(format, *content.grid) : "";
+}
+
+std::string ContentText(const OutputContent& content) {
+  std::vector<std::string> parts;
+  if (content.grid) {
+    parts.push_back(absl::StrCat(content.grid->bits(), " bits"));
+    parts.push_back(content.grid->symmetric() ? "symmetric" : "asymmetric");
+  }
+  if (content.online_rotation) parts.push_back("activations rotated online");
+  return absl::StrJoin(parts, ", ");
+}
+
+std::string FormatsHolding(const OutputContent& content) {
+  return Names([&](v1::OutputFormat format) { return WantedContent(format, content).empty(); });
 }
 
 std::string KnownFormats() {

@@ -1,8 +1,10 @@
-// Which output formats can hold integers of a grid: what a client learns at
+// Which output formats can hold what a method makes: what a client learns at
 // submit instead of from a failed job. The engine holds the same rules
-// (worker/engine/export/layout.cc) and those that need the model's shapes.
+// (worker/engine/export/layout.cc, worker/engine/pipeline/job.cc) and those that
+// need the model's shapes.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "quantry/v1/job.pb.h"
@@ -13,11 +15,25 @@ namespace quantry::server {
 // The grid of whichever method is set; nullptr when it has none.
 const v1::WeightGrid* GridOf(const v1::Method& method);
 
-// What a grid must be for the format ("4 bits"); empty when this one will do.
-std::string WantedGrid(v1::OutputFormat format, const v1::WeightGrid& grid);
+// Whether the engine is to rotate activations while the model runs. `recipe`: the
+// row that the method names; nullptr when it names none, or it is not known.
+bool RotatesOnline(const v1::Method& method, const v1::RecipeDescription* recipe);
 
-// "COMPRESSED_TENSORS, DENSE, ...": the formats that can hold the grid.
-std::string FormatsHolding(const v1::WeightGrid& grid);
+// What an output has to hold.
+struct OutputContent {
+  std::optional<v1::WeightGrid> grid;  // nullopt: none, or its bits are not known
+  bool online_rotation = false;
+};
+
+// What the content must be for the format ("a grid of 4 bits"); empty when this
+// one will do.
+std::string WantedContent(v1::OutputFormat format, const OutputContent& content);
+
+// "4 bits, asymmetric, activations rotated online": the content in words.
+std::string ContentText(const OutputContent& content);
+
+// "COMPRESSED_TENSORS, DENSE, ...": the formats that can hold the content.
+std::string FormatsHolding(const OutputContent& content);
 
 // All of them.
 std::string KnownFormats();

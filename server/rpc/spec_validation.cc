@@ -116,16 +116,6 @@ void CheckText(const std::string& field, const v1::TextSource& text, const SpecL
   }
 }
 
-// What the engine says of the method that the spec names.
-const v1::MethodDescription& DescriptionOf(const v1::Method& method,
-                                           std::span<const v1::MethodDescription> methods) {
-  const std::string name = MethodName(method);
-  for (const v1::MethodDescription& row : methods) {
-    if (row.name() == name) return row;
-  }
-  return v1::MethodDescription::default_instance();
-}
-
 void CheckRecipe(const v1::Method& method, const v1::MethodDescription& description,
                  Violations* out) {
   for (const RecipeConflict& conflict : FindRecipeConflicts(method, description)) {
@@ -249,8 +239,7 @@ std::optional<v1::WeightGrid> WholeGrid(const v1::Method& method,
   return grid;
 }
 
-void CheckOutputs(const v1::JobSpec& spec, const std::optional<v1::WeightGrid>& grid,
-                  Violations* out) {
+void CheckOutputs(const v1::JobSpec& spec, const OutputContent& content, Violations* out) {
   const std::string field = At("outputs");
   out->Range(field, spec.outputs_size(), 0, 8);
   std::set<int> seen;
@@ -264,14 +253,12 @@ void CheckOutputs(const v1::JobSpec& spec, const std::optional<v1::WeightGrid>& 
     if (!seen.insert(format).second) {
       out->Wanted(name, "each format once", v1::OutputFormat_Name(format) + " again");
     }
-    const std::string wanted = !grid ? "" : WantedGrid(format, *grid);
-    if (!wanted.empty()) {
-      out->Wanted(
-          name,
-          absl::StrCat(wanted, " for ", v1::OutputFormat_Name(format),
-                       " (formats that can hold this grid: ", FormatsHolding(*grid), ")"),
-          absl::StrCat(grid->bits(), " bits", grid->symmetric() ? ", symmetric" : ", asymmetric"));
-    }
+    const std::string wanted = WantedContent(format, content);
+    if (wanted.empty()) continue;
+    out->Wanted(name,
+                absl::StrCat(wanted, " for ", v1::OutputFormat_Name(format),
+                             " (formats that can hold this: ", FormatsHolding(content), ")"),
+                ContentText(content));
   }
 }
 
@@ -307,6 +294,15 @@ void CheckResources(const v1::JobSpec& spec, Violations* out) {
 
 }  // namespace
 
+const v1::MethodDescription& DescriptionOf(const v1::Method& method,
+                                           std::span<const v1::MethodDescription> methods) {
+  const std::string name = MethodName(method);
+  for (const v1::MethodDescription& row : methods) {
+    if (row.name() == name) return row;
+  }
+  return v1::MethodDescription::default_instance();
+}
+
 void CheckSpec(const v1::JobSpec& spec, const SpecLimits& limits,
                std::span<const v1::MethodDescription> methods, Violations* violations) {
   const auto size = static_cast<std::int64_t>(spec.ByteSizeLong());
@@ -323,7 +319,10 @@ void CheckSpec(const v1::JobSpec& spec, const SpecLimits& limits,
   CheckCalibration(spec, limits, violations);
   CheckEvaluation(spec, limits, violations);
   CheckPreprocessing(spec, limits, violations);
-  CheckOutputs(spec, WholeGrid(spec.method(), description), violations);
+  CheckOutputs(spec,
+               {WholeGrid(spec.method(), description),
+                RotatesOnline(spec.method(), FindRecipe(spec.method(), description))},
+               violations);
   CheckResources(spec, violations);
 }
 

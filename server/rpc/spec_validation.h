@@ -9,7 +9,11 @@
 
 namespace quantry::server {
 
-// `methods`: see ValidateCreate.
+// What the engine says of the method that the spec names; empty when it says
+// nothing. `methods`: see ValidateCreate.
+const v1::MethodDescription& DescriptionOf(const v1::Method& method,
+                                           std::span<const v1::MethodDescription> methods);
+
 void CheckSpec(const v1::JobSpec& spec, const SpecLimits& limits,
                std::span<const v1::MethodDescription> methods, Violations* violations);
 

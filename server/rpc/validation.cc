@@ -6,6 +6,7 @@
 #include "common/digest.h"
 #include "common/errors.h"
 #include "common/ids.h"
+#include "common/recipes.h"
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "server/rpc/method_validation.h"
@@ -92,19 +93,23 @@ void DefaultGrid(v1::WeightGrid* grid) {
 
 // The packed output that engines read, or the only packed one that can hold what
 // the method makes, or the only one it has.
-v1::OutputFormat DefaultOutput(const v1::Method& method) {
+v1::OutputFormat DefaultOutput(const v1::Method& method,
+                               std::span<const v1::MethodDescription> methods) {
   if (method.has_ptq161()) return v1::OUTPUT_FORMAT_QUANTRY;
   if (method.has_billm() || method.has_pbllm() || method.has_restore()) {
     return v1::OUTPUT_FORMAT_DENSE;
   }
   constexpr v1::OutputFormat kUsual = v1::OUTPUT_FORMAT_COMPRESSED_TENSORS;
-  const v1::WeightGrid* grid = GridOf(method);
-  return grid == nullptr || WantedGrid(kUsual, *grid).empty() ? kUsual : v1::OUTPUT_FORMAT_QUANTRY;
+  OutputContent content;
+  if (const v1::WeightGrid* grid = GridOf(method); grid != nullptr) content.grid = *grid;
+  content.online_rotation =
+      RotatesOnline(method, FindRecipe(method, DescriptionOf(method, methods)));
+  return WantedContent(kUsual, content).empty() ? kUsual : v1::OUTPUT_FORMAT_QUANTRY;
 }
 
 }  // namespace
 
-void FillDefaults(v1::JobSpec* spec) {
+void FillDefaults(v1::JobSpec* spec, std::span<const v1::MethodDescription> methods) {
   if (spec->has_calibration()) {
     v1::Calibration& calibration = *spec->mutable_calibration();
     if (calibration.format() == v1::TEXT_FORMAT_UNSPECIFIED) {
@@ -146,7 +151,7 @@ void FillDefaults(v1::JobSpec* spec) {
     if (awq.scale_grid_points() == 0 && !awq.disable_scale_search()) awq.set_scale_grid_points(20);
   }
   if (spec->outputs().empty()) {
-    spec->add_outputs()->set_format(DefaultOutput(method));
+    spec->add_outputs()->set_format(DefaultOutput(method, methods));
   }
   if (spec->resources().device().empty()) spec->mutable_resources()->set_device("auto");
   if (spec->retry_policy().max_attempts() == 0) spec->mutable_retry_policy()->set_max_attempts(3);
@@ -198,7 +203,7 @@ absl::StatusOr<SubmitRequest> ValidateCreate(const v1::CreateQuantizationJobRequ
   submit.display_name = job.display_name();
   submit.labels = LabelsOf(job);
   submit.spec = job.spec();
-  FillDefaults(&submit.spec);
+  FillDefaults(&submit.spec, methods);
   submit.spec_digest = DigestOf(submit.spec);
   submit.priority = job.priority();
   submit.reuse_result = request.reuse_result();

@@ -41,8 +41,8 @@ absl::StatusOr<SubmitRequest> ValidateCreate(const v1::CreateQuantizationJobRequ
 absl::StatusOr<UpdateRequest> ValidateUpdate(const v1::UpdateQuantizationJobRequest& request);
 
 // Fills every default of a valid spec, so that the same job always has the
-// same bytes.
-void FillDefaults(v1::JobSpec* spec);
+// same bytes. `methods`: see ValidateCreate.
+void FillDefaults(v1::JobSpec* spec, std::span<const v1::MethodDescription> methods = {});
 
 // Deterministic serialization: the input of digests.
 std::string CanonicalBytes(const google::protobuf::Message& message);

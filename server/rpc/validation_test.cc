@@ -108,6 +108,12 @@ v1::TesseraqMethod* Tesseraq(Request* request) {
   return tesseraq;
 }
 
+v1::QuarotMethod* Quarot(Request* request) {
+  v1::QuarotMethod* quarot = Spec(request)->mutable_method()->mutable_quarot();
+  quarot->mutable_grid()->set_bits(4);
+  return quarot;
+}
+
 v1::Ptq161Method* Ptq161(Request* request) {
   return Spec(request)->mutable_method()->mutable_ptq161();
 }
@@ -429,8 +435,9 @@ const BadCase kBadCases[] = {
        Spec(r)->add_outputs()->set_format(v1::OUTPUT_FORMAT_COMPRESSED_TENSORS);
      },
      "quantization_job.spec.outputs[0].format",
-     "a grid of 2, 3, 4 or 8 bits for OUTPUT_FORMAT_COMPRESSED_TENSORS (formats that can hold this "
-     "grid: DENSE, QUANTRY)"},
+     "a grid of 2, 3, 4 or 8 bits for OUTPUT_FORMAT_COMPRESSED_TENSORS (formats that can hold "
+     "this: "
+     "DENSE, QUANTRY)"},
     {"gptq_of_six_bits",
      [](Request* r) {
        Grid(r)->set_bits(6);
@@ -444,6 +451,28 @@ const BadCase kBadCases[] = {
        Spec(r)->add_outputs()->set_format(v1::OUTPUT_FORMAT_GPTQ_V1);
      },
      "quantization_job.spec.outputs[0].format", "2, 3, 4 or 8 bits for OUTPUT_FORMAT_GPTQ_V1"},
+    {"online_rotation_in_compressed_tensors",
+     [](Request* r) {
+       Quarot(r)->mutable_activations()->set_bits(4);
+       Spec(r)->add_outputs()->set_format(v1::OUTPUT_FORMAT_COMPRESSED_TENSORS);
+     },
+     "quantization_job.spec.outputs[0].format",
+     "no rotation of activations while the model runs for OUTPUT_FORMAT_COMPRESSED_TENSORS "
+     "(formats "
+     "that can hold this: DENSE, QUANTRY), got 4 bits, asymmetric, activations rotated online"},
+    {"online_rotation_asked_for",
+     [](Request* r) {
+       Quarot(r)->mutable_rotation()->set_online(true);
+       Spec(r)->add_outputs()->set_format(v1::OUTPUT_FORMAT_AWQ);
+     },
+     "quantization_job.spec.outputs[0].format", "can hold this: DENSE, QUANTRY)"},
+    {"online_rotation_of_tesseraq",
+     [](Request* r) {
+       Tesseraq(r)->set_init(v1::TesseraqMethod::INIT_QUAROT);
+       Tesseraq(r)->mutable_activations()->set_bits(8);
+       Spec(r)->add_outputs()->set_format(v1::OUTPUT_FORMAT_GPTQ);
+     },
+     "quantization_job.spec.outputs[0].format", "activations rotated online"},
     {"carrier_of_four_bits",
      [](Request* r) { Spec(r)->add_outputs()->set_format(v1::OUTPUT_FORMAT_INT4_CARRIER); },
      "quantization_job.spec.outputs[0].format", "GPTQ, AWQ"},
@@ -553,6 +582,11 @@ std::vector<v1::MethodDescription> Offered() {
   recipe->set_bits(4);
   recipe->set_group_size(128);
   tesseraq.add_recipes()->set_name("any");
+  v1::RecipeDescription* activations = tesseraq.add_recipes();
+  activations->set_name("w4a4");
+  activations->set_bits(4);
+  activations->set_group_size(-1);
+  activations->set_activation_bits(4);
   v1::MethodDescription rtn;
   rtn.set_name("rtn");
   return {rtn, tesseraq};
@@ -581,7 +615,7 @@ TEST(ValidateCreate, ARecipeContradictedIsRefused) {
       {"four", 3, "quantization_job.spec.method.tesseraq.grid.bits",
        "wanted 4, which recipe four has, or nothing, got 3"},
       {"best", 0, "quantization_job.spec.method.tesseraq.recipe",
-       "wanted one of four, any, got 'best'"},
+       "wanted one of four, any, w4a4, got 'best'"},
       {"any", 5, "quantization_job.spec.method.tesseraq.grid.bits",
        "wanted 2, 3, 4, 6 or 8, got 5"},
   };
@@ -604,6 +638,65 @@ TEST(ValidateCreate, OutputsMustHoldTheRecipesGrid) {
   const auto submit = ValidateCreate(request, {}, Offered());
   ASSERT_EQ(ViolationsOf(submit.status()).size(), 1u) << submit.status();
   EXPECT_EQ(ViolationsOf(submit.status())[0].field(), "quantization_job.spec.outputs[0].format");
+}
+
+TEST(ValidateCreate, OutputsMustCarryOnlineRotations) {
+  const struct {
+    const char* name;
+    std::function<void(Request*)> change;
+    bool online;
+  } cases[] = {
+      {"weights", [](Request* r) { Quarot(r); }, false},
+      {"sixteen", [](Request* r) { Quarot(r)->mutable_activations()->set_bits(16); }, false},
+      {"activations", [](Request* r) { Quarot(r)->mutable_activations()->set_bits(8); }, true},
+      {"asked_for", [](Request* r) { Quarot(r)->mutable_rotation()->set_online(true); }, true},
+      {"left_out",
+       [](Request* r) {
+         Quarot(r)->mutable_activations()->set_bits(4);
+         Quarot(r)->mutable_rotation()->set_online(false);
+       },
+       false},
+      {"tesseraq_start", [](Request* r) { Tesseraq(r)->set_init(v1::TesseraqMethod::INIT_QUAROT); },
+       false},
+      {"tesseraq_activations", [](Request* r) { Tesseraq(r)->mutable_activations()->set_bits(4); },
+       false},
+      {"both",
+       [](Request* r) {
+         Tesseraq(r)->set_init(v1::TesseraqMethod::INIT_QUAROT);
+         Tesseraq(r)->mutable_activations()->set_bits(4);
+       },
+       true},
+      {"recipe_of_activations",
+       [](Request* r) {
+         *r = RecipeRequest("w4a4", 0);
+         Spec(r)->mutable_method()->mutable_tesseraq()->set_init(v1::TesseraqMethod::INIT_QUAROT);
+       },
+       true},
+      {"recipe_of_weights",
+       [](Request* r) {
+         *r = RecipeRequest("four", 0);
+         Spec(r)->mutable_method()->mutable_tesseraq()->set_init(v1::TesseraqMethod::INIT_QUAROT);
+       },
+       false},
+  };
+  for (const auto& c : cases) {
+    Request request = ValidRequest();
+    c.change(&request);
+    EXPECT_EQ(DefaultOutputOf(request, Offered()),
+              c.online ? v1::OUTPUT_FORMAT_QUANTRY : v1::OUTPUT_FORMAT_COMPRESSED_TENSORS)
+        << c.name;
+    v1::OutputSpec* output = Spec(&request)->add_outputs();
+    for (const auto format : {v1::OUTPUT_FORMAT_DENSE, v1::OUTPUT_FORMAT_QUANTRY}) {
+      output->set_format(format);
+      EXPECT_TRUE(ValidateCreate(request, {}, Offered()).ok()) << c.name;
+    }
+    for (const auto format :
+         {v1::OUTPUT_FORMAT_COMPRESSED_TENSORS, v1::OUTPUT_FORMAT_GPTQ, v1::OUTPUT_FORMAT_AWQ}) {
+      output->set_format(format);
+      EXPECT_EQ(ValidateCreate(request, {}, Offered()).ok(), !c.online)
+          << c.name << ": " << v1::OutputFormat_Name(format);
+    }
+  }
 }
 
 TEST(ValidateCreate, NamesAreChecked) {

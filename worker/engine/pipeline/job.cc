@@ -172,6 +172,12 @@ QualityGate ParseGate(JsonObject& parent) {
   return gate;
 }
 
+// How to do without online rotations; tesseraq has no such field.
+std::string LeaveOutRotation(const Job& job) {
+  if (job.method_row->name != "quarot") return "";
+  return ". Leave them out with rotation.online = false";
+}
+
 void CheckOnlineRotation(JsonObject& object, const Job& job) {
   if (!job.rotation.online) return;
   std::vector<std::string> fitting;
@@ -183,8 +189,7 @@ void CheckOnlineRotation(JsonObject& object, const Job& job) {
     object.Refuse(
         "outputs",
         StrCat("formats that carry online rotations (", Join(fitting), "), not ", row->name,
-               ": no engine that reads it would rotate activations. Leave them "
-               "out with rotation.online = false"));
+               ": no engine that reads it would rotate activations", LeaveOutRotation(job)));
   }
 }
 

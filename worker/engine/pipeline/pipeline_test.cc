@@ -79,6 +79,19 @@ TEST(Job, RotatesOnlineWhereActivationsAreQuantized) {
   EXPECT_FALSE(ParseJob(json).rotation.online);
 }
 
+TEST(Job, OnlyQuarotIsToldToLeaveOnlineRotationsOut) {
+  nlohmann::json json = GoodJob();
+  json["outputs"] = {{{"format", "OUTPUT_FORMAT_GPTQ"}}};
+  const nlohmann::json activations = {{"bits", 4}};
+  const std::string advice = "rotation.online = false";
+  json["method"] = {{"quarot", {{"activations", activations}}}};
+  EXPECT_TRUE(test::Mentions(test::ErrorOf([&] { ParseJob(json); }), advice));
+  json["method"] = {{"tesseraq", {{"init", "INIT_QUAROT"}, {"activations", activations}}}};
+  const EngineError error = test::ErrorOf([&] { ParseJob(json); });
+  EXPECT_TRUE(test::Mentions(error, "formats that carry online rotations (dense, quantry)"));
+  EXPECT_FALSE(test::Mentions(error, advice)) << error.what();
+}
+
 TEST(Job, ReadsActivationBits) {
   nlohmann::json json = GoodJob();
   json["method"]["awq"]["activations"]["bits"] = 6;
