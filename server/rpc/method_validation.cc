@@ -167,7 +167,8 @@ void CheckSchedule(const std::string& field, const v1::TesseraqMethod& tesseraq,
 }
 
 // A step takes different windows, so there must be as many beside those held out.
-void CheckWindows(const std::string& field, const v1::JobSpec& spec, Violations* out) {
+void CheckWindows(const std::string& field, const v1::JobSpec& spec,
+                  const v1::RecipeDescription* recipe, Violations* out) {
   constexpr std::int64_t kDefaultBatch = 4;
   constexpr std::int64_t kMaxTesseraqBatch = 4096;
   constexpr std::int64_t kMaxHeldOut = 1000000;
@@ -178,6 +179,7 @@ void CheckWindows(const std::string& field, const v1::JobSpec& spec, Violations*
   const std::int64_t batch = tesseraq.batch_size() == 0 ? kDefaultBatch : tesseraq.batch_size();
   std::int64_t samples = spec.calibration().samples();
   if (samples == 0 && tesseraq.recipe().empty()) samples = kDefaultSamples;
+  if (samples == 0 && recipe != nullptr) samples = recipe->samples();
   if (samples <= 0) return;  // the recipe's, which the engine knows
   if (batch > samples) {
     out->Wanted(field + ".batch_size", absl::StrCat("at most calibration.samples, ", samples),
@@ -191,15 +193,15 @@ void CheckWindows(const std::string& field, const v1::JobSpec& spec, Violations*
 }
 
 // A recipe decides what the grid leaves open.
-void CheckTesseraq(const std::string& field, const v1::JobSpec& spec, Violations* out) {
+void CheckTesseraq(const std::string& field, const v1::JobSpec& spec,
+                   const v1::RecipeDescription* recipe, Violations* out) {
   const v1::TesseraqMethod& tesseraq = spec.method().tesseraq();
   v1::WeightGrid grid = tesseraq.grid();
-  constexpr int kAnyBits = 4;
-  if (!tesseraq.recipe().empty() && grid.bits() == 0) grid.set_bits(kAnyBits);
+  if (!tesseraq.recipe().empty() && grid.bits() == 0) grid.set_bits(kOpenBits);
   CheckGrid(field + ".grid", grid, out);
   CheckActivations(field + ".activations", tesseraq.activations(), out);
   CheckSchedule(field, tesseraq, out);
-  CheckWindows(field, spec, out);
+  CheckWindows(field, spec, recipe, out);
   constexpr int kMaxReach = 2;
   out->Range(field + ".rounding_reach", tesseraq.rounding_reach(), 0, kMaxReach);
   out->Range(field + ".steps_per_stage", tesseraq.steps_per_stage(), 0, kMaxIterations);
@@ -241,7 +243,7 @@ void CheckPbllm(const std::string& field, double salient_ratio, Violations* out)
 
 }  // namespace
 
-void CheckMethod(const v1::JobSpec& spec, Violations* out) {
+void CheckMethod(const v1::JobSpec& spec, const v1::RecipeDescription* recipe, Violations* out) {
   const v1::Method& method = spec.method();
   const std::string field = "quantization_job.spec.method";
   CheckEnums(field, method, out);
@@ -254,7 +256,7 @@ void CheckMethod(const v1::JobSpec& spec, Violations* out) {
       out->Range(field + ".awq.scale_grid_points", method.awq().scale_grid_points(), 0, 1000);
       return;
     case v1::Method::kTesseraq:
-      return CheckTesseraq(field + ".tesseraq", spec, out);
+      return CheckTesseraq(field + ".tesseraq", spec, recipe, out);
     case v1::Method::kPtq161:
       return CheckPtq161(field + ".ptq161", method.ptq161(), out);
     case v1::Method::kBillm:

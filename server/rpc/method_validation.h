@@ -18,7 +18,11 @@ constexpr int kDefaultSamples = 128;
 constexpr std::string_view kTesseraqPlus = "tesseraq-plus";
 constexpr std::string_view kPtq161Plus = "ptq161-plus";
 
-// `spec.method`, with what it asks of the calibration.
-void CheckMethod(const v1::JobSpec& spec, Violations* out);
+// Bits of a recipe for any grid where the job names none.
+constexpr int kOpenBits = 4;
+
+// `spec.method`, with what it asks of the calibration. `recipe`: the row that the
+// method names; nullptr when it names none, or it is not known.
+void CheckMethod(const v1::JobSpec& spec, const v1::RecipeDescription* recipe, Violations* out);
 
 }  // namespace quantry::server

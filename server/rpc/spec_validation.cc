@@ -229,12 +229,13 @@ void CheckPreprocessing(const v1::JobSpec& spec, const SpecLimits& limits, Viola
 // The method's grid with what its recipe adds; nullopt when it has none, or
 // when nobody here knows its bits.
 std::optional<v1::WeightGrid> WholeGrid(const v1::Method& method,
-                                        const v1::MethodDescription& description) {
+                                        const v1::RecipeDescription* recipe) {
   const v1::WeightGrid* given = GridOf(method);
   if (given == nullptr) return std::nullopt;
   v1::WeightGrid grid = *given;
-  const v1::RecipeDescription* recipe = FindRecipe(method, description);
-  if (grid.bits() == 0 && recipe != nullptr) grid.set_bits(recipe->bits());
+  if (grid.bits() == 0 && recipe != nullptr) {
+    grid.set_bits(recipe->bits() == 0 ? kOpenBits : recipe->bits());
+  }
   if (grid.bits() == 0 && !RecipeName(method).empty()) return std::nullopt;
   return grid;
 }
@@ -314,14 +315,13 @@ void CheckSpec(const v1::JobSpec& spec, const SpecLimits& limits,
   }
   CheckModel(spec.model(), limits, violations);
   const v1::MethodDescription& description = DescriptionOf(spec.method(), methods);
-  CheckMethod(spec, violations);
+  const v1::RecipeDescription* recipe = FindRecipe(spec.method(), description);
+  CheckMethod(spec, recipe, violations);
   CheckRecipe(spec.method(), description, violations);
   CheckCalibration(spec, limits, violations);
   CheckEvaluation(spec, limits, violations);
   CheckPreprocessing(spec, limits, violations);
-  CheckOutputs(spec,
-               {WholeGrid(spec.method(), description),
-                RotatesOnline(spec.method(), FindRecipe(spec.method(), description))},
+  CheckOutputs(spec, {WholeGrid(spec.method(), recipe), RotatesOnline(spec.method(), recipe)},
                violations);
   CheckResources(spec, violations);
 }

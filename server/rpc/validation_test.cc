@@ -581,6 +581,7 @@ std::vector<v1::MethodDescription> Offered() {
   recipe->set_name("four");
   recipe->set_bits(4);
   recipe->set_group_size(128);
+  recipe->set_samples(16);
   tesseraq.add_recipes()->set_name("any");
   v1::RecipeDescription* activations = tesseraq.add_recipes();
   activations->set_name("w4a4");
@@ -638,6 +639,46 @@ TEST(ValidateCreate, OutputsMustHoldTheRecipesGrid) {
   const auto submit = ValidateCreate(request, {}, Offered());
   ASSERT_EQ(ViolationsOf(submit.status()).size(), 1u) << submit.status();
   EXPECT_EQ(ViolationsOf(submit.status())[0].field(), "quantization_job.spec.outputs[0].format");
+}
+
+TEST(ValidateCreate, ARecipeForAnyGridMeansFourBits) {
+  Request request = RecipeRequest("any", 0);
+  v1::OutputSpec* output = Spec(&request)->add_outputs();
+  output->set_format(v1::OUTPUT_FORMAT_AWQ);
+  EXPECT_TRUE(ValidateCreate(request, {}, Offered()).ok());
+  output->set_format(v1::OUTPUT_FORMAT_INT4_CARRIER);
+  const auto violations = ViolationsOf(ValidateCreate(request, {}, Offered()).status());
+  ASSERT_EQ(violations.size(), 1u);
+  EXPECT_EQ(violations[0].field(), "quantization_job.spec.outputs[0].format");
+  EXPECT_TRUE(ValidateCreate(request, {}).ok()) << "the engine's table is unknown";
+}
+
+TEST(ValidateCreate, BatchesFitTheRecipesSamples) {
+  const struct {
+    const char* name;
+    std::function<void(v1::TesseraqMethod*)> change;
+    const char* field;  // of the violation; nullptr: taken
+  } cases[] = {
+      {"batch_of_all", [](v1::TesseraqMethod* m) { m->set_batch_size(16); }, nullptr},
+      {"batch_above", [](v1::TesseraqMethod* m) { m->set_batch_size(17); }, "batch_size"},
+      {"held_out", [](v1::TesseraqMethod* m) { m->set_held_out_samples(12); }, nullptr},
+      {"held_out_above", [](v1::TesseraqMethod* m) { m->set_held_out_samples(13); },
+       "held_out_samples"},
+  };
+  for (const auto& c : cases) {
+    Request request = RecipeRequest("four", 0);
+    c.change(Spec(&request)->mutable_method()->mutable_tesseraq());
+    EXPECT_TRUE(ValidateCreate(request, {}).ok()) << c.name << ": the engine's table is unknown";
+    const auto submit = ValidateCreate(request, {}, Offered());
+    EXPECT_EQ(submit.ok(), c.field == nullptr) << c.name << ": " << submit.status();
+    if (c.field == nullptr) continue;
+    const auto violations = ViolationsOf(submit.status());
+    ASSERT_EQ(violations.size(), 1u) << c.name;
+    EXPECT_EQ(violations[0].field(),
+              std::string("quantization_job.spec.method.tesseraq.") + c.field);
+    Spec(&request)->mutable_calibration()->set_samples(32);
+    EXPECT_TRUE(ValidateCreate(request, {}, Offered()).ok()) << c.name << ": samples given";
+  }
 }
 
 TEST(ValidateCreate, OutputsMustCarryOnlineRotations) {

@@ -311,13 +311,19 @@ TEST(Catalog, RecipesFixWhatTheyParseTo) {
       if (recipe.activation_bits != 0) {
         EXPECT_EQ(row.default_activations(object).bits, recipe.activation_bits) << recipe.name;
       }
-      EXPECT_NE(row.create(object), nullptr) << recipe.name;
+      const std::unique_ptr<Method> method = row.create(object);
+      ASSERT_NE(method, nullptr) << recipe.name;
+      if (recipe.calibration.windows != 0) {
+        EXPECT_EQ(method->DefaultCalibration().windows, recipe.calibration.windows) << recipe.name;
+        EXPECT_EQ(method->DefaultCalibration().length, recipe.calibration.length) << recipe.name;
+      }
     }
   }
   EXPECT_GE(recipes, 11);
   const nlohmann::json tesseraq = MethodsJson().at("methods").at(2);
   EXPECT_EQ(tesseraq.at("recipes").at(0).dump(),
-            R"({"activation_bits":0,"bits":2,"group_size":128,"name":"tesseraq-w2g128"})");
+            R"({"activation_bits":0,"bits":2,"group_size":128,"name":"tesseraq-w2g128",)"
+            R"("samples":512,"sequence_length":2048})");
 }
 
 }  // namespace

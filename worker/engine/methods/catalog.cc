@@ -111,7 +111,8 @@ MethodRow TesseraqRow() {
   for (const TesseraqRecipe& recipe : TesseraqRecipes()) {
     const GridSpec grid = recipe.grid.value_or(GridSpec{.bits = 0, .group_size = 0});
     row.recipes.push_back({recipe.name, grid.bits, grid.group_size,
-                           recipe.fixes_activations() ? recipe.activation_bits : 0});
+                           recipe.fixes_activations() ? recipe.activation_bits : 0,
+                           recipe.calibration});
   }
   return row;
 }
@@ -195,7 +196,9 @@ nlohmann::json RecipesJson(const std::vector<RecipeRow>& recipes) {
     json.push_back({{"name", row.name},
                     {"bits", row.bits},
                     {"group_size", row.group_size},
-                    {"activation_bits", row.activation_bits}});
+                    {"activation_bits", row.activation_bits},
+                    {"samples", row.calibration.windows},
+                    {"sequence_length", row.calibration.length}});
   }
   return json;
 }

@@ -22,12 +22,13 @@ struct ParameterRow {
 };
 
 // A recipe of a method as RecipeDescription in method.proto shows it: what it
-// fixes. 0 = anything.
+// fixes (0 = anything) and the calibration it takes where none is asked for.
 struct RecipeRow {
   std::string name;  // value of the message's `recipe`
   int bits = 0;
   int64_t group_size = 0;  // -1 = per channel
   int activation_bits = 0;
+  StreamShape calibration = {};  // 0 = as without a recipe
 };
 
 // Everything outside a method's own folder that knows of it.
