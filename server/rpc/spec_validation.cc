@@ -116,6 +116,13 @@ void CheckText(const std::string& field, const v1::TextSource& text, const SpecL
   }
 }
 
+// A window of one token predicts nothing.
+void CheckLength(const std::string& field, int length, Violations* out) {
+  if (length == 0 || (length >= 2 && length <= kMaxSequenceLength)) return;
+  out->Wanted(field, absl::StrCat("0 (the default) or at least 2, at most ", kMaxSequenceLength),
+              absl::StrCat(length));
+}
+
 void CheckRecipe(const v1::Method& method, const v1::MethodDescription& description,
                  Violations* out) {
   for (const RecipeConflict& conflict : FindRecipeConflicts(method, description)) {
@@ -138,7 +145,7 @@ void CheckCalibration(const v1::JobSpec& spec, const SpecLimits& limits, Violati
   const v1::Calibration& calibration = spec.calibration();
   CheckText(field + ".source", calibration.source(), limits, out);
   out->Range(field + ".samples", calibration.samples(), 0, kMaxSamples);
-  out->Range(field + ".sequence_length", calibration.sequence_length(), 0, kMaxSequenceLength);
+  CheckLength(field + ".sequence_length", calibration.sequence_length(), out);
   if (!v1::TextFormat_IsValid(calibration.format())) {
     out->Wanted(field + ".format", "a known TextFormat", absl::StrCat(calibration.format()));
   }
@@ -152,7 +159,7 @@ void CheckEvaluation(const v1::JobSpec& spec, const SpecLimits& limits, Violatio
   if (spec.has_evaluation()) {
     const v1::Evaluation& evaluation = spec.evaluation();
     CheckText(field + ".source", evaluation.source(), limits, out);
-    out->Range(field + ".sequence_length", evaluation.sequence_length(), 0, kMaxSequenceLength);
+    CheckLength(field + ".sequence_length", evaluation.sequence_length(), out);
     out->Range(field + ".windows", evaluation.windows(), 0, kMaxWindows);
     if (!v1::TextFormat_IsValid(evaluation.format())) {
       out->Wanted(field + ".format", "a known TextFormat", absl::StrCat(evaluation.format()));
@@ -219,7 +226,7 @@ void CheckPreprocessing(const v1::JobSpec& spec, const SpecLimits& limits, Viola
   }
   const v1::Preprocessing& preprocessing = spec.preprocessing();
   CheckText(field + ".source", preprocessing.source(), limits, out);
-  out->Range(field + ".sequence_length", preprocessing.sequence_length(), 0, kMaxSequenceLength);
+  CheckLength(field + ".sequence_length", preprocessing.sequence_length(), out);
   if (!v1::TextFormat_IsValid(preprocessing.format())) {
     out->Wanted(field + ".format", "a known TextFormat", absl::StrCat(preprocessing.format()));
   }

@@ -218,6 +218,24 @@ const BadCase kBadCases[] = {
      "quantization_job.spec.calibration.samples", "got -1"},
     {"length", [](Request* r) { Spec(r)->mutable_calibration()->set_sequence_length(1 << 20); },
      "quantization_job.spec.calibration.sequence_length", "got 1048576"},
+    {"length_negative", [](Request* r) { Spec(r)->mutable_calibration()->set_sequence_length(-1); },
+     "quantization_job.spec.calibration.sequence_length", "got -1"},
+    {"one_token_calibration",
+     [](Request* r) { Spec(r)->mutable_calibration()->set_sequence_length(1); },
+     "quantization_job.spec.calibration.sequence_length",
+     "wanted 0 (the default) or at least 2, at most 131072, got 1"},
+    {"one_token_evaluation",
+     [](Request* r) {
+       Spec(r)->mutable_evaluation()->mutable_source()->set_local_path("/text");
+       Spec(r)->mutable_evaluation()->set_sequence_length(1);
+     },
+     "quantization_job.spec.evaluation.sequence_length", "at least 2"},
+    {"one_token_preprocessing",
+     [](Request* r) {
+       Spec(r)->mutable_preprocessing()->mutable_source()->set_local_path("/text");
+       Spec(r)->mutable_preprocessing()->set_sequence_length(1);
+     },
+     "quantization_job.spec.preprocessing.sequence_length", "at least 2"},
     {"format",
      [](Request* r) { Spec(r)->mutable_calibration()->set_format(static_cast<v1::TextFormat>(9)); },
      "quantization_job.spec.calibration.format", "a known TextFormat"},
