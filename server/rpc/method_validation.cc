@@ -215,7 +215,7 @@ void CheckTesseraq(const std::string& field, const v1::JobSpec& spec,
   number("dense_learning_rate", tesseraq.dense_learning_rate(), kMaxRate);
   number("model_tuning_rate", tesseraq.model_tuning_rate(), kMaxRate);
   const auto switchable = [&](const char* name, double value) {
-    if (value >= -1 && value <= kMaxRate) return;
+    if (value == -1 || (value >= 0 && value <= kMaxRate)) return;
     out->Wanted(absl::StrCat(field, ".", name),
                 absl::StrCat("-1 (none), 0 (the default) or up to ", kMaxRate),
                 absl::StrCat(value));

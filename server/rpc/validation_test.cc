@@ -330,6 +330,14 @@ const BadCase kBadCases[] = {
      "quantization_job.spec.method.tesseraq.batch_size", "0 to 4096"},
     {"scale_decay", [](Request* r) { Tesseraq(r)->set_scale_weight_decay(-2); },
      "quantization_job.spec.method.tesseraq.scale_weight_decay", "-1 (none)"},
+    {"scale_decay_of_neither", [](Request* r) { Tesseraq(r)->set_scale_weight_decay(-0.5); },
+     "quantization_job.spec.method.tesseraq.scale_weight_decay", "-1 (none)"},
+    {"tuning_dense_rate_of_neither",
+     [](Request* r) {
+       Tesseraq(r)->set_model_tuning_steps(5);
+       Tesseraq(r)->set_model_tuning_dense_rate(-1e-3);
+     },
+     "quantization_job.spec.method.tesseraq.model_tuning_dense_rate", "-1 (none)"},
     {"tuning_dense_rate",
      [](Request* r) {
        Tesseraq(r)->set_model_tuning_steps(5);

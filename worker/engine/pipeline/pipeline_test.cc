@@ -212,6 +212,10 @@ TEST(Job, T5_RefusesTesseraqOptionsThatCannotWork) {
   const std::vector<std::pair<std::string, std::string>> cases = {
       {R"({"rounding_weight_decay": 0.1})", "rounding_weight_decay"},
       {R"({"learning_rate": -1})", "learning_rate"},
+      {R"({"scale_weight_decay": -0.5})", "scale_weight_decay must be -1 (none)"},
+      {R"({"scale_weight_decay": -2})", "scale_weight_decay must be -1 (none)"},
+      {R"({"model_tuning_steps": 5, "model_tuning_dense_rate": -0.001})",
+       "model_tuning_dense_rate must be -1 (none)"},
       {R"({"schedule": [0.5, 0.6]})", "schedule"},
       {R"({"schedule": [0.5, 0.4], "stages": 2})", "stages"},
       {R"({"stages": -3})", "stages"},

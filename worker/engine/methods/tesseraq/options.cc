@@ -26,6 +26,13 @@ double ParseRate(JsonObject& options, const std::string& name) {
   return rate;
 }
 
+// -1 = none, 0 = not given; nothing else below 0 means anything.
+double ParseSwitchable(JsonObject& options, const std::string& name) {
+  const double value = options.Number(name, 0, -1e30);
+  if (value < 0 && value != -1) options.Refuse(name, "-1 (none) or above 0 (left out = default)");
+  return value;
+}
+
 struct Budget {
   int64_t divisor;  // of the steps; the rate grows by it
 };
@@ -87,7 +94,7 @@ StepRates ParseRates(JsonObject& options, double default_rate) {
   rates.rounding = rate > 0 ? rate : default_rate;
   const double scale_rate = ParseRate(options, "scale_learning_rate");
   rates.scale = scale_rate > 0 ? scale_rate : rates.rounding;
-  const double decay = options.Number("scale_weight_decay", 0, -1);
+  const double decay = ParseSwitchable(options, "scale_weight_decay");
   rates.scale_weight_decay = decay == 0 ? kDefaultDecay : std::max(decay, 0.0);
   rates.tune_scale = !options.Bool("disable_scale_tuning", false);
   if (!rates.tune_scale) {
@@ -126,7 +133,7 @@ ModelTuningOptions ParseTuning(JsonObject& options, ModelTuningOptions tuning, b
   }
   const double rate = ParseRate(options, "model_tuning_rate");
   if (rate > 0) tuning.scale_rate = rate;
-  const double dense_rate = options.Number("model_tuning_dense_rate", 0, -1);
+  const double dense_rate = ParseSwitchable(options, "model_tuning_dense_rate");
   if (dense_rate != 0) tuning.dense_rate = std::max(dense_rate, 0.0);
   if (scales) return tuning;
   tuning.scale_rate = 0;
