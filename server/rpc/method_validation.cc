@@ -54,21 +54,30 @@ void CheckGptq(const std::string& field, const v1::GptqMethod& gptq, Violations*
   out->Range(field + ".block_size", gptq.block_size(), 0, kMaxGroupSize);
 }
 
-void CheckOmniquant(const std::string& field, const v1::OmniquantMethod& omniquant,
-                    Violations* out) {
+// A step takes different windows. `batch` 0: as many as there are, up to the default.
+void CheckBatch(const std::string& field, int batch, const v1::JobSpec& spec, Violations* out) {
+  out->Range(field, batch, 0, kMaxBatch);
+  const int given = spec.calibration().samples();
+  const int samples = given == 0 ? kDefaultSamples : given;
+  if (batch > kMaxBatch || samples < 0 || batch <= samples) return;
+  out->Wanted(field, absl::StrCat("at most calibration.samples, ", samples), absl::StrCat(batch));
+}
+
+void CheckOmniquant(const std::string& field, const v1::JobSpec& spec, Violations* out) {
+  const v1::OmniquantMethod& omniquant = spec.method().omniquant();
   CheckGrids(field, omniquant, out);
   out->Range(field + ".epochs", omniquant.epochs(), 0, kMaxIterations);
-  out->Range(field + ".batch_size", omniquant.batch_size(), 0, kMaxBatch);
+  CheckBatch(field + ".batch_size", omniquant.batch_size(), spec, out);
   out->Share(field + ".learning_rate", omniquant.learning_rate());
   out->Share(field + ".transform_learning_rate", omniquant.transform_learning_rate());
   out->Share(field + ".transform_alpha", omniquant.transform_alpha());
 }
 
-void CheckSignround(const std::string& field, const v1::SignroundMethod& signround,
-                    Violations* out) {
+void CheckSignround(const std::string& field, const v1::JobSpec& spec, Violations* out) {
+  const v1::SignroundMethod& signround = spec.method().signround();
   CheckGrids(field, signround, out);
   out->Range(field + ".iterations", signround.iterations(), 0, kMaxIterations);
-  out->Range(field + ".batch_size", signround.batch_size(), 0, kMaxBatch);
+  CheckBatch(field + ".batch_size", signround.batch_size(), spec, out);
   out->Share(field + ".learning_rate", signround.learning_rate());
   out->Share(field + ".range_learning_rate", signround.range_learning_rate());
 }
@@ -268,11 +277,11 @@ void CheckMethod(const v1::JobSpec& spec, const v1::RecipeDescription* recipe, V
     case v1::Method::kGptq:
       return CheckGptq(field + ".gptq", method.gptq(), out);
     case v1::Method::kOmniquant:
-      return CheckOmniquant(field + ".omniquant", method.omniquant(), out);
+      return CheckOmniquant(field + ".omniquant", spec, out);
     case v1::Method::kQuarot:
       return CheckGrids(field + ".quarot", method.quarot(), out);
     case v1::Method::kSignround:
-      return CheckSignround(field + ".signround", method.signround(), out);
+      return CheckSignround(field + ".signround", spec, out);
     case v1::Method::KIND_NOT_SET:
       return out->Wanted(field, "one of the methods of ListMethods", "nothing");
   }

@@ -166,6 +166,30 @@ const BadCase kBadCases[] = {
        signround->set_iterations(-1);
      },
      "quantization_job.spec.method.signround.iterations", "wanted 0 to"},
+    {"signround_batch_of_the_default_samples",
+     [](Request* r) {
+       v1::SignroundMethod* signround = Spec(r)->mutable_method()->mutable_signround();
+       signround->mutable_grid()->set_bits(3);
+       signround->set_batch_size(129);
+     },
+     "quantization_job.spec.method.signround.batch_size",
+     "wanted at most calibration.samples, 128, got 129"},
+    {"signround_batch_too_large",
+     [](Request* r) {
+       v1::SignroundMethod* signround = Spec(r)->mutable_method()->mutable_signround();
+       signround->mutable_grid()->set_bits(3);
+       signround->set_batch_size(65537);
+     },
+     "quantization_job.spec.method.signround.batch_size", "0 to 65536"},
+    {"omniquant_batch_of_the_samples",
+     [](Request* r) {
+       v1::OmniquantMethod* omniquant = Spec(r)->mutable_method()->mutable_omniquant();
+       omniquant->mutable_grid()->set_bits(3);
+       omniquant->set_batch_size(5);
+       Spec(r)->mutable_calibration()->set_samples(4);
+     },
+     "quantization_job.spec.method.omniquant.batch_size",
+     "wanted at most calibration.samples, 4, got 5"},
     {"grid_points",
      [](Request* r) { Spec(r)->mutable_method()->mutable_awq()->set_scale_grid_points(-1); },
      "quantization_job.spec.method.awq.scale_grid_points", "wanted 0 to 1000"},
@@ -562,6 +586,17 @@ TEST(ValidateCreate, OptionsThatBelongTogetherAreTaken) {
       [](Request* r) { Spec(r)->mutable_method()->mutable_billm()->set_exact_compensation(true); },
       [](Request* r) { Spec(r)->mutable_method()->mutable_pbllm()->set_salient_ratio(0.2); },
       [](Request* r) { Tesseraq(r)->set_recipe("tesseraq-plus"); },
+      // Its default of 8 windows a step takes what there is.
+      [](Request* r) {
+        Spec(r)->mutable_method()->mutable_signround()->mutable_grid()->set_bits(3);
+        Spec(r)->mutable_calibration()->set_samples(2);
+      },
+      [](Request* r) {
+        v1::SignroundMethod* signround = Spec(r)->mutable_method()->mutable_signround();
+        signround->mutable_grid()->set_bits(3);
+        signround->set_batch_size(16);
+        Spec(r)->mutable_calibration()->set_samples(16);
+      },
       [](Request* r) {
         Tesseraq(r)->set_scale_weight_decay(-1);
         Tesseraq(r)->set_budget(v1::TesseraqMethod::BUDGET_BALANCED);

@@ -3,6 +3,10 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <string>
+
+#include "worker/engine/base/error.h"
+#include "worker/engine/base/strings.h"
 
 namespace quantry::engine {
 namespace {
@@ -21,6 +25,15 @@ int64_t Batches(const StreamShape& stream) {
   if (stream.windows == 0) return 0;
   const int64_t step = WindowsPerBatch(stream.length);
   return (stream.windows + step - 1) / step;
+}
+
+void CheckBatchSize(int64_t batch_size, const StreamShape& stream) {
+  if (batch_size <= stream.windows) return;
+  const std::string batch = std::to_string(batch_size);
+  throw UserError("INVALID_SPEC",
+                  StrCat("batch_size ", batch, " is larger than the ", stream.windows,
+                         " calibration windows: ask for more samples or a smaller batch"),
+                  {{"batch_size", batch}, {"windows", std::to_string(stream.windows)}});
 }
 
 int BatchWorkers(const ModelConfig& config, const StreamShape& stream, const at::Device& device) {

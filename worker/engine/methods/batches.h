@@ -16,6 +16,9 @@ int64_t WindowsPerBatch(int64_t length);
 // Batches a whole stream takes; 0 without calibration data.
 int64_t Batches(const StreamShape& stream);
 
+// Throws INVALID_SPEC when a training step would take more windows than there are.
+void CheckBatchSize(int64_t batch_size, const StreamShape& stream);
+
 struct Batch {
   int64_t index = 0;
   int64_t first = 0;  // windows [first, last)

@@ -104,7 +104,7 @@ std::unique_ptr<Method> CreateSignround(JsonObject& options) {
                        "with disable_range_tuning (leave one of the two out)");
   }
   signround.range_learning_rate = Share(options, "range_learning_rate", 0);
-  signround.batch_size = Count(options, "batch_size", signround.batch_size);
+  signround.batch_size = Count(options, "batch_size", 0);
   signround.quantized_input = !options.Bool("disable_quantized_input", false);
   return std::make_unique<Signround>(signround);
 }

@@ -92,6 +92,14 @@ TEST(Job, OnlyQuarotIsToldToLeaveOnlineRotationsOut) {
   EXPECT_FALSE(test::Mentions(error, advice)) << error.what();
 }
 
+TEST(Job, ADefaultBatchTakesTheWindowsThereAre) {
+  nlohmann::json json = GoodJob();  // 4 windows
+  for (const int batch : {0, 4}) {
+    json["method"] = {{"signround", {{"batch_size", batch}}}};
+    EXPECT_NO_THROW(ParseJob(json)) << batch;
+  }
+}
+
 TEST(Job, ReadsActivationBits) {
   nlohmann::json json = GoodJob();
   json["method"]["awq"]["activations"]["bits"] = 6;
@@ -274,6 +282,12 @@ INSTANTIATE_TEST_SUITE_P(
         BadJob{"damping_of_two", R"({"method": {"awq": null, "gptq": {"damping": 2}}})", "damping"},
         BadJob{"negative_rate", R"({"method": {"awq": null, "signround": {"learning_rate": -1}}})",
                "learning_rate"},
+        BadJob{"signround_batch_above_the_samples",
+               R"({"method": {"awq": null, "signround": {"batch_size": 5}}})",
+               "batch_size 5 is larger than the 4 calibration windows"},
+        BadJob{"omniquant_batch_above_the_samples",
+               R"({"method": {"awq": null, "omniquant": {"batch_size": 5}}})",
+               "batch_size 5 is larger than the 4 calibration windows"},
         BadJob{"negative_group", R"({"method": {"awq": {"grid": {"group_size": -2}}}})", "-2"},
         BadJob{"two_methods", R"({"method": {"rtn": {}}})", "one method"},
         BadJob{"unknown_method", R"({"method": {"awq": null, "magic": {}}})", "magic"},

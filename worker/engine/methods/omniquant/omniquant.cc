@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "worker/engine/methods/batches.h"
 #include "worker/engine/methods/block_weights.h"
 #include "worker/engine/methods/omniquant/transform.h"
 #include "worker/engine/methods/training/block_loss.h"
@@ -156,6 +157,10 @@ int64_t Omniquant::WorkingBytes(const Architecture&, const ModelConfig& config,
                                 const StreamShape& stream) const {
   const int64_t windows = std::min<int64_t>(options_.batch_size, stream.windows);
   return KeptActivationBytes(config, stream, windows) + TargetBytes(config, stream);
+}
+
+void Omniquant::Check(const StreamShape& stream) const {
+  CheckBatchSize(options_.batch_size, stream);
 }
 
 MethodResult Omniquant::Quantize(const BlockTask& task, ProgressSink& progress) const {

@@ -59,6 +59,7 @@ class Omniquant : public Method {
                 const StreamShape& stream) const override;
   int64_t WorkingBytes(const Architecture& architecture, const ModelConfig& config,
                        const StreamShape& stream) const override;
+  void Check(const StreamShape& stream) const override;
   MethodResult Quantize(const BlockTask& task, ProgressSink& progress) const override;
 
  private:

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "worker/engine/base/random.h"
+#include "worker/engine/methods/batches.h"
 #include "worker/engine/methods/block_weights.h"
 #include "worker/engine/methods/training/block_loss.h"
 #include "worker/engine/methods/training/trainable_quantize.h"
@@ -22,6 +23,11 @@ struct LinearParameters {
   at::Tensor lower;    // [out, groups], 0 .. 1
   at::Tensor upper;
 };
+
+int64_t WindowsPerStep(const SignroundOptions& options, int64_t windows) {
+  constexpr int64_t kDefaultBatch = 8;
+  return std::min(options.batch_size == 0 ? kDefaultBatch : options.batch_size, windows);
+}
 
 // The first `count` of a random permutation of 0 .. n - 1.
 std::vector<int64_t> Draw(int64_t n, int64_t count, Random& random) {
@@ -126,8 +132,7 @@ class SignTrainer {
   void Step(int step, double rate, double range_rate) {
     const at::AutoGradMode grad(true);
     const int64_t windows = input_.size(0);
-    const std::vector<int64_t> drawn =
-        Draw(windows, std::min<int64_t>(options_.batch_size, windows), random_);
+    const std::vector<int64_t> drawn = Draw(windows, WindowsPerStep(options_, windows), random_);
     const at::Tensor index = at::tensor(drawn, at::kLong);
     const auto part = [&](const at::Tensor& x) {
       return x.index_select(0, index).to(task_.device);
@@ -193,9 +198,13 @@ int64_t Signround::Steps(const Architecture& architecture, const ModelConfig&,
 // Gradients of offsets and weights, beside the block, its trial, and offsets twice.
 int64_t Signround::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
                                 const StreamShape& stream) const {
-  const int64_t windows = std::min<int64_t>(options_.batch_size, stream.windows);
+  const int64_t windows = WindowsPerStep(options_, stream.windows);
   return 2 * static_cast<int64_t>(sizeof(float)) * BlockWeights(architecture, config) +
          KeptActivationBytes(config, stream, windows) + TargetBytes(config, stream);
+}
+
+void Signround::Check(const StreamShape& stream) const {
+  CheckBatchSize(options_.batch_size, stream);
 }
 
 MethodResult Signround::Quantize(const BlockTask& task, ProgressSink& progress) const {

@@ -8,7 +8,7 @@ struct SignroundOptions {
   int iterations = 200;
   double learning_rate = 0;        // first step of a rounding offset; 0 = 1 / iterations
   double range_learning_rate = 0;  // of a range factor; 0 = learning_rate
-  int batch_size = 8;              // windows a step
+  int batch_size = 0;              // windows a step; 0 = 8, or all where there are fewer
   bool tune_ranges = true;
   bool quantized_input = true;  // train on the quantized prefix's activations
 };
@@ -26,6 +26,7 @@ class Signround : public Method {
                 const StreamShape& stream) const override;
   int64_t WorkingBytes(const Architecture& architecture, const ModelConfig& config,
                        const StreamShape& stream) const override;
+  void Check(const StreamShape& stream) const override;
   MethodResult Quantize(const BlockTask& task, ProgressSink& progress) const override;
 
  private:

@@ -107,8 +107,8 @@ const ModelTuningOptions* Tesseraq::Tuning() const {
 void Tesseraq::Check(const StreamShape& stream) const {
   const int64_t held_out = options_.rounding.held_out;
   if (options_.rounding.batch_size + held_out <= stream.windows) return;
-  const std::string batch = std::to_string(options_.rounding.batch_size);
   if (held_out > 0) {
+    const std::string batch = std::to_string(options_.rounding.batch_size);
     throw UserError("INVALID_SPEC",
                     StrCat("held_out_samples ", held_out, " leaves less than a batch of ", batch,
                            " of the ", stream.windows,
@@ -118,10 +118,7 @@ void Tesseraq::Check(const StreamShape& stream) const {
                      {"batch_size", batch},
                      {"windows", std::to_string(stream.windows)}});
   }
-  throw UserError("INVALID_SPEC",
-                  StrCat("batch_size ", batch, " is larger than the ", stream.windows,
-                         " calibration windows: ask for more samples or a smaller batch"),
-                  {{"batch_size", batch}, {"windows", std::to_string(stream.windows)}});
+  CheckBatchSize(options_.rounding.batch_size, stream);
 }
 
 Tesseraq::Start Tesseraq::Initialize(const BlockTask& task, ProgressSink& progress) const {
