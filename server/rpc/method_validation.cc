@@ -163,6 +163,11 @@ void CheckSchedule(const std::string& field, const v1::TesseraqMethod& tesseraq,
   if (tesseraq.stages() != 0) {
     out->Wanted(field + ".stages", "nothing beside schedule", absl::StrCat(tesseraq.stages()));
   }
+  if (tesseraq.schedule_size() > kMaxStages) {
+    out->Wanted(field + ".schedule", absl::StrCat("at most ", kMaxStages, " stages"),
+                absl::StrCat(tesseraq.schedule_size()));
+    return;
+  }
   double before = 1;
   for (int i = 0; i < tesseraq.schedule_size(); ++i) {
     const double fraction = tesseraq.schedule(i);

@@ -282,6 +282,11 @@ const BadCase kBadCases[] = {
        Tesseraq(r)->set_stages(2);
      },
      "quantization_job.spec.method.tesseraq.stages", "nothing beside schedule"},
+    {"schedule_of_1001_stages",
+     [](Request* r) {
+       for (int i = 1; i <= 1001; ++i) Tesseraq(r)->add_schedule(1 - i / 2000.0);
+     },
+     "quantization_job.spec.method.tesseraq.schedule", "at most 1000 stages, got 1001"},
     {"stages", [](Request* r) { Tesseraq(r)->set_stages(-1); },
      "quantization_job.spec.method.tesseraq.stages", "got -1"},
     {"steps", [](Request* r) { Tesseraq(r)->set_steps_per_stage(-1); },
@@ -601,6 +606,9 @@ TEST(ValidateCreate, OptionsThatBelongTogetherAreTaken) {
         Tesseraq(r)->set_scale_weight_decay(-1);
         Tesseraq(r)->set_budget(v1::TesseraqMethod::BUDGET_BALANCED);
         Tesseraq(r)->set_batch_size(128);
+      },
+      [](Request* r) {
+        for (int i = 1; i <= 1000; ++i) Tesseraq(r)->add_schedule(1 - i / 2000.0);
       },
       [](Request* r) {
         Tesseraq(r)->set_rounding_reach(2);

@@ -243,6 +243,18 @@ TEST(Job, T5_RefusesTesseraqOptionsThatCannotWork) {
   }
 }
 
+TEST(Job, ASchedulesLengthIsBounded) {
+  nlohmann::json json = GoodJob();
+  json["method"] = {{"tesseraq", nlohmann::json::object()}};
+  nlohmann::json& schedule = json["method"]["tesseraq"]["schedule"];
+  for (int i = 1; i <= 1000; ++i) schedule.push_back(1 - i / 2000.0);
+  EXPECT_NO_THROW(ParseJob(json));
+  schedule.push_back(0.1);
+  const EngineError error = test::ErrorOf([&] { ParseJob(json); });
+  EXPECT_EQ(error.reason, "INVALID_SPEC");
+  EXPECT_TRUE(test::Mentions(error, "schedule must be at most 1000 stages")) << error.what();
+}
+
 struct BadJob {
   const char* name;
   const char* patch;  // JSON merge patch

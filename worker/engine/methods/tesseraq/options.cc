@@ -84,6 +84,9 @@ std::vector<double> ParseSchedule(JsonObject& options, int default_stages) {
   std::vector<double> schedule = options.Numbers("schedule");
   if (schedule.empty()) return ScheduleOf(stages == 0 ? default_stages : static_cast<int>(stages));
   if (stages != 0) options.Refuse("stages", "left out when schedule is given");
+  if (schedule.size() > static_cast<size_t>(kMaxStages)) {
+    options.Refuse("schedule", StrCat("at most ", kMaxStages, " stages"));
+  }
   CheckSchedule(schedule);
   return schedule;
 }
