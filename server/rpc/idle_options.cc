@@ -7,7 +7,9 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "google/protobuf/descriptor.h"
+#include "google/protobuf/text_format.h"
 #include "quantry/v1/method.pb.h"
 #include "server/rpc/method_validation.h"
 
@@ -186,6 +188,22 @@ std::string WhyIdle(const Message& message, const std::string& name) {
   return "";
 }
 
+// Of a field that is set: 40, true, METRIC_HESSIAN, ["shuffle","learn_rounding"].
+std::string ValueText(const Message& message, const FieldDescriptor* field) {
+  const auto print = [&](int index) {
+    std::string text;
+    google::protobuf::TextFormat::PrintFieldValueToString(message, field, index, &text);
+    return text;
+  };
+  if (!field->is_repeated()) return print(-1);
+  constexpr int kMost = 8;  // a message names no more
+  std::vector<std::string> items;
+  const int size = message.GetReflection()->FieldSize(message, field);
+  for (int i = 0; i < std::min(size, kMost); ++i) items.push_back(print(i));
+  if (size > kMost) items.push_back("...");
+  return absl::StrCat("[", absl::StrJoin(items, ","), "]");
+}
+
 }  // namespace
 
 void CheckIdleOptions(const std::string& field, const Message& message, Violations* out) {
@@ -199,7 +217,8 @@ void CheckIdleOptions(const std::string& field, const Message& message, Violatio
       continue;
     }
     const std::string why = WhyIdle(message, part->name());
-    if (!why.empty()) out->Wanted(path, "nothing, as it has no effect " + why, "a value");
+    if (why.empty()) continue;
+    out->Wanted(path, "nothing, as it has no effect " + why, ValueText(message, part));
   }
 }
 

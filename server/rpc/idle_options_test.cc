@@ -37,6 +37,12 @@ Request RequestOf(const json& method) {
   return request;
 }
 
+// The value as the refusal names it: names of enumerations stand bare.
+std::string GotOf(const json& value) {
+  const bool bare = value.is_string();
+  return "got " + (bare ? value.get<std::string>() : value.dump());
+}
+
 TEST(IdleOptions, AreRefusedByNameWithTheReason) {
   for (const json& c : Cases()) {
     const json idle = c.value("idle", json::object());
@@ -50,6 +56,7 @@ TEST(IdleOptions, AreRefusedByNameWithTheReason) {
                   HasSubstr(FieldOf(kMethod, pointer) + ": wanted nothing, as it has no effect"))
           << c["name"];
       EXPECT_THAT(message, HasSubstr(c["why"].get<std::string>())) << c["name"];
+      EXPECT_THAT(message, testing::EndsWith(", " + GotOf(value))) << c["name"];
       EXPECT_THAT(message, testing::Not(HasSubstr("(and "))) << "the option alone: " << c["name"];
     }
   }

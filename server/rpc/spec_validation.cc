@@ -222,7 +222,7 @@ void CheckPreprocessing(const v1::JobSpec& spec, const SpecLimits& limits, Viola
   if (spec.method().restore().first_pass().first_pass_mask()) {
     out->Wanted(At("method.restore.first_pass.first_pass_mask"),
                 "nothing, as it has no effect here: there is no second pass (leave it out)",
-                "a value");
+                "true");
   }
   const v1::Preprocessing& preprocessing = spec.preprocessing();
   CheckText(field + ".source", preprocessing.source(), limits, out);
