@@ -178,6 +178,21 @@ TEST_P(AwqTest, ReportsTheSameStepsWithQuantizedActivations) {
             awq.Steps(setting.checkpoint->architecture(), setting.checkpoint->config(), {40, 16}));
 }
 
+// Of o_proj and down_proj, whose groups are compared at the linear itself; one
+// batch of windows has one worker.
+TEST(Awq, CountsItsGramMatrices) {
+  const Setting setting("llama");
+  const Architecture& architecture = setting.checkpoint->architecture();
+  const ModelConfig& config = setting.checkpoint->config();
+  const StreamShape stream{2, 16};
+  const int64_t heads = config.num_heads * config.head_dim;
+  const int64_t wide = config.intermediate_size;
+  const bool scales_attention = config.num_kv_heads == config.num_heads;
+  const int64_t bytes = (wide * wide + (scales_attention ? heads * heads : 0)) * 4;
+  EXPECT_EQ(Awq({true, true, 3}).WorkingBytes(architecture, config, stream), bytes);
+  EXPECT_EQ(Awq({false, true, 3}).WorkingBytes(architecture, config, stream), 0);
+}
+
 // T22: with grouped-query attention v_proj is narrower than o_proj's input.
 TEST(Awq, T22_SkipsAttentionOutputWithGroupedQueries) {
   const auto previous = [](int kv_heads) {

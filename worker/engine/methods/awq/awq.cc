@@ -15,12 +15,12 @@ namespace quantry::engine {
 namespace {
 
 // Sources whose Gram matrix the scale search wants.
-std::set<int> GramSources(const BlockTask& task) {
-  const Block& block = task.block;
+std::set<int> GramSources(const Architecture& architecture, const ModelConfig& config,
+                          const ActivationSpec& activations) {
   std::set<int> sources;
-  for (const SmoothingGroup& group : UsableSmoothingGroups(*block.architecture, *block.config)) {
-    if (!UsesGram(group, task.activations)) continue;
-    sources.insert(InputSource(*block.architecture, group.linears.at(0)));
+  for (const SmoothingGroup& group : UsableSmoothingGroups(architecture, config)) {
+    if (!UsesGram(group, activations)) continue;
+    sources.insert(InputSource(architecture, group.linears.at(0)));
   }
   return sources;
 }
@@ -97,13 +97,27 @@ int64_t AwqSearchSteps(const AwqOptions& options, const Architecture& architectu
   return steps;
 }
 
+// Every worker sums a matrix [in, in] of its own for each source.
+int64_t AwqSearchBytes(const AwqOptions& options, const Architecture& architecture,
+                       const ModelConfig& config, const StreamShape& stream) {
+  if (!options.search_scales) return 0;
+  int64_t values = 0;
+  for (const int source : GramSources(architecture, config, {})) {
+    const int64_t in = ShapeOf(config, architecture.linears[source].role).in;
+    values += in * in;
+  }
+  return values * BatchWorkers(config, stream, at::kCPU) * static_cast<int64_t>(sizeof(float));
+}
+
 AwqBlock SearchAwq(const BlockTask& task, const AwqOptions& options, const at::Tensor& clip_inputs,
                    ProgressSink& progress) {
   AwqBlock result{task.block, {}};  // folding and clipping replace tensors, never write to them
   std::map<int, at::Tensor> scales;
   std::map<int, InputStatistics> inputs;
   if (options.search_scales) {
-    inputs = CollectInputs(task, GramSources(task), progress);
+    const std::set<int> grams =
+        GramSources(*task.block.architecture, *task.block.config, task.activations);
+    inputs = CollectInputs(task, grams, progress);
     scales = SmoothBlock(task, options.scale_grid_points, inputs, result, progress);
   }
   if (options.search_clip) {
@@ -118,6 +132,11 @@ int64_t Awq::Steps(const Architecture& architecture, const ModelConfig& config,
                    const StreamShape& stream) const {
   return AwqSearchSteps(options_, architecture, config, stream) +
          static_cast<int64_t>(architecture.linears.size());
+}
+
+int64_t Awq::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
+                          const StreamShape& stream) const {
+  return AwqSearchBytes(options_, architecture, config, stream);
 }
 
 MethodResult Awq::Quantize(const BlockTask& task, ProgressSink& progress) const {

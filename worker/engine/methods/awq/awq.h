@@ -23,6 +23,9 @@ AwqBlock SearchAwq(const BlockTask& task, const AwqOptions& options, const at::T
                    ProgressSink& progress);
 int64_t AwqSearchSteps(const AwqOptions& options, const Architecture& architecture,
                        const ModelConfig& config, const StreamShape& stream);
+// Host memory of its Gram matrices at most, for Method::WorkingBytes.
+int64_t AwqSearchBytes(const AwqOptions& options, const Architecture& architecture,
+                       const ModelConfig& config, const StreamShape& stream);
 
 // Activation-aware weight quantization (Lin et al., arXiv 2306.00978; spec:
 // tesseraq.md 1.3 and 1.4): per-channel scale search, clip search, rounding to
@@ -32,6 +35,8 @@ class Awq : public Method {
   explicit Awq(const AwqOptions& options) : options_(options) {}
   int64_t Steps(const Architecture& architecture, const ModelConfig& config,
                 const StreamShape& stream) const override;
+  int64_t WorkingBytes(const Architecture& architecture, const ModelConfig& config,
+                       const StreamShape& stream) const override;
   MethodResult Quantize(const BlockTask& task, ProgressSink& progress) const override;
 
  private:

@@ -91,7 +91,10 @@ int64_t Tesseraq::StartSteps(const Architecture& architecture, const ModelConfig
 
 int64_t Tesseraq::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
                                const StreamShape& stream) const {
-  return BlockWeights(architecture, config) * kBytesPerWeight +
+  const int64_t start = options_.init == RoundingInit::kOmniquant
+                            ? 0
+                            : AwqSearchBytes(Switched(options_), architecture, config, stream);
+  return start + BlockWeights(architecture, config) * kBytesPerWeight +
          KeptActivationBytes(config, stream, options_.rounding.batch_size) +
          TargetBytes(config, stream);
 }
