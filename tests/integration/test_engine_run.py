@@ -231,13 +231,8 @@ def test_a_quote_holds_the_peak(engine, tmp_path, method):
 @pytest.mark.parametrize("length", [64, 512])
 def test_a_quote_holds_the_peak_of_adapters(engine, tmp_path, length):
     """SmolLM2's shapes and four blocks: beside its vocabulary they are small."""
-<<<<<<< HEAD
-    write_random_model(tmp_path / "wide", "llama-gqa-tied", hidden_size=576, intermediate_size=1536, num_hidden_layers=4,
-                       num_attention_heads=9, num_key_value_heads=3, vocab_size=49152)
-=======
     write_random_model(tmp_path / "wide", "llama-gqa-tied", hidden_size=576, intermediate_size=1536,
                        num_hidden_layers=4, num_attention_heads=9, num_key_value_heads=3, vocab_size=49152)
->>>>>>> 5ab4392 (Compare the quote with the peak of training adapters)
     tokens = tmp_path / "tokens.json"
     tokens.write_text(json.dumps(random.Random(1).choices(range(90), k=4 * length)))
     text = {"path": str(tokens), "format": "TEXT_FORMAT_TOKEN_IDS"}
