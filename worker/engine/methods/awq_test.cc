@@ -181,7 +181,7 @@ TEST_P(AwqTest, ReportsTheSameStepsWithQuantizedActivations) {
 // Of o_proj and down_proj, whose groups are compared at the linear itself; one
 // batch of windows has one worker.
 TEST(Awq, CountsItsGramMatrices) {
-  const Setting setting("llama");
+  const AwqSetting setting("llama");
   const Architecture& architecture = setting.checkpoint->architecture();
   const ModelConfig& config = setting.checkpoint->config();
   const StreamShape stream{2, 16};
