@@ -74,14 +74,20 @@ class Connection {
     const auto deadline = std::chrono::system_clock::now() + timeout;
     Backoff backoff = CutOffBackoff();
     for (int tries = 1;; ++tries) {
-      grpc::ClientContext context;
-      context.set_deadline(deadline);
-      AddMetadata(context);
-      const Interrupter::Guard guard(env_.interrupter, [&context] { context.TryCancel(); });
-      const grpc::Status status = (stub.*method)(&context, request, response);
+      const grpc::Status status = CallOnce(stub, method, request, response, deadline);
       if (!IsCutOff(status) || tries == kMostTries) return Explain(status, timeout);
       env_.sleep(backoff.Next(env_.random()));
     }
+  }
+
+  // The same, tried once and for `timeout` at most, whatever the user's deadline: for what the
+  // caller can do without.
+  template <typename Stub, typename Request, typename Response>
+  absl::Status Ask(Stub& stub,
+                   grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
+                   const Request& request, Response* response, std::chrono::milliseconds timeout) {
+    const auto deadline = std::chrono::system_clock::now() + timeout;
+    return Explain(CallOnce(stub, method, request, response, deadline), timeout);
   }
 
   absl::StatusOr<v1::QuantizationJob> GetJob(const std::string& name);
@@ -91,6 +97,17 @@ class Connection {
 
  private:
   static constexpr int kMostTries = 4;
+
+  template <typename Stub, typename Request, typename Response>
+  grpc::Status CallOnce(
+      Stub& stub, grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
+      const Request& request, Response* response, std::chrono::system_clock::time_point deadline) {
+    grpc::ClientContext context;
+    context.set_deadline(deadline);
+    AddMetadata(context);
+    const Interrupter::Guard guard(env_.interrupter, [&context] { context.TryCancel(); });
+    return (stub.*method)(&context, request, response);
+  }
 
   void Connect();
   // The server ended the call without an answer: it cancels what is still open

@@ -1,6 +1,7 @@
 #include "client/cli/spec_check.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "client/cli/method_flags.h"
 #include "client/cli/spec.h"
@@ -19,6 +20,23 @@ bool Has(const List& list, const Value& value) {
 absl::Status Invalid(const std::string& message, const std::string& field) {
   ErrorDetails details;
   details.field_violations.push_back({"quantization_job.spec." + field, message});
+  return MakeDetailedError(Reason::kInvalidSpec, message, std::move(details));
+}
+
+// Files at the server or uploaded to it; it does not fetch others for a quote.
+bool CanBeQuoted(const v1::JobSpec& spec) {
+  return !spec.model().has_uri() && !spec.calibration().source().has_uri() &&
+         !spec.evaluation().source().has_uri() && !spec.preprocessing().source().has_uri();
+}
+
+absl::Status CannotRun(const v1::Quote& quote) {
+  if (quote.problems().empty()) return absl::OkStatus();
+  ErrorDetails details;
+  std::string message = "the job could not run";
+  for (const std::string& problem : quote.problems()) {
+    message += (details.field_violations.empty() ? ": " : "; ") + problem;
+    details.field_violations.push_back({"quantization_job.spec", problem});
+  }
   return MakeDetailedError(Reason::kInvalidSpec, message, std::move(details));
 }
 
@@ -63,6 +81,19 @@ absl::Status CheckSpec(const v1::JobSpec& spec, const v1::ListMethodsResponse& m
                        "--calibration FILE"),
                    "calibration");
   }
+  return absl::OkStatus();
+}
+
+absl::Status CheckByQuote(Connection& connection, v1::CreateQuantizationJobRequest request) {
+  constexpr std::chrono::seconds kPatience{5};
+  if (!CanBeQuoted(request.quantization_job().spec())) return absl::OkStatus();
+  request.set_validate_only(true);
+  request.clear_request_id();
+  v1::CreateQuantizationJobResponse response;
+  absl::Status status = connection.Ask(connection.jobs(), &Connection::Jobs::CreateQuantizationJob,
+                                       request, &response, kPatience);
+  if (status.ok()) return CannotRun(response.quote());
+  if (absl::IsCancelled(status) || HasReason(status, Reason::kInvalidSpec)) return status;
   return absl::OkStatus();
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "absl/status/status.h"
+#include "client/cli/connection.h"
 #include "quantry/v1/quantization_service.pb.h"
 
 namespace quantry::cli {
@@ -10,5 +11,11 @@ namespace quantry::cli {
 // where needed. INVALID_ARGUMENT
 // INVALID_SPEC otherwise. The server checks all of it again, and more.
 absl::Status CheckSpec(const v1::JobSpec& spec, const v1::ListMethodsResponse& methods);
+
+// What only the model decides (shapes, group size, architecture), found by a quote
+// of the same request, which has no effect on the server. INVALID_ARGUMENT
+// INVALID_SPEC with its problems; CANCELLED when interrupted; OK where there is no
+// quote to be had, or not within a few seconds: the job itself then tells.
+absl::Status CheckByQuote(Connection& connection, v1::CreateQuantizationJobRequest request);
 
 }  // namespace quantry::cli

@@ -226,6 +226,13 @@ void AddJobOptions(CLI::App& command, SubmitOptions& o) {
   command.add_flag("--validate-only", o.validate_only, "Only say what it would cost (= quote)")
       ->group("Job");
   command
+      .add_flag(
+          "--no-check", o.no_check,
+          "Queue the job without a quote first, which refuses what the model cannot do (group "
+          "size, architecture, shapes) before a worker takes it. Default: check, where the "
+          "server has the files, for 5 seconds at most")
+      ->group("Job");
+  command
       .add_flag("--reuse-result", o.reuse_result,
                 "Take the result of a job with the same spec and engine version: at once when it "
                 "succeeded, with its end when it runs. Uploads only. Default: compute again")

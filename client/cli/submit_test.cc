@@ -436,11 +436,87 @@ TEST_F(SubmitTest, AQuoteWithProblemsExitsTwo) {
   EXPECT_EQ(run.code, 0) << run.err;
   EXPECT_EQ(run.json()["blocks"], 5);
   EXPECT_EQ(run.json()["host_memory_bytes"], 12345);
-  EXPECT_TRUE(server.creates.back().validate_only());
+  EXPECT_TRUE(server.quotes.back().validate_only());
   server.quote.add_problems("down_proj is 172 wide");
   run = RunForTest(arguments);
   EXPECT_EQ(run.code, 2);
   EXPECT_THAT(run.out, HasSubstr("172"));
+}
+
+TEST_F(SubmitTest, WhatTheModelCannotDoIsRefusedByAQuoteFirst) {
+  server.quote.add_problems("INVALID_SPEC: down_proj is 172 wide");
+  server.quote.add_problems("gate_proj too");
+  const CliRun run = RunForTest(Arguments({"--output", "json", "--reuse-result"}));
+  EXPECT_EQ(run.code, 2) << run.err;
+  EXPECT_EQ(run.json()["error"]["code"], "INVALID_ARGUMENT");
+  EXPECT_EQ(run.json()["error"]["reason"], "INVALID_SPEC");
+  EXPECT_EQ(run.json()["error"]["message"],
+            "the job could not run: INVALID_SPEC: down_proj is 172 wide; gate_proj too");
+  EXPECT_TRUE(server.creates.empty());
+  ASSERT_EQ(server.quotes.size(), 1u);
+  EXPECT_TRUE(server.quotes[0].validate_only());
+  EXPECT_THAT(server.quotes[0].request_id(), testing::IsEmpty());
+}
+
+TEST_F(SubmitTest, TheCheckAsksForTheJobThatIsSubmitted) {
+  EXPECT_EQ(RunForTest(Arguments({})).code, 0);
+  ASSERT_EQ(server.quotes.size(), 1u);
+  ASSERT_EQ(server.creates.size(), 1u);
+  EXPECT_FALSE(server.creates[0].validate_only());
+  EXPECT_EQ(server.quotes[0].quantization_job().SerializeAsString(),
+            server.creates[0].quantization_job().SerializeAsString());
+}
+
+TEST_F(SubmitTest, ASpecThatTheQuoteRefusesIsRefused) {
+  server.quote_status = RpcError(grpc::INVALID_ARGUMENT, "INVALID_SPEC", "group_size: got 7");
+  const CliRun run = RunForTest(Arguments({}));
+  EXPECT_EQ(run.code, 2);
+  EXPECT_THAT(run.err, HasSubstr("group_size: got 7"));
+  EXPECT_TRUE(server.creates.empty());
+}
+
+TEST_F(SubmitTest, WithoutAQuoteTheJobIsSubmitted) {
+  const grpc::Status kStatuses[] = {
+      RpcError(grpc::UNAVAILABLE, "ENGINE_UNAVAILABLE", "no engine"),
+      RpcError(grpc::UNIMPLEMENTED, "UNIMPLEMENTED_RPC", "not here"),
+      RpcError(grpc::NOT_FOUND, "SOURCE_MISSING", "no engine"),
+      {grpc::UNIMPLEMENTED, "an old server"},
+      {grpc::CANCELLED, "cut off"},
+  };
+  for (const grpc::Status& status : kStatuses) {
+    server.creates.clear();
+    server.quote_status = status;
+    const CliRun run = RunForTest(Arguments({}));
+    EXPECT_EQ(run.code, 0) << run.err;
+    EXPECT_EQ(server.creates.size(), 1u) << status.error_message();
+    EXPECT_THAT(run.err, Not(HasSubstr(status.error_message())));
+  }
+}
+
+TEST_F(SubmitTest, ASlowQuoteIsNotWaitedFor) {
+  server.quote_takes = std::chrono::minutes(2);
+  const CliRun run = RunForTest(Arguments({}));
+  EXPECT_EQ(run.code, 0) << run.err;
+  EXPECT_EQ(server.creates.size(), 1u);
+}
+
+TEST_F(SubmitTest, NoCheckAsksForNoQuote) {
+  server.quote.add_problems("down_proj is 172 wide");
+  EXPECT_EQ(RunForTest(Arguments({"--no-check"})).code, 0);
+  EXPECT_TRUE(server.quotes.empty());
+  EXPECT_EQ(server.creates.size(), 1u);
+}
+
+// The server fetches nothing for a quote.
+TEST_F(SubmitTest, ModelsToBeFetchedAreNotQuoted) {
+  for (const char* uri : {"hf://org/model", "s3://bucket/model"}) {
+    server.creates.clear();
+    const CliRun run =
+        RunForTest({"submit", "--model-uri", uri, "--method", "rtn", "--server", server.address()});
+    EXPECT_EQ(run.code, 0) << run.err;
+    EXPECT_EQ(server.creates.size(), 1u);
+  }
+  EXPECT_TRUE(server.quotes.empty());
 }
 
 TEST_F(SubmitTest, NoServerIsSevenAndSaysWhereItLooked) {

@@ -163,11 +163,15 @@ absl::Status CheckBeforeUpload(Connection& connection, const v1::JobSpec& spec) 
 }
 
 absl::StatusOr<v1::CreateQuantizationJobResponse> Create(Connection& connection, StatusLine& line,
-                                                         Submission& submission) {
+                                                         Submission& submission, bool check) {
   v1::CreateQuantizationJobResponse response;
   for (int tries = 1;; ++tries) {
     if (submission.uploads()) {
       absl::Status status = UploadSources(connection, line, submission);
+      if (!status.ok()) return status;
+    }
+    if (check && tries == 1) {
+      absl::Status status = CheckByQuote(connection, submission.request);
       if (!status.ok()) return status;
     }
     absl::Status status = connection.Call(
@@ -213,7 +217,8 @@ absl::StatusOr<ExitCode> RunSubmit(Context& context, const SubmitOptions& option
         CheckBeforeUpload(connection, submission->request.quantization_job().spec());
     if (!status.ok()) return status;
   }
-  const auto response = Create(connection, line, *submission);
+  const bool check = !options.no_check && !options.validate_only;
+  const auto response = Create(connection, line, *submission, check);
   if (!response.ok()) return response.status();
   if (options.validate_only) return PrintQuote(context, *response);
   const std::string& request_id = submission->request.request_id();

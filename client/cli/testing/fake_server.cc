@@ -88,9 +88,23 @@ void FakeServer::Publish(const std::string& job_name, std::map<std::string, std:
   job.mutable_result()->set_artifact_uri(artifact.uri());
 }
 
+grpc::Status FakeServer::Quote(Context* context, const v1::CreateQuantizationJobRequest& request,
+                               v1::CreateQuantizationJobResponse* response) {
+  const auto deadline = std::chrono::steady_clock::now() + quote_takes;
+  while (std::chrono::steady_clock::now() < deadline && !context->IsCancelled()) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  std::lock_guard lock(mutex_);
+  quotes.push_back(request);
+  *response->mutable_quantization_job() = request.quantization_job();
+  *response->mutable_quote() = quote;
+  return quote_status;
+}
+
 grpc::Status FakeServer::CreateQuantizationJob(Context* context,
                                                const v1::CreateQuantizationJobRequest* request,
                                                v1::CreateQuantizationJobResponse* response) {
+  if (request->validate_only()) return Quote(context, *request, response);
   std::lock_guard lock(mutex_);
   creates.push_back(*request);
   const auto trace = context->client_metadata().find("traceparent");
@@ -103,7 +117,6 @@ grpc::Status FakeServer::CreateQuantizationJob(Context* context,
       request->quantization_job_id().empty() ? "made-up" : request->quantization_job_id();
   job->set_name(request->parent() + "/quantizationJobs/" + id);
   job->set_state(v1::JOB_STATE_QUEUED);
-  if (request->validate_only()) *response->mutable_quote() = quote;
   return grpc::Status::OK;
 }
 

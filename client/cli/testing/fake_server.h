@@ -47,9 +47,11 @@ class FakeServer : public v1::QuantizationService::Service,
   std::vector<v1::WorkerStatus> workers;            // pages of two
   std::vector<WatchCall> watch_calls;               // the last one repeats
   v1::Quote quote;
-  grpc::Status create_status;        // of the first creates
-  size_t creates_refused = 1;        // so many of them
-  int64_t upload_breaks_after = -1;  // bytes; once
+  grpc::Status quote_status;                 // of every validate_only create
+  std::chrono::milliseconds quote_takes{0};  // before it answers
+  grpc::Status create_status;                // of the first creates
+  size_t creates_refused = 1;                // so many of them
+  int64_t upload_breaks_after = -1;          // bytes; once
   // Another call's upload: refuses ours so many times, and gets on between them.
   struct HeldUpload {
     int refusals = 0;
@@ -64,7 +66,8 @@ class FakeServer : public v1::QuantizationService::Service,
 
   // Record.
   std::vector<v1::CreateQuantizationJobRequest> creates;
-  std::vector<std::string> traceparents;  // of the creates
+  std::vector<v1::CreateQuantizationJobRequest> quotes;  // creates with validate_only
+  std::vector<std::string> traceparents;                 // of the creates
   std::vector<v1::ListQuantizationJobsRequest> lists;
   std::vector<v1::UpdateQuantizationJobRequest> updates;
   std::vector<v1::RetryQuantizationJobRequest> retries;
@@ -80,6 +83,8 @@ class FakeServer : public v1::QuantizationService::Service,
   using Context = grpc::ServerContext;
   grpc::Status CreateQuantizationJob(Context*, const v1::CreateQuantizationJobRequest*,
                                      v1::CreateQuantizationJobResponse*) override;
+  grpc::Status Quote(Context*, const v1::CreateQuantizationJobRequest&,
+                     v1::CreateQuantizationJobResponse*);
   grpc::Status GetQuantizationJob(Context*, const v1::GetQuantizationJobRequest*,
                                   v1::QuantizationJob*) override;
   grpc::Status ListQuantizationJobs(Context*, const v1::ListQuantizationJobsRequest*,
