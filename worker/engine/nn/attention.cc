@@ -85,7 +85,7 @@ void ForwardHead(const Shape& shape, const Rows& q, const float* keys, const Row
       const float sum = simd::ExpRow(row, tile.seen(i), shape.scale, &largest);
       simd::Scale(row, tile.seen(i), 1.0F / sum);
       std::fill(row + tile.seen(i), row + tile.keys(), 0.0F);
-      logsum[tile.first + i] = largest + std::log(sum);
+      logsum[tile.first + i] = largest + std::log(sum) / shape.scale;
     }
     simd::MultiplyAdd(tile.count, shape.dim, tile.keys(), {scores.data(), tile.keys(), 1}, v.data,
                       v.stride, out.at(tile.first), out.stride, false);

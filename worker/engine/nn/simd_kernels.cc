@@ -142,13 +142,13 @@ QUANTRY_AVX2 void MultiplyAdd(int64_t m, int64_t n, int64_t k, Matrix a, const f
 QUANTRY_AVX2 float ExpRow(float* row, int64_t count, float scale, float* largest) {
   float top = -std::numeric_limits<float>::infinity();
   for (int64_t j = 0; j < count; ++j) top = std::max(top, row[j]);
-  *largest = top * scale;
+  *largest = top;
   const __m256 factor = _mm256_set1_ps(scale);
-  const __m256 shift = _mm256_set1_ps(*largest);
+  const __m256 shift = _mm256_set1_ps(top);
   __m256 sums = _mm256_setzero_ps();
   for (int64_t j = 0; j < count; j += 8) {
     const __m256 x = Load(row + j, count - j);
-    const __m256 e = Keep(count - j, Exp8(_mm256_fmsub_ps(x, factor, shift)));
+    const __m256 e = Keep(count - j, Exp8(_mm256_mul_ps(_mm256_sub_ps(x, shift), factor)));
     Store(row + j, count - j, e);
     sums = _mm256_add_ps(sums, e);
   }
@@ -160,7 +160,7 @@ QUANTRY_AVX2 void ExpShifted(float* row, int64_t count, float scale, float shift
   const __m256 less = _mm256_set1_ps(shift);
   for (int64_t j = 0; j < count; j += 8) {
     const __m256 x = Load(row + j, count - j);
-    Store(row + j, count - j, Exp8(_mm256_fmsub_ps(x, factor, less)));
+    Store(row + j, count - j, Exp8(_mm256_mul_ps(_mm256_sub_ps(x, less), factor)));
   }
 }
 

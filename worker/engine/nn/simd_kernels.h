@@ -19,10 +19,10 @@ struct Matrix {
 void MultiplyAdd(int64_t m, int64_t n, int64_t k, Matrix a, const float* b, int64_t b_row, float* c,
                  int64_t c_row, bool add);
 
-// row[j] = exp(row[j] * scale - max over j of row[j] * scale); returns their
-// sum, and the maximum through `largest`.
+// row[j] = exp((row[j] - max over j of row[j]) * scale), the largest exactly 1;
+// returns their sum, and the maximum through `largest`.
 float ExpRow(float* row, int64_t count, float scale, float* largest);
-// row[j] = exp(row[j] * scale - shift)
+// row[j] = exp((row[j] - shift) * scale)
 void ExpShifted(float* row, int64_t count, float scale, float shift);
 void Scale(float* row, int64_t count, float factor);
 float Dot(const float* a, const float* b, int64_t count);
