@@ -4,6 +4,8 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <chrono>
+#include <cstdio>
+#include <cstdlib>
 #include <string>
 
 #include "worker/engine/device/device.h"
@@ -36,9 +38,12 @@ inline std::string TakeDevice(int& argc, char** argv) {
 
 // Takes "--compute-dtype NAME" out of the arguments; float32 when it is not there.
 inline ComputeDtype TakeComputeDtype(int& argc, char** argv) {
-  return TakeOption(argc, argv, "--compute-dtype", "float32") == "bfloat16"
-             ? ComputeDtype::kBfloat16
-             : ComputeDtype::kFloat32;
+  const std::string name = TakeOption(argc, argv, "--compute-dtype", "float32");
+  if (name != "float32" && name != "bfloat16") {
+    std::fprintf(stderr, "--compute-dtype is float32 or bfloat16, got %s\n", name.c_str());
+    std::exit(2);
+  }
+  return name == "bfloat16" ? ComputeDtype::kBfloat16 : ComputeDtype::kFloat32;
 }
 
 // Seconds of a steady clock, read once a GPU has done all it was given.

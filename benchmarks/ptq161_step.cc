@@ -1,7 +1,8 @@
 // Time of one training step of PTQ1.61 on block 0 of a checkpoint, beside the
 // plain product the authors' machine was measured with (2048 x 576 x 1536), so
 // that figures of different machines can be set against each other.
-//   quantry_ptq161_step [--device cpu] [--compute-dtype float32|bfloat16] MODEL_DIR LENGTH WINDOWS THREADS
+//   quantry_ptq161_step [--device cpu] [--compute-dtype float32|bfloat16] MODEL_DIR LENGTH WINDOWS
+//   THREADS
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 

@@ -80,12 +80,13 @@ class Connection {
     }
   }
 
-  // The same, tried once and for `timeout` at most, whatever the user's deadline: for what the
-  // caller can do without.
+  // The same, tried once and for `timeout` at most, or the user's deadline if that is shorter: for
+  // what the caller can do without.
   template <typename Stub, typename Request, typename Response>
   absl::Status Ask(Stub& stub,
                    grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
                    const Request& request, Response* response, std::chrono::milliseconds timeout) {
+    timeout = std::min(timeout, timeout_);
     const auto deadline = std::chrono::system_clock::now() + timeout;
     return Explain(CallOnce(stub, method, request, response, deadline), timeout);
   }

@@ -227,10 +227,10 @@ void AddJobOptions(CLI::App& command, SubmitOptions& o) {
       ->group("Job");
   command
       .add_flag(
-          "--no-check", o.no_check,
-          "Queue the job without a quote first, which refuses what the model cannot do (group "
-          "size, architecture, shapes) before a worker takes it. Default: check, where the "
-          "server has the files, for 5 seconds at most")
+          "--check", o.check,
+          "Ask for a quote first and refuse at once what the model cannot do (group size, "
+          "architecture, shapes). Where the server has the files; 5 seconds at most, then the "
+          "job is queued all the same")
       ->group("Job");
   command
       .add_flag("--reuse-result", o.reuse_result,

@@ -29,7 +29,7 @@ struct SubmitOptions {
   std::vector<std::string> labels;
   int priority = 0;
   bool validate_only = false;
-  bool no_check = false;
+  bool check = false;
   bool trace = false;
   bool reuse_result = false;
   bool wait = false;

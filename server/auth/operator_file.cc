@@ -26,8 +26,8 @@ absl::Status BadEntry(std::string_view source, const std::string& what) {
 absl::StatusOr<std::string> ReadOperatorFile(const std::string& path) {
   struct stat info {};
   if (stat(path.c_str(), &info) == 0 && (info.st_mode & S_IWOTH) != 0) {
-    return BadEntry(path,
-               "everybody may write this file and so give himself rights; run chmod o-w on it");
+    return BadEntry(
+        path, "everybody may write this file and so give himself rights; run chmod o-w on it");
   }
   std::ifstream in(path, std::ios::binary);
   std::ostringstream text;
@@ -50,7 +50,7 @@ absl::Status ParseOperatorLines(std::string_view text, std::string_view source,
     const auto parsed = google::protobuf::util::JsonStringToMessage(line, entry);
     if (!parsed.ok()) {
       return BadEntry(where, absl::StrCat("wanted one JSON object with ", std::string(keys), ": ",
-                                     std::string(parsed.message())));
+                                          std::string(parsed.message())));
     }
     if (absl::Status status = take(); !status.ok()) {
       return BadEntry(where, std::string(status.message()));

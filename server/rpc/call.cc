@@ -19,6 +19,12 @@ namespace {
 constexpr size_t kMaxMessageBytes = 1500;
 constexpr size_t kMaxDetailBytes = 4500;
 
+// Whether a request only asks what would happen.
+bool IsTrial(const google::protobuf::Message& request) {
+  const auto* field = request.GetDescriptor()->FindFieldByName("validate_only");
+  return field != nullptr && request.GetReflection()->GetBool(request, field);
+}
+
 // Codes a client cannot cause, but for two reasons.
 bool IsServerFault(const absl::Status& status) {
   switch (status.code()) {
@@ -110,7 +116,10 @@ absl::Status Call::Admit(const google::protobuf::Message* request) {
   auto principal = runtime_->auth->Authenticate(presented_, runtime_->clock->Now());
   if (!principal.ok()) return principal.status();
   principal_ = *std::move(principal);
-  if (request != nullptr) resource_ = ResourceOf(*permission_, *request);
+  if (request != nullptr) {
+    resource_ = ResourceOf(*permission_, *request);
+    trial_ = IsTrial(*request);
+  }
   if (absl::Status status = CheckRole(*permission_, *principal_); !status.ok()) return status;
   return request == nullptr ? absl::OkStatus() : CheckTenant(*permission_, *principal_, *request);
 }
@@ -146,7 +155,7 @@ std::optional<Duration> Call::credential_left() const {
 }
 
 void Call::Made(const google::protobuf::Message& response) {
-  if (!principal_) return;
+  if (!principal_ || trial_) return;
   if (std::string made = MadeBy(*permission_, response); !made.empty()) resource_ = std::move(made);
 }
 
@@ -154,7 +163,7 @@ void Call::Audit(const absl::Status& status) const {
   const bool denied = status.code() == absl::StatusCode::kUnauthenticated ||
                       status.code() == absl::StatusCode::kPermissionDenied;
   if (denied) runtime_->metrics->calls_denied.With({StatusName(status.code())}).Increment();
-  if (!principal_ || !permission_->changes) return;
+  if (!principal_ || !permission_->changes || (trial_ && !denied)) return;
   runtime_->metrics->audit_lines.With({status.ok() ? "ok" : "error"}).Increment();
   log::Audit({{"principal", principal_->name},
               {"role", RoleName(principal_->role)},

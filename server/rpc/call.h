@@ -93,6 +93,7 @@ class Call {
   std::uint64_t generation_ = 0;  // of the authenticator, when it was last asked
   std::optional<Principal> principal_;
   std::string resource_;
+  bool trial_ = false;  // validate_only: changes nothing
 };
 
 // What a unary rpc does.

@@ -41,7 +41,8 @@ def test_a_job_over_tls_with_tokens(make_server, identity, stories, tmp_path):
     def cli(token, *args, **kwargs):
         return server.cli(*args, *identity.flags(token), "--tenant", "acme", **kwargs)
 
-    cli(submitter, *submit_args(stories, "--id", "job-1", "--wait", samples=8, length=64), check=0)
+    # The quote that --check asks for changes nothing.
+    cli(submitter, *submit_args(stories, "--check", "--id", "job-1", "--wait", samples=8, length=64), check=0)
     cli(submitter, "pull", "job-1", tmp_path / "out", check=0)
     assert (tmp_path / "out" / "manifest.json").exists()
     assert "SUCCEEDED" in cli(reader, "get", "job-1", "--output", "json", check=0).stdout

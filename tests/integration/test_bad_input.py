@@ -143,7 +143,7 @@ def nothing_half_written(server):
 
 
 def fails(server, args, reason, words):
-    """The CLI refuses, before the upload or by a quote after it (2), or the job fails (1) and has no artifact."""
+    """The CLI refuses before the upload (2), or the job fails (1) and has no artifact."""
     with nothing_half_written(server):
         done = server.cli(*args, "--wait", "--output", "json")
     text = done.stdout + done.stderr
@@ -178,11 +178,11 @@ def test_group_size_that_does_not_divide(shared_server, stories):
     fails(shared_server, submit_args(stories, group=128), "INVALID_SPEC", ["q_proj", "down_proj", "172"])
 
 
-def test_group_size_is_the_engines_to_refuse_without_a_check(shared_server, stories):
-    args = submit_args(stories, "--no-check", "--wait", "--output", "json", group=128)
+def test_a_check_refuses_at_once_what_the_model_cannot_do(shared_server, stories):
     with nothing_half_written(shared_server):
-        done = shared_server.cli(*args, check=1)
-    assert json.loads(done.stdout)["state"] == "FAILED" and "172" in done.stdout
+        done = shared_server.cli(*submit_args(stories, "--check", "--output", "json", group=128))
+    assert done.returncode == 2 and "172" in done.stdout + done.stderr, (done.stdout, done.stderr)
+    assert json.loads(done.stdout)["error"]["reason"] == "INVALID_SPEC"
 
 
 def test_bits_out_of_range(shared_server, stories):

@@ -217,7 +217,7 @@ absl::StatusOr<ExitCode> RunSubmit(Context& context, const SubmitOptions& option
         CheckBeforeUpload(connection, submission->request.quantization_job().spec());
     if (!status.ok()) return status;
   }
-  const bool check = !options.no_check && !options.validate_only;
+  const bool check = options.check && !options.validate_only;
   const auto response = Create(connection, line, *submission, check);
   if (!response.ok()) return response.status();
   if (options.validate_only) return PrintQuote(context, *response);

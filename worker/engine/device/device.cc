@@ -105,6 +105,7 @@ void ConfigureRuntime(int threads) {
   // cuBLAS is deterministic only with a fixed workspace.
   ::setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
   at::globalContext().setFloat32MatmulPrecision("highest");
+  at::globalContext().setAllowBF16ReductionCuBLAS(false);
 }
 
 std::string DescribeDevice(const at::Device& device) {

@@ -313,7 +313,7 @@ TEST_P(ExporterTest, UnpackWantsAnotherFolder) {
 }
 
 TEST_P(ExporterTest, ScalesThatAreNotFiniteAreRefused) {
-  if (GetParam() != "quantry" && GetParam() != "compressed-tensors") return;
+  if (GetParam() == "dense" || GetParam() == "int4-carrier") return;
   Open("llama", Held({4, 8, false}, GetParam()));
   const auto layout = MakeLayout(GetParam());
   const std::string folder = Folder(GetParam());
@@ -321,9 +321,10 @@ TEST_P(ExporterTest, ScalesThatAreNotFiniteAreRefused) {
   Write(exporter);
   const std::string stem(layout->file_stem());
   const std::string module = checkpoint_->BlockPrefix(0) + "self_attn.q_proj";
-  const std::string name = module + (GetParam() == "quantry" ? ".scales" : ".weight_scale");
+  const std::string name =
+      module + (GetParam() == "compressed-tensors" ? ".weight_scale" : ".scales");
   at::Tensor scales = OutputReader(folder, stem).Read(name).clone();
-  scales[3][1] = std::numeric_limits<double>::infinity();
+  scales.view({-1})[3] = std::numeric_limits<double>::infinity();
   Replace(folder, stem, name, scales);
   const auto expect_refused = [&](const auto& read) {
     const EngineError error = test::ErrorOf(read);

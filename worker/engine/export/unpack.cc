@@ -191,6 +191,7 @@ TensorReader ReaderOf(const OutputReader& reader) {
 // The same of GPTQ, whose columns name their groups in any order.
 at::Tensor DenseGptq(const OutputReader& reader, const Source& source, const std::string& module) {
   const GptqTensors from = ReadGptq(ReaderOf(reader), module, source.grid.bits, source.gptq);
+  CheckFiniteValues(module + kGptq.scales, from.scales);
   const at::Tensor groups = from.groups.to(at::kLong);
   // g_idx states the columns, and they fill whole words (formats.md 3a).
   const bool fits =
@@ -213,6 +214,7 @@ at::Tensor DenseAwq(const OutputReader& reader, const std::string& module) {
   linear.codes = ReadAwqWords(reader.Read(module + kAwq.codes)).t().contiguous();
   linear.zeros = ReadAwqWords(reader.Read(module + kAwq.zeros)).t().contiguous();
   const at::Tensor scales = reader.Read(module + kAwq.scales);
+  CheckFiniteValues(module + kAwq.scales, scales);
   linear.scales = scales.dim() == 2 ? scales.t().to(at::kFloat).contiguous() : scales;
   if (linear.scales.sizes() != linear.zeros.sizes() || linear.scales.numel() == 0 ||
       linear.scales.size(0) != linear.codes.size(0) ||

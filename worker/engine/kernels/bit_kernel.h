@@ -59,10 +59,10 @@ const BitKernel* Avx2BitKernel();
 // nullptr where the compiler or this CPU has no AVX-512 (F and BW).
 const BitKernel* Avx512BitKernel();
 
-// Those of this CPU, the portable one first, the fastest last.
+// Those of this CPU, the portable one first, the widest last.
 std::vector<const BitKernel*> BitKernels();
 
-// The fastest one of this CPU.
+// The widest one of this CPU.
 const BitKernel& BestBitKernel();
 
 }  // namespace quantry::engine

@@ -16,24 +16,27 @@ std::vector<int64_t> ShapeWith(const at::Tensor& like, int64_t last) {
   return shape;
 }
 
+at::Tensor Rounded(const at::Tensor& value) { return Factor(value, ComputeDtype::kBfloat16); }
+
+// Keeps what at::linear keeps, and rounds it again: copies of every share's weights
+// and of every linear's input would be more than the cast costs.
 class Bfloat16Linear : public torch::autograd::Function<Bfloat16Linear> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x,
                             const at::Tensor& weight) {
-    const at::Tensor rows = Factor(Flat(x), ComputeDtype::kBfloat16);
-    const at::Tensor columns = Factor(weight, ComputeDtype::kBfloat16);
-    context->save_for_backward({rows, columns});
-    return Product(rows, columns.t()).view(ShapeWith(x, weight.size(0)));
+    context->save_for_backward({x, weight});
+    return Product(Rounded(Flat(x)), Rounded(weight).t()).view(ShapeWith(x, weight.size(0)));
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& slopes) {
     const variable_list saved = context->get_saved_variables();
-    const at::Tensor slope = Factor(Flat(slopes[0]), ComputeDtype::kBfloat16);
+    const at::Tensor &x = saved[0], &weight = saved[1];
+    const at::Tensor slope = Rounded(Flat(slopes[0]));
     at::Tensor dx, dw;
     if (context->needs_input_grad(0)) {
-      dx = Product(slope, saved[1]).view(ShapeWith(slopes[0], saved[1].size(1)));
+      dx = Product(slope, Rounded(weight)).view(ShapeWith(slopes[0], weight.size(1)));
     }
-    if (context->needs_input_grad(1)) dw = Product(slope.t(), saved[0]);
+    if (context->needs_input_grad(1)) dw = Product(slope.t(), Rounded(Flat(x)));
     return {dx, dw};
   }
 };

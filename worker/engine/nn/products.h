@@ -5,7 +5,7 @@
 namespace quantry::engine {
 
 // What the factors of a training step's matrix products are rounded to; sums
-// are fp32 either way.
+// are fp32 either way; a device may round a product to the same type once.
 enum class ComputeDtype { kFloat32, kBfloat16 };
 
 // Whether `device` multiplies bfloat16 itself (AVX512_BF16; a GPU). Where it
@@ -22,7 +22,7 @@ at::Tensor Product(const at::Tensor& a, const at::Tensor& b);
 
 // x W^T + b, as at::linear: x [..., in], weight [out, in], bias [out] or undefined,
 // all fp32; differentiable in all three, the backward pass's products in `dtype`
-// too. Takes half of the memory of fp32 for what it keeps of x.
+// too. Keeps x and weight for it, as at::linear does.
 at::Tensor LinearProduct(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                          ComputeDtype dtype);
 

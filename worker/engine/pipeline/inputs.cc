@@ -150,7 +150,10 @@ std::string Fingerprint(const Job& job, const Inputs& inputs, const at::Device& 
   for (const HashedFile& file : inputs.files) {
     if (file.path.rfind("evaluation/", 0) != 0) files.push_back(file.sha256);
   }
+  // Goes up when the same job would end in other bits than before.
+  constexpr int kNumerics = 2;
   nlohmann::ordered_json all = {{"versions", Versions()},
+                                {"numerics", kNumerics},
                                 {"files", files},
                                 {"method", job.method_json},
                                 {"seed", job.seed},

@@ -130,6 +130,7 @@ void ProgressTracker::BlockDone(const BlockReport& report, double stream_seconds
 // Blocks cost what the blocks before cost, the first one what its steps so far
 // say.
 std::optional<double> ProgressTracker::BlocksLeft() const {
+  if (blocks_done_ >= plan_.blocks) return 0.0;
   const double share =
       in_block_ ? std::min(1.0, static_cast<double>(block_done_steps_) /
                                     static_cast<double>(std::max<int64_t>(plan_.per_block, 1)))

@@ -47,6 +47,13 @@ StreamShape ShapeOfText(const std::optional<TextJob>& text) {
   return {text->windows.windows, text->windows.length};
 }
 
+// What the job itself is to blame for; a file that cannot be read just now, or
+// memory that is short, is no property of the job.
+void AddProblem(const EngineError& error, Json& problems) {
+  if (error.failure_class != FailureClass::kUser) throw error;
+  problems.push_back(error.reason + ": " + error.what());
+}
+
 // A file that must be there for the job to start.
 void CheckFile(const std::string& what, const std::string& path, Json& problems) {
   if (!IsRegularFile(path)) problems.push_back(what + " is not a file: " + path);
@@ -57,7 +64,7 @@ void CheckInputs(const Job& job, const Checkpoint& checkpoint, Json& problems) {
     try {
       check();
     } catch (const EngineError& error) {
-      problems.push_back(std::string(error.reason) + ": " + error.what());
+      AddProblem(error, problems);
     }
   };
   note([&] {
@@ -140,7 +147,7 @@ Json QuoteJson(const Job& job) {
   try {
     checkpoint = Checkpoint::Open(job.model_dir);
   } catch (const EngineError& error) {
-    problems.push_back(error.reason + ": " + error.what());
+    AddProblem(error, problems);
     return {{"problems", problems}};
   }
   CheckInputs(job, *checkpoint, problems);

@@ -94,9 +94,9 @@ int64_t Tesseraq::WorkingBytes(const Architecture& architecture, const ModelConf
   const int64_t start = options_.init == RoundingInit::kOmniquant
                             ? 0
                             : AwqSearchBytes(Switched(options_), architecture, config, stream);
-  return start + BlockWeights(architecture, config) * kBytesPerWeight +
-         KeptActivationBytes(config, stream, options_.rounding.batch_size) +
-         TargetBytes(config, stream);
+  const int64_t rounding = BlockWeights(architecture, config) * kBytesPerWeight +
+                           KeptActivationBytes(config, stream, options_.rounding.batch_size);
+  return std::max(start, rounding) + TargetBytes(config, stream);
 }
 
 StreamShape Tesseraq::DefaultCalibration() const {
