@@ -1,6 +1,7 @@
 // What workers send. The first byte says which message the rest is.
 #include "quantry/v1/worker_service.pb.h"
 #include "server/rpc/convert.h"
+#include "server/rpc/violations.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace quantry;
@@ -11,7 +12,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     case 0: {
       v1::HeartbeatRequest request;
       if (!request.ParseFromArray(rest, length)) break;
-      for (const auto& beat : request.jobs()) (void)server::FromProto(beat).ok();
+      for (const auto& beat : request.jobs()) {
+        server::Violations left_out;
+        (void)server::FromProto(beat, &left_out).ok();
+      }
       break;
     }
     case 1: {
@@ -26,7 +30,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       if (!request.ParseFromArray(rest, length)) break;
       (void)server::LeaseFromProto(request.session(), request.job(), request.epoch()).ok();
       (void)server::CheckCheckpoint(request.checkpoint()).ok();
-      (void)server::EventsFromProto(request.event_offset(), request.events()).ok();
+      server::Violations left_out;
+      (void)server::EventsFromProto(request.event_offset(), request.events(), &left_out).ok();
       break;
     }
     case 3: {
