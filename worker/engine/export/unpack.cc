@@ -260,7 +260,8 @@ at::Tensor DenseWeight(const OutputReader& reader, const Source& source, const s
 at::Tensor DenseMixedWeight(const OutputReader& reader, const std::string& module,
                             const nlohmann::json& described) {
   std::string mask = described.at("mask").get<std::string>();
-  mask.resize(mask.size() - std::min<size_t>(mask.size(), 5));  // ".mask"
+  constexpr std::string_view kMask = ".mask";
+  mask = mask.size() > kMask.size() ? mask.substr(0, mask.size() - kMask.size()) : std::string();
   const PlannedLinear linear = {module,
                                 {described.at("shape").at(0), described.at("shape").at(1)},
                                 described.at("salient").get<int64_t>(),
