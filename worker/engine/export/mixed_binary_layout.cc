@@ -39,17 +39,13 @@ at::Tensor PackBytes(const at::Tensor& values, int bits) {
   return packed;
 }
 
-[[noreturn]] void Fail(const std::string& message) {
-  throw EngineError(FailureClass::kEnvironment, "OUTPUT_VERIFICATION_FAILED", message);
-}
-
 // The tensor, which must have this type and shape.
 at::Tensor ReadAs(const TensorReader& read, const std::string& name, at::ScalarType dtype,
                   const std::vector<int64_t>& shape) {
   at::Tensor value = read(name);
   if (value.scalar_type() != dtype || value.sizes() != shape) {
-    Fail(StrCat(name, " should be ", c10::toString(dtype), " ", at::IntArrayRef(shape), ", got ",
-                c10::toString(value.scalar_type()), " ", value.sizes()));
+    FailRead(StrCat(name, " should be ", c10::toString(dtype), " ", at::IntArrayRef(shape),
+                    ", got ", c10::toString(value.scalar_type()), " ", value.sizes()));
   }
   return value.contiguous();
 }
@@ -79,7 +75,7 @@ at::Tensor ReadMask(const TensorReader& read, const PlannedLinear& linear) {
   const at::Tensor mask = UnpackWith(bytes.unsqueeze(0), linear.shape.in, BitAt);
   at::Tensor salient = mask.squeeze(0).nonzero().squeeze(-1).to(at::kInt);
   if (salient.size(0) != linear.salient) {
-    Fail(StrCat(name, " should have ", linear.salient, " ones, got ", salient.size(0)));
+    FailRead(StrCat(name, " should have ", linear.salient, " ones, got ", salient.size(0)));
   }
   return salient;
 }

@@ -13,10 +13,6 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "files are little-endian");
 
-[[noreturn]] void FailRead(const std::string& message) {
-  throw EngineError(FailureClass::kEnvironment, "OUTPUT_VERIFICATION_FAILED", message);
-}
-
 // Code number i of a stream of `bytes` bytes: at most 8 bits, so in two bytes.
 uint8_t CodeAt(const uint8_t* stream, int64_t bytes, int64_t i, int bits) {
   const int64_t first_bit = i * bits;
@@ -64,6 +60,10 @@ at::Tensor ReadPackedColumns(const at::Tensor& packed, int64_t rows, int bits) {
   if (packed.dim() != 2)
     FailRead(StrCat("packed codes should be a matrix, got ", Described(packed)));
   return ReadPackedRows(packed.t().contiguous(), rows, bits).t().contiguous();
+}
+
+void FailRead(const std::string& message) {
+  throw EngineError(FailureClass::kEnvironment, "OUTPUT_VERIFICATION_FAILED", message);
 }
 
 void CheckFiniteValues(const std::string& name, const at::Tensor& values) {

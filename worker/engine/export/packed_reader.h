@@ -30,6 +30,9 @@ std::string CompareIntegers(const at::Tensor& codes, const at::Tensor& scales,
 std::string CompareScales(const at::Tensor& scales, const QuantizedLinear& expected,
                           at::ScalarType stored);
 
+// What a reader was given does not fit: EngineError OUTPUT_VERIFICATION_FAILED.
+[[noreturn]] void FailRead(const std::string& message);
+
 // Refuses NaN and infinity in what a reader multiplies by: scales and gains.
 void CheckFiniteValues(const std::string& name, const at::Tensor& values);
 
