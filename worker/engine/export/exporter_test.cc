@@ -67,6 +67,14 @@ class ExporterTest : public ::testing::TestWithParam<std::string> {
 
   at::ScalarType ScaleDtype() const { return ScaleDtypeFor(checkpoint_->storage_dtype()); }
   std::string Source() const { return dir_.File("source"); }
+  // The parameter's output of the open checkpoint; returns its folder.
+  std::string Written(const Layout& layout) {
+    const std::string folder = Folder(GetParam());
+    Exporter exporter(*checkpoint_, layout, folder);
+    Write(exporter);
+    return folder;
+  }
+
   std::string Folder(const std::string& name) const {
     std::filesystem::create_directories(dir_.File(name));
     return dir_.File(name);
@@ -265,9 +273,7 @@ TEST_P(ExporterTest, PartsThatDoNotFitAreAnInvalidCheckpoint) {
   if (GetParam() == "dense") return;
   Open("llama", Held({4, 8, false}, GetParam()));
   const auto layout = MakeLayout(GetParam());
-  const std::string folder = Folder(GetParam());
-  Exporter exporter(*checkpoint_, *layout, folder);
-  Write(exporter);
+  const std::string folder = Written(*layout);
   const std::string stem(layout->file_stem());
   const std::string module = checkpoint_->BlockPrefix(0) + "self_attn.q_proj";
   int damaged = 0;
@@ -294,9 +300,7 @@ TEST_P(ExporterTest, PartsThatDoNotFitAreAnInvalidCheckpoint) {
 TEST_P(ExporterTest, UnpackWantsAnotherFolder) {
   Open("llama", Held({4, 8, false}, GetParam()));
   const auto layout = MakeLayout(GetParam());
-  const std::string folder = Folder(GetParam());
-  Exporter exporter(*checkpoint_, *layout, folder);
-  Write(exporter);
+  const std::string folder = Written(*layout);
   const std::string config = ReadFile(folder + "/config.json", 1 << 20, "TEST");
   const std::string link = dir_.File("link");
   std::filesystem::create_directory_symlink(folder, link);
@@ -316,9 +320,7 @@ TEST_P(ExporterTest, ScalesThatAreNotFiniteAreRefused) {
   if (GetParam() == "dense" || GetParam() == "int4-carrier") return;
   Open("llama", Held({4, 8, false}, GetParam()));
   const auto layout = MakeLayout(GetParam());
-  const std::string folder = Folder(GetParam());
-  Exporter exporter(*checkpoint_, *layout, folder);
-  Write(exporter);
+  const std::string folder = Written(*layout);
   const std::string stem(layout->file_stem());
   const std::string module = checkpoint_->BlockPrefix(0) + "self_attn.q_proj";
   const std::string name =
@@ -340,9 +342,7 @@ TEST_P(ExporterTest, UnpackReadsTheFilesOwnSchema) {
   if (GetParam() != "quantry") return;
   Open("llama", Held({4, 8, false}, GetParam()));
   const auto layout = MakeLayout(GetParam());
-  const std::string folder = Folder(GetParam());
-  Exporter exporter(*checkpoint_, *layout, folder);
-  Write(exporter);
+  const std::string folder = Written(*layout);
   const std::string known(kGridContainerSchema), other(kMixedContainerSchema);
   for (const std::string& schema : {std::string("quantry.container.v9"), other}) {
     ReplaceSchema(folder, schema);
