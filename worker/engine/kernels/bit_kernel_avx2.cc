@@ -1,18 +1,15 @@
 // The AVX2 kernel. Compiled on every x86-64 through function attributes and
 // chosen at run time, so that one binary serves all machines.
+#include "worker/engine/base/avx2.h"
 #include "worker/engine/kernels/bit_digits.h"
 #include "worker/engine/kernels/bit_kernel.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
-#include <immintrin.h>
-
-#define QUANTRY_AVX2 __attribute__((target("avx2")))
-
 namespace quantry::engine {
 namespace {
 
-QUANTRY_AVX2 inline __m256i Load(const uint8_t* p) {
+QUANTRY_AVX2 inline __m256i LoadBytes(const uint8_t* p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
 }
 
@@ -64,8 +61,8 @@ QUANTRY_AVX2 inline DigitSums SumTile(const uint8_t* bits, int64_t byte_columns,
   DigitSums sums;
   for (int d = 0; d < kDigits; ++d) sums.all[d] = sums.odd[d] = _mm256_setzero_si256();
   for (int64_t column = 0; column < byte_columns; column += 2) {
-    const __m256i first = Load(bits);
-    const __m256i second = Load(bits + kTileRows);
+    const __m256i first = LoadBytes(bits);
+    const __m256i second = LoadBytes(bits + kTileRows);
     const __m256i index0 = _mm256_and_si256(first, nibble);
     const __m256i index1 = _mm256_and_si256(_mm256_srli_epi16(first, 4), nibble);
     const __m256i index2 = _mm256_and_si256(second, nibble);
@@ -130,7 +127,7 @@ constexpr BitKernel kAvx2 = {"avx2", BuildAvx2Tables, AccumulateAvx2};
 
 }  // namespace
 
-const BitKernel* Avx2BitKernel() { return __builtin_cpu_supports("avx2") ? &kAvx2 : nullptr; }
+const BitKernel* Avx2BitKernel() { return HasAvx2() ? &kAvx2 : nullptr; }
 
 }  // namespace quantry::engine
 

@@ -70,12 +70,12 @@ class SoftLinear {
 
   // Puts what was learned into the linear. Returns the flipped {signs, codes}.
   std::pair<double, double> Finish(bool relative_gain) {
-    const at::Device device = linear_.signs.device();
+    const at::Device device = linear_.signs8.device();
     std::pair<double, double> flips;
     if (codes_ >= 0) {
       QuantizedLinear learned = parts_[codes_].Finish("", {}, at::kHalf);
       learned.codes = at::where(empty_.unsqueeze(1), linear_.codes.cpu(), learned.codes);
-      flips.second = parts_[codes_].flip_ratio() * static_cast<double>(learned.codes.numel());
+      flips.second = learned.codes.ne(linear_.codes.cpu()).sum().item<double>();
       linear_.codes = learned.codes.to(device);
       linear_.grid.scales = learned.scales.squeeze(1).to(device);
       linear_.fixed = learned.Dequantize().to(device);
@@ -83,8 +83,7 @@ class SoftLinear {
     if (signs_ < 0) return flips;
     const at::Tensor up = parts_[signs_].Finish("", {}, at::kHalf).codes.to(device);
     flips.first = up.ne(linear_.signs8).sum().item<double>();
-    linear_.signs8 = up;
-    linear_.signs = up.to(at::kFloat).mul_(2.0).sub_(1.0);
+    linear_.SetSigns(up);
     const at::Tensor gain = gain_.mul(parts_[signs_].factors().squeeze(1));
     const at::Tensor mean = low_.squeeze(1).add(gain);
     linear_.mean = at::where(level_, linear_.RowOffset().cpu(), mean).to(device);

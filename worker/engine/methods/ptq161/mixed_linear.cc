@@ -24,59 +24,84 @@ at::Tensor RoundToHalf(const at::Tensor& value) {
 // Keeps the graph alive where x needs no gradient; gets none itself.
 at::Tensor Anchor(const at::Tensor& like) { return at::zeros({}, like.options()).requires_grad_(); }
 
+SignProduct::Scales ScalesOf(const MixedLinear& linear) {
+  return {linear.RowGain(), linear.RowOffset(), linear.column.value.contiguous()};
+}
+
+const MixedLinear& SavedLinear(AutogradContext* context) {
+  return *reinterpret_cast<const MixedLinear*>(context->saved_data["linear"].toInt());
+}
+
+// The binary columns' part, A S (r2 x) + C (r2 . x), with signs as a matrix.
+struct BinaryProduct {
+  at::Tensor product;  // (r2 x) S^T [T, n]
+  at::Tensor total;    // r2 . x [T]
+};
+
+BinaryProduct AddBinary(const MixedLinear& linear, const at::Tensor& x_others, at::Tensor& y) {
+  const at::Tensor scaled = x_others * linear.column.value;
+  const BinaryProduct result = {linear.Multiply(scaled, linear.signs.t()), scaled.sum(1)};
+  y.addcmul_(result.product, linear.RowGain()).addr_(result.total, linear.RowOffset());
+  return result;
+}
+
+// Its gradients with g = dL/dy: dA = sum g * product, dC = g^T total.
+SignProduct::Gradients BinaryGradients(const MixedLinear& linear, const at::Tensor& g,
+                                       const at::Tensor& x_others, const BinaryProduct& forward) {
+  SignProduct::Gradients result;
+  result.scales.gain = (g * forward.product).sum(0);
+  result.scales.offset = at::mv(g.t(), forward.total);
+  at::Tensor scaled_grad = linear.Multiply(g * linear.RowGain(), linear.signs);
+  scaled_grad.add_(at::mv(g, linear.RowOffset()).unsqueeze(1));
+  result.scales.column = (scaled_grad * x_others).sum(0);
+  result.x = scaled_grad.mul_(linear.column.value);
+  return result;
+}
+
 struct ProductFunction : public Function<ProductFunction> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x_salient,
                             const at::Tensor& x_others, const at::Tensor& /*anchor*/,
                             const MixedLinear* linear) {
-    const at::Tensor scaled = x_others * linear->column.value;
-    const at::Tensor product = linear->Multiply(scaled, linear->signs.t());
-    const at::Tensor total = scaled.sum(1);
     at::Tensor y = linear->Multiply(x_salient, linear->fixed.t());
     if (linear->bias.defined()) y.add_(linear->bias);
-    y.addcmul_(product, linear->RowGain()).addr_(total, linear->RowOffset());
-    context->save_for_backward({x_others, product, total});
+    if (linear->lookup != nullptr) {
+      const SignProduct::Kept kept = linear->lookup->AddTo(y, x_others, ScalesOf(*linear));
+      context->save_for_backward({x_others, kept.tiles, kept.totals});
+    } else {
+      const BinaryProduct binary = AddBinary(*linear, x_others, y);
+      context->save_for_backward({x_others, binary.product, binary.total});
+    }
     context->saved_data["linear"] = reinterpret_cast<int64_t>(linear);
     return y;
   }
 
-  // With g = dL/dy: dA = sum g * product, dC = g^T total; the chain to alpha,
-  // r1 and r2 is that of spec 3.3.
   static variable_list backward(AutogradContext* context, variable_list grads) {
-    const auto* linear =
-        reinterpret_cast<const MixedLinear*>(context->saved_data["linear"].toInt());
+    const MixedLinear& linear = SavedLinear(context);
     const variable_list saved = context->get_saved_variables();
-    const at::Tensor& x_others = saved[0];
     const at::Tensor g = grads[0].contiguous();
-    const at::Tensor gain = linear->RowGain();
-    const at::Tensor gain_grad = (g * saved[1]).sum(0);
-    const at::Tensor offset_grad = at::mv(g.t(), saved[2]);
-    const at::Tensor alpha = linear->gain_unit * linear->gain.value;
-    Parameter parameter = linear->gain;
-    parameter.grad.copy_(gain_grad * linear->row.value * linear->gain_unit);
-    parameter = linear->row;
-    parameter.grad.copy_(gain_grad * alpha + offset_grad * linear->mean);
-    at::Tensor scaled_grad = linear->Multiply(g * gain, linear->signs);
-    scaled_grad.add_(at::mv(g, linear->RowOffset()).unsqueeze(1));
-    parameter = linear->column;
-    parameter.grad.copy_((scaled_grad * x_others).sum(0));
-    at::Tensor salient_grad, others_grad;
-    if (context->needs_input_grad(0)) salient_grad = linear->Multiply(g, linear->fixed);
-    if (context->needs_input_grad(1)) others_grad = scaled_grad.mul_(linear->column.value);
-    return {salient_grad, others_grad, at::Tensor(), at::Tensor()};
+    const SignProduct::Gradients binary =
+        linear.lookup != nullptr
+            ? linear.lookup->Backward(g, saved[0], ScalesOf(linear), {saved[1], saved[2]},
+                                      context->needs_input_grad(1))
+            : BinaryGradients(linear, g, saved[0], {saved[1], saved[2]});
+    linear.TakeGradients(binary.scales);
+    at::Tensor salient_grad;
+    if (context->needs_input_grad(0)) salient_grad = linear.Multiply(g, linear.fixed);
+    return {salient_grad, context->needs_input_grad(1) ? binary.x : at::Tensor(), at::Tensor(),
+            at::Tensor()};
   }
 };
 
 struct SplitFunction : public Function<SplitFunction> {
   static variable_list forward(AutogradContext* context, const at::Tensor& x,
-                               const at::Tensor& salient, const at::Tensor& others) {
-    context->save_for_backward({salient, others});
-    return {x.index_select(1, salient), x.index_select(1, others)};
+                               const MixedLinear* linear) {
+    context->saved_data["linear"] = reinterpret_cast<int64_t>(linear);
+    return {x.index_select(1, linear->salient), x.index_select(1, linear->others)};
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
-    const variable_list saved = context->get_saved_variables();
-    const at::Tensor inverse = at::cat({saved[0], saved[1]}).argsort();
-    return {at::cat({grads[0], grads[1]}, 1).index_select(1, inverse), at::Tensor(), at::Tensor()};
+    const at::Tensor& places = SavedLinear(context).places;
+    return {at::cat({grads[0], grads[1]}, 1).index_select(1, places), at::Tensor()};
   }
 };
 
@@ -87,10 +112,7 @@ MixedLinear MakeMixedLinear(const Linear& from, const Ptq161Options& options,
   linear.name = from.name;
   linear.bias = from.bias;
   linear.compute = options.compute;
-  at::Tensor kept = at::ones({from.weight.size(1)}, at::kBool);
-  kept.index_fill_(0, salient.to(at::kLong), false);
-  linear.salient = salient.to(at::kLong).to(device);
-  linear.others = kept.nonzero().squeeze(-1).to(device);
+  linear.SetSalient(salient.to(at::kLong), from.weight.size(1), device);
   const at::Tensor columns = from.weight.index_select(1, linear.salient);
   linear.grid = FitSalientGrid(options.salient_grid ? columns : from.weight);
   linear.codes = SalientCodes(columns, linear.grid);
@@ -99,9 +121,8 @@ MixedLinear MakeMixedLinear(const Linear& from, const Ptq161Options& options,
                      .mul_(linear.grid.scales.unsqueeze(-1));
   const BinaryRows rows =
       BinarizeRows(from.weight.index_select(1, linear.others), options.centered_gain);
-  linear.signs8 = rows.signs;
-  linear.signs = rows.signs.to(at::kFloat).mul_(2.0).sub_(1.0);
   linear.mean = rows.mean;
+  linear.SetSigns(rows.signs);
   // A row of one level has no gain, and gets none.
   linear.gain_unit = options.relative_gain ? rows.gain : rows.gain.ne(0.0).to(at::kFloat);
   linear.gain.value = options.relative_gain ? at::ones_like(rows.gain) : rows.gain;
@@ -112,6 +133,32 @@ MixedLinear MakeMixedLinear(const Linear& from, const Ptq161Options& options,
 
 at::Tensor MixedLinear::Multiply(const at::Tensor& a, const at::Tensor& b) const {
   return Product(Factor(a, compute), Factor(b, compute));
+}
+
+void MixedLinear::SetSalient(const at::Tensor& columns, int64_t all, const at::Device& device) {
+  const at::Tensor kept = at::ones({all}, at::kBool).index_fill_(0, columns, false);
+  const at::Tensor rest = kept.nonzero().squeeze(-1);
+  salient = columns.to(device);
+  others = rest.to(device);
+  places = at::cat({columns, rest}).argsort().to(device);
+}
+
+void MixedLinear::SetSigns(const at::Tensor& uint8_signs) {
+  signs8 = uint8_signs;
+  const bool looked_up = SignProduct::Available() && signs8.is_cpu() && signs8.numel() > 0 &&
+                         mean.scalar_type() == at::kFloat && compute == ComputeDtype::kFloat32;
+  lookup = looked_up ? std::make_shared<SignProduct>(signs8) : nullptr;
+  signs = looked_up ? at::Tensor() : signs8.to(mean.scalar_type()).mul_(2.0).sub_(1.0);
+}
+
+void MixedLinear::TakeGradients(const SignProduct::Scales& slopes) const {
+  const at::Tensor alpha = gain_unit * gain.value;
+  Parameter parameter = gain;
+  parameter.grad.copy_(slopes.gain * row.value * gain_unit);
+  parameter = row;
+  parameter.grad.copy_(slopes.gain * alpha + slopes.offset * mean);
+  parameter = column;
+  parameter.grad.copy_(slopes.column);
 }
 
 QuantizedLinear MixedLinear::Finish() const {
@@ -155,8 +202,7 @@ at::Tensor MixedProduct(const MixedLinear& linear, const at::Tensor& x_salient,
 }
 
 std::pair<at::Tensor, at::Tensor> SplitColumns(const at::Tensor& x, const MixedLinear& linear) {
-  const variable_list parts =
-      SplitFunction::apply(x.reshape({-1, x.size(-1)}), linear.salient, linear.others);
+  const variable_list parts = SplitFunction::apply(x.reshape({-1, x.size(-1)}), &linear);
   return {parts[0], parts[1]};
 }
 

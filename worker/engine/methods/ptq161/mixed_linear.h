@@ -2,9 +2,11 @@
 
 #include <ATen/ATen.h>
 
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "worker/engine/kernels/sign_product.h"
 #include "worker/engine/methods/ptq161/binarize.h"
 #include "worker/engine/methods/ptq161/options.h"
 #include "worker/engine/methods/ptq161/parameter_buffer.h"
@@ -22,11 +24,11 @@ struct MixedLinear {
   at::Tensor bias;     // fp32 [n] or undefined
   at::Tensor salient;  // int64 [k], ascending
   at::Tensor others;   // int64 [m - k], ascending
+  at::Tensor places;   // int64 [m]: where column j stands in {salient, others}
   SalientGrid grid;
   at::Tensor codes;      // uint8 [n, k]
   at::Tensor fixed;      // fp32 [n, k], dequantized codes
-  at::Tensor signs;      // fp32 [n, m - k], -1 or 1
-  at::Tensor signs8;     // uint8 of them, 1 where +1
+  at::Tensor signs8;     // uint8 [n, m - k], 1 where +1; set by SetSigns
   at::Tensor mean;       // mu fp32 [n]
   at::Tensor gain_unit;  // fp32 [n]: 1 (0 where alpha0 is), or alpha0 with relative_gain
   ComputeDtype compute = ComputeDtype::kFloat32;  // of its products
@@ -36,8 +38,21 @@ struct MixedLinear {
   Parameter row;     // r1 [n]
   Parameter column;  // r2 [m - k]
 
+  // How products with the signs are made: by table lookup where the device has
+  // it and factors are fp32, else (null) with a matrix in mean's type.
+  std::shared_ptr<const SignProduct> lookup;
+  at::Tensor signs;  // [n, m - k], -1 or 1; undefined with lookup
+
+  // salient (int64, ascending), others and places of `all` columns.
+  void SetSalient(const at::Tensor& columns, int64_t all, const at::Device& device);
+
+  // Call once mean and compute are set. [n, m - k], 1 where +1.
+  void SetSigns(const at::Tensor& uint8_signs);
+
   at::Tensor RowGain() const { return gain_unit * gain.value * row.value; }  // A
   at::Tensor RowOffset() const { return mean * row.value; }                  // C
+  // dA, dC and dr2 to the Parameters' gradients: alpha, r1, r2 (spec 3.3).
+  void TakeGradients(const SignProduct::Scales& slopes) const;
 
   at::Tensor Multiply(const at::Tensor& a, const at::Tensor& b) const;  // a b, see `compute`
 

@@ -12,8 +12,9 @@ namespace {
 // in alpha, r1 and r2.
 at::Tensor DenseWeight(const MixedLinear& linear, const at::Tensor& gain, const at::Tensor& row,
                        const at::Tensor& column) {
+  const at::Tensor signs = linear.signs8.to(gain.scalar_type()) * 2 - 1;
   const at::Tensor levels =
-      (gain * linear.gain_unit).unsqueeze(1) * linear.signs + linear.mean.unsqueeze(1);
+      (gain * linear.gain_unit).unsqueeze(1) * signs + linear.mean.unsqueeze(1);
   const at::Tensor binary = at::outer(row, column) * levels;
   const at::Tensor order = at::cat({linear.salient, linear.others}).argsort();
   return at::cat({linear.fixed, binary}, 1).index_select(1, order);
@@ -27,12 +28,10 @@ MixedLinear RandomLinear(int64_t rows, int64_t columns, at::ScalarType dtype) {
     return Parameter{at::rand({size}, options) + 0.5, at::zeros({size}, options)};
   };
   MixedLinear linear;
-  linear.salient = at::arange(1, columns, 3);
-  at::Tensor kept = at::ones({columns}, at::kBool).index_fill_(0, linear.salient, false);
-  linear.others = kept.nonzero().squeeze(-1);
+  linear.SetSalient(at::arange(1, columns, 3), columns, at::kCPU);
   linear.fixed = at::randn({rows, linear.salient.size(0)}, options);
-  linear.signs = at::randn({rows, linear.others.size(0)}, options).sign();
   linear.mean = at::randn({rows}, options) * 0.3;
+  linear.SetSigns(at::randn({rows, linear.others.size(0)}).gt(0).to(at::kByte));
   linear.gain_unit = at::rand({rows}, options) + 0.5;
   linear.bias = at::randn({rows}, options);
   linear.gain = parameter(rows);
