@@ -3,14 +3,28 @@
 #include <google/protobuf/descriptor.h>
 #include <google/protobuf/message.h>
 
+#include <algorithm>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 
 namespace quantry::server {
 namespace {
+
+// "GPTQ_V1".
+std::string NameOf(v1::OutputFormat format) {
+  return std::string(absl::StripPrefix(v1::OutputFormat_Name(format), "OUTPUT_FORMAT_"));
+}
+
+// "gptq-v1", as MethodDescription.output_formats has it.
+std::string WordOf(v1::OutputFormat format) {
+  std::string word = absl::AsciiStrToLower(NameOf(format));
+  std::replace(word.begin(), word.end(), '_', '-');
+  return word;
+}
 
 template <typename Keep>
 std::string Names(Keep keep) {
@@ -19,7 +33,7 @@ std::string Names(Keep keep) {
   for (int i = 0; i < type->value_count(); ++i) {
     const auto format = static_cast<v1::OutputFormat>(type->value(i)->number());
     if (format == v1::OUTPUT_FORMAT_UNSPECIFIED || !keep(format)) continue;
-    names.emplace_back(absl::StripPrefix(type->value(i)->name(), "OUTPUT_FORMAT_"));
+    names.push_back(NameOf(format));
   }
   return absl::StrJoin(names, ", ");
 }
@@ -96,8 +110,15 @@ std::string ContentText(const OutputContent& content) {
   return absl::StrJoin(parts, ", ");
 }
 
-std::string FormatsHolding(const OutputContent& content) {
-  return Names([&](v1::OutputFormat format) { return WantedContent(format, content).empty(); });
+bool Writes(const v1::MethodDescription& method, v1::OutputFormat format) {
+  const auto& words = method.output_formats();
+  return words.empty() || std::find(words.begin(), words.end(), WordOf(format)) != words.end();
+}
+
+std::string FormatsHolding(const OutputContent& content, const v1::MethodDescription& method) {
+  return Names([&](v1::OutputFormat format) {
+    return Writes(method, format) && WantedContent(format, content).empty();
+  });
 }
 
 std::string KnownFormats() {

@@ -1,5 +1,5 @@
-// Which output formats can hold what a method makes: what a client learns at
-// submit instead of from a failed job. The engine holds the same rules
+// Which output formats a method writes and which can hold what it makes: what a
+// client learns at submit instead of from a failed job. The engine holds the same rules
 // (worker/engine/export/layout.cc, worker/engine/pipeline/job.cc) and those that
 // need the model's shapes.
 #pragma once
@@ -32,8 +32,12 @@ std::string WantedContent(v1::OutputFormat format, const OutputContent& content)
 // "4 bits, asymmetric, activations rotated online": the content in words.
 std::string ContentText(const OutputContent& content);
 
-// "COMPRESSED_TENSORS, DENSE, ...": the formats that can hold the content.
-std::string FormatsHolding(const OutputContent& content);
+// Whether the method writes the format; true where the engine does not say.
+bool Writes(const v1::MethodDescription& method, v1::OutputFormat format);
+
+// "COMPRESSED_TENSORS, DENSE, ...": the formats that the method writes and that
+// can hold the content.
+std::string FormatsHolding(const OutputContent& content, const v1::MethodDescription& method);
 
 // All of them.
 std::string KnownFormats();

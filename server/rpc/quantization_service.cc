@@ -118,10 +118,12 @@ class JobCalls : public v1::QuantizationService::CallbackService, private Servic
            !RecipeName(request.quantization_job().spec().method()).empty();
   }
 
-  // What the engine offers; nothing while it does not say.
+  // What the engine offers; nothing while it does not say. Which formats a method
+  // writes is not worth a wait: the engine looks once more.
   EngineCapabilities EngineFor(const v1::CreateQuantizationJobRequest& request) const {
-    if (!NeedsEngine(request)) return {};
-    auto known = context_->capabilities->Get(kCapabilitiesWait);
+    const bool needed = NeedsEngine(request);
+    if (!needed && request.quantization_job().spec().outputs().empty()) return {};
+    auto known = context_->capabilities->Get(needed ? kCapabilitiesWait : std::chrono::seconds(0));
     return known.ok() ? *std::move(known) : EngineCapabilities();
   }
 

@@ -247,7 +247,8 @@ std::optional<v1::WeightGrid> WholeGrid(const v1::Method& method,
   return grid;
 }
 
-void CheckOutputs(const v1::JobSpec& spec, const OutputContent& content, Violations* out) {
+void CheckOutputs(const v1::JobSpec& spec, const OutputContent& content,
+                  const v1::MethodDescription& method, Violations* out) {
   const std::string field = At("outputs");
   out->Range(field, spec.outputs_size(), 0, 8);
   std::set<int> seen;
@@ -261,12 +262,20 @@ void CheckOutputs(const v1::JobSpec& spec, const OutputContent& content, Violati
     if (!seen.insert(format).second) {
       out->Wanted(name, "each format once", v1::OutputFormat_Name(format) + " again");
     }
+    if (!Writes(method, format)) {
+      out->Wanted(name,
+                  absl::StrCat("one that method ", method.name(), " can write (",
+                               FormatsHolding(content, method), ")"),
+                  v1::OutputFormat_Name(format));
+      continue;
+    }
     const std::string wanted = WantedContent(format, content);
     if (wanted.empty()) continue;
-    out->Wanted(name,
-                absl::StrCat(wanted, " for ", v1::OutputFormat_Name(format),
-                             " (formats that can hold this: ", FormatsHolding(content), ")"),
-                ContentText(content));
+    out->Wanted(
+        name,
+        absl::StrCat(wanted, " for ", v1::OutputFormat_Name(format),
+                     " (formats that can hold this: ", FormatsHolding(content, method), ")"),
+        ContentText(content));
   }
 }
 
@@ -329,7 +338,7 @@ void CheckSpec(const v1::JobSpec& spec, const SpecLimits& limits,
   CheckEvaluation(spec, limits, violations);
   CheckPreprocessing(spec, limits, violations);
   CheckOutputs(spec, {WholeGrid(spec.method(), recipe), RotatesOnline(spec.method(), recipe)},
-               violations);
+               description, violations);
   CheckResources(spec, violations);
 }
 

@@ -31,8 +31,9 @@ struct SpecLimits {
 // INVALID_NAME for a malformed parent or id. Defaults are filled in, the spec
 // digest is set, `key.id` is chosen when the request has none.
 //
-// `methods` is what the engine offers: its table of recipes. Empty when it is
-// not known; a recipe that the spec contradicts is then refused by the engine.
+// `methods` is what the engine offers: its recipes, and the formats that each
+// method writes. Empty when it is not known; a recipe that the spec contradicts
+// and a format that the method does not write are then refused by the engine.
 absl::StatusOr<SubmitRequest> ValidateCreate(const v1::CreateQuantizationJobRequest& request,
                                              const SpecLimits& limits,
                                              std::span<const v1::MethodDescription> methods = {});

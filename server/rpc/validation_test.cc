@@ -1,8 +1,11 @@
 #include "server/rpc/validation.h"
 
 #include <functional>
+#include <initializer_list>
+#include <iterator>
 #include <limits>
 #include <span>
+#include <utility>
 
 #include "common/errors.h"
 #include "google/rpc/error_details.pb.h"
@@ -807,6 +810,78 @@ TEST(ValidateCreate, OutputsMustCarryOnlineRotations) {
           << c.name << ": " << v1::OutputFormat_Name(format);
     }
   }
+}
+
+std::vector<v1::MethodDescription> Writing(const std::string& method,
+                                           std::initializer_list<const char*> formats) {
+  v1::MethodDescription row;
+  row.set_name(method);
+  for (const char* format : formats) row.add_output_formats(format);
+  return {row};
+}
+
+TEST(ValidateCreate, OutputsMustBeWrittenByTheMethod) {
+  const auto methods = Writing("ptq161", {"quantry", "dense"});
+  Request request = ValidRequest();
+  Ptq161(&request);
+  EXPECT_TRUE(ValidateCreate(request, {}, methods).ok());
+  v1::OutputSpec* output = Spec(&request)->add_outputs();
+  for (const auto format : {v1::OUTPUT_FORMAT_DENSE, v1::OUTPUT_FORMAT_QUANTRY}) {
+    output->set_format(format);
+    EXPECT_TRUE(ValidateCreate(request, {}, methods).ok()) << v1::OutputFormat_Name(format);
+  }
+  output->set_format(v1::OUTPUT_FORMAT_GPTQ);
+  EXPECT_TRUE(ValidateCreate(request, {}).ok()) << "what the engine writes is unknown";
+  EXPECT_TRUE(ValidateCreate(request, {}, Writing("ptq161", {})).ok())
+      << "an engine that is silent";
+  const auto submit = ValidateCreate(request, {}, methods);
+  EXPECT_TRUE(HasReason(submit.status(), Reason::kInvalidSpec)) << submit.status();
+  const auto violations = ViolationsOf(submit.status());
+  ASSERT_EQ(violations.size(), 1u) << submit.status();
+  EXPECT_EQ(violations[0].field(), "quantization_job.spec.outputs[0].format");
+  EXPECT_EQ(violations[0].description(),
+            "wanted one that method ptq161 can write (DENSE, QUANTRY), got OUTPUT_FORMAT_GPTQ");
+}
+
+TEST(ValidateCreate, TheWordsOfTheEngineAreTheFormats) {
+  const std::pair<v1::OutputFormat, const char*> words[] = {
+      {v1::OUTPUT_FORMAT_COMPRESSED_TENSORS, "compressed-tensors"},
+      {v1::OUTPUT_FORMAT_DENSE, "dense"},
+      {v1::OUTPUT_FORMAT_QUANTRY, "quantry"},
+      {v1::OUTPUT_FORMAT_GPTQ, "gptq"},
+      {v1::OUTPUT_FORMAT_AWQ, "awq"},
+      {v1::OUTPUT_FORMAT_GPTQ_V1, "gptq-v1"},
+      {v1::OUTPUT_FORMAT_INT4_CARRIER, "int4-carrier"},
+  };
+  EXPECT_EQ(std::size(words),
+            static_cast<size_t>(v1::OutputFormat_descriptor()->value_count() - 1));
+  Request request = ValidRequest();
+  Ptq161(&request);
+  v1::OutputSpec* output = Spec(&request)->add_outputs();
+  for (const auto& [format, word] : words) {
+    output->set_format(format);
+    for (const auto& other : words) {
+      const auto submit = ValidateCreate(request, {}, Writing("ptq161", {other.second}));
+      EXPECT_EQ(submit.ok(), format == other.first) << word << ", written: " << other.second;
+    }
+  }
+}
+
+// Nobody is sent from one refusal to another.
+TEST(ValidateCreate, AGridIsSentToFormatsThatTheMethodWrites) {
+  Request request = ValidRequest();
+  Grid(&request)->set_bits(6);
+  Spec(&request)->add_outputs()->set_format(v1::OUTPUT_FORMAT_GPTQ);
+  const auto submit = ValidateCreate(request, {}, Writing("awq", {"gptq", "awq", "dense"}));
+  EXPECT_NE(submit.status().message().find("(formats that can hold this: DENSE)"),
+            std::string::npos)
+      << submit.status();
+  Spec(&request)->mutable_outputs(0)->set_format(v1::OUTPUT_FORMAT_QUANTRY);
+  EXPECT_NE(ValidateCreate(request, {}, Writing("awq", {"gptq", "awq", "dense"}))
+                .status()
+                .message()
+                .find("one that method awq can write (DENSE), got OUTPUT_FORMAT_QUANTRY"),
+            std::string::npos);
 }
 
 TEST(ValidateCreate, NamesAreChecked) {

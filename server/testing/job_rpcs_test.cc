@@ -148,6 +148,33 @@ TEST_F(JobRpcs, ARecipeContradictedIsRefusedAtSubmit) {
   EXPECT_EQ(methods.methods(0).recipes(0).name(), "two");
 }
 
+TEST_F(JobRpcs, AFormatThatTheMethodDoesNotWriteIsRefusedAtSubmit) {
+  v1::CreateQuantizationJobRequest request = server_.JobRequest("bad-job");
+  request.mutable_quantization_job()->mutable_spec()->add_outputs()->set_format(
+      v1::OUTPUT_FORMAT_GPTQ);
+  EXPECT_TRUE(Create(request).ok()) << "without an engine nobody knows";
+  UseEngine(R"({"methods": [{"name": "rtn", "output_formats": ["quantry", "dense"]}]})");
+  request = server_.JobRequest("bad-job-2");
+  v1::OutputSpec* output = request.mutable_quantization_job()->mutable_spec()->add_outputs();
+  output->set_format(v1::OUTPUT_FORMAT_GPTQ);
+  grpc::ClientContext context;
+  v1::ListMethodsResponse methods;  // waits for the engine, which Create does not
+  ASSERT_TRUE(server_.jobs->ListMethods(&context, {}, &methods).ok());
+  for (const bool validate_only : {false, true}) {
+    request.set_validate_only(validate_only);
+    const absl::Status status = Create(request);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_TRUE(HasReason(status, Reason::kInvalidSpec)) << status;
+    EXPECT_NE(status.message().find("outputs[0].format: wanted one that method rtn can write "
+                                    "(DENSE, QUANTRY), got OUTPUT_FORMAT_GPTQ"),
+              std::string::npos)
+        << status;
+  }
+  request.set_validate_only(false);
+  output->set_format(v1::OUTPUT_FORMAT_DENSE);
+  EXPECT_TRUE(Create(request).ok());
+}
+
 TEST_F(JobRpcs, TheTraceStaysWithTheJobAndABadOneIsIgnored) {
   const std::string good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
   const std::pair<std::string, std::string> cases[] = {
