@@ -67,6 +67,16 @@ std::string TraceparentOf(const grpc::CallbackServerContext& context) {
   return "";
 }
 
+// The deadline that the caller set; unset when it set none.
+std::optional<MonotonicTime> OwnDeadline(const grpc::CallbackServerContext& context) {
+  const auto wanted = context.deadline();
+  if (wanted == std::chrono::system_clock::time_point::max()) return std::nullopt;
+  // Far deadlines would overflow the conversion.
+  const auto left = std::min<std::chrono::system_clock::duration>(
+      wanted - std::chrono::system_clock::now(), std::chrono::hours(24));
+  return std::chrono::steady_clock::now() + left;
+}
+
 }  // namespace
 
 grpc::Status ToGrpcStatus(const absl::Status& status) {
@@ -99,6 +109,8 @@ void StreamCounts::Remove(const std::string& name) {
 Call::Call(std::string_view method, const RpcRuntime* runtime, grpc::CallbackServerContext* context)
     : method_(method),
       runtime_(runtime),
+      context_(context),
+      deadline_(OwnDeadline(*context)),
       traceparent_(TraceparentOf(*context)),
       trace_id_(TraceIdOf(traceparent_)),
       start_(std::chrono::steady_clock::now()),
@@ -154,6 +166,15 @@ std::optional<Duration> Call::credential_left() const {
   return *principal_->expire_time - runtime_->clock->Now();
 }
 
+absl::Status Call::Awaited() const {
+  // First: gRPC cancels what is past its deadline.
+  if (deadline_ && *deadline_ <= std::chrono::steady_clock::now()) {
+    return MakeError(Reason::kDeadlineExceeded,
+                     "the caller's deadline passed before the answer was there; allow more time");
+  }
+  return context_->IsCancelled() ? absl::CancelledError("the caller went away") : absl::OkStatus();
+}
+
 void Call::Made(const google::protobuf::Message& response) {
   if (!principal_ || trial_) return;
   if (std::string made = MadeBy(*permission_, response); !made.empty()) resource_ = std::move(made);
@@ -194,13 +215,8 @@ grpc::Status Call::End(const absl::Status& status) {
 }
 
 MonotonicTime RpcRuntime::Deadline(const grpc::CallbackServerContext& context) {
-  const auto now = std::chrono::steady_clock::now();
-  const auto wanted = context.deadline();
-  if (wanted == std::chrono::system_clock::time_point::max()) return now + kDefaultUnaryDeadline;
-  // Far deadlines would overflow the conversion.
-  const auto left = std::min<std::chrono::system_clock::duration>(
-      wanted - std::chrono::system_clock::now(), std::chrono::hours(24));
-  return now + left;
+  const auto own = OwnDeadline(context);
+  return own ? *own : std::chrono::steady_clock::now() + kDefaultUnaryDeadline;
 }
 
 absl::Status RpcRuntime::CheckStart(const grpc::CallbackServerContext& context,

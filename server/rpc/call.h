@@ -70,6 +70,10 @@ class Call {
   // Unset without authentication, and of strangers.
   const std::optional<Principal>& principal() const { return principal_; }
 
+  // OK while the caller waits for the answer; DEADLINE_EXCEEDED once his own
+  // deadline has passed, CANCELLED once he has left. For bodies that take long.
+  absl::Status Awaited() const;
+
   // What the audit log is to name: what this answer tells of, if it made something.
   void Made(const google::protobuf::Message& response);
 
@@ -85,6 +89,8 @@ class Call {
 
   const std::string method_;
   const RpcRuntime* const runtime_;
+  const grpc::CallbackServerContext* const context_;  // lives until the call is finished
+  const std::optional<MonotonicTime> deadline_;       // the caller's own
   const std::string traceparent_;
   const std::string trace_id_;
   const MonotonicTime start_;

@@ -27,11 +27,15 @@ using SteadyClock = std::chrono::steady_clock;
 constexpr size_t kMaxOutputBytes = 4 << 20;
 constexpr size_t kMaxErrorBytes = 4 << 10;
 constexpr auto kCapabilitiesTime = std::chrono::seconds(20);
+// How often is looked whether somebody still waits for the engine.
+constexpr auto kLookEvery = milliseconds(100);
 
 struct Output {
   ExitStatus exit;
   std::string out;
   std::string err;
+  bool out_open = true;
+  bool err_open = true;
 };
 
 // Appends what is readable now; false at the end of the stream.
@@ -44,36 +48,44 @@ bool ReadSome(int fd, size_t limit, std::string* text) {
   return got > 0;
 }
 
+// Waits at most `wait` for the child to write something; false once it cannot.
+bool ReadOutput(const ChildProcess& child, milliseconds wait, Output* output) {
+  pollfd fds[] = {{output->out_open ? child.stdout_fd() : -1, POLLIN, 0},
+                  {output->err_open ? child.stderr_fd() : -1, POLLIN, 0}};
+  poll(fds, 2, static_cast<int>(wait.count()));
+  if (fds[0].revents != 0) {
+    output->out_open = ReadSome(child.stdout_fd(), kMaxOutputBytes, &output->out);
+  }
+  if (fds[1].revents != 0) {
+    output->err_open = ReadSome(child.stderr_fd(), kMaxErrorBytes, &output->err);
+  }
+  return output->out_open || output->err_open;
+}
+
+// However it returns, the child is gone.
 absl::StatusOr<Output> RunChild(std::vector<std::string> argv, milliseconds timeout,
-                                const EngineConfinement& confinement, const EngineAccess& access) {
+                                const Awaited& awaited, const EngineConfinement& confinement,
+                                const EngineAccess& access) {
   ChildOptions options;
   options.argv = std::move(argv);
   const auto deadline = SteadyClock::now() + timeout;
   auto child = SpawnEngine(options, confinement, access);
   if (!child.ok()) return MakeError(Reason::kFileNotFound, std::string(child.status().message()));
   Output output;
-  bool out_open = true;
-  bool err_open = true;
-  while (out_open || err_open) {
-    const auto left = std::chrono::ceil<milliseconds>(deadline - SteadyClock::now()).count();
-    if (left <= 0) break;
-    pollfd fds[] = {{out_open ? child->stdout_fd() : -1, POLLIN, 0},
-                    {err_open ? child->stderr_fd() : -1, POLLIN, 0}};
-    poll(fds, 2, static_cast<int>(std::min<std::int64_t>(left, 60'000)));
-    if (fds[0].revents != 0) {
-      out_open = ReadSome(child->stdout_fd(), kMaxOutputBytes, &output.out);
+  for (bool writing = true;;) {
+    const auto left = std::chrono::ceil<milliseconds>(deadline - SteadyClock::now());
+    if (left <= milliseconds(0)) break;
+    if (absl::Status status = awaited(); !status.ok()) return status;
+    if (writing) {
+      writing = ReadOutput(*child, std::min(left, kLookEvery), &output);
+    } else if (const auto exit = child->Wait(std::min(left, kLookEvery))) {
+      output.exit = *exit;
+      return output;
     }
-    if (fds[1].revents != 0) err_open = ReadSome(child->stderr_fd(), kMaxErrorBytes, &output.err);
   }
-  const auto left = std::chrono::ceil<milliseconds>(deadline - SteadyClock::now());
-  const auto exit = child->Wait(std::max(left, milliseconds(1)));
-  if (!exit) {
-    return MakeError(
-        Reason::kDeadlineExceeded,
-        absl::StrCat(options.argv[0], " did not answer within ", timeout.count() / 1000, " s"));
-  }
-  output.exit = *exit;
-  return output;
+  return MakeError(
+      Reason::kDeadlineExceeded,
+      absl::StrCat(options.argv[0], " did not answer within ", timeout.count() / 1000, " s"));
 }
 
 absl::Status ProtocolError(std::string_view what, const Output& output) {
@@ -112,13 +124,15 @@ class ChildEngineTool : public EngineTool {
         confinement_(std::move(confinement)) {}
 
   absl::StatusOr<EngineCapabilities> Capabilities() override {
-    auto output = RunChild({binary_, "methods"}, kCapabilitiesTime, confinement_, {});
+    const Awaited always = [] { return absl::OkStatus(); };
+    auto output = RunChild({binary_, "methods"}, kCapabilitiesTime, always, confinement_, {});
     if (!output.ok()) return output.status();
     if (!output->exit.ok()) return ProtocolError("methods", *output);
     return ParseCapabilities(output->out);
   }
 
-  absl::StatusOr<v1::Quote> QuoteJob(const v1::EngineJob& job, milliseconds timeout) override {
+  absl::StatusOr<v1::Quote> QuoteJob(const v1::EngineJob& job, milliseconds timeout,
+                                     const Awaited& awaited) override {
     std::string json;
     google::protobuf::util::JsonPrintOptions print;
     print.preserve_proto_field_names = true;
@@ -131,7 +145,8 @@ class ChildEngineTool : public EngineTool {
     access.read.push_back(path);
     access.gpu = false;  // headers are read, nothing is computed
     if (confinement_.account) chmod(path.c_str(), 0644);
-    auto output = RunChild({binary_, "quote", "--job", path}, timeout, confinement_, access);
+    auto output =
+        RunChild({binary_, "quote", "--job", path}, timeout, awaited, confinement_, access);
     std::error_code ignored;
     std::filesystem::remove(path, ignored);
     if (!output.ok()) return output.status();

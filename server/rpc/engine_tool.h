@@ -27,6 +27,9 @@ struct EngineCapabilities {
   std::string version;
 };
 
+// OK while somebody waits for an answer; then why nobody does.
+using Awaited = std::function<absl::Status()>;
+
 class EngineTool {
  public:
   virtual ~EngineTool() = default;
@@ -34,10 +37,12 @@ class EngineTool {
   // INTERNAL ENGINE_PROTOCOL when its answer makes no sense.
   virtual absl::StatusOr<EngineCapabilities> Capabilities() = 0;
   // `quantry-engine quote --job FILE`. Problems of the job are in the quote;
-  // errors are the engine's own reasons (INVALID_CHECKPOINT, ...) or
-  // DEADLINE_EXCEEDED.
+  // errors are the engine's own reasons (INVALID_CHECKPOINT, ...),
+  // DEADLINE_EXCEEDED, or what `awaited` says, which is asked on this thread a few
+  // times a second. No engine is left when this returns.
   virtual absl::StatusOr<v1::Quote> QuoteJob(const v1::EngineJob& job,
-                                             std::chrono::milliseconds timeout) = 0;
+                                             std::chrono::milliseconds timeout,
+                                             const Awaited& awaited) = 0;
 };
 
 // Asks an engine once, in the background: loading the engine's libraries from a

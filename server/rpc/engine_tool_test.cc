@@ -3,6 +3,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 
@@ -14,6 +16,8 @@ namespace {
 
 namespace fs = std::filesystem;
 using std::chrono::milliseconds;
+
+const Awaited kAlways = [] { return absl::OkStatus(); };
 
 // A shell script stands in for the engine.
 class EngineToolTest : public testing::Test {
@@ -32,10 +36,11 @@ class EngineToolTest : public testing::Test {
     return NewEngineTool(path, root_, {.enabled = false, .account = {}, .max_file_bytes = 0});
   }
   absl::StatusOr<v1::Quote> Quote(const std::string& script,
-                                  milliseconds time = milliseconds(20000)) {
+                                  milliseconds time = milliseconds(20000),
+                                  const Awaited& awaited = kAlways) {
     v1::EngineJob job;
     job.set_model_dir("/models/x");
-    return Tool(script)->QuoteJob(job, time);
+    return Tool(script)->QuoteJob(job, time, awaited);
   }
   bool JobFileLeft() const {
     for (const auto& entry : fs::directory_iterator(root_)) {
@@ -112,9 +117,30 @@ TEST_F(EngineToolTest, AHangingEngineIsKilled) {
   EXPECT_TRUE(HasReason(quote.status(), Reason::kDeadlineExceeded)) << quote.status();
 }
 
+// Whatever it does with its output meanwhile.
+TEST_F(EngineToolTest, AnEngineThatNobodyWaitsForIsKilled) {
+  const std::string file = root_ + "/pid";
+  for (const std::string output : {"", "exec >&- 2>&-; "}) {
+    fs::remove(file);
+    const auto started = [&] { return fs::exists(file) && fs::file_size(file) > 0; };
+    const auto quote = Quote(
+        output + "echo $$ > " + file + "; exec sleep 1000", milliseconds(20000),
+        [&] { return started() ? absl::CancelledError("the caller left") : absl::OkStatus(); });
+    EXPECT_TRUE(absl::IsCancelled(quote.status())) << output << quote.status();
+    EXPECT_EQ(quote.status().message(), "the caller left");
+    EXPECT_FALSE(JobFileLeft());
+    pid_t pid = 0;
+    std::ifstream(file) >> pid;
+    ASSERT_GT(pid, 0);
+    EXPECT_EQ(kill(pid, 0), -1) << output;
+    EXPECT_EQ(errno, ESRCH) << output;
+  }
+}
+
 // common/sandbox/testing/probe.cc tries them while it plays the engine.
 TEST_F(EngineToolTest, TheEngineIsConfinedToItsInputs) {
-  const auto quote = NewEngineTool(SANDBOX_PROBE, root_, {})->QuoteJob({}, milliseconds(20000));
+  const auto quote =
+      NewEngineTool(SANDBOX_PROBE, root_, {})->QuoteJob({}, milliseconds(20000), kAlways);
   ASSERT_TRUE(quote.ok()) << quote.status();
   const std::vector<std::string> problems(quote->problems().begin(), quote->problems().end());
   EXPECT_EQ(problems, (std::vector<std::string>{"read ok", "tcp ENOSYS", "read EACCES",

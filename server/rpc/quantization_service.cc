@@ -25,7 +25,8 @@ namespace {
 using grpc::CallbackServerContext;
 using grpc::ServerUnaryReactor;
 
-// A quote reads headers only; a checkpoint with many shards still takes time.
+// A quote reads headers only; a checkpoint with many shards still takes time. A
+// caller who waits for less ends it sooner.
 constexpr auto kQuoteTime = std::chrono::seconds(60);
 // Right after a start the engine may still be loading.
 constexpr auto kCapabilitiesWait = std::chrono::seconds(5);
@@ -135,7 +136,7 @@ class JobCalls : public v1::QuantizationService::CallbackService, private Servic
     submit->engine_version = engine.version;
     absl::Status sources = CheckSources(submit->key.tenant, submit->spec);
     if (!sources.ok()) return sources;
-    if (request.validate_only()) return Quote(*submit, response);
+    if (request.validate_only()) return Quote(*submit, response, call);
     const auto upload_bytes = UploadBytesToCount(*context_, submit->key.tenant);
     if (!upload_bytes.ok()) return upload_bytes.status();
     submit->upload_bytes = *upload_bytes;
@@ -158,13 +159,14 @@ class JobCalls : public v1::QuantizationService::CallbackService, private Servic
                      {{"field", "model.uri"}});
   }
 
-  absl::Status Quote(const SubmitRequest& submit, v1::CreateQuantizationJobResponse* response) {
+  absl::Status Quote(const SubmitRequest& submit, v1::CreateQuantizationJobResponse* response,
+                     const Call& call) {
     auto local = context_->sources->Materialise(submit.key.tenant, submit.spec);
     if (!local.ok()) return local.status();
     v1::EngineJob& job = (*local)->job;
     job.set_job(FormatJobName(submit.key.tenant, submit.key.id));
     job.set_job_uid(submit.uid);
-    auto quote = context_->engine->QuoteJob(job, kQuoteTime);
+    auto quote = context_->engine->QuoteJob(job, kQuoteTime, [&call] { return call.Awaited(); });
     if (!quote.ok()) return quote.status();
     *response->mutable_quote() = *std::move(quote);
     v1::QuantizationJob& preview = *response->mutable_quantization_job();

@@ -1,7 +1,11 @@
 // The tenant's calls on jobs over real gRPC.
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -52,12 +56,15 @@ class JobRpcs : public ::testing::Test {
   }
 
   // From now on the server's engine answers `methods` with this.
-  void UseEngine(const std::string& methods) {
+  void UseEngine(const std::string& methods) { UseScript("echo '" + methods + "'"); }
+
+  // From now on it is this shell script.
+  void UseScript(const std::string& script) {
     server_.Stop();
     const std::string engine = server_.root() + "/engine";
     server_.config().set_engine_binary(engine);
     server_.config().set_engine_confinement(false);  // it is a script
-    std::ofstream(engine) << "#!/bin/sh\necho '" << methods << "'\n";
+    std::ofstream(engine) << "#!/bin/sh\n" << script << "\n";
     chmod(engine.c_str(), 0700);
     server_.Start();
   }
@@ -173,6 +180,44 @@ TEST_F(JobRpcs, AFormatThatTheMethodDoesNotWriteIsRefusedAtSubmit) {
   request.set_validate_only(false);
   output->set_format(v1::OUTPUT_FORMAT_DENSE);
   EXPECT_TRUE(Create(request).ok());
+}
+
+// The engine's pid, which it writes when it starts; "" when it did not in 20 s.
+std::string PidFrom(int fifo) {
+  pollfd written{fifo, POLLIN, 0};
+  if (poll(&written, 1, 20'000) != 1) return "";
+  char text[16];
+  const ssize_t got = read(fifo, text, sizeof text);
+  return got <= 1 ? "" : std::string(text, static_cast<size_t>(got - 1));
+}
+
+// An engine that answers nobody would keep others waiting for a minute.
+TEST_F(JobRpcs, TheEngineOfAQuoteEndsWithItsCaller) {
+  const std::string path = server_.root() + "/pid";
+  ASSERT_EQ(mkfifo(path.c_str(), 0600), 0);
+  const int fifo = open(path.c_str(), O_RDWR | O_CLOEXEC);  // both: nobody waits for the other
+  ASSERT_GE(fifo, 0);
+  UseScript("test \"$1\" = quote || exit 1; echo $$ > " + path + "; exec sleep 1000");
+  v1::CreateQuantizationJobRequest request = server_.JobRequest("quoted");
+  request.set_validate_only(true);
+  for (const bool cancels : {true, false}) {
+    grpc::ClientContext context;
+    const auto now = std::chrono::system_clock::now();
+    if (!cancels) context.set_deadline(now + std::chrono::seconds(3));
+    absl::Status status;
+    std::thread caller([&] {
+      v1::CreateQuantizationJobResponse response;
+      status = FromGrpc(server_.jobs->CreateQuantizationJob(&context, request, &response));
+    });
+    const std::string pid = PidFrom(fifo);
+    if (cancels) context.TryCancel();
+    caller.join();
+    EXPECT_EQ(status.code(),
+              cancels ? absl::StatusCode::kCancelled : absl::StatusCode::kDeadlineExceeded);
+    ASSERT_NE(pid, "") << cancels << status;
+    EXPECT_TRUE(GoneSoon("/proc/" + pid)) << cancels;
+  }
+  close(fifo);
 }
 
 TEST_F(JobRpcs, TheTraceStaysWithTheJobAndABadOneIsIgnored) {
