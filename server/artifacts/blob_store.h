@@ -51,6 +51,7 @@ class BlobUpload {
 enum class BlobPart {
   kWhole,
   kHead,  // of a file of weights its header: a quote reads no more
+  kSize,  // nothing but how long it is: a quote only asks whether a text is there
 };
 
 class BlobStore {
@@ -79,7 +80,7 @@ class BlobStore {
   // "" when they lie below RootUri().
   virtual std::string SpoolUri() const = 0;
   // Makes `path`, whose folder is there, the finished blob: a link to it, or a
-  // copy of the part. Of kHead what was not copied reads as zeros. NOT_FOUND;
+  // copy of the part. What was not copied reads as zeros. NOT_FOUND;
   // DATA_LOSS ARTIFACT_CORRUPT when a whole copy has another sha256.
   virtual absl::Status Place(std::string_view tenant, const BlobId& blob, BlobPart part,
                              const std::string& path) = 0;

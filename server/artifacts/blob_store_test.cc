@@ -291,8 +291,20 @@ TEST_P(BlobStoreTest, PlacesBlobsForPrograms) {
     ASSERT_TRUE(placed.ok()) << placed;
     EXPECT_EQ(ReadFile(path), "a text");
   }
-  EXPECT_TRUE(
-      absl::IsNotFound(store_->Place("t", IdOf("none"), BlobPart::kWhole, root_ + "/none")));
+  for (const BlobPart part : {BlobPart::kWhole, BlobPart::kSize}) {
+    EXPECT_TRUE(absl::IsNotFound(store_->Place("t", IdOf("none"), part, root_ + "/none")));
+  }
+}
+
+TEST_P(BlobStoreTest, PlacesTextsThatNobodyReads) {
+  for (const std::string text : {"a text", ""}) {
+    ASSERT_TRUE(Upload(*store_, text).ok());
+    const std::string path = root_ + "/sized";
+    fs::remove(path);
+    const absl::Status placed = store_->Place("t", IdOf(text), BlobPart::kSize, path);
+    ASSERT_TRUE(placed.ok()) << placed;
+    EXPECT_EQ(ReadFile(path), GetParam() == Store::kLocal ? text : std::string(text.size(), '\0'));
+  }
 }
 
 // The one test of size: what a quote reads of weights is their header.

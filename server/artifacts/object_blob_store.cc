@@ -136,8 +136,8 @@ class ObjectBlobStore : public BlobStore {
   absl::Status Place(std::string_view tenant, const BlobId& blob, BlobPart part,
                      const std::string& path) override {
     if (absl::Status status = CheckBlobId(tenant, blob); !status.ok()) return status;
-    if (part == BlobPart::kHead && blob.size_bytes > kHeadBytes) {
-      return PlaceHead(Key(tenant, blob), path);
+    if (part == BlobPart::kSize || (part == BlobPart::kHead && blob.size_bytes > kHeadBytes)) {
+      return PlacePart(Key(tenant, blob), part, path);
     }
     const auto moved = storage_->Download(Key(tenant, blob), path, nullptr);
     if (!moved.ok()) return ObjectError(moved.status(), blob.sha256);
@@ -179,13 +179,19 @@ class ObjectBlobStore : public BlobStore {
     return found->has_value();
   }
 
-  absl::Status PlaceHead(const std::string& key, const std::string& path) {
+  static absl::StatusOr<std::string> ReadPart(StoredReader& object, BlobPart part) {
+    if (part == BlobPart::kSize) return "";
+    auto head = object.ReadAt(0, kLengthBytes);
+    if (head.ok() && head->size() == kLengthBytes) head = object.ReadAt(0, HeadOf(*head));
+    return head;
+  }
+
+  absl::Status PlacePart(const std::string& key, BlobPart part, const std::string& path) {
     auto object = storage_->Open(key);
     if (!object.ok()) return ObjectError(object.status(), key);
-    auto head = (*object)->ReadAt(0, kLengthBytes);
-    if (head.ok() && head->size() == kLengthBytes) head = (*object)->ReadAt(0, HeadOf(*head));
-    if (!head.ok()) return ObjectError(head.status(), key);
-    if (absl::Status status = WriteFileAtomically(path, *head); !status.ok()) return status;
+    const auto bytes = ReadPart(**object, part);
+    if (!bytes.ok()) return ObjectError(bytes.status(), key);
+    if (absl::Status status = WriteFileAtomically(path, *bytes); !status.ok()) return status;
     std::error_code error;
     std::filesystem::resize_file(path, static_cast<std::uintmax_t>((*object)->size_bytes()), error);
     return error ? DiskError("extend", path, error.value()) : absl::OkStatus();

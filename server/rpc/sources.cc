@@ -161,7 +161,7 @@ absl::StatusOr<std::unique_ptr<Sources::LocalJob>> Sources::Materialise(
     if (text.has_local_path()) out->set_path(text.local_path());
     if (text.has_blob()) {
       out->set_path(absl::StrCat(folder, "/", name));
-      return PlaceBlob(tenant, text.blob(), BlobPart::kWhole, out->path());
+      return PlaceBlob(tenant, text.blob(), BlobPart::kSize, out->path());
     }
     if (!text.has_uri()) return absl::OkStatus();
     if (text.uri().rfind(kFileScheme, 0) != 0) return NoQuoteFor(name);

@@ -35,8 +35,9 @@ class Sources {
   // the worker finds out.
   absl::Status Check(const std::string& tenant, const v1::JobSpec& spec) const;
 
-  // A job for `quantry-engine quote`; uploaded blobs are placed in a folder that
-  // lives as long as the result. UNIMPLEMENTED for object URIs.
+  // A job for `quantry-engine quote`; what that reads of uploaded blobs is placed in
+  // a folder that lives as long as the result: of weights their headers, of texts
+  // only their size. UNIMPLEMENTED for object URIs.
   class LocalJob {
    public:
     explicit LocalJob(std::string folder) : folder_(std::move(folder)) {}

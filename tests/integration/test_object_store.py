@@ -143,6 +143,12 @@ def test_uploads_in_an_object_store(two_servers, s3, stories):
     assert "uploaded nothing" in again.stderr
     quote = b.json("quote", *submit_args(stories, method="rtn")[1:])
     assert quote == a.json("quote", *submit_args(stories, method="rtn")[1:])
+    for text in ("calibration", "evaluation"):  # a quote does not read it: other bytes, as many, do as well
+        body = (EXAMPLES / f"text/{text}.txt").read_bytes()
+        key = f"uploads/default/{hashlib.sha256(body).hexdigest()}"
+        assert key in keys(s3)
+        client(s3).put_object(Bucket="bucket", Key=key, Body=bytes(len(body)))
+    assert quote == b.json("quote", *submit_args(stories, method="rtn")[1:])
     client(s3).put_object(Bucket="bucket", Key=f"uploads/default/{'0' * 64}", Body=b"nobody's")
     assert int(b.json("gc")["blobs"]) == 0, "it is new"
 
