@@ -72,6 +72,7 @@ class JobArguments(SpecArguments, total=False):
     labels: Optional[Mapping[str, str]]
     priority: int
     reuse_result: bool
+    check: bool
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ class Arguments:
     labels: Optional[Mapping[str, str]] = None
     priority: int = 0
     reuse_result: bool = False
+    check: bool = False
 
     def spec(self) -> job_pb2.JobSpec:
         """Everything but the uploaded sources."""

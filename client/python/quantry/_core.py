@@ -15,7 +15,7 @@ from quantry._files import artifact_name, check_tenant, job_name
 from quantry._progress import JobBar, JobProgress, TransferProgress, describe, meters
 from quantry._pull import Pulled, Puller, Wanted
 from quantry._retry import FIRST_WAIT, Backoff, is_break
-from quantry._spec import check_offered, wrong
+from quantry._spec import can_be_quoted, check_offered, check_quote, wrong
 from quantry._transport import Transport
 from quantry._upload import Uploader
 from quantry._view import JobView
@@ -30,6 +30,7 @@ PAGE = 1000
 # As the CLI: until the engine has told what it offers (20 s after a server's start at most), and for its quotes (60 s, after
 # their files are there), calls get at least so many seconds.
 ENGINE_TIME, QUOTE_TIME = 30.0, 90.0
+CHECK_TIME = 5.0  # seconds at most that submit(check=True) waits for a quote, as the CLI
 JobLike = Union[str, Job]
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -79,19 +80,21 @@ class Core:
     async def submit(self, arguments: Arguments, progress: TransferProgress) -> Job:
         request_id = arguments.request_id or new_request_id()
         with _naming(request_id):
-            return Job((await self._create(prepare(arguments, self.tenant, request_id, False),
-                                           progress)).quantization_job)
+            return Job((await self._create(prepare(arguments, self.tenant, request_id, False), progress,
+                                           arguments.check)).quantization_job)
 
     async def quote(self, arguments: Arguments, progress: TransferProgress) -> Quote:
         return Quote((await self._create(prepare(arguments, self.tenant, new_request_id(), True), progress)).quote)
 
-    async def _create(self, submission: Submission, progress: TransferProgress) -> Any:
+    async def _create(self, submission: Submission, progress: TransferProgress, check: bool = False) -> Any:
         if submission.files:
             check_offered(submission.spec, await self.methods())
         for last in (False, True):
             if submission.files:
                 uploader = Uploader(self.transport, self.parent, meters(progress))
                 submission.set_blobs(await uploader.upload(submission.files))
+            if check and not last:
+                await self._check_by_quote(submission.request)
             try:
                 quote = submission.request.validate_only
                 return await self._jobs("CreateQuantizationJob", submission.request, QUOTE_TIME if quote else 0.0)
@@ -99,6 +102,21 @@ class Core:
                 if last or error.reason != "SOURCE_MISSING" or not submission.files:
                     raise
         raise AssertionError("unreachable")
+
+    async def _check_by_quote(self, create: service_pb2.CreateQuantizationJobRequest) -> None:
+        """Refuses a job that could not run. Without a quote, or one that comes soon, the job itself tells."""
+        if not can_be_quoted(create.quantization_job.spec):
+            return
+        request = service_pb2.CreateQuantizationJobRequest()
+        request.CopyFrom(create)
+        request.validate_only, request.request_id = True, ""
+        try:
+            answer = await self.transport.call("jobs", "CreateQuantizationJob", request, at_most=CHECK_TIME)
+        except errors.QuantryError as error:
+            if error.reason == "INVALID_SPEC":
+                raise
+            return
+        check_quote(answer.quote)
 
     # --- reading ---
 

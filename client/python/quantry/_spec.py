@@ -191,6 +191,20 @@ def check_offered(spec: job_pb2.JobSpec, methods: service_pb2.ListMethodsRespons
         raise _invalid(f"calibration: {name} needs a text to calibrate with, got none", "calibration")
 
 
+def can_be_quoted(spec: job_pb2.JobSpec) -> bool:
+    """Files at the server or uploaded to it; it fetches no others for a quote."""
+    texts = (spec.calibration.source, spec.evaluation.source, spec.preprocessing.source)
+    return not spec.model.HasField("uri") and not any(text.HasField("uri") for text in texts)
+
+
+def check_quote(quote: service_pb2.Quote) -> None:
+    """What only the model decides (shapes, group size, architecture)."""
+    if quote.problems:
+        raise make_error("INVALID_ARGUMENT", f"the job could not run: {'; '.join(quote.problems)}",
+                         reason="INVALID_SPEC",
+                         violations=tuple(Violation("quantization_job.spec", text) for text in quote.problems))
+
+
 def _check_recipe(method: method_pb2.Method, row: method_pb2.MethodDescription) -> None:
     """What the method's recipe fixes must not be contradicted (common/recipes.h)."""
     options = getattr(method, row.name)

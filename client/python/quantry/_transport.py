@@ -6,6 +6,7 @@ suspend, so that drive() runs them to their end without an event loop.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from typing import (Any, AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator, Optional, Protocol,
@@ -38,8 +39,9 @@ class Transport(Protocol):
     @property
     def address(self) -> Address: ...
 
-    async def call(self, service: str, method: str, request: Any, at_least: float = 0.0) -> Any:
-        """Waits `timeout` of the options, or `at_least` seconds if that is longer."""
+    async def call(self, service: str, method: str, request: Any, at_least: float = 0.0,
+                   at_most: float = math.inf) -> Any:
+        """Waits `timeout` of the options, or `at_least` seconds if that is longer; in all `at_most`."""
         ...
 
     def stream(self, service: str, method: str, request: Any, timeout: Optional[float]) -> AsyncGenerator[Any, None]: ...
@@ -124,8 +126,9 @@ class BlockingTransport(_Base):
     def _connect(self) -> Any:
         return self._open(grpc.insecure_channel, grpc.secure_channel)
 
-    async def call(self, service: str, method: str, request: Any, at_least: float = 0.0) -> Any:
-        timeout = max(self.options.timeout, at_least)
+    async def call(self, service: str, method: str, request: Any, at_least: float = 0.0,
+                   at_most: float = math.inf) -> Any:
+        timeout = min(max(self.options.timeout, at_least), at_most)
         try:
             return getattr(self._stub(service), method)(request, timeout=timeout, metadata=self.options.metadata())
         except grpc.RpcError as error:
@@ -167,8 +170,9 @@ class AsyncTransport(_Base):
     def _connect(self) -> Any:
         return self._open(grpc.aio.insecure_channel, grpc.aio.secure_channel)
 
-    async def call(self, service: str, method: str, request: Any, at_least: float = 0.0) -> Any:
-        timeout = max(self.options.timeout, at_least)
+    async def call(self, service: str, method: str, request: Any, at_least: float = 0.0,
+                   at_most: float = math.inf) -> Any:
+        timeout = min(max(self.options.timeout, at_least), at_most)
         try:
             return await getattr(self._stub(service), method)(request, timeout=timeout,
                                                               metadata=self.options.metadata())

@@ -80,7 +80,8 @@ class Client:
         """Queues a job; durable when it returns.
 
         `model` is a folder on this machine (uploaded by content hash: only what the server lacks is sent). A repeat
-        with the same request_id returns the same job.
+        with the same request_id returns the same job. check=True asks for a quote first and raises InvalidRequest
+        for a job that could not run.
         """
         return drive(self._core.submit(Arguments(model=model, **arguments), progress))
 

@@ -54,6 +54,7 @@ class Fake(quantization_service_pb2_grpc.QuantizationServiceServicer,
            artifact_service_pb2_grpc.ArtifactServiceServicer):
     """watches   one script a call: messages, or a function of the context that aborts
     remaining seconds until the deadline of each call of methods(), quote() and submit()
+    quote     of the context: what a create that only validates answers; those are in `quotes`, others in `creates`
     files     {path: bytes} of the artifact; `damage` is called with (path, offset, data) for each chunk sent
     """
 
@@ -69,6 +70,8 @@ class Fake(quantization_service_pb2_grpc.QuantizationServiceServicer,
         self.info = lambda context: None
         self.remaining = []
         self.creates = []
+        self.quotes = []
+        self.quote = lambda context: jobs_pb2.Quote()
         self.uploads = []
         self.breaks = []
 
@@ -88,6 +91,9 @@ class Fake(quantization_service_pb2_grpc.QuantizationServiceServicer,
 
     def CreateQuantizationJob(self, request, context):
         self.remaining.append(context.time_remaining())
+        if request.validate_only:
+            self.quotes.append(request)
+            return jobs_pb2.CreateQuantizationJobResponse(quote=self.quote(context))
         self.creates.append(request)
         self.info(context)
         return jobs_pb2.CreateQuantizationJobResponse(quantization_job=job_pb2.QuantizationJob(name=JOB))

@@ -1,0 +1,109 @@
+"""submit(check=True): a quote first, where there is one to be had."""
+import asyncio
+import time
+
+import grpc
+import pytest
+
+import quantry
+import quantry.aio
+from conftest import QUICK
+from fake_server import Fake, abort, serving
+from quantry.v1 import quantization_service_pb2 as jobs_pb2
+
+JOB = {"model_path": "/m", "method": "rtn", "labels": {"team": "a"}, "reuse_result": True}
+KINDS = pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+
+
+def submit(fake, kind="blocking", timeout=10.0, **arguments):
+    async def run(target):
+        async with quantry.AsyncClient(target, timeout=timeout) as client:
+            return await client.submit(**arguments)
+
+    with serving(fake) as target:
+        if kind == "asyncio":
+            return asyncio.run(run(target))
+        with quantry.Client(target, timeout=timeout) as client:
+            return client.submit(**arguments)
+
+
+@KINDS
+def test_what_the_model_cannot_do_is_refused(kind):
+    fake = Fake()
+    fake.quote = lambda context: jobs_pb2.Quote(problems=["INVALID_SPEC: down_proj is 172 wide", "gate_proj too"])
+    with pytest.raises(quantry.InvalidRequest) as caught:
+        submit(fake, kind, check=True, **JOB)
+    assert caught.value.message == "the job could not run: INVALID_SPEC: down_proj is 172 wide; gate_proj too"
+    assert caught.value.reason == "INVALID_SPEC" and caught.value.code == "INVALID_ARGUMENT"
+    assert [violation.description for violation in caught.value.violations] == [
+        "INVALID_SPEC: down_proj is 172 wide", "gate_proj too"]
+    assert not fake.creates and len(fake.quotes) == 1
+
+
+@KINDS
+def test_the_check_asks_for_the_job_that_is_submitted(kind):
+    fake = Fake()
+    submit(fake, kind, check=True, request_id=quantry.request_id_for("check"), **JOB)
+    (asked,), (made,) = fake.quotes, fake.creates
+    assert asked.validate_only and not asked.request_id and made.request_id
+    assert asked.quantization_job == made.quantization_job and asked.reuse_result == made.reuse_result
+
+
+def test_a_spec_that_the_quote_refuses():
+    fake = Fake()
+    fake.quote = lambda context: abort(context, grpc.StatusCode.INVALID_ARGUMENT, "group_size: got 7", "INVALID_SPEC")
+    with pytest.raises(quantry.InvalidRequest, match="group_size: got 7"):
+        submit(fake, check=True, **JOB)
+    assert not fake.creates
+
+
+@pytest.mark.parametrize("code, reason", [
+    (grpc.StatusCode.UNAVAILABLE, "STORAGE_ERROR"), (grpc.StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED_RPC"),
+    (grpc.StatusCode.NOT_FOUND, "FILE_NOT_FOUND"), (grpc.StatusCode.UNIMPLEMENTED, ""), (grpc.StatusCode.CANCELLED, "")])
+def test_without_a_quote_the_job_is_submitted(code, reason):
+    fake = Fake()
+    fake.quote = lambda context: abort(context, code, "no quote", reason)
+    assert submit(fake, check=True, **JOB).id == "fake"
+    assert fake.quotes and len(fake.creates) == 1
+
+
+@KINDS
+@pytest.mark.parametrize("timeout, most", [(10.0, 5), (1.0, 1)])
+def test_a_slow_quote_is_not_waited_for(kind, timeout, most):
+    """5 seconds, or what the caller waits for any answer if that is less."""
+    fake = Fake()
+
+    def slow(context):
+        while context.is_active():
+            time.sleep(0.02)
+
+    fake.quote = slow
+    assert submit(fake, kind, timeout, check=True, **JOB).id == "fake"
+    assert most / 2 < fake.remaining[0] <= most and len(fake.creates) == 1
+
+
+def test_nobody_asks_for_a_quote_unasked():
+    fake = Fake()
+    submit(fake, **JOB)
+    assert not fake.quotes and len(fake.creates) == 1
+
+
+@pytest.mark.parametrize("arguments", [
+    {"model_uri": "hf://org/model"}, {"model_uri": "s3://bucket/model"},
+    {"model_path": "/m", "calibration": "s3://bucket/text"}, {"model_path": "/m", "evaluation": "s3://bucket/text"},
+    {"model_path": "/m", "preprocessing_corpus": "s3://bucket/text"}])
+def test_what_would_be_fetched_is_not_quoted(arguments):
+    fake = Fake()
+    submit(fake, method="rtn", check=True, **arguments)
+    assert not fake.quotes and len(fake.creates) == 1
+
+
+def test_a_real_engine_is_asked(server, stories, monkeypatch):
+    monkeypatch.setattr("quantry._core.CHECK_TIME", 60.0)  # a busy machine may take longer to load it
+    with quantry.connect(server.address, timeout=60) as client:
+        with pytest.raises(quantry.InvalidRequest, match="the job could not run.* 7") as caught:
+            client.submit(stories, job_id="refused", check=True, **{**QUICK, "group_size": 7})
+        assert caught.value.reason == "INVALID_SPEC"
+        with pytest.raises(quantry.NotFound):
+            client.get("refused")
+        client.cancel(client.submit(stories, check=True, **QUICK))
