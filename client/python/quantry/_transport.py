@@ -111,6 +111,9 @@ class _Base:
             return _closed_error()
         return errors.from_rpc(error, self._address.target, self._address.source, self.options.secure, timeout)
 
+    def _patience(self, at_least: float, at_most: float) -> float:
+        return min(max(self.options.timeout, at_least), at_most)
+
     async def refresh(self) -> None:
         address = resolve_server(self.options.target, self.options.source)
         if address.target == self._address.target:
@@ -128,7 +131,7 @@ class BlockingTransport(_Base):
 
     async def call(self, service: str, method: str, request: Any, at_least: float = 0.0,
                    at_most: float = math.inf) -> Any:
-        timeout = min(max(self.options.timeout, at_least), at_most)
+        timeout = self._patience(at_least, at_most)
         try:
             return getattr(self._stub(service), method)(request, timeout=timeout, metadata=self.options.metadata())
         except grpc.RpcError as error:
@@ -172,7 +175,7 @@ class AsyncTransport(_Base):
 
     async def call(self, service: str, method: str, request: Any, at_least: float = 0.0,
                    at_most: float = math.inf) -> Any:
-        timeout = min(max(self.options.timeout, at_least), at_most)
+        timeout = self._patience(at_least, at_most)
         try:
             return await getattr(self._stub(service), method)(request, timeout=timeout,
                                                               metadata=self.options.metadata())

@@ -50,7 +50,7 @@ SignProduct::Kept SignProduct::AddTo(const at::Tensor& y, const at::Tensor& x,
                      at::empty({blocks, kSignTokens}, x.options())};
   const SignCodes signs = {by_row_.const_data_ptr<uint8_t>(), rows_, columns_};
   const SignScales numbers = PointersOf(scales);
-  float* tiles = kept.tiles.mutable_data_ptr<float>();
+  float* tiles = kept.products.mutable_data_ptr<float>();
   float* totals = kept.totals.mutable_data_ptr<float>();
   at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
@@ -72,7 +72,7 @@ SignProduct::Gradients SignProduct::Backward(const at::Tensor& slope, const at::
   const at::Tensor partial = at::empty({blocks, 2 * rows_ + columns_}, x.options());
   const SignCodes signs = {by_column_.const_data_ptr<uint8_t>(), columns_, rows_};
   const SignScales numbers = PointersOf(scales);
-  const float* tiles = kept.tiles.const_data_ptr<float>();
+  const float* tiles = kept.products.const_data_ptr<float>();
   const float* totals = kept.totals.const_data_ptr<float>();
   float* sums = partial.mutable_data_ptr<float>();
   at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {

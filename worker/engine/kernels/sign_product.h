@@ -28,8 +28,8 @@ class SignProduct {
 
   // What the backward pass wants back of a forward one.
   struct Kept {
-    at::Tensor tiles;   // S (r2 x)^T, by blocks of tokens
-    at::Tensor totals;  // r2 . x of every token
+    at::Tensor products;  // S (r2 x)^T, by blocks of tokens
+    at::Tensor totals;    // r2 . x of every token
   };
 
   // Adds to y [T, n]; x [T, m]. Both fp32 and contiguous.

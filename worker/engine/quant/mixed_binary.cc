@@ -2,11 +2,13 @@
 
 namespace quantry::engine {
 
-at::Tensor MixedBinaryWeight::OtherColumns() const {
+at::Tensor ColumnsWithout(const at::Tensor& salient, int64_t columns) {
   at::Tensor other = at::ones({columns}, at::kBool);
   other.index_fill_(0, salient.to(at::kLong), false);
   return other.nonzero().squeeze(-1);
 }
+
+at::Tensor MixedBinaryWeight::OtherColumns() const { return ColumnsWithout(salient, columns); }
 
 at::Tensor MixedBinaryWeight::Dequantize() const {
   at::Tensor weight = at::empty({rows(), columns}, at::kFloat);

@@ -6,6 +6,9 @@
 
 namespace quantry::engine {
 
+// int64, ascending, on the CPU: which of `columns` columns `salient` (of integers) leaves out.
+at::Tensor ColumnsWithout(const at::Tensor& salient, int64_t columns);
+
 // The weight of PTQ1.61 (spec: ptq161.md 3.2, 12): a few salient columns on a
 // 4-bit grid, one a row; of every other column one sign a weight.
 //   salient j (number t):    W[i, j] = (codes[i, t] - zeros[i]) * scales[i]
@@ -30,8 +33,7 @@ struct MixedBinaryWeight {
   int64_t rows() const { return scales.size(0); }
   int64_t salient_columns() const { return salient.size(0); }
 
-  // int64 [m - k], ascending: the columns `salient` leaves out.
-  at::Tensor OtherColumns() const;
+  at::Tensor OtherColumns() const;  // those `salient` leaves out
   // fp32 [n, m]; the order of operations is the one above, each step rounded.
   at::Tensor Dequantize() const;
 };

@@ -32,25 +32,21 @@ const MixedLinear& SavedLinear(AutogradContext* context) {
   return *reinterpret_cast<const MixedLinear*>(context->saved_data["linear"].toInt());
 }
 
-// The binary columns' part, A S (r2 x) + C (r2 . x), with signs as a matrix.
-struct BinaryProduct {
-  at::Tensor product;  // (r2 x) S^T [T, n]
-  at::Tensor total;    // r2 . x [T]
-};
-
-BinaryProduct AddBinary(const MixedLinear& linear, const at::Tensor& x_others, at::Tensor& y) {
+// SignProduct with signs as a matrix: y += A S (r2 x) + C (r2 . x). Keeps
+// (r2 x) S^T [T, n] and r2 . x [T].
+SignProduct::Kept AddBinary(const MixedLinear& linear, const at::Tensor& x_others, at::Tensor& y) {
   const at::Tensor scaled = x_others * linear.column.value;
-  const BinaryProduct result = {linear.Multiply(scaled, linear.signs.t()), scaled.sum(1)};
-  y.addcmul_(result.product, linear.RowGain()).addr_(result.total, linear.RowOffset());
-  return result;
+  const SignProduct::Kept kept = {linear.Multiply(scaled, linear.signs.t()), scaled.sum(1)};
+  y.addcmul_(kept.products, linear.RowGain()).addr_(kept.totals, linear.RowOffset());
+  return kept;
 }
 
 // Its gradients with g = dL/dy: dA = sum g * product, dC = g^T total.
 SignProduct::Gradients BinaryGradients(const MixedLinear& linear, const at::Tensor& g,
-                                       const at::Tensor& x_others, const BinaryProduct& forward) {
+                                       const at::Tensor& x_others, const SignProduct::Kept& kept) {
   SignProduct::Gradients result;
-  result.scales.gain = (g * forward.product).sum(0);
-  result.scales.offset = at::mv(g.t(), forward.total);
+  result.scales.gain = (g * kept.products).sum(0);
+  result.scales.offset = at::mv(g.t(), kept.totals);
   at::Tensor scaled_grad = linear.Multiply(g * linear.RowGain(), linear.signs);
   scaled_grad.add_(at::mv(g, linear.RowOffset()).unsqueeze(1));
   result.scales.column = (scaled_grad * x_others).sum(0);
@@ -64,13 +60,10 @@ struct ProductFunction : public Function<ProductFunction> {
                             const MixedLinear* linear) {
     at::Tensor y = linear->Multiply(x_salient, linear->fixed.t());
     if (linear->bias.defined()) y.add_(linear->bias);
-    if (linear->lookup != nullptr) {
-      const SignProduct::Kept kept = linear->lookup->AddTo(y, x_others, ScalesOf(*linear));
-      context->save_for_backward({x_others, kept.tiles, kept.totals});
-    } else {
-      const BinaryProduct binary = AddBinary(*linear, x_others, y);
-      context->save_for_backward({x_others, binary.product, binary.total});
-    }
+    const SignProduct::Kept kept = linear->lookup != nullptr
+                                       ? linear->lookup->AddTo(y, x_others, ScalesOf(*linear))
+                                       : AddBinary(*linear, x_others, y);
+    context->save_for_backward({x_others, kept.products, kept.totals});
     context->saved_data["linear"] = reinterpret_cast<int64_t>(linear);
     return y;
   }
@@ -79,11 +72,11 @@ struct ProductFunction : public Function<ProductFunction> {
     const MixedLinear& linear = SavedLinear(context);
     const variable_list saved = context->get_saved_variables();
     const at::Tensor g = grads[0].contiguous();
+    const SignProduct::Kept kept = {saved[1], saved[2]};
     const SignProduct::Gradients binary =
-        linear.lookup != nullptr
-            ? linear.lookup->Backward(g, saved[0], ScalesOf(linear), {saved[1], saved[2]},
-                                      context->needs_input_grad(1))
-            : BinaryGradients(linear, g, saved[0], {saved[1], saved[2]});
+        linear.lookup != nullptr ? linear.lookup->Backward(g, saved[0], ScalesOf(linear), kept,
+                                                           context->needs_input_grad(1))
+                                 : BinaryGradients(linear, g, saved[0], kept);
     linear.TakeGradients(binary.scales);
     at::Tensor salient_grad;
     if (context->needs_input_grad(0)) salient_grad = linear.Multiply(g, linear.fixed);
@@ -136,8 +129,7 @@ at::Tensor MixedLinear::Multiply(const at::Tensor& a, const at::Tensor& b) const
 }
 
 void MixedLinear::SetSalient(const at::Tensor& columns, int64_t all, const at::Device& device) {
-  const at::Tensor kept = at::ones({all}, at::kBool).index_fill_(0, columns, false);
-  const at::Tensor rest = kept.nonzero().squeeze(-1);
+  const at::Tensor rest = ColumnsWithout(columns, all);
   salient = columns.to(device);
   others = rest.to(device);
   places = at::cat({columns, rest}).argsort().to(device);
