@@ -1,5 +1,8 @@
 #include "worker/engine/base/strings.h"
 
+#include <array>
+#include <cstdio>
+
 namespace quantry::engine {
 
 std::string Printable(std::string_view text, size_t limit) {
@@ -17,6 +20,12 @@ std::string Printable(std::string_view text, size_t limit) {
     }
   }
   return out;
+}
+
+std::string Printed(const char* format, double value) {
+  std::array<char, 64> text;
+  std::snprintf(text.data(), text.size(), format, value);
+  return text.data();
 }
 
 }  // namespace quantry::engine

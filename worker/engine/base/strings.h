@@ -31,4 +31,8 @@ std::string Join(const Range& range, size_t limit = 8, std::string_view separato
 // characters and bytes above 0x7e become \xNN, long ones are cut.
 std::string Printable(std::string_view text, size_t limit = 200);
 
+// A number as printf prints it; `format` has the one conversion. Past 63 bytes
+// it is cut.
+std::string Printed(const char* format, double value);
+
 }  // namespace quantry::engine

@@ -18,5 +18,10 @@ TEST(StringsTest, PrintableEscapesAndCuts) {
   EXPECT_EQ(Printable("abcdef", 3), "abc...");
 }
 
+TEST(StringsTest, PrintedIsOneNumber) {
+  EXPECT_EQ(Printed("%.1f MB", 1.25), "1.2 MB");
+  EXPECT_EQ(Printed("%.0f", 1e300).size(), 63U);
+}
+
 }  // namespace
 }  // namespace quantry::engine

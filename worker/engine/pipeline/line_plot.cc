@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 
 #include "common/markup.h"
 #include "worker/engine/base/strings.h"
@@ -23,12 +22,6 @@ constexpr int kMaxXTicks = 12;
 constexpr double kLeastDecades = 0.3;  // a flat line still gets an axis around it
 
 bool Drawable(double value) { return std::isfinite(value) && value > 0; }
-
-std::string Printed(const char* format, double value) {
-  char text[32];
-  std::snprintf(text, sizeof(text), format, value);
-  return text;
-}
 
 // Pixels with one decimal: enough, and short.
 std::string Px(double value) { return Printed("%.1f", value); }

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cctype>
-#include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "worker/engine/base/strings.h"
 #include "worker/engine/device/device.h"
 
 namespace quantry::engine {
@@ -15,11 +15,7 @@ constexpr double kSecondsBetweenEvents = 0.5;
 constexpr double kLeastShare = 0.02;
 
 // google.protobuf.Duration as proto JSON: "12.3s".
-std::string DurationText(double seconds) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%.1fs", std::max(0.0, seconds));
-  return text;
-}
+std::string DurationText(double seconds) { return Printed("%.1fs", std::max(0.0, seconds)); }
 
 // "quantizing" for STAGE_QUANTIZING.
 std::string SpanName(Stage stage) {

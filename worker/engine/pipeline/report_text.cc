@@ -2,7 +2,6 @@
 
 #include <array>
 #include <cmath>
-#include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "worker/engine/base/strings.h"
@@ -12,17 +11,11 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-std::string Format(const char* format, double value) {
-  std::array<char, 32> text;
-  std::snprintf(text.data(), text.size(), format, value);
-  return text.data();
-}
-
 PerplexityRow Row(const std::string& model, const Json& quality, const char* key, double dense) {
   const auto found = quality.find(key);
   if (found == quality.end()) return {model, "not finite", ""};
   const double value = found->get<double>();
-  return {model, ShortNumber(value), dense > 0 ? Format("× %.4f", value / dense) : ""};
+  return {model, ShortNumber(value), dense > 0 ? Printed("× %.4f", value / dense) : ""};
 }
 
 std::string GridWords(const Json& grid) {
@@ -35,17 +28,17 @@ std::string GridWords(const Json& grid) {
 }  // namespace
 
 std::string ShortNumber(double value) {
-  return std::isfinite(value) ? Format("%.5g", value) : "not finite";
+  return std::isfinite(value) ? Printed("%.5g", value) : "not finite";
 }
 
-std::string ShortPercent(double share) { return Format("%.4g %%", 100 * share); }
+std::string ShortPercent(double share) { return Printed("%.4g %%", 100 * share); }
 
 std::string ShortBytes(double bytes) {
   static constexpr std::array<const char*, 5> kUnits = {"kB", "MB", "GB", "TB", "PB"};
-  if (bytes < 1000) return Format("%.0f B", bytes);
+  if (bytes < 1000) return Printed("%.0f B", bytes);
   size_t unit = 0;
   for (bytes /= 1000; bytes >= 999.95 && unit + 1 < kUnits.size(); ++unit) bytes /= 1000;
-  return Format("%.1f ", bytes) + kUnits[unit];
+  return Printed("%.1f ", bytes) + kUnits[unit];
 }
 
 std::string Headline(const Json& report) {
@@ -55,7 +48,7 @@ std::string Headline(const Json& report) {
   if (report.contains("grid")) {
     text += GridWords(report.at("grid"));
   } else {
-    text += Format(", %.3g bits", report.at("bits").at("linears").get<double>());
+    text += Printed(", %.3g bits", report.at("bits").at("linears").get<double>());
   }
   const int activations = report.at("activation_bits").get<int>();
   return activations < 16 ? StrCat(text, ", activations of ", activations, " bits") : text;
