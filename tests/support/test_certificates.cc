@@ -9,15 +9,12 @@
 
 #include <array>
 #include <cstdio>
-#include <cstdlib>
 #include <fstream>
+
+#include "tests/support/must.h"
 
 namespace quantry::testing {
 namespace {
-
-void Must(bool ok) {
-  if (!ok) std::abort();
-}
 
 std::string Text(BIO* bio) {
   char* data = nullptr;

@@ -7,21 +7,18 @@
 #include <openssl/rsa.h>
 
 #include <algorithm>
-#include <cstdlib>
+
+#include "tests/support/must.h"
 
 namespace quantry::testing {
 namespace {
 
-void MustSign(bool ok) {
-  if (!ok) std::abort();
-}
-
 std::string Number(const EVP_PKEY* key, const char* name, int least_bytes) {
   BIGNUM* value = nullptr;
-  MustSign(EVP_PKEY_get_bn_param(key, name, &value) == 1);
+  Must(EVP_PKEY_get_bn_param(key, name, &value) == 1);
   std::string bytes(static_cast<size_t>(std::max(BN_num_bytes(value), least_bytes)), '\0');
-  MustSign(BN_bn2binpad(value, reinterpret_cast<unsigned char*>(bytes.data()),
-                        static_cast<int>(bytes.size())) > 0);
+  Must(BN_bn2binpad(value, reinterpret_cast<unsigned char*>(bytes.data()),
+                    static_cast<int>(bytes.size())) > 0);
   BN_free(value);
   return bytes;
 }
@@ -30,7 +27,7 @@ std::string Number(const EVP_PKEY* key, const char* name, int least_bytes) {
 std::string SideBySide(const std::string& der) {
   const auto* data = reinterpret_cast<const unsigned char*>(der.data());
   ECDSA_SIG* signature = d2i_ECDSA_SIG(nullptr, &data, static_cast<long>(der.size()));
-  MustSign(signature != nullptr);
+  Must(signature != nullptr);
   std::string bytes(64, '\0');
   auto* out = reinterpret_cast<unsigned char*>(bytes.data());
   BN_bn2binpad(ECDSA_SIG_get0_r(signature), out, 32);
@@ -48,7 +45,7 @@ struct JwtKey::Key {
 JwtKey::JwtKey(Kind kind, int bits) : kind_(kind) {
   EVP_PKEY* key =
       kind == Kind::kRsa ? EVP_RSA_gen(static_cast<unsigned>(bits)) : EVP_EC_gen("P-256");
-  MustSign(key != nullptr);
+  Must(key != nullptr);
   key_ = std::make_unique<Key>(Key{key});
 }
 
@@ -74,11 +71,11 @@ std::string JwtKey::Jwk(const std::string& kid) const {
 std::string JwtKey::Sign(const std::string& header, const std::string& claims) const {
   const std::string text = Base64Url(header) + "." + Base64Url(claims);
   EVP_MD_CTX* context = EVP_MD_CTX_new();
-  MustSign(EVP_DigestSignInit(context, nullptr, EVP_sha256(), nullptr, key_->value) == 1);
+  Must(EVP_DigestSignInit(context, nullptr, EVP_sha256(), nullptr, key_->value) == 1);
   std::string signature(1024, '\0');
   size_t size = signature.size();
-  MustSign(EVP_DigestSign(context, reinterpret_cast<unsigned char*>(signature.data()), &size,
-                          reinterpret_cast<const unsigned char*>(text.data()), text.size()) == 1);
+  Must(EVP_DigestSign(context, reinterpret_cast<unsigned char*>(signature.data()), &size,
+                      reinterpret_cast<const unsigned char*>(text.data()), text.size()) == 1);
   EVP_MD_CTX_free(context);
   signature.resize(size);
   return text + "." + Base64Url(kind_ == Kind::kEc ? SideBySide(signature) : signature);

@@ -16,43 +16,14 @@
 #include "worker/engine/methods/omniquant/omniquant.h"
 #include "worker/engine/methods/rtn/rtn.h"
 #include "worker/engine/methods/testing/setting.h"
-#include "worker/engine/model/checkpoint.h"
-#include "worker/engine/nn/transformer.h"
 #include "worker/engine/quant/grid.h"
 #include "worker/engine/testing/counting_sink.h"
-#include "worker/engine/testing/temp_dir.h"
-#include "worker/engine/testing/tiny_model.h"
 
 namespace quantry::engine {
 namespace {
 
 using test::RelativeError;
-
-// A random model of one architecture with a random calibration stream.
-struct AwqSetting {
-  explicit AwqSetting(const std::string& architecture,
-                      const nlohmann::json& changes = nlohmann::json::object()) {
-    test::MakeTinyModel(architecture, changes).Write(dir.path());
-    checkpoint = Checkpoint::Open(dir.path());
-    block = LoadBlock(*checkpoint, 0);
-    rope = MakeRopeTable(checkpoint->architecture(), checkpoint->config(), 16);
-    at::manual_seed(7);
-    x = at::randn({40, 16, checkpoint->config().hidden_size}) *
-        (at::rand({checkpoint->config().hidden_size}) * 3).exp();
-  }
-
-  BlockTask Task(const GridSpec& grid, at::ScalarType dense = at::kFloat) const {
-    BlockTask task{block, rope, x, x, grid, at::kHalf, {}, 0, at::kCPU};
-    for (const Norm& norm : block.norms) task.dense_dtypes[norm.name + ".weight"] = dense;
-    return task;
-  }
-
-  test::TempDir dir;
-  std::shared_ptr<const Checkpoint> checkpoint;
-  Block block;
-  RopeTable rope;
-  at::Tensor x;
-};
+using test::Setting;
 
 const GridSpec kAwqGrid = {2, -1, false};
 
@@ -62,7 +33,7 @@ class AwqTest : public ::testing::TestWithParam<const char*> {};
 // stored in.
 TEST_P(AwqTest, T20_FoldingPreservesTheFunction) {
   for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
-    const AwqSetting setting(GetParam());
+    const Setting setting(GetParam());
     const BlockTask task = setting.Task(kAwqGrid, dtype);
     test::CountingSink counter;
     const auto inputs = CollectInputs(task, {0, 1, 2, 3, 4, 5, 6}, counter);
@@ -85,7 +56,7 @@ TEST_P(AwqTest, T20_FoldingPreservesTheFunction) {
 // T20: ratio 0 (no scaling) is a candidate, so the winner is never worse; and
 // the loss of ratio 0 is that of plain rounding, computed here the long way.
 TEST_P(AwqTest, T20_WinnerIsNoWorseThanRounding) {
-  const AwqSetting setting(GetParam());
+  const Setting setting(GetParam());
   const BlockTask task = setting.Task(kAwqGrid);
   test::CountingSink counter;
   const auto inputs = CollectInputs(task, {0, 1, 2, 3, 4, 5, 6}, counter);
@@ -104,7 +75,7 @@ TEST_P(AwqTest, T20_WinnerIsNoWorseThanRounding) {
 }
 
 TEST_P(AwqTest, TakesExactlyTheStepsItPromises) {
-  const AwqSetting setting(GetParam());
+  const Setting setting(GetParam());
   for (const AwqOptions& options : {AwqOptions{}, AwqOptions{false, true, 20},
                                     AwqOptions{true, false, 3}, AwqOptions{false, false, 20}}) {
     const Awq awq(options);
@@ -116,7 +87,7 @@ TEST_P(AwqTest, TakesExactlyTheStepsItPromises) {
 }
 
 TEST_P(AwqTest, SameTaskSameBytes) {
-  const AwqSetting setting(GetParam());
+  const Setting setting(GetParam());
   test::CountingSink counter;
   const auto first = Awq({}).Quantize(setting.Task({3, -1, true}), counter);
   const auto second = Awq({}).Quantize(setting.Task({3, -1, true}), counter);
@@ -128,7 +99,7 @@ TEST_P(AwqTest, SameTaskSameBytes) {
 }
 
 TEST_P(AwqTest, BeatsRoundingOnSkewedInputs) {
-  const AwqSetting setting(GetParam());
+  const Setting setting(GetParam());
   test::CountingSink counter;
   const BlockTask task = setting.Task(kAwqGrid);
   const at::Tensor wanted = setting.block.Forward(setting.x, setting.rope);
@@ -147,7 +118,7 @@ INSTANTIATE_TEST_SUITE_P(Architectures, AwqTest,
 // neither search is worse than rounding; and the loss is that of the linear on
 // quantized inputs, computed here the long way.
 TEST_P(AwqTest, SearchesWithQuantizedActivations) {
-  const AwqSetting setting(GetParam());
+  const Setting setting(GetParam());
   BlockTask task = setting.Task(kAwqGrid);
   task.activations.bits = 3;
   test::CountingSink counter;
@@ -168,7 +139,7 @@ TEST_P(AwqTest, SearchesWithQuantizedActivations) {
 }
 
 TEST_P(AwqTest, ReportsTheSameStepsWithQuantizedActivations) {
-  const AwqSetting setting(GetParam());
+  const Setting setting(GetParam());
   BlockTask task = setting.Task(kAwqGrid);
   task.activations.bits = 4;
   test::CountingSink counter;
@@ -181,7 +152,7 @@ TEST_P(AwqTest, ReportsTheSameStepsWithQuantizedActivations) {
 // Of o_proj and down_proj, whose groups are compared at the linear itself; one
 // batch of windows has one worker.
 TEST(Awq, CountsItsGramMatrices) {
-  const AwqSetting setting("llama");
+  const Setting setting("llama");
   const Architecture& architecture = setting.checkpoint->architecture();
   const ModelConfig& config = setting.checkpoint->config();
   const StreamShape stream{2, 16};
@@ -196,7 +167,7 @@ TEST(Awq, CountsItsGramMatrices) {
 // T22: with grouped-query attention v_proj is narrower than o_proj's input.
 TEST(Awq, T22_SkipsAttentionOutputWithGroupedQueries) {
   const auto previous = [](int kv_heads) {
-    const AwqSetting setting("llama", {{"num_key_value_heads", kv_heads}});
+    const Setting setting("llama", {{"num_key_value_heads", kv_heads}});
     std::vector<std::string> names;
     for (const auto& group :
          UsableSmoothingGroups(setting.checkpoint->architecture(), setting.checkpoint->config())) {
@@ -204,7 +175,7 @@ TEST(Awq, T22_SkipsAttentionOutputWithGroupedQueries) {
     }
     return names;
   };
-  const AwqSetting probe("llama");
+  const Setting probe("llama");
   const auto all = static_cast<int>(probe.checkpoint->config().num_heads);
   const auto has_v = [](const std::vector<std::string>& names) {
     return std::find(names.begin(), names.end(), "self_attn.v_proj") != names.end();
@@ -269,7 +240,7 @@ TEST(Clip, CountsWhatQuantizedInputsAdd) {
 }
 
 TEST(Clip, T21_LeavesQueryAndKeyUntouched) {
-  const AwqSetting setting("llama");
+  const Setting setting("llama");
   test::CountingSink counter;
   const auto result = Awq({false, true, 20}).Quantize(setting.Task(kAwqGrid), counter);
   for (const char* name : {"self_attn.q_proj", "self_attn.k_proj"}) {

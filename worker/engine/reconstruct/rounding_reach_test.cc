@@ -10,19 +10,17 @@
 #include "worker/engine/reconstruct/rounding_schedule.h"
 #include "worker/engine/reconstruct/rounding_window.h"
 #include "worker/engine/reconstruct/soft_rounding.h"
+#include "worker/engine/reconstruct/testing/definition.h"
 
 namespace quantry::engine {
 namespace {
+
+using test::RandomWeight;
 
 constexpr float kReachInfinity = std::numeric_limits<float>::infinity();
 constexpr int kReach = 2;
 constexpr int64_t kGroup = 16;
 const GridSpec kReachGrid = {3, kGroup, false};
-
-at::Tensor ReachWeight(int64_t rows, int64_t columns, uint64_t seed = 3) {
-  at::manual_seed(seed);
-  return at::randn({rows, columns}) * 0.1;
-}
 
 SoftRounding MakeReach(const at::Tensor& weight, const GridSpec& spec = kReachGrid) {
   return {weight, MinMaxGrid(weight, spec, at::kHalf), spec, ScaleCurve::kRectifiedSigmoid, kReach};
@@ -104,7 +102,7 @@ TEST(RoundingWindowTest, DecidesForTheNearestInteger) {
 }
 
 TEST(RoundingReachTest, T2_StartsAtTheWeight) {
-  const at::Tensor weight = ReachWeight(32, 64);
+  const at::Tensor weight = RandomWeight(32, 64);
   const GroupGrid grid = MinMaxGrid(weight, kReachGrid, at::kHalf);
   const SoftRounding linear = MakeReach(weight);
   const at::Tensor s = grid.scales.repeat_interleave(kGroup, 1);
@@ -121,7 +119,7 @@ TEST(RoundingReachTest, T2_StartsAtTheWeight) {
 }
 
 TEST(RoundingReachTest, T4_AutogradMatchesFiniteDifferences) {
-  ReachReference reference(ReachWeight(4, 32));
+  ReachReference reference(RandomWeight(4, 32));
   const at::Tensor direction = at::randn({8, kGroup}, at::kDouble);
   reference.nu[1][2] = 9.0;  // saturated
   reference.nu.requires_grad_(true);
@@ -149,30 +147,15 @@ TEST(RoundingReachTest, T4_AutogradMatchesFiniteDifferences) {
 // The fused step does what autograd and Adam do to the definition, past the
 // neighbours and at the ends of the grid too.
 TEST(RoundingReachTest, T4_StepsMatchAutogradAndAdam) {
-  const at::Tensor weight = ReachWeight(6, 48);
+  const at::Tensor weight = RandomWeight(6, 48);
   SoftRounding linear = MakeReach(weight);
   ReachReference reference(weight);
   const StepRates rates{0.2, 0.01, 1e-3, 0, true};
-  at::Tensor m = at::zeros_like(reference.nu), q = at::zeros_like(reference.nu);
-  at::Tensor mv = at::zeros_like(reference.v), qv = at::zeros_like(reference.v);
-  const auto adam = [](at::Tensor& mean, at::Tensor& square, const at::Tensor& g, double rate,
-                       int t) {
-    mean = mean * 0.9 + g * 0.1;
-    square = square * 0.999 + g * g * 0.001;
-    return mean / (1 - std::pow(0.9, t)) / ((square / (1 - std::pow(0.999, t))).sqrt() + 1e-8) *
-           rate;
-  };
+  test::DefinitionTrainer trainer(reference);
   const at::Tensor drift = at::randn({6, 48});  // so that some go far
   for (int t = 1; t <= 30; ++t) {
     const at::Tensor gradient = drift + at::randn({6, 48}) * 0.5;
-    reference.nu = reference.nu.detach().requires_grad_(true);
-    reference.v = reference.v.detach().requires_grad_(true);
-    (reference.Soft() * gradient.to(at::kDouble).view({-1, kGroup})).sum().backward();
-    const c10::AutoGradMode no_gradients(false);
-    const at::Tensor nu = reference.nu.detach(), v = reference.v.detach();
-    reference.nu = nu - adam(m, q, reference.nu.grad(), rates.rounding, t);
-    reference.v =
-        v - adam(mv, qv, reference.v.grad() + rates.scale_weight_decay * v, rates.scale, t);
+    trainer.Step(gradient, rates);
     linear.Step(gradient, rates);
   }
   const at::Tensor moved = reference.Integer() - (reference.w / reference.s) - reference.z;
@@ -186,7 +169,7 @@ TEST(RoundingReachTest, T4_StepsMatchAutogradAndAdam) {
 
 // Trained roundings of a random weight, and how far they went from floor(W / s).
 struct Wandered {
-  Wandered() : weight(ReachWeight(32, 64)), linear(MakeReach(weight)) {
+  Wandered() : weight(RandomWeight(32, 64)), linear(MakeReach(weight)) {
     at::manual_seed(5);
     const at::Tensor along = at::randn({32, 64});
     for (int step = 0; step < 60; ++step) {
@@ -225,7 +208,7 @@ TEST(RoundingReachTest, T15_CodesLieWithinReachAndUseIt) {
 }
 
 TEST(RoundingReachTest, T6_T7_T9_HardeningTakesTheNearestToAnInteger) {
-  const at::Tensor weight = ReachWeight(64, 128);
+  const at::Tensor weight = RandomWeight(64, 128);
   SoftRounding linear = MakeReach(weight);
   const RoundingWindow window(kReach);
   const auto score = [&](const at::Tensor& logits) {

@@ -12,17 +12,15 @@
 #include "worker/engine/reconstruct/order_statistic.h"
 #include "worker/engine/reconstruct/rectified_sigmoid.h"
 #include "worker/engine/reconstruct/rounding_schedule.h"
+#include "worker/engine/reconstruct/testing/definition.h"
 
 namespace quantry::engine {
 namespace {
 
+using test::RandomWeight;
+
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 const GridSpec kGrid = {2, 16, false};
-
-at::Tensor RandomWeight(int64_t rows, int64_t columns, uint64_t seed = 3) {
-  at::manual_seed(seed);
-  return at::randn({rows, columns}) * 0.1;
-}
 
 SoftRounding Make(const at::Tensor& weight, const GridSpec& spec = kGrid,
                   ScaleCurve curve = ScaleCurve::kRectifiedSigmoid) {
@@ -124,25 +122,10 @@ TEST(SoftRoundingTest, T4_StepsMatchAutogradAndAdam) {
   SoftRounding linear = Make(weight);
   Reference reference(weight, kGrid);
   const StepRates rates{0.02, 0.01, 1e-3, 0, true};
-  at::Tensor m = at::zeros_like(reference.nu), q = at::zeros_like(reference.nu);
-  at::Tensor mv = at::zeros_like(reference.v), qv = at::zeros_like(reference.v);
-  const auto adam = [](at::Tensor& mean, at::Tensor& square, const at::Tensor& g, double rate,
-                       int t) {
-    mean = mean * 0.9 + g * 0.1;
-    square = square * 0.999 + g * g * 0.001;
-    return mean / (1 - std::pow(0.9, t)) / ((square / (1 - std::pow(0.999, t))).sqrt() + 1e-8) *
-           rate;
-  };
+  test::DefinitionTrainer trainer(reference);
   for (int t = 1; t <= 20; ++t) {
     const at::Tensor gradient = at::randn({6, 48});
-    reference.nu = reference.nu.detach().requires_grad_(true);
-    reference.v = reference.v.detach().requires_grad_(true);
-    (reference.Soft() * gradient.to(at::kDouble).view({-1, 16})).sum().backward();
-    const c10::AutoGradMode no_gradients(false);
-    const at::Tensor nu = reference.nu.detach(), v = reference.v.detach();
-    reference.nu = nu - adam(m, q, reference.nu.grad(), rates.rounding, t);
-    reference.v =
-        v - adam(mv, qv, reference.v.grad() + rates.scale_weight_decay * v, rates.scale, t);
+    trainer.Step(gradient, rates);
     linear.Step(gradient, rates);
   }
   const at::Tensor nu = linear.logits().view({-1, 16}).to(at::kDouble);
