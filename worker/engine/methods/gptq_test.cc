@@ -10,17 +10,15 @@
 #include "worker/engine/methods/rtn/rtn.h"
 #include "worker/engine/methods/testing/setting.h"
 #include "worker/engine/quant/grid_search.h"
+#include "worker/engine/testing/matrix.h"
 
 namespace quantry::engine {
 namespace {
 
 using test::CountingSink;
+using test::Matrix;
 using test::RelativeError;
 using test::Setting;
-
-at::Tensor Matrix(std::vector<float> values, int64_t rows) {
-  return at::tensor(values).view({rows, -1});
-}
 
 // spec/baselines.md 1.5.
 const at::Tensor kInputs =

@@ -8,16 +8,16 @@
 
 #include "worker/engine/methods/billm/residual.h"
 #include "worker/engine/methods/billm/split.h"
+#include "worker/engine/methods/testing/moments.h"
+#include "worker/engine/testing/matrix.h"
 
 namespace quantry::engine {
 namespace {
 
 using Metric = BillmOptions::Metric;
 using Domain = BillmOptions::Domain;
-
-at::Tensor Matrix(const std::vector<float>& values, int64_t rows) {
-  return at::tensor(values).view({rows, -1});
-}
+using test::Matrix;
+using test::RandomMoments;
 
 at::Tensor All(const at::Tensor& weight) { return at::ones_like(weight, at::kBool); }
 
@@ -27,15 +27,6 @@ std::set<int64_t> Columns(const at::Tensor& mask) {
     if (mask[j].item<bool>()) columns.insert(j);
   }
   return columns;
-}
-
-// Inverse second moments' factor of correlated inputs.
-at::Tensor RandomUpper(int64_t columns) {
-  const at::Tensor mix = at::randn({columns, columns}) * 0.3 + at::eye(columns);
-  const at::Tensor x = at::matmul(at::randn({4 * columns, columns}), mix);
-  at::Tensor h = at::matmul(x.t(), x).to(at::kDouble);
-  h.diagonal().add_(0.01 * h.diagonal().mean().item<double>());
-  return at::linalg_cholesky(at::linalg_inv(h), /*upper=*/true).to(at::kFloat);
 }
 
 BillmOptions Options(Metric metric, Domain domain = Domain::kSaliency) {
@@ -209,7 +200,7 @@ TEST_F(BillmInvariants, B8ConstantRowsAndZeroRowsAreExact) {
   weight[3].fill_(0.25);
   weight[5].zero_();
   const at::Tensor values =
-      BinarizeColumns(weight, RandomUpper(100), Options(Metric::kHessian)).values;
+      BinarizeColumns(weight, RandomMoments(100).upper, Options(Metric::kHessian)).values;
   EXPECT_TRUE(values[3].allclose(weight[3], 1e-6, 0));
   EXPECT_TRUE(values[5].equal(weight[5]));
   EXPECT_TRUE(at::isfinite(values).all().item<bool>());
@@ -226,7 +217,7 @@ TEST_F(BillmInvariants, B10NarrowLastBlocksWork) {
   for (const int64_t columns : {1, 2, 44, 129, 172}) {
     const at::Tensor weight = at::randn({8, columns});
     const BinarizedColumns result =
-        BinarizeColumns(weight, RandomUpper(columns), Options(Metric::kHessian));
+        BinarizeColumns(weight, RandomMoments(columns).upper, Options(Metric::kHessian));
     EXPECT_TRUE(at::isfinite(result.values).all().item<bool>()) << columns;
   }
 }
@@ -236,7 +227,7 @@ TEST_F(BillmInvariants, B10NarrowLastBlocksWork) {
 TEST_F(BillmInvariants, CompensationLowersTheOutputError) {
   const int64_t columns = 256;
   const at::Tensor weight = at::randn({32, columns});
-  const at::Tensor upper = RandomUpper(columns);
+  const at::Tensor upper = RandomMoments(columns).upper;
   // W - Q times the lower factor of H = (U^T U)^-1.
   const auto error = [&](const at::Tensor& values) {
     return at::linalg_solve_triangular(upper, weight - values, true, /*left=*/false)

@@ -4,14 +4,16 @@
 #include <vector>
 
 #include "worker/engine/methods/pbllm/partial.h"
+#include "worker/engine/methods/testing/moments.h"
 #include "worker/engine/quant/grid.h"
+#include "worker/engine/testing/matrix.h"
 
 namespace quantry::engine {
 namespace {
 
-at::Tensor PbMatrix(const std::vector<float>& values, int64_t rows) {
-  return at::tensor(values).view({rows, -1});
-}
+using test::Matrix;
+using test::Moments;
+using test::RandomMoments;
 
 PbllmOptions Options(double ratio, PbllmOptions::Metric metric, bool count_norm = false) {
   PbllmOptions options;
@@ -24,19 +26,6 @@ PbllmOptions Options(double ratio, PbllmOptions::Metric metric, bool count_norm 
 constexpr auto kMagnitude = PbllmOptions::Metric::kMagnitude;
 constexpr auto kHessian = PbllmOptions::Metric::kHessian;
 
-// H damped and the factor U of its inverse, U^T U.
-struct Moments {
-  at::Tensor hessian, upper;
-};
-
-Moments RandomMoments(int64_t columns) {
-  const at::Tensor mix = at::randn({columns, columns}) * 0.3 + at::eye(columns);
-  const at::Tensor x = at::matmul(at::randn({4 * columns, columns}), mix);
-  at::Tensor h = at::matmul(x.t(), x).to(at::kDouble);
-  h.diagonal().add_(0.01 * h.diagonal().mean().item<double>());
-  return {h, at::linalg_cholesky(at::linalg_inv(h), /*upper=*/true).to(at::kFloat)};
-}
-
 double OutputError(const at::Tensor& error, const Moments& moments) {
   const at::Tensor e = error.to(at::kDouble);
   return at::mm(at::mm(e, moments.hessian), e.t()).diagonal().sum().item<double>();
@@ -47,25 +36,24 @@ const std::vector<float> kWeight = {0.9F, -0.2F, 0.1F, -0.4F, 0.3F, -0.8F, 0.2F,
 
 TEST(PbllmGolden, Faithful) {
   const PartialBinary result =
-      BinarizePartially(PbMatrix(kWeight, 2), {}, at::kFloat, Options(0.5, kMagnitude));
-  EXPECT_TRUE(result.low.equal(PbMatrix({0, 1, 1, 0, 1, 0, 1, 1}, 2).to(at::kBool)));
-  EXPECT_TRUE(result.scales.allclose(PbMatrix({0.00509804F, 0.00431373F}, 2), 1e-5, 1e-8));
-  EXPECT_TRUE(result.zeros.equal(PbMatrix({78, 185}, 2)));
-  EXPECT_TRUE(result.low_mean.allclose(PbMatrix({-0.025F, 0.15F}, 2), 1e-5, 1e-7));
-  EXPECT_TRUE(result.low_gain.allclose(PbMatrix({0.0875F, 0.1F}, 2), 1e-5, 1e-7));
+      BinarizePartially(Matrix(kWeight, 2), {}, at::kFloat, Options(0.5, kMagnitude));
+  EXPECT_TRUE(result.low.equal(Matrix({0, 1, 1, 0, 1, 0, 1, 1}, 2).to(at::kBool)));
+  EXPECT_TRUE(result.scales.allclose(Matrix({0.00509804F, 0.00431373F}, 2), 1e-5, 1e-8));
+  EXPECT_TRUE(result.zeros.equal(Matrix({78, 185}, 2)));
+  EXPECT_TRUE(result.low_mean.allclose(Matrix({-0.025F, 0.15F}, 2), 1e-5, 1e-7));
+  EXPECT_TRUE(result.low_gain.allclose(Matrix({0.0875F, 0.1F}, 2), 1e-5, 1e-7));
   EXPECT_TRUE(result.values.allclose(
-      PbMatrix({0.902353F, -0.1125F, 0.0625F, -0.397647F, 0.25F, -0.798039F, 0.25F, 0.05F}, 2),
-      1e-5, 1e-6));
+      Matrix({0.902353F, -0.1125F, 0.0625F, -0.397647F, 0.25F, -0.798039F, 0.25F, 0.05F}, 2), 1e-5,
+      1e-6));
 }
 
 TEST(PbllmGolden, CorrectedMeans) {
   const PartialBinary result =
-      BinarizePartially(PbMatrix(kWeight, 2), {}, at::kFloat, Options(0.5, kMagnitude, true));
-  EXPECT_TRUE(result.low_mean.allclose(PbMatrix({-0.05F, 0.2F}, 2), 1e-5, 1e-7));
-  EXPECT_TRUE(result.low_gain.allclose(PbMatrix({0.15F, 0.0666667F}, 2), 1e-5, 1e-7));
+      BinarizePartially(Matrix(kWeight, 2), {}, at::kFloat, Options(0.5, kMagnitude, true));
+  EXPECT_TRUE(result.low_mean.allclose(Matrix({-0.05F, 0.2F}, 2), 1e-5, 1e-7));
+  EXPECT_TRUE(result.low_gain.allclose(Matrix({0.15F, 0.0666667F}, 2), 1e-5, 1e-7));
   EXPECT_TRUE(result.values.allclose(
-      PbMatrix({0.902353F, -0.2F, 0.1F, -0.397647F, 0.266667F, -0.798039F, 0.266667F, 0.133333F},
-               2),
+      Matrix({0.902353F, -0.2F, 0.1F, -0.397647F, 0.266667F, -0.798039F, 0.266667F, 0.133333F}, 2),
       1e-5, 1e-6));
 }
 
@@ -160,7 +148,7 @@ TEST_F(PbllmInvariants, P8CountedMeansAreTheBestForTheirSigns) {
 }
 
 TEST_F(PbllmInvariants, P9AnEntryAtTheMeanIsPlus) {
-  const at::Tensor weight = PbMatrix({1, 1, 1, 1, 0.5F, -0.5F, 0, 9}, 2);
+  const at::Tensor weight = Matrix({1, 1, 1, 1, 0.5F, -0.5F, 0, 9}, 2);
   const PartialBinary result =
       BinarizePartially(weight, {}, at::kFloat, Options(0.3, kMagnitude, true));
   ASSERT_TRUE(result.low[1][2].item<bool>());

@@ -2,12 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include "worker/engine/testing/matrix.h"
+
 namespace quantry::engine {
 namespace {
 
-at::Tensor Matrix(const std::vector<float>& values, int64_t rows) {
-  return at::tensor(values, at::kFloat).view({rows, -1});
-}
+using test::Matrix;
 
 at::Tensor Levels(const BinaryRows& rows) {
   const at::Tensor sign = rows.signs.to(at::kFloat).mul(2).sub(1);
