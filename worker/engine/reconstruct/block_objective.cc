@@ -1,6 +1,5 @@
 #include "worker/engine/reconstruct/block_objective.h"
 
-#include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
 
 #include <algorithm>
@@ -8,6 +7,7 @@
 
 #include "worker/engine/base/random.h"
 #include "worker/engine/methods/batches.h"
+#include "worker/engine/reconstruct/over_shares.h"
 
 namespace quantry::engine {
 namespace {
@@ -35,8 +35,14 @@ at::Tensor GradientOf(const at::Tensor& leaf) {
   return gradient.defined() ? gradient.to(at::kCPU).contiguous() : at::zeros_like(leaf, at::kCPU);
 }
 
-void AddTo(std::vector<at::Tensor>& sums, const std::vector<at::Tensor>& parts) {
+void AddTensors(std::vector<at::Tensor>& sums, const std::vector<at::Tensor>& parts) {
   for (size_t i = 0; i < sums.size(); ++i) sums[i].add_(parts[i]);
+}
+
+void AddResult(BlockObjective::Result& sum, const BlockObjective::Result& part) {
+  sum.loss += part.loss;
+  AddTensors(sum.weight_gradients, part.weight_gradients);
+  AddTensors(sum.dense_gradients, part.dense_gradients);
 }
 
 }  // namespace
@@ -105,24 +111,10 @@ BlockObjective::Result BlockObjective::Part(const std::vector<int64_t>& windows,
 
 BlockObjective::Result BlockObjective::Gradients(const std::vector<int64_t>& windows,
                                                  const TrainableTensors& at, uint64_t seed) const {
-  const auto count = static_cast<int64_t>(windows.size());
-  const double tokens = static_cast<double>(count * inputs_.size(1));
-  const int64_t shares =
-      device_.is_cpu() && count % at::get_num_threads() == 0 ? at::get_num_threads() : 1;
-  if (shares == 1) return Part(windows, tokens, at, seed);
-  std::vector<Result> parts(shares);
-  at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t share = begin; share < end; ++share) {
-      const auto first = windows.begin() + share * count / shares;
-      parts[share] = Part({first, first + count / shares}, tokens, at, seed);
-    }
-  });
-  for (int64_t share = 1; share < shares; ++share) {
-    parts[0].loss += parts[share].loss;
-    AddTo(parts[0].weight_gradients, parts[share].weight_gradients);
-    AddTo(parts[0].dense_gradients, parts[share].dense_gradients);
-  }
-  return std::move(parts[0]);
+  const double tokens = static_cast<double>(windows.size()) * static_cast<double>(inputs_.size(1));
+  return OverShares(
+      device_, windows,
+      [&](const std::vector<int64_t>& share) { return Part(share, tokens, at, seed); }, AddResult);
 }
 
 double BlockObjective::Loss(const TrainableTensors& at, int64_t first, int64_t last) const {

@@ -16,6 +16,7 @@
 #include "worker/engine/nn/transformer.h"
 #include "worker/engine/reconstruct/adam.h"
 #include "worker/engine/reconstruct/model_backward.h"
+#include "worker/engine/reconstruct/over_shares.h"
 
 namespace quantry::engine {
 namespace {
@@ -322,8 +323,7 @@ int64_t LoraBytes(const LoraOptions& options, const Architecture& architecture,
   // states, normalised ones and sums.
   constexpr int64_t kInputs = 3, kHidden = 6;
   constexpr int64_t kLogitTensors = 2;
-  const int64_t threads = at::get_num_threads();
-  const int64_t shares = options.accumulation % threads == 0 ? threads : 1;  // see OverShares
+  const int64_t shares = HostShares(options.accumulation);
   const int64_t tokens = std::min(options.accumulation, shares * WindowsPerBatch(length)) * length;
   int64_t weights = 0, entries = 0;
   int64_t kept = kHidden * config.hidden_size + config.num_heads * length;  // of a token

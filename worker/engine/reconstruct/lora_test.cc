@@ -1,5 +1,6 @@
 #include "worker/engine/reconstruct/lora.h"
 
+#include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
 #include <gtest/gtest.h>
 

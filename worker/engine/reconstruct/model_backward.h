@@ -1,11 +1,9 @@
 #pragma once
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include <cstdint>
 #include <functional>
-#include <vector>
 
 #include "worker/engine/nn/block.h"
 #include "worker/engine/nn/rope.h"
@@ -41,26 +39,5 @@ using HeadChunk =
     std::function<double(int64_t first, int64_t last, const at::Tensor& normed, at::Tensor& slope)>;
 double BackwardThroughHead(const OutputHead& head, const at::Tensor& outputs,
                            const HeadChunk& chunk, at::Tensor& slope);
-
-// part(windows) summed with `add` over equal shares of `windows`, one a core,
-// where they divide evenly and the device is the host.
-template <typename Part, typename Add>
-auto OverShares(const at::Device& device, const std::vector<int64_t>& windows, const Part& part,
-                const Add& add) {
-  using Result = decltype(part(windows));
-  const auto count = static_cast<int64_t>(windows.size());
-  const int64_t threads = at::get_num_threads();
-  const int64_t shares = device.is_cpu() && count % threads == 0 ? threads : 1;
-  if (shares == 1) return part(windows);
-  std::vector<Result> parts(shares);
-  at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t share = begin; share < end; ++share) {
-      const auto first = windows.begin() + share * count / shares;
-      parts[share] = part(std::vector<int64_t>(first, first + count / shares));
-    }
-  });
-  for (int64_t share = 1; share < shares; ++share) add(parts[0], parts[share]);
-  return std::move(parts[0]);
-}
 
 }  // namespace quantry::engine

@@ -14,6 +14,7 @@
 #include "worker/engine/reconstruct/adam.h"
 #include "worker/engine/reconstruct/block_objective.h"
 #include "worker/engine/reconstruct/model_backward.h"
+#include "worker/engine/reconstruct/over_shares.h"
 #include "worker/engine/reconstruct/progressive_rounding.h"
 
 namespace quantry::engine {

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+namespace quantry::engine {
+
+// Into how many equal shares the host's cores split `windows` windows: one a
+// core where they divide evenly, else 1.
+inline int64_t HostShares(int64_t windows) {
+  const int64_t threads = at::get_num_threads();
+  return windows % threads == 0 ? threads : 1;
+}
+
+// part(windows) summed with `add` over HostShares() of `windows` on the host,
+// at once on other devices.
+template <typename Part, typename Add>
+auto OverShares(const at::Device& device, const std::vector<int64_t>& windows, const Part& part,
+                const Add& add) {
+  using Result = decltype(part(windows));
+  const auto count = static_cast<int64_t>(windows.size());
+  const int64_t shares = device.is_cpu() ? HostShares(count) : 1;
+  if (shares == 1) return part(windows);
+  std::vector<Result> parts(shares);
+  at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t share = begin; share < end; ++share) {
+      const auto first = windows.begin() + share * count / shares;
+      parts[share] = part(std::vector<int64_t>(first, first + count / shares));
+    }
+  });
+  for (int64_t share = 1; share < shares; ++share) add(parts[0], parts[share]);
+  return std::move(parts[0]);
+}
+
+}  // namespace quantry::engine
