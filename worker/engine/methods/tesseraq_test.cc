@@ -8,6 +8,7 @@
 #include "worker/engine/methods/tesseraq/options.h"
 #include "worker/engine/methods/tesseraq/tesseraq.h"
 #include "worker/engine/methods/testing/setting.h"
+#include "worker/engine/reconstruct/testing/stopping_store.h"
 #include "worker/engine/testing/errors.h"
 
 namespace quantry::engine {
@@ -162,18 +163,6 @@ TEST(TesseraqGuardTest, KeepsTheStartWhenLearningIsSabotaged) {
   EXPECT_GT(unguarded.metrics.at("flip_ratio"), 0.05);
 }
 
-// Remembers stages; throws after one of them.
-class StoppingStore : public StageStore {
- public:
-  std::optional<StageState> Load(int) override { return state; }
-  void Save(int, const StageState& now) override {
-    state = now;
-    if (now.stages_done == stop_after) throw EngineError(FailureClass::kBug, "STOP", "stop");
-  }
-  std::optional<StageState> state;
-  int stop_after = -1;
-};
-
 TEST(TesseraqGuardTest, ResumedInsideABlockItGivesTheSameBytes) {
   const test::Setting setting("llama");
   for (const char* rate : {"0.03", "10"}) {  // learned kept, start kept
@@ -182,7 +171,7 @@ TEST(TesseraqGuardTest, ResumedInsideABlockItGivesTheSameBytes) {
                                 rate + "}";
     const MethodResult whole = Result{options, setting}.Run();
     EXPECT_EQ(whole.metrics.at("init_kept"), std::string(rate) == "10" ? 1 : 0);
-    StoppingStore store;
+    test::StoppingStore store;
     store.stop_after = 3;
     EXPECT_THROW((Result{options, setting, &store}.Run()), EngineError);
     store.stop_after = -1;

@@ -15,6 +15,7 @@
 #include "worker/engine/nn/transformer.h"
 #include "worker/engine/quant/grid.h"
 #include "worker/engine/reconstruct/rounding_schedule.h"
+#include "worker/engine/reconstruct/testing/stopping_store.h"
 #include "worker/engine/testing/devices.h"
 #include "worker/engine/testing/temp_dir.h"
 #include "worker/engine/testing/tiny_model.h"
@@ -238,18 +239,6 @@ TEST(ProgressiveRoundingTest, T25_SameSeedSameBytesAndNoRepeats) {
   EXPECT_FALSE(runs[0].linears[0].weight().equal(runs[2].linears[0].weight()));
 }
 
-// Remembers stages; stops the run by throwing after one of them.
-class Memory : public StageStore {
- public:
-  std::optional<StageState> Load(int) override { return state; }
-  void Save(int, const StageState& now) override {
-    state = now;
-    if (now.stages_done == stop_after) throw EngineError(FailureClass::kBug, "STOP", "stop");
-  }
-  std::optional<StageState> state;
-  int stop_after = -1;
-};
-
 class ReachTest : public ::testing::TestWithParam<int> {};
 
 INSTANTIATE_TEST_SUITE_P(All, ReachTest, ::testing::Values(1, 2));
@@ -270,7 +259,7 @@ TEST_P(ReachTest, ResumesInsideABlockWithTheSameBytes) {
   Quiet progress;
   TrainedBlock whole = fresh();
   ProgressiveRounding(0, *setting.objective, options, progress).Run(whole, nullptr);
-  Memory memory;
+  test::StoppingStore memory;
   for (const int stop : {3, 11, 20, -1}) {
     memory.stop_after = stop;
     Quiet counter;
@@ -332,7 +321,7 @@ TEST(ProgressiveRoundingTest, ResumedAfterTheLastStageItReportsTheSame) {
   TrainedBlock whole = setting.Fresh();
   const RoundingReport wanted =
       ProgressiveRounding(0, *setting.objective, options, progress).Run(whole, nullptr);
-  Memory memory;
+  test::StoppingStore memory;
   memory.stop_after = stages;
   TrainedBlock part = setting.Fresh();
   EXPECT_THROW(ProgressiveRounding(0, *setting.objective, options, progress).Run(part, &memory),
