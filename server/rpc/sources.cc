@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/engine_job.h"
 #include "common/errors.h"
 #include "common/ids.h"
 #include "common/utf8_prefix.h"
@@ -169,6 +170,7 @@ absl::StatusOr<std::unique_ptr<Sources::LocalJob>> Sources::Materialise(
     return absl::OkStatus();
   };
   v1::EngineJob& job = local->job;
+  job = EngineJobOf(spec);
   auto model_dir = DirOf(spec.model(), folder + "/model");
   if (!model_dir.ok()) return model_dir.status();
   job.set_model_dir(*std::move(model_dir));
@@ -177,40 +179,21 @@ absl::StatusOr<std::unique_ptr<Sources::LocalJob>> Sources::Materialise(
         PlaceBlob(tenant, blob, BlobPart::kHead, absl::StrCat(job.model_dir(), "/", blob.path()));
     if (!status.ok()) return status;
   }
-  if (spec.has_calibration()) {
-    v1::EngineCalibration& calibration = *job.mutable_calibration();
+  if (job.has_calibration()) {
     absl::Status status = text_path(spec.calibration().source(), "calibration.source.uri",
-                                    calibration.mutable_text());
+                                    job.mutable_calibration()->mutable_text());
     if (!status.ok()) return status;
-    calibration.mutable_text()->set_format(spec.calibration().format());
-    calibration.set_samples(spec.calibration().samples());
-    calibration.set_sequence_length(spec.calibration().sequence_length());
-    calibration.set_sampling(spec.calibration().sampling());
   }
-  if (spec.has_evaluation()) {
-    v1::EngineEvaluation& evaluation = *job.mutable_evaluation();
-    absl::Status status =
-        text_path(spec.evaluation().source(), "evaluation.source.uri", evaluation.mutable_text());
+  if (job.has_evaluation()) {
+    absl::Status status = text_path(spec.evaluation().source(), "evaluation.source.uri",
+                                    job.mutable_evaluation()->mutable_text());
     if (!status.ok()) return status;
-    evaluation.mutable_text()->set_format(spec.evaluation().format());
-    evaluation.set_sequence_length(spec.evaluation().sequence_length());
-    evaluation.set_windows(spec.evaluation().windows());
   }
-  if (spec.has_preprocessing()) {
-    v1::EnginePreprocessing& preprocessing = *job.mutable_preprocessing();
+  if (job.has_preprocessing()) {
     absl::Status status = text_path(spec.preprocessing().source(), "preprocessing.source.uri",
-                                    preprocessing.mutable_text());
+                                    job.mutable_preprocessing()->mutable_text());
     if (!status.ok()) return status;
-    preprocessing.mutable_text()->set_format(spec.preprocessing().format());
-    preprocessing.set_sequence_length(spec.preprocessing().sequence_length());
-    *preprocessing.mutable_lora() = spec.preprocessing().lora();
   }
-  *job.mutable_method() = spec.method();
-  *job.mutable_outputs() = spec.outputs();
-  *job.mutable_quality_gate() = spec.quality_gate();
-  job.set_seed(spec.seed());
-  job.set_device(spec.resources().device());
-  job.set_threads(spec.resources().threads());
   job.set_output_dir(folder + "/output");
   job.set_checkpoint_dir(folder + "/checkpoints");
   return local;

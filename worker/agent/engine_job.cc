@@ -1,5 +1,6 @@
 #include "worker/agent/engine_job.h"
 
+#include "common/engine_job.h"
 #include "google/protobuf/util/json_util.h"
 
 namespace quantry::agent {
@@ -19,41 +20,20 @@ std::string SpecJson(const v1::JobSpec& spec) {
 v1::EngineJob MakeEngineJob(const v1::Lease& lease, const JobInputs& inputs, const AttemptDir& dir,
                             const EngineDefaults& defaults) {
   const v1::JobSpec& spec = lease.spec();
-  v1::EngineJob job;
+  v1::EngineJob job = EngineJobOf(spec);
   job.set_job(lease.job());
   job.set_job_uid(lease.job_uid());
   job.set_epoch(lease.epoch());
   job.set_model_dir(inputs.model_dir);
-  if (!inputs.calibration.empty()) {
-    auto& calibration = *job.mutable_calibration();
-    calibration.mutable_text()->set_path(inputs.calibration);
-    calibration.mutable_text()->set_format(spec.calibration().format());
-    calibration.set_samples(spec.calibration().samples());
-    calibration.set_sequence_length(spec.calibration().sequence_length());
-    calibration.set_sampling(spec.calibration().sampling());
+  if (job.has_calibration()) {
+    job.mutable_calibration()->mutable_text()->set_path(inputs.calibration);
   }
-  *job.mutable_method() = spec.method();
-  *job.mutable_outputs() = spec.outputs();
-  if (!inputs.evaluation.empty()) {
-    auto& evaluation = *job.mutable_evaluation();
-    evaluation.mutable_text()->set_path(inputs.evaluation);
-    evaluation.mutable_text()->set_format(spec.evaluation().format());
-    evaluation.set_sequence_length(spec.evaluation().sequence_length());
-    evaluation.set_windows(spec.evaluation().windows());
+  if (job.has_evaluation()) job.mutable_evaluation()->mutable_text()->set_path(inputs.evaluation);
+  if (job.has_preprocessing()) {
+    job.mutable_preprocessing()->mutable_text()->set_path(inputs.preprocessing);
   }
-  if (!inputs.preprocessing.empty()) {
-    auto& preprocessing = *job.mutable_preprocessing();
-    preprocessing.mutable_text()->set_path(inputs.preprocessing);
-    preprocessing.mutable_text()->set_format(spec.preprocessing().format());
-    preprocessing.set_sequence_length(spec.preprocessing().sequence_length());
-    *preprocessing.mutable_lora() = spec.preprocessing().lora();
-  }
-  if (spec.has_quality_gate()) *job.mutable_quality_gate() = spec.quality_gate();
-  job.set_seed(spec.seed());
-  const std::string& device = spec.resources().device();
-  job.set_device(device.empty() || device == "auto" ? defaults.device : device);
-  const int threads = spec.resources().threads();
-  job.set_threads(threads > 0 ? threads : defaults.threads);
+  if (job.device().empty() || job.device() == "auto") job.set_device(defaults.device);
+  if (job.threads() <= 0) job.set_threads(defaults.threads);
   job.set_output_dir(dir.output());
   job.set_checkpoint_dir(dir.checkpoint());
   job.set_spec_digest(lease.spec_digest());
