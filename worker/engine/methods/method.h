@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <string_view>
@@ -60,9 +61,9 @@ struct BlockTask {
   // Where a method that works in stages keeps them; nullptr = nowhere. Not
   // owned.
   StageStore* stages = nullptr;
-  // This block as the first pass of preprocessing left it; nullptr in that pass
-  // and in jobs without one. Not owned.
-  const QuantizedBlock* first_pass = nullptr;
+  // Reads this block as the first pass of preprocessing left it; empty in that
+  // pass and in jobs without one.
+  std::function<QuantizedBlock()> first_pass = {};
 };
 
 struct MethodResult {

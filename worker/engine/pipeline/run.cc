@@ -6,6 +6,7 @@
 #include <cmath>
 #include <ctime>
 #include <filesystem>
+#include <functional>
 #include <limits>
 #include <optional>
 
@@ -116,8 +117,8 @@ class Run {
   void Calibrate();
   void Quantize();
   void QuantizeBlock(int index);
-  // What preprocessing's first pass made of the block, for methods that ask.
-  std::optional<QuantizedBlock> FirstPassOf(int index) const;
+  // Reads what preprocessing's first pass made of the block, for methods that ask.
+  std::function<QuantizedBlock()> FirstPassOf(int index) const;
   void Tune();
   BlockLosses Advance(const Block& block, const QuantizedBlock& quantized);
   void Pack();
@@ -249,9 +250,9 @@ void Run::Quantize() {
   ReturnFreedMemory();
 }
 
-std::optional<QuantizedBlock> Run::FirstPassOf(int index) const {
-  if (!manifest_.preprocessing || !job_.method->NeedsPreprocessing()) return std::nullopt;
-  return manifest_.preprocessing->first_pass(index);
+std::function<QuantizedBlock()> Run::FirstPassOf(int index) const {
+  if (!manifest_.preprocessing) return {};
+  return [this, index] { return manifest_.preprocessing->first_pass(index); };
 }
 
 void Run::Tune() {
@@ -300,7 +301,6 @@ void Run::QuantizeBlock(int index) {
   progress_->BlockStarted();
   const Block block = LoadBlock(checkpoint(), index, device_);
   StageKeeper stages(*checkpoints_, events_, clock_);
-  const std::optional<QuantizedBlock> first_pass = FirstPassOf(index);
   const BlockTask task{block,
                        rope_,
                        streams_.x_fp,
@@ -312,7 +312,7 @@ void Run::QuantizeBlock(int index) {
                        device_,
                        job_.activations,
                        &stages,
-                       first_pass ? &*first_pass : nullptr};
+                       FirstPassOf(index)};
   MethodResult result = job_.method->Quantize(task, *progress_);
   ReturnFreedMemory();
   for (const QuantizedLinear& linear : result.block.linears) CheckStorable(linear);

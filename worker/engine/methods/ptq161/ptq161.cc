@@ -61,9 +61,9 @@ int64_t Ptq161::SalientColumns(int64_t in_features) const {
 MethodResult Ptq161::Quantize(const BlockTask& task, ProgressSink& progress) const {
   const BlockSurvey survey = SurveyBlock(task, options_.statistic, progress);
   ParameterBuffer buffer(TrainedNumbers(task.block), task.device);
-  const bool again = options_.first_pass_mask && task.first_pass != nullptr;
+  const bool again = options_.first_pass_mask && task.first_pass;
   const std::vector<at::Tensor> salient =
-      again ? ColumnsOfFirstPass(*task.first_pass) : SelectColumns(task.block, options_, survey);
+      again ? ColumnsOfFirstPass(task.first_pass()) : SelectColumns(task.block, options_, survey);
   std::vector<MixedLinear> linears = MakeMixedLinears(task.block, options_, salient, buffer);
   MethodResult result;
   if (options_.learn_rounding) {
