@@ -1,9 +1,9 @@
 #include "server/embedded_agent.h"
 
-#include <algorithm>
 #include <string_view>
 #include <utility>
 
+#include "common/doubling_wait.h"
 #include "common/log.h"
 #include "common/process.h"
 
@@ -51,15 +51,12 @@ bool EmbeddedAgent::Pause(milliseconds time) {
 }
 
 void EmbeddedAgent::Loop() {
-  milliseconds pause = options_.first_pause;
+  DoublingWait pause(options_.first_pause, options_.longest_pause);
   for (;;) {
     const auto start = std::chrono::steady_clock::now();
     if (!RunOnce()) return;
-    if (std::chrono::steady_clock::now() - start >= options_.healthy_after) {
-      pause = options_.first_pause;
-    }
-    if (!Pause(pause)) return;
-    pause = std::min(pause * 2, options_.longest_pause);
+    if (std::chrono::steady_clock::now() - start >= options_.healthy_after) pause.Reset();
+    if (!Pause(pause.Next())) return;
     if (options_.on_restart) options_.on_restart();
   }
 }

@@ -1,8 +1,9 @@
 #pragma once
 
-#include <algorithm>
 #include <chrono>
 #include <cstdint>
+
+#include "common/doubling_wait.h"
 
 namespace quantry::cli {
 
@@ -17,22 +18,17 @@ inline constexpr int64_t kSlowestBytesPerSecond = 64 << 10;
 // restarted server do not come back at once.
 class Backoff {
  public:
-  Backoff(std::chrono::milliseconds first, std::chrono::milliseconds most)
-      : first_(first), most_(most), next_(first) {}
+  Backoff(std::chrono::milliseconds first, std::chrono::milliseconds most) : wait_(first, most) {}
 
   // `random` in [0, 1).
   std::chrono::milliseconds Next(double random) {
-    const std::chrono::milliseconds wait = next_;
-    next_ = std::min(next_ * 2, most_);
-    return std::chrono::milliseconds(
-        static_cast<int64_t>(static_cast<double>(wait.count()) * (0.5 + 0.5 * random)));
+    const auto ms = static_cast<double>(wait_.Next().count());
+    return std::chrono::milliseconds(static_cast<int64_t>(ms * (0.5 + 0.5 * random)));
   }
-  void Reset() { next_ = first_; }
+  void Reset() { wait_.Reset(); }
 
  private:
-  const std::chrono::milliseconds first_;
-  const std::chrono::milliseconds most_;
-  std::chrono::milliseconds next_;
+  DoublingWait wait_;
 };
 
 }  // namespace quantry::cli

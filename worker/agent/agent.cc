@@ -1,6 +1,5 @@
 #include "worker/agent/agent.h"
 
-#include <algorithm>
 #include <optional>
 #include <thread>
 #include <vector>
@@ -15,7 +14,6 @@ using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
 constexpr milliseconds kLookAgain{1000};  // for disk space, after QUIET
-constexpr milliseconds kMaxBackoff{5000};
 
 // Told once per shortage, so that its numbers do not make news.
 std::string TooLittleDisk(std::int64_t free, std::int64_t wanted) {
@@ -136,7 +134,7 @@ bool Agent::MayAcquire() {
 
 void Agent::RunSlot() {
   JobRunner runner(parts_);
-  milliseconds backoff{100};
+  DoublingWait wait = WaitForServer();
   std::string acquire_id = NewUuid4();
   bool open_question = false;  // an acquire call that was never answered
   while (!drain_.stop_requested()) {
@@ -151,11 +149,10 @@ void Agent::RunSlot() {
       // The same id again: a lease whose answer got lost comes back.
       if (drain_.stop_requested()) break;
       log::Warning("cannot acquire jobs", {{"error", answer.status().ToString()}});
-      Pause(backoff);
-      backoff = std::min(backoff * 2, kMaxBackoff);
+      Pause(wait.Next());
       continue;
     }
-    backoff = milliseconds(100);
+    wait.Reset();
     acquire_id = NewUuid4();
     if (!answer->has_lease()) continue;
     {

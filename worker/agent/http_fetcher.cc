@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "absl/strings/ascii.h"
+#include "common/doubling_wait.h"
 #include "common/errors.h"
 #include "common/jitter.h"
 #include "worker/agent/fetch_rules.h"
@@ -134,7 +135,7 @@ absl::Status Run(const FetchOptions& options, HttpBody& body, const TransferChec
   std::call_once(once, [] { curl_global_init(CURL_GLOBAL_DEFAULT); });
   const auto token = ReadToken(options.token_file);
   if (!token.ok()) return token.status();
-  milliseconds backoff = options.first_wait;
+  DoublingWait waits(options.first_wait, options.longest_wait);
   for (int tries = 1;; ++tries) {
     const std::int64_t before = body.offset();
     const auto asked = Ask(options, *token, body, check);
@@ -144,16 +145,16 @@ absl::Status Run(const FetchOptions& options, HttpBody& body, const TransferChec
     if (!answer.ok() && !answer.retryable()) return ErrorOf(answer, *asked->url);
     if (body.offset() > before) {
       tries = 0;
-      backoff = options.first_wait;
+      waits.Reset();
     }
     if (tries >= options.max_tries) {
       if (!answer.ok()) return ErrorOf(answer, *asked->url);
       return MakeError(Reason::kStorageError, asked->url->shown() + " ends too early");
     }
-    const milliseconds jittered = RandomTime(backoff / 2, backoff);
+    const milliseconds wait = waits.Next();
+    const milliseconds jittered = RandomTime(wait / 2, wait);
     absl::Status waited = Wait(std::max(jittered, RetryAfter(answer)), check);
     if (!waited.ok()) return waited;
-    backoff = std::min(backoff * 2, options.longest_wait);
   }
 }
 

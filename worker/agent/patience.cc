@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <thread>
 
+#include "common/doubling_wait.h"
 #include "common/errors.h"
 #include "common/jitter.h"
 
@@ -27,8 +28,9 @@ Patience::Patience(Limits limits, std::function<absl::Status()> running,
 absl::Status Patience::Try(const std::function<absl::Status()>& step) {
   absl::Status status = step();
   const auto end = steady_clock::now() + limits_.total;
-  for (milliseconds wait = limits_.first; IsSilence(status) && steady_clock::now() < end;
-       wait = std::min(2 * wait, limits_.longest)) {
+  DoublingWait waits(limits_.first, limits_.longest);
+  while (IsSilence(status) && steady_clock::now() < end) {
+    const milliseconds wait = waits.Next();
     const auto left = std::chrono::duration_cast<milliseconds>(end - steady_clock::now());
     const milliseconds now =
         std::min(RandomTime((wait + milliseconds(1)) / 2, wait), std::max(left, milliseconds(0)));

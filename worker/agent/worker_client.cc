@@ -22,8 +22,6 @@ using std::chrono::milliseconds;
 constexpr milliseconds kUnaryDeadline{10000};
 // Above the long poll's 20 s, so that the server always answers first.
 constexpr milliseconds kAcquireSlack{10000};
-constexpr milliseconds kFirstBackoff{100};
-constexpr milliseconds kMaxCallBackoff{5000};
 constexpr int kMaxCallBytes = 16 << 20;
 
 absl::Status FromGrpc(const grpc::Status& status) {
@@ -54,8 +52,6 @@ absl::Status UnlessEndedThere(absl::Status status, const std::stop_token& stop) 
 
 // Full jitter: anything between nothing and the step.
 milliseconds Jitter(milliseconds step) { return RandomTime(milliseconds(0), step); }
-
-milliseconds NextBackoff(milliseconds step) { return std::min(step * 2, kMaxCallBackoff); }
 
 // Sleeps unless `stop` comes first.
 void Pause(milliseconds time, std::stop_token stop) {
@@ -134,14 +130,13 @@ absl::Status WorkerClient::RegisterOnce(std::stop_token stop) {
 }
 
 absl::Status WorkerClient::Register(std::stop_token stop) {
-  milliseconds backoff = kFirstBackoff;
+  DoublingWait wait = WaitForServer();
   while (!stop.stop_requested()) {
     const auto status = RegisterOnce(stop);
     // A worker without the right credential says so at its start.
     const bool stranger = absl::IsUnauthenticated(status);
     if (status.ok() || stranger || !WorthRepeating(status)) return status;
-    Pause(Jitter(backoff), stop);
-    backoff = NextBackoff(backoff);
+    Pause(Jitter(wait.Next()), stop);
   }
   return absl::CancelledError("stopped before the server answered");
 }
@@ -172,12 +167,11 @@ absl::StatusOr<Response> WorkerClient::Call(Method method, Request request, mill
 template <typename Response, typename Request, typename Method>
 absl::StatusOr<Response> WorkerClient::CallUntilAnswered(Method method, const Request& request,
                                                          const KeepTrying& keep_trying) {
-  milliseconds backoff = kFirstBackoff;
+  DoublingWait wait = WaitForServer();
   while (true) {
     auto response = Call<Response>(method, request, kUnaryDeadline);
     if (response.ok() || !WorthRepeating(response.status())) return response;
-    if (!PauseWhile(Jitter(backoff), keep_trying)) return response;
-    backoff = NextBackoff(backoff);
+    if (!PauseWhile(Jitter(wait.Next()), keep_trying)) return response;
   }
 }
 

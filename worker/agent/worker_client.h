@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/doubling_wait.h"
 #include "quantry/v1/worker_service.pb.h"
 
 namespace grpc {
@@ -22,6 +23,11 @@ struct LeaseTiming {
   std::chrono::milliseconds ttl{30000};
   std::chrono::milliseconds heartbeat_interval{5000};
 };
+
+// Between calls that the server did not answer, jitter aside.
+inline DoublingWait WaitForServer() {
+  return {std::chrono::milliseconds(100), std::chrono::milliseconds(5000)};
+}
 
 // Asked before every repeat of a call; false = give up.
 using KeepTrying = std::function<bool()>;
