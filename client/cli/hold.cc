@@ -7,10 +7,22 @@
 #include "common/file_identity.h"
 
 namespace quantry::cli {
+namespace {
 
-Holder TakeHold(int fd, const std::string& path) {
-  if (flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) return Holder::kOther;
-  return IsAt(fd, path) ? Holder::kUs : Holder::kNobody;
+// Some file systems give a file another number at each look.
+constexpr int kMaxLooks = 100;
+
+}  // namespace
+
+Holder OpenAndHold(const std::string& path, const std::function<int()>& open_path, UniqueFd* fd) {
+  for (int looks = 1;; ++looks) {
+    *fd = UniqueFd(open_path());
+    const bool last = looks == kMaxLooks;
+    if (!fd->ok() && errno == ENOENT && !last) continue;
+    if (!fd->ok()) return Holder::kNobody;
+    if (flock(fd->get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) return Holder::kOther;
+    if (IsAt(fd->get(), path) || last) return Holder::kUs;
+  }
 }
 
 }  // namespace quantry::cli

@@ -1,6 +1,9 @@
 #pragma once
 
+#include <functional>
 #include <string>
+
+#include "common/unique_fd.h"
 
 namespace quantry::cli {
 
@@ -8,11 +11,13 @@ namespace quantry::cli {
 enum class Holder {
   kUs,      // until the descriptor closes; the process's death closes it
   kOther,   // another descriptor has it, of this process or another
-  kNobody,  // `path` names something else by now: open it again
+  kNobody,  // it could not be opened: errno
 };
 
-// Takes what `fd` has opened at `path`, without waiting (flock). A file system
-// that has no such locks (folders on NFS) gives kUs to everybody.
-Holder TakeHold(int fd, const std::string& path);
+// Opens what lies at `path` by `open_path`, which returns a descriptor or -1, and
+// takes it without waiting (flock); again when `path` names something else or
+// nothing by then, as its last holder may have moved or removed it. A file
+// system that has no such locks (folders on NFS) gives kUs to everybody.
+Holder OpenAndHold(const std::string& path, const std::function<int()>& open_path, UniqueFd* fd);
 
 }  // namespace quantry::cli

@@ -59,17 +59,20 @@ absl::StatusOr<PartFile> PartFile::Open(const std::string& target, const std::st
 // A file that its last holder renamed while we opened it is not ours to write:
 // it has its final name.
 absl::Status PartFile::Hold() {
-  constexpr int kMaxLooks = 100;  // some file systems give a file another number at each look
-  for (int tries = 1;; ++tries) {
-    fd_ = UniqueFd(open(part_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644));
-    if (!fd_.ok()) return WriteError(part_, errno);
-    const Holder holder = TakeHold(fd_.get(), part_);
-    if (holder == Holder::kUs || tries >= kMaxLooks) return absl::OkStatus();
-    if (holder == Holder::kNobody) continue;
-    return WithNext(
-        absl::FailedPreconditionError(Cat("another command is writing \"", part_, "\" now")),
-        "wait for its end, then run the same command again");
+  const auto open_part = [this] {
+    return open(part_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
+  };
+  switch (OpenAndHold(part_, open_part, &fd_)) {
+    case Holder::kUs:
+      return absl::OkStatus();
+    case Holder::kNobody:
+      return WriteError(part_, errno);
+    case Holder::kOther:
+      break;
   }
+  return WithNext(
+      absl::FailedPreconditionError(Cat("another command is writing \"", part_, "\" now")),
+      "wait for its end, then run the same command again");
 }
 
 absl::Status PartFile::Adopt() {

@@ -14,8 +14,6 @@
 namespace quantry::cli {
 namespace {
 
-constexpr int kMaxHoldTries = 100;
-
 absl::Status Unusable(const std::string& folder, int error) {
   return WithNext(absl::FailedPreconditionError(
                       Cat("cannot pull into \"", folder, "\": ", std::strerror(error))),
@@ -31,18 +29,23 @@ absl::Status Held(const std::string& folder) {
 }  // namespace
 
 absl::StatusOr<PullFolder> PullFolder::Hold(const std::string& folder) {
-  for (int tries = 1;; ++tries) {
+  // Each time anew: an export may remove it.
+  const auto open_folder = [&folder] {
     std::error_code error;
     std::filesystem::create_directories(folder, error);
-    if (error) return Unusable(folder, error.value());
-    UniqueFd fd(open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (!fd.ok() && errno == ENOENT) continue;  // an export has removed it just now
-    if (!fd.ok()) return Unusable(folder, errno);
-    const Holder holder = TakeHold(fd.get(), folder);
-    if (holder == Holder::kOther) return Held(folder);
-    // Some file systems give a folder another number at each look.
-    if (holder == Holder::kUs || tries >= kMaxHoldTries) return PullFolder(std::move(fd));
+    errno = error.value();
+    return error ? -1 : open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  };
+  UniqueFd fd;
+  switch (OpenAndHold(folder, open_folder, &fd)) {
+    case Holder::kUs:
+      return PullFolder(std::move(fd));
+    case Holder::kNobody:
+      return Unusable(folder, errno);
+    case Holder::kOther:
+      break;
   }
+  return Held(folder);
 }
 
 bool HoldsExactly(const std::string& path, const v1::ArtifactFile& file) {
