@@ -13,7 +13,7 @@ from fleet import Fleet  # noqa: E402
 from full_marker import pytest_collection_modifyitems, pytest_configure  # noqa: E402,F401  hooks
 from link import Link  # noqa: E402
 from machine import mount_tmpfs  # noqa: E402
-from postgres import Postgres  # noqa: E402
+from postgres import running_postgres  # noqa: E402
 from service import find_bin, wait_for  # noqa: E402
 
 
@@ -24,11 +24,8 @@ def binaries():
 
 @pytest.fixture(scope="session")
 def session_postgres():
-    server = Postgres()
-    try:
-        yield server.start()
-    finally:
-        server.remove()
+    with running_postgres() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -66,11 +63,8 @@ def make_fleet(tmp_path, binaries):
 @pytest.fixture
 def own_postgres():
     """A PostgreSQL that a test may stop."""
-    server = Postgres()
-    try:
-        yield server.start()
-    finally:
-        server.remove()
+    with running_postgres() as server:
+        yield server
 
 
 @pytest.fixture

@@ -50,6 +50,12 @@ def epoch_of(uri):
     return int(uri.partition("?")[0].rpartition("/")[2])
 
 
+def reach_store_by(link, server, postgres):
+    """From its next start on `server` finds `postgres` behind `link`."""
+    port = link.address.rpartition(":")[2]
+    server.flags[:] = [flag.replace(f":{postgres.port}/", f":{port}/") for flag in server.flags]
+
+
 class Fleet:
     """`postgres` None: one server on SQLite. Servers and workers are started by name: a, b, ... and w1, w2, ...
 

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from api import errors
-from fleet import QUICK, alive
+from fleet import QUICK, alive, reach_store_by
 from link import Link
 from machine import Namespace
 from service import ROOT, wait_for
@@ -56,8 +56,7 @@ def test_f10_server_cut_off_from_the_store(make_fleet, session_postgres):
     with Link(f"127.0.0.1:{session_postgres.port}") as link:
         fleet = make_fleet(postgres=session_postgres, servers=2)
         server = fleet.servers["a"]
-        server.flags[:] = [flag.replace(f":{session_postgres.port}/", f":{link.address.rpartition(':')[2]}/")
-                           for flag in server.flags]
+        reach_store_by(link, server, session_postgres)
         fleet.start(workers=0)
         fleet.worker("w1", "b")
         fleet.submit("f10-before")

@@ -8,7 +8,7 @@ import uuid
 import pytest
 
 from api import Tenant, errors, name_of
-from fleet import QUICK, call_in_parallel, kill
+from fleet import QUICK, call_in_parallel, kill, reach_store_by
 from link import Link
 from quantry.v1 import quantization_service_pb2, worker_service_pb2
 from service import resident_mib, wait_for
@@ -30,8 +30,7 @@ def test_f05_kill_server_at_the_commit(make_fleet, session_postgres, point):
     with Link(f"127.0.0.1:{session_postgres.port}") as link:
         fleet = make_fleet(postgres=session_postgres, servers=2)
         through = fleet.servers["a"]
-        through.flags[:] = [flag.replace(f":{session_postgres.port}/", f":{link.address.rpartition(':')[2]}/")
-                            for flag in through.flags]
+        reach_store_by(link, through, session_postgres)
         fleet.start(workers=0)
         request_id = str(uuid.uuid4())
         link.when("there", [INSERT, COMMIT], lambda: kill(through.process.pid), forward=point == "after-commit")

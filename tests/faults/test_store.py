@@ -9,7 +9,7 @@ import uuid
 import pytest
 
 from api import errors
-from fleet import QUICK
+from fleet import QUICK, reach_store_by
 from link import Link
 from machine import fill
 from postgres import PASSWORD, Postgres
@@ -171,8 +171,7 @@ def test_f09_commit_that_reports_a_failure(make_fleet, session_postgres):
     with Link(f"127.0.0.1:{session_postgres.port}") as link:
         fleet = make_fleet(postgres=session_postgres, servers=2)
         server = fleet.servers["a"]
-        server.flags[:] = [flag.replace(f":{session_postgres.port}/", f":{link.address.rpartition(':')[2]}/")
-                           for flag in server.flags]
+        reach_store_by(link, server, session_postgres)
         fleet.start(workers=0)
 
         def lose_reply(needle, call):

@@ -10,18 +10,15 @@ import urllib.request
 import pytest
 
 from conftest import submit_args, wait_for
-from postgres import PASSWORD, Postgres
+from postgres import PASSWORD, running_postgres
 from test_faults import blocks_done
 from test_main_job import file_hashes
 
 
 @pytest.fixture
 def postgres():
-    server = Postgres()
-    try:
-        yield server.start()
-    finally:
-        server.remove()
+    with running_postgres() as server:
+        yield server
 
 
 @pytest.fixture

@@ -21,20 +21,11 @@ import yaml
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/support"))
 from full_marker import pytest_collection_modifyitems, pytest_configure  # noqa: E402,F401  hooks
+from service import find_bin  # noqa: E402
 from tools import TOOLS, run_tool, tool, tool_environment  # noqa: E402,F401  for the tests, too
 
 DEPLOY = ROOT / "deploy"
 EXAMPLES = ROOT / "examples"
-
-
-def find_bin():
-    if "QUANTRY_BIN" in os.environ:
-        return pathlib.Path(os.environ["QUANTRY_BIN"])
-    for preset in ("release", "dev"):
-        folder = ROOT / "build" / preset / "bin"
-        if (folder / "quantryd").exists():
-            return folder
-    raise RuntimeError("no binaries: build first, or set QUANTRY_BIN")
 
 
 def free_ports(count):

@@ -4,16 +4,13 @@ import re
 import pytest
 
 from conftest import EXAMPLES, ROOT, Processes, cli, start_service
-from postgres import PASSWORD, Postgres
+from postgres import PASSWORD, running_postgres
 
 
 @pytest.fixture
 def database():
-    made = Postgres()
-    try:
-        yield made.start()
-    finally:
-        made.remove()
+    with running_postgres() as server:
+        yield server
 
 
 def run_server(binaries, folder, database, user):

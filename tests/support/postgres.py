@@ -113,3 +113,13 @@ class Postgres:
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
         pathlib.Path(self.log.name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def running_postgres():
+    """A Postgres that runs, gone afterwards."""
+    server = Postgres()
+    try:
+        yield server.start()
+    finally:
+        server.remove()

@@ -55,6 +55,18 @@ def resident_mib(pid):
     raise AssertionError("no VmRSS")
 
 
+def processes():
+    """(pid, words of the command, letter of the state) of every process."""
+    for entry in pathlib.Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            yield (int(entry.name), (entry / "cmdline").read_bytes().split(b"\0"),
+                   (entry / "stat").read_text().rpartition(") ")[2][:1])
+        except OSError:  # it has ended
+            continue
+
+
 class Server:
     """One quantryd on free loopback ports, which it keeps when it is started again.
 
@@ -124,18 +136,9 @@ class Server:
 
     def engine_pids(self, job_uid=None):
         """Processes named quantry-engine below this server's data folder."""
-        found = []
-        for entry in pathlib.Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                command = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if command and command[0].endswith(b"quantry-engine") and b"run" in command and any(
-                    str(self.data_dir).encode() in part for part in command):
-                found.append(int(entry.name))
-        return found
+        return [pid for pid, command, _ in processes()
+                if command[0].endswith(b"quantry-engine") and b"run" in command
+                and any(str(self.data_dir).encode() in part for part in command)]
 
 
 class Worker:
@@ -170,19 +173,9 @@ class Worker:
 
     def engines(self):
         """Pids of the engines it runs now."""
-        found = []
-        for entry in pathlib.Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                command = (entry / "cmdline").read_bytes().split(b"\0")
-                state = (entry / "stat").read_text().rpartition(") ")[2][:1]
-            except OSError:
-                continue
-            if b"--job" in command and state != "Z" and any(part.startswith(str(self.work_dir).encode() + b"/")
-                                                            for part in command):
-                found.append(int(entry.name))
-        return found
+        below = str(self.work_dir).encode() + b"/"
+        return [pid for pid, command, state in processes()
+                if b"--job" in command and state != "Z" and any(part.startswith(below) for part in command)]
 
 
 def submit_args(model, *extra, method="awq", bits=4, group=-1, evaluation=True, samples=32, length=128):
