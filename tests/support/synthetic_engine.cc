@@ -33,10 +33,8 @@
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <functional>
 #include <iostream>
-#include <iterator>
 #include <map>
 #include <sstream>
 #include <string>
@@ -45,27 +43,20 @@
 #include "common/digest.h"
 #include "google/protobuf/util/json_util.h"
 #include "quantry/v1/engine.pb.h"
+#include "tests/support/files.h"
 
 namespace {
 
 namespace fs = std::filesystem;
 namespace v1 = quantry::v1;
+using quantry::test::ReadFile;
+using quantry::test::WriteFile;
 
 // Metrics of the moment, as a method that learns roundings has them.
 constexpr std::pair<const char*, double> kMetrics[] = {
     {"stage", 3},           {"stages", 20},      {"stage_step", 7},        {"stage_steps", 25},
     {"loss_soft", 0.5},     {"loss_hard", 0.75}, {"hard_fraction", 0.375}, {"flip_ratio", 0.125},
     {"block_seconds", 0.25}};
-
-std::string ReadFile(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
-
-void WriteFile(const fs::path& path, const std::string& bytes) {
-  fs::create_directories(path.parent_path());
-  std::ofstream(path, std::ios::binary) << bytes;
-}
 
 void Emit(const v1::EngineEvent& event) {
   google::protobuf::util::JsonPrintOptions options;

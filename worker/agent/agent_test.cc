@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
-#include <fstream>
 #include <iterator>
 #include <memory>
 #include <optional>
@@ -17,6 +16,7 @@
 #include "common/errors.h"
 #include "common/sandbox/landlock.h"
 #include "gtest/gtest.h"
+#include "tests/support/files.h"
 #include "worker/agent/checkpoint_uploader.h"
 #include "worker/agent/lease_keeper.h"
 #include "worker/agent/testing/fake_worker_service.h"
@@ -26,18 +26,10 @@ namespace {
 
 namespace fs = std::filesystem;
 using State = FakeWorkerService::State;
+using test::ReadFile;
+using test::WriteFile;
 
 constexpr char kJob[] = "tenants/acme/quantizationJobs/job-one";
-
-std::string ReadFile(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
-
-void WriteFile(const fs::path& path, const std::string& bytes) {
-  fs::create_directories(path.parent_path());
-  std::ofstream(path, std::ios::binary) << bytes;
-}
 
 // One agent with everything it is made of, on a thread of its own.
 class RunningAgent {

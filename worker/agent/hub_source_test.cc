@@ -5,30 +5,21 @@
 #include <unistd.h>
 
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 
 #include "common/digest.h"
 #include "common/errors.h"
 #include "common/line_reader.h"
 #include "common/process.h"
 #include "gtest/gtest.h"
+#include "tests/support/files.h"
 #include "worker/agent/materializer.h"
 
 namespace quantry::agent {
 namespace {
 
 namespace fs = std::filesystem;
-
-std::string ReadFile(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
-
-void WriteFile(const fs::path& path, const std::string& bytes) {
-  fs::create_directories(path.parent_path());
-  std::ofstream(path, std::ios::binary) << bytes;
-}
+using test::ReadFile;
+using test::WriteFile;
 
 // A fake hub of the test's own, with one model.
 class HubTest : public testing::Test {

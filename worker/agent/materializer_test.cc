@@ -4,13 +4,12 @@
 
 #include <chrono>
 #include <filesystem>
-#include <fstream>
 #include <future>
-#include <iterator>
 
 #include "common/digest.h"
 #include "common/errors.h"
 #include "gtest/gtest.h"
+#include "tests/support/files.h"
 #include "worker/agent/failure.h"
 #include "worker/agent/local_source.h"
 
@@ -18,16 +17,8 @@ namespace quantry::agent {
 namespace {
 
 namespace fs = std::filesystem;
-
-void WriteFile(const fs::path& path, const std::string& bytes) {
-  fs::create_directories(path.parent_path());
-  std::ofstream(path, std::ios::binary) << bytes;
-}
-
-std::string ReadFile(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
+using test::ReadFile;
+using test::WriteFile;
 
 class MaterializerTest : public testing::Test {
  protected:
