@@ -1,12 +1,12 @@
 #include "common/engine_child.h"
 
-#include <poll.h>
 #include <unistd.h>
 
 #include <cstdlib>
 #include <string>
 
 #include "common/errors.h"
+#include "common/testing/child_output.h"
 #include "gtest/gtest.h"
 
 namespace quantry {
@@ -19,15 +19,7 @@ std::string Probe(const std::string& attempt, const EngineConfinement& confineme
                            confinement, {});
   if (!child.ok()) return child.status().ToString();
   if (description != nullptr) *description = DescribeConfinement(confinement, *child);
-  std::string text;
-  char buffer[4096];
-  pollfd wait{.fd = child->stdout_fd(), .events = POLLIN, .revents = 0};
-  while (poll(&wait, 1, 20000) > 0) {
-    const ssize_t got = read(child->stdout_fd(), buffer, sizeof(buffer));
-    if (got <= 0) break;
-    text.append(buffer, static_cast<std::size_t>(got));
-  }
-  return text;
+  return OutputOf(*child);
 }
 
 TEST(EngineChildTest, NoCredentialsInTheEnvironment) {

@@ -18,6 +18,7 @@
 #include "common/line_reader.h"
 #include "common/process.h"
 #include "common/sandbox/program_files.h"
+#include "common/testing/child_output.h"
 #include "common/testing/dies_with_parent.h"
 #include "gtest/gtest.h"
 
@@ -202,17 +203,10 @@ TEST_F(SandboxTest, AnotherAccount) {
   auto child = ChildProcess::Spawn(child_options);
   ASSERT_TRUE(child.ok()) << child.status();
   EXPECT_TRUE(child->sandbox_report().own_account);
-  std::string text;
-  char buffer[4096];
-  pollfd wait{.fd = child->stdout_fd(), .events = POLLIN, .revents = 0};
-  while (poll(&wait, 1, 20000) > 0) {
-    const ssize_t got = read(child->stdout_fd(), buffer, sizeof(buffer));
-    if (got <= 0) break;
-    text.append(buffer, static_cast<std::size_t>(got));
-  }
-  EXPECT_EQ(text, "account " + std::to_string(nobody->uid) + " " + std::to_string(nobody->gid) +
-                      " \ncapabilities 0000000000000000 0000000000000000\nthread ok\n"
-                      "read EACCES\nwrite EACCES\n");
+  EXPECT_EQ(OutputOf(*child), "account " + std::to_string(nobody->uid) + " " +
+                                  std::to_string(nobody->gid) +
+                                  " \ncapabilities 0000000000000000 0000000000000000\nthread ok\n"
+                                  "read EACCES\nwrite EACCES\n");
 }
 
 // Changed credentials clear a parent-death signal set too early.
