@@ -56,7 +56,7 @@ class ArrowStorage : public Storage {
     auto info = Info(path);
     if (!info.ok()) return info.status();
     if (!info->IsFile()) return absl::NotFoundError("no object " + info->path());
-    auto file = Caught([&] { return fs_->OpenInputFile(*info); });
+    auto file = Whole([&] { return fs_->OpenInputFile(*info); });
     if (!file.ok()) return Error(file.status(), "open", info->path());
     return NewArrowReader(*file, info->size(), info->path());
   }
@@ -153,7 +153,7 @@ class ArrowStorage : public Storage {
     if (!found.ok()) return found.status();
     if (!found->has_value()) return absl::OkStatus();
     const std::string full = *Full(path);
-    const auto status = Caught([&] { return fs_->DeleteFile(full); });
+    const auto status = Whole([&] { return fs_->DeleteFile(full); });
     return WentOrWasNotThere(status, full);
   }
 
@@ -204,7 +204,7 @@ class ArrowStorage : public Storage {
     const std::string temporary = folder + "/" + full.substr(name);
     absl::Status status = PutStream(temporary, fill);
     if (status.ok()) {
-      const auto copied = Caught([&] { return fs_->CopyFile(temporary, full); });
+      const auto copied = Whole([&] { return fs_->CopyFile(temporary, full); });
       if (!copied.ok()) status = Error(copied, "write", full);
     }
     // At worst the collection of garbage finds it. Of Azure as a folder: to delete one object
@@ -216,7 +216,8 @@ class ArrowStorage : public Storage {
   }
 
   absl::Status PutStream(const std::string& full, const Fill& fill) {
-    auto stream = Caught([&] { return fs_->OpenOutputStream(full); });
+    // Twice is safe in Azure, where it makes an empty object: the name is this call's own.
+    auto stream = Whole([&] { return fs_->OpenOutputStream(full); });
     if (!stream.ok()) return Error(stream.status(), "create", full);
     absl::Status status = fill(**stream);
     if (status.ok()) {

@@ -1,4 +1,4 @@
-// Azure's client as it is, over a store of a few lines whose answers break off.
+// Azure's client as it is, over a store of a few lines whose connections break.
 #include <arpa/inet.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -24,8 +25,11 @@ using storage_internal::kMaxRepeats;
 using storage_internal::RepeatDelay;
 using storage_internal::UntilWhole;
 
-// A container that holds nothing but "p/a.txt", whatever is asked. Its first `breaks` lists end
-// in their middle. One request a connection, one connection after the other.
+constexpr char kTime[] = "Fri, 27 Nov 2026 01:00:00 GMT";
+
+// A container that holds nothing but "p/a.txt", whatever is asked, and takes what is written.
+// After the first `whole` lists, `breaks` of them end in their middle. One request a connection,
+// one connection after the other.
 class BreakingStore {
  public:
   BreakingStore() : listener_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
@@ -52,32 +56,75 @@ class BreakingStore {
            "/bucket/p?enable_tls=false&credential_kind=anonymous";
   }
 
+  std::atomic<int> whole = 0;
   std::atomic<int> breaks = 0;
   std::atomic<int> lists = 0;
+  std::atomic<int> block_bytes = 0;  // written, of any object
   std::atomic<bool> empty = false;
 
  private:
   void Serve() {
     for (int client; (client = accept(listener_, nullptr, nullptr)) >= 0; close(client)) {
-      std::string request;
-      char buffer[4096];
-      for (ssize_t got; request.find("\r\n\r\n") == std::string::npos &&
-                        (got = recv(client, buffer, sizeof buffer, 0)) > 0;) {
-        request.append(buffer, static_cast<std::size_t>(got));
-      }
-      const std::string answer = Answer(request);
+      std::string head;
+      std::string body;
+      if (!Receive(client, &head, &body)) continue;
+      const std::string answer = Answer(head, body);
       if (send(client, answer.data(), answer.size(), MSG_NOSIGNAL) < 0) continue;
       shutdown(client, SHUT_WR);
     }
   }
 
-  std::string Answer(const std::string& request) {
-    if (request.find("comp=list") == std::string::npos) {  // asked for hierarchical namespaces
+  // False when the client went away before the end.
+  static bool Receive(int client, std::string* head, std::string* body) {
+    constexpr std::string_view kEnd = "\r\n\r\n";
+    constexpr std::string_view kLength = "content-length: ";
+    constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
+    while (head->find(kEnd) == std::string::npos) {
+      if (!More(client, head)) return false;
+    }
+    *body = head->substr(head->find(kEnd) + kEnd.size());
+    head->resize(head->find(kEnd));
+    const auto length = head->find(kLength);
+    const std::size_t size =
+        length == std::string::npos ? 0 : std::stoul(head->substr(length + kLength.size()));
+    if (size > 0 && head->find("expect: 100-continue") != std::string::npos &&
+        send(client, kContinue.data(), kContinue.size(), MSG_NOSIGNAL) < 0) {
+      return false;
+    }
+    while (body->size() < size) {
+      if (!More(client, body)) return false;
+    }
+    return true;
+  }
+
+  static bool More(int client, std::string* text) {
+    char buffer[4096];
+    const ssize_t got = recv(client, buffer, sizeof buffer, 0);
+    if (got > 0) text->append(buffer, static_cast<std::size_t>(got));
+    return got > 0;
+  }
+
+  std::string Answer(const std::string& head, const std::string& body) {
+    const auto asks = [&](std::string_view what) { return head.find(what) != std::string::npos; };
+    if (asks("comp=list")) return List();
+    if (asks("action=getAccessControl")) {  // for hierarchical namespaces
       return "HTTP/1.1 400 No\r\nx-ms-error-code: HierarchicalNamespaceNotEnabled\r\n"
              "Content-Length: 0\r\nConnection: close\r\n\r\n";
     }
-    ++lists;
-    const std::string time = "Fri, 27 Nov 2026 01:00:00 GMT";
+    if (asks("comp=block&") || asks("comp=block ")) block_bytes += static_cast<int>(body.size());
+    const std::string status = head.starts_with("HEAD")    ? "200 OK"
+                               : asks("x-ms-copy-source:") ? "202 Accepted"
+                                                           : "201 Created";
+    return "HTTP/1.1 " + status + "\r\nETag: \"1\"\r\nLast-Modified: " + kTime +
+           "\r\nx-ms-creation-time: " + kTime +
+           "\r\nx-ms-blob-type: BlockBlob\r\nx-ms-server-encrypted: true\r\n"
+           "x-ms-request-server-encrypted: true\r\nx-ms-copy-id: 1\r\n"
+           "x-ms-copy-status: success\r\nContent-Type: application/octet-stream\r\n"
+           "Content-Length: 0\r\nConnection: close\r\n\r\n";
+  }
+
+  std::string List() {
+    const std::string time = kTime;
     const std::string blob = "<Blob><Name>p/a.txt</Name><Properties><Creation-Time>" + time +
                              "</Creation-Time><Last-Modified>" + time +
                              "</Last-Modified><Etag>1</Etag><Content-Length>5</Content-Length>"
@@ -86,7 +133,7 @@ class BreakingStore {
         "<?xml version=\"1.0\" encoding=\"utf-8\"?><EnumerationResults "
         "ServiceEndpoint=\"http://x/\" ContainerName=\"bucket\"><Blobs>" +
         (empty ? "" : blob) + "</Blobs><NextMarker /></EnumerationResults>";
-    const bool cut = breaks > 0;
+    const bool cut = lists++ >= whole && breaks > 0;
     if (cut) --breaks;
     return "HTTP/1.1 200 OK\r\nContent-Type: application/xml\r\nConnection: close\r\n"
            "Content-Length: " +
@@ -135,6 +182,21 @@ TEST_F(AzureStorage, ADeletionThatBreaksOffIsAskedForAgain) {
   const absl::Status deleted = storage_->DeleteTree("none");
   EXPECT_TRUE(deleted.ok()) << deleted;
   EXPECT_EQ(store_.lists, 2);
+}
+
+// A new object asks for lists of its temporary, of the folder it goes to, of what is to remove.
+TEST_F(AzureStorage, AWriteWhoseListsBreakOffAsksForThemAgain) {
+  store_.empty = true;
+  for (const int whole : {0, 1, 2}) {
+    store_.lists = 0;
+    store_.whole = whole;
+    store_.breaks = 1;
+    const absl::Status written = storage_->Write("b.txt", "hello");
+    EXPECT_TRUE(written.ok()) << written;
+    EXPECT_EQ(store_.lists, 4) << whole;
+    EXPECT_EQ(store_.breaks, 0) << whole;
+  }
+  EXPECT_EQ(store_.block_bytes, 15);
 }
 
 const auto kBroken = arrow::Status::IOError(

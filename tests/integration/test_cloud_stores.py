@@ -183,8 +183,8 @@ def test_losing_prefixes_and_temporaries_are_swept(server, store, root):
 @pytest.mark.parametrize("kind", ["500", "503", "reset", "late-500"])
 def test_failing_commits(make_server, store, proxy, root, stories, tmp_path, kind):
     """Requests for the artifact fail for a moment: repeated, and it is whole."""
-    fault = proxy.fail(kind, method="PUT,POST", path="manifest|safetensors|tmp-", times=2)
     server = make_server(f"--artifact-root={store.uri(root, behind=proxy.address)}", env=store.env).start()
+    fault = proxy.fail(kind, method="PUT,POST", path="manifest|model.*safetensors", times=2)
     job = server.json(*submit_args(stories, "--id", "cloud-job", method="rtn"), "--wait", timeout=200)
     assert job["state"] == "SUCCEEDED" and fault.hits > 0
     pulled(server, "cloud-job", tmp_path / "pulled")
