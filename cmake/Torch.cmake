@@ -12,6 +12,9 @@ target_include_directories(quantry::torch SYSTEM INTERFACE
   "${QUANTRY_TORCH_DIR}/include" "${QUANTRY_TORCH_DIR}/include/torch/csrc/api/include")
 target_link_libraries(quantry::torch INTERFACE
   "${QUANTRY_TORCH_DIR}/lib/libtorch_cpu.so" "${QUANTRY_TORCH_DIR}/lib/libc10.so")
+# at::parallel_for is a template: without OpenMP in the file that calls it, it is a plain loop. The runtime is LibTorch's own.
+target_compile_options(quantry::torch INTERFACE $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-fopenmp>)
+target_link_libraries(quantry::torch INTERFACE "${QUANTRY_TORCH_DIR}/lib/libgomp.so.1")
 foreach(dir ${QUANTRY_CUDA_LIB_DIRS})
   target_link_options(quantry::torch INTERFACE "-Wl,-rpath-link,${dir}" "-Wl,-rpath,${dir}")
 endforeach()

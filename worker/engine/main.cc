@@ -64,10 +64,11 @@ void StopAtOnce(int) { _exit(kTerminated); }
 // OpenMP reads its settings when it is loaded, before main. Its default, to
 // spin at each barrier, costs up to ten times the time where another process
 // wants a core (benchmarks/README.md), so the engine starts itself again once
-// with sleeping waits, unless the user has said how to wait.
+// with waits that sleep after a microsecond or so, unless the user has said how to wait.
 void WaitWithoutSpinning(char** argv) {
   if (getenv("OMP_WAIT_POLICY") != nullptr) return;
   setenv("OMP_WAIT_POLICY", "PASSIVE", 0);
+  setenv("GOMP_SPINCOUNT", "1000", 0);
   execv("/proc/self/exe", argv);  // returns only where there is no /proc: then spin
 }
 

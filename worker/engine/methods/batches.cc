@@ -6,6 +6,7 @@
 #include <string>
 
 #include "worker/engine/base/error.h"
+#include "worker/engine/base/parallel.h"
 #include "worker/engine/base/strings.h"
 
 namespace quantry::engine {
@@ -57,9 +58,7 @@ void ForEachBatch(const StreamShape& stream, int workers,
     }
   };
   if (workers == 1) return run(0);
-  at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker) run(worker);
-  });
+  ForEachInParallel(workers, run);
 }
 
 }  // namespace quantry::engine

@@ -1,11 +1,12 @@
 #pragma once
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include <cstdint>
 #include <utility>
 #include <vector>
+
+#include "worker/engine/base/parallel.h"
 
 namespace quantry::engine {
 
@@ -26,11 +27,9 @@ auto OverShares(const at::Device& device, const std::vector<int64_t>& windows, c
   const int64_t shares = device.is_cpu() ? HostShares(count) : 1;
   if (shares == 1) return part(windows);
   std::vector<Result> parts(shares);
-  at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t share = begin; share < end; ++share) {
-      const auto first = windows.begin() + share * count / shares;
-      parts[share] = part(std::vector<int64_t>(first, first + count / shares));
-    }
+  ForEachInParallel(shares, [&](int64_t share) {
+    const auto first = windows.begin() + share * count / shares;
+    parts[share] = part(std::vector<int64_t>(first, first + count / shares));
   });
   for (int64_t share = 1; share < shares; ++share) add(parts[0], parts[share]);
   return std::move(parts[0]);

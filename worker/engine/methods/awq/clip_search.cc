@@ -1,9 +1,8 @@
 #include "worker/engine/methods/awq/clip_search.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 
+#include "worker/engine/base/parallel.h"
 #include "worker/engine/quant/grid.h"
 
 namespace quantry::engine {
@@ -114,13 +113,10 @@ ClippedWeight SearchClip(const at::Tensor& weight, const ClipSamples& inputs, co
     result.errors.slice(0, begin, end).copy_(best.errors);
     result.levels.slice(0, begin, end).copy_(best.levels);
   };
-  const auto some = [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part) search(part);
-  };
   if (weight.is_cpu()) {
-    at::parallel_for(0, parts, 1, some);
+    ForEachInParallel(parts, search);
   } else {
-    some(0, parts);
+    for (int64_t part = 0; part < parts; ++part) search(part);
   }
   return result;
 }
