@@ -227,10 +227,10 @@ void AddJobOptions(CLI::App& command, SubmitOptions& o) {
       ->group("Job");
   command
       .add_flag(
-          "--check", o.check,
+          "--check,!--no-check", o.check,
           "Ask for a quote first and refuse at once what the model cannot do (group size, "
           "architecture, shapes). Where the server has the files; 5 seconds at most, then the "
-          "job is queued all the same")
+          "job is queued all the same. Default: check")
       ->group("Job");
   command
       .add_flag("--reuse-result", o.reuse_result,

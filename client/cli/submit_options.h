@@ -29,7 +29,7 @@ struct SubmitOptions {
   std::vector<std::string> labels;
   int priority = 0;
   bool validate_only = false;
-  bool check = false;
+  bool check = true;
   bool trace = false;
   bool reuse_result = false;
   bool wait = false;

@@ -446,7 +446,7 @@ TEST_F(SubmitTest, AQuoteWithProblemsExitsTwo) {
 TEST_F(SubmitTest, WhatTheModelCannotDoIsRefusedByAQuoteFirst) {
   server.quote.add_problems("INVALID_SPEC: down_proj is 172 wide");
   server.quote.add_problems("gate_proj too");
-  const CliRun run = RunForTest(Arguments({"--check", "--output", "json", "--reuse-result"}));
+  const CliRun run = RunForTest(Arguments({"--output", "json", "--reuse-result"}));
   EXPECT_EQ(run.code, 2) << run.err;
   EXPECT_EQ(run.json()["error"]["code"], "INVALID_ARGUMENT");
   EXPECT_EQ(run.json()["error"]["reason"], "INVALID_SPEC");
@@ -459,7 +459,7 @@ TEST_F(SubmitTest, WhatTheModelCannotDoIsRefusedByAQuoteFirst) {
 }
 
 TEST_F(SubmitTest, TheCheckAsksForTheJobThatIsSubmitted) {
-  EXPECT_EQ(RunForTest(Arguments({"--check"})).code, 0);
+  EXPECT_EQ(RunForTest(Arguments({})).code, 0);
   ASSERT_EQ(server.quotes.size(), 1u);
   ASSERT_EQ(server.creates.size(), 1u);
   EXPECT_FALSE(server.creates[0].validate_only());
@@ -469,7 +469,7 @@ TEST_F(SubmitTest, TheCheckAsksForTheJobThatIsSubmitted) {
 
 TEST_F(SubmitTest, ASpecThatTheQuoteRefusesIsRefused) {
   server.quote_status = RpcError(grpc::INVALID_ARGUMENT, "INVALID_SPEC", "group_size: got 7");
-  const CliRun run = RunForTest(Arguments({"--check"}));
+  const CliRun run = RunForTest(Arguments({}));
   EXPECT_EQ(run.code, 2);
   EXPECT_THAT(run.err, HasSubstr("group_size: got 7"));
   EXPECT_TRUE(server.creates.empty());
@@ -486,7 +486,7 @@ TEST_F(SubmitTest, WithoutAQuoteTheJobIsSubmitted) {
   for (const grpc::Status& status : kStatuses) {
     server.creates.clear();
     server.quote_status = status;
-    const CliRun run = RunForTest(Arguments({"--check"}));
+    const CliRun run = RunForTest(Arguments({}));
     EXPECT_EQ(run.code, 0) << run.err;
     EXPECT_EQ(server.creates.size(), 1u) << status.error_message();
     EXPECT_THAT(run.err, Not(HasSubstr(status.error_message())));
@@ -495,14 +495,14 @@ TEST_F(SubmitTest, WithoutAQuoteTheJobIsSubmitted) {
 
 TEST_F(SubmitTest, ASlowQuoteIsNotWaitedFor) {
   server.quote_takes = std::chrono::minutes(2);
-  const CliRun run = RunForTest(Arguments({"--check"}));
+  const CliRun run = RunForTest(Arguments({}));
   EXPECT_EQ(run.code, 0) << run.err;
   EXPECT_EQ(server.creates.size(), 1u);
 }
 
-TEST_F(SubmitTest, NobodyAsksForAQuoteUnasked) {
+TEST_F(SubmitTest, WithoutTheCheckThereIsNoQuote) {
   server.quote.add_problems("down_proj is 172 wide");
-  EXPECT_EQ(RunForTest(Arguments({})).code, 0);
+  EXPECT_EQ(RunForTest(Arguments({"--no-check"})).code, 0);
   EXPECT_TRUE(server.quotes.empty());
   EXPECT_EQ(server.creates.size(), 1u);
 }
@@ -512,7 +512,7 @@ TEST_F(SubmitTest, ModelsToBeFetchedAreNotQuoted) {
   for (const char* uri : {"hf://org/model", "s3://bucket/model"}) {
     server.creates.clear();
     const CliRun run = RunForTest(
-        {"submit", "--check", "--model-uri", uri, "--method", "rtn", "--server", server.address()});
+        {"submit", "--model-uri", uri, "--method", "rtn", "--server", server.address()});
     EXPECT_EQ(run.code, 0) << run.err;
     EXPECT_EQ(server.creates.size(), 1u);
   }

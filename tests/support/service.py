@@ -179,8 +179,8 @@ class Worker:
 
 
 def submit_args(model, *extra, method="awq", bits=4, group=-1, evaluation=True, samples=32, length=128):
-    """Arguments of a quick job on the example texts."""
-    args = ["submit", model, "--method", method, "--bits", bits, "--group-size", group,
+    """Arguments of a quick job on the example texts, queued without a quote first."""
+    args = ["submit", model, "--no-check", "--method", method, "--bits", bits, "--group-size", group,
             "--calibration", EXAMPLES / "text/calibration.txt",
             "--calibration-samples", samples, "--calibration-length", length]
     if evaluation:

@@ -154,7 +154,7 @@ def run(options: argparse.Namespace) -> int:
     _make_folders(targets)
     with connect(options.server, tenant=options.tenant, tls_ca=options.tls_ca, tls_cert=options.tls_cert,
                  tls_key=options.tls_key, token_file=options.token_file) as client:
-        job = client.submit(arguments.pop("model", None), **arguments)
+        job = client.submit(arguments.pop("model", None), **{"check": True, **arguments})
         print(f"submitted {job.name}", file=sys.stderr, flush=True)
         ended = _follow(client, job, options.timeout)
         write_outputs(outputs_of(ended), targets)

@@ -116,7 +116,7 @@ class QuantizeOperator(BaseOperator):  # type: ignore[misc]
     def execute(self, context: Any) -> Any:
         given = {"model_path": self.model_path, "model_uri": self.model_uri, "method": self.method,
                  "job_id": self.job_id}
-        arguments = {**self.arguments, **{name: value for name, value in given.items() if value}}
+        arguments = {"check": True, **self.arguments, **{name: value for name, value in given.items() if value}}
         with self._connect() as client:
             job = client.submit(self.model or None, request_id=self.request_id(context), **arguments)
             self._job = job.name
