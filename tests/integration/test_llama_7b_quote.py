@@ -59,6 +59,14 @@ def bits_of(rows, columns, sharers):
     return rows * (columns + 3 * salient + 52) + 16 * (columns - salient) + columns / sharers
 
 
+def stored_bits_of(rows, columns, holds_mask):
+    """The same in the container, whose rows of codes and signs, zero points and mask are filled up to bytes."""
+    salient = int(SALIENT * columns) + 1
+    others = columns - salient
+    row = -(-salient // 2) + -(-others // 8) + 6
+    return 8 * (rows * row + -(-rows // 2) + 2 * others + (-(-columns // 8) if holds_mask else 0))
+
+
 def test_ptq161_takes_the_published_bits(binaries, llama_7b):
     quoted = quote(binaries, llama_7b, {"ptq161": {}}, ["QUANTRY", "DENSE"])
     assert quoted["problems"] == [] and quoted["blocks"] == 32 and quoted["parameters"] == 6_738_415_616
@@ -66,10 +74,14 @@ def test_ptq161_takes_the_published_bits(binaries, llama_7b):
     formula = 32 * block / LINEARS
     assert formula == pytest.approx(1.6138, abs=5e-5)
     packed, dense = quoted["outputs"]
-    # What is stored fills up rows to bytes.
-    assert formula <= packed["bits_per_weight"] <= formula * 1.001
+    # The formula is the method's; what is stored fills up rows to bytes, and its figure says so.
+    block = 2 * (stored_bits_of(4096, 4096, True) + stored_bits_of(4096, 4096, False))  # q and o; k and v
+    block += stored_bits_of(11008, 4096, True) + stored_bits_of(11008, 4096, False) + stored_bits_of(4096, 11008, True)
+    stored = 32 * block / LINEARS
+    assert formula < stored < formula * 1.001
+    assert packed["bits_per_weight"] == pytest.approx(stored, rel=1e-12)
     rest = 2 * (quoted["parameters"] - LINEARS)
-    assert packed["bytes"] == pytest.approx(formula * LINEARS / 8 + rest, rel=1e-3)
+    assert packed["bytes"] == 32 * block // 8 + rest
     assert packed["bytes"] == pytest.approx(1.831e9, rel=1e-3)
     assert 8 * packed["bytes"] / quoted["parameters"] == pytest.approx(2.17, abs=0.01)
     assert dense["bytes"] == 2 * quoted["parameters"]

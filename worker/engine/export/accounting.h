@@ -16,7 +16,7 @@ struct BitAccounting {
   double file = 0;     // weight files of the primary output * 8 / all parameters
   int64_t linear_weights = 0;
   int64_t parameters = 0;
-  uint64_t theoretical_bytes = 0;  // of the primary output, without any padding
+  uint64_t theoretical_bytes = 0;  // of the primary output, as TheoreticalBytes counts
   uint64_t dense_bytes = 0;        // weight bytes of the source checkpoint
 };
 
@@ -27,7 +27,8 @@ BitAccounting CountBits(const Checkpoint& checkpoint, const std::vector<PlannedT
 // Bits the layout takes for one weight of the quantized linears.
 double StoredBitsPerWeight(const std::vector<PlannedTensor>& plan, const Layout& layout);
 
-// Bytes of all tensors in the layout, without padding to words and headers.
+// Bytes of all tensors in the layout, as Layout::StoredBits counts: without
+// padding to words and headers.
 uint64_t TheoreticalBytes(const std::vector<PlannedTensor>& plan, const Layout& layout);
 
 // Bytes the tensors of an output take, headers not counted.

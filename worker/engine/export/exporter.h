@@ -52,7 +52,7 @@ struct OutputSummary {
   std::string path;                // folder inside the artifact
   uint64_t bytes = 0;              // weight files
   double bits_per_weight = 0;      // of the quantized linears, in this layout
-  uint64_t theoretical_bytes = 0;  // of the weight files, without padding and headers
+  uint64_t theoretical_bytes = 0;  // of the weight files, see TheoreticalBytes
   std::string compatibility;
   bool verified = false;
 };

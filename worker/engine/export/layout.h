@@ -67,7 +67,8 @@ class Layout {
   // Asked before any work is done.
   virtual std::string Refusal(const std::vector<PlannedLinear>&) const { return ""; }
   // Bits this layout needs for one linear, without padding to words and
-  // headers: what its files should take.
+  // headers: what its files should take. Rows that the format itself fills up
+  // to whole bytes (MixedBinaryLayout) count in full.
   virtual int64_t StoredBits(const PlannedLinear& linear) const;
 
   const GridSpec& grid() const { return grid_; }

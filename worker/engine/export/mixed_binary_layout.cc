@@ -178,4 +178,9 @@ std::string MixedBinaryLayout::Compatibility(const std::vector<PlannedLinear>&) 
          "signs, 4-bit codes and gains; no other engine reads it.";
 }
 
+int64_t MixedBinaryLayout::StoredBits(const PlannedLinear& linear) const {
+  const auto [rows, columns] = linear.shape;
+  return 8 * MixedBinaryBytes(rows, columns, linear.salient, linear.holds_mask());
+}
+
 }  // namespace quantry::engine

@@ -29,6 +29,7 @@ class MixedBinaryLayout : public Layout {
   std::map<std::string, std::string> Metadata(
       const std::vector<PlannedLinear>& linears) const override;
   std::string Compatibility(const std::vector<PlannedLinear>& linears) const override;
+  int64_t StoredBits(const PlannedLinear& linear) const override;  // of whole bytes
 };
 
 // Schemas of the container's metadata: v1 holds grids only.

@@ -153,9 +153,13 @@ TEST_P(MixedBinaryLayoutTest, Invariant12BytesAreTheFormula) {
   EXPECT_EQ(real, wanted + static_cast<int64_t>(others));
   const auto layout = Make("quantry");
   EXPECT_EQ(OutputBytes(plan_, *layout), static_cast<uint64_t>(real));
+  EXPECT_EQ(TheoreticalBytes(plan_, *layout), static_cast<uint64_t>(real));
   const BitAccounting count = CountBits(*checkpoint_, plan_, *layout, 0);
-  EXPECT_DOUBLE_EQ(count.linears * static_cast<double>(count.linear_weights),
-                   static_cast<double>(bits));
+  const auto weights = static_cast<double>(count.linear_weights);
+  // The method's bits are the paper's, the container's those of its bytes.
+  EXPECT_DOUBLE_EQ(count.linears * weights, static_cast<double>(bits));
+  EXPECT_DOUBLE_EQ(StoredBitsPerWeight(plan_, *layout) * weights, static_cast<double>(8 * wanted));
+  EXPECT_GT(8 * wanted, bits);
 }
 
 TEST_P(MixedBinaryLayoutTest, MasksAreStoredOncePerInput) {

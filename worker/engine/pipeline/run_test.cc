@@ -19,8 +19,10 @@
 #include "worker/engine/base/file.h"
 #include "worker/engine/base/random.h"
 #include "worker/engine/evaluation/evaluator.h"
+#include "worker/engine/export/container_reader.h"
 #include "worker/engine/export/output_reader.h"
 #include "worker/engine/methods/catalog.h"
+#include "worker/engine/model/safetensors.h"
 #include "worker/engine/pipeline/block_file.h"
 #include "worker/engine/pipeline/inputs.h"
 #include "worker/engine/testing/devices.h"
@@ -276,15 +278,51 @@ const MethodCase& CaseOf(const std::string& name) {
   throw std::out_of_range(name);
 }
 
-// bits.file counts what lies on the disk.
+// Bytes of a container's tensors: of all, and of those its linears are made of.
+struct ContainerBytes {
+  uint64_t all = 0, linears = 0;
+};
+
+ContainerBytes TensorsOf(const std::string& folder) {
+  const std::set<std::string> modules = ContainerReader(folder).modules();
+  ContainerBytes bytes;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    if (entry.path().extension() != ".safetensors") continue;
+    const auto file = SafetensorsFile::Open(entry.path());
+    for (const TensorInfo& tensor : file->tensors()) {
+      bytes.all += tensor.bytes();
+      const size_t dot = tensor.name.rfind('.');
+      const bool packed =
+          modules.count(tensor.name.substr(0, dot)) != 0 && tensor.name.substr(dot + 1) != "bias";
+      if (packed) bytes.linears += tensor.bytes();
+    }
+  }
+  return bytes;
+}
+
+// bits.file counts what lies on the disk, and so do an output's own figures for
+// the container of signs, whose rows are filled up to bytes.
 TEST(RunTest, FileBitsAreThoseOfTheFiles) {
-  for (const char* name : {"rtn", "ptq161"}) {
+  for (const std::string name : {"rtn", "ptq161"}) {
     const Bench bench(CaseOf(name));
     bench.Run("whole", at::kCPU);
     const json manifest = bench.Manifest("whole");
     uint64_t bytes = 0;
     for (const auto& entry : fs::directory_iterator(bench.File("whole/out/quantry"))) {
       if (entry.path().extension() == ".safetensors") bytes += entry.file_size();
+    }
+    const ContainerBytes tensors = TensorsOf(bench.File("whole/out/quantry"));
+    const json& output = manifest["outputs"][0];
+    const double stored =
+        output["bits_per_weight"].get<double>() * manifest["bits"]["linear_weights"].get<double>();
+    if (name == "ptq161") {
+      EXPECT_EQ(output["theoretical_bytes"].get<uint64_t>(), tensors.all);
+      EXPECT_EQ(manifest["bits"]["theoretical_bytes"].get<uint64_t>(), tensors.all);
+      EXPECT_DOUBLE_EQ(stored, static_cast<double>(8 * tensors.linears));
+      EXPECT_LT(manifest["bits"]["linears"].get<double>(), output["bits_per_weight"].get<double>());
+    } else {  // padding to words is the file's alone
+      EXPECT_LE(output["theoretical_bytes"].get<uint64_t>(), tensors.all);
+      EXPECT_LT(stored, static_cast<double>(8 * tensors.linears + 1));
     }
     EXPECT_GT(bytes, 0U);
     EXPECT_EQ(manifest["outputs"][0]["bytes"].get<uint64_t>(), bytes) << name;
