@@ -82,8 +82,8 @@ LoraOptions ParseLora(JsonObject options, uint64_t seed) {
   Override(options, "learning_rate", lora.learning_rate);
   Override(options, "warmup_steps", JobLimits::kSteps, lora.warmup_steps);
   if (lora.warmup_steps >= lora.steps) {
-    options.Refuse("warmup_steps", StrCat("below steps, ", lora.steps, ", got ", lora.warmup_steps,
-                                          " (0 = the default, a tenth)"));
+    options.Refuse("warmup_steps",
+                   StrCat("below steps, ", lora.steps, " (0 = the default, a tenth)"));
   }
   Override(options, "clip_norm", lora.clip_norm);
   lora.attention_output = options.Bool("attention_output", false);

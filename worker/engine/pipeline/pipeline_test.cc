@@ -140,7 +140,8 @@ TEST(Job, RefusesAdaptersThatCannotWork) {
   const std::vector<std::pair<std::string, std::string>> cases = {
       {R"({"dropout": 1})", "dropout"},
       {R"({"dropout": -0.5})", "dropout"},
-      {R"({"steps": 7, "warmup_steps": 7})", "below steps, 7, got 7"},
+      {R"({"steps": 7, "warmup_steps": 7})",
+       "must be below steps, 7 (0 = the default, a tenth), got 7"},
       {R"({"warmup_steps": 10000})", "below steps, 10000"},
   };
   for (const auto& [lora, words] : cases) {

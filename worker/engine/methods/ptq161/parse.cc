@@ -106,8 +106,8 @@ void ParseMask(JsonObject& options, Ptq161Options& parsed) {
   }
   const double ratio = options.Number("salient_ratio", 0, 0);
   if (ratio > kMostSalient) {
-    options.Refuse("salient_ratio", StrCat("above 0 and at most ", kMostSalient, ", got ", ratio,
-                                           " (0 = default, 0.2)"));
+    options.Refuse("salient_ratio",
+                   StrCat("above 0 and at most ", kMostSalient, " (0 = default, 0.2)"));
   }
   if (ratio > 0) parsed.salient_ratio = ratio;
   const int statistic = options.Choice(
@@ -155,8 +155,7 @@ void ParseTraining(JsonObject& options, Ptq161Options& parsed) {
   parsed.token_cosine = options.Bool("token_cosine", false);
   Override(options, "stop_improvement", parsed.stop_improvement);
   if (parsed.stop_improvement >= 1) {
-    options.Refuse("stop_improvement",
-                   StrCat("0 (never) or a share below 1, got ", parsed.stop_improvement));
+    options.Refuse("stop_improvement", "0 (never) or a share below 1");
   }
 }
 

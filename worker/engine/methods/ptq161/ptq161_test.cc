@@ -348,7 +348,11 @@ TEST_P(BadOptionTest, IsRefusedByName) {
 
 INSTANTIATE_TEST_SUITE_P(
     Options, BadOptionTest,
-    ::testing::Values(BadOption{"ratio_too_large", R"({"salient_ratio": 0.51})", "salient_ratio"},
+    ::testing::Values(BadOption{"ratio_too_large", R"({"salient_ratio": 0.51})",
+                                "salient_ratio must be above 0 and at most 0.5 (0 = default, "
+                                "0.2), got 0.51"},
+                      BadOption{"stop_improvement", R"({"stop_improvement": 1.5})",
+                                "stop_improvement must be 0 (never) or a share below 1, got 1.5"},
                       BadOption{"ratio_negative", R"({"salient_ratio": -0.1})", "salient_ratio"},
                       BadOption{"epochs", R"({"epochs": -1})", "epochs"},
                       BadOption{"statistic", R"({"statistic": "MEDIAN"})", "STATISTIC_MEAN"},
