@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/strings.h"
@@ -27,6 +28,20 @@ auto CheckedInput(const std::string& dir, const Body& body) {
     if (error.reason != "OUTPUT_VERIFICATION_FAILED") throw;
     throw UserError("INVALID_CHECKPOINT", StrCat(dir, ": ", error.what()), {{"path", dir}});
   }
+}
+
+// What is wrong with the metadata's word on how a linear is held, by its `kind`
+// (none = "grid"), where the container's schema wants `wanted`; empty when
+// nothing is.
+inline std::string WrongKind(const std::string& module, const nlohmann::json& described,
+                             std::string_view wanted) {
+  const bool is_object = described.is_object();
+  const nlohmann::json got =
+      is_object ? described.value("kind", nlohmann::json("grid")) : described;
+  if (is_object && got == nlohmann::json(wanted)) return "";
+  return StrCat("metadata of the container: ", Printable(module), ": wanted the kind \"", wanted,
+                "\", as its schema has it, got ",
+                Printable(got.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)));
 }
 
 }  // namespace quantry::engine

@@ -51,7 +51,12 @@ ContainerReader::ContainerReader(const std::string& dir)
       linears_.update(container.at("linears"));
     }
     if (linears_.empty()) throw Invalid(dir, "no file of it describes its linears");
-    for (const auto& [module, unused] : linears_.items()) modules_.insert(module);
+    for (const auto& [module, described] : linears_.items()) {
+      const std::string why =
+          WrongKind(module, described, kind_ == WeightKind::kMixedBinary ? kMixedKind : kGridKind);
+      if (!why.empty()) throw Invalid(dir, why);
+      modules_.insert(module);
+    }
   });
 }
 

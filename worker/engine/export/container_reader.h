@@ -18,7 +18,7 @@ bool IsQuantryContainer(const std::string& dir);
 class ContainerReader {
  public:
   // Throws UserError INVALID_CHECKPOINT: a schema this engine does not know,
-  // metadata that is not what the schema says.
+  // metadata that is not what the schema says, a linear of another kind.
   explicit ContainerReader(const std::string& dir);
 
   static constexpr char kStem[] = "model.quantry";

@@ -353,6 +353,34 @@ TEST_P(ExporterTest, UnpackReadsTheFilesOwnSchema) {
   }
 }
 
+// A grid may say that it is one; what says that it is something else is not read as one.
+TEST_P(ExporterTest, AKindThatIsNoGridIsRefused) {
+  if (GetParam() != "quantry") return;
+  Open("llama", Held({4, 8, false}, GetParam()));
+  const auto layout = MakeLayout(GetParam());
+  const std::string folder = Written(*layout);
+  const std::string module = checkpoint_->BlockPrefix(0) + "self_attn.q_proj";
+  const auto metadata = OutputReader(folder, "model.quantry").metadata().at(0);
+  const auto set_kind = [&](const std::string& kind) {
+    auto container = nlohmann::json::parse(metadata.at("quantry"));
+    container["linears"][module]["kind"] = kind;
+    auto changed = metadata;
+    changed["quantry"] = container.dump();
+    Rewrite(folder, "model.quantry", {}, changed);
+  };
+  set_kind("grid");
+  EXPECT_NO_THROW(ContainerReader(folder).Read(module));
+  EXPECT_NO_THROW(UnpackFolder(folder, Folder("unpacked")));
+  set_kind("ternary");
+  for (const EngineError& error :
+       {test::ErrorOf([&] { ContainerReader(folder).Read(module); }),
+        test::ErrorOf([&] { UnpackFolder(folder, Folder("unpacked")); })}) {
+    EXPECT_EQ(error.reason, "INVALID_CHECKPOINT");
+    EXPECT_TRUE(test::Mentions(error, module + ": wanted the kind \"grid\"")) << error.what();
+    EXPECT_TRUE(test::Mentions(error, "got \"ternary\"")) << error.what();
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Formats, ExporterTest,
                          ::testing::Values("compressed-tensors", "dense", "quantry", "gptq",
                                            "gptq-v1", "awq", "int4-carrier"),

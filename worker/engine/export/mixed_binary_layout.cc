@@ -157,14 +157,14 @@ std::string MixedBinaryLayout::Mismatch(const TensorReader& read, const PlannedL
 
 void MixedBinaryLayout::Describe(nlohmann::ordered_json& config) const {
   config["quantization_config"] = {
-      {"quant_method", "quantry"}, {"schema", kMixedContainerSchema}, {"kind", "mixed-binary"}};
+      {"quant_method", "quantry"}, {"schema", kMixedContainerSchema}, {"kind", kMixedKind}};
 }
 
 std::map<std::string, std::string> MixedBinaryLayout::Metadata(
     const std::vector<PlannedLinear>& linears) const {
   nlohmann::json described = nlohmann::json::object();
   for (const PlannedLinear& linear : linears) {
-    described[linear.module] = {{"kind", "mixed-binary"},
+    described[linear.module] = {{"kind", kMixedKind},
                                 {"shape", {linear.shape.out, linear.shape.in}},
                                 {"salient", linear.salient},
                                 {"mask", linear.mask_module + ".mask"}};

@@ -35,6 +35,9 @@ class MixedBinaryLayout : public Layout {
 // Schemas of the container's metadata: v1 holds grids only.
 constexpr std::string_view kGridContainerSchema = "quantry.container.v1";
 constexpr std::string_view kMixedContainerSchema = "quantry.container.v2";
+// The `kind` of every linear in a container of each; of a grid it may be left out.
+constexpr std::string_view kGridKind = "grid";
+constexpr std::string_view kMixedKind = "mixed-binary";
 
 // The reading side, apart from what wrote it: one linear of a container. Takes
 // `module`, `shape`, `salient` and `mask_module` of `linear`. Throws

@@ -10,6 +10,7 @@
 
 #include "worker/engine/base/file.h"
 #include "worker/engine/export/accounting.h"
+#include "worker/engine/export/container_reader.h"
 #include "worker/engine/export/exporter.h"
 #include "worker/engine/export/output_reader.h"
 #include "worker/engine/export/unpack.h"
@@ -253,6 +254,48 @@ TEST_P(MixedBinaryLayoutTest, FutureSchemaAndTruncationAreRefused) {
   std::filesystem::resize_file(weights, std::filesystem::file_size(weights) - 7);
   EXPECT_EQ(test::ErrorOf([&] { UnpackFolder(folder, dir_.File("unpacked")); }).reason,
             "INVALID_CHECKPOINT");
+}
+
+// Writes the only file of a container anew, the metadata's word on `module` changed.
+void Redescribe(const std::string& folder, const std::string& module, const nlohmann::json& word) {
+  const OutputReader reader(folder, "model.quantry");
+  auto metadata = reader.metadata().at(0);
+  auto container = nlohmann::json::parse(metadata.at("quantry"));
+  container["linears"][module] = word;
+  metadata["quantry"] = container.dump();
+  std::vector<TensorSpec> specs;
+  std::vector<at::Tensor> values;
+  for (const std::string& name : reader.names()) {
+    values.push_back(reader.Read(name));
+    specs.push_back({name, values.back().scalar_type(), values.back().sizes().vec()});
+  }
+  SafetensorsWriter writer(folder + "/model.quantry.safetensors", specs, metadata);
+  for (size_t i = 0; i < specs.size(); ++i) writer.Append(specs[i].name, values[i]);
+  writer.Finish();
+}
+
+TEST_P(MixedBinaryLayoutTest, AKindThatItsSchemaDoesNotHaveIsRefused) {
+  const std::string folder = Export("quantry");
+  const std::string module = PlannedLinears(plan_).front().module;
+  const std::vector<std::pair<nlohmann::json, std::string>> cases = {
+      {{{"kind", "ternary"}, {"shape", {32, 32}}, {"salient", 7}, {"mask", module + ".mask"}},
+       "\"ternary\""},
+      {{{"bits", 4}, {"group_size", -1}, {"symmetric", false}, {"shape", {32, 32}}}, "\"grid\""},
+      {{{"kind", 7}}, "7"},
+      {"mixed", "\"mixed\""}};
+  for (const auto& [word, got] : cases) {
+    Redescribe(folder, module, word);
+    for (const EngineError& error :
+         {test::ErrorOf([&] { ContainerReader(folder).kind(); }),
+          test::ErrorOf([&] { UnpackFolder(folder, dir_.File("unpacked")); })}) {
+      EXPECT_EQ(error.reason, "INVALID_CHECKPOINT") << got;
+      EXPECT_TRUE(test::Mentions(error, module +
+                                            ": wanted the kind \"mixed-binary\", as its "
+                                            "schema has it, got " +
+                                            got))
+          << error.what();
+    }
+  }
 }
 
 // Every fp16 part of a linear is looked at.

@@ -181,6 +181,11 @@ nlohmann::json ShapesOf(const OutputReader& reader, const Source& source) {
     CheckSchema(container, source.parts->schema);
     shapes.update(container.at("linears"));
   }
+  for (const auto& [module, described] : shapes.items()) {
+    const std::string why =
+        WrongKind(module, described, source.parts == &kMixedBinary ? kMixedKind : kGridKind);
+    if (!why.empty()) throw UserError("INVALID_CHECKPOINT", why, {{"tensor", module}});
+  }
   return shapes;
 }
 
