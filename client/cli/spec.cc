@@ -95,7 +95,8 @@ absl::Status ApplyGridFlags(const SpecFlags& flags, v1::Method* method) {
     return absl::InvalidArgumentError(
         Cat("--bits, --group-size, --symmetric and --zero-point-at-least-one do not apply to "
             "method \"",
-            MethodName(*method), "\": use --method-config"));
+            MethodName(*method),
+            "\", which has no grid to choose: leave them out (its options: `quantry methods`)"));
   }
   if (flags.bits) grid->set_bits(*flags.bits);
   if (grid->bits() == 0 && !HasRecipe(*method)) grid->set_bits(kDefaultBits);

@@ -66,7 +66,8 @@ TEST(BuildMethod, FlagsAndFileTogether) {
   f = add("ptq161", "ptq161 { recipe: \"ptq161-plus\" salient_ratio: 0.25 epochs: 3 }");
   f->method = "ptq161";
   f->method_fields = {{"recipe", "ptq161-plus"}, {"salient_ratio", "0.25"}, {"epochs", "3"}};
-  f = add("bits without a grid", "", "do not apply to method \"ptq161\"");
+  f = add("bits without a grid", "",
+          "do not apply to method \"ptq161\", which has no grid to choose: leave them out");
   f->method = "ptq161", f->bits = 2;
   add("nothing", "", "quantry methods");
   add("unknown method", "", "rtn, awq")->method = "magic";

@@ -89,7 +89,7 @@ def _apply_grid(method: method_pb2.Method, name: str, bits: Optional[int], group
     if grid is None:
         if any(value is not None for value in (bits, group_size, symmetric, at_least_one)):
             raise wrong("bits, group_size, symmetric and zero_point_at_least_one do not apply to method "
-                        f"\"{name}\": use method_options")
+                        f"\"{name}\", which has no grid to choose: leave them out")
         return
     grid.SetInParent()
     if bits is not None:

@@ -54,7 +54,7 @@ def test_everything_else():
     ({"method": "magic"}, "method: wanted one of .*, got \"magic\""),
     ({"method": "rtn", "group_size": "row"}, "group_size: wanted a number of columns"),
     ({"method": "rtn", "group_size": -2}, "group_size: wanted a number of columns"),
-    ({"method": "ptq161", "bits": 4}, "do not apply to method \"ptq161\""),
+    ({"method": "ptq161", "bits": 4}, "do not apply to method \"ptq161\", which has no grid to choose: leave them out"),
     ({"method": "ptq161", "activation_bits": 8}, "activation_bits does not apply"),
     ({"method": "rtn", "activation_bits": 9}, "activation_bits: wanted 2 to 8"),
     ({"method": "rtn", "group_size": 1 << 31}, "group_size: wanted a number of columns"),
