@@ -9,10 +9,11 @@ namespace {
 constexpr double kLeastCosine = 1e-6;
 constexpr double kLeastNorm = 1e-8;  // of a token's hidden state
 
-// Adds -weight * d log|c| / dy to `grad`; returns -log|c|. All [T, hidden].
+// Adds -weight * d log|c| / dy to `grad`, and to `turned` the cosines that are
+// not above 0; returns -log|c|. All [T, hidden].
 //   d cos_t / dy = target / (|y| |target|) - cos_t y / |y|^2
 double AddCosine(const at::Tensor& y, const at::Tensor& target, const BlockLossOptions& options,
-                 at::Tensor& grad) {
+                 at::Tensor& grad, int64_t& turned) {
   const auto norm = [](const at::Tensor& v) {
     return v.square().sum(1, /*keepdim=*/true).sqrt_().clamp_min_(kLeastNorm);
   };
@@ -26,10 +27,12 @@ double AddCosine(const at::Tensor& y, const at::Tensor& target, const BlockLossO
     const at::Tensor bounded = cosine.abs().clamp_min(kLeastCosine);
     value = -bounded.log().mean().item<double>();
     outer = cosine.sign().div_(bounded).mul_(1.0 / tokens);
+    turned += cosine.le(0.0).sum().item<int64_t>();
   } else {
     const double mean = cosine.mean(at::kDouble).item<double>();
     const double bounded = std::max(std::abs(mean), kLeastCosine);
     value = -std::log(bounded);
+    turned += mean <= 0 ? 1 : 0;
     outer = at::full_like(cosine, (mean < 0 ? -1.0 : 1.0) / (bounded * tokens));
   }
   outer.mul_(options.cosine_weight);
@@ -51,7 +54,8 @@ BlockLoss TwoTargetLoss(const at::Tensor& y, const at::Tensor& target_fp,
     const at::Tensor error = out - target;
     loss.mse += error.square().mean(at::kDouble).item<double>();
     grad.add_(error, 2.0 * options.mse_weight / elements);
-    if (options.cosine_weight != 0) loss.cosine += AddCosine(out, target, options, grad);
+    if (options.cosine_weight != 0)
+      loss.cosine += AddCosine(out, target, options, grad, loss.turned);
   }
   loss.total = options.mse_weight * loss.mse + options.cosine_weight * loss.cosine;
   loss.grad = grad.view(y.sizes());

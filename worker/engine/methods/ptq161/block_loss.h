@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <cstdint>
+
 namespace quantry::engine {
 
 struct BlockLossOptions {
@@ -17,6 +19,9 @@ struct BlockLoss {
   double mse = 0;     // both terms, unweighted
   double cosine = 0;  // both terms, unweighted
   double total = 0;
+  // Cosines that were 0 or below, of the two (of 2T tokens with token_cosine):
+  // |c| rewards what turned away even further.
+  int64_t turned = 0;
   at::Tensor grad;  // dL/dy, the shape of y
 };
 

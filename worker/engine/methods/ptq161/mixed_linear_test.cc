@@ -227,6 +227,29 @@ TEST(TwoTargetLoss, ValueAndGradient) {
   }
 }
 
+// Spec 11.1: cosines that vanish or turn are counted, of the mean or of tokens.
+TEST(TwoTargetLoss, CountsCosinesThatAreNotAboveZero) {
+  const at::Tensor y = at::tensor({1.0, 0.0, 1.0, 0.0, 1.0, 0.0}, at::kFloat).view({3, 2});
+  const at::Tensor across = at::tensor({0.0, 1.0, 0.0, 1.0, 0.0, 1.0}, at::kFloat).view({3, 2});
+  const at::Tensor one_turned =
+      at::tensor({-1.0, 0.0, 1.0, 0.0, 1.0, 0.0}, at::kFloat).view({3, 2});
+  BlockLossOptions tokens;
+  tokens.token_cosine = true;
+  struct Turned {
+    at::Tensor target;
+    int64_t of_means, of_tokens;
+  };
+  const std::vector<Turned> cases = {
+      {y, 0, 0}, {across, 1, 3}, {y.neg(), 1, 3}, {one_turned, 0, 1}};
+  for (const auto& [target, of_means, of_tokens] : cases) {
+    EXPECT_EQ(TwoTargetLoss(y, target, y, {}).turned, of_means);
+    EXPECT_EQ(TwoTargetLoss(y, y, target, tokens).turned, of_tokens);
+  }
+  BlockLossOptions without;
+  without.cosine_weight = 0;
+  EXPECT_EQ(TwoTargetLoss(y, across, across, without).turned, 0);
+}
+
 // Spec 11.1: the logarithm is bounded where the cosine vanishes or turns.
 TEST(TwoTargetLoss, StaysFiniteWithoutAnyCosine) {
   const at::Tensor y = at::tensor({1.0, 0.0}, at::kFloat).view({1, 2});

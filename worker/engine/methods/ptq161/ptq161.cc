@@ -35,6 +35,9 @@ void AddMetrics(const TrainingReport& report, std::map<std::string, double>& met
   metrics["mse_last"] = report.mse_last;
   metrics["cosine_first"] = report.cosine_first;
   metrics["cosine_last"] = report.cosine_last;
+  if (report.cosines_turned > 0) {
+    metrics["cosines_turned"] = static_cast<double>(report.cosines_turned);
+  }
   if (report.retries > 0) metrics["retries"] = report.retries;
 }
 

@@ -47,6 +47,26 @@ void ExpectSame(const MixedBinaryWeight& a, const MixedBinaryWeight& b) {
   EXPECT_TRUE(at::equal(a.signs, b.signs));
 }
 
+// A block's linears before their gains are trained, and what trains them.
+struct UnderTraining {
+  UnderTraining(const BlockTask& task, const Ptq161Options& with)
+      : options(with),
+        survey(SurveyBlock(task, with.statistic, sink)),
+        buffer(1 << 14, at::kCPU),
+        linears(
+            MakeMixedLinears(task.block, with, SelectColumns(task.block, with, survey), buffer)) {}
+
+  TrainingReport Train(const BlockTask& task) {
+    return TrainBlock(task, options, survey, linears, buffer, sink);
+  }
+
+  Ptq161Options options;
+  CountingSink sink;
+  BlockSurvey survey;
+  ParameterBuffer buffer;
+  std::vector<MixedLinear> linears;
+};
+
 class Ptq161Test : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(Ptq161Test, TakesExactlyTheStepsItPromises) {
@@ -93,20 +113,26 @@ TEST_P(Ptq161Test, Invariant4OnlyGainsMove) {
 // Spec 11.3, 6.
 TEST_P(Ptq161Test, Invariant6LossFalls) {
   const BlockSetting setting(GetParam());
-  CountingSink sink;
-  const Ptq161Options options = Quick(12);
   const BlockTask task = setting.Task();
-  const BlockSurvey survey = SurveyBlock(task, options.statistic, sink);
-  const std::vector<at::Tensor> salient = SelectColumns(setting.block, options, survey);
-  ParameterBuffer buffer(1 << 14, at::kCPU);
-  const auto linears = MakeMixedLinears(setting.block, options, salient, buffer);
-  const TrainingReport report = TrainBlock(task, options, survey, linears, buffer, sink);
+  const TrainingReport report = UnderTraining(task, Quick(12)).Train(task);
+  EXPECT_EQ(report.losses.size(), 12u);
+  EXPECT_EQ(report.cosines_turned, 0);
   int falling = 0;
   for (size_t i = 1; i < report.losses.size(); ++i) {
     falling += report.losses[i] <= report.losses[i - 1] ? 1 : 0;
   }
   EXPECT_LT(report.losses.back(), report.losses.front());
   EXPECT_GE(falling, 0.8 * (static_cast<double>(report.losses.size()) - 1));
+}
+
+// Spec 11.1: a step whose cosine has turned is told.
+TEST_P(Ptq161Test, CosinesThatTurnedAreCounted) {
+  const BlockSetting setting(GetParam());
+  const BlockTask task = setting.Task();
+  UnderTraining training(task, Quick(1));
+  training.survey.target_fp.neg_();
+  training.survey.target_q.neg_();
+  EXPECT_EQ(training.Train(task).cosines_turned, 2 * 12);
 }
 
 // Spec 11.3, 7, as far as one block goes: all-binary > mask > trained.

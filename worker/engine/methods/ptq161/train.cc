@@ -48,6 +48,7 @@ class StepCounter {
 // Sums over an epoch.
 struct EpochSums {
   double total = 0, mse = 0, cosine = 0;
+  int64_t turned = 0;
 };
 
 class GainTrainer {
@@ -89,6 +90,7 @@ class GainTrainer {
       sums.total += loss.total;
       sums.mse += loss.mse;
       sums.cosine += loss.cosine;
+      sums.turned += loss.turned;
       steps_.Advance(1);
     }
     return sums;
@@ -115,6 +117,7 @@ class GainTrainer {
       report.cosine_first = sums.cosine / count;
     }
     report.losses.push_back(sums.total / count);
+    report.cosines_turned += sums.turned;
     report.mse_last = sums.mse / count;
     report.cosine_last = sums.cosine / count;
   }

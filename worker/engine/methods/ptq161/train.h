@@ -13,7 +13,8 @@ struct TrainingReport {
   std::vector<double> losses;  // one an epoch
   double mse_first = 0, mse_last = 0;
   double cosine_first = 0, cosine_last = 0;
-  int retries = 0;  // starts over after a loss that was not finite
+  int64_t cosines_turned = 0;  // BlockLoss::turned of all steps
+  int retries = 0;             // starts over after a loss that was not finite
 };
 
 // Trains alpha, r1 and r2 of all linears of a block together, one sample a
