@@ -66,6 +66,10 @@ struct BlockTask {
   std::function<QuantizedBlock()> first_pass = {};
 };
 
+// Of a metric that counts gains and scales of one linear, whose name follows,
+// that lie beyond what they are stored in; the job then warns.
+inline constexpr char kClippedMetric[] = "clipped.";
+
 struct MethodResult {
   QuantizedBlock block;
   // For the block's report: finite values, at most 64.

@@ -28,6 +28,7 @@
 #include "worker/engine/pipeline/steps.h"
 #include "worker/engine/pipeline/streams.h"
 #include "worker/engine/pipeline/trace.h"
+#include "worker/engine/pipeline/warnings.h"
 #include "worker/engine/quant/grid.h"
 #include "worker/engine/reconstruct/model_tuning.h"
 
@@ -128,7 +129,9 @@ class Run {
   void Evaluate();
   void Finish();
 
+  // Nothing where there is nothing to tell.
   void Warn(const std::string& message) {
+    if (message.empty()) return;
     manifest_.warnings.push_back(message);
     events_.Warning(message);
   }
@@ -246,6 +249,7 @@ void Run::Quantize() {
   progress_->Resume(resumed_);
   for (int index = resumed_; index < blocks(); ++index) QuantizeBlock(index);
   Tune();
+  Warn(ClippedWarning(manifest_.blocks));
   streams_ = Streams();
   ReturnFreedMemory();
 }

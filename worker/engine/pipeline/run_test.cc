@@ -369,6 +369,34 @@ TEST(RunTest, WindowsBeyondTheModelsPositionsAreTold) {
   }
 }
 
+// The warnings of a job on `bench`'s model after `change` has been at its linears.
+std::string WarningsAfter(const Bench& bench, const MethodCase& of,
+                          const std::function<void(const std::string&, at::Tensor&)>& change) {
+  test::TinyModel model = test::MakeTinyModel(of.architecture);
+  for (auto& [name, tensor] : model.tensors) {
+    if (tensor.dim() == 2 && name.find("layers.") != std::string::npos) change(name, tensor);
+  }
+  model.Write(bench.File("model"));
+  bench.Run("job", at::kCPU);
+  return bench.Manifest("job")["warnings"].dump();
+}
+
+// Also by a run that finds the block in its checkpoint.
+TEST(RunTest, GainsBeyondFp16AreTold) {
+  const MethodCase& of = CaseOf("ptq161");
+  const Bench bench(of);
+  const std::string told =
+      WarningsAfter(bench, of, [](const std::string& name, at::Tensor& weight) {
+        if (name.find("layers.0.fc2") != std::string::npos) weight.mul_(1e6);
+      });
+  EXPECT_NE(told.find("65504"), std::string::npos) << told;
+  EXPECT_NE(told.find("of block 0's fc2"), std::string::npos) << told;
+  EXPECT_EQ(told.find("fc1"), std::string::npos) << told;
+  bench.Run("stopped", at::kCPU, [&] { return bench.Has("stopped", "streams-00001.safetensors"); });
+  ASSERT_EQ(ResumedBlocks(bench.Run("stopped", at::kCPU)), 1);
+  EXPECT_EQ(bench.Manifest("stopped")["warnings"].dump(), told);
+}
+
 // A reader creates scales in the dtype that config.json names, so they must be
 // exact in it: rounded while they are loaded, they are not what was measured.
 TEST(RunTest, ScalesAreOfTheDtypeThatTheConfigNames) {

@@ -170,6 +170,15 @@ QuantizedLinear MixedLinear::Finish() const {
   return result;
 }
 
+int64_t MixedLinear::Clipped() const {
+  const auto beyond = [](const at::Tensor& value) {
+    return value.abs().gt(kMostHalf).sum().item<int64_t>();
+  };
+  const int64_t gains = beyond(RowGain()) + beyond(RowOffset()) + beyond(column.value);
+  if (salient.numel() == 0) return gains;                          // there is nothing to scale
+  return gains + grid.scales.ge(kMostHalf).sum().item<int64_t>();  // clipped where they were fitted
+}
+
 std::vector<MixedLinear> MakeMixedLinears(const Block& block, const Ptq161Options& options,
                                           const std::vector<at::Tensor>& salient,
                                           ParameterBuffer& buffer) {

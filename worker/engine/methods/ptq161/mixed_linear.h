@@ -58,6 +58,9 @@ struct MixedLinear {
 
   // A, C, r2 rounded to what is stored: the result. CPU tensors.
   QuantizedLinear Finish() const;
+  // How many of A, C, r2 and the 4-bit scales lie beyond fp16: Finish stores
+  // its largest value, 65504, in their place.
+  int64_t Clipped() const;
 };
 
 // Mask, grid, codes, signs and means of every linear of a block; `salient` by

@@ -148,6 +148,27 @@ TEST(MixedLinear, GoldenExample) {
   EXPECT_TRUE(at::allclose(linears[0].Finish().Dequantize(), wanted, 1e-3, 1e-6));
 }
 
+// fp16 ends at 65504: row 0's scale, A and C lie beyond it, of row 1 nothing.
+TEST(MixedLinear, CountsWhatFp16CannotHold) {
+  Block block;
+  block.linears.emplace_back().weight =
+      at::tensor({3e5, -1e6, 1e5, 5e5, 2e5, 0.0, 0.4, 0.0, -0.2, -0.6}, at::kFloat).view({2, 5});
+  ParameterBuffer buffer(9, at::kCPU);
+  const auto linears = MakeMixedLinears(block, {}, {at::tensor({1, 3}, at::kInt)}, buffer);
+  EXPECT_EQ(linears[0].Clipped(), 3);
+  const MixedBinaryWeight stored = *linears[0].Finish().mixed;
+  EXPECT_EQ(stored.row_gain[0].item<double>(), 65504.0);
+  EXPECT_EQ(stored.row_offset[0].item<double>(), 65504.0);
+  EXPECT_EQ(stored.scales[0].item<double>(), 65504.0);
+  at::Tensor columns = linears[0].column.value;
+  columns[2] = -7e4;
+  EXPECT_EQ(linears[0].Clipped(), 4);
+  EXPECT_EQ(linears[0].Finish().mixed->column_gain[2].item<double>(), -65504.0);
+  block.linears[0].weight = block.linears[0].weight * 1e-3;
+  ParameterBuffer other(9, at::kCPU);
+  EXPECT_EQ(MakeMixedLinears(block, {}, {at::tensor({1, 3}, at::kInt)}, other)[0].Clipped(), 0);
+}
+
 // Spec 11.3, 3 and 12: after rounding to storage W' / r2 has two levels a row
 // and stays within 2e-3 of A of what was trained.
 TEST(MixedLinear, Invariant3StoredLevelsAreTwo) {

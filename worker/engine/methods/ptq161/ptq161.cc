@@ -85,6 +85,9 @@ MethodResult Ptq161::Quantize(const BlockTask& task, ProgressSink& progress) con
     QuantizedLinear& stored = result.block.linears.emplace_back(linear.Finish());
     negative += stored.mixed->row_gain.lt(0).sum().item<double>();
     result.metrics["salient." + linear.name] = static_cast<double>(stored.mixed->salient_columns());
+    if (const int64_t clipped = linear.Clipped()) {
+      result.metrics[kClippedMetric + linear.name] = static_cast<double>(clipped);
+    }
     progress.Advance(1, linear.name);
   }
   result.metrics["negative_gains"] = negative;

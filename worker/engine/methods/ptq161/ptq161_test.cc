@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <tuple>
 
 #include "worker/engine/base/json_object.h"
@@ -310,6 +311,26 @@ TEST_P(Ptq161Test, EverySwitchChangesTheResult) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Architectures, Ptq161Test, ::testing::Values("llama", "qwen3", "opt"));
+
+// What fp16 cannot hold is counted by linear; where it holds all, there is no count.
+TEST(Ptq161Errors, GainsBeyondFp16AreCounted) {
+  BlockSetting setting("llama");
+  Linear& last = setting.block.linears.back();
+  const std::string clipped = kClippedMetric;
+  const MethodResult plain = RunMethod(setting.Task(), Quick(0));
+  for (const auto& [name, value] : plain.metrics) {
+    EXPECT_FALSE(name.starts_with(clipped)) << name << " " << value;
+  }
+  last.weight = last.weight * 1e7;
+  const MethodResult result = RunMethod(setting.Task(), Quick(0));
+  const MixedBinaryWeight& stored = *result.block.linears.back().mixed;
+  // Every row's gain, at the least.
+  EXPECT_GE(result.metrics.at(clipped + last.name), static_cast<double>(stored.rows()));
+  EXPECT_TRUE(stored.row_gain.eq(65504.0).all().item<bool>());
+  EXPECT_EQ(std::count_if(result.metrics.begin(), result.metrics.end(),
+                          [&](const auto& metric) { return metric.first.starts_with(clipped); }),
+            1);
+}
 
 // Trap 9 of 10: a loss that is not finite ends the block with its place.
 TEST(Ptq161Errors, ActivationOverflowNamesBlockAndStep) {
