@@ -183,6 +183,7 @@ void Run::Load() {
       std::make_unique<Checkpoints>(CheckpointDir(job_), Fingerprint(job_, inputs_, device_));
   Resume();
   WarnOfLongWindows();
+  Warn(PrunedWarning(*job_.method_row, *inputs_.checkpoint));
   progress_ = std::make_unique<ProgressTracker>(
       PlanSteps(job_, checkpoint(), ShapeOfStream(inputs_.calibration),
                 ShapeOfStream(inputs_.evaluation), evaluation_options()),

@@ -381,6 +381,27 @@ std::string WarningsAfter(const Bench& bench, const MethodCase& of,
   return bench.Manifest("job")["warnings"].dump();
 }
 
+// A method of signs has no zero to give back.
+TEST(RunTest, ZerosOfAPrunedModelAreTold) {
+  // One weight of `step`, in no column all of them.
+  const auto zero_one_of = [](int64_t step) {
+    return [step](const std::string&, at::Tensor& weight) {
+      for (const int64_t first : {0, 1}) {
+        weight.slice(0, first, weight.size(0), 2).slice(1, first, weight.size(1), step).zero_();
+      }
+    };
+  };
+  const char* told = "50.0 % of the weights to be quantized are exactly zero";
+  for (const std::string method : {"ptq161", "billm", "pbllm", "rtn"}) {
+    const MethodCase& of = CaseOf(method);
+    const std::string half = WarningsAfter(Bench(of), of, zero_one_of(2));
+    EXPECT_EQ(half.find(told) != std::string::npos, method != "rtn") << method << ": " << half;
+    EXPECT_EQ(half.find("method " + method) != std::string::npos, method != "rtn") << half;
+  }
+  const MethodCase& of = CaseOf("ptq161");
+  EXPECT_EQ(WarningsAfter(Bench(of), of, zero_one_of(16)), "[]");
+}
+
 // Also by a run that finds the block in its checkpoint.
 TEST(RunTest, GainsBeyondFp16AreTold) {
   const MethodCase& of = CaseOf("ptq161");

@@ -4,6 +4,40 @@
 #include "worker/engine/methods/method.h"
 
 namespace quantry::engine {
+namespace {
+
+// A larger share of zeros is no chance: trained weights have hardly one.
+constexpr double kMostZeros = 0.1;
+
+double ZeroShare(const Checkpoint& checkpoint) {
+  int64_t zeros = 0, all = 0;
+  for (int block = 0; block < checkpoint.config().num_layers; ++block) {
+    for (const LinearSpec& linear : checkpoint.architecture().linears) {
+      const std::string name = checkpoint.BlockPrefix(block) + linear.name + ".weight";
+      const at::Tensor weight = checkpoint.View(name);
+      zeros += weight.eq(0).sum().item<int64_t>();
+      all += weight.numel();
+      checkpoint.Release(name);
+    }
+  }
+  return static_cast<double>(zeros) / static_cast<double>(all);
+}
+
+}  // namespace
+
+std::string PrunedWarning(const MethodRow& method, const Checkpoint& checkpoint) {
+  if (method.weights == WeightKind::kGrid) return "";
+  const double share = ZeroShare(checkpoint);
+  if (share <= kMostZeros) return "";
+  return StrCat(Printed("%.1f", 100 * share),
+                " % of the weights to be quantized are exactly zero, as in a pruned model, and "
+                "method ",
+                method.name,
+                " gives every weight a sign: zeros become as large as their neighbours, and the "
+                "result means little; quantize the model as it was before pruning, or take a "
+                "method with a grid (`quantry methods`)");
+}
+
 std::string ClippedWarning(const std::vector<BlockReport>& blocks) {
   const std::string prefix = kClippedMetric;
   std::vector<std::string> linears;

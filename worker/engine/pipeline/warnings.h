@@ -3,12 +3,18 @@
 #include <string>
 #include <vector>
 
+#include "worker/engine/methods/catalog.h"
+#include "worker/engine/model/checkpoint.h"
 #include "worker/engine/pipeline/events.h"
 
 namespace quantry::engine {
 
 // Warnings about jobs that run to their end and mean little; each is empty when
 // there is nothing to tell.
+
+// A model pruned before: zeros among the weights to be quantized, for methods
+// that have none among their levels. Reads them all, in their storage dtype.
+std::string PrunedWarning(const MethodRow& method, const Checkpoint& checkpoint);
 
 // Gains and scales that their storage could not hold (kClippedMetric).
 std::string ClippedWarning(const std::vector<BlockReport>& blocks);
