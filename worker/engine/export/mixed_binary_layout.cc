@@ -51,9 +51,19 @@ at::Tensor ReadAs(const TensorReader& read, const std::string& name, at::ScalarT
 }
 
 // Nibble i of a row of bytes.
-uint8_t NibbleAt(const uint8_t* bytes, int64_t i) { return (bytes[i >> 1] >> ((i & 1) * 4)) & 15; }
+constexpr uint8_t NibbleAt(const uint8_t* bytes, int64_t i) {
+  return (bytes[i >> 1] >> ((i & 1) * 4)) & 15;
+}
 // Bit i of a row of bytes.
-uint8_t BitAt(const uint8_t* bytes, int64_t i) { return (bytes[i >> 3] >> (i & 7)) & 1; }
+constexpr uint8_t BitAt(const uint8_t* bytes, int64_t i) { return (bytes[i >> 3] >> (i & 7)) & 1; }
+
+// The order within a byte, as the format's page draws it: from the lowest bit up.
+constexpr uint8_t kDrawn[] = {0x21, 0x83};
+static_assert(NibbleAt(kDrawn, 0) == 1 && NibbleAt(kDrawn, 1) == 2 && NibbleAt(kDrawn, 2) == 3 &&
+              NibbleAt(kDrawn, 3) == 8);
+static_assert(BitAt(kDrawn, 0) == 1 && BitAt(kDrawn, 1) == 0 && BitAt(kDrawn, 4) == 0 &&
+              BitAt(kDrawn, 5) == 1 && BitAt(kDrawn, 8) == 1 && BitAt(kDrawn, 9) == 1 &&
+              BitAt(kDrawn, 14) == 0 && BitAt(kDrawn, 15) == 1);
 
 // uint8 [rows, columns] out of [rows, bytes], one value after the other.
 at::Tensor UnpackWith(const at::Tensor& packed, int64_t columns,
