@@ -231,11 +231,11 @@ def figures(binaries, tmp_path):
         pytest.skip("QUANTRY_DATA_DIR is not set")
     data = pathlib.Path(data)
 
-    def run(model, method):
+    def run(model, method, outputs=BOTH[:1]):
         engine = Engine(binaries / "quantry-engine", data / "models" / model, tmp_path)
         text = data / "text"
         folder = engine.job(
-            "figures", {"ptq161": method}, outputs=BOTH[:1],
+            "figures", method, outputs=outputs,
             calibration={"text": {"path": str(text / "tinystories_train_0.txt")}, "samples": 128,
                          "sequence_length": 256},
             evaluation={"text": {"path": str(text / "tinystories_val_a.txt")}, "sequence_length": 256})
@@ -250,11 +250,21 @@ def figures(binaries, tmp_path):
 @pytest.mark.parametrize("model", list(AUTHORS))
 def test_figures_of_the_authors(figures, model):
     binary, masked, trained, bits = AUTHORS[model]
-    perplexity, manifest = figures(model, {})
+    perplexity, manifest = figures(model, {"ptq161": {}})
     # Theirs is one seed on another machine: half a percent is noise (stories260k: 56.65 here).
     assert perplexity <= 1.005 * trained
     assert manifest["bits"]["linears"] <= bits + 0.001
-    masked_only, _ = figures(model, {"disable_training": True})
-    all_binary, _ = figures(model, {"disable_training": True, "disable_mask": True})
-    assert perplexity < masked_only < all_binary
+    masked_only, _ = figures(model, {"ptq161": {"disable_training": True}})
+    all_binary, _ = figures(model, {"ptq161": {"disable_training": True, "disable_mask": True}})
+    assert manifest["quality"]["perplexity"]["dense"] < perplexity < masked_only < all_binary
     assert masked_only <= 1.02 * masked and all_binary <= 1.02 * binary
+
+
+@pytest.mark.full
+def test_plus_beats_every_binary_method_at_no_more_bits(figures):
+    perplexity, manifest = figures("stories260k", {"ptq161": {"recipe": "ptq161-plus"}})
+    assert manifest["quality"]["perplexity"]["dense"] < perplexity
+    for name, outputs in {"ptq161": BOTH[:1], "billm": BOTH[1:], "pbllm": BOTH[1:]}.items():
+        other, of_other = figures("stories260k", {name: {}}, outputs)
+        assert perplexity < other, name
+        assert manifest["bits"]["linears"] <= of_other["bits"]["linears"], name

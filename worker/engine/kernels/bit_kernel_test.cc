@@ -74,7 +74,7 @@ TEST(BitKernel, Avx512IsEmulated) {
 
 // Invariant 12 (spec: ptq161.md 11.3): pad bits never influence results. The
 // kernel meets filled-up columns with activations of 0.
-TEST(BitKernel, PadBitsNeverInfluenceSums) {
+TEST(BitKernel, Invariant12PadBitsNeverInfluenceSums) {
   std::mt19937 random(8);
   std::vector<int32_t> values(16, 0);
   for (int j = 0; j < 11; ++j) values[j] = static_cast<int32_t>(random() % 2001) - 1000;

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include "worker/engine/methods/block_weights.h"
+#include "worker/engine/methods/ptq161/mask.h"
+#include "worker/engine/methods/ptq161/ptq161.h"
 #include "worker/engine/nn/transformer.h"
 #include "worker/engine/pipeline/block_file.h"
 #include "worker/engine/quant/grid.h"
@@ -54,6 +56,51 @@ TEST_P(StreamsTest, T24_NeitherChainSeesTheOther) {
     EXPECT_FALSE(at::allclose(streams.x_q, original, 1e-2, 1e-2)) << index;
     const double loss = (stored - original).square().sum(-1).mean().item<double>();
     EXPECT_NEAR(losses.final, loss, 1e-4 * loss);
+  }
+}
+
+// PTQ1.61's invariant 9 (spec: ptq161.md 11.3), block after block under two
+// settings: the original's hidden states, and all that is measured on them, are
+// bit for bit those of no quantization at all.
+TEST_P(StreamsTest, Invariant9_NoSettingReachesTheOriginalsChain) {
+  const test::TempDir dir;
+  test::MakeTinyModel(GetParam()).Write(dir.path());
+  const auto checkpoint = Checkpoint::Open(dir.path());
+  const RopeTable rope = MakeRopeTable(checkpoint->architecture(), checkpoint->config(), 8);
+  at::manual_seed(3);
+  const at::Tensor windows = at::randint(0, checkpoint->config().vocab_size, {5, 8}, at::kLong);
+  test::CountingSink quiet;
+  const auto advance = [&](const Block& block, const Block& final, Streams& streams) {
+    AdvanceStreams({block, final, final}, rope, at::kCPU, streams, quiet);
+  };
+  const auto quantize = [&](const Block& block, const Ptq161Options& options, Streams& streams) {
+    const BlockTask task{block, rope, streams.x_fp, streams.x_q, GridSpec(), at::kHalf,
+                         {},    0,    at::kCPU};
+    BlockSurvey survey = SurveyBlock(task, options.statistic, quiet);
+    advance(block, Rebuild(block, Ptq161(options).Quantize(task, quiet).block), streams);
+    return survey;
+  };
+  Ptq161Options trained, binary;
+  trained.epochs = 2;
+  binary.epochs = 0;
+  binary.mask = false;
+  const auto embed = [&] { return EmbedWindows(*checkpoint, windows, at::kCPU, [] {}); };
+  Streams plain = embed(), first = embed(), second = embed();
+  for (int index = 0; index < checkpoint->config().num_layers; ++index) {
+    SCOPED_TRACE(index);
+    const Block block = LoadBlock(*checkpoint, index);
+    const BlockSurvey a = quantize(block, trained, first), b = quantize(block, binary, second);
+    advance(block, block, plain);
+    EXPECT_TRUE(at::equal(first.x_fp, plain.x_fp));
+    EXPECT_TRUE(at::equal(second.x_fp, plain.x_fp));
+    EXPECT_TRUE(at::equal(a.target_fp, b.target_fp));
+    for (const auto& [source, statistic] : a.statistics) {
+      EXPECT_TRUE(at::equal(statistic, b.statistics.at(source))) << source;
+    }
+    EXPECT_EQ(at::equal(a.target_q, a.target_fp), index == 0);
+    EXPECT_EQ(at::equal(b.target_q, b.target_fp), index == 0);
+    EXPECT_FALSE(at::equal(first.x_q, second.x_q));
+    EXPECT_FALSE(at::equal(first.x_q, first.x_fp));
   }
 }
 

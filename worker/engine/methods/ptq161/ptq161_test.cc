@@ -8,6 +8,7 @@
 #include "worker/engine/base/json_object.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/methods/block_weights.h"
+#include "worker/engine/methods/ptq161/block_loss.h"
 #include "worker/engine/methods/ptq161/mask.h"
 #include "worker/engine/methods/ptq161/mixed_linear.h"
 #include "worker/engine/methods/ptq161/parse.h"
@@ -76,9 +77,12 @@ TEST_P(Ptq161Test, TakesExactlyTheStepsItPromises) {
   stopping.stop_improvement = 0.9;
   for (const Ptq161Options& options : {Quick(2), Quick(0), stopping}) {
     CountingSink sink;
-    Ptq161(options).Quantize(setting.Task(), sink);
+    const MethodResult result = Ptq161(options).Quantize(setting.Task(), sink);
     EXPECT_EQ(sink.steps(), Ptq161(options).Steps(setting.checkpoint->architecture(),
                                                   setting.checkpoint->config(), {12, 16}));
+    if (options.epochs == 0) continue;
+    const double epochs = options.stop_improvement > 0 ? 2 : options.epochs;
+    EXPECT_EQ(result.metrics.at("train_epochs"), epochs);
   }
 }
 
@@ -93,7 +97,39 @@ TEST_P(Ptq161Test, Invariant1SharedInputsShareTheMask) {
   }
 }
 
-// Spec 11.3, 4: training moves gains only, and they stay finite.
+// What training leaves alone, bit for bit.
+std::vector<at::Tensor> Frozen(const MixedLinear& linear) {
+  return {linear.mean,        linear.signs8,     linear.codes,   linear.fixed,
+          linear.grid.scales, linear.grid.zeros, linear.salient, linear.gain_unit};
+}
+
+// Spec 11.3, 4: mu, mask, signs and 4-bit columns are those of before; r2 of a
+// salient column is 1, as its weight is its code's.
+TEST_P(Ptq161Test, Invariant4TrainingLeavesAllButGainsAlone) {
+  const BlockSetting setting(GetParam());
+  const BlockTask task = setting.Task();
+  UnderTraining training(task, Quick());
+  std::vector<std::vector<at::Tensor>> before;
+  for (const MixedLinear& linear : training.linears) {
+    EXPECT_GT(linear.mean.abs().max().item<double>(), 0) << linear.name;
+    for (at::Tensor& kept : before.emplace_back(Frozen(linear))) kept = kept.clone();
+  }
+  const at::Tensor gains = training.buffer.values().clone();
+  training.Train(task);
+  EXPECT_FALSE(at::equal(training.buffer.values(), gains));
+  EXPECT_TRUE(at::isfinite(training.buffer.values()).all().item<bool>());
+  for (size_t i = 0; i < training.linears.size(); ++i) {
+    const MixedLinear& linear = training.linears[i];
+    const std::vector<at::Tensor> after = Frozen(linear);
+    for (size_t k = 0; k < after.size(); ++k) {
+      EXPECT_TRUE(at::equal(after[k], before[i][k])) << linear.name << " " << k;
+    }
+    const at::Tensor weight = linear.Finish().Dequantize();
+    EXPECT_TRUE(at::equal(weight.index_select(1, linear.salient), before[i][3])) << linear.name;
+  }
+}
+
+// Spec 11.3, 4: the same of what is stored.
 TEST_P(Ptq161Test, Invariant4OnlyGainsMove) {
   const BlockSetting setting(GetParam());
   const MethodResult before = RunMethod(setting.Task(), Quick(0));
@@ -109,6 +145,29 @@ TEST_P(Ptq161Test, Invariant4OnlyGainsMove) {
       EXPECT_TRUE(at::equal(gains, gains.to(at::kHalf).to(at::kFloat)));
     }
   }
+}
+
+// Spec 11.3, 5: the first step through a block moves every alpha and r by its
+// rate, against its gradient, within a hundredth where that is 1e-6 or more.
+TEST_P(Ptq161Test, Invariant5FirstStepIsTheLearningRate) {
+  const BlockSetting setting(GetParam(), 1);
+  const BlockTask task = setting.Task();
+  UnderTraining training(task, Quick(1));  // one window, one epoch: one step
+  const int64_t used = training.buffer.size();
+  const auto of_used = [&](const at::Tensor& all) { return all.slice(0, 0, used).clone(); };
+  const at::Tensor before = of_used(training.buffer.values());
+  training.Train(task);
+  const at::Tensor moved = of_used(training.buffer.values()) - before;
+  const at::Tensor grads = of_used(training.buffer.grads());
+  const at::Tensor felt = grads.abs().ge(1e-6);
+  EXPECT_GT(felt.sum().item<int64_t>(), used / 2);
+  int64_t alphas = 0;
+  for (const MixedLinear& linear : training.linears) alphas += linear.mean.size(0);
+  at::Tensor rates = at::full({used}, 1e-3);
+  rates.slice(0, 0, alphas).fill_(5e-4);
+  const at::Tensor off = moved.add(rates * grads.sign()).abs().div(rates).masked_select(felt);
+  EXPECT_LE(off.max().item<double>(), 0.01);
+  EXPECT_EQ(moved.masked_select(grads.eq(0.0)).abs().sum().item<double>(), 0.0);
 }
 
 // Spec 11.3, 6.
@@ -146,6 +205,34 @@ TEST_P(Ptq161Test, Invariant7TrainedBeatsUntrained) {
   const double trained = Loss(setting, RunMethod(setting.Task(), Quick(12)).block);
   EXPECT_LT(untrained, all_binary);
   EXPECT_LT(trained, untrained);
+}
+
+// Mean over windows of the loss that training lowers, of the block as it is stored.
+double StoredLoss(const BlockTask& task, const BlockSurvey& survey, const QuantizedBlock& block) {
+  const at::Tensor y = Rebuild(task.block, block).Forward(task.x_q, task.rope);
+  double sum = 0;
+  for (int64_t j = 0; j < y.size(0); ++j) {
+    sum += TwoTargetLoss(y[j], survey.target_fp[j], survey.target_q[j], {}).total;
+  }
+  return sum / static_cast<double>(y.size(0));
+}
+
+// Spec 11.3, 7: on the loss itself, of every block, after the trained ones before it.
+TEST_P(Ptq161Test, Invariant7TrainedBeatsUntrainedInEveryBlock) {
+  const BlockSetting setting(GetParam());
+  at::Tensor x_fp = setting.x, x_q = setting.x;
+  CountingSink sink;
+  for (int index = 0; index < setting.checkpoint->config().num_layers; ++index) {
+    const Block block = LoadBlock(*setting.checkpoint, index);
+    const BlockTask task{block, setting.rope, x_fp, x_q, GridSpec(), at::kHalf, {}, 0, at::kCPU};
+    const BlockSurvey survey = SurveyBlock(task, Ptq161Options::Statistic::kMax, sink);
+    EXPECT_EQ(at::equal(survey.target_fp, survey.target_q), index == 0);
+    const QuantizedBlock trained = RunMethod(task, Quick(12)).block;
+    const QuantizedBlock untrained = RunMethod(task, Quick(0)).block;
+    EXPECT_LT(StoredLoss(task, survey, trained), StoredLoss(task, survey, untrained)) << index;
+    x_fp = survey.target_fp;
+    x_q = Rebuild(block, trained).Forward(x_q, setting.rope);
+  }
 }
 
 // Spec 11.3, 10 and trap 1 of 10: the student under training sees no later
