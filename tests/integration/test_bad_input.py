@@ -185,6 +185,19 @@ def test_a_check_refuses_at_once_what_the_model_cannot_do(shared_server, stories
     assert json.loads(done.stdout)["error"]["reason"] == "INVALID_SPEC"
 
 
+@pytest.mark.parametrize("flag", ["--calibration", "--evaluation"])
+def test_a_check_refuses_a_text_that_cannot_hold_the_windows(shared_server, stories, tmp_path, flag):
+    text = tmp_path / "short.txt"
+    text.write_text("Once upon a time there was a fox.")
+    args = submit_args(stories, "--check", "--output", "json")
+    args[args.index(flag) + 1] = text
+    with nothing_half_written(shared_server):
+        done = shared_server.cli(*args, check=2)
+    error = json.loads(done.stdout)["error"]
+    assert error["reason"] == "INVALID_SPEC"
+    assert f"INVALID_{flag[2:].upper()}: {flag[2:]} text has 33 bytes, at most 34 tokens = 0 windows of 128, 32 are asked for" in error["message"]
+
+
 def test_bits_out_of_range(shared_server, stories):
     with nothing_half_written(shared_server):
         done = shared_server.cli(*submit_args(stories, bits=5), check=2)
