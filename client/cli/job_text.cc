@@ -15,11 +15,17 @@ namespace {
 
 using FieldList = std::vector<std::pair<std::string, std::string>>;
 
+// "tesseraq 2-bit g64"; a grid without bits is its recipe's: "tesseraq-w2g64".
 std::string GridText(const v1::Method& method) {
   std::string text = MethodName(method);
   const v1::WeightGrid* grid = GridOf(method);
   if (grid == nullptr) return text;
-  text += Cat(" ", grid->bits(), "-bit");
+  const std::string recipe = RecipeOf(method);
+  if (grid->bits() != 0) {
+    text += Cat(" ", grid->bits(), "-bit");
+  } else if (!recipe.empty()) {
+    text = Plain(recipe);
+  }
   if (grid->group_size() == -1) text += " per channel";
   if (grid->group_size() > 0) text += Cat(" g", grid->group_size());
   if (grid->symmetric()) text += " symmetric";

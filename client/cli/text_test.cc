@@ -14,6 +14,7 @@
 #include "client/cli/hints.h"
 #include "client/cli/interrupt.h"
 #include "client/cli/job_filter.h"
+#include "client/cli/job_text.h"
 #include "client/cli/names.h"
 #include "client/cli/safe_path.h"
 #include "client/cli/testing/run.h"
@@ -76,6 +77,27 @@ TEST(Format, TablesAlign) {
             "  a  " + word + "\n     " + word + "\n     " + word + "\n");
   EXPECT_EQ(Fields({{"a", word + word}}), "  a  " + word + word + "\n");
   EXPECT_EQ(Fields({{"a", word + word + " b"}}), "  a  " + word + word + "\n     b\n");
+}
+
+// A grid that only a recipe fixes has no bits of its own to tell.
+TEST(JobText, ARecipeStandsForTheBitsItFixes) {
+  v1::QuantizationJob job;
+  job.set_name("tenants/t/quantizationJobs/my-job");
+  v1::TesseraqMethod& method = *job.mutable_spec()->mutable_method()->mutable_tesseraq();
+  const auto expect = [&](const std::string& wanted) {
+    const WallTime now;
+    EXPECT_THAT(QuoteText({}, job.spec()), HasSubstr("  " + wanted + "\n"));
+    EXPECT_THAT(JobText(job, now), HasSubstr("  " + wanted + "\n"));
+    EXPECT_THAT(JobTable({job}, now), HasSubstr("  " + wanted + "  "));
+  };
+  expect("tesseraq");
+  method.set_recipe("tesseraq-w2g64");
+  expect("tesseraq-w2g64");
+  method.mutable_grid()->set_symmetric(true);
+  expect("tesseraq-w2g64 symmetric");
+  method.mutable_grid()->set_group_size(64);
+  method.mutable_grid()->set_bits(3);
+  expect("tesseraq 3-bit g64 symmetric");
 }
 
 TEST(JoinBelow, OnlyPlainRelativeNames) {
