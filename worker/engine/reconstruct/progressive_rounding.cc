@@ -43,6 +43,22 @@ void Restore(const StageState& state, TrainedBlock& trained) {
   for (size_t i = 0; i < trained.dense.size(); ++i) trained.dense[i].copy_(state.dense.at(i));
 }
 
+// NaN and infinity pass through aminmax, which copies nothing.
+bool AllFinite(const at::Tensor& tensor) {
+  const auto [low, high] = at::aminmax(tensor);
+  return std::isfinite(low.item<double>()) && std::isfinite(high.item<double>());
+}
+
+// Whether training can go on from here. A logit that is not a number makes its
+// weight none; those of hard entries may be infinite.
+bool IsSound(const TrainedBlock& trained) {
+  return std::all_of(trained.linears.begin(), trained.linears.end(),
+                     [](const SoftRounding& linear) {
+                       return AllFinite(linear.weight()) && AllFinite(linear.scale_logits());
+                     }) &&
+         std::all_of(trained.dense.begin(), trained.dense.end(), AllFinite);
+}
+
 // Mean over all weights of what each linear says of its own.
 double MeanOf(const std::vector<SoftRounding>& linears, double (SoftRounding::*figure)() const) {
   double weights = 0;
@@ -164,7 +180,8 @@ double ProgressiveRounding::TrainWithRetries(int stage, TrainedBlock& trained,
     }
     ReportBeginning(stage, trained);
     const double loss = Train(stage, trained, steps_told);
-    if (std::isfinite(loss)) return loss;
+    // The loss is that before the last step, which may break down as well.
+    if (std::isfinite(loss) && IsSound(trained)) return loss;
   }
   GiveUp(stage);
 }
@@ -190,8 +207,8 @@ void ProgressiveRounding::ReportEnd(double loss, const TrainedBlock& trained) {
 
 void ProgressiveRounding::GiveUp(int stage) const {
   throw NonFiniteLoss(block_, StrCat("stage ", stage + 1, " of progressive rounding"),
-                      "the loss is not finite, and lower learning rates did not help; check the "
-                      "calibration text, or lower learning_rate");
+                      "the loss or what is trained is not finite, and lower learning rates did not "
+                      "help; check the calibration text, or lower learning_rate");
 }
 
 RoundingReport ProgressiveRounding::Run(TrainedBlock& trained, StageStore* store) {

@@ -64,7 +64,8 @@ class StageStore {
 struct RoundingReport {
   double loss_soft = 0;  // mean training loss of the last stage
   std::vector<double> stage_losses;
-  int retries = 0;  // times the rates were halved after a loss that was not finite
+  // Times the rates were halved after a stage whose loss or result was not finite.
+  int retries = 0;
 };
 
 // Trains the roundings of all linears of a block together, stage by stage:

@@ -426,5 +426,70 @@ TEST(ProgressiveRoundingTest, ALossThatIsNotFiniteNamesBlockAndStage) {
   }
 }
 
+// Puts a NaN into what is trained after the last step of a stage, which no loss
+// of that stage sees.
+class NanAfterStage : public Quiet {
+ public:
+  enum class In { kLogit, kScaleLogit, kDense };
+
+  NanAfterStage(TrainedBlock& trained, In where, int stage, int times)
+      : trained_(trained), where_(where), stage_(stage), left_(times) {}
+
+  void Measure(const std::map<std::string, double>& figures) override {
+    Quiet::Measure(figures);
+    const auto step = figures.find("stage_step");
+    if (step == figures.end() || step->second != last.at("stage_steps")) return;
+    if (last.at("stage") != stage_ || left_ == 0) return;
+    --left_;
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    SoftRounding& linear = trained_.linears.at(3);
+    const at::Tensor logits = linear.logits();
+    const at::Tensor scale_logits = linear.scale_logits();
+    if (where_ == In::kLogit) {
+      const int64_t live = at::isfinite(logits).view(-1).nonzero()[0].item<int64_t>();
+      logits.view(-1)[live].fill_(nan);
+    }
+    if (where_ == In::kScaleLogit) scale_logits[1].fill_(nan);
+    linear.Restore(logits, scale_logits);
+    if (where_ == In::kDense) trained_.dense.at(0)[2].fill_(nan);
+  }
+
+ private:
+  TrainedBlock& trained_;
+  In where_;
+  int stage_;
+  int left_;
+};
+
+TEST(ProgressiveRoundingTest, ALastStepThatBreaksDownIsAFailedAttempt) {
+  using In = NanAfterStage::In;
+  const Setting setting;
+  ProgressiveRoundingOptions options = Fast();
+  options.schedule = {0.5, 0.1};
+  options.steps_per_stage = 2;
+  options.dense_rate = 0.001;
+  const auto fresh = [&] {
+    TrainedBlock trained = setting.Fresh();
+    Block copy = setting.block;
+    for (const at::Tensor* tensor : DenseParameters(copy)) trained.dense.push_back(tensor->clone());
+    return trained;
+  };
+  for (const In where : {In::kLogit, In::kScaleLogit, In::kDense}) {
+    for (const int stage : {1, 2}) {
+      TrainedBlock trained = fresh();
+      NanAfterStage once(trained, where, stage, 1);
+      const RoundingReport report =
+          ProgressiveRounding(0, *setting.objective, options, once).Run(trained, nullptr);
+      EXPECT_EQ(report.retries, 1) << stage;
+      EXPECT_EQ(once.steps, ProgressiveRounding::Steps(options));
+      EXPECT_TRUE(std::isfinite(setting.LossOf(trained))) << stage;
+    }
+    TrainedBlock trained = fresh();
+    NanAfterStage always(trained, where, 2, -1);
+    EXPECT_THROW(ProgressiveRounding(0, *setting.objective, options, always).Run(trained, nullptr),
+                 EngineError);
+  }
+}
+
 }  // namespace
 }  // namespace quantry::engine
