@@ -23,6 +23,7 @@
 #include "worker/engine/export/output_reader.h"
 #include "worker/engine/methods/catalog.h"
 #include "worker/engine/model/safetensors.h"
+#include "worker/engine/nn/transformer.h"
 #include "worker/engine/pipeline/block_file.h"
 #include "worker/engine/pipeline/inputs.h"
 #include "worker/engine/testing/devices.h"
@@ -328,6 +329,57 @@ TEST(RunTest, FileBitsAreThoseOfTheFiles) {
     EXPECT_EQ(manifest["outputs"][0]["bytes"].get<uint64_t>(), bytes) << name;
     EXPECT_DOUBLE_EQ(manifest["bits"]["file"].get<double>(),
                      static_cast<double>(bytes) * 8 / manifest["bits"]["parameters"].get<double>());
+  }
+}
+
+// A block of the model with what a written container has in its place.
+Block WrittenBlock(const Checkpoint& source, const std::string& folder, int index) {
+  const ContainerReader container(folder);
+  const OutputReader tensors(folder, ContainerReader::kStem);
+  const std::string prefix = source.BlockPrefix(index);
+  const auto read = [&](const std::string& name, at::Tensor& into) {
+    if (into.defined()) into = tensors.Read(prefix + name).to(at::kFloat);
+  };
+  Block block = LoadBlock(source, index);
+  for (Linear& linear : block.linears) {
+    linear.weight = container.Read(prefix + linear.name).Dequantize();
+    read(linear.name + ".bias", linear.bias);
+  }
+  for (Norm& norm : block.norms) {
+    read(norm.name + ".weight", norm.weight);
+    read(norm.name + ".bias", norm.bias);
+  }
+  return block;
+}
+
+// The losses a job tells are those of the packed blocks on the disk, on the
+// inputs that the packed blocks before them give.
+TEST(RunTest, T19_WrittenBlocksHaveTheLossesTold) {
+  const MethodCase cases[] = {
+      {"awq_start", "llama",
+       R"({"tesseraq": {"grid": {"bits": 2, "group_size": 16}, "stages": 4, "steps_per_stage": 5,
+                        "batch_size": 2, "learning_rate": 0.02}})"},
+      {"dense_trained", "opt",
+       R"({"tesseraq": {"grid": {"bits": 3, "group_size": -1}, "init": "INIT_NONE", "stages": 4,
+                        "steps_per_stage": 5, "batch_size": 2, "learning_rate": 0.02,
+                        "dense_learning_rate": 0.001}})"}};
+  for (const MethodCase& of : cases) {
+    const Bench bench(of);
+    bench.Run("whole", at::kCPU);
+    const json blocks = bench.Manifest("whole")["blocks"];
+    const auto source = Checkpoint::Open(bench.File("model"));
+    const RopeTable rope = MakeRopeTable(source->architecture(), source->config(), kLength);
+    const auto tokens = Tokens(8 * kLength, 1).get<std::vector<int64_t>>();
+    at::Tensor x_fp = Embed(*source, at::tensor(tokens, at::kLong).view({8, kLength}));
+    at::Tensor x_q = x_fp;
+    ASSERT_EQ(blocks.size(), 2U) << of.name;
+    for (int index = 0; index < 2; ++index) {
+      const Block written = WrittenBlock(*source, bench.File("whole/out/quantry"), index);
+      x_fp = LoadBlock(*source, index).Forward(x_fp, rope);
+      x_q = written.Forward(x_q, rope);
+      const double loss = (x_q - x_fp).square().sum(at::kDouble).item<double>() / (8 * kLength);
+      EXPECT_NEAR(blocks[index]["loss_final"].get<double>(), loss, 1e-4 * loss) << of.name;
+    }
   }
 }
 
