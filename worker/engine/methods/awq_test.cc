@@ -2,9 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "worker/engine/base/json_object.h"
 #include "worker/engine/methods/awq/clip_search.h"
@@ -71,6 +74,54 @@ TEST_P(AwqTest, T20_WinnerIsNoWorseThanRounding) {
     const at::Tensor error = FakeQuantize(weight, kAwqGrid, at::kHalf) - weight;
     const double loss = at::matmul(x, error.t()).square().mean().item<double>();
     EXPECT_NEAR(found.losses.at(0) / loss, 1.0, 1e-4) << found.group.previous;
+  }
+}
+
+// Mean squared error of a group's outputs on x [windows, length, in], its
+// linears quantized with columns scaled by c and everything else as it was.
+double TrialLoss(const Setting& setting, const SmoothingGroup& group, const at::Tensor& x,
+                 const at::Tensor& c) {
+  Block trial = setting.block;
+  for (const int index : group.linears) {
+    at::Tensor& weight = trial.linears[index].weight;
+    weight = FakeQuantize(weight * c, kAwqGrid, at::kHalf) / c;
+  }
+  const auto outputs = [&](const Block& block) {
+    if (group.compared == ComparedModule::kAttention) return block.Attention(x, setting.rope);
+    if (group.compared == ComparedModule::kMlp) return block.Mlp(x);
+    std::vector<at::Tensor> parts;
+    for (const int index : group.linears) parts.push_back(block.Apply(index, x));
+    return at::cat(parts, -1);
+  };
+  return (outputs(trial) - outputs(setting.block)).square().mean(at::kDouble).item<double>();
+}
+
+// T20: the scale that comes back is the candidate with the smallest loss, all
+// of them computed here the long way.
+TEST_P(AwqTest, T20_WinnerHasTheSmallestLossOfAll) {
+  constexpr int kPoints = 5;
+  const Setting setting(GetParam());
+  const BlockTask task = setting.Task(kAwqGrid);
+  test::CountingSink counter;
+  const auto inputs = CollectInputs(task, {0, 1, 2, 3, 4, 5, 6}, counter);
+  const auto captured = CaptureInputs(setting.block, setting.rope, setting.x);
+  for (const GroupScale& found : SearchScales(task, inputs, kPoints, counter)) {
+    const int first = found.group.linears.at(0);
+    const at::Tensor x = captured.at(InputSource(setting.checkpoint->architecture(), first));
+    const at::Tensor mean = x.abs().flatten(0, -2).mean(0);
+    std::vector<double> losses;
+    std::vector<at::Tensor> scales;
+    for (int n = 0; n < kPoints; ++n) {
+      const at::Tensor c = mean.pow(static_cast<double>(n) / kPoints).clamp_min(1e-4);
+      scales.push_back(c / (c.max() * c.min()).sqrt());
+      losses.push_back(TrialLoss(setting, found.group, x, scales.back()));
+      EXPECT_NEAR(found.losses.at(n) / losses.back(), 1.0, 2e-3) << found.group.previous << n;
+    }
+    // Two candidates as good as each other may change places.
+    const auto winner = static_cast<size_t>(std::lround(found.ratio * kPoints));
+    const double best = *std::min_element(losses.begin(), losses.end());
+    EXPECT_LE(losses.at(winner), best * (1 + 4e-3)) << found.group.previous;
+    EXPECT_LT(RelativeError(found.scale, scales.at(winner)), 1e-4) << found.group.previous;
   }
 }
 
