@@ -188,6 +188,29 @@ TEST(SoftRoundingTest, T10_T11_MovesAreBounded) {
   EXPECT_LE(moved.max().item<double>(), rate * 1.001);
 }
 
+// The whole schedule, pushed one way at every step: what is never hardened
+// moves a rate a step, and stays below the bound of Adam's worst case.
+TEST(SoftRoundingTest, T11_MovesOverAllStagesAreBounded) {
+  constexpr double kRate = 1e-3;
+  constexpr int kSteps = 20;
+  SoftRounding linear = Make(RandomWeight(64, 128));
+  const at::Tensor start = linear.logits();
+  double steps = 0;
+  double moved = 0;
+  for (const double soft : ScheduleOf(20)) {
+    linear.Harden(soft);
+    for (int step = 0; step < kSteps; ++step, ++steps) {
+      linear.Step(at::ones({64, 128}), {kRate, kRate, 1e-4, 0, true});
+    }
+    const at::Tensor live = at::isfinite(linear.logits());
+    ASSERT_GT(live.sum().item<int64_t>(), 0);
+    moved = (linear.logits() - start).masked_select(live).abs().max().item<double>();
+    EXPECT_LE(moved, 3.2 * kRate * steps);
+  }
+  EXPECT_EQ(steps, 400);
+  EXPECT_GT(moved, 0.5 * kRate * steps);
+}
+
 TEST(SoftRoundingTest, T15_T16_T17_IntegersComeFromTheDecisions) {
   const at::Tensor weight = RandomWeight(32, 64);
   SoftRounding linear = Make(weight);
