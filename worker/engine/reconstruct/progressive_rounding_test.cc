@@ -6,8 +6,10 @@
 #include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "worker/engine/base/error.h"
 #include "worker/engine/methods/block_weights.h"
@@ -105,6 +107,21 @@ ProgressiveRoundingOptions Fast() {
   return options;
 }
 
+// T12: losses of twenty stages, each on windows of its own, grow: most from one
+// stage to the next, and all from one five to the next.
+void ExpectNoisilyIncreasing(const std::vector<double>& losses) {
+  ASSERT_EQ(losses.size(), 20U);
+  int up = 0;
+  for (size_t i = 1; i < losses.size(); ++i) up += losses[i] > losses[i - 1] ? 1 : 0;
+  EXPECT_GE(up, 12);  // of 19
+  double before = 0;
+  for (auto five = losses.begin(); five != losses.end(); five += 5) {
+    const double sum = std::accumulate(five, five + 5, 0.0);
+    EXPECT_GT(sum, 1.05 * before) << five - losses.begin();
+    before = sum;
+  }
+}
+
 class ArchitectureTest : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(ArchitectureTest, GradientsMatchFiniteDifferences) {
@@ -173,7 +190,7 @@ TEST_P(DeviceTest, GradientsAndLossesAreTheHosts) {
   }
 }
 
-TEST_P(DeviceTest, T12_T13_T19_TrainingBeatsRounding) {
+TEST_P(DeviceTest, T12_T13_TrainingBeatsRounding) {
   const Setting setting("llama", 24, nlohmann::json::object(), device_);
   TrainedBlock trained = setting.Fresh();
   const double start = setting.LossOf(trained);
@@ -185,7 +202,7 @@ TEST_P(DeviceTest, T12_T13_T19_TrainingBeatsRounding) {
   EXPECT_EQ(progress.steps, ProgressiveRounding::Steps(Fast()));
   const double final = setting.LossOf(trained);
   EXPECT_LT(report.stage_losses.front(), 0.5 * nearest);
-  EXPECT_LT(report.stage_losses.front(), report.stage_losses.back());
+  ExpectNoisilyIncreasing(report.stage_losses);
   EXPECT_LT(final, 0.6 * nearest);
   EXPECT_LE(final, 1.1 * report.loss_soft);
   const BlockObjective unseen = setting.HeldOut();
@@ -197,7 +214,7 @@ TEST_P(DeviceTest, T12_T13_T19_TrainingBeatsRounding) {
   EXPECT_NEAR(progress.last.at("hard_fraction"), 0.995, 2e-3);
   EXPECT_EQ(progress.last.at("loss_soft"), report.loss_soft);
   EXPECT_EQ(progress.last.at("loss_hard"), setting.LossOf(trained, Fast().batch_size));
-  // The block rebuilt from integers and stored scales.
+  // The block of integers and stored scales (T19, from the disk: run_test.cc).
   TrainableTensors rebuilt;
   for (size_t i = 0; i < trained.linears.size(); ++i) {
     EXPECT_EQ(trained.linears[i].live(), 0);
