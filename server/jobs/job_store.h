@@ -200,10 +200,10 @@ struct SweepReport {
   bool pushed_leases = false;    // the sweeper had stood still; nobody was judged
   int lost = 0;                  // leases that lapsed
   int no_progress = 0;
-  int over_limit = 0;  // max_run, max_pending
-  int expired = 0;     // ended jobs removed at their expire_time
-  int waiting = 0;     // queued jobs whose reason to wait is another than before
-  std::vector<JobKey> changed;
+  int over_limit = 0;           // max_run, max_pending
+  int waiting = 0;              // queued jobs whose reason to wait is another than before
+  std::vector<JobKey> removed;  // ended jobs, at their expire_time
+  std::vector<JobKey> changed;  // those, too
 };
 
 // What one tenant may use; 0 = no limit.
@@ -349,7 +349,9 @@ class JobStore {
   // From now on; jobs queued or running above it stay.
   virtual absl::StatusOr<TenantUsage> SetQuota(const TenantQuota& quota) = 0;
   // Judges leases, limits and expiry; forgets workers that are gone. Not called for
-  // more than ttl / 2, it pushes all leases to now + ttl and judges nobody. Says in
+  // more than ttl / 2, it pushes all leases to now + ttl and judges nobody. When now
+  // is before the last sweep's, leases, attempts and backoffs go back with it; a
+  // caller whose now is another for some seconds loses no lease. Says in
   // state_reason and a log event, once a minute at most, why a queued job waits when
   // no live worker would take it.
   virtual absl::StatusOr<SweepReport> Sweep(Time now) = 0;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -19,26 +20,96 @@
 // the next sweep: Database::kSkipLocked is how its SQL says so.
 namespace quantry::server::sql {
 
-// How long nobody swept; 0 the first time and when the clock stepped back.
+// What the sweep before this one tells; all 0 when there was none.
+struct LastSweep {
+  Duration outage{};  // since then; nobody swept
+  Duration back{};    // by so much the clock has stepped back since then
+  Time judged;        // no lease that ended until then was left; 0 = unknown
+};
+
 template <class Context>
-Duration SinceLastSweep(const Context& context) {
+LastSweep TakeLastSweep(const Context& context) {
   constexpr const char* kLastSweep = "last_sweep";
-  Duration since{};
+  LastSweep last;
   {
     auto rows = context.db.Query("SELECT value FROM meta WHERE key = $1", kLastSweep);
-    if (rows.Next()) since = std::max(Duration(0), context.now - rows.At(0));
+    if (rows.Next()) {
+      last.outage = std::max(Duration(0), context.now - rows.At(0));
+      last.back = std::max(Duration(0), rows.At(0) - context.now);
+      if (last.back == Duration(0)) last.judged = rows.At(0);
+    }
   }
   context.db.Execute(
       "INSERT INTO meta (key, value) VALUES ($1, $2)"
       " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
       kLastSweep, context.now);
-  return since;
+  return last;
+}
+
+// The mirror of PushLeases, on every sweep: servers notice a step of the clock
+// seconds apart, and write times of the old one until then. What lies ahead of
+// now goes back with the clock; what no rule would write at now is cut to the
+// most it would. A row that is locked waits for the next sweep.
+template <class Context>
+void PullLeases(const Context& context, Duration back) {
+  const std::string least = context.db.kLeast;
+  const auto pulled = [&](const std::string& column) {
+    return absl::StrCat(column, " = CASE WHEN ", column, " > $2 THEN ", least, "(", column,
+                        " - $3, $2) ELSE ", column, " END");
+  };
+  context.db.Execute(
+      absl::StrCat("UPDATE queue SET lease_until = ", least, "(lease_until, $1), ",
+                   pulled("progress_time"), ", ", pulled("claim_time"), ", ", pulled("cancel_time"),
+                   " WHERE worker_id IS NOT NULL AND pk IN (SELECT pk",
+                   " FROM queue WHERE worker_id IS NOT NULL AND (lease_until > $1",
+                   " OR progress_time > $2 OR claim_time > $2 OR cancel_time > $2) ORDER BY pk",
+                   context.db.kSkipLocked, ")"),
+      context.now + std::max(context.policy.lease_ttl, context.policy.first_lease_ttl), context.now,
+      back);
+  context.db.Execute(
+      absl::StrCat("UPDATE workers SET last_seen = $1 WHERE worker_id IN (SELECT worker_id",
+                   " FROM workers WHERE last_seen > $1 ORDER BY worker_id", context.db.kSkipLocked,
+                   ")"),
+      context.now);
+}
+
+// The same for backoffs; a job that waits for another one's result stays parked.
+template <class Context>
+void PullBackoffs(const Context& context, Duration back) {
+  const Time most = context.now + context.policy.backoff_cap;
+  context.db.Execute(
+      absl::StrCat("UPDATE queue SET not_before = ", context.db.kLeast, "(not_before - $1, $2)",
+                   " WHERE state = 1 AND pk IN (SELECT pk FROM queue WHERE state = 1",
+                   " AND not_before > 0 AND not_before > $3 AND not_before < $4 ORDER BY pk",
+                   context.db.kSkipLocked, ")"),
+      back, most, back > Duration(0) ? context.now : most, kParked);
+}
+
+template <class Context>
+void PullTimes(const Context& context, Duration back) {
+  PullLeases(context, back);
+  PullBackoffs(context, back);
+}
+
+// A lease that had ended at the sweep before was written since, by a server that
+// had not noticed a step of the clock: it begins again.
+template <class Context>
+void BeginLeaseAgain(const Context& context, const QueueRow& row) {
+  context.db.Execute(
+      "UPDATE queue SET lease_until = $1, claim_time = $2, progress_time = $2,"
+      " cancel_time = CASE WHEN cancel_time IS NOT NULL THEN $2 ELSE cancel_time END"
+      " WHERE pk = $3",
+      context.now + context.policy.lease_ttl, context.now, row.pk);
 }
 
 // What is wrong with a leased row, dealt with and counted; nullopt = nothing.
 template <class Context>
 std::optional<absl::StatusOr<JobState>> Judge(const Context& context, const QueueRow& row,
-                                              SweepReport& report) {
+                                              Time judged, SweepReport& report) {
+  if (row.lease_until <= judged) {
+    BeginLeaseAgain(context, row);
+    return std::nullopt;
+  }
   switch (JudgeLease(row, context.policy, context.now)) {
     case Verdict::kFine:
       break;
@@ -86,9 +157,9 @@ void SweepExpired(const Context& context, SweepReport& report) {
           context.db.kSkipLocked),
       context.now, context.policy.max_removed_per_sweep));
   for (int64_t pk : expired) {
-    report.changed.push_back(ReadKey(context.db, pk));
+    report.removed.push_back(ReadKey(context.db, pk));
+    report.changed.push_back(report.removed.back());
     RemoveJob(context.db, pk, context.now);
-    ++report.expired;
   }
 }
 

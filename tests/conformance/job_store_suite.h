@@ -2,6 +2,7 @@
 
 // The whole conformance suite of JobStore; include it in one test file of an
 // implementation and instantiate JobStoreSuite, JobStoreTurns and JobStoreTwins there.
+#include "tests/conformance/job_store_clock_cases.h"
 #include "tests/conformance/job_store_fixture.h"
 #include "tests/conformance/job_store_invariants.h"
 #include "tests/conformance/job_store_race_cases.h"

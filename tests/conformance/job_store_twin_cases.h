@@ -256,7 +256,7 @@ TEST_P(JobStoreTwins, ExpiryLeavesASharedArtifactToo) {
   SubmitReusing("job-two");
   Sweep();
   Advance(Seconds(11));
-  EXPECT_EQ(Sweep().expired, 1);
+  EXPECT_EQ(Sweep().removed.size(), 1u);
   EXPECT_EQ(Outcome(store().Get(Key("job-one"))), "JOB_NOT_FOUND");
   EXPECT_EQ(Outcome(store().GetArtifact("acme", Get("job-two").artifact_uid)), "OK");
 }

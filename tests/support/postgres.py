@@ -40,8 +40,9 @@ def user_for_server():
 class Postgres:
     """A cluster in a temporary folder, on a loopback port, with passwords on."""
 
-    def __init__(self, folder=None):
-        """`folder`: where to make its own one in; default: the temporary folder."""
+    def __init__(self, folder=None, env=None):
+        """`folder`: where to make its own one in; default: the temporary folder. `env`: of the server, beside this process's."""
+        self.env = {**os.environ, **(env or {})}
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="quantry_pg_", dir=folder))
         self.user = user_for_server()
         if self.user:
@@ -62,7 +63,7 @@ class Postgres:
         self.log = open(self.folder.parent / (self.folder.name + ".log"), "ab")
         self.process = subprocess.Popen(
             [bin_folder() / "postgres", "-D", self.folder / "data", "-h", "127.0.0.1", "-p", str(self.port),
-             "-k", self.folder], stdout=self.log, stderr=self.log, cwd="/", **self.user)
+             "-k", self.folder], stdout=self.log, stderr=self.log, cwd="/", env=self.env, **self.user)
         wait_for(lambda: subprocess.run([bin_folder() / "pg_isready", "-h", "127.0.0.1", "-p", str(self.port)],
                                         capture_output=True).returncode == 0, 30, "PostgreSQL")
         return self
@@ -116,9 +117,9 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def running_postgres():
+def running_postgres(env=None):
     """A Postgres that runs, gone afterwards."""
-    server = Postgres()
+    server = Postgres(env=env)
     try:
         yield server.start()
     finally:

@@ -77,6 +77,7 @@ class Database {
  public:
   // At the end of a SELECT: locks its rows, without those locked by another.
   static constexpr const char* kSkipLocked = " FOR UPDATE SKIP LOCKED";
+  static constexpr const char* kLeast = "least";
 
   // Connects and sets timeouts. Errors: UNAVAILABLE STORE_UNAVAILABLE.
   static absl::StatusOr<std::unique_ptr<Database>> Open(const std::string& conninfo);

@@ -8,8 +8,10 @@
 namespace quantry::server::postgres {
 namespace {
 
+// Never sooner than it was: this server's reading of the clock may be the one
+// before a step that another server has noticed. The same with progress.
 void Renew(const Context& context, const QueueRow& row) {
-  context.db.Execute("UPDATE queue SET lease_until = $1 WHERE pk = $2",
+  context.db.Execute("UPDATE queue SET lease_until = greatest(lease_until, $1) WHERE pk = $2",
                      context.now + context.policy.lease_ttl, row.pk);
 }
 
@@ -23,9 +25,10 @@ void RenewWithProgress(const Context& context, const QueueRow& row,
       " ON CONFLICT (pk) DO UPDATE SET progress = excluded.progress",
       row.pk, progress);
   context.db.Execute(
-      "UPDATE queue SET lease_until = $1, steps_done = greatest(steps_done, $2::bigint),"
-      " progress_time = CASE WHEN $2 > steps_done OR $5::int > 0 THEN $3::bigint"
-      " ELSE progress_time END WHERE pk = $4",
+      "UPDATE queue SET lease_until = greatest(lease_until, $1),"
+      " steps_done = greatest(steps_done, $2::bigint),"
+      " progress_time = CASE WHEN $2 > steps_done OR $5::int > 0"
+      " THEN greatest(progress_time, $3::bigint) ELSE progress_time END WHERE pk = $4",
       context.now + context.policy.lease_ttl, progress.steps_done(), context.now, row.pk,
       bytes_moved);
 }

@@ -32,17 +32,17 @@ void PushLeases(const Context& context, Duration outage) {
 }
 
 // Locks the row and judges it as it is then. nullopt = nothing is wrong.
-std::optional<absl::StatusOr<JobState>> Judge(const Context& context, int64_t pk,
+std::optional<absl::StatusOr<JobState>> Judge(const Context& context, int64_t pk, Time judged,
                                               SweepReport& report) {
   const std::optional<QueueRow> row = LockQueueRow(context.db, pk);
   if (!row || !IsLeased(row->state)) return std::nullopt;
-  return sql::Judge(context, *row, report);
+  return sql::Judge(context, *row, judged, report);
 }
 
-absl::Status SweepLeases(const Context& context, SweepReport& report) {
+absl::Status SweepLeases(const Context& context, Time judged, SweepReport& report) {
   for (const QueueRow& row : ReadLeased(context.db)) {
     if (JudgeLease(row, context.policy, context.now) == Verdict::kFine) continue;
-    auto ended = Judge(context, row.pk, report);
+    auto ended = Judge(context, row.pk, judged, report);
     if (!ended) continue;
     if (!ended->ok()) return ended->status();
     report.changed.push_back(ReadKey(context.db, row.pk));
@@ -101,13 +101,14 @@ absl::StatusOr<SweepReport> Sweep(const Context& context) {
     report.left_to_another = true;
     return report;
   }
-  const Duration outage = sql::SinceLastSweep(context);
-  if (outage > context.policy.lease_ttl / 2) {
-    PushLeases(context, outage);
+  const sql::LastSweep last = sql::TakeLastSweep(context);
+  if (last.outage > context.policy.lease_ttl / 2) {
+    PushLeases(context, last.outage);
     report.pushed_leases = true;
     return report;
   }
-  absl::Status swept = SweepLeases(context, report);
+  sql::PullTimes(context, last.back);
+  absl::Status swept = SweepLeases(context, last.judged, report);
   if (swept.ok()) swept = sql::SweepPending(context, report);
   if (!swept.ok()) return swept;
   sql::SweepExpired(context, report);

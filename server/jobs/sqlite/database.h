@@ -62,6 +62,7 @@ class Database {
  public:
   // A writer is the only one: no row is locked by another.
   static constexpr const char* kSkipLocked = "";
+  static constexpr const char* kLeast = "min";
 
   // Creates the file when absent, sets WAL, synchronous=FULL, foreign keys
   // and the busy timeout. `query_only` connections cannot write.

@@ -8,8 +8,9 @@
 namespace quantry::server::sqlite {
 namespace {
 
+// Never sooner than it was, as in PostgreSQL.
 void Renew(const Context& context, const QueueRow& row) {
-  context.db.Execute("UPDATE queue SET lease_until = ? WHERE pk = ?",
+  context.db.Execute("UPDATE queue SET lease_until = max(lease_until, ?) WHERE pk = ?",
                      context.now + context.policy.lease_ttl, row.pk);
 }
 
@@ -24,7 +25,8 @@ void StoreProgress(const Context& context, const QueueRow& row, const v1::JobPro
       row.pk, progress);
   if (!moved) return;
   context.db.Execute(
-      "UPDATE queue SET steps_done = max(steps_done, ?), progress_time = ? WHERE pk = ?",
+      "UPDATE queue SET steps_done = max(steps_done, ?), progress_time = max(progress_time, ?)"
+      " WHERE pk = ?",
       progress.steps_done(), context.now, row.pk);
 }
 

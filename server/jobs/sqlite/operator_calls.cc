@@ -33,9 +33,9 @@ void PushLeases(const Context& context, Duration outage) {
       context.now + context.policy.lease_ttl, outage, context.now);
 }
 
-absl::Status SweepLeases(const Context& context, SweepReport& report) {
+absl::Status SweepLeases(const Context& context, Time judged, SweepReport& report) {
   for (const QueueRow& row : ReadLeased(context.db)) {
-    auto ended = sql::Judge(context, row, report);
+    auto ended = sql::Judge(context, row, judged, report);
     if (!ended) continue;
     if (!ended->ok()) return ended->status();
     report.changed.push_back(ReadKey(context.db, row.pk));
@@ -68,13 +68,14 @@ absl::StatusOr<Worker> DrainWorker(const Context& context, const std::string& wo
 
 absl::StatusOr<SweepReport> Sweep(const Context& context) {
   SweepReport report;
-  const Duration outage = sql::SinceLastSweep(context);
-  if (outage > context.policy.lease_ttl / 2) {
-    PushLeases(context, outage);
+  const sql::LastSweep last = sql::TakeLastSweep(context);
+  if (last.outage > context.policy.lease_ttl / 2) {
+    PushLeases(context, last.outage);
     report.pushed_leases = true;
     return report;
   }
-  absl::Status swept = SweepLeases(context, report);
+  sql::PullTimes(context, last.back);
+  absl::Status swept = SweepLeases(context, last.judged, report);
   if (swept.ok()) swept = sql::SweepPending(context, report);
   if (!swept.ok()) return swept;
   sql::SweepExpired(context, report);
