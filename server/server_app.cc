@@ -15,6 +15,7 @@
 #include "common/clock.h"
 #include "common/errors.h"
 #include "common/http_admin.h"
+#include "common/ids.h"
 #include "common/listen_address.h"
 #include "common/log.h"
 #include "google/protobuf/descriptor.h"
@@ -369,8 +370,25 @@ class App : public ServerApp {
                                                     {"no_progress", report->no_progress},
                                                     {"over_limit", report->over_limit}});
     }
+    AuditExpired(report->removed);
     if (const auto stats = store_->Stats(clock_.Now()); stats.ok()) metrics_.SetQueue(*stats);
     if (!report->left_to_another) deleted_jobs_->Wake();  // else another server removes them
+  }
+
+  // Nobody asks for it, so the server is who did it. As with calls, no line
+  // without authentication.
+  void AuditExpired(const std::vector<JobKey>& removed) {
+    if (auth_ == nullptr) return;
+    for (const JobKey& job : removed) {
+      metrics_.audit_lines.With({"ok"}).Increment();
+      log::Audit({{"principal", "quantryd"},
+                  {"role", "server"},
+                  {"tenant", job.tenant},
+                  {"rpc", "expiry"},
+                  {"resource", FormatJobName(job.tenant, job.id)},
+                  {"outcome", "OK"},
+                  {"reason", ""}});
+    }
   }
 
   // Destroyed from the bottom up: threads first, what they use last.

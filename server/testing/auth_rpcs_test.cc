@@ -2,6 +2,7 @@
 // without credentials, with each role and as another tenant.
 #include <grpcpp/generic/generic_stub.h>
 
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -9,6 +10,7 @@
 #include <memory>
 #include <set>
 #include <sstream>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -289,7 +291,7 @@ class AuthWatch : public AuthRpcs {
     return FromGrpc(stream->Finish());
   }
 
-  void CreateJob() {
+  void CreateJob(int64_t expire_seconds = 0) {
     v1::BlobFile file;
     const std::string text = "{}";
     grpc::ClientContext upload;
@@ -311,6 +313,9 @@ class AuthWatch : public AuthRpcs {
     v1::CreateQuantizationJobRequest request;
     request.set_parent("tenants/acme");
     request.set_quantization_job_id("job-1");
+    if (expire_seconds > 0) {
+      request.mutable_quantization_job()->mutable_expire_time()->set_seconds(expire_seconds);
+    }
     v1::JobSpec& spec = *request.mutable_quantization_job()->mutable_spec();
     file.set_path("config.json");
     file.set_sha256(Sha256Hex(text));
@@ -322,6 +327,22 @@ class AuthWatch : public AuthRpcs {
     ASSERT_TRUE(status.ok()) << status.error_message();
   }
 };
+
+TEST_F(AuthWatch, AJobThatExpiresGetsALineInTheAuditLog) {
+  const std::string lines = R"(quantry_audit_lines_total{outcome="ok"})";
+  CreateJob(1);  // long ago: removed by the first sweep after its end
+  grpc::ClientContext context;
+  context.AddMetadata("authorization", "Bearer qtk_submitter");
+  v1::CancelQuantizationJobRequest request;
+  request.set_name(NameOf("job-1"));
+  v1::QuantizationJob response;
+  const auto before = server.Metric(lines);
+  ASSERT_TRUE(server.jobs->CancelQuantizationJob(&context, request, &response).ok());
+  for (int i = 0; i < 200 && server.Metric(lines) < before + 2; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
+  EXPECT_EQ(server.Metric(lines), before + 2) << "the cancel, then the expiry";
+}
 
 TEST_F(AuthWatch, OnePrincipalMayNotHoldAllWatches) {
   CreateJob();
