@@ -71,9 +71,16 @@ TenantUsage SetQuota(Database& db, const TenantQuota& quota) {
   return {quota, queued, RunningJobs(db, quota.tenant), ArtifactBytes(db, quota.tenant)};
 }
 
+// Counting reads up to the limit, while others wait for the quota's row or for
+// the only writer: 0.2 us a job. A large limit is first held against the counter
+// of all tenants' jobs, which costs the same whatever waits.
 template <class Database>
 absl::Status CheckQueued(Database& db, const TenantQuota& quota) {
+  constexpr int64_t kCheapToCount = 100;
   if (quota.max_queued == 0) return absl::OkStatus();
+  if (quota.max_queued > kCheapToCount && One(db.Query(db.kCountQueued)) < quota.max_queued) {
+    return absl::OkStatus();
+  }
   const int64_t queued = One(db.Query(
       "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE tenant = $1 AND state = 1 LIMIT $2) counted",
       quota.tenant, quota.max_queued));

@@ -78,6 +78,9 @@ class Database {
   // At the end of a SELECT: locks its rows, without those locked by another.
   static constexpr const char* kSkipLocked = " FOR UPDATE SKIP LOCKED";
   static constexpr const char* kLeast = "least";
+  static constexpr const char* kCountQueued =
+      "SELECT sum(n)::bigint FROM (SELECT n FROM job_counts WHERE state = 1"
+      " UNION ALL SELECT n FROM job_count_changes WHERE state = 1) counted";
 
   // Connects and sets timeouts. Errors: UNAVAILABLE STORE_UNAVAILABLE.
   static absl::StatusOr<std::unique_ptr<Database>> Open(const std::string& conninfo);

@@ -63,6 +63,7 @@ class Database {
   // A writer is the only one: no row is locked by another.
   static constexpr const char* kSkipLocked = "";
   static constexpr const char* kLeast = "min";
+  static constexpr const char* kCountQueued = "SELECT n FROM job_counts WHERE state = 1";
 
   // Creates the file when absent, sets WAL, synchronous=FULL, foreign keys
   // and the busy timeout. `query_only` connections cannot write.
