@@ -126,10 +126,10 @@ class FaultProxy:
             self.faults.append(fault)
         return fault
 
-    def sprinkle(self, every, rounds, kinds=("500", "503", "reset", "late-500")):
-        """Each transient fault in its turn, one request in so many."""
+    def sprinkle(self, every, rounds, kinds=("500", "503", "reset", "late-500", "stall", "late-stall")):
+        """Each transient fault in its turn, one request in so many. A store that is silent hangs up after a second."""
         for number in range(rounds):
-            self.fail(kinds[number % len(kinds)], method="GET,PUT,HEAD", skip=every * (number + 1), times=1)
+            self.fail(kinds[number % len(kinds)], method="GET,PUT,HEAD", skip=every * (number + 1), times=1, seconds=1)
 
     def clear(self):
         with self.lock:
