@@ -16,6 +16,7 @@ from h2.settings import SettingCodes
 from quantry.v1 import quantization_service_pb2 as jobs_pb2, worker_service_pb2 as worker_pb2
 
 MAX_STREAMS = 1000
+TENANT_MESSAGE = 1 << 20
 WORKER_MESSAGE = 4 << 20
 INFO = "/quantry.v1.QuantizationService/GetServerInfo"
 BEAT = "/quantry.v1.WorkerService/Heartbeat"
@@ -42,8 +43,8 @@ def others_are_served(server):
         assert ready.status == 200
 
 
-def info(channel):
-    data = channel.unary_unary(INFO, lambda data: data, lambda data: data)(b"", timeout=20)
+def info(channel, timeout=20):
+    data = channel.unary_unary(INFO, lambda data: data, lambda data: data)(b"", timeout=timeout)
     assert jobs_pb2.ServerInfo.FromString(data).version
 
 
@@ -144,6 +145,23 @@ def test_more_streams_than_there_may_be(server):
         assert client.read_until(of_kind((h2.events.ConnectionTerminated, h2.events.StreamReset))), client.events[-3:]
 
 
+def test_rapid_reset(server):
+    """Calls begun and given up in one breath (CVE-2023-44487): whether the connection ends or not, others do not wait."""
+    with peer(server.address) as client, grpc.insecure_channel(server.address) as other:
+        info(other)
+        sent = 0
+        for _ in range(50):
+            for _ in range(100):
+                client.h2.reset_stream(client.headers(INFO), ErrorCodes.CANCEL)
+            if not client.flush():
+                break
+            sent += 100
+        assert sent >= 100, "the flood did not begin"
+        info(other, timeout=2)
+        with grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) as fresh:
+            info(fresh, timeout=2)
+
+
 def test_a_flood_of_pings(server):
     with peer(server.address) as client:
         for _ in range(50):
@@ -198,18 +216,27 @@ def filler(size):
     return bytes([length & 0x7F | 0x80, length >> 7 & 0x7F | 0x80, length >> 14 & 0x7F | 0x80, length >> 21]) + bytes(length)
 
 
-def test_the_workers_messages(server):
-    """4 MiB are read, and judged; a byte more is not."""
+def refusal(channel, path, message):
+    """The status of a call, None when it is OK. Whether the message was read tells RESOURCE_EXHAUSTED."""
+    try:
+        channel.unary_unary(path, lambda data: data, lambda data: data)(message, timeout=20)
+    except grpc.RpcError as error:
+        return error.code()
+    return None
+
+
+@pytest.mark.parametrize("port, path, known, limit, read", [
+    ("address", INFO, b"", TENANT_MESSAGE, None),
+    ("worker_address", BEAT, worker_pb2.HeartbeatRequest(session="x").SerializeToString(), WORKER_MESSAGE,
+     grpc.StatusCode.FAILED_PRECONDITION)], ids=["tenants", "workers"])
+def test_the_largest_message(server, port, path, known, limit, read):
+    """As many bytes are read, and judged; a byte more is not."""
     options = [("grpc.max_send_message_length", -1)]
-    with grpc.insecure_channel(server.worker_address, options) as channel:
-        beat = channel.unary_unary(BEAT, lambda data: data, lambda data: data)
-        for size, wanted in ((WORKER_MESSAGE, grpc.StatusCode.FAILED_PRECONDITION), (WORKER_MESSAGE + 1, grpc.StatusCode.RESOURCE_EXHAUSTED)):
-            message = worker_pb2.HeartbeatRequest(session="x").SerializeToString()
-            message += b"\xfa\x7f" + filler(size - len(message) - 2)  # a field that nobody knows
+    with grpc.insecure_channel(getattr(server, port), options) as channel:
+        for size, wanted in ((limit - 1, read), (limit, read), (limit + 1, grpc.StatusCode.RESOURCE_EXHAUSTED)):
+            message = known + b"\xfa\x7f" + filler(size - len(known) - 2)  # a field that nobody knows
             assert len(message) == size
-            with pytest.raises(grpc.RpcError) as ended:
-                beat(message, timeout=20)
-            assert ended.value.code() == wanted, ended.value
+            assert refusal(channel, path, message) == wanted, size
 
 
 @pytest.mark.full
