@@ -22,6 +22,7 @@
 #include "google/protobuf/util/time_util.h"
 #include "gtest/gtest.h"
 #include "server/rpc/permissions.h"
+#include "server/rpc/service_context.h"
 #include "server/rpc/watch.h"
 #include "server/testing/test_server.h"
 
@@ -76,19 +77,35 @@ std::vector<Promise> Promises() {
   return rows;
 }
 
+// Of every file of proto/ that has a service, so that none is forgotten.
 std::map<std::string, const MethodDescriptor*> MethodsOfDescriptors() {
   std::map<std::string, const MethodDescriptor*> methods;
-  for (const Descriptor* message :
-       {v1::CreateQuantizationJobRequest::descriptor(), v1::UploadBlobRequest::descriptor(),
-        v1::AcquireJobRequest::descriptor(), v1::QueueStats::descriptor()}) {
-    for (int i = 0; i < message->file()->service_count(); ++i) {
-      const auto& service = *message->file()->service(i);
+  for (const auto& entry :
+       std::filesystem::directory_iterator(QUANTRY_SOURCE_DIR "/proto/quantry/v1")) {
+    std::stringstream text;
+    text << std::ifstream(entry.path()).rdbuf();
+    if (text.str().find("\nservice ") == std::string::npos) continue;
+    const auto* file = google::protobuf::DescriptorPool::generated_pool()->FindFileByName(
+        "quantry/v1/" + entry.path().filename().string());
+    if (file == nullptr) {
+      ADD_FAILURE() << entry.path() << ": no part of this program";
+      continue;
+    }
+    for (int i = 0; i < file->service_count(); ++i) {
+      const auto& service = *file->service(i);
       for (int j = 0; j < service.method_count(); ++j) {
         methods[absl::StrCat(service.name(), "/", service.method(j)->name())] = service.method(j);
       }
     }
   }
   return methods;
+}
+
+TEST(Permissions, MetricsKnowEveryRpc) {
+  std::set<std::string> wanted;
+  for (const auto& [name, method] : MethodsOfDescriptors()) wanted.insert("/quantry.v1." + name);
+  const std::vector<std::string> names = AllMethodNames();
+  EXPECT_EQ(std::set<std::string>(names.begin(), names.end()), wanted);
 }
 
 TEST(Permissions, EveryRpcHasOneRowAndTheDocumentHasTheSame) {

@@ -1,7 +1,9 @@
-"""Every rpc of the service descriptors with missing, oversized and hostile requests: a new rpc is in here by itself.
+"""Every rpc of the service descriptors with missing, oversized and hostile requests: a new rpc or service is in here by itself.
 
 Whatever arrives, the answer is an error the caller can act on, never INTERNAL or UNKNOWN, and the server stays ready.
 """
+import importlib
+import re
 import urllib.request
 
 import api  # noqa: F401  makes quantry.v1 importable
@@ -9,12 +11,14 @@ import grpc
 import pytest
 from google.protobuf import message_factory
 from google.protobuf.descriptor import FieldDescriptor
-from quantry.v1 import admin_service_pb2, artifact_service_pb2, quantization_service_pb2, worker_service_pb2
+
+from conftest import ROOT
 
 WORKER_SERVICE = "WorkerService"
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 METHODS = {
     f"{service.name}/{method.name}": method
-    for module in (quantization_service_pb2, artifact_service_pb2, admin_service_pb2, worker_service_pb2)
+    for module in (importlib.import_module(f"quantry.v1.{path.stem}_pb2") for path in sorted((ROOT / "proto/quantry/v1").glob("*.proto")))
     for service in module.DESCRIPTOR.services_by_name.values() for method in service.methods}
 TEXTS = ["../x", "a\0b", "x" * 65536, "tenants/other/quantizationJobs/job-1", "tenants/default/quantizationJobs/../../etc",
          "tenants/default/quantizationJobs/" + "x" * 5000, "%n%s", "'; DROP TABLE jobs; --", "\u202e\ufffd"]
@@ -85,6 +89,26 @@ def channels(binaries, tmp_path_factory):
             grpc.insecure_channel(server.worker_address, options) as worker:
         yield server, {"tenant": tenant, "worker": worker}
     server.stop()
+
+
+def served(channel):
+    """What the port itself says: the answer to "list_services", of which the names are all that is looked at."""
+    ask = channel.stream_stream(REFLECTION, lambda data: data, lambda data: data)
+    (answer,) = ask(iter([b"\x3a\x01*"]), timeout=20)
+    return set(re.findall(rb"quantry\.v1\.\w+", answer))
+
+
+def test_no_service_is_forgotten(channels):
+    """What a port serves is in the table above, behind the port that the calls go to."""
+    server, by_port = channels
+    wanted = {"tenant": set(), "worker": set()}
+    for method in METHODS.values():
+        service = method.containing_service
+        wanted["worker" if service.name == WORKER_SERVICE else "tenant"].add(service.full_name.encode())
+    assert {port: served(channel) for port, channel in by_port.items()} == wanted
+    with urllib.request.urlopen(f"http://{server.admin}/metrics", timeout=10) as answer:
+        metrics = answer.read().decode()
+    assert [name for name in METHODS if name not in metrics] == [], "missing in server/rpc/service_context.cc"
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
