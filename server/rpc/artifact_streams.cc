@@ -14,13 +14,12 @@
 #include "common/utf8_prefix.h"
 #include "google/protobuf/util/json_util.h"
 #include "server/rpc/stored_bytes.h"
+#include "server/rpc/upload_session.h"
 
 namespace quantry::server {
 namespace {
 
 constexpr std::string_view kManifestName = "manifest.json";
-// How much one upload may write between looks at its tenant's quota of bytes.
-constexpr std::int64_t kQuotaStride = std::int64_t{16} << 20;
 
 absl::Status Corrupt(const std::string& path, const std::string& wanted, const std::string& got) {
   return MakeError(Reason::kArtifactCorrupt,
@@ -36,7 +35,8 @@ class UploadReactor : public grpc::ServerReadReactor<v1::UploadBlobRequest> {
                 v1::UploadBlobResponse* response)
       : context_(context),
         response_(response),
-        call_("/quantry.v1.ArtifactService/UploadBlob", context->runtime, call) {
+        call_("/quantry.v1.ArtifactService/UploadBlob", context->runtime, call),
+        session_(context->blobs, Rules()) {
     if (const absl::Status admitted = call_.Admit(nullptr); !admitted.ok()) {
       Finish(call_.End(admitted));
     } else {
@@ -53,96 +53,35 @@ class UploadReactor : public grpc::ServerReadReactor<v1::UploadBlobRequest> {
   void Step(bool more) {
     if (context_->runtime->draining) return End(RpcRuntime::Draining());
     absl::Status status = call_.Standing();
-    if (status.ok()) status = more ? Take() : Complete();
+    if (status.ok()) status = more ? session_.Take(request_) : Complete();
     if (!more || !status.ok()) return End(status);
     request_.Clear();
     grpc::ServerReadReactor<v1::UploadBlobRequest>::StartRead(&request_);
   }
 
-  absl::Status Take() {
-    switch (request_.kind_case()) {
-      case v1::UploadBlobRequest::kHeader:
-        return Header(request_.header());
-      case v1::UploadBlobRequest::kChunk:
-        return Chunk(request_.chunk());
-      case v1::UploadBlobRequest::KIND_NOT_SET:
-        break;
-    }
-    return MakeError(Reason::kInvalidArgument, "wanted header or chunk, got neither");
+  UploadRules Rules() {
+    return {
+        .max_blob_bytes = context_->limits.max_blob_bytes,
+        .admit = [this](const v1::UploadBlobRequest& header) { return call_.AdmitName(header); },
+        .room = [this](const std::string& tenant,
+                       std::int64_t more) { return CheckRoomForUpload(*context_, tenant, more); },
+        .count =
+            [this](std::int64_t bytes) {
+              context_->runtime->metrics->artifact_bytes.With({"upload"})
+                  .Increment(static_cast<double>(bytes));
+            }};
   }
 
-  absl::Status Header(const v1::UploadBlobRequest::Header& header) {
-    if (!tenant_.empty()) {
-      return MakeError(Reason::kInvalidArgument, "wanted one header, got another");
-    }
-    if (absl::Status status = call_.AdmitName(request_); !status.ok()) return status;
-    auto tenant = ParseTenantName(header.parent());
-    if (!tenant.ok()) return tenant.status();
-    blob_ = {header.blob().sha256(), header.blob().size_bytes()};
-    if (blob_.size_bytes < 0 || blob_.size_bytes > context_->limits.max_blob_bytes) {
-      return MakeError(Reason::kInvalidArgument,
-                       absl::StrCat("blob.size_bytes: wanted 0 to ",
-                                    context_->limits.max_blob_bytes, ", got ", blob_.size_bytes));
-    }
-    auto state = context_->blobs->Find(*tenant, blob_);
-    if (!state.ok()) return state.status();
-    tenant_ = *std::move(tenant);
-    if (state->complete) return absl::OkStatus();  // chunks are taken and dropped
-    absl::Status room =
-        CheckRoomForUpload(*context_, tenant_, blob_.size_bytes - state->committed_bytes);
-    if (!room.ok()) return room;
-    auto upload = context_->blobs->Begin(tenant_, blob_, header.write_offset());
-    if (!upload.ok()) return upload.status();
-    upload_ = *std::move(upload);
-    return absl::OkStatus();
-  }
-
-  absl::Status Chunk(const v1::UploadBlobRequest::Chunk& chunk) {
-    if (tenant_.empty()) {
-      return MakeError(Reason::kInvalidArgument, "wanted the header first, got a chunk");
-    }
-    if (static_cast<std::int64_t>(chunk.data().size()) > kChunkBytes) {
-      return MakeError(Reason::kInvalidArgument,
-                       absl::StrCat("wanted chunks of at most ", kChunkBytes, " bytes, got ",
-                                    chunk.data().size()));
-    }
-    if (const std::uint32_t crc = Crc32c(chunk.data()); crc != chunk.crc32c()) {
-      return MakeError(
-          Reason::kChunkCorrupt,
-          absl::StrCat("wanted crc32c ", chunk.crc32c(), ", got ", crc, "; send the chunk again"));
-    }
-    if (upload_ == nullptr) return absl::OkStatus();
-    if (absl::Status status = upload_->Append(chunk.data()); !status.ok()) return status;
-    context_->runtime->metrics->artifact_bytes.With({"upload"})
-        .Increment(static_cast<double>(chunk.data().size()));
-    // Uploads side by side each looked before they began.
-    unchecked_ += static_cast<std::int64_t>(chunk.data().size());
-    if (unchecked_ < kQuotaStride) return absl::OkStatus();
-    unchecked_ = 0;
-    return CheckRoomForUpload(*context_, tenant_, 0);
-  }
-
-  // The client said that it is done; a broken connection ends here too and
-  // then fails for missing bytes, which stay for the next try.
   absl::Status Complete() {
-    if (tenant_.empty()) {
-      return MakeError(Reason::kInvalidArgument, "wanted a header, got an empty stream");
-    }
-    if (upload_ != nullptr) {
-      // To an object store the bytes go now.
-      absl::Status status = upload_->Finish([this](std::int64_t) {
-        return context_->runtime->draining ? RpcRuntime::Draining() : call_.Standing();
-      });
-      if (!status.ok()) return status;
-    }
-    response_->set_name(FormatBlobName(tenant_, blob_.sha256));
-    response_->set_committed_bytes(blob_.size_bytes);
-    return absl::OkStatus();
+    const auto goes_on = [this](std::int64_t) {
+      return context_->runtime->draining ? RpcRuntime::Draining() : call_.Standing();
+    };
+    return session_.Complete(goes_on, response_);
   }
 
   // Last: the reactor may be gone when it returns.
   void End(const absl::Status& status) {
-    upload_.reset();  // unlocks the partial file before the client can retry
+    session_.Drop();  // before the client can retry
     const grpc::Status final = call_.End(status);
     Finish(final);
   }
@@ -151,10 +90,7 @@ class UploadReactor : public grpc::ServerReadReactor<v1::UploadBlobRequest> {
   v1::UploadBlobResponse* const response_;
   Call call_;
   v1::UploadBlobRequest request_;
-  std::string tenant_;  // empty until the header came
-  BlobId blob_;
-  std::unique_ptr<BlobUpload> upload_;  // null when the blob is here already
-  std::int64_t unchecked_ = 0;          // written since the last look at the quota
+  UploadSession session_;
 };
 
 class ReadReactor : public grpc::ServerWriteReactor<v1::ReadArtifactResponse> {

@@ -9,8 +9,6 @@
 
 namespace quantry::server {
 
-// Most bytes of one chunk in either direction.
-inline constexpr std::int64_t kChunkBytes = 512 << 10;
 // A manifest larger than this was not written by an engine of ours.
 inline constexpr std::int64_t kMaxManifestBytes = 64 << 20;
 

@@ -85,10 +85,16 @@ def service_seeds():
             'eta { seconds: 5 } } }')
     worker = 'worker { worker_id: "w" incarnation: "i" slots: 1 gpus { uuid: "g" memory_bytes: 1 } methods: "awq" }'
     checkpoint = ('session: "s" job: "tenants/default/quantizationJobs/j" epoch: 1 checkpoint { blocks_done: 1 }')
+    lease = 'session: "s" job: "tenants/default/quantizationJobs/j" epoch: 1'
+    events = 'event_offset: 2 events { log { message: "m" } }'
     write("worker_messages", b"\0" + message("HeartbeatRequest", "worker_service", beat),
           b"\1" + message("RegisterWorkerRequest", "worker_service", worker),
           b"\2" + message("CommitCheckpointRequest", "worker_service", checkpoint),
-          b"\3\x08\xff\xff\xff\xff\xff\xff\xff\xff\x7f\x10\x01", b"\3\x08\x05\x10\xff\x93\xeb\xdc\x03")
+          b"\3\x08\xff\xff\xff\xff\xff\xff\xff\xff\x7f\x10\x01", b"\3\x08\x05\x10\xff\x93\xeb\xdc\x03",
+          b"\4" + message("AcquireJobRequest", "worker_service", 'session: "s" acquire_id: "a" wait { seconds: 20 }'),
+          b"\5" + message("CompleteJobRequest", "worker_service", f'{lease} manifest_sha256: "{"0" * 64}" file_count: 1 {events}'),
+          b"\6" + message("FailJobRequest", "worker_service", f'{lease} error {{ reason: "R" message: "m" }} log_tail: "l" {events}'),
+          b"\7" + message("ReleaseJobRequest", "worker_service", f'{lease} reason: "drain"'))
     write("engine_events", '{"started":{"engine_version":"1","device":"cpu","blocks_total":5}}', '{"stage":"STAGE_LOADING"}',
           '{"checkpoint":{"blocks_done":1,"files":[{"path":"a","size_bytes":"3","sha256":"x"}]}}', '{"later":{}}',
           '{"error":{"failure_class":"FAILURE_CLASS_USER","reason":"R","message":"m","metadata":{"a":"b"}}}',
@@ -98,7 +104,8 @@ def service_seeds():
                 "timing": {"stages_s": {"STAGE_LOADING": 1}}, "outputs": [{"format": "gptq", "bytes": "7"}]}
     write("manifest", manifest, {"files": [{"path": "../x"}, {"path": "/x"}, {"path": "a\u0000b"}]}, [])
     whole = bytes([5, 1, 0, 1, 1, 5, 4])
-    write("upload", whole, bytes([5, 1, 0, 1, 1, 3, 3, 0, 4, 1, 2, 4]), bytes([9, 0, 20, 0, 1, 2, 120, 4]))
+    write("upload", whole, bytes([5, 1, 0, 1, 1, 3, 3, 0, 4, 1, 2, 4]), bytes([9, 0, 20, 0, 1, 2, 120, 4]),
+          bytes([5, 1, 1, 5, 0, 1, 1, 5, 5, 0, 0, 1, 0, 1, 0, 1, 6, 0, 1, 1, 5, 4]))
 
 
 if __name__ == "__main__":

@@ -16,22 +16,6 @@ absl::Status ProtocolError(const std::string& what) {
   return MakeError(Reason::kEngineProtocol, what + "; this is a bug in quantry-engine");
 }
 
-absl::StatusOr<v1::Manifest> ParseManifest(const std::string& json) {
-  v1::Manifest manifest;
-  google::protobuf::util::JsonParseOptions options;
-  options.ignore_unknown_fields = true;
-  const auto status = google::protobuf::util::JsonStringToMessage(json, &manifest, options);
-  if (!status.ok()) {
-    return ProtocolError("manifest.json is not a quantry manifest: " +
-                         std::string(status.message()));
-  }
-  if (manifest.files().empty() || manifest.files_size() > kMaxArtifactFiles) {
-    return ProtocolError("manifest.json lists " + std::to_string(manifest.files_size()) +
-                         " files, wanted 1 to " + std::to_string(kMaxArtifactFiles));
-  }
-  return manifest;
-}
-
 absl::Status Corrupt(const v1::ArtifactFile& file, const Transferred& sent) {
   return MakeError(Reason::kArtifactCorrupt,
                    "artifact file " + file.path() + " should have " +
@@ -52,6 +36,22 @@ absl::Status StoreError(const std::string& uri, const absl::Status& status) {
 }
 
 }  // namespace
+
+absl::StatusOr<v1::Manifest> ParseManifest(const std::string& json) {
+  v1::Manifest manifest;
+  google::protobuf::util::JsonParseOptions options;
+  options.ignore_unknown_fields = true;
+  const auto status = google::protobuf::util::JsonStringToMessage(json, &manifest, options);
+  if (!status.ok()) {
+    return ProtocolError("manifest.json is not a quantry manifest: " +
+                         std::string(status.message()));
+  }
+  if (manifest.files().empty() || manifest.files_size() > kMaxArtifactFiles) {
+    return ProtocolError("manifest.json lists " + std::to_string(manifest.files_size()) +
+                         " files, wanted 1 to " + std::to_string(kMaxArtifactFiles));
+  }
+  return manifest;
+}
 
 v1::JobResult ResultFromManifest(const v1::Manifest& manifest, const std::string& artifact_uri) {
   v1::JobResult result;

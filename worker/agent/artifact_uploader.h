@@ -4,6 +4,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/storage.h"
+#include "quantry/v1/artifact.pb.h"
 #include "quantry/v1/engine.pb.h"
 #include "quantry/v1/worker_service.pb.h"
 #include "worker/agent/patience.h"
@@ -24,6 +25,10 @@ absl::StatusOr<v1::CompleteJobRequest> UploadArtifact(const v1::Lease& lease,
                                                       const v1::EngineCompleted& completed,
                                                       const TransferCheck& check,
                                                       Patience& patience);
+
+// An engine's manifest.json. ENGINE_PROTOCOL when it is none, or lists no files
+// or too many. Fields of a newer engine are passed over; paths are not checked.
+absl::StatusOr<v1::Manifest> ParseManifest(const std::string& json);
 
 // What a job has to show, from its manifest.
 v1::JobResult ResultFromManifest(const v1::Manifest& manifest, const std::string& artifact_uri);
