@@ -11,6 +11,7 @@
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/memory.h"
 #include "worker/engine/base/seal.h"
+#include "worker/engine/device/device.h"
 #include "worker/engine/evaluation/tools.h"
 #include "worker/engine/export/unpack.h"
 #include "worker/engine/inference/generate.h"
@@ -91,7 +92,9 @@ int QuoteSubcommand(int argc, char** argv) {
     return kUsage;
   }
   try {
-    std::cout << QuoteJson(ReadJobFile(path)).dump() << "\n";
+    const Job job = ReadJobFile(path);
+    ConfigureRuntime(job.threads);  // what is held depends on the cores that work
+    std::cout << QuoteJson(job).dump() << "\n";
     return 0;
   } catch (const std::exception& error) {
     EventWriter(STDOUT_FILENO).Error(Translate(error));

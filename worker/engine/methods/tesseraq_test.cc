@@ -103,6 +103,24 @@ TEST(TesseraqOptionsTest, HeldOutWindowsLeaveABatch) {
   EXPECT_TRUE(test::Mentions(error, "held_out_samples 12")) << error.what();
 }
 
+// Each share of a step has gradients of its own.
+TEST(TesseraqOptionsTest, BytesCountTheGradientsOfEveryShare) {
+  const test::Setting setting("llama");
+  const Tesseraq method(Parsed(R"({"init": "INIT_NONE", "batch_size": 4})"));
+  const int before = at::get_num_threads();
+  const auto bytes = [&](int threads) {
+    at::set_num_threads(threads);
+    return method.WorkingBytes(setting.checkpoint->architecture(), setting.checkpoint->config(),
+                               setting.stream());
+  };
+  const int64_t one = bytes(1), three = bytes(3), four = bytes(4);
+  at::set_num_threads(before);
+  int64_t weights = 0;
+  for (const Linear& linear : setting.block.linears) weights += linear.weight.numel();
+  EXPECT_EQ(four - one, 3 * 4 * weights);
+  EXPECT_EQ(three, one);  // four windows in one share
+}
+
 // What Quantize makes of the first block of a random model.
 struct Result {
   std::string options;

@@ -6,6 +6,7 @@
 #include "worker/engine/methods/method.h"
 #include "worker/engine/model/architecture.h"
 #include "worker/engine/model/config.h"
+#include "worker/engine/reconstruct/over_shares.h"
 
 namespace quantry::engine {
 
@@ -19,6 +20,14 @@ inline int64_t BlockWeights(const Architecture& architecture, const ModelConfig&
     weights += shape.out * shape.in;
   }
   return weights;
+}
+
+// Gradients of a block's weights in a step over `windows` windows: each share of
+// them has its own until they are summed.
+inline int64_t GradientBytes(const Architecture& architecture, const ModelConfig& config,
+                             int64_t windows) {
+  return HostShares(windows) * BlockWeights(architecture, config) *
+         static_cast<int64_t>(sizeof(float));
 }
 
 // Outputs the block is trained towards: a stream.

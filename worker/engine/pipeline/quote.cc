@@ -1,5 +1,7 @@
 #include "worker/engine/pipeline/quote.h"
 
+#include <ATen/Parallel.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -150,6 +152,17 @@ int64_t MethodBytes(const Job& job, const Checkpoint& checkpoint, const StreamSh
   return most;
 }
 
+// A device takes a step at once, where the host's cores take shares of it side by
+// side: what one thread would hold.
+int64_t MethodBytesOnDevice(const Job& job, const Checkpoint& checkpoint,
+                            const StreamShape& stream) {
+  const int threads = at::get_num_threads();
+  at::set_num_threads(1);
+  const int64_t bytes = MethodBytes(job, checkpoint, stream);
+  at::set_num_threads(threads);
+  return bytes;
+}
+
 }  // namespace
 
 int64_t HostMemoryBytes(const Checkpoint& checkpoint, const StreamShape& calibration) {
@@ -177,13 +190,13 @@ Json QuoteJson(const Job& job) {
   // All windows of a text (0) cannot be counted without reading it: at least 1.
   StreamShape evaluation = ShapeOfText(job.evaluation);
   if (job.evaluation) evaluation.windows = std::max<int64_t>(evaluation.windows, 1);
-  const int64_t method_bytes = MethodBytes(job, *checkpoint, calibration);
-  Json quote = {
-      {"steps", PlanSteps(job, *checkpoint, calibration, evaluation, {}).total()},
-      {"blocks", checkpoint->config().num_layers},
-      {"parameters", checkpoint->parameters()},
-      {"host_memory_bytes", HostMemoryBytes(*checkpoint, calibration) + method_bytes},
-      {"device_memory_bytes", DeviceMemoryBytes(*checkpoint, calibration) + method_bytes}};
+  const int64_t on_host = MethodBytes(job, *checkpoint, calibration);
+  const int64_t on_device = MethodBytesOnDevice(job, *checkpoint, calibration);
+  Json quote = {{"steps", PlanSteps(job, *checkpoint, calibration, evaluation, {}).total()},
+                {"blocks", checkpoint->config().num_layers},
+                {"parameters", checkpoint->parameters()},
+                {"host_memory_bytes", HostMemoryBytes(*checkpoint, calibration) + on_host},
+                {"device_memory_bytes", DeviceMemoryBytes(*checkpoint, calibration) + on_device}};
   const bool fits = problems.empty();
   quote["outputs"] = fits ? OutputsJson(job, *checkpoint) : Json::array();
   quote["problems"] = problems;

@@ -9,6 +9,7 @@
 #include "worker/engine/base/random.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/methods/block_weights.h"
+#include "worker/engine/methods/working_bytes.h"
 #include "worker/engine/nn/transformer.h"
 #include "worker/engine/quant/grid.h"
 #include "worker/engine/reconstruct/adam.h"
@@ -237,21 +238,27 @@ ModelTuningReport TuneModel(const ModelTuningTask& task, const ModelTuningOption
 int64_t TuningBytes(const ModelTuningOptions& options, const Architecture& architecture,
                     const ModelConfig& config, int64_t group_size, int64_t length) {
   constexpr int64_t kFloat = sizeof(float);
-  // Scale, its logarithm, the gradient of that and two moments.
-  constexpr int64_t kFloatsAScale = 5;
+  // Scale, its logarithm and two moments of that, beside a share's gradient.
+  constexpr int64_t kFloatsAScale = 4;
+  // A share's block with its gradient, and the one before it.
+  constexpr int64_t kBlockCopies = 3;
   // Teacher, student, their exponentials and differences.
   constexpr int64_t kLogitTensors = 6;
+  const int64_t shares = HostShares(options.batch_size);
   int64_t block = 0;
   for (const LinearSpec& linear : architecture.linears) {
     const LinearShape shape = ShapeOf(config, linear.role);
     const int64_t groups = group_size > 0 ? shape.in / group_size : 1;
-    block += shape.out * (shape.in + groups * kFloatsAScale * kFloat);
+    block += shape.out * (shape.in + groups * (kFloatsAScale + shares) * kFloat);
   }
   const int64_t head = config.vocab_size * config.hidden_size * kFloat;
   const int64_t tokens = options.batch_size * length;
   const int64_t hidden = tokens * config.hidden_size * kFloat * (config.num_layers + 1);
-  const int64_t logits = std::min(kMaxLogits * at::get_num_threads(), tokens * config.vocab_size);
-  return config.num_layers * block + head + hidden + kLogitTensors * logits * kFloat;
+  const int64_t logits = std::min(kMaxLogits * shares, tokens * config.vocab_size);
+  // The first share's copies are those that every job has.
+  const int64_t copies = (shares - 1) * kBlockCopies * BlockWeights(architecture, config) * kFloat;
+  return config.num_layers * block + copies + head + hidden + kLogitTensors * logits * kFloat +
+         KeptActivationBytes(config, {options.batch_size, length}, options.batch_size);
 }
 
 }  // namespace quantry::engine

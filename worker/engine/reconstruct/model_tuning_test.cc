@@ -89,6 +89,22 @@ TEST_P(ModelTuningTest, SameSeedSameBytes) {
   EXPECT_FALSE(one[0].linears[0].scales.equal(blocks_[0].linears[0].scales));
 }
 
+// A block of its own for every share that runs beside the first.
+TEST_P(ModelTuningTest, BytesCountEveryShare) {
+  const int before = at::get_num_threads();
+  const auto bytes = [&](int threads) {
+    at::set_num_threads(threads);
+    return TuningBytes({.batch_size = 4}, checkpoint_->architecture(), checkpoint_->config(), -1,
+                       12);
+  };
+  const int64_t one = bytes(1), two = bytes(2), three = bytes(3);
+  at::set_num_threads(before);
+  int64_t weights = 0;
+  for (const QuantizedLinear& linear : blocks_[0].linears) weights += linear.codes.numel();
+  EXPECT_GE(two - one, 3 * 4 * weights);
+  EXPECT_EQ(three, one);  // four windows in one share
+}
+
 TEST_P(ModelTuningTest, ARateOfZeroLeavesNormsAlone) {
   ModelTuningOptions options;
   options.steps = 3;

@@ -13,10 +13,10 @@
 namespace quantry::engine {
 namespace {
 
-// Bytes a weight while signs and codes are learned: the assembled weight, its
-// gradient of two shares, soft weight, offset, logit with two moments and its
-// index, the integer it starts from, two bytes of decisions.
-constexpr int64_t kBytesPerLearnedWeight = 4 + 2 * 4 + 4 + 4 + 16 + 2 + 2;
+// Bytes a weight beside its gradients while signs and codes are learned: the
+// assembled weight, soft weight, offset, logit with two moments and its index,
+// the integer it starts from, two bytes of decisions.
+constexpr int64_t kBytesPerLearnedWeight = 4 + 4 + 4 + 16 + 2 + 2;
 
 int64_t TrainedNumbers(const Block& block) {
   int64_t count = 0;
@@ -53,8 +53,10 @@ int64_t Ptq161::WorkingBytes(const Architecture& architecture, const ModelConfig
                              const StreamShape& stream) const {
   const bool learned = options_.learn_rounding;
   const int64_t windows = learned ? std::min(options_.rounding_batch, stream.windows) : 1;
-  return (learned ? BlockWeights(architecture, config) * kBytesPerLearnedWeight : 0) +
-         KeptActivationBytes(config, stream, windows) + 2 * TargetBytes(config, stream);
+  const int64_t rounding = BlockWeights(architecture, config) * kBytesPerLearnedWeight +
+                           GradientBytes(architecture, config, windows);
+  return (learned ? rounding : 0) + KeptActivationBytes(config, stream, windows) +
+         2 * TargetBytes(config, stream);
 }
 
 int64_t Ptq161::SalientColumns(int64_t in_features) const {

@@ -15,9 +15,9 @@
 namespace quantry::engine {
 namespace {
 
-// Bytes a weight: gradient of two shares, soft weight, offset, logit with two
+// Bytes a weight beside its gradients: soft weight, offset, logit with two
 // moments and its index, the integer it starts from, two bytes of decisions.
-constexpr int64_t kBytesPerWeight = 2 * 4 + 4 + 4 + 16 + 2 + 2;
+constexpr int64_t kBytesPerWeight = 4 + 4 + 16 + 2 + 2;
 
 AwqOptions Switched(const TesseraqOptions& options) {
   AwqOptions awq = options.awq;
@@ -94,8 +94,10 @@ int64_t Tesseraq::WorkingBytes(const Architecture& architecture, const ModelConf
   const int64_t start = options_.init == RoundingInit::kOmniquant
                             ? 0
                             : AwqSearchBytes(Switched(options_), architecture, config, stream);
+  const int64_t windows = options_.rounding.batch_size;
   const int64_t rounding = BlockWeights(architecture, config) * kBytesPerWeight +
-                           KeptActivationBytes(config, stream, options_.rounding.batch_size);
+                           GradientBytes(architecture, config, windows) +
+                           KeptActivationBytes(config, stream, windows);
   return std::max(start, rounding) + TargetBytes(config, stream);
 }
 
