@@ -9,13 +9,13 @@
 namespace quantry::cli {
 namespace {
 
-// Some file systems give a file another number at each look.
 constexpr int kMaxLooks = 100;
 
 }  // namespace
 
 Holder OpenAndHold(const std::string& path, const std::function<int()>& open_path, UniqueFd* fd) {
   for (int looks = 1;; ++looks) {
+    *fd = UniqueFd();  // now: closing it later could change errno
     *fd = UniqueFd(open_path());
     const bool last = looks == kMaxLooks;
     if (!fd->ok() && errno == ENOENT && !last) continue;
