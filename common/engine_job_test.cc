@@ -1,35 +1,77 @@
 #include "common/engine_job.h"
 
+#include <google/protobuf/text_format.h>
+#include <google/protobuf/util/message_differencer.h>
 #include <gtest/gtest.h>
 
 namespace quantry {
 namespace {
 
+template <typename Message>
+Message FromText(const char* text) {
+  Message message;
+  EXPECT_TRUE(google::protobuf::TextFormat::ParseFromString(text, &message));
+  return message;
+}
+
+// Each field that is copied, and none as it is by default.
+constexpr char kSpec[] = R"(
+  calibration {
+    source { local_path: "/calibration" }
+    format: TEXT_FORMAT_TEXT samples: 16 sequence_length: 256 sampling: SAMPLING_RANDOM
+  }
+  evaluation {
+    source { local_path: "/evaluation" }
+    format: TEXT_FORMAT_TOKEN_IDS sequence_length: 128 windows: 4
+  }
+  preprocessing {
+    source { local_path: "/corpus" }
+    format: TEXT_FORMAT_TOKEN_IDS sequence_length: 512
+    lora {
+      rank: 8 alpha: 4 dropout: 0.5 steps: 20 accumulation: 3 learning_rate: 0.25
+      warmup_steps: 2 clip_norm: 0.75 attention_output: true
+    }
+  }
+  method { rtn { grid { bits: 4 group_size: 64 symmetric: true } } }
+  outputs { format: OUTPUT_FORMAT_GPTQ }
+  outputs { format: OUTPUT_FORMAT_DENSE }
+  quality_gate { max_perplexity_ratio: 1.5 max_perplexity_increase: 0.25 }
+  seed: 7
+  resources { device: "cuda:1" threads: 3 }
+)";
+
+// Paths of texts are the caller's.
+constexpr char kJob[] = R"(
+  calibration {
+    text { format: TEXT_FORMAT_TEXT }
+    samples: 16 sequence_length: 256 sampling: SAMPLING_RANDOM
+  }
+  evaluation {
+    text { format: TEXT_FORMAT_TOKEN_IDS }
+    sequence_length: 128 windows: 4
+  }
+  preprocessing {
+    text { format: TEXT_FORMAT_TOKEN_IDS }
+    sequence_length: 512
+    lora {
+      rank: 8 alpha: 4 dropout: 0.5 steps: 20 accumulation: 3 learning_rate: 0.25
+      warmup_steps: 2 clip_norm: 0.75 attention_output: true
+    }
+  }
+  method { rtn { grid { bits: 4 group_size: 64 symmetric: true } } }
+  outputs { format: OUTPUT_FORMAT_GPTQ }
+  outputs { format: OUTPUT_FORMAT_DENSE }
+  quality_gate { max_perplexity_ratio: 1.5 max_perplexity_increase: 0.25 }
+  seed: 7
+  device: "cuda:1"
+  threads: 3
+)";
+
 TEST(EngineJobTest, HasWhatTheSpecSays) {
-  v1::JobSpec spec;
-  spec.mutable_calibration()->mutable_source()->set_local_path("/text");
-  spec.mutable_calibration()->set_samples(16);
-  spec.mutable_evaluation()->mutable_source()->set_local_path("/text");
-  spec.mutable_evaluation()->set_windows(4);
-  spec.mutable_preprocessing()->mutable_source()->set_local_path("/text");
-  spec.mutable_preprocessing()->set_sequence_length(512);
-  spec.mutable_method()->mutable_rtn()->mutable_grid()->set_bits(4);
-  spec.add_outputs();
-  spec.mutable_quality_gate()->set_max_perplexity_ratio(1.5);
-  spec.set_seed(7);
-  spec.mutable_resources()->set_device("cuda:1");
-  spec.mutable_resources()->set_threads(3);
-  const v1::EngineJob job = EngineJobOf(spec);
-  EXPECT_EQ(job.calibration().samples(), 16);
-  EXPECT_EQ(job.calibration().text().path(), "");
-  EXPECT_EQ(job.evaluation().windows(), 4);
-  EXPECT_EQ(job.preprocessing().sequence_length(), 512);
-  EXPECT_EQ(job.method().rtn().grid().bits(), 4);
-  EXPECT_EQ(job.outputs_size(), 1);
-  EXPECT_EQ(job.quality_gate().max_perplexity_ratio(), 1.5);
-  EXPECT_EQ(job.seed(), 7);
-  EXPECT_EQ(job.device(), "cuda:1");
-  EXPECT_EQ(job.threads(), 3);
+  const v1::EngineJob job = EngineJobOf(FromText<v1::JobSpec>(kSpec));
+  EXPECT_TRUE(
+      google::protobuf::util::MessageDifferencer::Equals(job, FromText<v1::EngineJob>(kJob)))
+      << job.DebugString();
 }
 
 TEST(EngineJobTest, WhatTheSpecLeavesOutIsAbsent) {

@@ -62,7 +62,7 @@ def processes():
             continue
         try:
             yield (int(entry.name), (entry / "cmdline").read_bytes().split(b"\0"),
-                   (entry / "stat").read_text().rpartition(") ")[2][:1])
+                   (entry / "stat").read_bytes().rpartition(b") ")[2][:1].decode())
         except OSError:  # it has ended
             continue
 
