@@ -323,6 +323,21 @@ TEST_P(JobStoreSuite, RetryIsIdempotentByRequestId) {
   EXPECT_EQ(store().Retry({Key("job-one"), "r1"}, now())->state, JobState::kRunning);
 }
 
+TEST_P(JobStoreSuite, ALateRepeatOfARetryQueuesNothing) {
+  Submit("job-one");
+  const auto cancelled_after = [&](const std::string& retry) {
+    ASSERT_EQ(Outcome(store().Retry({Key("job-one"), retry}, now())), "OK");
+    ASSERT_EQ(Outcome(store().Cancel({.key = Key("job-one")}, now())), "OK");
+  };
+  ASSERT_EQ(Outcome(store().Cancel({.key = Key("job-one")}, now())), "OK");
+  for (const char* retry : {"r1", "", "r2", "r3"}) cancelled_after(retry);
+  for (const char* repeat : {"r1", "r2", "r3"}) {
+    EXPECT_EQ(store().Retry({Key("job-one"), repeat}, now())->state, JobState::kCancelled);
+  }
+  // Another one, though its id begins like one that was.
+  EXPECT_EQ(store().Retry({Key("job-one"), "r"}, now())->state, JobState::kQueued);
+}
+
 TEST_P(JobStoreSuite, RetryOnlyWhereAnotherAttemptMakesSense) {
   EXPECT_EQ(Outcome(store().Retry({Key("none"), "r"}, now())), "JOB_NOT_FOUND");
   std::string session = Register("w1");

@@ -3,6 +3,7 @@
 #include "server/jobs/postgres/tenant_calls.h"
 #include "server/jobs/postgres/twins.h"
 #include "server/jobs/rules.h"
+#include "server/jobs/sql_retries.h"
 
 namespace quantry::server::postgres {
 namespace {
@@ -110,11 +111,6 @@ absl::StatusOr<std::pair<int64_t, Job>> Load(Database& db, const JobKey& key,
   return std::pair(*pk, std::move(job));
 }
 
-std::string LastRetry(Database& db, int64_t pk) {
-  Rows rows = db.Query("SELECT retry_id FROM jobs WHERE pk = $1", pk);
-  return rows.Next() ? rows.Text(0) : "";
-}
-
 }  // namespace
 
 absl::StatusOr<SubmitResult> Submit(const Context& context, const SubmitRequest& request) {
@@ -198,13 +194,12 @@ absl::StatusOr<Job> Retry(const Context& context, const RetryRequest& request) {
   const sql::QuotaRow quota = LockQuota(db, request.key.tenant);
   if (!LockEndedJob(db, pk)) return JobNotFound(request.key);
   const Job job = ReadJob(db, pk);
-  if (!request.request_id.empty() && LastRetry(db, pk) == request.request_id) return job;
+  if (sql::WasRetriedBy(db, pk, request.request_id)) return job;
   if (absl::Status match = CheckEtag(job, request.etag); !match.ok()) return match;
   if (absl::Status status = CheckRetryable(job); !status.ok()) return status;
   absl::Status admitted = AdmitQueued(db, quota, std::nullopt, context.now);
   if (!admitted.ok()) return admitted;
-  db.Execute("UPDATE jobs SET retry_id = $1, user_failures = 0, worker_losses = 0 WHERE pk = $2",
-             request.request_id, pk);
+  sql::NoteRetry(db, pk, request.request_id);
   db.Execute("UPDATE job_payloads SET error = NULL WHERE pk = $1", pk);
   db.Execute("DELETE FROM job_losses WHERE pk = $1", pk);
   db.Execute("DELETE FROM job_progress WHERE pk = $1", pk);

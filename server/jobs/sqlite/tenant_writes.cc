@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "server/jobs/rules.h"
+#include "server/jobs/sql_retries.h"
 #include "server/jobs/sqlite/quotas.h"
 #include "server/jobs/sqlite/rows.h"
 #include "server/jobs/sqlite/tenant_calls.h"
@@ -91,11 +92,6 @@ absl::StatusOr<std::pair<int64_t, Job>> Load(Database& db, const JobKey& key,
   return std::pair(*pk, std::move(job));
 }
 
-std::string LastRetry(Database& db, int64_t pk) {
-  Rows rows = db.Query("SELECT retry_id FROM jobs WHERE pk = ?", pk);
-  return rows.Next() ? rows.Text(0) : "";
-}
-
 }  // namespace
 
 absl::StatusOr<SubmitResult> Submit(Database& db, const JobPolicy& policy,
@@ -163,13 +159,12 @@ absl::StatusOr<Job> Retry(Database& db, const JobPolicy& policy, const RetryRequ
   auto loaded = Load(db, request.key, "");
   if (!loaded.ok()) return loaded.status();
   auto& [pk, job] = *loaded;
-  if (!request.request_id.empty() && LastRetry(db, pk) == request.request_id) return job;
+  if (sql::WasRetriedBy(db, pk, request.request_id)) return job;
   if (absl::Status match = CheckEtag(job, request.etag); !match.ok()) return match;
   if (absl::Status status = CheckRetryable(job); !status.ok()) return status;
   absl::Status quota = AdmitQueued(db, job.key.tenant, std::nullopt, now);
   if (!quota.ok()) return quota;
-  db.Execute("UPDATE jobs SET retry_id = ?, user_failures = 0, worker_losses = 0 WHERE pk = ?",
-             request.request_id, pk);
+  sql::NoteRetry(db, pk, request.request_id);
   db.Execute("UPDATE job_payloads SET error = NULL WHERE pk = ?", pk);
   db.Execute("DELETE FROM job_losses WHERE pk = ?", pk);
   db.Execute("DELETE FROM job_progress WHERE pk = ?", pk);
