@@ -1,5 +1,6 @@
 #include "worker/engine/reconstruct/model_tuning.h"
 
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include <memory>
@@ -92,10 +93,11 @@ TEST_P(ModelTuningTest, SameSeedSameBytes) {
 // A block of its own for every share that runs beside the first.
 TEST_P(ModelTuningTest, BytesCountEveryShare) {
   const int before = at::get_num_threads();
+  ModelTuningOptions options;
+  options.batch_size = 4;
   const auto bytes = [&](int threads) {
     at::set_num_threads(threads);
-    return TuningBytes({.batch_size = 4}, checkpoint_->architecture(), checkpoint_->config(), -1,
-                       12);
+    return TuningBytes(options, checkpoint_->architecture(), checkpoint_->config(), -1, 12);
   };
   const int64_t one = bytes(1), two = bytes(2), three = bytes(3);
   at::set_num_threads(before);
