@@ -2,9 +2,8 @@
 
 #include <cstdint>
 #include <string>
-#include <string_view>
 
-#include "absl/strings/str_split.h"
+#include "absl/strings/match.h"
 
 // Request ids of a job's retries, one a line in jobs.retry_id: a repeat, however late, is
 // answered and queues nothing.
@@ -14,12 +13,7 @@ template <class Database>
 bool WasRetriedBy(Database& db, int64_t pk, const std::string& request_id) {
   if (request_id.empty()) return false;
   auto rows = db.Query("SELECT retry_id FROM jobs WHERE pk = $1", pk);
-  if (!rows.Next()) return false;
-  const std::string ids = rows.Text(0);
-  for (const std::string_view id : absl::StrSplit(ids, '\n')) {
-    if (id == request_id) return true;
-  }
-  return false;
+  return rows.Next() && absl::StrContains("\n" + rows.Text(0) + "\n", "\n" + request_id + "\n");
 }
 
 // Begins the job's failures anew and remembers the retry.

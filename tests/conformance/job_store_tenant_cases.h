@@ -327,9 +327,9 @@ TEST_P(JobStoreSuite, ALateRepeatOfARetryQueuesNothing) {
   Submit("job-one");
   const auto cancelled_after = [&](const std::string& retry) {
     ASSERT_EQ(Outcome(store().Retry({Key("job-one"), retry}, now())), "OK");
-    ASSERT_EQ(Outcome(store().Cancel({.key = Key("job-one")}, now())), "OK");
+    ASSERT_EQ(Outcome(store().Cancel({Key("job-one"), "", ""}, now())), "OK");
   };
-  ASSERT_EQ(Outcome(store().Cancel({.key = Key("job-one")}, now())), "OK");
+  ASSERT_EQ(Outcome(store().Cancel({Key("job-one"), "", ""}, now())), "OK");
   for (const char* retry : {"r1", "", "r2", "r3"}) cancelled_after(retry);
   for (const char* repeat : {"r1", "r2", "r3"}) {
     EXPECT_EQ(store().Retry({Key("job-one"), repeat}, now())->state, JobState::kCancelled);
