@@ -88,7 +88,7 @@ TEST(JobText, ARecipeStandsForTheBitsItFixes) {
     const WallTime now;
     EXPECT_THAT(QuoteText({}, job.spec()), HasSubstr("  " + wanted + "\n"));
     EXPECT_THAT(JobText(job, now), HasSubstr("  " + wanted + "\n"));
-    EXPECT_THAT(JobTable({job}, now), HasSubstr("  " + wanted + "  "));
+    EXPECT_THAT(JobTable({job}, now), HasSubstr("  " + wanted + "\n"));
   };
   expect("tesseraq");
   method.set_recipe("tesseraq-w2g64");
