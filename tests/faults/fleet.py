@@ -382,7 +382,7 @@ class Watch:
     """
 
     def __init__(self, fleet, job, server="a"):
-        self.fleet, self.job, self.server = fleet, job, server
+        self.fleet, self.job, self.server, self.history = fleet, job, server, fleet.history
         self.stream = f"{job}-{uuid.uuid4().hex[:6]}"
         self.last, self.end, self.breaks, self.resumes = 0, None, 0, []
         self.attached = threading.Event()
@@ -411,11 +411,16 @@ class Watch:
         kind = message.WhichOneof("kind")
         if kind == "snapshot" and self.last == 0:
             self.last = message.snapshot.last_sequence
+            self._note("snapshot", uid=message.snapshot.uid, sequence=self.last)
         elif kind == "event":
             self.last = message.event.sequence
-            self.fleet.history.add("event", self.job, stream=self.stream, event=plain_event(message.event))
+            self._note("event", event=plain_event(message.event))
         elif kind == "end":
             self.end = message.end.job
+            self._note("end", sequence=self.end.last_sequence, state=state_name(self.end.state))
+
+    def _note(self, call, **fields):
+        self.history.add(call, self.job, stream=self.stream, **fields)
 
     def wait(self, seconds=60):
         """The state it ended with."""

@@ -5,7 +5,8 @@ The promise (docs/reliability.md), one rule a function below:
     lost       an acknowledged submit is there at the end, and has ended; unless its deletion was asked for and not refused
     deleted    an acknowledged deletion lasts
     submit     one request id makes one job
-    events     sequences 1, 2, 3, ...; every watch saw a piece of just that, whole and in order
+    events     sequences 1, 2, 3, ...; every watch saw a piece of just that, whole and in order: from its snapshot on, and
+               up to an end of the job if it ended by itself
     states     each change starts where the last one ended and is in the table of transitions
     back       what a later read tells is never older than what an earlier one told; an end is the end until a retry
     cancel     an acknowledged cancel is followed by CANCELLED or, by then, a retry; never by SUCCEEDED
@@ -23,7 +24,9 @@ was answered with an error has "error": its reason; one that was never answered 
     retry     request_id
     delete
     get       sequence, epoch, state
+    snapshot  stream, uid, sequence    the first message of a watch; not of one that goes on after a break
     event     stream, event            one message of a watch; `event` as below
+    end       stream, sequence, state  the last message of a watch that ended by itself, and not by a break
     acquire   worker, epoch            a lease was given
     write     what, worker, epoch      complete, fail, release, checkpoint of a worker
     final     uid, state, epoch, events, artifacts, gate    read when everything had come to rest
@@ -134,18 +137,42 @@ def _events(calls, final):
     sequences = [event["sequence"] for event in final["events"]]
     if sequences != list(range(1, len(sequences) + 1)):
         yield f"sequences are {sequences}"
-    stored = {event["sequence"]: event for event in final["events"]}
-    streams = collections.defaultdict(list)
-    for record in calls["event"]:
-        streams[record["stream"]].append(record["event"])
-    for stream, seen in streams.items():
-        last = None
-        for event in seen:
-            if last is not None and event["sequence"] != last + 1:
-                yield f"watch {stream} saw {event['sequence']} after {last}"
-            if stored.get(event["sequence"]) != event:
-                yield f"watch {stream} saw {event}, stored is {stored.get(event['sequence'])}"
-            last = event["sequence"]
+    streams = collections.defaultdict(lambda: collections.defaultdict(list))
+    for record in calls["snapshot"] + calls["event"] + calls["end"]:
+        streams[record["stream"]][record["call"]].append(record)
+    for stream, messages in streams.items():
+        for what in _watch(messages, final):
+            yield f"watch {stream} {what}"
+
+
+def _watch(messages, final):
+    """Of one watch, however often it was cut and went on with its last sequence."""
+    snapshots, events = messages["snapshot"], [record["event"] for record in messages["event"]]
+    if len(snapshots) != 1:
+        yield f"saw {len(snapshots)} snapshots"
+        return
+    last = snapshots[0]["sequence"]
+    # The watched job was deleted and another one has its name: nothing is known of it any more.
+    stored = {e["sequence"]: e for e in final["events"]} if snapshots[0]["uid"] == final["uid"] else None
+    for event in events:
+        if event["sequence"] != last + 1:
+            yield f"saw {event['sequence']} after {last}"
+        if stored is not None and stored.get(event["sequence"]) != event:
+            yield f"saw {event}, stored is {stored.get(event['sequence'])}"
+        last = event["sequence"]
+    for end in messages["end"]:
+        if end["sequence"] != last:
+            yield f"ended with the job at {end['sequence']}, its own last is {last}"
+        if stored is not None and _end_at(final, last) != end["state"]:
+            yield f"ended {end['state']} at {last}, which was no such end of the job"
+
+
+def _end_at(final, sequence):
+    """The state the job had ended with at that event: nothing comes behind it, or a retry does. None: it had not."""
+    state = "".join([event["to"] for event in _changes(final) if event["sequence"] <= sequence][-1:])
+    behind = [event for event in final["events"] if event["sequence"] > sequence][:1]
+    retried = [event for event in behind if event["kind"] == "state_changed" and event["from"] in ENDED]
+    return state if state in ENDED and behind == retried else None
 
 
 def _changes(final):

@@ -32,7 +32,11 @@ def good():
          "ended": 13},
         {"call": "write", "job": "a", "what": "complete", "worker": "w2", "epoch": 2, "began": 12, "ended": 14},
         {"call": "get", "job": "a", "sequence": 6, "epoch": 2, "state": "SUCCEEDED", "began": 15, "ended": 16},
+        {"call": "snapshot", "job": "a", "stream": "s", "uid": "u", "sequence": 1},
         *({"call": "event", "job": "a", "stream": "s", "event": e} for e in EVENTS[1:]),
+        {"call": "end", "job": "a", "stream": "s", "sequence": 6, "state": "SUCCEEDED"},
+        {"call": "snapshot", "job": "a", "stream": "cut", "uid": "u", "sequence": 2},  # its end was never asked for
+        *({"call": "event", "job": "a", "stream": "cut", "event": e} for e in EVENTS[2:4]),
         {"call": "final", "job": "a", "uid": "u", "state": "SUCCEEDED", "epoch": 2, "events": EVENTS,
          "artifacts": [{"uid": "u", "epoch": 2}]},
         {"call": "file", "job": "a", "path": "model.safetensors", "wanted": "abc", "got": "abc"},
@@ -41,6 +45,15 @@ def good():
         {"call": "retry", "job": "b", "request_id": "t1", "began": 7, "ended": 8},
         {"call": "retry", "job": "b", "request_id": "t1", "began": 8, "ended": 9},
         {"call": "cancel", "job": "b", "state": "CANCELLED", "began": 10, "ended": 11},
+        # One watch ended before the retry, one came after everything, one saw an earlier job of the name that was deleted.
+        {"call": "snapshot", "job": "b", "stream": "before", "uid": "v", "sequence": 1},
+        {"call": "event", "job": "b", "stream": "before", "event": event(2, 0, "QUEUED", "CANCELLED")},
+        {"call": "end", "job": "b", "stream": "before", "sequence": 2, "state": "CANCELLED"},
+        {"call": "snapshot", "job": "b", "stream": "after", "uid": "v", "sequence": 4},
+        {"call": "end", "job": "b", "stream": "after", "sequence": 4, "state": "CANCELLED"},
+        {"call": "snapshot", "job": "b", "stream": "earlier", "uid": "deleted", "sequence": 8},
+        {"call": "event", "job": "b", "stream": "earlier", "event": event(9, 3, "RUNNING", "FAILED")},
+        {"call": "end", "job": "b", "stream": "earlier", "sequence": 9, "state": "FAILED"},
         {"call": "final", "job": "b", "uid": "v", "state": "CANCELLED", "epoch": 0, "artifacts": [],
          "events": [event(1, 0, "UNSPECIFIED", "QUEUED"), event(2, 0, "QUEUED", "CANCELLED"),
                     event(3, 0, "CANCELLED", "QUEUED"), event(4, 0, "QUEUED", "CANCELLED")]},
@@ -97,6 +110,38 @@ def event_twice(records):
 
 def watch_skips(records):
     records.remove(pick(records, "event", number=2))
+
+
+def watch_misses_the_first_event(records):
+    records.remove(pick(records, "event"))
+
+
+def watch_misses_the_last_two_events(records):
+    for _ in range(2):
+        records.remove(pick(records, "event", number=3))
+
+
+def watch_is_told_an_end_that_was_none(records):
+    """The server itself takes an earlier event for the last one."""
+    watch_misses_the_last_two_events(records)
+    pick(records, "end")["sequence"] = 4
+
+
+def watch_ends_before_the_last_event(records):
+    """Behind the job's end comes something that is no retry."""
+    pick(records, "final")["events"].append(event(7, 2, kind="log"))
+
+
+def watch_ends_with_another_state(records):
+    pick(records, "end")["state"] = "FAILED"
+
+
+def watch_of_a_deleted_job_misses_the_last_event(records):
+    records.remove(pick(records, "event", "b", number=1))
+
+
+def watch_has_no_snapshot(records):
+    records.remove(pick(records, "snapshot"))
 
 
 def watch_repeats(records):
@@ -203,6 +248,10 @@ BROKEN = [
     (lose_job, "lost"), (lose_job_whose_deletion_was_refused, "lost"), (deleted_job_is_there, "deleted"),
     (another_uid, "lost"), (never_ends, "lost"), (two_jobs_of_one_request, "submit"),
     (event_gap, "events"), (event_twice, "events"), (watch_skips, "events"), (watch_repeats, "events"),
+    (watch_misses_the_first_event, "events"), (watch_misses_the_last_two_events, "events"),
+    (watch_is_told_an_end_that_was_none, "events"), (watch_ends_before_the_last_event, "events"),
+    (watch_ends_with_another_state, "events"), (watch_of_a_deleted_job_misses_the_last_event, "events"),
+    (watch_has_no_snapshot, "events"),
     (watch_saw_another_event, "events"), (state_jumps, "states"), (state_not_in_the_table, "states"),
     (state_of_another_end, "states"), (read_goes_back, "back"), (end_is_taken_back, "back"),
     (told_more_than_there_is, "back"), (cancelled_job_succeeds, "cancel"), (epoch_reset, "epochs"),
