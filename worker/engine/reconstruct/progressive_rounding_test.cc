@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -20,6 +21,7 @@
 #include "worker/engine/reconstruct/testing/stopping_store.h"
 #include "worker/engine/testing/devices.h"
 #include "worker/engine/testing/temp_dir.h"
+#include "worker/engine/testing/threads.h"
 #include "worker/engine/testing/tiny_model.h"
 
 namespace quantry::engine {
@@ -152,6 +154,36 @@ TEST_P(ArchitectureTest, GradientsMatchFiniteDifferences) {
   };
   for (size_t i = 0; i < at.weights.size(); ++i) check(at.weights[i], result.weight_gradients[i]);
   for (size_t i = 0; i < at.dense.size(); ++i) check(at.dense[i], result.dense_gradients[i]);
+}
+
+// Threads decide how windows are split, so they change the order of sums and nothing else.
+TEST_P(ArchitectureTest, GradientsAreThoseOfAnyNumberOfThreads) {
+  const Setting setting(GetParam(), 6);
+  TrainableTensors at = setting.Nearest();
+  Block copy = setting.block;
+  for (const at::Tensor* tensor : DenseParameters(copy)) at.dense.push_back(tensor->clone());
+  const auto with = [&](int count) {
+    const test::Threads threads(count);
+    return setting.objective->Gradients({0, 1, 2, 3, 4, 5}, at);
+  };
+  const BlockObjective::Result one = with(1), three = with(3), again = with(3);
+  EXPECT_NEAR(three.loss, one.loss, 1e-5 * one.loss);
+  EXPECT_EQ(again.loss, three.loss);
+  const auto compare = [](const std::vector<at::Tensor>& wanted, const std::vector<at::Tensor>& got,
+                          const std::vector<at::Tensor>& repeated) {
+    ASSERT_EQ(got.size(), wanted.size());
+    double largest = 0;  // a key's bias has no gradient but for rounding
+    for (const at::Tensor& gradient : wanted) {
+      largest = std::max(largest, gradient.norm().item<double>());
+    }
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      EXPECT_LT((got[i] - wanted[i]).norm().item<double>(), 1e-5 * largest) << i;
+      EXPECT_TRUE(at::equal(repeated[i], got[i])) << i;
+    }
+  };
+  compare(one.weight_gradients, three.weight_gradients, again.weight_gradients);
+  compare(one.dense_gradients, three.dense_gradients, again.dense_gradients);
+  EXPECT_EQ(three.dense_gradients.size(), at.dense.size());
 }
 
 INSTANTIATE_TEST_SUITE_P(All, ArchitectureTest,
