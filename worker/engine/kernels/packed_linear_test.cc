@@ -1,6 +1,5 @@
 #include "worker/engine/kernels/packed_linear.h"
 
-#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include <limits>
@@ -9,6 +8,7 @@
 
 #include "worker/engine/base/error.h"
 #include "worker/engine/kernels/fixed_point.h"
+#include "worker/engine/testing/threads.h"
 
 namespace quantry::engine {
 namespace {
@@ -112,13 +112,12 @@ TEST(PackedLinear, SameBitsForEveryThreadCountAndBatch) {
   const MixedBinaryWeight weight = RandomWeight(700, 1500, 301);
   const PackedLinear packed(weight);
   const at::Tensor x = at::randn({2, 10, 1500});
-  const int threads = at::get_num_threads();
-  at::set_num_threads(1);
-  const at::Tensor one = packed.Apply(x);
-  at::set_num_threads(3);
-  const at::Tensor three = packed.Apply(x);
-  at::set_num_threads(threads);
-  EXPECT_TRUE(at::equal(one, three));
+  const auto with = [&](int count) {
+    const test::Threads threads(count);
+    return packed.Apply(x);
+  };
+  const at::Tensor one = with(1);
+  EXPECT_TRUE(at::equal(one, with(3)));
   EXPECT_EQ(one.sizes(), at::IntArrayRef({2, 10, 700}));
   for (int64_t t = 0; t < 10; ++t) {
     EXPECT_TRUE(at::equal(packed.Apply(x[1][t]), one[1][t])) << t;

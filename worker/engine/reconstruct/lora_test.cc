@@ -20,6 +20,7 @@
 #include "worker/engine/testing/devices.h"
 #include "worker/engine/testing/errors.h"
 #include "worker/engine/testing/temp_dir.h"
+#include "worker/engine/testing/threads.h"
 #include "worker/engine/testing/tiny_model.h"
 
 namespace quantry::engine {
@@ -139,12 +140,10 @@ class LoraTest : public ::testing::TestWithParam<std::tuple<const char*, const c
 
   // What the job's first step leaves with so many threads.
   LoraState AfterOneStep(int threads) {
-    const int before = at::get_num_threads();
-    at::set_num_threads(threads);
+    const test::Threads so_many(threads);
     AllStates store;
     std::vector<Block> blocks = Blocks();
     Train(blocks, &store);
-    at::set_num_threads(before);
     return store.states.at(0);
   }
 
