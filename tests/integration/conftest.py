@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
 from full_marker import pytest_collection_modifyitems, pytest_configure  # noqa: E402,F401  hooks
-from service import EXAMPLES, ROOT, Server, find_bin, submit_args, wait_for  # noqa: E402,F401  tests import them from here
+from service import EXAMPLES, ROOT, Server, find_bin, quote_args, submit_args, wait_for  # noqa: E402,F401  tests import them from here
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 
-from conftest import EXAMPLES, submit_args, wait_for
+from conftest import EXAMPLES, quote_args, submit_args, wait_for
 from tools import run_tool
 
 
@@ -96,7 +96,7 @@ def test_events_have_no_gap(server, stories):
 
 
 def test_quote_says_what_a_job_costs(server, stories):
-    done = server.json("quote", *submit_args(stories)[1:])
+    done = server.json(*quote_args(submit_args(stories)))
     quote = done.get("quote", done)
     assert int(quote["blocks"]) == 5
     assert int(quote["host_memory_bytes"]) > 0

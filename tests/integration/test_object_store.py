@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from conftest import EXAMPLES, submit_args, wait_for
+from conftest import EXAMPLES, quote_args, submit_args, wait_for
 from object_store import CREDENTIALS, artifact_root, client, keys, moto
 from postgres import PASSWORD, Postgres
 from service import Worker
@@ -82,7 +82,7 @@ def test_job_with_inputs_in_an_object_store(make_server, inputs, stories):
     uploaded = server.json(*submit_args(stories, "--id", "uploaded", "--wait", method="rtn"))
     assert inputs_of(job) == inputs_of(uploaded) != []
     assert job["quality"] == uploaded["quality"]
-    refused = server.cli("quote", *stored_args(inputs)[1:], check=2)
+    refused = server.cli(*quote_args(stored_args(inputs)), check=2)
     assert "UNIMPLEMENTED_RPC" in refused.stderr and "submit the job" in refused.stderr
 
 
@@ -141,14 +141,14 @@ def test_uploads_in_an_object_store(two_servers, s3, stories):
     # The other server has them too: for a client, for a quote, for the collection of garbage.
     again = b.cli(*submit_args(stories, "--id", "again", method="rtn"), check=0)
     assert "uploaded nothing" in again.stderr
-    quote = b.json("quote", *submit_args(stories, method="rtn")[1:])
-    assert quote == a.json("quote", *submit_args(stories, method="rtn")[1:])
+    quote = b.json(*quote_args(submit_args(stories, method="rtn")))
+    assert quote == a.json(*quote_args(submit_args(stories, method="rtn")))
     for text in ("calibration", "evaluation"):  # a quote does not read it: other bytes, as many, do as well
         body = (EXAMPLES / f"text/{text}.txt").read_bytes()
         key = f"uploads/default/{hashlib.sha256(body).hexdigest()}"
         assert key in keys(s3)
         client(s3).put_object(Bucket="bucket", Key=key, Body=bytes(len(body)))
-    assert quote == b.json("quote", *submit_args(stories, method="rtn")[1:])
+    assert quote == b.json(*quote_args(submit_args(stories, method="rtn")))
     client(s3).put_object(Bucket="bucket", Key=f"uploads/default/{'0' * 64}", Body=b"nobody's")
     assert int(b.json("gc")["blobs"]) == 0, "it is new"
 

@@ -179,11 +179,16 @@ class Worker:
 
 
 def submit_args(model, *extra, method="awq", bits=4, group=-1, evaluation=True, samples=32, length=128):
-    """Arguments of a quick job on the example texts, queued without a quote first."""
-    args = ["submit", model, "--no-check", "--method", method, "--bits", bits, "--group-size", group,
+    """Arguments of a quick job on the example texts, queued without a quote first; quote_args() asks for the quote."""
+    args = ["submit", model, "--method", method, "--bits", bits, "--group-size", group,
             "--calibration", EXAMPLES / "text/calibration.txt",
             "--calibration-samples", samples, "--calibration-length", length]
     if evaluation:
         args += ["--evaluation", EXAMPLES / "text/evaluation.txt",
                  "--evaluation-length", length, "--evaluation-windows", 32]
-    return args + list(extra)
+    return [*args, "--no-check", *extra]
+
+
+def quote_args(submit):
+    """Of the quote for the job that these arguments of submit_args() would queue."""
+    return ["quote", *(arg for arg in submit[1:] if arg != "--no-check")]
