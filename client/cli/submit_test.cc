@@ -511,8 +511,8 @@ TEST_F(SubmitTest, WithoutTheCheckThereIsNoQuote) {
 TEST_F(SubmitTest, ModelsToBeFetchedAreNotQuoted) {
   for (const char* uri : {"hf://org/model", "s3://bucket/model"}) {
     server.creates.clear();
-    const CliRun run = RunForTest(
-        {"submit", "--model-uri", uri, "--method", "rtn", "--server", server.address()});
+    const CliRun run =
+        RunForTest({"submit", "--model-uri", uri, "--method", "rtn", "--server", server.address()});
     EXPECT_EQ(run.code, 0) << run.err;
     EXPECT_EQ(server.creates.size(), 1u);
   }

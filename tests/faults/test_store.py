@@ -226,7 +226,7 @@ def test_f09_commit_that_reports_a_failure(make_fleet, session_postgres):
         again(lambda: fleet.cancel("f09-cancel"))
         retry_id = str(uuid.uuid4())
         with pytest.raises(errors.ServerUnavailable):
-            lose_reply(b"retry_id = $1", lambda: fleet.retry("f09-cancel", request_id=retry_id))
+            lose_reply(b"retry_id = retry_id", lambda: fleet.retry("f09-cancel", request_id=retry_id))
         again(lambda: fleet.retry("f09-cancel", request_id=retry_id))
         lease = again(lambda: fleet.acquire(puppet))
         with pytest.raises(errors.ServerUnavailable):
