@@ -8,6 +8,7 @@
 #include "client/cli/progress.h"
 #include "client/cli/spec.h"
 #include "client/cli/text.h"
+#include "common/recipes.h"
 #include "common/trace_context.h"
 
 namespace quantry::cli {
@@ -20,7 +21,7 @@ std::string GridText(const v1::Method& method) {
   std::string text = MethodName(method);
   const v1::WeightGrid* grid = GridOf(method);
   if (grid == nullptr) return text;
-  const std::string recipe = RecipeOf(method);
+  const std::string recipe = RecipeName(method);
   if (grid->bits() != 0) {
     text += Cat(" ", grid->bits(), "-bit");
   } else if (!recipe.empty()) {

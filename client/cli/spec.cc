@@ -291,16 +291,6 @@ const v1::WeightGrid* GridOf(const v1::Method& method) {
   return Field<v1::WeightGrid>(method, "grid");
 }
 
-std::string RecipeOf(const v1::Method& method) {
-  const FieldDescriptor* kind =
-      method.GetReflection()->GetOneofFieldDescriptor(method, MethodOneof());
-  if (kind == nullptr) return "";
-  const FieldDescriptor* field = kind->message_type()->FindFieldByName("recipe");
-  if (field == nullptr || field->cpp_type() != FieldDescriptor::CPPTYPE_STRING) return "";
-  const google::protobuf::Message& message = method.GetReflection()->GetMessage(method, kind);
-  return message.GetReflection()->GetString(message, field);
-}
-
 int ActivationBitsOf(const v1::Method& method) {
   const auto* activations = Field<v1::ActivationGrid>(method, "activations");
   return activations == nullptr || activations->bits() == 0 ? 16 : activations->bits();

@@ -70,9 +70,6 @@ std::string MethodName(const v1::Method& method);
 // Bits, group size and symmetry of the method's grid; null when it has none.
 const v1::WeightGrid* GridOf(const v1::Method& method);
 
-// "tesseraq-w2g64"; "" when the method names none.
-std::string RecipeOf(const v1::Method& method);
-
 // Bits of quantized activations; 16 when they are left alone.
 int ActivationBitsOf(const v1::Method& method);
 
