@@ -122,6 +122,23 @@ TEST(TesseraqOptionsTest, BytesCountTheGradientsOfEveryShare) {
   EXPECT_EQ(three, one);  // four windows in one share
 }
 
+TEST(TesseraqOptionsTest, BytesCountEveryGroup) {
+  const test::Setting setting("llama");
+  const auto bytes = [&](const char* grid) {
+    const std::string options =
+        std::string(R"({"init": "INIT_NONE", "grid": {"bits": 2, "group_size": )") + grid + "}}";
+    return Tesseraq(Parsed(options.c_str()))
+        .WorkingBytes(setting.checkpoint->architecture(), setting.checkpoint->config(),
+                      setting.stream());
+  };
+  int64_t more = 0;  // groups of 16 than rows
+  for (const Linear& linear : setting.block.linears) {
+    more += linear.weight.numel() / 16 - linear.weight.size(0);
+  }
+  EXPECT_GT(more, 0);
+  EXPECT_EQ(bytes("16") - bytes("-1"), more * (SoftRounding::kBytesPerGroup + 4));
+}
+
 // What Quantize makes of the first block of a random model.
 struct Result {
   std::string options;

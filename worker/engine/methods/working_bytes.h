@@ -22,6 +22,17 @@ inline int64_t BlockWeights(const Architecture& architecture, const ModelConfig&
   return weights;
 }
 
+// Groups of a block's linears; group_size -1 = one a row.
+inline int64_t BlockGroups(const Architecture& architecture, const ModelConfig& config,
+                           int64_t group_size) {
+  int64_t groups = 0;
+  for (const LinearSpec& linear : architecture.linears) {
+    const LinearShape shape = ShapeOf(config, linear.role);
+    groups += shape.out * (group_size > 0 ? shape.in / group_size : 1);
+  }
+  return groups;
+}
+
 // Gradients of a block's weights in a step over `windows` windows: each share of
 // them has its own until they are summed.
 inline int64_t GradientBytes(const Architecture& architecture, const ModelConfig& config,

@@ -26,6 +26,7 @@
 #include "worker/engine/nn/transformer.h"
 #include "worker/engine/pipeline/block_file.h"
 #include "worker/engine/pipeline/inputs.h"
+#include "worker/engine/pipeline/streams.h"
 #include "worker/engine/testing/devices.h"
 #include "worker/engine/testing/errors.h"
 #include "worker/engine/testing/temp_dir.h"
@@ -108,8 +109,9 @@ std::map<std::string, std::string> FilesBelow(const std::string& dir) {
 // A model, texts, and jobs on them in folders of their own.
 class Bench {
  public:
-  explicit Bench(const MethodCase& of) : of_(of) {
-    test::MakeTinyModel(of.architecture).Write(dir_.File("model"));
+  // `config`: what config.json says otherwise than tiny models' own.
+  explicit Bench(const MethodCase& of, const json& config = json::object()) : of_(of) {
+    test::MakeTinyModel(of.architecture, config).Write(dir_.File("model"));
     Write("calibration.json", Tokens(8 * kLength, 1));
     Write("evaluation.json", Tokens(5 * kLength, 2));
     Write("corpus.json", Tokens(12 * kLength, 3));
@@ -380,6 +382,37 @@ TEST(RunTest, T19_WrittenBlocksHaveTheLossesTold) {
       const double loss = (x_q - x_fp).square().sum(at::kDouble).item<double>() / (8 * kLength);
       EXPECT_NEAR(blocks[index]["loss_final"].get<double>(), loss, 1e-4 * loss) << of.name;
     }
+  }
+}
+
+// What a job hands from block to block, as its checkpoints hold it: the original
+// model's hidden states, and those of the model it writes in the end.
+TEST(RunTest, T24_StreamsAreTheOriginalsAndTheWrittenModels) {
+  constexpr int kBlocks = 4;
+  const MethodCase of = {
+      "tesseraq", "llama",
+      R"({"tesseraq": {"grid": {"bits": 2, "group_size": 16}, "stages": 2, "steps_per_stage": 4,
+                       "batch_size": 2, "learning_rate": 0.02, "dense_learning_rate": 0.001}})"};
+  const Bench bench(of, {{"num_hidden_layers", kBlocks}});
+  std::vector<Streams> kept;
+  for (int index = 1; index < kBlocks; ++index) {
+    const std::string name = "streams-0000" + std::to_string(index) + ".safetensors";
+    bench.Run("job", at::kCPU, [&] { return bench.Has("job", name); });
+    ASSERT_TRUE(bench.Has("job", name));
+    kept.push_back(ReadStreams(bench.CheckpointDir("job") + "/" + name));
+  }
+  ASSERT_EQ(ResumedBlocks(bench.Run("job", at::kCPU)), kBlocks - 1);
+  const auto source = Checkpoint::Open(bench.File("model"));
+  const RopeTable rope = MakeRopeTable(source->architecture(), source->config(), kLength);
+  const auto tokens = Tokens(8 * kLength, 1).get<std::vector<int64_t>>();
+  at::Tensor original = Embed(*source, at::tensor(tokens, at::kLong).view({8, kLength}));
+  at::Tensor written = original;
+  for (int index = 0; index + 1 < kBlocks; ++index) {
+    original = LoadBlock(*source, index).Forward(original, rope);
+    written = WrittenBlock(*source, bench.File("job/out/quantry"), index).Forward(written, rope);
+    EXPECT_TRUE(at::allclose(kept[index].x_fp, original, 1e-4, 1e-5)) << index;
+    EXPECT_TRUE(at::allclose(kept[index].x_q, written, 1e-4, 1e-5)) << index;
+    EXPECT_FALSE(at::allclose(written, original, 1e-2, 1e-2)) << index;
   }
 }
 

@@ -116,6 +116,12 @@ int64_t ProgressiveRounding::Steps(const ProgressiveRoundingOptions& options) {
          options.final_steps;
 }
 
+int64_t ProgressiveRounding::StateBytes(int64_t weights, int64_t groups) {
+  constexpr int64_t kLogit = sizeof(float);
+  return weights * (SoftRounding::kBytesPerWeight + kLogit) +
+         groups * (SoftRounding::kBytesPerGroup + kLogit);
+}
+
 int64_t ProgressiveRounding::StepsOf(int stage) const {
   return stage < static_cast<int>(options_.schedule.size()) ? options_.steps_per_stage
                                                             : options_.final_steps;

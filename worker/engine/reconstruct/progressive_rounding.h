@@ -84,6 +84,10 @@ class ProgressiveRounding {
                       const ProgressiveRoundingOptions& options, ProgressSink& progress);
 
   static int64_t Steps(const ProgressiveRoundingOptions& options);
+  // Host memory that training linears of so many weights and groups holds beside
+  // gradients and activations: what SoftRounding does, and nu and v as they were
+  // before the stage, which a retry starts from.
+  static int64_t StateBytes(int64_t weights, int64_t groups);
 
   RoundingReport Run(TrainedBlock& trained, StageStore* store);
 

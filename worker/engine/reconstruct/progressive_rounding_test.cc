@@ -475,6 +475,54 @@ TEST(ProgressiveRoundingTest, ALossThatIsNotFiniteNamesBlockAndStage) {
   }
 }
 
+// Looks at what a step holds, after every one.
+class StateCounter : public Quiet {
+ public:
+  explicit StateCounter(const TrainedBlock& trained) : trained_(trained) {}
+
+  void Measure(const std::map<std::string, double>& figures) override {
+    Quiet::Measure(figures);
+    if (figures.count("stage_step") == 0) return;
+    int64_t bytes = 0;
+    for (const SoftRounding& linear : trained_.linears) {
+      const at::Tensor logits = linear.logits(), scale_logits = linear.scale_logits();
+      bytes += linear.bytes() + static_cast<int64_t>(logits.nbytes() + scale_logits.nbytes());
+    }
+    seen.insert(bytes);
+  }
+  std::set<int64_t> seen;
+
+ private:
+  const TrainedBlock& trained_;
+};
+
+// Spec: tesseraq.md 6.3. What a quote counts (Tesseraq::WorkingBytes) is what
+// training holds, neither more nor less, in every step of every stage.
+TEST(ProgressiveRoundingTest, StateIsAsLargeAsAQuoteSays) {
+  const Setting setting;
+  for (const GridSpec& grid : {kTwoBits, GridSpec{2, 16, false}, GridSpec{4, 8, true}}) {
+    TrainedBlock trained = setting.Fresh(1, grid);
+    int64_t weights = 0, groups = 0;
+    for (const SoftRounding& linear : trained.linears) {
+      weights += linear.rows() * linear.columns();
+      groups += linear.scale_logits().numel();
+    }
+    ProgressiveRoundingOptions options = Fast();
+    options.steps_per_stage = 1;
+    StateCounter counter(trained);
+    ProgressiveRounding(0, *setting.objective, options, counter).Run(trained, nullptr);
+    const int64_t wanted = ProgressiveRounding::StateBytes(weights, groups);
+    EXPECT_EQ(counter.seen, std::set<int64_t>{wanted}) << grid.group_size;
+    EXPECT_LE(wanted, 32 * weights + 28 * groups);
+    int64_t gradients = 0;  // of one share of a step
+    for (const at::Tensor& gradient :
+         setting.objective->Gradients({0}, Setting::TensorsOf(trained)).weight_gradients) {
+      gradients += static_cast<int64_t>(gradient.nbytes());
+    }
+    EXPECT_EQ(gradients, 4 * weights);
+  }
+}
+
 // Puts a NaN into what is trained after the last step of a stage, which no loss
 // of that stage sees.
 class NanAfterStage : public Quiet {

@@ -30,6 +30,11 @@ struct AdamStep {
   }
 };
 
+template <typename T>
+int64_t BytesOf(const std::vector<T>& values) {
+  return static_cast<int64_t>(values.capacity() * sizeof(T));
+}
+
 // A variable keeps its place in 32 bits.
 int64_t CheckedCount(const at::Tensor& weight) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
@@ -255,6 +260,11 @@ QuantizedLinear SoftRounding::Finish(const std::string& name, const at::Tensor& 
   }
   linear.scales = RoundScales(scales, scale_dtype);
   return linear;
+}
+
+int64_t SoftRounding::bytes() const {
+  return static_cast<int64_t>(weight_.nbytes()) + BytesOf(base_) + BytesOf(nearest_up_) +
+         BytesOf(decision_) + BytesOf(offset_) + BytesOf(live_) + BytesOf(groups_);
 }
 
 double SoftRounding::hard_fraction() const {

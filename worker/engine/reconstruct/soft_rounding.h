@@ -36,6 +36,13 @@ struct StepRates {
 // CPU memory; results do not depend on the number of threads.
 class SoftRounding {
  public:
+  // Memory it holds from beginning to end: hardening frees none of it. A weight
+  // takes W~, clamp(u) - z, nu with its place and two moments, floor(W / s) + z,
+  // and a byte each for the decision and for what rounding would decide.
+  static constexpr int64_t kBytesPerWeight = 4 + 4 + 16 + 2 + 1 + 1;
+  static constexpr int64_t kBytesPerGroup = 24;  // s, z, v, f and two moments
+  int64_t bytes() const;
+
   // weight: fp32 [out, in]. Starts with W~ = W inside the range, f = 1. reach:
   // 1 or 2, see RoundingWindow.
   SoftRounding(const at::Tensor& weight, const GroupGrid& grid, const GridSpec& spec,
@@ -96,6 +103,8 @@ class SoftRounding {
     float mean;
     float square;
   };
+  static_assert(kBytesPerWeight == 4 + 4 + sizeof(Live) + 2 + 1 + 1);
+  static_assert(kBytesPerGroup == sizeof(Group));
 
   void Decide(int64_t index, int decision);
   bool IsOutside(int64_t index) const;

@@ -9,6 +9,7 @@
 
 #include "worker/engine/base/error.h"
 #include "worker/engine/quant/grid.h"
+#include "worker/engine/quant/packing.h"
 #include "worker/engine/reconstruct/order_statistic.h"
 #include "worker/engine/reconstruct/rectified_sigmoid.h"
 #include "worker/engine/reconstruct/rounding_schedule.h"
@@ -134,6 +135,82 @@ TEST(SoftRoundingTest, T4_StepsMatchAutogradAndAdam) {
   EXPECT_LT((linear.weight().view({-1, 16}) - reference.Soft()).abs().max().item<double>(), 2e-5);
 }
 
+// A linear with entries of every kind: soft, saturated (|nu| > 2.398), hard and
+// out of range.
+struct EveryKind {
+  explicit EveryKind(ScaleCurve curve) : weight(RandomWeight(32, 64)), curve(curve) {
+    SoftRounding fresh = Make(weight, kGrid, curve);
+    fresh.Harden(0.7);
+    nu = fresh.logits();
+    hard = nu.isinf();
+    const at::Tensor drawn = at::randn_like(nu) * 1.5;
+    // Not within a difference's reach of the corner where the clamp takes hold.
+    const at::Tensor smooth = drawn.abs().sub(std::log(11.0)).abs().gt(0.05);
+    nu = at::where(hard, nu, at::where(smooth, drawn, at::ones_like(drawn)));
+    saturated = nu.abs().gt(std::log(11.0)).logical_and(hard.logical_not());
+    v = at::randn({32, 4}) * 0.5;
+    const GroupGrid grid = MinMaxGrid(weight, kGrid, at::kHalf);
+    const at::Tensor base = (weight / grid.scales.repeat_interleave(16, 1)).floor() +
+                            grid.zeros.repeat_interleave(16, 1);
+    outside = base.lt(0).logical_or(base.ge(3));
+  }
+
+  SoftRounding At(const at::Tensor& logits, const at::Tensor& scale_logits) const {
+    SoftRounding linear = Make(weight, kGrid, curve);
+    linear.Restore(logits, scale_logits);
+    return linear;
+  }
+
+  at::Tensor weight;
+  ScaleCurve curve;
+  at::Tensor nu, v;
+  at::Tensor hard, saturated, outside;
+};
+
+// What gradient Adam was given in a first step at rate 1 that moved a variable
+// from `before`: the step is g / (|g| + eps), so a g about as small as eps can
+// be read off it.
+at::Tensor GradientTaken(const at::Tensor& before, const at::Tensor& after) {
+  const at::Tensor moved = (before - after).to(at::kDouble);
+  return moved * 1e-8 / (1 - moved.abs());
+}
+
+// The step's own gradient against differences of the weights it trains.
+TEST(SoftRoundingTest, T4_GradientsMatchFiniteDifferences) {
+  for (const auto curve : {ScaleCurve::kRectifiedSigmoid, ScaleCurve::kExponential}) {
+    const EveryKind at(curve);
+    for (const at::Tensor& kind : {at.hard, at.saturated, at.outside}) {
+      EXPECT_GT(kind.sum().item<int64_t>(), 20);
+    }
+    const at::Tensor still = at.hard.logical_or(at.saturated).logical_or(at.outside);
+    EXPECT_GT(still.logical_not().sum().item<int64_t>(), 500);
+    const at::Tensor direction = at::randn({32, 64}) * 1e-8;  // dL/dW~
+    SoftRounding linear = at.At(at.nu, at.v);
+    linear.Step(direction, {1, 1, 0, 0, true});
+    const at::Tensor nu = linear.logits();
+    EXPECT_TRUE(at::equal(nu.masked_select(still), at.nu.masked_select(still)));
+    EXPECT_FALSE(nu.isnan().any().item<bool>());
+
+    const float h = 0.01F;
+    const auto slope = [&](const at::Tensor& up, const at::Tensor& down) {
+      return (up - down).to(at::kDouble) / (2.0 * h) * direction;  // of each weight's share of L
+    };
+    const at::Tensor wanted =
+        slope(at.At(at.nu + h, at.v).weight(), at.At(at.nu - h, at.v).weight())
+            .masked_fill(at.hard, 0);
+    const at::Tensor got = GradientTaken(at.nu, nu).masked_fill(at.hard, 0);
+    EXPECT_TRUE(at::allclose(got, wanted, 2e-3, 2e-12)) << (got - wanted).abs().max();
+
+    const at::Tensor wanted_scale =
+        slope(at.At(at.nu, at.v + h).weight(), at.At(at.nu, at.v - h).weight())
+            .view({32, 4, 16})
+            .sum(-1);
+    const at::Tensor got_scale = GradientTaken(at.v, linear.scale_logits());
+    EXPECT_TRUE(at::allclose(got_scale, wanted_scale, 2e-3, 2e-12))
+        << (got_scale - wanted_scale).abs().max();
+  }
+}
+
 TEST(SoftRoundingTest, T6_T7_T8_T9_HardeningFollowsTheSchedule) {
   const at::Tensor weight = RandomWeight(64, 128);
   SoftRounding linear = Make(weight);
@@ -237,8 +314,19 @@ TEST(SoftRoundingTest, T15_T16_T17_IntegersComeFromTheDecisions) {
   // grid derived again from them (T18).
   const at::Tensor merged = (done.codes.to(at::kFloat) - grid.zeros.repeat_interleave(16, 1)) * s;
   EXPECT_TRUE(RoundToGrid(merged, kGrid, grid).equal(done.codes));
-  // What training saw is what the integers give, but for the scales' rounding.
-  EXPECT_LT(((done.Dequantize() - linear.weight()).abs() / s).max().item<double>(), 4e-3);
+  // What training saw is what the integers give, to the bit; so is what is
+  // packed with the scales rounded to 16 bits, and nothing else is rounded.
+  const at::Tensor trained_scales = grid.scales * linear.factors();
+  const auto dequantized = [&](const at::Tensor& scales) {
+    const at::Tensor codes = UnpackRows(PackRows(done.codes, kGrid.bits), 64, kGrid.bits);
+    const at::Tensor zeros = UnpackRows(PackRows(done.zeros, kGrid.bits), 4, kGrid.bits);
+    return (codes.to(at::kFloat) - zeros.to(at::kFloat).repeat_interleave(16, 1)) *
+           scales.repeat_interleave(16, 1);
+  };
+  EXPECT_TRUE(dequantized(trained_scales).equal(linear.weight()));
+  EXPECT_TRUE(done.scales.equal(trained_scales.to(at::kHalf).to(at::kFloat)));
+  EXPECT_FALSE(done.scales.equal(trained_scales));
+  EXPECT_TRUE(dequantized(done.scales).equal(done.Dequantize()));
 }
 
 // T2 and T15 for every number of bits: codes of all of the range.

@@ -172,7 +172,9 @@ TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
   const TesseraqRecipe recipe = named == nullptr ? TesseraqRecipe() : *named;
   TesseraqOptions result;
   result.init = ParseInit(options);
-  result.bits = ParseTesseraqGrid(options).bits;
+  const GridSpec grid = ParseTesseraqGrid(options);
+  result.bits = grid.bits;
+  result.group_size = grid.group_size;
   const int64_t divisor = ParseBudget(options, recipe).divisor;
   result.rounding.schedule = ParseSchedule(options, recipe.stages);
   const int64_t steps = options.Int("steps_per_stage", 0, 0, kMaxSteps);

@@ -25,7 +25,8 @@ struct TesseraqOptions {
   RoundingInit init = RoundingInit::kAwq;
   AwqOptions awq;
   OmniquantOptions omniquant;
-  int bits = 4;  // of the grid: they decide how long OmniQuant trains
+  int bits = 4;              // of the grid: they decide how long OmniQuant trains
+  int64_t group_size = 128;  // of the grid: memory goes with the number of groups
   ProgressiveRoundingOptions rounding;
   double input_mixing = 0;  // see BlockObjective::MixInputs
   ScaleCurve scale_curve = ScaleCurve::kRectifiedSigmoid;

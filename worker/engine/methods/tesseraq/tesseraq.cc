@@ -15,10 +15,6 @@
 namespace quantry::engine {
 namespace {
 
-// Bytes a weight beside its gradients: soft weight, offset, logit with two
-// moments and its index, the integer it starts from, two bytes of decisions.
-constexpr int64_t kBytesPerWeight = 4 + 4 + 16 + 2 + 2;
-
 AwqOptions Switched(const TesseraqOptions& options) {
   AwqOptions awq = options.awq;
   if (options.init == RoundingInit::kNone) awq.search_scales = awq.search_clip = false;
@@ -95,7 +91,9 @@ int64_t Tesseraq::WorkingBytes(const Architecture& architecture, const ModelConf
                             ? 0
                             : AwqSearchBytes(Switched(options_), architecture, config, stream);
   const int64_t windows = options_.rounding.batch_size;
-  const int64_t rounding = BlockWeights(architecture, config) * kBytesPerWeight +
+  const int64_t rounding = ProgressiveRounding::StateBytes(
+                               BlockWeights(architecture, config),
+                               BlockGroups(architecture, config, options_.group_size)) +
                            GradientBytes(architecture, config, windows) +
                            KeptActivationBytes(config, stream, windows);
   return std::max(start, rounding) + TargetBytes(config, stream);
