@@ -99,17 +99,18 @@ void Measure(const char* name, int threads, int count, const std::function<void(
 }
 
 // Open loop: call i is due at i / rate, and late calls count as slow ones.
-void MeasureAtRate(const Flags& flags, const std::function<void(int)>& call) {
-  int count = flags.rate * flags.seconds;
+void MeasureAtRate(const char* name, const Flags& flags, int rate,
+                   const std::function<void(int)>& call) {
+  int count = rate * flags.seconds;
   std::vector<double> ms(static_cast<size_t>(count));
   auto start = SteadyClock::now();
   double seconds = RunAll(flags.threads, count, [&](int i) {
-    auto due = start + std::chrono::microseconds(int64_t{1'000'000} * i / flags.rate);
+    auto due = start + std::chrono::microseconds(int64_t{1'000'000} * i / rate);
     std::this_thread::sleep_until(due);
     call(i);
     ms[static_cast<size_t>(i)] = 1e3 * Seconds(SteadyClock::now() - due);
   });
-  PrintLatencies("submit at a fixed rate", std::move(ms), seconds);
+  PrintLatencies(name, std::move(ms), seconds);
 }
 
 // Appends of 8 KiB, each synced: what one commit alone can cost at least.
@@ -133,7 +134,7 @@ void Run(const Flags& flags, JobStore& store) {
     Check(store.Submit(MakeRequest(tenant_of(i)), clock.Now()).status());
   };
   Measure("submit, closed loop (fill)", 64, flags.depth, submit);
-  MeasureAtRate(flags, submit);
+  MeasureAtRate("submit at a fixed rate", flags, flags.rate, submit);
   v1::WorkerInfo worker;
   worker.set_worker_id("bench");
   worker.add_methods("awq");
@@ -153,11 +154,15 @@ void Run(const Flags& flags, JobStore& store) {
   });
   ListQuery page;
   page.tenant = tenant_of(0);
-  Measure("list, page of 50", flags.threads, 500, [&](int) { Check(store.List(page).status()); });
-  Measure("get", flags.threads, 5'000, [&](int i) {
+  auto list = [&](int) { Check(store.List(page).status()); };
+  auto get = [&](int i) {
     const Grant& grant = grants[static_cast<size_t>(i) % grants.size()];
     Check(store.Get(grant.job.key).status());
-  });
+  };
+  Measure("list, page of 50", flags.threads, 500, list);
+  MeasureAtRate("list, 50 a second", flags, 50, list);
+  Measure("get", flags.threads, 5'000, get);
+  MeasureAtRate("get, 200 a second", flags, 200, get);
   Measure("stats", 1, 200, [&](int) { Check(store.Stats(clock.Now()).status()); });
   Measure("sweep", 1, 20, [&](int) { Check(store.Sweep(clock.Now()).status()); });
 }

@@ -47,9 +47,7 @@ struct Rows {
 // [dim, tokens] of one head, so that scores of many keys are one vector.
 std::vector<float> Transposed(const Rows& rows, const Shape& shape) {
   std::vector<float> result(shape.dim * shape.tokens);
-  for (int64_t t = 0; t < shape.tokens; ++t) {
-    for (int64_t c = 0; c < shape.dim; ++c) result[c * shape.tokens + t] = rows.at(t)[c];
-  }
+  simd::Transpose(rows.data, rows.stride, shape.tokens, shape.dim, result.data());
   return result;
 }
 

@@ -147,6 +147,15 @@ QUANTRY_AVX2 float Dot(const float* a, const float* b, int64_t count) {
   return Sum8(sums);
 }
 
+QUANTRY_AVX2 float SquaredDistance(const float* a, const float* b, int64_t count) {
+  __m256 sums = _mm256_setzero_ps();
+  for (int64_t j = 0; j < count; j += 8) {
+    const __m256 apart = _mm256_sub_ps(Load(a + j, count - j), Load(b + j, count - j));
+    sums = _mm256_fmadd_ps(apart, apart, sums);
+  }
+  return Sum8(sums);
+}
+
 QUANTRY_AVX2 void SoftmaxSlope(const float* probability, float* gradient, int64_t count, float mean,
                                float scale) {
   for (int64_t j = 0; j < count; ++j) {
@@ -161,6 +170,51 @@ QUANTRY_AVX2 void MultiplyScaled(const float* a, const float* b, int64_t count, 
 
 QUANTRY_AVX2 void AddScaled(const float* a, int64_t count, float factor, float* out) {
   for (int64_t j = 0; j < count; ++j) out[j] += a[j] * factor;
+}
+
+QUANTRY_AVX2 void WeightedSum(Weighted a, Weighted b, Weighted c, int64_t count, float* out) {
+  for (int64_t j = 0; j < count; ++j) {
+    out[j] = a.row[j] * a.factor + b.row[j] * b.factor + c.row[j] * c.factor;
+  }
+}
+
+namespace {
+
+// Eight rows of eight to eight columns.
+QUANTRY_AVX2_INLINE void Transpose8(const float* from, int64_t stride, float* to, int64_t to_row) {
+  __m256 r[8], t[8];
+  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(from + i * stride);
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    r[i] = _mm256_shuffle_ps(t[i], t[i + 2], _MM_SHUFFLE(1, 0, 1, 0));
+    r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], _MM_SHUFFLE(3, 2, 3, 2));
+    r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], _MM_SHUFFLE(1, 0, 1, 0));
+    r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], _MM_SHUFFLE(3, 2, 3, 2));
+  }
+  for (int i = 0; i < 4; ++i) {
+    _mm256_storeu_ps(to + i * to_row, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+    _mm256_storeu_ps(to + (i + 4) * to_row, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+  }
+}
+
+}  // namespace
+
+QUANTRY_AVX2 void Transpose(const float* from, int64_t stride, int64_t rows, int64_t columns,
+                            float* to) {
+  const int64_t whole_rows = rows / 8 * 8, whole_columns = columns / 8 * 8;
+  for (int64_t r = 0; r < whole_rows; r += 8) {
+    for (int64_t c = 0; c < whole_columns; c += 8) {
+      Transpose8(from + r * stride + c, stride, to + c * rows + r, rows);
+    }
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c) {
+      to[c * rows + r] = from[r * stride + c];
+    }
+  }
 }
 
 QUANTRY_AVX2 void RotateRow(const float* x, const float* cos, const float* sin, int64_t dim,
@@ -207,9 +261,12 @@ float ExpRow(float*, int64_t, float, float*) { return 0; }
 void ExpShifted(float*, int64_t, float, float) {}
 void Scale(float*, int64_t, float) {}
 float Dot(const float*, const float*, int64_t) { return 0; }
+float SquaredDistance(const float*, const float*, int64_t) { return 0; }
 void SoftmaxSlope(const float*, float*, int64_t, float, float) {}
 void MultiplyScaled(const float*, const float*, int64_t, float, float*) {}
 void AddScaled(const float*, int64_t, float, float*) {}
+void WeightedSum(Weighted, Weighted, Weighted, int64_t, float*) {}
+void Transpose(const float*, int64_t, int64_t, int64_t, float*) {}
 void RotateRow(const float*, const float*, const float*, int64_t, float, float*) {}
 void GatedSilu(const float*, const float*, int64_t, float*) {}
 void GatedSiluSlope(const float*, const float*, const float*, int64_t, float*, float*) {}

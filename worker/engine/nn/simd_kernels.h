@@ -26,6 +26,8 @@ float ExpRow(float* row, int64_t count, float scale, float* largest);
 void ExpShifted(float* row, int64_t count, float scale, float shift);
 void Scale(float* row, int64_t count, float factor);
 float Dot(const float* a, const float* b, int64_t count);
+// sum of (a[j] - b[j])^2
+float SquaredDistance(const float* a, const float* b, int64_t count);
 // gradient[j] = probability[j] * (gradient[j] - mean) * scale
 void SoftmaxSlope(const float* probability, float* gradient, int64_t count, float mean,
                   float scale);
@@ -40,6 +42,14 @@ void GatedSiluSlope(const float* gate, const float* up, const float* slope, int6
 void MultiplyScaled(const float* a, const float* b, int64_t count, float factor, float* out);
 // out[j] += a[j] * factor
 void AddScaled(const float* a, int64_t count, float factor, float* out);
+// out[j] = the sum of three rows, each times its factor
+struct Weighted {
+  const float* row;
+  float factor;
+};
+void WeightedSum(Weighted a, Weighted b, Weighted c, int64_t count, float* out);
+// to[c * rows + r] = from[r * stride + c], r < rows, c < columns
+void Transpose(const float* from, int64_t stride, int64_t rows, int64_t columns, float* to);
 // out[j] = x[j] cos[j] - sign x[j + d/2] sin[j] in the first half of a row,
 // x[j] cos[j] + sign x[j - d/2] sin[j] in the second (halves of cos and of sin
 // are equal).

@@ -1,64 +1,172 @@
 #include "worker/engine/methods/ptq161/block_loss.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+
+#include "worker/engine/base/parallel.h"
+#include "worker/engine/nn/simd_kernels.h"
 
 namespace quantry::engine {
 namespace {
 
 constexpr double kLeastCosine = 1e-6;
 constexpr double kLeastNorm = 1e-8;  // of a token's hidden state
+constexpr int64_t kGrain = 64;       // tokens one task takes
 
-// Adds -weight * d log|c| / dy to `grad`, and to `turned` the cosines that are
-// not above 0; returns -log|c|. All [T, hidden].
-//   d cos_t / dy = target / (|y| |target|) - cos_t y / |y|^2
-double AddCosine(const at::Tensor& y, const at::Tensor& target, const BlockLossOptions& options,
-                 at::Tensor& grad, int64_t& turned) {
-  const auto norm = [](const at::Tensor& v) {
-    return v.square().sum(1, /*keepdim=*/true).sqrt_().clamp_min_(kLeastNorm);
+using Targets = std::array<at::Tensor, 2>;
+
+// What the loss needs to know of a token, and what its gradient then is made with:
+//   grad = y * of_y + targets[0] * of_targets[0] + targets[1] * of_targets[1]
+struct TokenSums {
+  double y_y;
+  struct OfTarget {
+    double target_target, y_target, squared_error;
   };
-  const at::Tensor y_norm = norm(y);
-  const at::Tensor both = y_norm * norm(target);
-  const at::Tensor cosine = (y * target).sum(1, /*keepdim=*/true).div_(both);
-  const auto tokens = static_cast<double>(y.size(0));
-  double value = 0;
-  at::Tensor outer;  // -dL/dcos_t, [T, 1]
-  if (options.token_cosine) {
-    const at::Tensor bounded = cosine.abs().clamp_min(kLeastCosine);
-    value = -bounded.log().mean().item<double>();
-    outer = cosine.sign().div_(bounded).mul_(1.0 / tokens);
-    turned += cosine.le(0.0).sum().item<int64_t>();
-  } else {
-    const double mean = cosine.mean(at::kDouble).item<double>();
-    const double bounded = std::max(std::abs(mean), kLeastCosine);
-    value = -std::log(bounded);
-    turned += mean <= 0 ? 1 : 0;
-    outer = at::full_like(cosine, (mean < 0 ? -1.0 : 1.0) / (bounded * tokens));
-  }
-  outer.mul_(options.cosine_weight);
-  grad.addcmul_(target, outer / both, -1.0);
-  grad.addcmul_(y, outer * cosine / y_norm.square(), 1.0);
-  return value;
+  std::array<OfTarget, 2> of;
+};
+struct TokenFactors {
+  double of_y;
+  std::array<double, 2> of_targets;
+};
+constexpr int64_t kSums = sizeof(TokenSums) / sizeof(double);
+constexpr int64_t kFactors = sizeof(TokenFactors) / sizeof(double);
+
+bool Fuses(const at::Tensor& y) {
+  return y.is_cpu() && y.scalar_type() == at::kFloat && simd::Available();
 }
+
+template <typename Work>
+void ForEachToken(int64_t tokens, const Work& work) {
+  at::parallel_for(0, tokens, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) work(t);
+  });
+}
+
+// fp64 [T, kSums], on the CPU; y and targets [T, hidden], contiguous.
+at::Tensor SumsOf(const at::Tensor& y, const Targets& targets) {
+  if (!Fuses(y)) {
+    std::vector<at::Tensor> sums = {y.square().sum(1)};
+    for (const at::Tensor& target : targets) {
+      sums.insert(sums.end(),
+                  {target.square().sum(1), (y * target).sum(1), (y - target).square().sum(1)});
+    }
+    return at::stack(sums, 1).to(at::kDouble).cpu();
+  }
+  const int64_t tokens = y.size(0), width = y.size(1);
+  at::Tensor sums = at::empty({tokens, kSums}, at::kDouble);
+  auto* all = reinterpret_cast<TokenSums*>(sums.mutable_data_ptr<double>());
+  const auto* own = y.const_data_ptr<float>();
+  const std::array<const float*, 2> wanted = {targets[0].const_data_ptr<float>(),
+                                              targets[1].const_data_ptr<float>()};
+  ForEachToken(tokens, [&](int64_t t) {
+    const float* row = own + t * width;
+    all[t].y_y = simd::Dot(row, row, width);
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      const float* target = wanted[i] + t * width;
+      all[t].of[i] = {simd::Dot(target, target, width), simd::Dot(row, target, width),
+                      simd::SquaredDistance(row, target, width)};
+    }
+  });
+  return sums;
+}
+
+// The gradient, in y's shape and type; factors: fp64 [T, kFactors].
+at::Tensor Combine(const at::Tensor& y, const Targets& targets, const at::Tensor& factors) {
+  if (!Fuses(y)) {
+    const at::Tensor there = factors.to(y.options());
+    const auto column = [&](int64_t i) { return there.slice(1, i, i + 1); };
+    return (y * column(0)).addcmul_(targets[0], column(1)).addcmul_(targets[1], column(2));
+  }
+  const int64_t width = y.size(1);
+  at::Tensor grad = at::empty_like(y);
+  const auto* all = reinterpret_cast<const TokenFactors*>(factors.const_data_ptr<double>());
+  const auto *own = y.const_data_ptr<float>(), *first = targets[0].const_data_ptr<float>(),
+             *second = targets[1].const_data_ptr<float>();
+  auto* to = grad.mutable_data_ptr<float>();
+  ForEachToken(y.size(0), [&](int64_t t) {
+    const int64_t at = t * width;
+    const TokenFactors& f = all[t];
+    simd::WeightedSum({own + at, static_cast<float>(f.of_y)},
+                      {first + at, static_cast<float>(f.of_targets[0])},
+                      {second + at, static_cast<float>(f.of_targets[1])}, width, to + at);
+  });
+  return grad;
+}
+
+double NormOf(double squares) { return std::max(std::sqrt(squares), kLeastNorm); }
+
+// Adds target `i`'s part of the loss to `loss` and of its gradient to `factors`.
+class TargetTerm {
+ public:
+  TargetTerm(const TokenSums* sums, int64_t tokens, size_t i, const BlockLossOptions& options)
+      : sums_(sums), tokens_(tokens), i_(i), options_(options) {}
+
+  void AddErrors(double elements, BlockLoss& loss, TokenFactors* factors) const {
+    double total = 0;
+    for (int64_t t = 0; t < tokens_; ++t) {
+      total += sums_[t].of[i_].squared_error;
+      factors[t].of_y += 2.0 * options_.mse_weight / elements;
+      factors[t].of_targets[i_] -= 2.0 * options_.mse_weight / elements;
+    }
+    loss.mse += total / elements;
+  }
+
+  // -log|c|; d cos_t / dy = target / (|y| |target|) - cos_t y / |y|^2.
+  void AddCosines(BlockLoss& loss, TokenFactors* factors) const {
+    const auto tokens = static_cast<double>(tokens_);
+    double mean = 0, mean_log = 0;
+    for (int64_t t = 0; t < tokens_; ++t) {
+      mean += Cosine(t) / tokens;
+      mean_log += std::log(Bounded(Cosine(t))) / tokens;
+      if (options_.token_cosine && Cosine(t) <= 0) ++loss.turned;
+    }
+    if (!options_.token_cosine && mean <= 0) ++loss.turned;
+    loss.cosine -= options_.token_cosine ? mean_log : std::log(Bounded(mean));
+    const double of_mean = (mean < 0 ? -1.0 : 1.0) / Bounded(mean);
+    for (int64_t t = 0; t < tokens_; ++t) {
+      const double cosine = Cosine(t), norm = NormOf(sums_[t].y_y);
+      const double sign = cosine > 0 ? 1.0 : (cosine < 0 ? -1.0 : 0.0);
+      const double slope = options_.cosine_weight / tokens *
+                           (options_.token_cosine ? sign / Bounded(cosine) : of_mean);
+      factors[t].of_targets[i_] -= slope / (norm * NormOf(sums_[t].of[i_].target_target));
+      factors[t].of_y += slope * cosine / (norm * norm);
+    }
+  }
+
+ private:
+  static double Bounded(double cosine) { return std::max(std::abs(cosine), kLeastCosine); }
+  double Cosine(int64_t t) const {
+    const TokenSums::OfTarget& of = sums_[t].of[i_];
+    return of.y_target / (NormOf(sums_[t].y_y) * NormOf(of.target_target));
+  }
+
+  const TokenSums* sums_;
+  int64_t tokens_;
+  size_t i_;
+  const BlockLossOptions& options_;
+};
 
 }  // namespace
 
 BlockLoss TwoTargetLoss(const at::Tensor& y, const at::Tensor& target_fp,
                         const at::Tensor& target_q, const BlockLossOptions& options) {
-  const auto flat = [](const at::Tensor& v) { return v.reshape({-1, v.size(-1)}); };
+  const auto flat = [](const at::Tensor& v) { return v.reshape({-1, v.size(-1)}).contiguous(); };
   const at::Tensor out = flat(y);
-  const auto elements = static_cast<double>(out.numel());
+  const Targets targets = {flat(target_fp), flat(target_q)};
+  const int64_t tokens = out.size(0);
+  const at::Tensor sums = SumsOf(out, targets);
+  const at::Tensor factors = at::zeros({tokens, kFactors}, at::kDouble);
+  const auto* of_sums = reinterpret_cast<const TokenSums*>(sums.const_data_ptr<double>());
+  auto* of_factors = reinterpret_cast<TokenFactors*>(factors.mutable_data_ptr<double>());
   BlockLoss loss;
-  at::Tensor grad = at::zeros_like(out);
-  for (const at::Tensor& target : {flat(target_fp), flat(target_q)}) {
-    const at::Tensor error = out - target;
-    loss.mse += error.square().mean(at::kDouble).item<double>();
-    grad.add_(error, 2.0 * options.mse_weight / elements);
-    if (options.cosine_weight != 0)
-      loss.cosine += AddCosine(out, target, options, grad, loss.turned);
+  for (size_t i = 0; i < targets.size(); ++i) {
+    const TargetTerm term(of_sums, tokens, i, options);
+    term.AddErrors(static_cast<double>(out.numel()), loss, of_factors);
+    if (options.cosine_weight != 0) term.AddCosines(loss, of_factors);
   }
   loss.total = options.mse_weight * loss.mse + options.cosine_weight * loss.cosine;
-  loss.grad = grad.view(y.sizes());
+  loss.grad = Combine(out, targets, factors).view(y.sizes());
   return loss;
 }
 

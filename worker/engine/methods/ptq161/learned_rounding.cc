@@ -78,7 +78,7 @@ class SoftLinear {
       flips.second = learned.codes.ne(linear_.codes.cpu()).sum().item<double>();
       linear_.codes = learned.codes.to(device);
       linear_.grid.scales = learned.scales.squeeze(1).to(device);
-      linear_.fixed = learned.Dequantize().to(device);
+      linear_.SetFixed(learned.Dequantize().to(device));
     }
     if (signs_ < 0) return flips;
     const at::Tensor up = parts_[signs_].Finish("", {}, at::kHalf).codes.to(device);

@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 
+#include "worker/engine/base/parallel.h"
 #include "worker/engine/model/shared_inputs.h"
 
 namespace quantry::engine {
@@ -34,23 +35,26 @@ const MixedLinear& SavedLinear(AutogradContext* context) {
 
 // SignProduct with signs as a matrix: y += A S (r2 x) + C (r2 . x). Keeps
 // (r2 x) S^T [T, n] and r2 . x [T].
-SignProduct::Kept AddBinary(const MixedLinear& linear, const at::Tensor& x_others, at::Tensor& y) {
-  const at::Tensor scaled = x_others * linear.column.value;
+SignProduct::Kept AddBinary(const MixedLinear& linear, const at::Tensor& x_others,
+                            const SignProduct::Scales& scales, at::Tensor& y) {
+  const at::Tensor scaled = x_others * scales.column;
   const SignProduct::Kept kept = {linear.Multiply(scaled, linear.signs.t()), scaled.sum(1)};
-  y.addcmul_(kept.products, linear.RowGain()).addr_(kept.totals, linear.RowOffset());
+  y.addcmul_(kept.products, scales.gain).addr_(kept.totals, scales.offset);
   return kept;
 }
 
 // Its gradients with g = dL/dy: dA = sum g * product, dC = g^T total.
 SignProduct::Gradients BinaryGradients(const MixedLinear& linear, const at::Tensor& g,
-                                       const at::Tensor& x_others, const SignProduct::Kept& kept) {
+                                       const at::Tensor& x_others,
+                                       const SignProduct::Scales& scales,
+                                       const SignProduct::Kept& kept) {
   SignProduct::Gradients result;
   result.scales.gain = (g * kept.products).sum(0);
   result.scales.offset = at::mv(g.t(), kept.totals);
-  at::Tensor scaled_grad = linear.Multiply(g * linear.RowGain(), linear.signs);
-  scaled_grad.add_(at::mv(g, linear.RowOffset()).unsqueeze(1));
+  at::Tensor scaled_grad = linear.Multiply(g * scales.gain, linear.signs);
+  scaled_grad.add_(at::mv(g, scales.offset).unsqueeze(1));
   result.scales.column = (scaled_grad * x_others).sum(0);
-  result.x = scaled_grad.mul_(linear.column.value);
+  result.x = scaled_grad.mul_(scales.column);
   return result;
 }
 
@@ -60,10 +64,11 @@ struct ProductFunction : public Function<ProductFunction> {
                             const MixedLinear* linear) {
     at::Tensor y = linear->Multiply(x_salient, linear->fixed.t());
     if (linear->bias.defined()) y.add_(linear->bias);
+    const SignProduct::Scales scales = ScalesOf(*linear);
     const SignProduct::Kept kept = linear->lookup != nullptr
-                                       ? linear->lookup->AddTo(y, x_others, ScalesOf(*linear))
-                                       : AddBinary(*linear, x_others, y);
-    context->save_for_backward({x_others, kept.products, kept.totals});
+                                       ? linear->lookup->AddTo(y, x_others, scales)
+                                       : AddBinary(*linear, x_others, scales, y);
+    context->save_for_backward({x_others, kept.products, kept.totals, scales.gain, scales.offset});
     context->saved_data["linear"] = reinterpret_cast<int64_t>(linear);
     return y;
   }
@@ -73,28 +78,91 @@ struct ProductFunction : public Function<ProductFunction> {
     const variable_list saved = context->get_saved_variables();
     const at::Tensor g = grads[0].contiguous();
     const SignProduct::Kept kept = {saved[1], saved[2]};
+    const SignProduct::Scales scales = {saved[3], saved[4], linear.column.value};
     const SignProduct::Gradients binary =
-        linear.lookup != nullptr ? linear.lookup->Backward(g, saved[0], ScalesOf(linear), kept,
-                                                           context->needs_input_grad(1))
-                                 : BinaryGradients(linear, g, saved[0], kept);
+        linear.lookup != nullptr
+            ? linear.lookup->Backward(g, saved[0], scales, kept, context->needs_input_grad(1))
+            : BinaryGradients(linear, g, saved[0], scales, kept);
     linear.TakeGradients(binary.scales);
     at::Tensor salient_grad;
-    if (context->needs_input_grad(0)) salient_grad = linear.Multiply(g, linear.fixed);
+    if (context->needs_input_grad(0)) {
+      const int64_t count = linear.salient.size(0);
+      salient_grad = linear.Multiply(g, linear.padded_fixed).slice(1, 0, count);
+    }
     return {salient_grad, context->needs_input_grad(1) ? binary.x : at::Tensor(), at::Tensor(),
             at::Tensor()};
   }
 };
 
+// Whether columns are moved by plain loops, which for few columns outrun index_select.
+bool MovesHere(const at::Tensor& x) { return x.is_cpu() && x.scalar_type() == at::kFloat; }
+
+template <typename Move>
+void ForEachRow(int64_t rows, const Move& move) {
+  constexpr int64_t kGrain = 64;
+  at::parallel_for(0, rows, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) move(i);
+  });
+}
+
+// Where the columns of one part stand in x.
+struct Columns {
+  explicit Columns(const at::Tensor& from)
+      : at(from.const_data_ptr<int64_t>()), count(from.size(0)) {}
+  void Gather(const float* x, float* part) const {
+    for (int64_t j = 0; j < count; ++j) part[j] = x[at[j]];
+  }
+  void Scatter(const float* part, float* x) const {
+    for (int64_t j = 0; j < count; ++j) x[at[j]] = part[j];
+  }
+
+  const int64_t* at;
+  int64_t count;
+};
+
+variable_list Split(const at::Tensor& x, const MixedLinear& linear) {
+  if (!MovesHere(x)) return {x.index_select(1, linear.salient), x.index_select(1, linear.others)};
+  const Columns salient(linear.salient), others(linear.others);
+  const int64_t rows = x.size(0), width = x.size(1);
+  variable_list parts = {at::empty({rows, salient.count}, x.options()),
+                         at::empty({rows, others.count}, x.options())};
+  const at::Tensor whole = x.contiguous();
+  const auto* from = whole.const_data_ptr<float>();
+  auto *first = parts[0].mutable_data_ptr<float>(), *second = parts[1].mutable_data_ptr<float>();
+  ForEachRow(rows, [&](int64_t i) {
+    salient.Gather(from + i * width, first + i * salient.count);
+    others.Gather(from + i * width, second + i * others.count);
+  });
+  return parts;
+}
+
+at::Tensor Rejoin(const variable_list& parts, const MixedLinear& linear) {
+  const auto with_rows = [](const at::Tensor& x) { return x.stride(1) == 1 ? x : x.contiguous(); };
+  const at::Tensor some = with_rows(parts[0]), rest = with_rows(parts[1]);
+  const int64_t rows = some.size(0), width = some.size(1) + rest.size(1);
+  at::Tensor whole = at::empty({rows, width}, some.options());
+  if (!MovesHere(some)) {
+    return whole.index_copy_(1, linear.salient, some).index_copy_(1, linear.others, rest);
+  }
+  const Columns salient(linear.salient), others(linear.others);
+  const auto *first = some.const_data_ptr<float>(), *second = rest.const_data_ptr<float>();
+  auto* to = whole.mutable_data_ptr<float>();
+  ForEachRow(rows, [&](int64_t i) {
+    salient.Scatter(first + i * some.stride(0), to + i * width);
+    others.Scatter(second + i * rest.stride(0), to + i * width);
+  });
+  return whole;
+}
+
 struct SplitFunction : public Function<SplitFunction> {
   static variable_list forward(AutogradContext* context, const at::Tensor& x,
                                const MixedLinear* linear) {
     context->saved_data["linear"] = reinterpret_cast<int64_t>(linear);
-    return {x.index_select(1, linear->salient), x.index_select(1, linear->others)};
+    return Split(x, *linear);
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
-    const at::Tensor& places = SavedLinear(context).places;
-    return {at::cat({grads[0], grads[1]}, 1).index_select(1, places), at::Tensor()};
+    return {Rejoin(grads, SavedLinear(context)), at::Tensor()};
   }
 };
 
@@ -109,9 +177,9 @@ MixedLinear MakeMixedLinear(const Linear& from, const Ptq161Options& options,
   const at::Tensor columns = from.weight.index_select(1, linear.salient);
   linear.grid = FitSalientGrid(options.salient_grid ? columns : from.weight);
   linear.codes = SalientCodes(columns, linear.grid);
-  linear.fixed = linear.codes.to(at::kFloat)
-                     .sub_(linear.grid.zeros.unsqueeze(-1))
-                     .mul_(linear.grid.scales.unsqueeze(-1));
+  linear.SetFixed(linear.codes.to(at::kFloat)
+                      .sub_(linear.grid.zeros.unsqueeze(-1))
+                      .mul_(linear.grid.scales.unsqueeze(-1)));
   const BinaryRows rows =
       BinarizeRows(from.weight.index_select(1, linear.others), options.centered_gain);
   linear.mean = rows.mean;
@@ -129,10 +197,15 @@ at::Tensor MixedLinear::Multiply(const at::Tensor& a, const at::Tensor& b) const
 }
 
 void MixedLinear::SetSalient(const at::Tensor& columns, int64_t all, const at::Device& device) {
-  const at::Tensor rest = ColumnsWithout(columns, all);
   salient = columns.to(device);
-  others = rest.to(device);
-  places = at::cat({columns, rest}).argsort().to(device);
+  others = ColumnsWithout(columns, all).to(device);
+}
+
+void MixedLinear::SetFixed(const at::Tensor& weight) {
+  constexpr int64_t kVector = 8;
+  const int64_t count = weight.size(1), whole = (count + kVector - 1) / kVector * kVector;
+  padded_fixed = at::constant_pad_nd(weight, {0, whole - count});
+  fixed = padded_fixed.slice(1, 0, count);
 }
 
 void MixedLinear::SetSigns(const at::Tensor& uint8_signs) {
@@ -144,11 +217,11 @@ void MixedLinear::SetSigns(const at::Tensor& uint8_signs) {
 }
 
 void MixedLinear::TakeGradients(const SignProduct::Scales& slopes) const {
-  const at::Tensor alpha = gain_unit * gain.value;
+  const at::Tensor gained = slopes.gain * gain_unit;
   Parameter parameter = gain;
-  parameter.grad.copy_(slopes.gain * row.value * gain_unit);
+  at::mul_out(parameter.grad, gained, row.value);
   parameter = row;
-  parameter.grad.copy_(slopes.gain * alpha + slopes.offset * mean);
+  at::mul_out(parameter.grad, gained, gain.value).addcmul_(slopes.offset, mean);
   parameter = column;
   parameter.grad.copy_(slopes.column);
 }

@@ -24,13 +24,13 @@ struct MixedLinear {
   at::Tensor bias;     // fp32 [n] or undefined
   at::Tensor salient;  // int64 [k], ascending
   at::Tensor others;   // int64 [m - k], ascending
-  at::Tensor places;   // int64 [m]: where column j stands in {salient, others}
   SalientGrid grid;
-  at::Tensor codes;      // uint8 [n, k]
-  at::Tensor fixed;      // fp32 [n, k], dequantized codes
-  at::Tensor signs8;     // uint8 [n, m - k], 1 where +1; set by SetSigns
-  at::Tensor mean;       // mu fp32 [n]
-  at::Tensor gain_unit;  // fp32 [n]: 1 (0 where alpha0 is), or alpha0 with relative_gain
+  at::Tensor codes;         // uint8 [n, k]
+  at::Tensor fixed;         // fp32 [n, k], dequantized codes; set by SetFixed
+  at::Tensor padded_fixed;  // and columns of zeros, up to whole vectors: products are faster
+  at::Tensor signs8;        // uint8 [n, m - k], 1 where +1; set by SetSigns
+  at::Tensor mean;          // mu fp32 [n]
+  at::Tensor gain_unit;     // fp32 [n]: 1 (0 where alpha0 is), or alpha0 with relative_gain
   ComputeDtype compute = ComputeDtype::kFloat32;  // of its products
 
   // Trained, and where the backward pass leaves their gradients.
@@ -43,8 +43,10 @@ struct MixedLinear {
   std::shared_ptr<const SignProduct> lookup;
   at::Tensor signs;  // [n, m - k], -1 or 1; undefined with lookup
 
-  // salient (int64, ascending), others and places of `all` columns.
+  // salient (int64, ascending) and others of `all` columns.
   void SetSalient(const at::Tensor& columns, int64_t all, const at::Device& device);
+
+  void SetFixed(const at::Tensor& weight);
 
   // Call once mean and compute are set. [n, m - k], 1 where +1.
   void SetSigns(const at::Tensor& uint8_signs);

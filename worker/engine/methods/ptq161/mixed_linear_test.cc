@@ -30,7 +30,7 @@ MixedLinear RandomLinear(int64_t rows, int64_t columns, at::ScalarType dtype) {
   };
   MixedLinear linear;
   linear.SetSalient(at::arange(columns > 2 ? 1 : 0, columns, 3), columns, at::kCPU);
-  linear.fixed = at::randn({rows, linear.salient.size(0)}, options);
+  linear.SetFixed(at::randn({rows, linear.salient.size(0)}, options));
   linear.mean = at::randn({rows}, options) * 0.3;
   linear.SetSigns(at::randn({rows, linear.others.size(0)}).gt(0).to(at::kByte));
   linear.gain_unit = at::rand({rows}, options) + 0.5;
@@ -280,6 +280,25 @@ TEST(TwoTargetLoss, ValueAndGradient) {
     const BlockLoss got = TwoTargetLoss(y.detach(), a, b, options);
     EXPECT_NEAR(got.total, wanted.item<double>(), 1e-10);
     EXPECT_LT(RelativeError(got.grad, y.grad()), 1e-10);
+  }
+}
+
+// fp32 on the CPU takes another way than the fp64 above: the same loss, also over several tasks.
+TEST(TwoTargetLoss, IsTheSameInBothTypes) {
+  at::manual_seed(10);
+  for (const BlockLossOptions& options :
+       {BlockLossOptions{}, BlockLossOptions{0.5, 3, true}, BlockLossOptions{2, 0, false}}) {
+    for (const auto& [tokens, width] : {std::pair<int64_t, int64_t>{1, 3}, {67, 21}, {130, 64}}) {
+      const at::Tensor y = at::randn({2, tokens, width});
+      const at::Tensor a = y + at::randn_like(y), b = y + 0.3 * at::randn_like(y);
+      const BlockLoss got = TwoTargetLoss(y, a, b, options);
+      const BlockLoss wanted =
+          TwoTargetLoss(y.to(at::kDouble), a.to(at::kDouble), b.to(at::kDouble), options);
+      EXPECT_NEAR(got.total, wanted.total, 1e-5 * std::abs(wanted.total) + 1e-6);
+      EXPECT_EQ(got.turned, wanted.turned);
+      EXPECT_EQ(got.grad.sizes(), y.sizes());
+      EXPECT_LT(RelativeError(got.grad, wanted.grad), 1e-5);
+    }
   }
 }
 
