@@ -263,6 +263,7 @@ class App : public ServerApp {
     context_.start_time = clock_.Now();
     context_.lease_ttl = seconds(config_.lease_ttl_s());
     context_.heartbeat_interval = seconds(config_.heartbeat_interval_s());
+    context_.connection_age = seconds(config_.max_connection_age_s());
     auto rpc =
         StartRpcServer(&context_, {config_.listen(), config_.worker_listen(), ""}, Security());
     if (!rpc.ok()) return rpc.status();

@@ -116,6 +116,7 @@ absl::Status CheckValues(const v1::ServerConfig& config) {
         CheckRange("sweep_interval_s", config.sweep_interval_s(), 1, config.lease_ttl_s() / 3),
         CheckRange("max_no_progress_s", config.max_no_progress_s(), 1, 30 * 86400),
         CheckRange("drain_timeout_s", config.drain_timeout_s(), 1, 3600),
+        CheckRange("max_connection_age_s", config.max_connection_age_s(), 1, 7 * 86400),
         CheckRange("max_blob_bytes", config.max_blob_bytes(), 1, std::int64_t{1} << 50),
         CheckRange("embedded_slots", config.embedded_slots(), 1, 256),
         CheckRange("job_store_connections", config.job_store_connections(), 1, 1000),

@@ -29,20 +29,28 @@ constexpr int kMinPingIntervalMs = 30'000;
 // and watches back after 80 s.
 constexpr int kKeepaliveMs = 60'000;
 constexpr int kKeepaliveTimeoutMs = 20'000;
-// gRPC spreads this by 10 % itself. Balancers, new certificates and new DNS
-// answers get their turn; clients reconnect unseen and resume their watches.
-constexpr int kMaxConnectionAgeMs = 30 * 60'000;
-constexpr int kMaxConnectionAgeGraceMs = 60'000;
+// What calls that are open when a connection reaches its age get at most.
+constexpr std::chrono::milliseconds kMostAgeGrace = std::chrono::minutes(1);
 
 struct Listener {
-  std::vector<std::unique_ptr<grpc::Service>> services;
-  std::unique_ptr<grpc::Server> server;
-  std::string address;
+  int max_message_bytes = 0;
+  std::chrono::milliseconds connection_age{};
+  std::vector<std::unique_ptr<grpc::Service>> services = {};
+  std::unique_ptr<grpc::Server> server = {};
+  std::string address = {};
   bool local_port = false;  // beside `address`, plain, on loopback
-  std::string local_address;
+  std::string local_address = {};
 };
 
 using Credentials = std::shared_ptr<grpc::ServerCredentials>;
+
+// gRPC spreads the age by 10 % itself. Balancers, new certificates and new DNS
+// answers get their turn; clients reconnect unseen and resume their watches.
+void SetConnectionAge(std::chrono::milliseconds age, grpc::ServerBuilder* builder) {
+  builder->AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS, static_cast<int>(age.count()));
+  builder->AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS,
+                              static_cast<int>(std::min(age, kMostAgeGrace).count()));
+}
 
 void SetLimits(int max_message_bytes, grpc::ServerBuilder* out) {
   grpc::ServerBuilder& builder = *out;
@@ -56,16 +64,14 @@ void SetLimits(int max_message_bytes, grpc::ServerBuilder* out) {
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);  // however long it is quiet
-  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS, kMaxConnectionAgeMs);
-  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS, kMaxConnectionAgeGraceMs);
 }
 
-absl::Status Listen(std::string_view text, int max_message_bytes, const Credentials& credentials,
-                    Listener* listener) {
+absl::Status Listen(std::string_view text, const Credentials& credentials, Listener* listener) {
   auto address = ParseListenAddress(text);
   if (!address.ok()) return address.status();
   grpc::ServerBuilder builder;
-  SetLimits(max_message_bytes, &builder);
+  SetLimits(listener->max_message_bytes, &builder);
+  SetConnectionAge(listener->connection_age, &builder);
   int port = 0;
   int local_port = -1;  // stays when there is none
   builder.AddListeningPort(address->ToString(), credentials, &port);
@@ -145,16 +151,17 @@ absl::StatusOr<std::unique_ptr<RpcServer>> StartRpcServer(const ServiceContext* 
   }
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  Listener tenant;
+  const auto age = std::chrono::duration_cast<std::chrono::milliseconds>(context->connection_age);
+  Listener tenant{kTenantMessageBytes, age};
   tenant.services.push_back(NewQuantizationService(context));
   tenant.services.push_back(NewArtifactService(context));
   tenant.services.push_back(NewAdminService(context));
-  Listener worker;
+  Listener worker{kWorkerMessageBytes, age};
   worker.services.push_back(NewWorkerService(context));
   worker.local_port = tls && context->embedded;
-  absl::Status status = Listen(listen.tenant, kTenantMessageBytes, credentials, &tenant);
+  absl::Status status = Listen(listen.tenant, credentials, &tenant);
   if (!status.ok()) return status;
-  status = Listen(listen.worker, kWorkerMessageBytes, credentials, &worker);
+  status = Listen(listen.worker, credentials, &worker);
   if (!status.ok()) {
     tenant.server->Shutdown();
     return status;

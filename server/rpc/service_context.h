@@ -42,6 +42,8 @@ struct ServiceContext {
   Duration heartbeat_interval{};
   // A watch that is told nothing looks for itself this often.
   Duration watch_poll = std::chrono::seconds(10);
+  // How long a connection of either port lives.
+  Duration connection_age = std::chrono::minutes(30);
 };
 
 // Full names of every method of the four services, for metrics and tests.

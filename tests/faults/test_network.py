@@ -7,6 +7,7 @@ import pytest
 
 from api import errors
 from fleet import QUICK, alive, reach_store_by
+from history import ENDED
 from link import Link
 from machine import Namespace
 from service import ROOT, wait_for
@@ -71,6 +72,19 @@ def test_f10_server_cut_off_from_the_store(make_fleet, session_postgres):
         wait_for(lambda: fleet.submit_for_sure("f10-healed"), 10, "the server to be back")
         fleet.wait_end("f10-healed")
         fleet.check()
+
+
+def test_f10_connections_that_reach_their_age(make_fleet, session_postgres):
+    """Every second or two all connections end (GOAWAY, then what is left of streams): leases are kept, watches resumed, no call fails."""
+    fleet = make_fleet(postgres=session_postgres, servers=2, flags=["--max-connection-age-s=1"])
+    fleet.start(workers=2)
+    fleet.submit("f10-aged", "stage QUANTIZING\n" + "block\nsleep 1500\n" * 5 + "artifact\ncomplete\n")
+    watch = fleet.watch("f10-aged")
+    while fleet.state("f10-aged") not in ENDED:
+        time.sleep(0.1)
+    assert watch.wait() == "SUCCEEDED" and watch.breaks >= 2
+    assert fleet.get("f10-aged").epoch == 1
+    fleet.check()
 
 
 @pytest.fixture
