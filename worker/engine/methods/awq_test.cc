@@ -211,8 +211,8 @@ TEST(Awq, CountsItsGramMatrices) {
   const int64_t wide = config.intermediate_size;
   const bool scales_attention = config.num_kv_heads == config.num_heads;
   const int64_t bytes = (wide * wide + (scales_attention ? heads * heads : 0)) * 4;
-  EXPECT_EQ(Awq({true, true, 3}).WorkingBytes(architecture, config, stream), bytes);
-  EXPECT_EQ(Awq({false, true, 3}).WorkingBytes(architecture, config, stream), 0);
+  EXPECT_EQ(Awq({true, true, 3}).WorkingBytes(architecture, config, stream, at::kCPU), bytes);
+  EXPECT_EQ(Awq({false, true, 3}).WorkingBytes(architecture, config, stream, at::kCPU), 0);
 }
 
 // T22: with grouped-query attention v_proj is narrower than o_proj's input.

@@ -36,8 +36,8 @@ inline int64_t BlockGroups(const Architecture& architecture, const ModelConfig& 
 // Gradients of a block's weights in a step over `windows` windows: each share of
 // them has its own until they are summed.
 inline int64_t GradientBytes(const Architecture& architecture, const ModelConfig& config,
-                             int64_t windows) {
-  return HostShares(windows) * BlockWeights(architecture, config) *
+                             int64_t windows, const at::Device& device) {
+  return Shares(device, windows) * BlockWeights(architecture, config) *
          static_cast<int64_t>(sizeof(float));
 }
 

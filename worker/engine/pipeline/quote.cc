@@ -1,7 +1,5 @@
 #include "worker/engine/pipeline/quote.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -134,33 +132,25 @@ Json OutputsJson(const Job& job, const Checkpoint& checkpoint) {
   return outputs;
 }
 
-// What the method holds beside blocks and streams. Adapters come between the
-// two passes and tuning after the last block, so the largest of them counts.
-int64_t MethodBytes(const Job& job, const Checkpoint& checkpoint, const StreamShape& stream) {
+// What the method holds beside blocks and streams where `device` computes.
+// Adapters come between the two passes and tuning after the last block, so the
+// largest of them counts.
+int64_t MethodBytes(const Job& job, const Checkpoint& checkpoint, const StreamShape& stream,
+                    const at::Device& device) {
   const Architecture& architecture = checkpoint.architecture();
   const ModelConfig& config = checkpoint.config();
-  int64_t most = job.method->WorkingBytes(architecture, config, stream);
+  int64_t most = job.method->WorkingBytes(architecture, config, stream, device);
   if (job.preprocessing) {
-    most = std::max(most, job.method->FirstPass().WorkingBytes(architecture, config, stream));
+    most =
+        std::max(most, job.method->FirstPass().WorkingBytes(architecture, config, stream, device));
     most = std::max(most, LoraBytes(job.preprocessing->lora, architecture, config,
-                                    job.preprocessing->corpus.windows.length));
+                                    job.preprocessing->corpus.windows.length, device));
   }
   if (const ModelTuningOptions* tuning = job.method->Tuning()) {
     most = std::max(most,
-                    TuningBytes(*tuning, architecture, config, job.grid.group_size, stream.length));
+                    TuningBytes(*tuning, checkpoint, job.grid.group_size, stream.length, device));
   }
   return most;
-}
-
-// A device takes a step at once, where the host's cores take shares of it side by
-// side: what one thread would hold.
-int64_t MethodBytesOnDevice(const Job& job, const Checkpoint& checkpoint,
-                            const StreamShape& stream) {
-  const int threads = at::get_num_threads();
-  at::set_num_threads(1);
-  const int64_t bytes = MethodBytes(job, checkpoint, stream);
-  at::set_num_threads(threads);
-  return bytes;
 }
 
 }  // namespace
@@ -190,8 +180,8 @@ Json QuoteJson(const Job& job) {
   // All windows of a text (0) cannot be counted without reading it: at least 1.
   StreamShape evaluation = ShapeOfText(job.evaluation);
   if (job.evaluation) evaluation.windows = std::max<int64_t>(evaluation.windows, 1);
-  const int64_t on_host = MethodBytes(job, *checkpoint, calibration);
-  const int64_t on_device = MethodBytesOnDevice(job, *checkpoint, calibration);
+  const int64_t on_host = MethodBytes(job, *checkpoint, calibration, at::kCPU);
+  const int64_t on_device = MethodBytes(job, *checkpoint, calibration, at::kCUDA);
   Json quote = {{"steps", PlanSteps(job, *checkpoint, calibration, evaluation, {}).total()},
                 {"blocks", checkpoint->config().num_layers},
                 {"parameters", checkpoint->parameters()},

@@ -99,14 +99,15 @@ int64_t AwqSearchSteps(const AwqOptions& options, const Architecture& architectu
 
 // Every worker sums a matrix [in, in] of its own for each source.
 int64_t AwqSearchBytes(const AwqOptions& options, const Architecture& architecture,
-                       const ModelConfig& config, const StreamShape& stream) {
+                       const ModelConfig& config, const StreamShape& stream,
+                       const at::Device& device) {
   if (!options.search_scales) return 0;
   int64_t values = 0;
   for (const int source : GramSources(architecture, config, {})) {
     const int64_t in = ShapeOf(config, architecture.linears[source].role).in;
     values += in * in;
   }
-  return values * BatchWorkers(config, stream, at::kCPU) * static_cast<int64_t>(sizeof(float));
+  return values * BatchWorkers(config, stream, device) * static_cast<int64_t>(sizeof(float));
 }
 
 AwqBlock SearchAwq(const BlockTask& task, const AwqOptions& options, const at::Tensor& clip_inputs,
@@ -135,8 +136,8 @@ int64_t Awq::Steps(const Architecture& architecture, const ModelConfig& config,
 }
 
 int64_t Awq::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
-                          const StreamShape& stream) const {
-  return AwqSearchBytes(options_, architecture, config, stream);
+                          const StreamShape& stream, const at::Device& device) const {
+  return AwqSearchBytes(options_, architecture, config, stream, device);
 }
 
 MethodResult Awq::Quantize(const BlockTask& task, ProgressSink& progress) const {

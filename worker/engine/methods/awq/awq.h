@@ -23,9 +23,10 @@ AwqBlock SearchAwq(const BlockTask& task, const AwqOptions& options, const at::T
                    ProgressSink& progress);
 int64_t AwqSearchSteps(const AwqOptions& options, const Architecture& architecture,
                        const ModelConfig& config, const StreamShape& stream);
-// Host memory of its Gram matrices at most, for Method::WorkingBytes.
+// Memory of its Gram matrices at most, for Method::WorkingBytes.
 int64_t AwqSearchBytes(const AwqOptions& options, const Architecture& architecture,
-                       const ModelConfig& config, const StreamShape& stream);
+                       const ModelConfig& config, const StreamShape& stream,
+                       const at::Device& device);
 
 // Activation-aware weight quantization (Lin et al., arXiv 2306.00978; spec:
 // tesseraq.md 1.3 and 1.4): per-channel scale search, clip search, rounding to
@@ -36,7 +37,7 @@ class Awq : public Method {
   int64_t Steps(const Architecture& architecture, const ModelConfig& config,
                 const StreamShape& stream) const override;
   int64_t WorkingBytes(const Architecture& architecture, const ModelConfig& config,
-                       const StreamShape& stream) const override;
+                       const StreamShape& stream, const at::Device& device) const override;
   MethodResult Quantize(const BlockTask& task, ProgressSink& progress) const override;
 
  private:

@@ -17,7 +17,7 @@ int64_t Billm::ValueBits(const LinearShape& shape) const {
 }
 
 int64_t Billm::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
-                            const StreamShape&) const {
+                            const StreamShape&, const at::Device&) const {
   return MomentBytes(architecture, config, /*kept=*/2);
 }
 

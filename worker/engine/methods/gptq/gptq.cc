@@ -32,7 +32,7 @@ int64_t Gptq::Steps(const Architecture& architecture, const ModelConfig&,
 }
 
 int64_t Gptq::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
-                           const StreamShape&) const {
+                           const StreamShape&, const at::Device&) const {
   return MomentBytes(architecture, config);
 }
 

@@ -16,7 +16,7 @@ int64_t Pbllm::ValueBits(const LinearShape& shape) const {
 }
 
 int64_t Pbllm::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
-                            const StreamShape&) const {
+                            const StreamShape&, const at::Device&) const {
   return MomentBytes(architecture, config, /*kept=*/2);
 }
 

@@ -50,11 +50,11 @@ int64_t Ptq161::Steps(const Architecture& architecture, const ModelConfig&,
 }
 
 int64_t Ptq161::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
-                             const StreamShape& stream) const {
+                             const StreamShape& stream, const at::Device& device) const {
   const bool learned = options_.learn_rounding;
   const int64_t windows = learned ? std::min(options_.rounding_batch, stream.windows) : 1;
   const int64_t rounding = BlockWeights(architecture, config) * kBytesPerLearnedWeight +
-                           GradientBytes(architecture, config, windows);
+                           GradientBytes(architecture, config, windows, device);
   return (learned ? rounding : 0) + KeptActivationBytes(config, stream, windows) +
          2 * TargetBytes(config, stream);
 }
