@@ -45,6 +45,17 @@ int64_t BatchBytes(const Checkpoint& checkpoint, const StreamShape& stream) {
   return tokens * widest * kFloatBytes * kAliveActivations;
 }
 
+// Of all batches that are in work side by side, whose scores are held in small
+// pieces (BatchWorkers).
+int64_t WorkersBytes(const Checkpoint& checkpoint, const StreamShape& stream) {
+  if (stream.windows == 0) return 0;
+  const ModelConfig& config = checkpoint.config();
+  const int64_t tokens = WindowsPerBatch(stream.length) * stream.length;
+  const int64_t workers = BatchWorkers(config, stream, at::kCPU);
+  return workers * tokens * std::max(config.intermediate_size, config.hidden_size) * kFloatBytes *
+         kAliveActivations;
+}
+
 StreamShape ShapeOfText(const std::optional<TextJob>& text) {
   if (!text) return {};
   return {text->windows.windows, text->windows.length};
@@ -158,8 +169,9 @@ int64_t MethodBytes(const Job& job, const Checkpoint& checkpoint, const StreamSh
 int64_t HostMemoryBytes(const Checkpoint& checkpoint, const StreamShape& calibration) {
   const int64_t streams =
       2 * calibration.windows * calibration.length * checkpoint.config().hidden_size * kFloatBytes;
-  return streams + kBlockCopies * BlockBytes(checkpoint) + BatchBytes(checkpoint, calibration) +
-         kLibraryBytes;
+  const int64_t activations =
+      std::max(BatchBytes(checkpoint, calibration), WorkersBytes(checkpoint, calibration));
+  return streams + kBlockCopies * BlockBytes(checkpoint) + activations + kLibraryBytes;
 }
 
 int64_t DeviceMemoryBytes(const Checkpoint& checkpoint, const StreamShape& calibration) {

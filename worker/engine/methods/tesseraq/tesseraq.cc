@@ -17,6 +17,7 @@ namespace {
 
 AwqOptions Switched(const TesseraqOptions& options) {
   AwqOptions awq = options.awq;
+  awq.group_size = options.group_size;
   if (options.init == RoundingInit::kNone) awq.search_scales = awq.search_clip = false;
   // Rotated channels are alike: there is nothing to scale.
   if (options.init == RoundingInit::kQuarot) awq.search_scales = false;
