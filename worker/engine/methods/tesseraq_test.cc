@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -119,6 +120,24 @@ TEST(TesseraqOptionsTest, BytesCountTheGradientsOfEveryShare) {
   EXPECT_EQ(bytes(4, at::kCPU) - one, 3 * 4 * weights);
   EXPECT_EQ(bytes(3, at::kCPU), one);   // four windows in one share
   EXPECT_EQ(bytes(4, at::kCUDA), one);  // at once
+}
+
+// A linear's weight is rounded for its products, in both types, in every share.
+TEST(TesseraqOptionsTest, BytesCountWhatProductsRound) {
+  const test::Setting setting("llama");
+  const test::Threads threads(4);
+  const auto bytes = [&](const char* options) {
+    return Tesseraq(Parsed(options))
+        .WorkingBytes(setting.checkpoint->architecture(), setting.checkpoint->config(),
+                      setting.stream(), at::kCPU);
+  };
+  int64_t largest = 0;
+  for (const Linear& linear : setting.block.linears) {
+    largest = std::max(largest, linear.weight.numel());
+  }
+  EXPECT_EQ(bytes(R"({"init": "INIT_NONE", "compute_dtype": "COMPUTE_DTYPE_BFLOAT16"})") -
+                bytes(R"({"init": "INIT_NONE"})"),
+            4 * 6 * largest);
 }
 
 TEST(TesseraqOptionsTest, BytesCountEveryGroup) {

@@ -54,7 +54,8 @@ int64_t Ptq161::WorkingBytes(const Architecture& architecture, const ModelConfig
   const bool learned = options_.learn_rounding;
   const int64_t windows = learned ? std::min(options_.rounding_batch, stream.windows) : 1;
   const int64_t rounding = BlockWeights(architecture, config) * kBytesPerLearnedWeight +
-                           GradientBytes(architecture, config, windows, device);
+                           GradientBytes(architecture, config, windows, device) +
+                           RoundedBytes(architecture, config, options_.compute, windows, device);
   return (learned ? rounding : 0) + KeptActivationBytes(config, stream, windows) +
          2 * TargetBytes(config, stream);
 }
