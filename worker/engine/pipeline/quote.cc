@@ -1,13 +1,10 @@
 #include "worker/engine/pipeline/quote.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <nlohmann/json.hpp>
-#include <system_error>
 
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/file.h"
-#include "worker/engine/base/strings.h"
 #include "worker/engine/export/accounting.h"
 #include "worker/engine/methods/batches.h"
 #include "worker/engine/methods/linear_shapes.h"
@@ -73,24 +70,6 @@ void CheckFile(const std::string& what, const std::string& path, Json& problems)
   if (!IsRegularFile(path)) problems.push_back(what + " is not a file: " + path);
 }
 
-// A token takes a byte of text or more, an id and what parts it from the next
-// two: so many tokens a text of its size cannot have. Their number is known
-// once it is read, when the job runs.
-void CheckTextSize(const TextJob& text) {
-  std::error_code unknown;
-  const auto size = static_cast<int64_t>(std::filesystem::file_size(text.source.path, unknown));
-  if (unknown || text.windows.length < 1) return;
-  const int64_t most = text.source.format == TextFormat::kText ? size + 1 : size / 2 + 1;
-  const int64_t windows =
-      text.windows.sampling == Sampling::kRandom ? 1 : std::max<int64_t>(text.windows.windows, 1);
-  if (windows <= most / text.windows.length) return;
-  throw UserError(
-      text.source.reason,
-      StrCat(text.source.what, " text has ", size, " bytes, at most ", most,
-             " tokens = ", most / text.windows.length, " windows of ", text.windows.length, ", ",
-             windows, " are asked for: give more text, or ask for fewer or shorter windows"));
-}
-
 void CheckInputs(const Job& job, const Checkpoint& checkpoint, Json& problems) {
   const auto note = [&](const auto& check) {
     try {
@@ -119,7 +98,7 @@ void CheckInputs(const Job& job, const Checkpoint& checkpoint, Json& problems) {
       CheckSequenceLength(checkpoint.architecture(), checkpoint.config(), (*text)->windows.length);
     });
     CheckFile((*text)->source.what + " text", (*text)->source.path, problems);
-    note([&] { CheckTextSize(**text); });
+    note([&] { CheckTextSize((*text)->source, (*text)->windows); });
     if ((*text)->source.format == TextFormat::kText) {
       CheckFile("tokenizer", job.model_dir + "/tokenizer.json", problems);
     }
