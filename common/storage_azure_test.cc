@@ -28,6 +28,7 @@ using storage_internal::UntilWhole;
 constexpr char kTime[] = "Fri, 27 Nov 2026 01:00:00 GMT";
 
 // A container that holds nothing but "p/a.txt", whatever is asked, and takes what is written.
+// With `goes` somebody else deletes it after the first list.
 // After the first `whole` lists, `breaks` of them end in their middle. One request a connection,
 // one connection after the other.
 class BreakingStore {
@@ -61,6 +62,7 @@ class BreakingStore {
   std::atomic<int> lists = 0;
   std::atomic<int> block_bytes = 0;  // written, of any object
   std::atomic<bool> empty = false;
+  std::atomic<bool> goes = false;
 
  private:
   void Serve() {
@@ -111,6 +113,10 @@ class BreakingStore {
       return "HTTP/1.1 400 No\r\nx-ms-error-code: HierarchicalNamespaceNotEnabled\r\n"
              "Content-Length: 0\r\nConnection: close\r\n\r\n";
     }
+    if (asks("comp=lease") && empty) {
+      return "HTTP/1.1 404 No\r\nx-ms-error-code: BlobNotFound\r\n"
+             "Content-Length: 0\r\nConnection: close\r\n\r\n";
+    }
     if (asks("comp=block&") || asks("comp=block ")) block_bytes += static_cast<int>(body.size());
     const std::string status = head.starts_with("HEAD")    ? "200 OK"
                                : asks("x-ms-copy-source:") ? "202 Accepted"
@@ -133,6 +139,7 @@ class BreakingStore {
         "<?xml version=\"1.0\" encoding=\"utf-8\"?><EnumerationResults "
         "ServiceEndpoint=\"http://x/\" ContainerName=\"bucket\"><Blobs>" +
         (empty ? "" : blob) + "</Blobs><NextMarker /></EnumerationResults>";
+    if (goes) empty = true;
     const bool cut = lists++ >= whole && breaks > 0;
     if (cut) --breaks;
     return "HTTP/1.1 200 OK\r\nContent-Type: application/xml\r\nConnection: close\r\n"
@@ -182,6 +189,17 @@ TEST_F(AzureStorage, ADeletionThatBreaksOffIsAskedForAgain) {
   const absl::Status deleted = storage_->DeleteTree("none");
   EXPECT_TRUE(deleted.ok()) << deleted;
   EXPECT_EQ(store_.lists, 2);
+}
+
+// One that was there when it was looked up: Arrow asks for a list to say what it is now.
+TEST_F(AzureStorage, ADeletionOfWhatHasJustGoneAsksForItsListAgain) {
+  store_.goes = true;
+  store_.whole = 1;
+  store_.breaks = 1;
+  const absl::Status deleted = storage_->Delete("a.txt");
+  EXPECT_TRUE(deleted.ok()) << deleted;
+  EXPECT_EQ(store_.lists, 3);
+  EXPECT_EQ(store_.breaks, 0);
 }
 
 // A new object asks for lists of its temporary, of the folder it goes to, of what is to remove.

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "client/cli/spec.h"
 #include "client/cli/text.h"
+#include "common/enum_word.h"
 #include "quantry/v1/job.pb.h"
 
 namespace quantry::cli {
@@ -42,7 +42,8 @@ std::vector<std::string> StateWords() {
   std::vector<std::string> words;
   const auto* type = v1::JobState_descriptor();
   for (int i = 0; i < type->value_count(); ++i) {
-    if (type->value(i)->number() != 0) words.push_back(Lower(type->value(i)->name(), "JOB_STATE_"));
+    if (type->value(i)->number() == 0) continue;
+    words.push_back(EnumWord(type->value(i)->name(), "JOB_STATE_"));
   }
   return words;
 }

@@ -8,7 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "client/cli/format.h"
-#include "client/cli/spec.h"
+#include "common/enum_word.h"
 
 namespace quantry::cli {
 namespace {
@@ -22,10 +22,10 @@ double InSeconds(const google::protobuf::Duration& d) {
 
 // Enum prefixes by type: JOB_STATE_, STAGE_, ...; from the zero value's name,
 // which buf lint makes {PREFIX}UNSPECIFIED.
-std::string EnumWord(const google::protobuf::EnumValueDescriptor* value) {
+std::string JsonWord(const google::protobuf::EnumValueDescriptor* value) {
   const std::string zero = value->type()->FindValueByNumber(0)->name();
   const std::string prefix = zero.substr(0, zero.size() - std::string("UNSPECIFIED").size());
-  if (value->type() == v1::OutputFormat_descriptor()) return Lower(value->name(), prefix);
+  if (value->type() == v1::OutputFormat_descriptor()) return EnumWord(value->name(), prefix);
   return value->name().rfind(prefix, 0) == 0 ? value->name().substr(prefix.size()) : value->name();
 }
 
@@ -64,7 +64,7 @@ Json EnumValueJson(const Message& message, const FieldDescriptor* field, int ind
   const int number = index < 0 ? reflection->GetEnumValue(message, field)
                                : reflection->GetRepeatedEnumValue(message, field, index);
   const auto* value = field->enum_type()->FindValueByNumber(number);
-  return value == nullptr ? Json(number) : Json(EnumWord(value));
+  return value == nullptr ? Json(number) : Json(JsonWord(value));
 }
 
 // One value of a singular field (index -1) or a repeated one.

@@ -10,6 +10,7 @@
 
 #include "client/cli/spec.h"
 #include "client/cli/text.h"
+#include "common/enum_word.h"
 #include "common/recipes.h"
 
 namespace quantry::cli {
@@ -63,7 +64,7 @@ std::string SetEnum(const FieldDescriptor* field, const std::string& word, Messa
   const EnumDescriptor* type = field->enum_type();
   std::string known;
   for (int i = 1; i < type->value_count(); ++i) {
-    const std::string name = Lower(type->value(i)->name(), PrefixOf(type));
+    const std::string name = EnumWord(type->value(i)->name(), PrefixOf(type));
     if (name == word) {
       message->GetReflection()->SetEnum(message, field, type->value(i));
       return "";

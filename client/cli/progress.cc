@@ -5,8 +5,8 @@
 
 #include "client/cli/format.h"
 #include "client/cli/names.h"
-#include "client/cli/spec.h"
 #include "client/cli/text.h"
+#include "common/enum_word.h"
 
 namespace quantry::cli {
 namespace {
@@ -67,8 +67,10 @@ bool IsEnded(v1::JobState state) {
          state == v1::JOB_STATE_CANCELLED;
 }
 
-std::string StateWord(v1::JobState state) { return Lower(v1::JobState_Name(state), "JOB_STATE_"); }
-std::string StageWord(v1::Stage stage) { return Lower(v1::Stage_Name(stage), "STAGE_"); }
+std::string StateWord(v1::JobState state) {
+  return EnumWord(v1::JobState_Name(state), "JOB_STATE_");
+}
+std::string StageWord(v1::Stage stage) { return EnumWord(v1::Stage_Name(stage), "STAGE_"); }
 
 std::string ProgressLine(const v1::QuantizationJob& job, int columns) {
   if (job.state() == v1::JOB_STATE_RUNNING) return RunningLine(job, columns);
@@ -159,7 +161,7 @@ std::vector<std::string> JobView::ApplyEvent(const v1::JobEvent& event) {
         job_.set_state_reason(waiting ? event.log().message() : "");
       }
       if (event.log().level() == v1::LogLine::LEVEL_INFO) return {};
-      return {Cat(Lower(v1::LogLine::Level_Name(event.log().level()), "LEVEL_"), ": ",
+      return {Cat(EnumWord(v1::LogLine::Level_Name(event.log().level()), "LEVEL_"), ": ",
                   Plain(event.log().message()))};
     default:
       return {};

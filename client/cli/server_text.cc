@@ -1,14 +1,15 @@
 // Texts about the server, its methods, workers and events: the rest of
 // job_text.h.
 #include <algorithm>
+#include <map>
 
 #include "client/cli/errors.h"
 #include "client/cli/format.h"
 #include "client/cli/job_text.h"
 #include "client/cli/names.h"
 #include "client/cli/progress.h"
-#include "client/cli/spec.h"
 #include "client/cli/text.h"
+#include "common/enum_word.h"
 
 namespace quantry::cli {
 namespace {
@@ -69,7 +70,7 @@ std::string EventBody(const v1::JobEvent& event) {
     case v1::JobEvent::kBlockDone:
       return BlockText(event.block_done());
     case v1::JobEvent::kLog:
-      return Cat(Lower(v1::LogLine::Level_Name(event.log().level()), "LEVEL_"), ": ",
+      return Cat(EnumWord(v1::LogLine::Level_Name(event.log().level()), "LEVEL_"), ": ",
                  Plain(event.log().message()));
     case v1::JobEvent::kCheckpoint:
       return Cat("checkpoint after block ", event.checkpoint().blocks_done(), ", ",
@@ -166,7 +167,7 @@ std::string QueueText(const v1::QueueStats& stats, WallTime now) {
   }
   for (const auto& [state, count] :
        std::map<std::string, int64_t>(stats.jobs().begin(), stats.jobs().end())) {
-    fields.emplace_back("jobs " + Lower(state, "JOB_STATE_"), Cat(count));
+    fields.emplace_back("jobs " + EnumWord(state, "JOB_STATE_"), Cat(count));
   }
   return "queue\n" + Fields(fields);
 }

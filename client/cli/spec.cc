@@ -11,6 +11,7 @@
 #include "client/cli/method_flags.h"
 #include "client/cli/options.h"
 #include "client/cli/text.h"
+#include "common/enum_word.h"
 
 namespace quantry::cli {
 namespace {
@@ -35,7 +36,7 @@ absl::StatusOr<int> EnumValue(const google::protobuf::EnumDescriptor* type, std:
   std::vector<std::string> words;
   for (int i = 0; i < type->value_count(); ++i) {
     if (type->value(i)->number() == 0) continue;
-    words.push_back(Lower(type->value(i)->name(), prefix));
+    words.push_back(EnumWord(type->value(i)->name(), prefix));
     if (words.back() == word) return type->value(i)->number();
   }
   return absl::InvalidArgumentError(
@@ -305,7 +306,7 @@ std::vector<std::string> MethodNames() {
 }
 
 std::string FormatName(v1::OutputFormat format) {
-  return Lower(v1::OutputFormat_Name(format), "OUTPUT_FORMAT_");
+  return EnumWord(v1::OutputFormat_Name(format), "OUTPUT_FORMAT_");
 }
 
 std::vector<std::string> FormatNames() {
@@ -313,18 +314,9 @@ std::vector<std::string> FormatNames() {
   const auto* type = v1::OutputFormat_descriptor();
   for (int i = 0; i < type->value_count(); ++i) {
     if (type->value(i)->number() == 0) continue;
-    names.push_back(Lower(type->value(i)->name(), "OUTPUT_FORMAT_"));
+    names.push_back(EnumWord(type->value(i)->name(), "OUTPUT_FORMAT_"));
   }
   return names;
-}
-
-std::string Lower(std::string_view enum_name, std::string_view prefix) {
-  if (enum_name.substr(0, prefix.size()) == prefix) enum_name.remove_prefix(prefix.size());
-  std::string word(enum_name);
-  std::transform(word.begin(), word.end(), word.begin(), [](unsigned char c) {
-    return c == '_' ? '-' : static_cast<char>(std::tolower(c));
-  });
-  return word;
 }
 
 }  // namespace quantry::cli

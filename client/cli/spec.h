@@ -79,8 +79,4 @@ std::string FormatName(v1::OutputFormat format);
 std::vector<std::string> MethodNames();
 std::vector<std::string> FormatNames();
 
-// An enum value without its prefix and in lower case: JOB_STATE_QUEUED gives
-// "queued".
-std::string Lower(std::string_view enum_name, std::string_view prefix);
-
 }  // namespace quantry::cli

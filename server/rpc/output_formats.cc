@@ -6,10 +6,10 @@
 #include <algorithm>
 #include <vector>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
+#include "common/enum_word.h"
 
 namespace quantry::server {
 namespace {
@@ -21,9 +21,7 @@ std::string NameOf(v1::OutputFormat format) {
 
 // "gptq-v1", as MethodDescription.output_formats has it.
 std::string WordOf(v1::OutputFormat format) {
-  std::string word = absl::AsciiStrToLower(NameOf(format));
-  std::replace(word.begin(), word.end(), '_', '-');
-  return word;
+  return EnumWord(v1::OutputFormat_Name(format), "OUTPUT_FORMAT_");
 }
 
 template <typename Keep>

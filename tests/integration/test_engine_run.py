@@ -201,13 +201,24 @@ def test_quote_reads_headers_only(engine):
     assert "down_proj" in json.loads(done.stdout)["problems"][0]
 
 
-def assert_the_quote_holds(engine, folder):
-    """Runs the job of the folder: its peak of memory is what was quoted, or less."""
+def quoted_memory(engine, folder):
     done = subprocess.run([engine.binary, "quote", "--job", folder / "job.json"],
                           capture_output=True, text=True, timeout=60, check=True)
+    return json.loads(done.stdout)["host_memory_bytes"]
+
+
+def test_a_quote_counts_the_jobs_threads(engine):
+    """What works side by side holds more."""
+    one, two = (quoted_memory(engine, engine.job(f"threads-{threads}", threads=threads)) for threads in (1, 2))
+    assert one < two
+
+
+def assert_the_quote_holds(engine, folder):
+    """Runs the job of the folder: its peak of memory is what was quoted, or less."""
+    quoted = quoted_memory(engine, folder)
     engine.run(folder)
     peak = json.loads((folder / "out" / "manifest.json").read_text())["peak_rss_bytes"]
-    assert peak <= json.loads(done.stdout)["host_memory_bytes"]
+    assert peak <= quoted
 
 
 @pytest.mark.parametrize("method", [

@@ -1,5 +1,9 @@
 #include "worker/engine/calibration/dataset.h"
 
+#include <algorithm>
+#include <filesystem>
+#include <system_error>
+
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/file.h"
 #include "worker/engine/base/json.h"
@@ -63,6 +67,22 @@ std::vector<int32_t> ParseTokenIds(const std::string& content, int64_t vocab_siz
   return tokens;
 }
 
+// Throws unless `tokens`, of a text that has what `has` says, make the windows.
+// Random ones overlap: a text holds any number of them, or none.
+void CheckHolds(int64_t tokens, const std::string& has, const WindowSpec& spec,
+                const TextSource& source) {
+  const int64_t whole = tokens / spec.length;
+  const int64_t wanted = std::max<int64_t>(spec.windows, 1);
+  if (whole >= (spec.sampling == Sampling::kRandom ? 1 : wanted)) return;
+  throw UserError(
+      source.reason,
+      StrCat(source.what, " ", has, " = ", whole, " windows of ", spec.length, ", ", wanted,
+             " are asked for: give more text, or ask for fewer or shorter windows"),
+      {{"tokens", std::to_string(tokens)},
+       {"windows", std::to_string(whole)},
+       {"windows_wanted", std::to_string(wanted)}});
+}
+
 std::vector<int64_t> RandomStarts(int64_t tokens, const WindowSpec& spec) {
   Random random(spec.seed);
   std::vector<int64_t> starts;
@@ -96,26 +116,25 @@ std::vector<int32_t> ReadTokens(const TextSource& source, const Tokenizer* token
   return tokenizer->Encode(content);
 }
 
+void CheckTextSize(const TextSource& source, const WindowSpec& spec) {
+  std::error_code unknown;
+  const auto size = static_cast<int64_t>(std::filesystem::file_size(source.path, unknown));
+  if (unknown || spec.length < 1) return;
+  const int64_t most = source.format == TextFormat::kText ? size + 1 : size / 2 + 1;
+  CheckHolds(most, StrCat("text has ", size, " bytes, at most ", most, " tokens"), spec, source);
+}
+
 at::Tensor CutWindows(const std::vector<int32_t>& tokens, const WindowSpec& spec,
                       const TextSource& source) {
   const auto count = static_cast<int64_t>(tokens.size());
-  const int64_t whole = spec.length > 0 ? count / spec.length : 0;
-  const int64_t wanted = spec.windows > 0 ? spec.windows : whole;
   const bool random = spec.sampling == Sampling::kRandom;
   if (spec.length < 2 || spec.windows < 0 || (random && spec.windows == 0)) {
     throw UserError("INVALID_SPEC",
                     StrCat(source.what, ": ", spec.windows, " windows of ", spec.length,
                            " tokens are asked for; at least 1 of at least 2 are wanted"));
   }
-  if (random ? count < spec.length : wanted == 0 || whole < wanted) {
-    throw UserError(source.reason,
-                    StrCat(source.what, " file ", source.path, " has ", count, " tokens = ", whole,
-                           " windows of ", spec.length, ", ", std::max<int64_t>(wanted, 1),
-                           " are asked for: give more text, or ask for fewer or shorter windows"),
-                    {{"tokens", std::to_string(count)},
-                     {"windows", std::to_string(whole)},
-                     {"windows_wanted", std::to_string(std::max<int64_t>(wanted, 1))}});
-  }
+  CheckHolds(count, StrCat("file ", source.path, " has ", count, " tokens"), spec, source);
+  const int64_t wanted = spec.windows > 0 ? spec.windows : count / spec.length;
   const std::vector<int64_t> starts = random ? RandomStarts(count, spec) : std::vector<int64_t>();
   at::Tensor windows = at::empty({wanted, spec.length}, at::kLong);
   auto* out = windows.data_ptr<int64_t>();

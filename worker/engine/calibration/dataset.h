@@ -42,6 +42,11 @@ struct TextSource {
 std::vector<int32_t> ReadTokens(const TextSource& source, const Tokenizer* tokenizer,
                                 int64_t vocab_size);
 
+// Throws like CutWindows when a file of this size cannot have enough tokens: one
+// takes a byte of text or more, an id and what parts it from the next two. How
+// many there are is known once the file is read; one that is not there passes.
+void CheckTextSize(const TextSource& source, const WindowSpec& spec);
+
 // int64 [windows, length]. Throws UserError with source.reason when there are
 // fewer windows than asked for, saying how many there are.
 at::Tensor CutWindows(const std::vector<int32_t>& tokens, const WindowSpec& spec,

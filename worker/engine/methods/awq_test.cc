@@ -21,6 +21,7 @@
 #include "worker/engine/methods/testing/setting.h"
 #include "worker/engine/quant/grid.h"
 #include "worker/engine/testing/counting_sink.h"
+#include "worker/engine/testing/threads.h"
 
 namespace quantry::engine {
 namespace {
@@ -211,8 +212,46 @@ TEST(Awq, CountsItsGramMatrices) {
   const int64_t wide = config.intermediate_size;
   const bool scales_attention = config.num_kv_heads == config.num_heads;
   const int64_t bytes = (wide * wide + (scales_attention ? heads * heads : 0)) * 4;
-  EXPECT_EQ(Awq({true, true, 3}).WorkingBytes(architecture, config, stream), bytes);
-  EXPECT_EQ(Awq({false, true, 3}).WorkingBytes(architecture, config, stream), 0);
+  const auto working = [&](bool scales, bool clip) {
+    return Awq({scales, clip, 3}).WorkingBytes(architecture, config, stream, at::kCPU);
+  };
+  EXPECT_EQ(working(true, false), bytes);
+  EXPECT_EQ(working(false, false), 0);
+  EXPECT_GT(working(false, true), 0);
+  EXPECT_EQ(working(true, true), bytes + working(false, true));
+}
+
+// Four batches of windows have up to four workers, each with matrices of its own, then with trial
+// weights beside what the matrices sum up to.
+TEST(Awq, CountsWhatEachWorkerHolds) {
+  for (const int wide : {64, 512}) {
+    const Setting setting("llama", {{"intermediate_size", wide}});
+    const auto bytes = [&](int count, const at::Device& device) {
+      const test::Threads threads(count);
+      return Awq({true, false, 3})
+          .WorkingBytes(setting.checkpoint->architecture(), setting.checkpoint->config(), {256, 16},
+                        device);
+    };
+    const int64_t grams = bytes(1, at::kCPU);
+    const int64_t trial = int64_t{2} * wide * setting.checkpoint->config().hidden_size;  // gate, up
+    EXPECT_EQ(grams, int64_t{4} * wide * wide);
+    EXPECT_EQ(bytes(4, at::kCPU), std::max(4 * grams, grams + 3 * 2 * 4 * trial)) << wide;
+    EXPECT_EQ(bytes(8, at::kCPU), bytes(4, at::kCPU));
+    EXPECT_EQ(bytes(4, at::kCUDA), grams);
+  }
+}
+
+TEST(Clip, CountsOnePieceAThread) {
+  const auto bytes = [](int count, int64_t group_size, const at::Device& device) {
+    const test::Threads threads(count);
+    return ClipSearchBytes({128, 64}, 512, group_size, device);  // four pieces of 32 rows
+  };
+  const int64_t one = bytes(1, 16, at::kCPU);
+  EXPECT_GT(one, 4 * 32 * 512 * 4);  // outputs in fp32
+  EXPECT_EQ(bytes(3, 16, at::kCPU), 3 * one);
+  EXPECT_EQ(bytes(8, 16, at::kCPU), 4 * one);
+  EXPECT_EQ(bytes(3, 16, at::kCUDA), 4 * one) << "one piece of all rows";
+  EXPECT_LT(bytes(1, -1, at::kCPU), one);
 }
 
 // T22: with grouped-query attention v_proj is narrower than o_proj's input.

@@ -38,7 +38,7 @@ void CheckBatchSize(int64_t batch_size, const StreamShape& stream) {
 }
 
 int BatchWorkers(const ModelConfig& config, const StreamShape& stream, const at::Device& device) {
-  if (!device.is_cpu()) return 1;
+  if (!device.is_cpu() || stream.windows == 0) return 1;
   // Attention scores are held in small pieces (nn/block.cc) and do not count.
   const int64_t widest = WindowsPerBatch(stream.length) * stream.length *
                          std::max(config.intermediate_size, config.hidden_size);

@@ -32,6 +32,7 @@ std::unique_ptr<Method> CreateAwq(JsonObject& options) {
   }
   const int64_t points = options.Int("scale_grid_points", 0, 0, kMaxScaleGridPoints);
   if (points > 0) awq.scale_grid_points = static_cast<int>(points);
+  awq.group_size = ParseGrid(options).group_size;
   return std::make_unique<Awq>(awq);
 }
 

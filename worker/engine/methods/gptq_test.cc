@@ -11,6 +11,7 @@
 #include "worker/engine/methods/testing/setting.h"
 #include "worker/engine/quant/grid_search.h"
 #include "worker/engine/testing/matrix.h"
+#include "worker/engine/testing/threads.h"
 
 namespace quantry::engine {
 namespace {
@@ -331,6 +332,27 @@ TEST_P(GptqMethodTest, G10SharedSecondMomentsAreTheInputsOwn) {
     EXPECT_LT(RelativeError(hessians.at(InputSource(*setting.block.architecture, i)), own), 1e-5);
     return setting.block.Apply(i, x);
   });
+}
+
+// Four batches of windows have four workers at most, each with a sum of its own.
+TEST_P(GptqMethodTest, CountsASumAWorker) {
+  const Setting setting(GetParam());
+  const auto bytes = [&](int count) {
+    const test::Threads threads(count);
+    return Gptq(GptqOptions())
+        .WorkingBytes(setting.checkpoint->architecture(), setting.checkpoint->config(), {256, 16},
+                      at::kCPU);
+  };
+  const auto moments = [&](int workers, int kept) {
+    return MomentBytes(setting.checkpoint->architecture(), setting.checkpoint->config(), workers,
+                       kept);
+  };
+  const int64_t sums = moments(1, 2) - moments(1, 1);
+  EXPECT_GT(sums, 0);
+  EXPECT_EQ(bytes(1), moments(1, 1));
+  EXPECT_EQ(bytes(3) - bytes(1), 2 * sums);
+  EXPECT_EQ(bytes(8) - bytes(1), 3 * sums);
+  EXPECT_EQ(moments(4, 2), moments(4, 1)) << "the workers' are gone by then";
 }
 
 INSTANTIATE_TEST_SUITE_P(Architectures, GptqMethodTest,

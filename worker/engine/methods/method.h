@@ -94,8 +94,11 @@ class Method {
   // sum, exactly.
   virtual int64_t Steps(const Architecture& architecture, const ModelConfig& config,
                         const StreamShape& stream) const = 0;
-  // Host memory a block takes beyond the two streams and four fp32 copies of it.
-  virtual int64_t WorkingBytes(const Architecture&, const ModelConfig&, const StreamShape&) const {
+  // Memory a block takes beyond the two streams and four fp32 copies of it where
+  // `device` computes: the host's cores, this process's threads, each hold what
+  // they work on.
+  virtual int64_t WorkingBytes(const Architecture&, const ModelConfig&, const StreamShape&,
+                               const at::Device&) const {
     return 0;
   }
   // Calibration for a job that leaves windows or length open.

@@ -1,6 +1,6 @@
-#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -11,6 +11,7 @@
 #include "worker/engine/methods/testing/setting.h"
 #include "worker/engine/reconstruct/testing/stopping_store.h"
 #include "worker/engine/testing/errors.h"
+#include "worker/engine/testing/threads.h"
 
 namespace quantry::engine {
 namespace {
@@ -108,18 +109,35 @@ TEST(TesseraqOptionsTest, HeldOutWindowsLeaveABatch) {
 TEST(TesseraqOptionsTest, BytesCountTheGradientsOfEveryShare) {
   const test::Setting setting("llama");
   const Tesseraq method(Parsed(R"({"init": "INIT_NONE", "batch_size": 4})"));
-  const int before = at::get_num_threads();
-  const auto bytes = [&](int threads) {
-    at::set_num_threads(threads);
+  const auto bytes = [&](int count, const at::Device& device) {
+    const test::Threads threads(count);
     return method.WorkingBytes(setting.checkpoint->architecture(), setting.checkpoint->config(),
-                               setting.stream());
+                               setting.stream(), device);
   };
-  const int64_t one = bytes(1), three = bytes(3), four = bytes(4);
-  at::set_num_threads(before);
+  const int64_t one = bytes(1, at::kCPU);
   int64_t weights = 0;
   for (const Linear& linear : setting.block.linears) weights += linear.weight.numel();
-  EXPECT_EQ(four - one, 3 * 4 * weights);
-  EXPECT_EQ(three, one);  // four windows in one share
+  EXPECT_EQ(bytes(4, at::kCPU) - one, 3 * 4 * weights);
+  EXPECT_EQ(bytes(3, at::kCPU), one);   // four windows in one share
+  EXPECT_EQ(bytes(4, at::kCUDA), one);  // at once
+}
+
+// A linear's weight is rounded for its products, in both types, in every share.
+TEST(TesseraqOptionsTest, BytesCountWhatProductsRound) {
+  const test::Setting setting("llama");
+  const test::Threads threads(4);
+  const auto bytes = [&](const char* options) {
+    return Tesseraq(Parsed(options))
+        .WorkingBytes(setting.checkpoint->architecture(), setting.checkpoint->config(),
+                      setting.stream(), at::kCPU);
+  };
+  int64_t largest = 0;
+  for (const Linear& linear : setting.block.linears) {
+    largest = std::max(largest, linear.weight.numel());
+  }
+  EXPECT_EQ(bytes(R"({"init": "INIT_NONE", "compute_dtype": "COMPUTE_DTYPE_BFLOAT16"})") -
+                bytes(R"({"init": "INIT_NONE"})"),
+            4 * 6 * largest);
 }
 
 TEST(TesseraqOptionsTest, BytesCountEveryGroup) {
@@ -129,7 +147,7 @@ TEST(TesseraqOptionsTest, BytesCountEveryGroup) {
         std::string(R"({"init": "INIT_NONE", "grid": {"bits": 2, "group_size": )") + grid + "}}";
     return Tesseraq(Parsed(options.c_str()))
         .WorkingBytes(setting.checkpoint->architecture(), setting.checkpoint->config(),
-                      setting.stream());
+                      setting.stream(), at::kCPU);
   };
   int64_t more = 0;  // groups of 16 than rows
   for (const Linear& linear : setting.block.linears) {

@@ -6,6 +6,7 @@
 #include "worker/engine/methods/method.h"
 #include "worker/engine/model/architecture.h"
 #include "worker/engine/model/config.h"
+#include "worker/engine/nn/products.h"
 #include "worker/engine/reconstruct/over_shares.h"
 
 namespace quantry::engine {
@@ -36,9 +37,23 @@ inline int64_t BlockGroups(const Architecture& architecture, const ModelConfig& 
 // Gradients of a block's weights in a step over `windows` windows: each share of
 // them has its own until they are summed.
 inline int64_t GradientBytes(const Architecture& architecture, const ModelConfig& config,
-                             int64_t windows) {
-  return HostShares(windows) * BlockWeights(architecture, config) *
+                             int64_t windows, const at::Device& device) {
+  return Shares(device, windows) * BlockWeights(architecture, config) *
          static_cast<int64_t>(sizeof(float));
+}
+
+// What products in `compute` make of a linear's weight on the way, in each share
+// of a step over `windows` windows: nothing, or its values rounded, in both types.
+inline int64_t RoundedBytes(const Architecture& architecture, const ModelConfig& config,
+                            ComputeDtype compute, int64_t windows, const at::Device& device) {
+  if (compute == ComputeDtype::kFloat32) return 0;
+  constexpr int64_t kBytesAWeight = 2 + 4;
+  int64_t largest = 0;
+  for (const LinearSpec& linear : architecture.linears) {
+    const LinearShape shape = ShapeOf(config, linear.role);
+    largest = std::max(largest, shape.out * shape.in);
+  }
+  return Shares(device, windows) * largest * kBytesAWeight;
 }
 
 // Outputs the block is trained towards: a stream.

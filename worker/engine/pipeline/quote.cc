@@ -1,15 +1,10 @@
 #include "worker/engine/pipeline/quote.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
-#include <filesystem>
 #include <nlohmann/json.hpp>
-#include <system_error>
 
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/file.h"
-#include "worker/engine/base/strings.h"
 #include "worker/engine/export/accounting.h"
 #include "worker/engine/methods/batches.h"
 #include "worker/engine/methods/linear_shapes.h"
@@ -47,6 +42,17 @@ int64_t BatchBytes(const Checkpoint& checkpoint, const StreamShape& stream) {
   return tokens * widest * kFloatBytes * kAliveActivations;
 }
 
+// Of all batches that are in work side by side, whose scores are held in small
+// pieces (BatchWorkers).
+int64_t WorkersBytes(const Checkpoint& checkpoint, const StreamShape& stream) {
+  if (stream.windows == 0) return 0;
+  const ModelConfig& config = checkpoint.config();
+  const int64_t tokens = WindowsPerBatch(stream.length) * stream.length;
+  const int64_t workers = BatchWorkers(config, stream, at::kCPU);
+  return workers * tokens * std::max(config.intermediate_size, config.hidden_size) * kFloatBytes *
+         kAliveActivations;
+}
+
 StreamShape ShapeOfText(const std::optional<TextJob>& text) {
   if (!text) return {};
   return {text->windows.windows, text->windows.length};
@@ -62,24 +68,6 @@ void AddProblem(const EngineError& error, Json& problems) {
 // A file that must be there for the job to start.
 void CheckFile(const std::string& what, const std::string& path, Json& problems) {
   if (!IsRegularFile(path)) problems.push_back(what + " is not a file: " + path);
-}
-
-// A token takes a byte of text or more, an id and what parts it from the next
-// two: so many tokens a text of its size cannot have. Their number is known
-// once it is read, when the job runs.
-void CheckTextSize(const TextJob& text) {
-  std::error_code unknown;
-  const auto size = static_cast<int64_t>(std::filesystem::file_size(text.source.path, unknown));
-  if (unknown || text.windows.length < 1) return;
-  const int64_t most = text.source.format == TextFormat::kText ? size + 1 : size / 2 + 1;
-  const int64_t windows =
-      text.windows.sampling == Sampling::kRandom ? 1 : std::max<int64_t>(text.windows.windows, 1);
-  if (windows <= most / text.windows.length) return;
-  throw UserError(
-      text.source.reason,
-      StrCat(text.source.what, " text has ", size, " bytes, at most ", most,
-             " tokens = ", most / text.windows.length, " windows of ", text.windows.length, ", ",
-             windows, " are asked for: give more text, or ask for fewer or shorter windows"));
 }
 
 void CheckInputs(const Job& job, const Checkpoint& checkpoint, Json& problems) {
@@ -110,7 +98,7 @@ void CheckInputs(const Job& job, const Checkpoint& checkpoint, Json& problems) {
       CheckSequenceLength(checkpoint.architecture(), checkpoint.config(), (*text)->windows.length);
     });
     CheckFile((*text)->source.what + " text", (*text)->source.path, problems);
-    note([&] { CheckTextSize(**text); });
+    note([&] { CheckTextSize((*text)->source, (*text)->windows); });
     if ((*text)->source.format == TextFormat::kText) {
       CheckFile("tokenizer", job.model_dir + "/tokenizer.json", problems);
     }
@@ -134,33 +122,25 @@ Json OutputsJson(const Job& job, const Checkpoint& checkpoint) {
   return outputs;
 }
 
-// What the method holds beside blocks and streams. Adapters come between the
-// two passes and tuning after the last block, so the largest of them counts.
-int64_t MethodBytes(const Job& job, const Checkpoint& checkpoint, const StreamShape& stream) {
+// What the method holds beside blocks and streams where `device` computes.
+// Adapters come between the two passes and tuning after the last block, so the
+// largest of them counts.
+int64_t MethodBytes(const Job& job, const Checkpoint& checkpoint, const StreamShape& stream,
+                    const at::Device& device) {
   const Architecture& architecture = checkpoint.architecture();
   const ModelConfig& config = checkpoint.config();
-  int64_t most = job.method->WorkingBytes(architecture, config, stream);
+  int64_t most = job.method->WorkingBytes(architecture, config, stream, device);
   if (job.preprocessing) {
-    most = std::max(most, job.method->FirstPass().WorkingBytes(architecture, config, stream));
+    most =
+        std::max(most, job.method->FirstPass().WorkingBytes(architecture, config, stream, device));
     most = std::max(most, LoraBytes(job.preprocessing->lora, architecture, config,
-                                    job.preprocessing->corpus.windows.length));
+                                    job.preprocessing->corpus.windows.length, device));
   }
   if (const ModelTuningOptions* tuning = job.method->Tuning()) {
     most = std::max(most,
-                    TuningBytes(*tuning, architecture, config, job.grid.group_size, stream.length));
+                    TuningBytes(*tuning, checkpoint, job.grid.group_size, stream.length, device));
   }
   return most;
-}
-
-// A device takes a step at once, where the host's cores take shares of it side by
-// side: what one thread would hold.
-int64_t MethodBytesOnDevice(const Job& job, const Checkpoint& checkpoint,
-                            const StreamShape& stream) {
-  const int threads = at::get_num_threads();
-  at::set_num_threads(1);
-  const int64_t bytes = MethodBytes(job, checkpoint, stream);
-  at::set_num_threads(threads);
-  return bytes;
 }
 
 }  // namespace
@@ -168,8 +148,9 @@ int64_t MethodBytesOnDevice(const Job& job, const Checkpoint& checkpoint,
 int64_t HostMemoryBytes(const Checkpoint& checkpoint, const StreamShape& calibration) {
   const int64_t streams =
       2 * calibration.windows * calibration.length * checkpoint.config().hidden_size * kFloatBytes;
-  return streams + kBlockCopies * BlockBytes(checkpoint) + BatchBytes(checkpoint, calibration) +
-         kLibraryBytes;
+  const int64_t activations =
+      std::max(BatchBytes(checkpoint, calibration), WorkersBytes(checkpoint, calibration));
+  return streams + kBlockCopies * BlockBytes(checkpoint) + activations + kLibraryBytes;
 }
 
 int64_t DeviceMemoryBytes(const Checkpoint& checkpoint, const StreamShape& calibration) {
@@ -190,8 +171,8 @@ Json QuoteJson(const Job& job) {
   // All windows of a text (0) cannot be counted without reading it: at least 1.
   StreamShape evaluation = ShapeOfText(job.evaluation);
   if (job.evaluation) evaluation.windows = std::max<int64_t>(evaluation.windows, 1);
-  const int64_t on_host = MethodBytes(job, *checkpoint, calibration);
-  const int64_t on_device = MethodBytesOnDevice(job, *checkpoint, calibration);
+  const int64_t on_host = MethodBytes(job, *checkpoint, calibration, at::kCPU);
+  const int64_t on_device = MethodBytes(job, *checkpoint, calibration, at::kCUDA);
   Json quote = {{"steps", PlanSteps(job, *checkpoint, calibration, evaluation, {}).total()},
                 {"blocks", checkpoint->config().num_layers},
                 {"parameters", checkpoint->parameters()},

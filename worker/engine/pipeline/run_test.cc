@@ -26,6 +26,7 @@
 #include "worker/engine/nn/transformer.h"
 #include "worker/engine/pipeline/block_file.h"
 #include "worker/engine/pipeline/inputs.h"
+#include "worker/engine/pipeline/quote.h"
 #include "worker/engine/pipeline/streams.h"
 #include "worker/engine/testing/devices.h"
 #include "worker/engine/testing/errors.h"
@@ -435,6 +436,32 @@ TEST(RunTest, Bf16InTheConfigDecidesOnScales) {
     model.Write(dir.path());
     EXPECT_EQ(ScaleDtypeOf(*Checkpoint::Open(dir.path())), wanted) << stored << " " << declared;
   }
+}
+
+// A text's size bounds its tokens before anything is read of it.
+TEST(RunTest, AQuoteTellsOfTextsThatAreTooShort) {
+  const Bench bench(CaseOf("awq"));
+  const auto told = [&](const std::string& what, const json& fields) {
+    json job = bench.JobJson("quoted");
+    job[what].update(fields);
+    return QuoteJson(ParseJob(job))["problems"].dump();
+  };
+  // A token of text takes a byte, and one more may come before the first.
+  const std::string letters = bench.File("letters.txt");
+  std::ofstream(letters) << std::string(8 * kLength - 1, 'a');
+  const json text = {{"path", letters}, {"format", "TEXT_FORMAT_TEXT"}};
+  EXPECT_EQ(told("calibration", {{"samples", 8}}), "[]");
+  EXPECT_EQ(told("calibration", {{"samples", 8}, {"text", text}}).find("bytes"), std::string::npos);
+  const std::string nine = told("calibration", {{"samples", 9}, {"text", text}});
+  EXPECT_NE(nine.find("INVALID_CALIBRATION: calibration text has 127 bytes, at most 128 tokens = "
+                      "8 windows of 16, 9 are asked for"),
+            std::string::npos)
+      << nine;
+  const std::string ids = told("evaluation", {{"windows", 4000}});
+  EXPECT_NE(ids.find("INVALID_EVALUATION"), std::string::npos) << ids;
+  // Random windows overlap: a text holds any number of them, or none.
+  const json random = {{"samples", 4000}, {"sampling", "SAMPLING_RANDOM"}};
+  EXPECT_EQ(told("calibration", random), "[]");
 }
 
 TEST(RunTest, WindowsBeyondTheModelsPositionsAreTold) {

@@ -15,7 +15,7 @@ double ZeroShare(const Checkpoint& checkpoint) {
     for (const LinearSpec& linear : checkpoint.architecture().linears) {
       const std::string name = checkpoint.BlockPrefix(block) + linear.name + ".weight";
       const at::Tensor weight = checkpoint.View(name);
-      zeros += weight.eq(0).sum().item<int64_t>();
+      zeros += weight.numel() - at::count_nonzero(weight).item<int64_t>();
       all += weight.numel();
       checkpoint.Release(name);
     }

@@ -316,14 +316,14 @@ LoraReport TrainLora(const Checkpoint& checkpoint, const RopeTable& rope, const 
 }
 
 int64_t LoraBytes(const LoraOptions& options, const Architecture& architecture,
-                  const ModelConfig& config, int64_t length) {
+                  const ModelConfig& config, int64_t length, const at::Device& device) {
   // A value, two moments; a share's gradients, of all and of the windows in work.
   constexpr int64_t kFloatsAnEntry = 3, kFloatsAnEntryOfAShare = 2;
   // A linear's input, what dropout leaves of it and its zeros and ones; hidden
   // states, normalised ones and sums.
   constexpr int64_t kInputs = 3, kHidden = 6;
   constexpr int64_t kLogitTensors = 2;
-  const int64_t shares = HostShares(options.accumulation);
+  const int64_t shares = Shares(device, options.accumulation);
   const int64_t tokens = std::min(options.accumulation, shares * WindowsPerBatch(length)) * length;
   int64_t weights = 0, entries = 0;
   int64_t kept = kHidden * config.hidden_size + config.num_heads * length;  // of a token

@@ -61,11 +61,11 @@ LoraReport TrainLora(const Checkpoint& checkpoint, const RopeTable& rope, const 
                      const at::Device& device, const LoraOptions& options, LoraStore* store,
                      std::vector<Block>& blocks, ProgressSink& progress);
 
-// What it holds at most, on a machine with this process's threads: the blocks
+// What it holds at most, on the host with this process's threads: the blocks
 // and the head in fp32, adapters with moments and gradients, and of the windows
 // taken at a time every block's input, one block's activations and logits.
 int64_t LoraBytes(const LoraOptions& options, const Architecture& architecture,
-                  const ModelConfig& config, int64_t length);
+                  const ModelConfig& config, int64_t length, const at::Device& device);
 
 // Throws UserError INVALID_SPEC when options.rank exceeds a side of a linear
 // that would be adapted.

@@ -371,7 +371,8 @@ TEST_P(LoraTest, AnUpdateTakesAFewWindowsAtATime) {
 // Bytes are those of the windows taken at a time, one batch a thread.
 TEST_P(LoraTest, BytesGrowWithWhatIsHeld) {
   const auto bytes = [&](int64_t length) {
-    return LoraBytes(options_, checkpoint_->architecture(), checkpoint_->config(), length);
+    return LoraBytes(options_, checkpoint_->architecture(), checkpoint_->config(), length,
+                     at::kCPU);
   };
   int64_t weights = 0;
   for (const Block& block : Blocks()) {

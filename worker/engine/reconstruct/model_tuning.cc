@@ -235,8 +235,10 @@ ModelTuningReport TuneModel(const ModelTuningTask& task, const ModelTuningOption
   return report;
 }
 
-int64_t TuningBytes(const ModelTuningOptions& options, const Architecture& architecture,
-                    const ModelConfig& config, int64_t group_size, int64_t length) {
+int64_t TuningBytes(const ModelTuningOptions& options, const Checkpoint& checkpoint,
+                    int64_t group_size, int64_t length, const at::Device& device) {
+  const Architecture& architecture = checkpoint.architecture();
+  const ModelConfig& config = checkpoint.config();
   constexpr int64_t kFloat = sizeof(float);
   // Scale, its logarithm and two moments of that, beside a share's gradient.
   constexpr int64_t kFloatsAScale = 4;
@@ -244,7 +246,7 @@ int64_t TuningBytes(const ModelTuningOptions& options, const Architecture& archi
   constexpr int64_t kBlockCopies = 3;
   // Teacher, student, their exponentials and differences.
   constexpr int64_t kLogitTensors = 6;
-  const int64_t shares = HostShares(options.batch_size);
+  const int64_t shares = Shares(device, options.batch_size);
   int64_t block = 0;
   for (const LinearSpec& linear : architecture.linears) {
     const LinearShape shape = ShapeOf(config, linear.role);
@@ -258,6 +260,7 @@ int64_t TuningBytes(const ModelTuningOptions& options, const Architecture& archi
   // The first share's copies are those that every job has.
   const int64_t copies = (shares - 1) * kBlockCopies * BlockWeights(architecture, config) * kFloat;
   return config.num_layers * block + copies + head + hidden + kLogitTensors * logits * kFloat +
+         RoundedBytes(architecture, config, options.compute, options.batch_size, device) +
          KeptActivationBytes(config, {options.batch_size, length}, options.batch_size);
 }
 

@@ -58,11 +58,11 @@ struct ModelTuningReport {
 ModelTuningReport TuneModel(const ModelTuningTask& task, const ModelTuningOptions& options,
                             std::vector<QuantizedBlock>& blocks, ProgressSink& progress);
 
-// What it holds at most beside four fp32 copies of one block, on a machine with
+// What it holds at most beside four fp32 copies of one block, on the host with
 // this process's threads: a byte a weight and a few floats a scale of all blocks,
 // the head, of a batch the hidden states, a block's activations and a chunk of
 // logits, and a block with its gradient of each share but the first.
-int64_t TuningBytes(const ModelTuningOptions& options, const Architecture& architecture,
-                    const ModelConfig& config, int64_t group_size, int64_t length);
+int64_t TuningBytes(const ModelTuningOptions& options, const Checkpoint& checkpoint,
+                    int64_t group_size, int64_t length, const at::Device& device);
 
 }  // namespace quantry::engine

@@ -1,6 +1,5 @@
 #include "worker/engine/reconstruct/model_tuning.h"
 
-#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include <memory>
@@ -13,6 +12,7 @@
 #include "worker/engine/testing/counting_sink.h"
 #include "worker/engine/testing/devices.h"
 #include "worker/engine/testing/temp_dir.h"
+#include "worker/engine/testing/threads.h"
 #include "worker/engine/testing/tiny_model.h"
 
 namespace quantry::engine {
@@ -92,19 +92,18 @@ TEST_P(ModelTuningTest, SameSeedSameBytes) {
 
 // A block of its own for every share that runs beside the first.
 TEST_P(ModelTuningTest, BytesCountEveryShare) {
-  const int before = at::get_num_threads();
   ModelTuningOptions options;
   options.batch_size = 4;
-  const auto bytes = [&](int threads) {
-    at::set_num_threads(threads);
-    return TuningBytes(options, checkpoint_->architecture(), checkpoint_->config(), -1, 12);
+  const auto bytes = [&](int count, const at::Device& device) {
+    const test::Threads threads(count);
+    return TuningBytes(options, *checkpoint_, -1, 12, device);
   };
-  const int64_t one = bytes(1), two = bytes(2), three = bytes(3);
-  at::set_num_threads(before);
+  const int64_t one = bytes(1, at::kCPU), two = bytes(2, at::kCPU);
   int64_t weights = 0;
   for (const QuantizedLinear& linear : blocks_[0].linears) weights += linear.codes.numel();
   EXPECT_GE(two - one, 3 * 4 * weights);
-  EXPECT_EQ(three, one);  // four windows in one share
+  EXPECT_EQ(bytes(3, at::kCPU), one);   // four windows in one share
+  EXPECT_EQ(bytes(4, at::kCUDA), one);  // at once
 }
 
 TEST_P(ModelTuningTest, ARateOfZeroLeavesNormsAlone) {

@@ -10,21 +10,20 @@
 
 namespace quantry::engine {
 
-// Into how many equal shares the host's cores split `windows` windows: one a
-// core where they divide evenly, else 1.
-inline int64_t HostShares(int64_t windows) {
-  const int64_t threads = at::get_num_threads();
+// Into how many equal shares `windows` windows are split: on the host one a core
+// where they divide evenly; else, and on other devices, 1.
+inline int64_t Shares(const at::Device& device, int64_t windows) {
+  const int64_t threads = device.is_cpu() ? at::get_num_threads() : 1;
   return windows % threads == 0 ? threads : 1;
 }
 
-// part(windows) summed with `add` over HostShares() of `windows` on the host,
-// at once on other devices.
+// part(windows) summed with `add` over Shares() of `windows`, side by side.
 template <typename Part, typename Add>
 auto OverShares(const at::Device& device, const std::vector<int64_t>& windows, const Part& part,
                 const Add& add) {
   using Result = decltype(part(windows));
   const auto count = static_cast<int64_t>(windows.size());
-  const int64_t shares = device.is_cpu() ? HostShares(count) : 1;
+  const int64_t shares = Shares(device, count);
   if (shares == 1) return part(windows);
   std::vector<Result> parts(shares);
   ForEachInParallel(shares, [&](int64_t share) {

@@ -1,5 +1,6 @@
 #include "worker/engine/methods/awq/awq.h"
 
+#include <algorithm>
 #include <set>
 
 #include "worker/engine/base/non_finite.h"
@@ -82,6 +83,30 @@ void TakeClipInputs(const BlockTask& task, const at::Tensor& stream,
   for (const auto& [source, scale] : scales) inputs.at(source).samples.div_(scale);
 }
 
+// One worker's matrices [in, in].
+int64_t GramBytes(const Architecture& architecture, const ModelConfig& config) {
+  int64_t values = 0;
+  for (const int source : GramSources(architecture, config, {})) {
+    const int64_t in = ShapeOf(config, architecture.linears[source].role).in;
+    values += in * in;
+  }
+  return values * static_cast<int64_t>(sizeof(float));
+}
+
+// One worker's weights of a group: what products take, and what it is rounded from.
+int64_t TrialBytes(const Architecture& architecture, const ModelConfig& config) {
+  int64_t most = 0;
+  for (const SmoothingGroup& group : UsableSmoothingGroups(architecture, config)) {
+    int64_t weights = 0;
+    for (const int linear : group.linears) {
+      const LinearShape shape = ShapeOf(config, architecture.linears[linear].role);
+      weights += shape.out * shape.in;
+    }
+    most = std::max(most, weights);
+  }
+  return 2 * most * static_cast<int64_t>(sizeof(float));
+}
+
 }  // namespace
 
 int64_t AwqSearchSteps(const AwqOptions& options, const Architecture& architecture,
@@ -97,16 +122,23 @@ int64_t AwqSearchSteps(const AwqOptions& options, const Architecture& architectu
   return steps;
 }
 
-// Every worker sums a matrix [in, in] of its own for each source.
 int64_t AwqSearchBytes(const AwqOptions& options, const Architecture& architecture,
-                       const ModelConfig& config, const StreamShape& stream) {
-  if (!options.search_scales) return 0;
-  int64_t values = 0;
-  for (const int source : GramSources(architecture, config, {})) {
-    const int64_t in = ShapeOf(config, architecture.linears[source].role).in;
-    values += in * in;
+                       const ModelConfig& config, const StreamShape& stream,
+                       const at::Device& device) {
+  const int64_t workers = BatchWorkers(config, stream, device);
+  int64_t grams = 0, trials = 0, clip = 0;
+  if (options.search_scales) {
+    grams = GramBytes(architecture, config);
+    // Four copies of a block leave room for the first one's.
+    trials = (workers - 1) * TrialBytes(architecture, config);
   }
-  return values * BatchWorkers(config, stream, at::kCPU) * static_cast<int64_t>(sizeof(float));
+  for (const LinearSpec& linear : architecture.linears) {
+    if (!options.search_clip || !MayClip(linear.role)) continue;
+    clip = std::max(clip, ClipSearchBytes(ShapeOf(config, linear.role), SampledTokens(stream),
+                                          options.group_size, device));
+  }
+  // Each worker sums its own; what they make together stays for the searches.
+  return std::max(workers * grams, grams + std::max(trials, clip));
 }
 
 AwqBlock SearchAwq(const BlockTask& task, const AwqOptions& options, const at::Tensor& clip_inputs,
@@ -135,8 +167,8 @@ int64_t Awq::Steps(const Architecture& architecture, const ModelConfig& config,
 }
 
 int64_t Awq::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
-                          const StreamShape& stream) const {
-  return AwqSearchBytes(options_, architecture, config, stream);
+                          const StreamShape& stream, const at::Device& device) const {
+  return AwqSearchBytes(options_, architecture, config, stream, device);
 }
 
 MethodResult Awq::Quantize(const BlockTask& task, ProgressSink& progress) const {

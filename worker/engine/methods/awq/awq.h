@@ -8,6 +8,7 @@ struct AwqOptions {
   bool search_scales = true;
   bool search_clip = true;
   int scale_grid_points = 20;  // candidates ratio = n / points, n = 0 .. points - 1
+  int64_t group_size = 128;    // of the grid: the clip search's memory goes with it
 };
 
 // What the searches make of a block, not yet rounded.
@@ -23,9 +24,11 @@ AwqBlock SearchAwq(const BlockTask& task, const AwqOptions& options, const at::T
                    ProgressSink& progress);
 int64_t AwqSearchSteps(const AwqOptions& options, const Architecture& architecture,
                        const ModelConfig& config, const StreamShape& stream);
-// Host memory of its Gram matrices at most, for Method::WorkingBytes.
+// Memory its searches take at most, for Method::WorkingBytes: Gram matrices,
+// trial weights of batches that are scored side by side, pieces of the clip search.
 int64_t AwqSearchBytes(const AwqOptions& options, const Architecture& architecture,
-                       const ModelConfig& config, const StreamShape& stream);
+                       const ModelConfig& config, const StreamShape& stream,
+                       const at::Device& device);
 
 // Activation-aware weight quantization (Lin et al., arXiv 2306.00978; spec:
 // tesseraq.md 1.3 and 1.4): per-channel scale search, clip search, rounding to
@@ -36,7 +39,7 @@ class Awq : public Method {
   int64_t Steps(const Architecture& architecture, const ModelConfig& config,
                 const StreamShape& stream) const override;
   int64_t WorkingBytes(const Architecture& architecture, const ModelConfig& config,
-                       const StreamShape& stream) const override;
+                       const StreamShape& stream, const at::Device& device) const override;
   MethodResult Quantize(const BlockTask& task, ProgressSink& progress) const override;
 
  private:

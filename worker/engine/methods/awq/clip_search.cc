@@ -1,5 +1,7 @@
 #include "worker/engine/methods/awq/clip_search.h"
 
+#include <ATen/Parallel.h>
+
 #include <algorithm>
 
 #include "worker/engine/base/parallel.h"
@@ -18,6 +20,13 @@ struct PieceLimits {
 };
 constexpr PieceLimits kCpuPiece = {32, int64_t{1} << 22};
 constexpr PieceLimits kGpuPiece = {4096, int64_t{1} << 26};
+
+// Rows of a piece at most.
+int64_t PieceRows(const at::Device& device, int64_t groups, int64_t tokens) {
+  const PieceLimits& limits = device.is_cpu() ? kCpuPiece : kGpuPiece;
+  const int64_t outputs = std::max<int64_t>(1, groups * tokens);  // of a row
+  return std::clamp<int64_t>(limits.partial_outputs / outputs, 1, limits.rows);
+}
 
 struct Range {
   at::Tensor lo;  // [rows, groups, 1]
@@ -98,9 +107,7 @@ ClippedWeight SearchClip(const at::Tensor& weight, const ClipSamples& inputs, co
   const int64_t group = grid.GroupSizeFor(weight.size(1));
   const int64_t groups = weight.size(1) / group;
   const Tokens tokens = ByGroup(inputs, groups);
-  const PieceLimits& limits = weight.is_cpu() ? kCpuPiece : kGpuPiece;
-  const int64_t rows = std::clamp<int64_t>(
-      limits.partial_outputs / (groups * inputs.samples.size(0)), 1, limits.rows);
+  const int64_t rows = PieceRows(weight.device(), groups, inputs.samples.size(0));
   const int64_t parts = (weight.size(0) + rows - 1) / rows;
   ClippedWeight result{at::empty_like(weight),
                        at::empty({weight.size(0), groups}, weight.options()),
@@ -119,6 +126,18 @@ ClippedWeight SearchClip(const at::Tensor& weight, const ClipSamples& inputs, co
     for (int64_t part = 0; part < parts; ++part) search(part);
   }
   return result;
+}
+
+int64_t ClipSearchBytes(const LinearShape& shape, int64_t tokens, int64_t group_size,
+                        const at::Device& device) {
+  // Partial outputs and their noise; weights clamped, rounded, the best, and on the way there.
+  constexpr int64_t kOutputs = 2, kWeights = 6;
+  const int64_t groups = group_size > 0 ? std::max<int64_t>(1, shape.in / group_size) : 1;
+  const int64_t rows = std::min(shape.out, PieceRows(device, groups, tokens));
+  const int64_t pieces = (shape.out + rows - 1) / rows;
+  const int64_t at_once = device.is_cpu() ? std::min<int64_t>(at::get_num_threads(), pieces) : 1;
+  return at_once * rows * (kOutputs * groups * tokens + kWeights * shape.in) *
+         static_cast<int64_t>(sizeof(float));
 }
 
 }  // namespace quantry::engine

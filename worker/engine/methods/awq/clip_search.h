@@ -30,4 +30,9 @@ struct ClipSamples {
 ClippedWeight SearchClip(const at::Tensor& weight, const ClipSamples& inputs, const GridSpec& grid,
                          at::ScalarType scale_dtype);
 
+// What the pieces of a search that are in work at once on `device` hold at most,
+// of a linear of this shape and `tokens` samples; on the host one a thread.
+int64_t ClipSearchBytes(const LinearShape& shape, int64_t tokens, int64_t group_size,
+                        const at::Device& device);
+
 }  // namespace quantry::engine

@@ -9,6 +9,8 @@ namespace {
 
 constexpr int64_t kSampledTokens = 512;
 
+int64_t SampleStride(int64_t tokens) { return std::max<int64_t>(1, tokens / kSampledTokens); }
+
 // What the batches of one source leave behind. Every batch and every worker
 // has a place of its own, so that the sums do not depend on timing.
 class Accumulator {
@@ -16,7 +18,7 @@ class Accumulator {
   Accumulator(bool gram, const StreamShape& stream, int workers)
       : with_gram_(gram),
         tokens_(stream.windows * stream.length),
-        stride_(std::max<int64_t>(1, tokens_ / kSampledTokens)),
+        stride_(SampleStride(tokens_)),
         sums_(Batches(stream)),
         samples_(Batches(stream)),
         grams_(workers) {}
@@ -56,6 +58,12 @@ class Accumulator {
 };
 
 }  // namespace
+
+int64_t SampledTokens(const StreamShape& stream) {
+  const int64_t tokens = stream.windows * stream.length;
+  const int64_t stride = SampleStride(tokens);
+  return (tokens + stride - 1) / stride;
+}
 
 std::map<int, at::Tensor> CaptureInputs(const Block& block, const RopeTable& rope,
                                         const at::Tensor& x) {

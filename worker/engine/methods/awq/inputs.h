@@ -19,6 +19,9 @@ struct InputStatistics {
   at::Tensor samples;   // fp32 [about 512, in], every floor(T / 512)-th token
 };
 
+// Tokens of InputStatistics::samples.
+int64_t SampledTokens(const StreamShape& stream);
+
 // Inputs of every source linear (InputSource), [windows, length, in] each, in
 // one forward pass of the full-precision block over x [windows, length, hidden].
 std::map<int, at::Tensor> CaptureInputs(const Block& block, const RopeTable& rope,

@@ -1,6 +1,7 @@
 #include "worker/engine/methods/billm/billm.h"
 
 #include "worker/engine/base/json_object.h"
+#include "worker/engine/methods/batches.h"
 #include "worker/engine/methods/billm/columns.h"
 #include "worker/engine/methods/gptq/hessian.h"
 #include "worker/engine/methods/value_method.h"
@@ -17,8 +18,8 @@ int64_t Billm::ValueBits(const LinearShape& shape) const {
 }
 
 int64_t Billm::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
-                            const StreamShape&) const {
-  return MomentBytes(architecture, config, /*kept=*/2);
+                            const StreamShape& stream, const at::Device& device) const {
+  return MomentBytes(architecture, config, BatchWorkers(config, stream, device), /*kept=*/2);
 }
 
 MethodResult Billm::Quantize(const BlockTask& task, ProgressSink& progress) const {

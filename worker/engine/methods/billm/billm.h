@@ -19,7 +19,7 @@ class Billm : public Method {
                 const StreamShape& stream) const override;
   int64_t ValueBits(const LinearShape& shape) const override;
   int64_t WorkingBytes(const Architecture& architecture, const ModelConfig& config,
-                       const StreamShape& stream) const override;
+                       const StreamShape& stream, const at::Device& device) const override;
   MethodResult Quantize(const BlockTask& task, ProgressSink& progress) const override;
 
  private:

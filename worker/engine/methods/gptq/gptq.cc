@@ -32,8 +32,8 @@ int64_t Gptq::Steps(const Architecture& architecture, const ModelConfig&,
 }
 
 int64_t Gptq::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
-                           const StreamShape&) const {
-  return MomentBytes(architecture, config);
+                           const StreamShape& stream, const at::Device& device) const {
+  return MomentBytes(architecture, config, BatchWorkers(config, stream, device));
 }
 
 MethodResult Gptq::Quantize(const BlockTask& task, ProgressSink& progress) const {

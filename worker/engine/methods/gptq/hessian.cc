@@ -75,7 +75,8 @@ InverseFactor FactorInverse(const at::Tensor& hessian, double damping) {
   }
 }
 
-int64_t MomentBytes(const Architecture& architecture, const ModelConfig& config, int kept) {
+int64_t MomentBytes(const Architecture& architecture, const ModelConfig& config, int workers,
+                    int kept) {
   // The damped copy, its factors and the copies in another order.
   constexpr int64_t kFactorizing = 8;
   std::map<int, int64_t> bytes;  // by source
@@ -90,7 +91,7 @@ int64_t MomentBytes(const Architecture& architecture, const ModelConfig& config,
     sum += size;
     largest = std::max(largest, size);
   }
-  return kept * sum + kFactorizing * largest;
+  return std::max(workers, kept) * sum + kFactorizing * largest;
 }
 
 }  // namespace quantry::engine

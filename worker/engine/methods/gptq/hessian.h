@@ -25,8 +25,10 @@ struct InverseFactor {
 };
 InverseFactor FactorInverse(const at::Tensor& hessian, double damping);
 
-// What second moments take at most: those of all inputs of a block `kept` times
-// over, and what factorizing the largest takes beside.
-int64_t MomentBytes(const Architecture& architecture, const ModelConfig& config, int kept = 1);
+// What second moments take at most: those of all inputs of a block as a sum for
+// each of `workers`, and then `kept` times over, and what factorizing the largest
+// takes beside.
+int64_t MomentBytes(const Architecture& architecture, const ModelConfig& config, int workers,
+                    int kept = 1);
 
 }  // namespace quantry::engine

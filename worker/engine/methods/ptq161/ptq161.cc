@@ -9,14 +9,22 @@
 #include "worker/engine/methods/ptq161/mixed_linear.h"
 #include "worker/engine/methods/ptq161/train.h"
 #include "worker/engine/methods/working_bytes.h"
+#include "worker/engine/reconstruct/progressive_rounding.h"
 
 namespace quantry::engine {
 namespace {
 
-// Bytes a weight beside its gradients while signs and codes are learned: the
-// assembled weight, soft weight, offset, logit with two moments and its index,
-// the integer it starts from, two bytes of decisions.
-constexpr int64_t kBytesPerLearnedWeight = 4 + 4 + 4 + 16 + 2 + 2;
+// While signs and codes are learned: the assembled weights, both parts of every
+// row, gradients of every share and then, of their sum, those of the parts.
+int64_t LearningBytes(const Architecture& architecture, const ModelConfig& config, int64_t windows,
+                      const at::Device& device) {
+  constexpr int64_t kParts = 2;
+  const int64_t weights = BlockWeights(architecture, config);
+  const int64_t copy = weights * static_cast<int64_t>(sizeof(float));
+  return copy +
+         ProgressiveRounding::StateBytes(weights, kParts * BlockGroups(architecture, config, -1)) +
+         std::max(GradientBytes(architecture, config, windows, device), 2 * copy);
+}
 
 int64_t TrainedNumbers(const Block& block) {
   int64_t count = 0;
@@ -50,12 +58,12 @@ int64_t Ptq161::Steps(const Architecture& architecture, const ModelConfig&,
 }
 
 int64_t Ptq161::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
-                             const StreamShape& stream) const {
+                             const StreamShape& stream, const at::Device& device) const {
   const bool learned = options_.learn_rounding;
   const int64_t windows = learned ? std::min(options_.rounding_batch, stream.windows) : 1;
-  const int64_t rounding = BlockWeights(architecture, config) * kBytesPerLearnedWeight +
-                           GradientBytes(architecture, config, windows);
-  return (learned ? rounding : 0) + KeptActivationBytes(config, stream, windows) +
+  const int64_t learning = LearningBytes(architecture, config, windows, device) +
+                           RoundedBytes(architecture, config, options_.compute, windows, device);
+  return (learned ? learning : 0) + KeptActivationBytes(config, stream, windows) +
          2 * TargetBytes(config, stream);
 }
 

@@ -16,6 +16,7 @@
 #include "worker/engine/methods/ptq161/train.h"
 #include "worker/engine/model/shared_inputs.h"
 #include "worker/engine/testing/errors.h"
+#include "worker/engine/testing/threads.h"
 
 namespace quantry::engine {
 namespace {
@@ -319,6 +320,28 @@ TEST_P(Ptq161Test, Invariant14SecondPassKeepsTheSigns) {
   }
   EXPECT_GT(all, 0);
   EXPECT_GE(same, 0.98 * all);
+}
+
+// Beside gradients a weight takes 4 bytes assembled, 28 in its part and 4 for a retry; one share's
+// gradients are still there when they are taken apart.
+TEST_P(Ptq161Test, BytesCountWhatLearningSignsHolds) {
+  const BlockSetting setting(GetParam());
+  const auto bytes = [&](int count, bool learned, const at::Device& device) {
+    const test::Threads threads(count);
+    Ptq161Options options = Quick();
+    options.learn_rounding = learned;
+    options.rounding_batch = 4;
+    return Ptq161(options).WorkingBytes(setting.checkpoint->architecture(),
+                                        setting.checkpoint->config(), {12, 16}, device);
+  };
+  int64_t weights = 0;
+  for (const Linear& linear : setting.block.linears) weights += linear.weight.numel();
+  const int64_t one = bytes(1, true, at::kCPU);
+  EXPECT_GE(one - bytes(1, false, at::kCPU), (4 + 28 + 4 + 8) * weights);
+  EXPECT_EQ(bytes(2, true, at::kCPU), one);
+  EXPECT_EQ(bytes(4, true, at::kCPU) - one, 2 * 4 * weights);
+  EXPECT_EQ(bytes(4, true, at::kCUDA), one);
+  EXPECT_EQ(bytes(4, false, at::kCPU), bytes(1, false, at::kCPU));
 }
 
 // Learned signs and codes: a smaller error at the same bits, with the steps

@@ -30,8 +30,8 @@ int64_t Quarot::Steps(const Architecture& architecture, const ModelConfig& confi
 }
 
 int64_t Quarot::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
-                             const StreamShape& stream) const {
-  return options_.gptq ? MakeGptq(options_).WorkingBytes(architecture, config, stream) : 0;
+                             const StreamShape& stream, const at::Device& device) const {
+  return options_.gptq ? MakeGptq(options_).WorkingBytes(architecture, config, stream, device) : 0;
 }
 
 MethodResult Quarot::Quantize(const BlockTask& task, ProgressSink& progress) const {

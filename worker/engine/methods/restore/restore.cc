@@ -16,8 +16,8 @@ int64_t Restore::Steps(const Architecture& architecture, const ModelConfig&,
 }
 
 int64_t Restore::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
-                              const StreamShape& stream) const {
-  return first_pass_->WorkingBytes(architecture, config, stream);
+                              const StreamShape& stream, const at::Device& device) const {
+  return first_pass_->WorkingBytes(architecture, config, stream, device);
 }
 
 int64_t Restore::ValueBits(const LinearShape& shape) const {

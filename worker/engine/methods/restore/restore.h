@@ -18,7 +18,7 @@ class Restore : public Method {
   int64_t Steps(const Architecture& architecture, const ModelConfig& config,
                 const StreamShape& stream) const override;
   int64_t WorkingBytes(const Architecture& architecture, const ModelConfig& config,
-                       const StreamShape& stream) const override;
+                       const StreamShape& stream, const at::Device& device) const override;
   int64_t ValueBits(const LinearShape& shape) const override;
   MethodResult Quantize(const BlockTask& task, ProgressSink& progress) const override;
 

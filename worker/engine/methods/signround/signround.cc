@@ -197,7 +197,7 @@ int64_t Signround::Steps(const Architecture& architecture, const ModelConfig&,
 
 // Gradients of offsets and weights, beside the block, its trial, and offsets twice.
 int64_t Signround::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
-                                const StreamShape& stream) const {
+                                const StreamShape& stream, const at::Device&) const {
   const int64_t windows = WindowsPerStep(options_, stream.windows);
   return 2 * static_cast<int64_t>(sizeof(float)) * BlockWeights(architecture, config) +
          KeptActivationBytes(config, stream, windows) + TargetBytes(config, stream);

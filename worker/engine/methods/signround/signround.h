@@ -25,7 +25,7 @@ class Signround : public Method {
   int64_t Steps(const Architecture& architecture, const ModelConfig& config,
                 const StreamShape& stream) const override;
   int64_t WorkingBytes(const Architecture& architecture, const ModelConfig& config,
-                       const StreamShape& stream) const override;
+                       const StreamShape& stream, const at::Device& device) const override;
   void Check(const StreamShape& stream) const override;
   MethodResult Quantize(const BlockTask& task, ProgressSink& progress) const override;
 

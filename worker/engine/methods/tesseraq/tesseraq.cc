@@ -17,6 +17,7 @@ namespace {
 
 AwqOptions Switched(const TesseraqOptions& options) {
   AwqOptions awq = options.awq;
+  awq.group_size = options.group_size;
   if (options.init == RoundingInit::kNone) awq.search_scales = awq.search_clip = false;
   // Rotated channels are alike: there is nothing to scale.
   if (options.init == RoundingInit::kQuarot) awq.search_scales = false;
@@ -86,16 +87,18 @@ int64_t Tesseraq::StartSteps(const Architecture& architecture, const ModelConfig
 }
 
 int64_t Tesseraq::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
-                               const StreamShape& stream) const {
-  const int64_t start = options_.init == RoundingInit::kOmniquant
-                            ? 0
-                            : AwqSearchBytes(Switched(options_), architecture, config, stream);
+                               const StreamShape& stream, const at::Device& device) const {
+  const int64_t start =
+      options_.init == RoundingInit::kOmniquant
+          ? 0
+          : AwqSearchBytes(Switched(options_), architecture, config, stream, device);
   const int64_t windows = options_.rounding.batch_size;
-  const int64_t rounding = ProgressiveRounding::StateBytes(
-                               BlockWeights(architecture, config),
-                               BlockGroups(architecture, config, options_.group_size)) +
-                           GradientBytes(architecture, config, windows) +
-                           KeptActivationBytes(config, stream, windows);
+  const int64_t rounding =
+      ProgressiveRounding::StateBytes(BlockWeights(architecture, config),
+                                      BlockGroups(architecture, config, options_.group_size)) +
+      GradientBytes(architecture, config, windows, device) +
+      RoundedBytes(architecture, config, options_.compute, windows, device) +
+      KeptActivationBytes(config, stream, windows);
   return std::max(start, rounding) + TargetBytes(config, stream);
 }
 

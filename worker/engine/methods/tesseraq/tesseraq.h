@@ -19,7 +19,7 @@ class Tesseraq : public Method {
   int64_t Steps(const Architecture& architecture, const ModelConfig& config,
                 const StreamShape& stream) const override;
   int64_t WorkingBytes(const Architecture& architecture, const ModelConfig& config,
-                       const StreamShape& stream) const override;
+                       const StreamShape& stream, const at::Device& device) const override;
   StreamShape DefaultCalibration() const override;
   const ModelTuningOptions* Tuning() const override;
   void Check(const StreamShape& stream) const override;
