@@ -139,14 +139,15 @@ void Run(const Flags& flags, JobStore& store) {
   worker.set_worker_id("bench");
   worker.add_methods("awq");
   Check(store.RegisterWorker(worker, "session", clock.Now()));
-  std::vector<Grant> grants(static_cast<size_t>(flags.claims));
+  const int claims = std::min(flags.claims, flags.depth);
+  std::vector<Grant> grants(static_cast<size_t>(claims));
   auto claim = [&](int i) {
     auto grant = store.Acquire({"session", NewUuid4()}, clock.Now());
     Check(grant.status());
     if (*grant) grants[static_cast<size_t>(i)] = **std::move(grant);
   };
-  Measure("claim", flags.threads, std::min(flags.claims, flags.depth), claim);
-  Measure("heartbeat", flags.threads, std::min(flags.claims, flags.depth), [&](int i) {
+  Measure("claim", flags.threads, claims, claim);
+  Measure("heartbeat", flags.threads, claims, [&](int i) {
     const Job& job = grants[static_cast<size_t>(i)].job;
     Beat beat{job.key, job.epoch, {}, {}};
     beat.progress.set_steps_done(i);
