@@ -24,6 +24,7 @@ namespace quantry::cli {
 namespace {
 
 using testing::HasSubstr;
+using testing::Not;
 
 TEST(ResolveJob, ShortIdsAndFullNames) {
   EXPECT_EQ(*ResolveJob("default", "my-job"), "tenants/default/quantizationJobs/my-job");
@@ -183,6 +184,18 @@ TEST(Hints, EveryReasonOfTheTableSaysWhatToDo) {
     EXPECT_NE(HintFor(row.name, row.code), "") << row.name;
   }
   EXPECT_EQ(HintFor("NOT_IN_ANY_TABLE", absl::StatusCode::kInternal), "");
+}
+
+// A server or a job that answered with a reason is no server that is away.
+TEST(Hints, OnlySilenceAsksWhetherQuantrydRuns) {
+  EXPECT_THAT(HintFor("", absl::StatusCode::kUnavailable), HasSubstr("is quantryd running"));
+  for (const ReasonInfo& row : AllReasons()) {
+    EXPECT_THAT(HintFor(row.name, row.code), Not(HasSubstr("is quantryd running"))) << row.name;
+  }
+  EXPECT_THAT(HintFor("MAX_RUN_EXCEEDED", absl::StatusCode::kDeadlineExceeded),
+              HasSubstr("--max-run"));
+  EXPECT_THAT(HintFor("OUT_OF_MEMORY", absl::StatusCode::kResourceExhausted),
+              HasSubstr("fewer samples"));
 }
 
 TEST(Backoff, DoublesUpToItsLimitAndJitters) {
