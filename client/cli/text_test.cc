@@ -66,6 +66,8 @@ TEST(Format, TimesOfAHostileServerDoNotCrash) {
   time.set_seconds(1'700'000'000);
   EXPECT_EQ(Rfc3339(time), "2023-11-14T22:13:20Z");
   EXPECT_EQ(Age(time, std::chrono::system_clock::from_time_t(1'700'000'090)), "90 s");
+  EXPECT_EQ(Ago(time, std::chrono::system_clock::from_time_t(1'700'000'090)), "90 s ago");
+  EXPECT_EQ(Ago(time, std::chrono::system_clock::from_time_t(1'700'000'000)), "now");
   time.set_seconds(std::numeric_limits<int64_t>::max());
   EXPECT_EQ(Rfc3339(time), "invalid");
 }
