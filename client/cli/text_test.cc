@@ -243,6 +243,17 @@ TEST(RunCli, UsageErrorsAreTwoAndPointToHelp) {
       {{"update", "a-job"}, "--priority"},
       {{"get", "No Name"}, "INVALID_NAME"},
       {{"workers", "drain"}, "WORKER"},
+      {{"workers", "rest"}, "one of list, drain"},
+      {{"completion", "tcsh"}, "one of bash"},
+      {{"list", "--quiet=maybe"}, "\"--quiet=maybe\""},
+      {{"submit", "--model-path", "/b", "--symmetric=99999999999999999999"}, "true, false"},
+      {{"list", "--timeout", "0"}, "--timeout: wanted a number above 0, got \"0\"\n"},
+      {{"list", "--timeout", "inf"}, "a number above 0"},
+      {{"list", "--limit", "-1"}, "--limit: wanted 0 or more, got \"-1\"\n"},
+      {{"events", "a-job", "--after", "x"}, "0 or more"},
+      {{"submit", "--model-path", "/b", "--method", "rtn", "--group-size", "0"}, "--group-size"},
+      {{"submit", "--model-path", "/b", "--method", "rtn", "--request-id", "x"}, "a UUID"},
+      {{"list", "--server", "http://127.0.0.1:7070"}, "HOST:PORT"},
   };
   for (const auto& c : kCases) {
     const CliRun run = RunForTest(c.arguments);
