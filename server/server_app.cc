@@ -172,7 +172,7 @@ class App : public ServerApp {
     metrics_.SetEngineVersion(answer.ok() ? answer->version : "");
     if (answer.ok()) return;
     log::Warning(
-        "the engine did not tell its methods",
+        "the engine did not tell its methods and is asked again",
         {{"engine", config_.engine_binary()}, {"error", std::string(answer.status().message())}});
   }
 

@@ -54,30 +54,71 @@ bool WantsJson(const std::vector<std::string>& arguments) {
   return false;
 }
 
-// The deepest command the arguments name, for the pointer to its --help.
-std::string CommandPath(const CLI::App& root, const std::vector<std::string>& arguments) {
-  std::string path = root.get_name();
-  const CLI::App* app = &root;
+// The deepest command the arguments name, and its words as a user types them.
+struct Named {
+  const CLI::App* app;
+  std::string path;
+};
+
+Named NamedCommand(const CLI::App& root, const std::vector<std::string>& arguments) {
+  Named named{&root, root.get_name()};
   for (const std::string& word : arguments) {
-    const auto found = app->get_subcommands([&](const CLI::App* a) { return a->check_name(word); });
+    const auto found =
+        named.app->get_subcommands([&](const CLI::App* a) { return a->check_name(word); });
     if (found.empty()) continue;
-    app = found.front();
-    path += " " + word;
+    named.app = found.front();
+    named.path += " " + word;
   }
-  return path;
+  return named;
+}
+
+std::vector<std::string> CommandNames(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::App* one : app.get_subcommands([](const CLI::App*) { return true; })) {
+    names.push_back(one->get_name());
+  }
+  return names;
 }
 
 // What is wrong with the arguments, in our words where CLI11's would puzzle.
 std::string ParseMessage(const CLI::App& root, const CLI::ParseError& error,
                          const std::vector<std::string>& arguments) {
-  if (!root.get_subcommands().empty() || arguments.empty() || arguments[0][0] == '-') {
-    return error.what();
+  if (arguments.empty()) return error.what();
+  if (root.get_subcommands().empty() && arguments[0][0] != '-') {
+    return Cat("no command \"", arguments[0], "\": wanted one of ",
+               CommaSeparated(CommandNames(root)));
   }
-  std::string names;
-  for (const CLI::App* command : root.get_subcommands([](const CLI::App*) { return true; })) {
-    names += (names.empty() ? "" : ", ") + command->get_name();
+  const Named named = NamedCommand(root, arguments);
+  const std::vector<std::string> names = CommandNames(*named.app);
+  if (names.empty() || named.app == &root) return error.what();
+  return Cat("wanted ", named.path, " and one of ", CommaSeparated(names), ": ", error.what());
+}
+
+// "--wait=maybe", where --wait takes true, false or nothing; "" when there is none.
+std::string BadFlag(const CLI::App& root, const std::vector<std::string>& arguments) {
+  const CLI::App* app = NamedCommand(root, arguments).app;
+  for (const std::string& argument : arguments) {
+    const std::string name = argument.substr(0, argument.find('='));
+    const CLI::Option* option = app->get_option_no_throw(name);
+    if (option == nullptr) option = root.get_option_no_throw(name);
+    if (option == nullptr || name == argument) continue;
+    if (option->get_expected_max() != 0 && option->get_type_size_max() != 0) continue;
+    try {
+      CLI::detail::to_flag_value(argument.substr(name.size() + 1));
+    } catch (const std::exception&) {
+      return argument;
+    }
   }
-  return Cat("no command \"", arguments[0], "\": wanted one of ", names);
+  return "";
+}
+
+int BadUsage(const CLI::App& app, const std::string& message,
+             const std::vector<std::string>& arguments, Environment& env) {
+  const absl::Status status = WithNext(
+      absl::InvalidArgumentError(message),
+      Cat("`", NamedCommand(app, arguments).path, " --help` explains the flags with examples"));
+  PrintError(status, WantsJson(arguments), env);
+  return static_cast<int>(ExitCode::kUsage);
 }
 
 int ParseFailed(const CLI::App& app, const CLI::ParseError& error,
@@ -86,11 +127,7 @@ int ParseFailed(const CLI::App& app, const CLI::ParseError& error,
     std::ostringstream ignored;
     return app.exit(error, env.out, ignored);  // --help
   }
-  const absl::Status status =
-      WithNext(absl::InvalidArgumentError(ParseMessage(app, error, arguments)),
-               Cat("`", CommandPath(app, arguments), " --help` explains the flags with examples"));
-  PrintError(status, WantsJson(arguments), env);
-  return static_cast<int>(ExitCode::kUsage);
+  return BadUsage(app, ParseMessage(app, error, arguments), arguments, env);
 }
 
 }  // namespace
@@ -111,6 +148,10 @@ int RunCli(const std::vector<std::string>& arguments, Environment& env) {
     app.parse(reversed);
   } catch (const CLI::ParseError& error) {
     return ParseFailed(app, error, arguments, env);
+  } catch (const std::exception& error) {  // what std::stoll throws gets through the parser
+    const std::string flag = BadFlag(app, arguments);
+    const std::string what = flag.empty() ? error.what() : Cat("got \"", flag, "\"");
+    return BadUsage(app, "wanted true, false or no value for a flag: " + what, arguments, env);
   }
   const std::string command = app.get_subcommands().front()->get_name();
   const bool asks =

@@ -89,6 +89,17 @@ NamedServer ServerNamed(const Environment& env, const GlobalOptions& global) {
   return {env.variable("QUANTRY_SERVER"), "QUANTRY_SERVER"};
 }
 
+// gRPC would look for a host called "http".
+absl::Status CheckTarget(const NamedServer& server) {
+  for (const char* scheme : {"http://", "https://"}) {
+    if (server.target.rfind(scheme, 0) != 0) continue;
+    return absl::InvalidArgumentError(Cat(server.source, ": wanted HOST:PORT, got \"",
+                                          server.target, "\"; leave the ", scheme,
+                                          " out (TLS is asked for by --tls-ca)"));
+  }
+  return absl::OkStatus();
+}
+
 // The context that counts here; empty without one.
 absl::StatusOr<ServerContext> ChooseContext(const Environment& env, const NamedServer& server,
                                             GlobalOptions* global) {
@@ -189,6 +200,7 @@ absl::Status CheckContextName(const std::string& name) {
 
 absl::Status ResolveGlobal(const Environment& env, GlobalOptions* global) {
   const NamedServer server = ServerNamed(env, *global);
+  if (absl::Status status = CheckTarget(server); !status.ok()) return status;
   const auto context = ChooseContext(env, server, global);
   if (!context.ok()) return context.status();
   global->server = server.target;

@@ -155,6 +155,8 @@ TEST_F(ContextsTest, CommandsChangeTheFile) {
   EXPECT_EQ(run({"login", "127.0.0.1:1", "--no-check", "--token-file", token}).code, 0);
   EXPECT_EQ(run({"login", "[::1]:2", "--no-check", "--name", "six", "--tenant", "acme"}).code, 0);
   EXPECT_EQ(run({"login", "x:1", "--no-check", "--name", "a b"}).code, 2);
+  EXPECT_EQ(run({"login", "x:1", "--no-check", "--tenant", "No Tenant"}).code, 2);
+  EXPECT_EQ(run({"login", "x:1", "--no-check", "--server", "y:1"}).code, 2);
   EXPECT_EQ(run({"login", "x:1"}).code, 7) << "nobody there: nothing is remembered";
   const CliRun list = run({"context", "list", "--output", "json"});
   ASSERT_EQ(list.json().size(), 2u) << list.out;

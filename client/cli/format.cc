@@ -103,6 +103,12 @@ std::string Age(const google::protobuf::Timestamp& time,
   return Printf("%lld d", s / 86400);
 }
 
+std::string Ago(const google::protobuf::Timestamp& time,
+                std::chrono::system_clock::time_point now) {
+  const std::string age = Age(time, now);
+  return age.empty() || age == "now" ? age : age + " ago";
+}
+
 std::string Plain(std::string_view text) {
   std::string plain(text);
   std::replace_if(

@@ -20,6 +20,8 @@ std::string Number(double value, int significant = 5);  // "4.2318", "n/a" when 
 std::string Rfc3339(const google::protobuf::Timestamp& time);
 // "now", "12 s", "5 m", "3 h", "9 d" before `now`; "" for an absent time.
 std::string Age(const google::protobuf::Timestamp& time, std::chrono::system_clock::time_point now);
+// The same as a point in time: "now", "12 s ago".
+std::string Ago(const google::protobuf::Timestamp& time, std::chrono::system_clock::time_point now);
 
 // Server text without control characters, so that it cannot drive a terminal.
 std::string Plain(std::string_view text);

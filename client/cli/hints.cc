@@ -62,6 +62,12 @@ constexpr std::array kReasonHints = {
     ReasonHint{
         "POISON_JOB",
         "the job broke several workers: `quantry events JOB` shows how; the operator has the logs"},
+    ReasonHint{"MAX_RUN_EXCEEDED",
+               "submit it again with a larger --max-run, or without; fewer steps or samples run "
+               "shorter"},
+    ReasonHint{"MAX_PENDING_EXCEEDED",
+               "`quantry workers` and `quantry queue` show what it waited for; submit it again "
+               "with a larger --max-pending, or without"},
     ReasonHint{"NO_PROGRESS", "the engine stood still: `quantry events JOB` shows where"},
     ReasonHint{"WORKER_LOST", "`quantry workers list` shows which workers are alive"},
     ReasonHint{"LEASE_LOST", "the attempt was taken over by another worker; nothing to do"},
@@ -70,6 +76,12 @@ constexpr std::array kReasonHints = {
         "the artifact is kept: `quantry pull JOB DIR`; try more bits, a smaller --group-size "
         "or more calibration samples"},
 };
+
+// Somebody answered: what a code says about servers that do not is wrong here, and
+// the reason's own row knows better.
+bool RowBeatsCode(absl::StatusCode code) {
+  return code == absl::StatusCode::kUnavailable || code == absl::StatusCode::kResourceExhausted;
+}
 
 std::string_view HintForCode(absl::StatusCode code) {
   switch (code) {
@@ -148,8 +160,9 @@ std::string HintFor(std::string_view reason, absl::StatusCode code) {
   for (const ReasonHint& row : kReasonHints) {
     if (row.reason == reason) return std::string(row.hint);
   }
-  if (const std::string_view hint = HintForCode(code); !hint.empty()) return std::string(hint);
   const std::optional<Reason> known = FindReason(reason);
+  if (known && RowBeatsCode(code)) return std::string(InfoOf(*known).action);
+  if (const std::string_view hint = HintForCode(code); !hint.empty()) return std::string(hint);
   return known ? std::string(InfoOf(*known).action) : "";
 }
 

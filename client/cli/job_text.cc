@@ -52,7 +52,7 @@ std::string QualityText(const v1::Perplexity& perplexity) {
 void AddTimes(const v1::QuantizationJob& job, WallTime now, FieldList& fields) {
   const std::string created = Rfc3339(job.create_time());
   if (!created.empty()) {
-    fields.emplace_back("created", Cat(created, "  (", Age(job.create_time(), now), " ago)"));
+    fields.emplace_back("created", Cat(created, "  (", Ago(job.create_time(), now), ")"));
   }
   if (job.has_start_time()) fields.emplace_back("started", Rfc3339(job.start_time()));
   if (job.has_end_time()) fields.emplace_back("ended", Rfc3339(job.end_time()));

@@ -1,3 +1,4 @@
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -7,6 +8,7 @@
 #include <random>
 
 #include "client/cli/cli.h"
+#include "client/cli/exit_codes.h"
 #include "client/cli/interrupt.h"
 #include "common/grpc_reconnect.h"
 
@@ -23,6 +25,20 @@ int TerminalColumns() {
 std::string Variable(std::string_view name) {
   const char* value = std::getenv(std::string(name).c_str());
   return value == nullptr ? "" : value;
+}
+
+// `quantry events JOB | head`: who reads no more wants no complaint.
+bool ReaderLeft() {
+  pollfd out{.fd = STDOUT_FILENO, .events = POLLOUT, .revents = 0};
+  return poll(&out, 1, 0) > 0 && (out.revents & (POLLERR | POLLHUP)) != 0;
+}
+
+// A full disk must not leave half an answer and exit code 0.
+int AfterOutput(int code) {
+  std::cout << std::flush;
+  if (std::cout || ReaderLeft()) return code;
+  std::cerr << "quantry: cannot write all of the output: is the disk full?\n";
+  return code == 0 ? static_cast<int>(quantry::cli::ExitCode::kJobFailed) : code;
 }
 
 }  // namespace
@@ -43,6 +59,5 @@ int main(int argc, char** argv) {
   env.random = [&] { return std::uniform_real_distribution<double>(0, 1)(generator); };
   env.interrupter = &interrupter;
   const int code = quantry::cli::RunCli(std::vector<std::string>(argv + 1, argv + argc), env);
-  std::cout << std::flush;
-  return code;
+  return AfterOutput(code);
 }

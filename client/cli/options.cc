@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <charconv>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <ostream>
 #include <sstream>
@@ -68,6 +69,15 @@ void AddCredentialOptions(CLI::App& app, GlobalOptions& options) {
             "PEM file with its key. Default: $QUANTRY_CLIENT_KEY_FILE");
 }
 
+// CLI11's own checks name the largest double there is, all 309 digits of it.
+ValueCheck BoundedNumber(const char* wanted, bool (*fits)(double)) {
+  return [wanted, fits](const std::string& text) {
+    double value = 0;
+    const bool good = CLI::detail::lexical_cast(text, value) && std::isfinite(value) && fits(value);
+    return good ? std::string() : Cat("wanted ", wanted, ", got \"", text, "\"");
+  };
+}
+
 }  // namespace
 
 void PrintResult(Context& context, const Json& json, const std::string& text) {
@@ -99,7 +109,7 @@ void AddGlobalOptions(CLI::App& app, GlobalOptions& options) {
          "--timeout", options.timeout_s,
          "Seconds to wait for an answer to one call; at least 30 where the engine is asked, "
          "90 for a quote. Default: 10")
-      ->check(CLI::PositiveNumber)
+      ->check(Positive())
       ->type_name("SECONDS")
       ->group("Global options");
   app.add_flag("--quiet", options.quiet, "No progress on stderr; lists print ids only")
@@ -115,11 +125,19 @@ CLI::Option* Choices(CLI::Option* option, std::vector<std::string> words) {
   return option->check(CLI::IsMember(std::move(words), CLI::ignore_case))->type_name("");
 }
 
+ValueCheck Positive() {
+  return BoundedNumber("a number above 0", [](double value) { return value > 0; });
+}
+
+ValueCheck NotNegative() {
+  return BoundedNumber("0 or more", [](double value) { return value >= 0; });
+}
+
 absl::StatusOr<int> ParseGroupSize(std::string_view text) {
   if (text == "channel") return -1;
   int value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || value < -1) {
+  if (error != std::errc() || end != text.data() + text.size() || value < -1 || value == 0) {
     return absl::InvalidArgumentError(
         Cat("--group-size: wanted a number of columns, or \"channel\" (-1) for one scale a row, "
             "got \"",

@@ -47,7 +47,7 @@ void AddNumbers(CLI::App& command, v1::LoraOptions& lora, std::span<const LoraFl
     command
         .add_option_function<Number>(
             flag.flag, [&lora, set = flag.set](Number value) { (lora.*set)(value); }, flag.help)
-        ->check(CLI::PositiveNumber)
+        ->check(Positive())
         ->type_name(type)
         ->group(kGroup);
   }
@@ -93,7 +93,7 @@ void AddPreprocessingOptions(CLI::App& command, SubmitOptions& o) {
   command
       .add_option("--preprocessing-length", o.spec.preprocessing_length,
                   "Tokens a window. Default: the calibration's")
-      ->check(CLI::PositiveNumber)
+      ->check(Positive())
       ->type_name("N")
       ->group(kGroup);
   AddLoraFlags(command, o.spec.lora);

@@ -80,6 +80,11 @@ std::string EventBody(const v1::JobEvent& event) {
   }
 }
 
+// A server starts before its engine has answered, and serves without one.
+std::string OfTheEngine(const std::string& names) {
+  return names.empty() ? "not known: the engine has not answered" : names;
+}
+
 }  // namespace
 
 std::string EventText(const v1::JobEvent& event) {
@@ -121,8 +126,8 @@ std::string ServerInfoText(const v1::ServerInfo& info, const std::string& addres
        Cat(Plain(info.version()), info.commit().empty() ? "" : " ", Plain(info.commit()))},
       {"started", Rfc3339(info.start_time())},
       {"mode", info.embedded() ? "embedded: runs its own worker" : "workers elsewhere"},
-      {"model types", Joined(info.architectures())},
-      {"formats", Joined(info.output_formats())},
+      {"model types", OfTheEngine(Joined(info.architectures()))},
+      {"formats", OfTheEngine(Joined(info.output_formats()))},
       {"local roots",
        info.local_roots().empty() ? "none: --model-path is refused" : Joined(info.local_roots())},
       {"largest file", Bytes(info.max_blob_bytes())}};
@@ -138,12 +143,10 @@ std::string WorkerTable(const v1::ListWorkersResponse& workers, WallTime now) {
       {"WORKER", "STATE", "SEEN", "JOBS", "CORES", "MEMORY", "GPU", "METHODS", "VERSION"}};
   for (const v1::WorkerStatus& status : workers.workers()) {
     const v1::WorkerInfo& worker = status.worker();
-    const std::string seen = Age(status.last_seen_time(), now);
     rows.push_back({Plain(worker.worker_id()), WorkerState(status),
-                    seen.empty() || seen == "now" ? seen : seen + " ago",
-                    Cat(status.jobs_size(), "/", worker.slots()), Cat(worker.cores()),
-                    Bytes(worker.host_memory_bytes()), GpuText(worker), Joined(worker.methods()),
-                    Plain(worker.version())});
+                    Ago(status.last_seen_time(), now), Cat(status.jobs_size(), "/", worker.slots()),
+                    Cat(worker.cores()), Bytes(worker.host_memory_bytes()), GpuText(worker),
+                    Joined(worker.methods()), Plain(worker.version())});
   }
   std::string text = Table(rows);
   for (const v1::WorkerStatus& status : workers.workers()) {

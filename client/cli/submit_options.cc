@@ -103,13 +103,13 @@ void AddCalibrationOptions(CLI::App& command, SubmitOptions& o) {
   command
       .add_option("--calibration-samples", o.spec.calibration_samples,
                   "Windows to take. Default: 128")
-      ->check(CLI::PositiveNumber)
+      ->check(Positive())
       ->type_name("N")
       ->group("Calibration");
   command
       .add_option("--calibration-length", o.spec.calibration_length,
                   "Tokens a window. Default: 2048")
-      ->check(CLI::PositiveNumber)
+      ->check(Positive())
       ->type_name("N")
       ->group("Calibration");
   Choices(command.add_option("--calibration-sampling", o.spec.calibration_sampling,
@@ -132,25 +132,25 @@ void AddEvaluationOptions(CLI::App& command, SubmitOptions& o) {
   command
       .add_option("--evaluation-length", o.spec.evaluation_length,
                   "Tokens a window. Default: the calibration's")
-      ->check(CLI::PositiveNumber)
+      ->check(Positive())
       ->type_name("N")
       ->group("Evaluation");
   command
       .add_option("--evaluation-windows", o.spec.evaluation_windows,
                   "Use the first N windows; 0 = all. Default: 0")
-      ->check(CLI::NonNegativeNumber)
+      ->check(NotNegative())
       ->type_name("N")
       ->group("Evaluation");
   command
       .add_option("--max-perplexity-ratio", o.spec.max_perplexity_ratio,
                   "Fail the job (and keep the artifact, marked) when quantized / dense is above it")
-      ->check(CLI::PositiveNumber)
+      ->check(Positive())
       ->type_name("X")
       ->group("Evaluation");
   command
       .add_option("--max-perplexity-increase", o.spec.max_perplexity_increase,
                   "The same for quantized - dense")
-      ->check(CLI::PositiveNumber)
+      ->check(Positive())
       ->type_name("X")
       ->group("Evaluation");
 }
@@ -160,11 +160,11 @@ void AddResourceOptions(CLI::App& command, SubmitOptions& o) {
       ->type_name("NAME")
       ->group("Resources");
   command.add_option("--threads", o.spec.threads, "CPU threads. Default: the worker's share")
-      ->check(CLI::NonNegativeNumber)
+      ->check(NotNegative())
       ->type_name("N")
       ->group("Resources");
   command.add_option("--gpus", o.spec.gpus, "GPUs the job needs. Default: 0, a CPU is fine")
-      ->check(CLI::NonNegativeNumber)
+      ->check(NotNegative())
       ->type_name("N")
       ->group("Resources");
   command.add_option("--gpu-memory", o.spec.gpu_memory_gib, "GiB each GPU must have")
@@ -247,7 +247,7 @@ void AddJobOptions(CLI::App& command, SubmitOptions& o) {
   command
       .add_option("--wait-timeout", o.wait_timeout_s,
                   "Wait, but leave after this many seconds with exit code 8")
-      ->check(CLI::PositiveNumber)
+      ->check(Positive())
       ->type_name("SECONDS")
       ->group("Job");
   command.add_option("--download", o.download, "Wait, then pull the artifact into this folder")

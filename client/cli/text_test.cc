@@ -24,6 +24,7 @@ namespace quantry::cli {
 namespace {
 
 using testing::HasSubstr;
+using testing::Not;
 
 TEST(ResolveJob, ShortIdsAndFullNames) {
   EXPECT_EQ(*ResolveJob("default", "my-job"), "tenants/default/quantizationJobs/my-job");
@@ -65,6 +66,8 @@ TEST(Format, TimesOfAHostileServerDoNotCrash) {
   time.set_seconds(1'700'000'000);
   EXPECT_EQ(Rfc3339(time), "2023-11-14T22:13:20Z");
   EXPECT_EQ(Age(time, std::chrono::system_clock::from_time_t(1'700'000'090)), "90 s");
+  EXPECT_EQ(Ago(time, std::chrono::system_clock::from_time_t(1'700'000'090)), "90 s ago");
+  EXPECT_EQ(Ago(time, std::chrono::system_clock::from_time_t(1'700'000'000)), "now");
   time.set_seconds(std::numeric_limits<int64_t>::max());
   EXPECT_EQ(Rfc3339(time), "invalid");
 }
@@ -185,6 +188,18 @@ TEST(Hints, EveryReasonOfTheTableSaysWhatToDo) {
   EXPECT_EQ(HintFor("NOT_IN_ANY_TABLE", absl::StatusCode::kInternal), "");
 }
 
+// A server or a job that answered with a reason is no server that is away.
+TEST(Hints, OnlySilenceAsksWhetherQuantrydRuns) {
+  EXPECT_THAT(HintFor("", absl::StatusCode::kUnavailable), HasSubstr("is quantryd running"));
+  for (const ReasonInfo& row : AllReasons()) {
+    EXPECT_THAT(HintFor(row.name, row.code), Not(HasSubstr("is quantryd running"))) << row.name;
+  }
+  EXPECT_THAT(HintFor("MAX_RUN_EXCEEDED", absl::StatusCode::kDeadlineExceeded),
+              HasSubstr("--max-run"));
+  EXPECT_THAT(HintFor("OUT_OF_MEMORY", absl::StatusCode::kResourceExhausted),
+              HasSubstr("fewer samples"));
+}
+
 TEST(Backoff, DoublesUpToItsLimitAndJitters) {
   using std::chrono::milliseconds;
   Backoff backoff(milliseconds(100), milliseconds(300));
@@ -228,6 +243,17 @@ TEST(RunCli, UsageErrorsAreTwoAndPointToHelp) {
       {{"update", "a-job"}, "--priority"},
       {{"get", "No Name"}, "INVALID_NAME"},
       {{"workers", "drain"}, "WORKER"},
+      {{"workers", "rest"}, "one of list, drain"},
+      {{"completion", "tcsh"}, "one of bash"},
+      {{"list", "--quiet=maybe"}, "\"--quiet=maybe\""},
+      {{"submit", "--model-path", "/b", "--symmetric=99999999999999999999"}, "true, false"},
+      {{"list", "--timeout", "0"}, "--timeout: wanted a number above 0, got \"0\"\n"},
+      {{"list", "--timeout", "inf"}, "a number above 0"},
+      {{"list", "--limit", "-1"}, "--limit: wanted 0 or more, got \"-1\"\n"},
+      {{"events", "a-job", "--after", "x"}, "0 or more"},
+      {{"submit", "--model-path", "/b", "--method", "rtn", "--group-size", "0"}, "--group-size"},
+      {{"submit", "--model-path", "/b", "--method", "rtn", "--request-id", "x"}, "a UUID"},
+      {{"list", "--server", "http://127.0.0.1:7070"}, "HOST:PORT"},
   };
   for (const auto& c : kCases) {
     const CliRun run = RunForTest(c.arguments);

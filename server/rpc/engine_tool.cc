@@ -26,7 +26,7 @@ using SteadyClock = std::chrono::steady_clock;
 
 constexpr size_t kMaxOutputBytes = 4 << 20;
 constexpr size_t kMaxErrorBytes = 4 << 10;
-constexpr auto kCapabilitiesTime = std::chrono::seconds(20);
+constexpr auto kCapabilitiesTime = std::chrono::seconds(60);
 // How often is looked whether somebody still waits for the engine.
 constexpr auto kLookEvery = milliseconds(100);
 
@@ -123,9 +123,8 @@ class ChildEngineTool : public EngineTool {
         scratch_dir_(std::move(scratch_dir)),
         confinement_(std::move(confinement)) {}
 
-  absl::StatusOr<EngineCapabilities> Capabilities() override {
-    const Awaited always = [] { return absl::OkStatus(); };
-    auto output = RunChild({binary_, "methods"}, kCapabilitiesTime, always, confinement_, {});
+  absl::StatusOr<EngineCapabilities> Capabilities(const Awaited& awaited) override {
+    auto output = RunChild({binary_, "methods"}, kCapabilitiesTime, awaited, confinement_, {});
     if (!output.ok()) return output.status();
     if (!output->exit.ok()) return ProtocolError("methods", *output);
     return ParseCapabilities(output->out);
@@ -194,18 +193,35 @@ absl::StatusOr<EngineCapabilities> ParseCapabilities(const std::string& json) {
 }
 
 CapabilitiesCache::CapabilitiesCache(EngineTool* engine,
-                                     std::function<void(const Result&)> on_answer)
-    : thread_([this, engine, on_answer = std::move(on_answer)] {
-        Result result = engine->Capabilities();
-        on_answer(result);
-        {
-          const std::lock_guard lock(mutex_);
-          result_ = std::move(result);
+                                     std::function<void(const Result&)> on_answer,
+                                     milliseconds again)
+    : thread_([this, engine, again, on_answer = std::move(on_answer)](std::stop_token stop) {
+        while (!Ask(*engine, stop, on_answer)) {
+          std::unique_lock lock(mutex_);
+          answered_.wait_for(lock, stop, again, [] { return false; });
         }
-        answered_.notify_all();
       }) {}
 
-CapabilitiesCache::~CapabilitiesCache() { thread_.join(); }
+bool CapabilitiesCache::Ask(EngineTool& engine, const std::stop_token& stop,
+                            const std::function<void(const Result&)>& on_answer) {
+  Result result = engine.Capabilities([&stop] {
+    return stop.stop_requested() ? absl::CancelledError("the server stops") : absl::OkStatus();
+  });
+  if (stop.stop_requested()) return true;
+  bool same = false;
+  {
+    const std::lock_guard lock(mutex_);
+    same = result_ && result_->status() == result.status();
+  }
+  if (!same) on_answer(result);
+  const bool known = result.ok();
+  {
+    const std::lock_guard lock(mutex_);
+    result_ = std::move(result);
+  }
+  answered_.notify_all();
+  return known;
+}
 
 CapabilitiesCache::Result CapabilitiesCache::Get(milliseconds wait) const {
   std::unique_lock lock(mutex_);

@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <stop_token>
 #include <string>
 #include <thread>
 #include <vector>
@@ -34,8 +35,9 @@ class EngineTool {
  public:
   virtual ~EngineTool() = default;
   // `quantry-engine methods`. NOT_FOUND FILE_NOT_FOUND without the program,
-  // INTERNAL ENGINE_PROTOCOL when its answer makes no sense.
-  virtual absl::StatusOr<EngineCapabilities> Capabilities() = 0;
+  // INTERNAL ENGINE_PROTOCOL when its answer makes no sense, DEADLINE_EXCEEDED, or
+  // what `awaited` says, as below.
+  virtual absl::StatusOr<EngineCapabilities> Capabilities(const Awaited& awaited) = 0;
   // `quantry-engine quote --job FILE`. Problems of the job are in the quote;
   // errors are the engine's own reasons (INVALID_CHECKPOINT, ...),
   // DEADLINE_EXCEEDED, or what `awaited` says, which is asked on this thread a few
@@ -45,27 +47,35 @@ class EngineTool {
                                              const Awaited& awaited) = 0;
 };
 
-// Asks an engine once, in the background: loading the engine's libraries from a
-// cold disk takes seconds, and a server must not wait for that to listen.
-// Thread-safe.
+// Asks an engine in the background until it answers once: loading the engine's
+// libraries from a cold disk takes seconds, sometimes more than it is given, and a
+// server must not wait for that to listen. Thread-safe.
 class CapabilitiesCache {
  public:
   using Result = absl::StatusOr<EngineCapabilities>;
+  static constexpr std::chrono::milliseconds kAgain{30'000};
 
-  // `on_answer` runs on the background thread. `engine` outlives the object.
-  CapabilitiesCache(EngineTool* engine, std::function<void(const Result&)> on_answer);
-  ~CapabilitiesCache();  // waits for the answer
+  // `on_answer` runs on the background thread: for the capabilities, and for a failure
+  // that is not the same as the one before. `engine` outlives the object; after a
+  // failure it is asked again `again` later.
+  CapabilitiesCache(EngineTool* engine, std::function<void(const Result&)> on_answer,
+                    std::chrono::milliseconds again = kAgain);
 
-  // Waits at most `wait` for the answer. UNAVAILABLE until it is there.
+  // Waits at most `wait` for the first answer. UNAVAILABLE until it is there; then
+  // the capabilities, or how the engine failed last.
   Result Get(std::chrono::milliseconds wait) const;
   // Whether Get answers at once.
   bool answered() const;
 
  private:
+  // The engine's answer, kept for Get. True when there is nothing more to ask.
+  bool Ask(EngineTool& engine, const std::stop_token& stop,
+           const std::function<void(const Result&)>& on_answer);
+
   mutable std::mutex mutex_;
-  mutable std::condition_variable answered_;
+  mutable std::condition_variable_any answered_;
   std::optional<Result> result_;  // guarded by mutex_
-  std::thread thread_;
+  std::jthread thread_;           // last: it uses the others
 };
 
 // `scratch_dir` gets job files for the time of a call.

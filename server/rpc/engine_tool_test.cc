@@ -7,6 +7,9 @@
 #include <csignal>
 #include <filesystem>
 #include <fstream>
+#include <future>
+#include <thread>
+#include <vector>
 
 #include "common/errors.h"
 #include "gtest/gtest.h"
@@ -56,7 +59,7 @@ TEST_F(EngineToolTest, Capabilities) {
   const auto capabilities =
       Tool(
           R"(test "$1" = methods && echo '{"methods": [{"name": "rtn"}], "architectures": ["opt"]}')")
-          ->Capabilities();
+          ->Capabilities(kAlways);
   ASSERT_TRUE(capabilities.ok()) << capabilities.status();
   EXPECT_EQ(capabilities->methods[0].name(), "rtn");
   EXPECT_EQ(capabilities->architectures[0], "opt");
@@ -73,6 +76,38 @@ TEST_F(EngineToolTest, TheCacheAsksOnceInTheBackground) {
   }
   EXPECT_EQ(answers, 1);
   EXPECT_EQ(fs::file_size(root_ + "/asked"), 2u);
+}
+
+// A disk that was cold at the start must not leave a server without methods for good.
+TEST_F(EngineToolTest, TheCacheAsksAgainAfterAFailure) {
+  ASSERT_EQ(mkfifo((root_ + "/gate").c_str(), 0600), 0);
+  const auto tool = Tool("if test -e " + root_ + "/failed; then read line < " + root_ +
+                         R"(/gate; echo '{"methods": [{"name": "awq"}]}'; else touch )" + root_ +
+                         "/failed; echo nonsense; fi");
+  std::promise<void> known;
+  std::vector<bool> answers;
+  CapabilitiesCache cache(
+      tool.get(),
+      [&](const auto& answer) {
+        answers.push_back(answer.ok());
+        if (answer.ok()) known.set_value();
+      },
+      milliseconds(1));
+  EXPECT_TRUE(HasReason(cache.Get(milliseconds(20000)).status(), Reason::kEngineProtocol));
+  std::ofstream(root_ + "/gate") << "go\n";
+  ASSERT_EQ(known.get_future().wait_for(std::chrono::seconds(20)), std::future_status::ready);
+  EXPECT_EQ(answers, (std::vector<bool>{false, true}));
+  while (!cache.Get(milliseconds(0)).ok()) std::this_thread::yield();
+}
+
+TEST_F(EngineToolTest, TheCachesEndDoesNotWaitForTheEngine) {
+  ASSERT_EQ(mkfifo((root_ + "/gate").c_str(), 0600), 0);
+  const auto tool = Tool("read line < " + root_ + "/gate");
+  int answers = 0;
+  {
+    const CapabilitiesCache cache(tool.get(), [&](const auto&) { ++answers; });
+  }
+  EXPECT_EQ(answers, 0);
 }
 
 TEST_F(EngineToolTest, TheCacheDoesNotWaitForASlowEngine) {
@@ -148,7 +183,7 @@ TEST_F(EngineToolTest, TheEngineIsConfinedToItsInputs) {
 }
 
 TEST_F(EngineToolTest, AMissingEngineIsNamed) {
-  const auto capabilities = NewEngineTool("/nonexistent/engine", root_, {})->Capabilities();
+  const auto capabilities = NewEngineTool("/nonexistent/engine", root_, {})->Capabilities(kAlways);
   EXPECT_TRUE(HasReason(capabilities.status(), Reason::kFileNotFound));
   EXPECT_NE(capabilities.status().message().find("/nonexistent/engine"), std::string::npos);
 }

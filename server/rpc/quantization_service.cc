@@ -321,7 +321,7 @@ class JobCalls : public v1::QuantizationService::CallbackService, private Servic
       return MakeError(Reason::kStorageError,
                        absl::StrCat("the engine's methods are not known: ",
                                     std::string(capabilities.status().message()),
-                                    "; check --engine-binary of quantryd"));
+                                    "; check --engine-binary of quantryd, which asks it again"));
     }
     for (const v1::MethodDescription& method : capabilities->methods) {
       *response->add_methods() = method;

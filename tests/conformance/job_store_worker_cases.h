@@ -265,9 +265,10 @@ TEST_P(JobStoreSuite, CompleteIsTheCommitPoint) {
 TEST_P(JobStoreSuite, CommitAfterAnAcknowledgedCancelIsTooLate) {
   Job job = Submit("job-one");
   LeaseToken lease = Acquire(Register("w1"));
-  ASSERT_EQ(Outcome(store().Cancel({Key("job-one"), "", ""}, now())), "OK");
+  ASSERT_EQ(Outcome(store().Cancel({Key("job-one"), "", "wrong text"}, now())), "OK");
   EXPECT_EQ(Complete(lease), "LEASE_LOST");
   EXPECT_EQ(StateOf("job-one"), JobState::kCancelled);
+  EXPECT_EQ(Get("job-one").state_reason, "wrong text");
   EXPECT_EQ(Outcome(store().GetArtifact("acme", job.uid)), "ARTIFACT_NOT_FOUND");
 }
 

@@ -303,5 +303,19 @@ def test_a_worker_at_the_tenant_port(shared_server, binaries, tmp_path):
     assert "wanted quantryd's worker port" in done.stderr and shared_server.address in done.stderr, done.stderr
 
 
+def test_an_answer_that_cannot_be_written_is_no_success(shared_server):
+    version = [shared_server.binaries / "quantry", "version"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(version, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "cannot write" in done.stderr
+    # Whoever reads no more of a pipe has had what he wanted.
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(version, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_server_unharmed_after_all_that(shared_server, stories):
     assert shared_server.json(*submit_args(stories, "--wait"))["state"] == "SUCCEEDED"

@@ -22,7 +22,8 @@ constexpr std::size_t kMaxEventBytes = 1 << 20;
 constexpr std::size_t kMaxStderrLine = 16 << 10;
 constexpr std::size_t kLogTailBytes = 16 << 10;
 constexpr milliseconds kPollInterval{100};
-constexpr int kReadsBetweenLooks = 4;  // at the orders: an engine may flood its pipe
+constexpr std::chrono::seconds kProbeTime{60};  // its libraries may come from a cold disk
+constexpr int kReadsBetweenLooks = 4;           // at the orders: an engine may flood its pipe
 constexpr int kMaxGarbageLogged = 5;
 
 // The state of one run.
@@ -165,13 +166,22 @@ absl::StatusOr<std::string> Capture(const std::vector<std::string>& argv,
   LineReader reader(child->stdout_fd(), kMaxEventBytes);
   pollfd wait{.fd = child->stdout_fd(), .events = POLLIN, .revents = 0};
   const auto sink = [&](std::string_view line, bool) { output.append(line).push_back('\n'); };
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  const auto deadline = std::chrono::steady_clock::now() + kProbeTime;
   while (std::chrono::steady_clock::now() < deadline && output.size() < kMaxEventBytes) {
     if (poll(&wait, 1, 1000) > 0 && !reader.Drain(sink)) break;
   }
   const auto status = child->Wait(std::chrono::seconds(5));
-  if (!status || !status->ok()) {
-    return absl::UnavailableError(argv[0] + " " + argv[1] + " did not end well");
+  const std::string command = argv[0] + " " + argv[1];
+  if (!status) {
+    return absl::DeadlineExceededError(command + " did not end within " +
+                                       std::to_string(kProbeTime.count()) +
+                                       " s: is the disk of its libraries slow, or the machine "
+                                       "overloaded?");
+  }
+  if (!status->ok()) {
+    return absl::UnavailableError(command + " ended with exit status " +
+                                  std::to_string(status->code) + ", signal " +
+                                  std::to_string(status->signal));
   }
   return output;
 }

@@ -181,6 +181,18 @@ class SignalThread {
   std::jthread thread_;
 };
 
+// A slow start says nothing against the binary or its confinement.
+absl::Status EngineDoesNotAnswer(const absl::Status& why, const std::string& binary) {
+  const bool slow = absl::IsDeadlineExceeded(why);
+  return MakeError(
+      slow ? Reason::kDeadlineExceeded : Reason::kInvalidConfig,
+      "the engine does not answer: " + std::string(why.message()) +
+          (slow ? "; start the worker again"
+                : "; name quantry-engine with --engine-binary, or run it unconfined with "
+                  "--engine-confinement=false"),
+      {{"engine_binary", binary}});
+}
+
 absl::Status RunWorker(const v1::WorkerConfig& config) {
   auto work_dir = WorkDir::Open(config.work_dir());
   if (!work_dir.ok()) return work_dir.status();
@@ -193,11 +205,7 @@ absl::Status RunWorker(const v1::WorkerConfig& config) {
   engine_options.confinement = *std::move(confinement);
   const auto abilities = ProbeEngine(engine_options);
   if (!abilities.ok()) {
-    return MakeError(Reason::kInvalidConfig,
-                     "the engine does not answer: " + std::string(abilities.status().message()) +
-                         "; name quantry-engine with --engine-binary, or run it unconfined with "
-                         "--engine-confinement=false",
-                     {{"engine_binary", config.engine_binary()}});
+    return EngineDoesNotAnswer(abilities.status(), config.engine_binary());
   }
   const auto gpus = GpuInventory::Open();
   WorkerMetrics metrics(config.slots(), abilities->version, *gpus);

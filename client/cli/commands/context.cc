@@ -11,6 +11,7 @@
 #include "client/cli/errors.h"
 #include "client/cli/format.h"
 #include "client/cli/json.h"
+#include "client/cli/names.h"
 #include "client/cli/text.h"
 
 namespace quantry::cli {
@@ -121,8 +122,13 @@ std::string NameFor(const std::string& server) {
 
 absl::StatusOr<ExitCode> RunLogin(Context& context, const LoginOptions& options) {
   GlobalOptions global = context.global;
+  if (!global.server.empty() && global.server != options.server) {
+    return absl::InvalidArgumentError(Cat("wanted one server, got two: ENDPOINT is ",
+                                          options.server, ", --server names ", global.server));
+  }
   global.server = options.server;
   if (absl::Status status = ResolveGlobal(context.env, &global); !status.ok()) return status;
+  if (const auto tenant = ResolveTenant(global.tenant); !tenant.ok()) return tenant.status();
   const std::string name = options.name.empty() ? NameFor(options.server) : options.name;
   if (absl::Status status = CheckContextName(name); !status.ok()) return status;
   v1::ServerInfo info;

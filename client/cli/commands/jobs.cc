@@ -214,11 +214,11 @@ void AddList(CLI::App& app, Action& chosen) {
   Choices(command->add_option("--method", options->filter.method, "Only jobs of this method"),
           MethodNames());
   command->add_option("--limit", options->limit, "At most this many; 0 = all. Default: 50")
-      ->check(CLI::NonNegativeNumber)
+      ->check(NotNegative())
       ->type_name("N");
   command->footer(
       "\nExamples:\n  quantry list --state running\n  quantry list --label team=search --limit 0\n"
-      "  quantry list --state failed --quiet | xargs quantry delete\n");
+      "  quantry list --state failed --quiet | xargs -r quantry delete\n");
   Bind(*command, chosen, [options](Context& context) { return RunList(context, *options); });
 }
 

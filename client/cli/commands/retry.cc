@@ -59,7 +59,7 @@ void AddRetry(CLI::App& app, Action& chosen) {
   command
       ->add_option("--wait-timeout", options->waiting.timeout_s,
                    "Wait, but leave after this many seconds with exit code 8")
-      ->check(CLI::PositiveNumber)
+      ->check(Positive())
       ->type_name("SECONDS");
   command->footer(
       "\nExamples:\n  quantry retry my-job --wait\n  quantry retry my-job --from-start\n");

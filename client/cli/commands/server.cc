@@ -251,7 +251,7 @@ void AddQuota(CLI::App& app, Action& chosen) {
         ->add_option_function<int64_t>(
             limit.flag, [options, set = limit.set](const int64_t& n) { (options->limits.*set)(n); },
             limit.help)
-        ->check(CLI::NonNegativeNumber)
+        ->check(NotNegative())
         ->type_name("N");
   }
   command->footer(

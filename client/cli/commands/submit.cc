@@ -111,6 +111,11 @@ absl::StatusOr<Submission> Prepare(const GlobalOptions& global, const SubmitOpti
     if (absl::Status status = ValidateJobId(options.id); !status.ok()) return status;
   }
 
+  if (!options.request_id.empty() && !IsUuid(options.request_id)) {
+    return absl::InvalidArgumentError(
+        Cat("--request-id: wanted a UUID, got \"", options.request_id, "\""));
+  }
+
   Submission submission;
   submission.request.set_parent(*std::move(parent));
   submission.request.set_quantization_job_id(options.id);

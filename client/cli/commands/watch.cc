@@ -68,7 +68,7 @@ void AddWatch(CLI::App& app, Action& chosen) {
   command
       ->add_option("--wait-timeout", options->wait.timeout_s,
                    "Leave after this many seconds with exit code 8")
-      ->check(CLI::PositiveNumber)
+      ->check(Positive())
       ->type_name("SECONDS");
   command->add_option("--download", options->wait.download, "Pull the artifact into this folder")
       ->type_name("DIR");
@@ -84,7 +84,7 @@ void AddEvents(CLI::App& app, Action& chosen) {
   auto options = std::make_shared<EventsOptions>();
   AddJobArgument(*command, options->job);
   command->add_option("--after", options->after, "Only events after this sequence number")
-      ->check(CLI::NonNegativeNumber)
+      ->check(NotNegative())
       ->type_name("N");
   command->footer(
       "\nWith --output json: one JSON object a line.\n\nExample:\n  quantry events my-job\n");

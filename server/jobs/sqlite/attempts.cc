@@ -5,12 +5,13 @@
 namespace quantry::server::sqlite {
 namespace {
 
+// Keeps the reason of the cancel: why it ended is what people ask of the job.
 absl::StatusOr<JobState> EndCancelled(const Context& context, const QueueRow& row) {
   StateChange change{.pk = row.pk,
                      .from = JobState::kCancelling,
                      .to = JobState::kCancelled,
                      .epoch = row.epoch,
-                     .reason = "the attempt has stopped"};
+                     .reason = ReadJob(context.db, row.pk).state_reason};
   absl::Status changed = ChangeState(context.db, change, context.now);
   if (!changed.ok()) return changed;
   return JobState::kCancelled;

@@ -135,9 +135,11 @@ void CheckFlags(const ConfigReader& reader, const Architecture& row, int64_t hid
                              " models with projections around the blocks are not supported"));
   }
   if (reader.Has("quantization_config")) {
-    throw UserError("INVALID_CHECKPOINT",
-                    "config.json has a quantization_config: this checkpoint is already quantized. "
-                    "Start from the original one in fp32, fp16 or bf16");
+    throw UserError(
+        "INVALID_CHECKPOINT",
+        "config.json has a quantization_config: this checkpoint is already quantized. "
+        "Start from the original one in fp32, fp16 or bf16; to run or measure this one, "
+        "make it dense with quantry-engine unpack");
   }
 }
 

@@ -170,7 +170,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadConfig{"AlreadyQuantized",
                   {{"quantization_config", {{"bits", 4}}}},
                   kInvalid,
-                  "already quantized"}),
+                  "quantry-engine unpack"}),
     [](const auto& test_case) { return std::string(test_case.param.name); });
 
 TEST(ConfigTest, RefusesTextThatIsNoConfig) {
