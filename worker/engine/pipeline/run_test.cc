@@ -26,6 +26,7 @@
 #include "worker/engine/nn/transformer.h"
 #include "worker/engine/pipeline/block_file.h"
 #include "worker/engine/pipeline/inputs.h"
+#include "worker/engine/pipeline/quote.h"
 #include "worker/engine/pipeline/streams.h"
 #include "worker/engine/testing/devices.h"
 #include "worker/engine/testing/errors.h"
@@ -332,6 +333,23 @@ TEST(RunTest, FileBitsAreThoseOfTheFiles) {
     EXPECT_DOUBLE_EQ(manifest["bits"]["file"].get<double>(),
                      static_cast<double>(bytes) * 8 / manifest["bits"]["parameters"].get<double>());
   }
+}
+
+// Rotation takes a tied head off the embedding: that is written and quoted, and
+// still no parameter of the model given.
+TEST(RunTest, ARotatedModelsOwnHeadIsQuotedAndNoParameter) {
+  const Bench bench(CaseOf("quarot"), {{"tie_word_embeddings", true}});
+  const auto quote = QuoteJson(ParseJob(bench.JobJson("tied")));
+  bench.Run("tied", at::kCPU);
+  const json manifest = bench.Manifest("tied");
+  const auto given = Checkpoint::Open(bench.File("model"));
+  ASSERT_FALSE(given->Has("lm_head.weight"));
+  EXPECT_EQ(quote["parameters"].get<int64_t>(), given->parameters());
+  EXPECT_EQ(manifest["bits"]["parameters"].get<int64_t>(), given->parameters());
+  EXPECT_EQ(manifest["bits"]["dense_bytes"].get<int64_t>(), 4 * given->parameters());  // fp32
+  EXPECT_EQ(quote["outputs"][0]["format"].get<std::string>(), "OUTPUT_FORMAT_QUANTRY");
+  EXPECT_EQ(quote["outputs"][0]["bytes"].get<uint64_t>(),
+            TensorsOf(bench.File("tied/out/quantry")).all);
 }
 
 // A block of the model with what a written container has in its place.
