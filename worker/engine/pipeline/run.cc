@@ -320,7 +320,12 @@ void Run::QuantizeBlock(int index) {
                        FirstPassOf(index)};
   MethodResult result = job_.method->Quantize(task, *progress_);
   ReturnFreedMemory();
-  for (const QuantizedLinear& linear : result.block.linears) CheckStorable(linear);
+  for (const QuantizedLinear& linear : result.block.linears) {
+    CheckStorable(linear);
+    if (const int64_t clipped = ClippedScales(linear)) {
+      result.metrics[kClippedMetric + linear.name] = static_cast<double>(clipped);
+    }
+  }
   BlockReport report;
   report.index = index;
   report.metrics = std::move(result.metrics);

@@ -521,6 +521,21 @@ TEST(RunTest, GainsBeyondFp16AreTold) {
   EXPECT_EQ(bench.Manifest("stopped")["warnings"].dump(), told);
 }
 
+// A grid's scales end at fp16's largest as well, whatever the method.
+TEST(RunTest, ScalesBeyondFp16AreTold) {
+  const MethodCase& of = CaseOf("rtn");
+  const auto told = [&](double factor) {
+    return WarningsAfter(Bench(of), of, [&](const std::string& name, at::Tensor& weight) {
+      if (name.find("layers.0.mlp.up_proj") != std::string::npos) weight.select(0, 3).mul_(factor);
+    });
+  };
+  EXPECT_EQ(told(1), "[]");
+  const std::string warning = told(1e7);  // one row of 32 columns, groups of 16
+  EXPECT_NE(warning.find("2 of block 0's mlp.up_proj"), std::string::npos) << warning;
+  EXPECT_NE(warning.find("65504"), std::string::npos) << warning;
+  EXPECT_EQ(warning.find("down_proj"), std::string::npos) << warning;
+}
+
 // A reader creates scales in the dtype that config.json names, so they must be
 // exact in it: rounded while they are loaded, they are not what was measured.
 TEST(RunTest, ScalesAreOfTheDtypeThatTheConfigNames) {
