@@ -159,8 +159,9 @@ std::vector<Rule> Ptq161Rules() {
       // Learned signs train r2 as well.
       When<Ptq161>([](const Ptq161& m) { return m.disable_training() && !LearnsRounding(m); },
                    {"rank_one_rate", "compute_dtype"}, With("disable_training")),
+      // Adam's steps do not depend on the size of a loss of one term.
       When<Ptq161>([](const Ptq161& m) { return m.disable_cosine(); },
-                   {"cosine_weight", "token_cosine"}, With("disable_cosine")),
+                   {"mse_weight", "cosine_weight", "token_cosine"}, With("disable_cosine")),
       When<Ptq161>([](const Ptq161& m) { return m.epochs() == 1; }, {"stop_improvement"},
                    "with one epoch, which has none to be compared with (ask for more epochs or "
                    "leave it out)"),

@@ -127,7 +127,8 @@ void CheckPtq161Switches(const std::string& field, const v1::Ptq161Method& ptq16
   }
 }
 
-void CheckPtq161(const std::string& field, const v1::Ptq161Method& ptq161, Violations* out) {
+void CheckPtq161(const std::string& field, const v1::Ptq161Method& ptq161, const v1::JobSpec& spec,
+                 Violations* out) {
   constexpr double kMostSalient = 0.5;
   constexpr double kMostWeight = 1e6;
   constexpr int kMaxEpochs = 10000;
@@ -153,7 +154,7 @@ void CheckPtq161(const std::string& field, const v1::Ptq161Method& ptq161, Viola
   out->Range(field + ".epochs", ptq161.epochs(), 0, kMaxEpochs);
   out->Range(field + ".rounding_stages", ptq161.rounding_stages(), 0, kMaxStages);
   out->Range(field + ".rounding_steps", ptq161.rounding_steps(), 0, kMaxIterations);
-  out->Range(field + ".rounding_batch", ptq161.rounding_batch(), 0, kMaxBatch);
+  CheckBatch(field + ".rounding_batch", ptq161.rounding_batch(), spec, out);
   CheckPtq161Switches(field, ptq161, out);
 }
 
@@ -272,13 +273,13 @@ void CheckMethod(const v1::JobSpec& spec, const v1::RecipeDescription* recipe, V
     case v1::Method::kTesseraq:
       return CheckTesseraq(field + ".tesseraq", spec, recipe, out);
     case v1::Method::kPtq161:
-      return CheckPtq161(field + ".ptq161", method.ptq161(), out);
+      return CheckPtq161(field + ".ptq161", method.ptq161(), spec, out);
     case v1::Method::kBillm:
       return;  // switches only
     case v1::Method::kPbllm:
       return CheckPbllm(field + ".pbllm.salient_ratio", method.pbllm().salient_ratio(), out);
     case v1::Method::kRestore:
-      return CheckPtq161(field + ".restore.first_pass", method.restore().first_pass(), out);
+      return CheckPtq161(field + ".restore.first_pass", method.restore().first_pass(), spec, out);
     case v1::Method::kGptq:
       return CheckGptq(field + ".gptq", method.gptq(), out);
     case v1::Method::kOmniquant:

@@ -425,6 +425,14 @@ const BadCase kBadCases[] = {
        Ptq161(r)->set_rounding_batch(-1);
      },
      "quantization_job.spec.method.ptq161.rounding_batch", "got -1"},
+    {"rounding_batch_of_the_samples",
+     [](Request* r) {
+       Ptq161(r)->set_learn_rounding(true);
+       Ptq161(r)->set_rounding_batch(5);
+       Spec(r)->mutable_calibration()->set_samples(4);
+     },
+     "quantization_job.spec.method.ptq161.rounding_batch",
+     "wanted at most calibration.samples, 4, got 5"},
     {"salient_multiple_of_one", [](Request* r) { Ptq161(r)->set_salient_multiple(1); },
      "quantization_job.spec.method.ptq161.salient_multiple", "0 or at least 2"},
     {"stop_improvement", [](Request* r) { Ptq161(r)->set_stop_improvement(1); },

@@ -1,17 +1,17 @@
 #include "worker/engine/export/accounting.h"
 
 namespace quantry::engine {
-BitAccounting CountBits(const Checkpoint& checkpoint, const std::vector<PlannedTensor>& plan,
+BitAccounting CountBits(const Checkpoint& given, const std::vector<PlannedTensor>& plan,
                         const Layout& primary, uint64_t file_bytes) {
   BitAccounting bits;
+  for (const std::string& name : given.names()) bits.dense_bytes += given.Info(name).bytes();
   int64_t linear_bits = 0;
   for (const PlannedTensor& tensor : plan) {
-    bits.dense_bytes += checkpoint.Info(tensor.source).bytes();
     if (tensor.kind != PlannedTensor::Kind::kLinear) continue;
     bits.linear_weights += tensor.shape.out * tensor.shape.in;
     linear_bits += primary.LinearBits(tensor.Linear());
   }
-  bits.parameters = checkpoint.parameters();
+  bits.parameters = given.parameters();
   bits.linears = static_cast<double>(linear_bits) / static_cast<double>(bits.linear_weights);
   bits.file = static_cast<double>(file_bytes) * 8 / static_cast<double>(bits.parameters);
   bits.theoretical_bytes = TheoreticalBytes(plan, primary);

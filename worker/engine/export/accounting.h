@@ -20,8 +20,10 @@ struct BitAccounting {
   uint64_t dense_bytes = 0;        // weight bytes of the source checkpoint
 };
 
+// `given`: the model before anything was rotated or restored, whose parameters
+// and bytes count. `plan`: what is written, a rotated model's own head included.
 // `file_bytes`: weight files of the primary output, 0 when not yet known.
-BitAccounting CountBits(const Checkpoint& checkpoint, const std::vector<PlannedTensor>& plan,
+BitAccounting CountBits(const Checkpoint& given, const std::vector<PlannedTensor>& plan,
                         const Layout& primary, uint64_t file_bytes);
 
 // Bits the layout takes for one weight of the quantized linears.

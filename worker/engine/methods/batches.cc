@@ -28,13 +28,13 @@ int64_t Batches(const StreamShape& stream) {
   return (stream.windows + step - 1) / step;
 }
 
-void CheckBatchSize(int64_t batch_size, const StreamShape& stream) {
+void CheckBatchSize(int64_t batch_size, const StreamShape& stream, const std::string& name) {
   if (batch_size <= stream.windows) return;
   const std::string batch = std::to_string(batch_size);
   throw UserError("INVALID_SPEC",
-                  StrCat("batch_size ", batch, " is larger than the ", stream.windows,
+                  StrCat(name, " ", batch, " is larger than the ", stream.windows,
                          " calibration windows: ask for more samples or a smaller batch"),
-                  {{"batch_size", batch}, {"windows", std::to_string(stream.windows)}});
+                  {{name, batch}, {"windows", std::to_string(stream.windows)}});
 }
 
 int BatchWorkers(const ModelConfig& config, const StreamShape& stream, const at::Device& device) {

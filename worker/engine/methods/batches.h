@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 
 #include "worker/engine/methods/method.h"
 
@@ -17,7 +18,9 @@ int64_t WindowsPerBatch(int64_t length);
 int64_t Batches(const StreamShape& stream);
 
 // Throws INVALID_SPEC when a training step would take more windows than there are.
-void CheckBatchSize(int64_t batch_size, const StreamShape& stream);
+// `name`: of the option that says how many.
+void CheckBatchSize(int64_t batch_size, const StreamShape& stream,
+                    const std::string& name = "batch_size");
 
 struct Batch {
   int64_t index = 0;

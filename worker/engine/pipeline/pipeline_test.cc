@@ -100,6 +100,27 @@ TEST(Job, ADefaultBatchTakesTheWindowsThereAre) {
   }
 }
 
+TEST(Job, ALearnedRoundingsBatchIsOfTheWindowsThereAre) {
+  nlohmann::json json = GoodJob();  // 4 windows
+  json["outputs"] = {{{"format", "OUTPUT_FORMAT_DENSE"}}};
+  json["preprocessing"] = {{"text", {{"path", "/p"}}}};
+  const auto with = [&](int batch) {
+    return nlohmann::json{{"recipe", "ptq161-plus"}, {"rounding_batch", batch}};
+  };
+  for (const int batch : {0, 4, 5}) {
+    for (const auto& method : {nlohmann::json{{"ptq161", with(batch)}},
+                               nlohmann::json{{"restore", {{"first_pass", with(batch)}}}}}) {
+      json["method"] = method;
+      if (batch <= 4) {
+        EXPECT_NO_THROW(ParseJob(json)) << method;
+        continue;
+      }
+      const EngineError error = test::ErrorOf([&] { ParseJob(json); });
+      EXPECT_TRUE(test::Mentions(error, "rounding_batch 5 is larger than the 4")) << error.what();
+    }
+  }
+}
+
 TEST(Job, ReadsActivationBits) {
   nlohmann::json json = GoodJob();
   json["method"]["awq"]["activations"]["bits"] = 6;

@@ -111,6 +111,14 @@ Json OutputsJson(const Job& job, const Checkpoint& checkpoint) {
         return job.method->SalientColumns(in_features);
       });
   StateValueBits(*job.method, plan);
+  // A rotated model cannot share its head with the embedding.
+  if (job.rotation.enabled && checkpoint.config().tie_word_embeddings) {
+    const TensorInfo& embedding = checkpoint.Info(checkpoint.EmbeddingName());
+    PlannedTensor& head = plan.emplace_back();
+    head.source = checkpoint.EmbeddingName();
+    head.written = checkpoint.architecture().head;
+    head.dense = {head.written, embedding.dtype, embedding.shape};
+  }
   const at::ScalarType scale_dtype = ScaleDtypeOf(checkpoint);
   Json outputs = Json::array();
   for (const OutputFormatRow* row : job.outputs) {

@@ -188,7 +188,7 @@ void Run::Load() {
       PlanSteps(job_, checkpoint(), ShapeOfStream(inputs_.calibration),
                 ShapeOfStream(inputs_.evaluation), evaluation_options()),
       events_, clock_, began_, [this] { return PeakDeviceBytes(device_); });
-  events_.Started(DescribeDevice(device_), blocks(), resumed_, checkpoint().parameters());
+  events_.Started(DescribeDevice(device_), blocks(), resumed_, inputs_.checkpoint->parameters());
 }
 
 // Rotary positions go on for ever; what the model learned of them does not.
@@ -320,7 +320,12 @@ void Run::QuantizeBlock(int index) {
                        FirstPassOf(index)};
   MethodResult result = job_.method->Quantize(task, *progress_);
   ReturnFreedMemory();
-  for (const QuantizedLinear& linear : result.block.linears) CheckStorable(linear);
+  for (const QuantizedLinear& linear : result.block.linears) {
+    CheckStorable(linear);
+    if (const int64_t clipped = ClippedScales(linear)) {
+      result.metrics[kClippedMetric + linear.name] = static_cast<double>(clipped);
+    }
+  }
   BlockReport report;
   report.index = index;
   report.metrics = std::move(result.metrics);
@@ -402,14 +407,9 @@ void Run::Pack() {
   for (const OutputFormatRow* row : job_.outputs) {
     PackOutput(*job_.MakeLayout(*row, scale_dtype_));
   }
-  manifest_.bits = CountBits(checkpoint(), Plan(), *job_.MakeLayout(*job_.outputs[0], scale_dtype_),
-                             manifest_.outputs[0].bytes);
-  if (job_.rotation.enabled) {  // counted from the twin, which is stored otherwise
-    manifest_.bits.dense_bytes = 0;
-    for (const std::string& name : inputs_.checkpoint->names()) {
-      manifest_.bits.dense_bytes += inputs_.checkpoint->Info(name).bytes();
-    }
-  }
+  manifest_.bits =
+      CountBits(*inputs_.checkpoint, Plan(), *job_.MakeLayout(*job_.outputs[0], scale_dtype_),
+                manifest_.outputs[0].bytes);
 }
 
 void Run::Evaluate() {

@@ -335,6 +335,23 @@ TEST(RunTest, FileBitsAreThoseOfTheFiles) {
   }
 }
 
+// Rotation takes a tied head off the embedding: that is written and quoted, and
+// still no parameter of the model given.
+TEST(RunTest, ARotatedModelsOwnHeadIsQuotedAndNoParameter) {
+  const Bench bench(CaseOf("quarot"), {{"tie_word_embeddings", true}});
+  const auto quote = QuoteJson(ParseJob(bench.JobJson("tied")));
+  bench.Run("tied", at::kCPU);
+  const json manifest = bench.Manifest("tied");
+  const auto given = Checkpoint::Open(bench.File("model"));
+  ASSERT_FALSE(given->Has("lm_head.weight"));
+  EXPECT_EQ(quote["parameters"].get<int64_t>(), given->parameters());
+  EXPECT_EQ(manifest["bits"]["parameters"].get<int64_t>(), given->parameters());
+  EXPECT_EQ(manifest["bits"]["dense_bytes"].get<int64_t>(), 4 * given->parameters());  // fp32
+  EXPECT_EQ(quote["outputs"][0]["format"].get<std::string>(), "OUTPUT_FORMAT_QUANTRY");
+  EXPECT_EQ(quote["outputs"][0]["bytes"].get<uint64_t>(),
+            TensorsOf(bench.File("tied/out/quantry")).all);
+}
+
 // A block of the model with what a written container has in its place.
 Block WrittenBlock(const Checkpoint& source, const std::string& folder, int index) {
   const ContainerReader container(folder);
@@ -528,6 +545,21 @@ TEST(RunTest, GainsBeyondFp16AreTold) {
   bench.Run("stopped", at::kCPU, [&] { return bench.Has("stopped", "streams-00001.safetensors"); });
   ASSERT_EQ(ResumedBlocks(bench.Run("stopped", at::kCPU)), 1);
   EXPECT_EQ(bench.Manifest("stopped")["warnings"].dump(), told);
+}
+
+// A grid's scales end at fp16's largest as well, whatever the method.
+TEST(RunTest, ScalesBeyondFp16AreTold) {
+  const MethodCase& of = CaseOf("rtn");
+  const auto told = [&](double factor) {
+    return WarningsAfter(Bench(of), of, [&](const std::string& name, at::Tensor& weight) {
+      if (name.find("layers.0.mlp.up_proj") != std::string::npos) weight.select(0, 3).mul_(factor);
+    });
+  };
+  EXPECT_EQ(told(1), "[]");
+  const std::string warning = told(1e7);  // one row of 32 columns, groups of 16
+  EXPECT_NE(warning.find("2 of block 0's mlp.up_proj"), std::string::npos) << warning;
+  EXPECT_NE(warning.find("65504"), std::string::npos) << warning;
+  EXPECT_EQ(warning.find("down_proj"), std::string::npos) << warning;
 }
 
 // A reader creates scales in the dtype that config.json names, so they must be

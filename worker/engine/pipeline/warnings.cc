@@ -50,8 +50,9 @@ std::string ClippedWarning(const std::vector<BlockReport>& blocks) {
   }
   if (linears.empty()) return "";
   return StrCat(
-      "gains and scales beyond fp16 are stored as its largest value, 65504: ", Join(linears),
-      "; these linears no longer compute what was trained: check the checkpoint, whose "
+      "gains and scales beyond fp16 are stored as its largest value, 65504 (65280 in bf16): ",
+      Join(linears),
+      "; these linears compute something else than the method made: check the checkpoint, whose "
       "weights there are far larger than those of trained models");
 }
 

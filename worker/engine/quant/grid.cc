@@ -23,6 +23,9 @@ int64_t RowsPerChunk(const at::Tensor& weight) {
   return std::max<int64_t>(1, kChunkElements / std::max<int64_t>(1, weight.size(1)));
 }
 
+// Of fp16, and of bf16 in it.
+double LargestScale(at::ScalarType dtype) { return dtype == at::kHalf ? 65504.0 : 65280.0; }
+
 // [rows, in] -> [rows, groups, g]
 at::Tensor Grouped(const at::Tensor& weight, const GridSpec& spec) {
   const int64_t group = spec.GroupSizeFor(weight.size(1));
@@ -72,10 +75,8 @@ at::ScalarType ScaleDtypeFor(at::ScalarType model_dtype) {
 }
 
 at::Tensor RoundScales(const at::Tensor& scales, at::ScalarType dtype) {
-  // fp16's smallest subnormal; the largest values of fp16, and of bf16 in it.
-  const double smallest = 0x1p-24;
-  const double largest = dtype == at::kHalf ? 65504.0 : 65280.0;
-  const at::Tensor clamped = scales.clamp(smallest, largest);
+  const double smallest = 0x1p-24;  // fp16's smallest subnormal
+  const at::Tensor clamped = scales.clamp(smallest, LargestScale(dtype));
   if (dtype == at::kFloat) return clamped;  // as they are: for comparisons only
   return clamped.to(dtype).to(at::kHalf).to(at::kFloat);
 }
@@ -172,6 +173,11 @@ void CheckStorable(const QuantizedLinear& linear) {
                     "the method left " + linear.name + " with " + what +
                         "; no output could hold it; please report it",
                     {{"linear", linear.name}});
+}
+
+int64_t ClippedScales(const QuantizedLinear& linear) {
+  if (linear.kind() != WeightKind::kGrid) return 0;
+  return linear.scales.ge(LargestScale(linear.scale_dtype)).sum().item<int64_t>();
 }
 
 void CheckGrid(const GridSpec& spec, const std::vector<NamedWidth>& linears) {

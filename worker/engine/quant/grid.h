@@ -75,6 +75,10 @@ at::Tensor FakeQuantize(const at::Tensor& weight, const GridSpec& spec, at::Scal
 // naming the linear otherwise.
 void CheckStorable(const QuantizedLinear& linear);
 
+// Scales of a grid that are the largest their dtype holds: what lies beyond was
+// cut off (RoundScales), and their groups with it. 0 for other kinds of weights.
+int64_t ClippedScales(const QuantizedLinear& linear);
+
 // Name and in_features of a linear that is to be quantized.
 using NamedWidth = std::pair<std::string, int64_t>;
 

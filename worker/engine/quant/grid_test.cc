@@ -138,6 +138,20 @@ TEST(Grid, WhatNoOutputCouldHoldIsSeen) {
   EXPECT_THROW(CheckStorable(linear), EngineError);
 }
 
+TEST(Grid, ScalesAtTheEndOfFp16AreCounted) {
+  const at::Tensor weight = at::tensor({1.0F, -1.0F, 3e6F, -1.0F, 9e4F, -9e4F}).view({3, 2});
+  for (const at::ScalarType dtype : {at::kHalf, at::kBFloat16}) {
+    for (const bool symmetric : {false, true}) {
+      // The last row takes steps of 2.6e4, the middle one would want 4e5 or twice that.
+      EXPECT_EQ(ClippedScales(QuantizeNearest("w", weight, {}, {3, -1, symmetric}, dtype)), 1)
+          << dtype << " " << symmetric;
+    }
+  }
+  QuantizedLinear values;
+  values.values = weight.to(at::kBFloat16);
+  EXPECT_EQ(ClippedScales(values), 0);
+}
+
 TEST(Grid, SymmetricScaleIsAbsmaxOverHalfTheLevels) {
   const at::Tensor weight = at::tensor({-1.5F, 0.75F}).view({1, 2});
   const QuantizedLinear linear = QuantizeNearest("w", weight, {}, {2, -1, true}, at::kHalf);

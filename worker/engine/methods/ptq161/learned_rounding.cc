@@ -213,7 +213,7 @@ class BlockRounding {
         Random(task_.seed ^ (uint64_t{0x5161} << 32) ^ static_cast<uint64_t>(task_.block.index))
             .Next() +
         static_cast<uint64_t>(number);
-    const int64_t batch = std::min(options_.rounding_batch, objective_.windows());
+    const int64_t batch = LearnedRoundingBatch(options_, objective_.windows());
     const BlockObjective::Result result =
         objective_.Gradients(DrawWindows(objective_.windows(), batch, seed), current);
     if (!std::isfinite(result.loss)) return result.loss;
@@ -256,6 +256,11 @@ LearnedRoundingReport LearnRounding(const BlockTask& task, const Ptq161Options& 
 
 int64_t LearnedRoundingSteps(const Ptq161Options& options) {
   return options.learn_rounding ? int64_t{options.rounding_stages} * options.rounding_steps : 0;
+}
+
+int64_t LearnedRoundingBatch(const Ptq161Options& options, int64_t windows) {
+  constexpr int64_t kDefaultBatch = 4;
+  return std::min(options.rounding_batch == 0 ? kDefaultBatch : options.rounding_batch, windows);
 }
 
 }  // namespace quantry::engine

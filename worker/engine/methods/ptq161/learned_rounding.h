@@ -29,4 +29,7 @@ LearnedRoundingReport LearnRounding(const BlockTask& task, const Ptq161Options& 
 
 int64_t LearnedRoundingSteps(const Ptq161Options& options);
 
+// Windows that one of those steps takes of `windows`.
+int64_t LearnedRoundingBatch(const Ptq161Options& options, int64_t windows);
+
 }  // namespace quantry::engine

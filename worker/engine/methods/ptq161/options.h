@@ -48,7 +48,7 @@ struct Ptq161Options {
   bool learn_rounding = false;
   int rounding_stages = 20;
   int64_t rounding_steps = 32;  // a stage
-  int64_t rounding_batch = 4;   // windows a step
+  int64_t rounding_batch = 0;   // windows a step; 0 = 4, or all where there are fewer
   double rounding_rate = 1e-2;
   double rounding_scale_rate = 1e-2;
 

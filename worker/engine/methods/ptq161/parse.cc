@@ -139,7 +139,8 @@ void ParseTraining(JsonObject& options, Ptq161Options& parsed) {
   }
   const bool cosine = !options.Bool("disable_cosine", false);
   if (!cosine) {
-    options.RefuseIdle({"cosine_weight", "token_cosine"},
+    // Adam's steps do not depend on the size of a loss of one term.
+    options.RefuseIdle({"mse_weight", "cosine_weight", "token_cosine"},
                        "with disable_cosine (leave one of the two out)");
   }
   if (parsed.epochs == 1) {

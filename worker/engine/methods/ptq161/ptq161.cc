@@ -60,11 +60,15 @@ int64_t Ptq161::Steps(const Architecture& architecture, const ModelConfig&,
 int64_t Ptq161::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
                              const StreamShape& stream, const at::Device& device) const {
   const bool learned = options_.learn_rounding;
-  const int64_t windows = learned ? std::min(options_.rounding_batch, stream.windows) : 1;
+  const int64_t windows = learned ? LearnedRoundingBatch(options_, stream.windows) : 1;
   const int64_t learning = LearningBytes(architecture, config, windows, device) +
                            RoundedBytes(architecture, config, options_.compute, windows, device);
   return (learned ? learning : 0) + KeptActivationBytes(config, stream, windows) +
          2 * TargetBytes(config, stream);
+}
+
+void Ptq161::Check(const StreamShape& stream) const {
+  CheckBatchSize(options_.rounding_batch, stream, "rounding_batch");
 }
 
 int64_t Ptq161::SalientColumns(int64_t in_features) const {

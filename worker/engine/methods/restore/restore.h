@@ -15,6 +15,7 @@ class Restore : public Method {
   explicit Restore(std::unique_ptr<Method> first_pass) : first_pass_(std::move(first_pass)) {}
   const Method& FirstPass() const override { return *first_pass_; }
   bool NeedsPreprocessing() const override { return true; }
+  void Check(const StreamShape& stream) const override { first_pass_->Check(stream); }
   int64_t Steps(const Architecture& architecture, const ModelConfig& config,
                 const StreamShape& stream) const override;
   int64_t WorkingBytes(const Architecture& architecture, const ModelConfig& config,
