@@ -288,7 +288,7 @@ class JobStore {
   virtual absl::StatusOr<Job> Cancel(const CancelRequest& request, Time now) = 0;
   // FAILED or CANCELLED -> QUEUED, to resume from the last committed checkpoint.
   // Failures and losses count from zero again; epoch, events and place in the
-  // queue stay. The request_id of the job's last retry again: no change, OK.
+  // queue stay. The request_id of any of its retries again: no change, OK.
   // Errors: ABORTED ETAG_MISMATCH, FAILED_PRECONDITION JOB_NOT_RETRYABLE,
   // RESOURCE_EXHAUSTED QUOTA_QUEUED, QUOTA_SUBMIT_RATE.
   virtual absl::StatusOr<Job> Retry(const RetryRequest& request, Time now) = 0;

@@ -6,6 +6,7 @@
 #include "server/jobs/job.h"
 #include "server/jobs/policy.h"
 #include "server/jobs/rules.h"
+#include "server/jobs/sql_retries.h"
 #include "server/jobs/transitions.h"
 #include "server/jobs/waiting.h"
 
@@ -169,6 +170,18 @@ TEST(StoredBytesTest, WhatFits) {
   EXPECT_TRUE(CheckStoredBytes(quota, 60, 40).ok());
   EXPECT_FALSE(CheckStoredBytes(quota, 60, 41).ok());
   EXPECT_FALSE(CheckStoredBytes(quota, 1, std::numeric_limits<int64_t>::max()).ok());
+}
+
+TEST(RetryIdsTest, WhichAreAmongThem) {
+  // Servers that kept one alone wrote it without a line break.
+  for (const char* ids : {"first", "\nfirst", "first\nsecond", "\nzeroth\nfirst\nsecond"}) {
+    EXPECT_TRUE(sql::IsAmong(ids, "first")) << ids;
+    for (const char* other : {"", "fir", "irst", "third"}) {
+      EXPECT_FALSE(sql::IsAmong(ids, other)) << ids << ", " << other;
+    }
+  }
+  EXPECT_FALSE(sql::IsAmong("", ""));
+  EXPECT_FALSE(sql::IsAmong("", "first"));
 }
 
 }  // namespace

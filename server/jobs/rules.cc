@@ -159,7 +159,7 @@ absl::Status CheckEtag(const Job& job, const std::string& etag) {
       {{"job", name}, {"wanted", etag}, {"got", EtagOf(job)}});
 }
 
-absl::Status CheckRetryable(const Job& job) {
+absl::Status CheckRetryable(const Job& job, std::string_view retry_ids) {
   const std::string name = NameOf(job.key);
   if (!CanTransition(job.state, JobState::kQueued) || job.state == JobState::kRunning) {
     return MakeError(Reason::kJobNotRetryable,
@@ -167,11 +167,18 @@ absl::Status CheckRetryable(const Job& job) {
                          "; only FAILED and CANCELLED jobs can be retried",
                      NameAndState(job));
   }
-  if (!job.has_artifact) return absl::OkStatus();
+  if (job.has_artifact) {
+    return MakeError(Reason::kJobNotRetryable,
+                     name +
+                         " has an artifact that failed its quality gate, and another attempt "
+                         "gives the same bytes; submit a job with another spec",
+                     NameAndState(job));
+  }
+  if (retry_ids.size() < kMaxRetryIdBytes) return absl::OkStatus();
   return MakeError(Reason::kJobNotRetryable,
                    name +
-                       " has an artifact that failed its quality gate, and another attempt "
-                       "gives the same bytes; submit a job with another spec",
+                       " was retried a thousand times, and a job keeps no more request ids of "
+                       "retries; submit another job",
                    NameAndState(job));
 }
 

@@ -1,9 +1,11 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -44,8 +46,11 @@ absl::Status CheckStoredBytes(const TenantQuota& quota, int64_t stored, int64_t 
 absl::StatusOr<Time> TakeSubmit(const TenantQuota& quota, Time full_at, Time now);
 // OK or ETAG_MISMATCH. "" = any.
 absl::Status CheckEtag(const Job& job, const std::string& etag);
-// OK or JOB_NOT_RETRYABLE.
-absl::Status CheckRetryable(const Job& job);
+// Of the request ids of a job's retries, a thousand UUIDs on lines of their own: each
+// retry reads and writes them all, in the row that changes with the job's state.
+inline constexpr size_t kMaxRetryIdBytes = size_t{1000} * 37;
+// OK or JOB_NOT_RETRYABLE. `retry_ids`: those of its retries so far, one a line.
+absl::Status CheckRetryable(const Job& job, std::string_view retry_ids);
 // Where a cancel leads from the job's state; nullopt = nothing to do.
 // Errors: JOB_ALREADY_ENDED.
 absl::StatusOr<std::optional<JobState>> CancelTarget(const Job& job);

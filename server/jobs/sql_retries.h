@@ -6,14 +6,18 @@
 #include "absl/strings/match.h"
 
 // Request ids of a job's retries, one a line in jobs.retry_id: a repeat, however late, is
-// answered and queues nothing.
+// answered and queues nothing. How many there may be: kMaxRetryIdBytes in rules.h.
 namespace quantry::server::sql {
 
 template <class Database>
-bool WasRetriedBy(Database& db, int64_t pk, const std::string& request_id) {
-  if (request_id.empty()) return false;
+std::string RetryIdsOf(Database& db, int64_t pk) {
   auto rows = db.Query("SELECT retry_id FROM jobs WHERE pk = $1", pk);
-  return rows.Next() && absl::StrContains("\n" + rows.Text(0) + "\n", "\n" + request_id + "\n");
+  return rows.Next() ? rows.Text(0) : "";
+}
+
+inline bool IsAmong(const std::string& retry_ids, const std::string& request_id) {
+  return !request_id.empty() &&
+         absl::StrContains("\n" + retry_ids + "\n", "\n" + request_id + "\n");
 }
 
 // Begins the job's failures anew and remembers the retry.

@@ -2,6 +2,7 @@
 
 #include <thread>
 
+#include "server/jobs/rules.h"
 #include "tests/conformance/job_store_fixture.h"
 
 // Submit, Get, List, Update, Cancel, Delete, Events.
@@ -331,11 +332,39 @@ TEST_P(JobStoreSuite, ALateRepeatOfARetryQueuesNothing) {
   };
   ASSERT_EQ(Outcome(store().Cancel({Key("job-one"), "", ""}, now())), "OK");
   for (const char* retry : {"r1", "", "r2", "r3"}) cancelled_after(retry);
+  Reopen();
+  const Job cancelled = Get("job-one");
   for (const char* repeat : {"r1", "r2", "r3"}) {
-    EXPECT_EQ(store().Retry({Key("job-one"), repeat}, now())->state, JobState::kCancelled);
+    // With the etag of its first time.
+    auto repeated = store().Retry({Key("job-one"), repeat, "\"1\""}, now());
+    ASSERT_EQ(Outcome(repeated), "OK");
+    EXPECT_EQ(repeated->state, JobState::kCancelled);
+    EXPECT_EQ(repeated->version, cancelled.version);
   }
   // Another one, though its id begins like one that was.
-  EXPECT_EQ(store().Retry({Key("job-one"), "r"}, now())->state, JobState::kQueued);
+  cancelled_after("r");
+  // Another job of the name.
+  ASSERT_EQ(Outcome(store().Delete({Key("job-one"), ""}, now())), "OK");
+  Submit("job-one");
+  ASSERT_EQ(Outcome(store().Cancel({Key("job-one"), "", ""}, now())), "OK");
+  EXPECT_EQ(store().Retry({Key("job-one"), "r1"}, now())->state, JobState::kQueued);
+}
+
+TEST_P(JobStoreSuite, AJobKeepsTheRequestIdsOfAThousandRetries) {
+  Submit("job-one");
+  ASSERT_EQ(Outcome(store().Cancel({Key("job-one"), "", ""}, now())), "OK");
+  // As long as many, and one that still fits.
+  const std::vector<std::string> all = {std::string(kMaxRetryIdBytes - 2, 'r'), NewUuid4()};
+  for (const std::string& retry : all) {
+    ASSERT_EQ(Outcome(store().Retry({Key("job-one"), retry}, now())), "OK");
+    ASSERT_EQ(Outcome(store().Cancel({Key("job-one"), "", ""}, now())), "OK");
+  }
+  for (const std::string& repeat : all) {
+    EXPECT_EQ(store().Retry({Key("job-one"), repeat}, now())->state, JobState::kCancelled);
+  }
+  for (const std::string& another : {NewUuid4(), std::string()}) {
+    EXPECT_EQ(Outcome(store().Retry({Key("job-one"), another}, now())), "JOB_NOT_RETRYABLE");
+  }
 }
 
 TEST_P(JobStoreSuite, RetryOnlyWhereAnotherAttemptMakesSense) {

@@ -32,6 +32,20 @@ def stepping_postgres():
             yield server, clock
 
 
+def step_as_worker_dies(fleet, clock, step, at, other="a", patience_s=20):
+    """The clock steps and w1 dies in the middle of a job; w2, at the server `other`, gets it within patience_s and ends it."""
+    fleet.submit("f14-dies", stopping_at(at))
+    pid = engine_at(at)
+    fleet.wait_block("f14-dies", 2)
+    clock.write_text(step + "\n")
+    fleet.workers["w1"].stop(signal.SIGKILL)
+    wait_for(lambda: not alive(pid), 10, "the engine to go")
+    fleet.worker("w2", other)
+    wait_for(lambda: fleet.get("f14-dies").epoch == 2, patience_s, "the job to be given to the other worker")
+    fleet.wait_end("f14-dies")
+    fleet.check()
+
+
 @pytest.mark.parametrize("step", ["+25h", "-1h"])
 @pytest.mark.parametrize("worker", ["lives", "dies"])
 def test_f14_sqlite_server_steps(make_fleet, tmp_path, step, worker):
@@ -53,16 +67,7 @@ def test_f14_sqlite_server_steps(make_fleet, tmp_path, step, worker):
         fleet.wait_end("f14-after")
         fleet.check()
         return
-    fleet.submit("f14-dies", stopping_at(tmp_path / "at"))
-    pid = engine_at(tmp_path / "at")
-    fleet.wait_block("f14-dies", 2)
-    clock.write_text(step + "\n")
-    fleet.workers["w1"].stop(signal.SIGKILL)
-    wait_for(lambda: not alive(pid), 10, "the engine to go")
-    fleet.worker("w2")
-    wait_for(lambda: fleet.get("f14-dies").epoch == 2, 20, "the job to be given to the other worker")
-    fleet.wait_end("f14-dies")
-    fleet.check()
+    step_as_worker_dies(fleet, clock, step, tmp_path / "at")
 
 
 @pytest.mark.full
@@ -92,13 +97,4 @@ def test_f14_database_steps_and_workers_die(make_fleet, stepping_postgres, tmp_p
     """Silent workers lose their jobs after about a lease, whatever the database's clock did."""
     postgres, clock = stepping_postgres
     fleet = make_fleet(postgres=postgres, servers=2, ttl_s=5).start(workers=1)
-    fleet.submit("f14-dies", stopping_at(tmp_path / "at"))
-    pid = engine_at(tmp_path / "at")
-    fleet.wait_block("f14-dies", 2)
-    clock.write_text(step + "\n")
-    fleet.workers["w1"].stop(signal.SIGKILL)
-    wait_for(lambda: not alive(pid), 10, "the engine to go")
-    fleet.worker("w2", "b")
-    wait_for(lambda: fleet.get("f14-dies").epoch == 2, 25, "the job to be given to the other worker")
-    fleet.wait_end("f14-dies")
-    fleet.check()
+    step_as_worker_dies(fleet, clock, step, tmp_path / "at", other="b", patience_s=25)

@@ -41,17 +41,17 @@
 #define NOBODY 9
 
 /* The guard that is left out. Never changes. */
-mtype = { EPOCH_GUARD, OWNER_ALONE, EPOCH_PREFIX, EPOCH_KEPT, EVENT_NUMBERS, CANCEL_WINS, REPEATED_COMMIT, REQUEST_ID };
+mtype = { EPOCH_GUARD, OWNER_ALONE, EPOCH_PREFIX, EPOCH_KEPT, EVENT_NUMBERS, CANCEL_WINS, REPEATED_COMMIT, REQUEST_ID, REQUEST_IDS };
 mtype without = 0;
 c_code {
-  static const char* const kGuards[] = {"REQUEST_ID", "REPEATED_COMMIT", "CANCEL_WINS", "EVENT_NUMBERS",
+  static const char* const kGuards[] = {"REQUEST_IDS", "REQUEST_ID", "REPEATED_COMMIT", "CANCEL_WINS", "EVENT_NUMBERS",
                                         "EPOCH_KEPT", "EPOCH_PREFIX", "OWNER_ALONE", "EPOCH_GUARD"};
   /* spin numbers the names of an mtype from its last one, 1. */
   static int GuardOfEnvironment(void) {
     const char* name = getenv("WITHOUT");
     int i;
     if (name == NULL || *name == 0) return 0;
-    for (i = 0; i < 8; ++i) {
+    for (i = 0; i < 9; ++i) {
       if (strcmp(name, kGuards[i]) == 0) return i + 1;
     }
     fprintf(stderr, "WITHOUT: there is no guard %s", name);
@@ -69,7 +69,8 @@ byte owner = NOBODY;
 byte acquired_by = 0; /* acquire_id of the lease */
 byte next_event = 0;  /* of the attempt */
 byte artifact = 0;    /* epoch whose files are visible; 0 = none */
-byte retry_id = 0;
+byte last_retry = 0;  /* its request id */
+bool retry_made[RETRIES + 1]; /* by request id */
 
 /* Storage: what lies below the prefix of an epoch. */
 byte writer[EPOCHS + 1];  /* worker + 1; 0 = nobody yet */
@@ -347,30 +348,36 @@ end:
   od
 }
 
-/* Cancels and retries; every call may be made twice, its first reply lost. */
+/* Whether a request id is known. REQUEST_IDS left out: only the last one is kept. */
+#define REPEAT(id) (without != REQUEST_ID && (without == REQUEST_IDS -> id == last_retry : retry_made[id]))
+
+inline retry(id) {
+  if
+  :: !REPEAT(id) && (state == FAILED || state == CANCELLED) && artifact == 0 ->
+     move(QUEUED);
+     if :: without == EPOCH_KEPT -> epoch = 0 :: else fi;
+     retried[id]++;
+     assert(retried[id] == 1);
+     retry_made[id] = true;
+     last_retry = id;
+     cancel_acknowledged = false
+  :: else
+  fi
+}
+
+/* Cancels and retries; every call may be made again, however late: its first
+ * reply lost, or the network slow. */
 proctype Client() {
   byte next, number = 0;
 end:
   do
   :: atomic { state == QUEUED -> move(CANCELLED); cancel_acknowledged = true; next = 0 }
   :: atomic { state == RUNNING -> move(CANCELLING); cancel_acknowledged = true; next = 0 }
-  :: atomic { number < RETRIES -> number++ } /* a new request id */
-     do
-     :: atomic {
-          if
-          :: (number != retry_id || without == REQUEST_ID) && (state == FAILED || state == CANCELLED) && artifact == 0 ->
-             move(QUEUED);
-             if :: without == EPOCH_KEPT -> epoch = 0 :: else fi;
-             retried[number]++;
-             assert(retried[number] == 1);
-             retry_id = number;
-             cancel_acknowledged = false
-          :: else
-          fi;
-          next = 0
-        }
-     :: break
-     od
+  :: atomic { number < RETRIES && ENDED -> number++ } /* a new request id */
+  :: atomic { number >= 1 && ENDED -> retry(1); next = 0 }
+#if RETRIES > 1
+  :: atomic { number >= 2 && ENDED -> retry(2); next = 0 }
+#endif
   :: break
   od
 }

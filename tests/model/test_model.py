@@ -78,9 +78,9 @@ FULL = bool(os.environ.get("QUANTRY_FULL"))
 
 @pytest.fixture(scope="module")
 def searches(tmp_path_factory):
-    """Two small ones: two claims, and one claim with a retry by the client."""
+    """Two small ones: two claims, and one claim with two retries by the client."""
     return {name: Search(tmp_path_factory.mktemp(name), "FEW_CALLS", *bounds)
-            for name, bounds in (("claims", ["EPOCHS=2", "RETRIES=0"]), ("retry", ["EPOCHS=1", "RETRIES=1"]))}
+            for name, bounds in (("claims", ["EPOCHS=2", "RETRIES=0"]), ("retry", ["EPOCHS=1", "RETRIES=2"]))}
 
 
 def assert_holds(outcome):
@@ -106,7 +106,7 @@ def test_every_job_and_every_cancel_ends(tmp_path):
 GUARDS = {
     "EPOCH_GUARD": ("claims", "granted_to"), "OWNER_ALONE": ("claims", "granted_to"), "EPOCH_PREFIX": ("claims", "writer"),
     "EPOCH_KEPT": ("retry", "granted_to"), "EVENT_NUMBERS": ("retry", "next_event<="), "CANCEL_WINS": ("retry", "cancel_acknowledged"),
-    "REPEATED_COMMIT": ("retry", "artifact!="), "REQUEST_ID": ("retry", "retried"),
+    "REPEATED_COMMIT": ("retry", "artifact!="), "REQUEST_ID": ("retry", "retried"), "REQUEST_IDS": ("retry", "retried"),
 }
 
 

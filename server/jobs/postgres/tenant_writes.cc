@@ -194,9 +194,10 @@ absl::StatusOr<Job> Retry(const Context& context, const RetryRequest& request) {
   const sql::QuotaRow quota = LockQuota(db, request.key.tenant);
   if (!LockEndedJob(db, pk)) return JobNotFound(request.key);
   const Job job = ReadJob(db, pk);
-  if (sql::WasRetriedBy(db, pk, request.request_id)) return job;
+  const std::string retry_ids = sql::RetryIdsOf(db, pk);
+  if (sql::IsAmong(retry_ids, request.request_id)) return job;
   if (absl::Status match = CheckEtag(job, request.etag); !match.ok()) return match;
-  if (absl::Status status = CheckRetryable(job); !status.ok()) return status;
+  if (absl::Status status = CheckRetryable(job, retry_ids); !status.ok()) return status;
   absl::Status admitted = AdmitQueued(db, quota, std::nullopt, context.now);
   if (!admitted.ok()) return admitted;
   sql::NoteRetry(db, pk, request.request_id);

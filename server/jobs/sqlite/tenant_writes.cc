@@ -159,9 +159,10 @@ absl::StatusOr<Job> Retry(Database& db, const JobPolicy& policy, const RetryRequ
   auto loaded = Load(db, request.key, "");
   if (!loaded.ok()) return loaded.status();
   auto& [pk, job] = *loaded;
-  if (sql::WasRetriedBy(db, pk, request.request_id)) return job;
+  const std::string retry_ids = sql::RetryIdsOf(db, pk);
+  if (sql::IsAmong(retry_ids, request.request_id)) return job;
   if (absl::Status match = CheckEtag(job, request.etag); !match.ok()) return match;
-  if (absl::Status status = CheckRetryable(job); !status.ok()) return status;
+  if (absl::Status status = CheckRetryable(job, retry_ids); !status.ok()) return status;
   absl::Status quota = AdmitQueued(db, job.key.tenant, std::nullopt, now);
   if (!quota.ok()) return quota;
   sql::NoteRetry(db, pk, request.request_id);
