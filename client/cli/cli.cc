@@ -112,6 +112,10 @@ std::string BadFlag(const CLI::App& root, const std::vector<std::string>& argume
   return "";
 }
 
+std::string FlagWanted(const std::string& got) {
+  return Cat("wanted true, false or no value for a flag, got \"", got, "\"");
+}
+
 int BadUsage(const CLI::App& app, const std::string& message,
              const std::vector<std::string>& arguments, Environment& env) {
   const absl::Status status = WithNext(
@@ -127,7 +131,9 @@ int ParseFailed(const CLI::App& app, const CLI::ParseError& error,
     std::ostringstream ignored;
     return app.exit(error, env.out, ignored);  // --help
   }
-  return BadUsage(app, ParseMessage(app, error, arguments), arguments, env);
+  const std::string flag = BadFlag(app, arguments);
+  return BadUsage(app, flag.empty() ? ParseMessage(app, error, arguments) : FlagWanted(flag),
+                  arguments, env);
 }
 
 }  // namespace
@@ -150,8 +156,7 @@ int RunCli(const std::vector<std::string>& arguments, Environment& env) {
     return ParseFailed(app, error, arguments, env);
   } catch (const std::exception& error) {  // what std::stoll throws gets through the parser
     const std::string flag = BadFlag(app, arguments);
-    const std::string what = flag.empty() ? error.what() : Cat("got \"", flag, "\"");
-    return BadUsage(app, "wanted true, false or no value for a flag: " + what, arguments, env);
+    return BadUsage(app, FlagWanted(flag.empty() ? error.what() : flag), arguments, env);
   }
   const std::string command = app.get_subcommands().front()->get_name();
   const bool asks =
