@@ -12,6 +12,7 @@ import pytest
 from certificates import LOCAL, Authority
 from conftest import submit_args
 from identity import Identity
+from service import wait_for
 
 
 @pytest.fixture
@@ -230,3 +231,13 @@ def test_contexts(make_server, identity, tmp_path):
     assert "wanted plain" in cli("list", "--context", "lab", check=2).stderr
     config.write_text("{")
     assert "config.json: wanted a JSON object" in cli("list", check=2).stderr
+
+
+def test_every_line_of_the_log_is_json(make_server, identity):
+    """gRPC's own about a handshake that fails, too."""
+    identity.token("ci", "viewer")
+    server = make_server(*identity.tls(), f"--principals-file={identity.principals}", "--embedded=false", "--log-format=json").start()
+    server.cli("list", "--timeout", 2, check=7)
+    wait_for(lambda: '"message":"gRPC"' in server.log_text(), 20, "what gRPC says")
+    server.stop()
+    assert all(json.loads(line)["level"] for line in server.log_text().splitlines())

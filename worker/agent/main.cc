@@ -13,6 +13,7 @@
 #include "common/digest.h"
 #include "common/errors.h"
 #include "common/grpc_credentials.h"
+#include "common/grpc_log.h"
 #include "common/grpc_reconnect.h"
 #include "common/http_admin.h"
 #include "common/http_host.h"
@@ -259,3 +260,4 @@ int main(int argc, char** argv) {
   quantry::log::Error(status.message().empty() ? status.ToString() : std::string(status.message()));
   return 1;
 }
+  quantry::LogForGrpc();
