@@ -229,6 +229,7 @@ class App : public ServerApp {
       metrics_.certificate_expiry.With({certificate}).Set(ToSeconds(end.time_since_epoch()));
     };
     watcher_.emplace(std::move(options));
+      options.keys["server"] = config_.tls_key_file();
   }
 
   void OnReload(const absl::Status& status) {
@@ -239,6 +240,7 @@ class App : public ServerApp {
       log::Error("credentials cannot be read again; those before stay",
                  {{"error", std::string(status.message())}});
     }
+    options.on_unusable = [this] { metrics_.credential_reloads.With({"error"}).Increment(); };
     runtime_.open_streams.KickAll();  // each looks whether its own still counts
   }
 
