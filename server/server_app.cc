@@ -148,7 +148,9 @@ class App : public ServerApp {
     auto artifacts = OpenArtifactStore(config_.artifact_root());
     if (!artifacts.ok()) return artifacts.status();
     artifacts_ = *std::move(artifacts);
-    garbage_.emplace(store_.get(), artifacts_.get(), blobs_.get(), &clock_);
+    garbage_.emplace(store_.get(), artifacts_.get(), blobs_.get(), &clock_,
+                     setup_.page_tokens->StoreId());
+    ClaimRoots();
     deleted_jobs_.emplace(store_.get(), artifacts_.get());
     sources_.emplace(&*allowed_sources_, blobs_.get(), data + "/tmp");
     // Quotes read headers of uploads, which only this account may read.
@@ -157,6 +159,15 @@ class App : public ServerApp {
     engine_ = NewEngineTool(config_.engine_binary(), data + "/tmp", *std::move(confinement));
     capabilities_.emplace(engine_.get(), [this](const auto& answer) { OnCapabilities(answer); });
     return absl::OkStatus();
+  }
+
+  // Before another job store takes the roots for its own. It serves all the same: only a
+  // collection of garbage does harm there, and that asks again.
+  void ClaimRoots() {
+    const absl::Status claimed = garbage_->Claim();
+    if (claimed.ok()) return;
+    log::Warning("no garbage is collected until this job store has its roots",
+                 {{"error", std::string(claimed.message())}});
   }
 
   // A job that waited for another one's result took it, or runs itself now.
@@ -218,6 +229,7 @@ class App : public ServerApp {
     options.auth = auth_.get();
     if (!config_.tls_cert_file().empty()) {
       options.certificates["server"] = config_.tls_cert_file();
+      options.keys["server"] = config_.tls_key_file();
     }
     if (!config_.tls_client_ca_file().empty()) {
       options.certificates["client_ca"] = config_.tls_client_ca_file();
@@ -228,8 +240,8 @@ class App : public ServerApp {
     options.on_certificate = [this](const std::string& certificate, Time end) {
       metrics_.certificate_expiry.With({certificate}).Set(ToSeconds(end.time_since_epoch()));
     };
+    options.on_unusable = [this] { metrics_.credential_reloads.With({"error"}).Increment(); };
     watcher_.emplace(std::move(options));
-      options.keys["server"] = config_.tls_key_file();
   }
 
   void OnReload(const absl::Status& status) {
@@ -240,7 +252,6 @@ class App : public ServerApp {
       log::Error("credentials cannot be read again; those before stay",
                  {{"error", std::string(status.message())}});
     }
-    options.on_unusable = [this] { metrics_.credential_reloads.With({"error"}).Increment(); };
     runtime_.open_streams.KickAll();  // each looks whether its own still counts
   }
 

@@ -106,3 +106,22 @@ def test_a_watch_above_the_quota_says_so(make_server, stories):
     finally:
         first.terminate()
         first.wait(timeout=20)
+
+
+def test_a_root_belongs_to_one_job_store(make_server, stories, tmp_path):
+    """All of another's files look like garbage: it collects none of them."""
+    for folder in ("artifacts", "blobs"):
+        (tmp_path / folder).mkdir()
+    flags = ["--embedded=false", f"--artifact-root=file://{tmp_path}/artifacts", f"--blob-dir={tmp_path}/blobs"]
+    owner = make_server(*flags, name="owner").start()
+    owner.json(*submit_args(stories, "--id", "first", method="rtn"))
+    uploads = sorted((tmp_path / "blobs/default").iterdir())
+    for path in uploads:
+        os.utime(path, (1e9, 1e9))
+    stranger = make_server(*flags, name="stranger").start()
+    assert "no garbage is collected" in stranger.log_text()
+    for more in (["--dry-run"], []):
+        refused = stranger.json("gc", *more, check=2)["error"]
+        assert refused["reason"] == "INVALID_CONFIG" and "quantry-store" in refused["message"], refused
+    assert sorted((tmp_path / "blobs/default").iterdir()) == uploads
+    assert int(owner.json("gc")["objects"]) == 0, "a job names them"
