@@ -157,7 +157,6 @@ class App : public ServerApp {
     auto confinement = MakeEngineConfinement(config_.engine_confinement(), "", 0);
     if (!confinement.ok()) return confinement.status();
     engine_ = NewEngineTool(config_.engine_binary(), data + "/tmp", *std::move(confinement));
-    capabilities_.emplace(engine_.get(), [this](const auto& answer) { OnCapabilities(answer); });
     return absl::OkStatus();
   }
 
@@ -256,6 +255,8 @@ class App : public ServerApp {
   }
 
   absl::Status Listen() {
+    // Not before what the configuration names is read: its errors need not wait for an engine.
+    capabilities_.emplace(engine_.get(), [this](const auto& answer) { OnCapabilities(answer); });
     context_.runtime = &runtime_;
     context_.store = store_.get();
     context_.blobs = blobs_.get();
