@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "common/config_loader.h"
+#include "common/grpc_log.h"
 #include "common/log.h"
 #include "common/storage.h"
 #include "quantry/v1/config.pb.h"
@@ -56,6 +57,7 @@ int main(int argc, char** argv) {
         return quantry::server::FinishServerConfig(&config);
       });
   if (done) return *done;
+  quantry::LogForGrpc();
   const sigset_t stop = BlockStopSignals();
   const int status = Serve(config, stop);
   quantry::FinalizeStorage();

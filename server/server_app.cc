@@ -148,15 +148,25 @@ class App : public ServerApp {
     auto artifacts = OpenArtifactStore(config_.artifact_root());
     if (!artifacts.ok()) return artifacts.status();
     artifacts_ = *std::move(artifacts);
-    garbage_.emplace(store_.get(), artifacts_.get(), blobs_.get(), &clock_);
+    garbage_.emplace(store_.get(), artifacts_.get(), blobs_.get(), &clock_,
+                     setup_.page_tokens->StoreId());
+    ClaimRoots();
     deleted_jobs_.emplace(store_.get(), artifacts_.get());
     sources_.emplace(&*allowed_sources_, blobs_.get(), data + "/tmp");
     // Quotes read headers of uploads, which only this account may read.
     auto confinement = MakeEngineConfinement(config_.engine_confinement(), "", 0);
     if (!confinement.ok()) return confinement.status();
     engine_ = NewEngineTool(config_.engine_binary(), data + "/tmp", *std::move(confinement));
-    capabilities_.emplace(engine_.get(), [this](const auto& answer) { OnCapabilities(answer); });
     return absl::OkStatus();
+  }
+
+  // Before another job store takes the roots for its own. It serves all the same: only a
+  // collection of garbage does harm there, and that asks again.
+  void ClaimRoots() {
+    const absl::Status claimed = garbage_->Claim();
+    if (claimed.ok()) return;
+    log::Warning("no garbage is collected until this job store has its roots",
+                 {{"error", std::string(claimed.message())}});
   }
 
   // A job that waited for another one's result took it, or runs itself now.
@@ -218,6 +228,7 @@ class App : public ServerApp {
     options.auth = auth_.get();
     if (!config_.tls_cert_file().empty()) {
       options.certificates["server"] = config_.tls_cert_file();
+      options.keys["server"] = config_.tls_key_file();
     }
     if (!config_.tls_client_ca_file().empty()) {
       options.certificates["client_ca"] = config_.tls_client_ca_file();
@@ -228,6 +239,7 @@ class App : public ServerApp {
     options.on_certificate = [this](const std::string& certificate, Time end) {
       metrics_.certificate_expiry.With({certificate}).Set(ToSeconds(end.time_since_epoch()));
     };
+    options.on_unusable = [this] { metrics_.credential_reloads.With({"error"}).Increment(); };
     watcher_.emplace(std::move(options));
   }
 
@@ -243,6 +255,8 @@ class App : public ServerApp {
   }
 
   absl::Status Listen() {
+    // Not before what the configuration names is read: its errors need not wait for an engine.
+    capabilities_.emplace(engine_.get(), [this](const auto& answer) { OnCapabilities(answer); });
     context_.runtime = &runtime_;
     context_.store = store_.get();
     context_.blobs = blobs_.get();

@@ -20,6 +20,8 @@ namespace {
 void PrintJob(Context& context, const v1::QuantizationJob& job, const WaitOptions& options) {
   Environment& env = context.env;
   if (!context.global.json()) {
+    // Left before the server told anything.
+    if (job.state() == v1::JOB_STATE_UNSPECIFIED) return;
     env.out << JobText(job, env.now()) << std::flush;
     return;
   }

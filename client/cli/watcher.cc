@@ -30,6 +30,13 @@ bool IsBreak(const absl::Status& status) {
   }
 }
 
+// A server that answers with a limit is there, and says which.
+std::string WhyAgain(const absl::Status& broken) {
+  const bool full = absl::IsResourceExhausted(broken) && !ReasonOf(broken).empty();
+  return Cat("quantry: ", full ? std::string(broken.message()) : "connection lost",
+             full ? "; " : ", ", "trying again (the job is not affected)");
+}
+
 }  // namespace
 
 Watcher::Watcher(Connection& connection, StatusLine& line, WatchLimits limits)
@@ -109,7 +116,7 @@ absl::Status Watcher::AfterBreak(const absl::Status& broken, bool heard) {
     return broken.ok() ? absl::UnavailableError("the watch stream keeps ending without news")
                        : broken;
   }
-  if (!said_lost_) line_.Say("quantry: connection lost, trying again (the job is not affected)");
+  if (!said_lost_) line_.Say(WhyAgain(broken));
   said_lost_ = true;
   env.sleep(backoff_.Next(env.random()));
   connection_.Refresh();

@@ -126,7 +126,8 @@ class Collector {
     return absl::OkStatus();
   }
 
-  // An upload, or the marker of one that is gone.
+  // An upload, or the marker of one that is gone. Who finds the blob and submits its job
+  // between the looks here and the deletion still loses it: that job ends with SOURCE_MISSING.
   absl::Status TakeBlob(Storage& blobs, const StoredFile& listed,
                         const std::vector<std::string>& parts) {
     for (const std::string& path : {listed.path, MarkerOf(parts)}) {

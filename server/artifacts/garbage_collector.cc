@@ -11,6 +11,7 @@
 #include "common/errors.h"
 #include "common/log.h"
 #include "common/storage.h"
+#include "server/artifacts/root_owner.h"
 
 namespace quantry::server {
 namespace {
@@ -28,6 +29,21 @@ Duration NextLook(Duration interval) {
 
 }  // namespace
 
+absl::Status GarbageCollector::ClaimBoth(Storage& artifacts, Storage& blobs, bool dry_run) const {
+  if (store_id_.empty()) return absl::OkStatus();
+  absl::Status claimed = ClaimRoot(artifacts, artifacts_->RootUri(), store_id_, dry_run);
+  return claimed.ok() ? ClaimRoot(blobs, blobs_->RootUri(), store_id_, dry_run) : claimed;
+}
+
+absl::Status GarbageCollector::Claim() {
+  if (store_id_.empty()) return absl::OkStatus();
+  auto artifacts = OpenStorage(artifacts_->RootUri());
+  if (!artifacts.ok()) return artifacts.status();
+  auto blobs = OpenStorage(blobs_->RootUri());
+  if (!blobs.ok()) return blobs.status();
+  return ClaimBoth(**artifacts, **blobs, false);
+}
+
 absl::StatusOr<GarbageReport> GarbageCollector::Collect(const GarbageOptions& options,
                                                         std::stop_token stop) {
   const std::unique_lock only_one(collecting_, std::try_to_lock);
@@ -39,6 +55,8 @@ absl::StatusOr<GarbageReport> GarbageCollector::Collect(const GarbageOptions& op
   if (!artifacts.ok()) return artifacts.status();
   auto blobs = OpenStorage(blobs_->RootUri());
   if (!blobs.ok()) return blobs.status();
+  absl::Status claimed = ClaimBoth(**artifacts, **blobs, options.dry_run);
+  if (!claimed.ok()) return claimed;
   std::unique_ptr<Storage> spool;
   if (const std::string uri = blobs_->SpoolUri(); !uri.empty()) {
     auto opened = OpenStorage(uri);
@@ -77,6 +95,8 @@ absl::StatusOr<std::optional<GarbageReport>> GarbageCollector::CollectIfDue(Dura
   const auto began = (*root)->Stat(kBegan);
   if (!began.ok()) return began.status();
   if (began->has_value() && clock_->Now() - (*began)->modified < interval) return std::nullopt;
+  // A mark in another job store's root would take its turn away.
+  if (absl::Status claimed = Claim(); !claimed.ok()) return claimed;
   // Before it collects, so that another server's look finds it.
   absl::Status marked = (*root)->Write(kBegan, "A collection of garbage began at this time.\n");
   if (!marked.ok()) return marked;

@@ -4,9 +4,13 @@
 #include <mutex>
 #include <optional>
 #include <stop_token>
+#include <string>
+#include <utility>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/clock.h"
+#include "common/storage.h"
 #include "server/artifacts/artifact_store.h"
 #include "server/artifacts/blob_store.h"
 #include "server/artifacts/garbage.h"
@@ -17,18 +21,28 @@ namespace quantry::server {
 // Runs CollectGarbage over a server's stores: when asked, and by itself every
 // `interval`. Servers that share an artifact root take turns: an object below it,
 // quantry-garbage, says when one of them began last, so it is also remembered
-// over restarts. Thread-safe; what it is given outlives it.
+// over restarts. A root whose files are another job store's is left alone
+// (ClaimRoot). Thread-safe; what it is given outlives it.
 class GarbageCollector {
  public:
   // Sees the end of each collection that was not asked for.
   using OnCollected = std::function<void(const absl::StatusOr<GarbageReport>&)>;
 
+  // `store_id` names the job store; "" claims no root and collects in any.
   GarbageCollector(JobStore* jobs, const ArtifactStore* artifacts, const BlobStore* blobs,
-                   const Clock* clock)
-      : jobs_(jobs), artifacts_(artifacts), blobs_(blobs), clock_(clock) {}
+                   const Clock* clock, std::string store_id = "")
+      : jobs_(jobs),
+        artifacts_(artifacts),
+        blobs_(blobs),
+        clock_(clock),
+        store_id_(std::move(store_id)) {}
+
+  // Makes both roots this job store's unless they are another's (ClaimRoot).
+  absl::Status Claim();
 
   // RESOURCE_EXHAUSTED RESOURCE_LIMIT while another one runs in this process;
-  // CANCELLED when stopped: what is left goes with the next one.
+  // INVALID_ARGUMENT INVALID_CONFIG when a root is another job store's; CANCELLED
+  // when stopped: what is left goes with the next one.
   absl::StatusOr<GarbageReport> Collect(const GarbageOptions& options, std::stop_token stop = {});
 
   // One look: collects when no server began to within `interval`; nullopt when it
@@ -42,11 +56,13 @@ class GarbageCollector {
 
  private:
   absl::Status CleanSpool();
+  absl::Status ClaimBoth(Storage& artifacts, Storage& blobs, bool dry_run) const;
 
   JobStore* const jobs_;
   const ArtifactStore* const artifacts_;
   const BlobStore* const blobs_;
   const Clock* const clock_;
+  const std::string store_id_;
   std::mutex collecting_;
 };
 

@@ -82,6 +82,39 @@ TEST_F(GarbageCollectorTest, AFailureIsDueAgain) {
   EXPECT_EQ(Blobs(collector), 1);
 }
 
+// A job store knows none of another's jobs: all of their files look like garbage to it.
+TEST_F(GarbageCollectorTest, LeavesTheRootsOfAnotherJobStoreAlone) {
+  GarbageCollector owner(jobs_.get(), artifacts_.get(), blobs_.get(), &clock_, "one");
+  GarbageCollector stranger(jobs_.get(), artifacts_.get(), blobs_.get(), &clock_, "two");
+  ASSERT_TRUE(owner.Claim().ok());
+  for (const bool dry_run : {true, false}) {
+    const auto refused = stranger.Collect({.dry_run = dry_run});
+    EXPECT_TRUE(HasReason(refused.status(), Reason::kInvalidConfig)) << refused.status();
+  }
+  EXPECT_FALSE(stranger.Claim().ok());
+  EXPECT_FALSE(stranger.CollectIfDue(hours(24)).ok());
+  EXPECT_TRUE(fs::exists(root_ + "/blobs/acme/" + Sha256Hex("1")));
+  EXPECT_FALSE(fs::exists(root_ + "/artifacts/quantry-garbage")) << "the stranger has no turn";
+  EXPECT_EQ(Blobs(owner), 1);
+}
+
+TEST_F(GarbageCollectorTest, ARootThatIsGivenUpIsTheNextOnes) {
+  GarbageCollector owner(jobs_.get(), artifacts_.get(), blobs_.get(), &clock_, "one");
+  GarbageCollector next(jobs_.get(), artifacts_.get(), blobs_.get(), &clock_, "two");
+  ASSERT_TRUE(owner.Claim().ok());
+  fs::remove(root_ + "/artifacts/quantry-store");
+  EXPECT_FALSE(next.Collect({}).ok()) << "the uploads are the owner's still";
+  fs::remove(root_ + "/blobs/quantry-store");
+  EXPECT_EQ(Blobs(next), 1);
+}
+
+TEST_F(GarbageCollectorTest, ADryRunClaimsNothing) {
+  GarbageCollector collector(jobs_.get(), artifacts_.get(), blobs_.get(), &clock_, "one");
+  ASSERT_TRUE(collector.Collect({.dry_run = true}).ok());
+  EXPECT_FALSE(fs::exists(root_ + "/artifacts/quantry-store"));
+  EXPECT_FALSE(fs::exists(root_ + "/blobs/quantry-store"));
+}
+
 TEST_F(GarbageCollectorTest, AStoppedOneLeavesTheRest) {
   GarbageCollector collector(jobs_.get(), artifacts_.get(), blobs_.get(), &clock_);
   std::stop_source stop;

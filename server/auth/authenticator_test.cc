@@ -213,5 +213,38 @@ TEST_F(AuthenticatorTest, TheWatcherTellsChangesOnceAndWhenCertificatesEnd) {
   std::filesystem::remove(certificate);
 }
 
+// gRPC refuses every handshake until both files are of one pair: their certificate
+// must not be shown as what clients get.
+TEST_F(AuthenticatorTest, TheWatcherWantsTheKeyOfTheCertificate) {
+  const TestCa ca("ca");
+  const std::string certificate = file_ + ".pair.pem";
+  const std::string key = file_ + ".pair.key";
+  const auto pair = ca.Sign("x", {});
+  const auto next = ca.Sign("x", {}, std::chrono::hours(48));
+  std::ofstream(certificate) << pair.certificate;
+  std::ofstream(key) << pair.key;
+  Time end;
+  int unusable = 0;
+  CredentialWatcher watcher({.certificates = {{"server", certificate}},
+                             .keys = {{"server", key}},
+                             .interval = std::chrono::hours(1),
+                             .on_certificate = [&](const std::string&, Time t) { end = t; },
+                             .on_unusable = [&] { ++unusable; }});
+  const Time before = end;
+  EXPECT_EQ(before, *CertificateExpiry(certificate));
+  std::ofstream(certificate) << next.certificate;
+  watcher.Look();
+  watcher.Look();
+  EXPECT_EQ(end, before) << "with the key of the one before it";
+  EXPECT_EQ(unusable, 1) << "told once";
+  std::ofstream(key) << next.key;
+  watcher.Look();
+  EXPECT_EQ(end, *CertificateExpiry(certificate));
+  EXPECT_GT(end, before);
+  EXPECT_EQ(unusable, 1);
+  std::filesystem::remove(certificate);
+  std::filesystem::remove(key);
+}
+
 }  // namespace
 }  // namespace quantry::server

@@ -22,6 +22,14 @@ CredentialWatcher::CredentialWatcher(Options options) : options_(std::move(optio
   });
 }
 
+absl::StatusOr<Time> CredentialWatcher::EndOf(const std::string& name,
+                                              const std::string& file) const {
+  if (const auto key = options_.keys.find(name); key != options_.keys.end()) {
+    if (absl::Status pair = CheckKeyPair(file, key->second); !pair.ok()) return pair;
+  }
+  return CertificateExpiry(file);
+}
+
 void CredentialWatcher::Look() {
   if (options_.auth != nullptr) {
     const auto reloaded = options_.auth->Reload();
@@ -32,12 +40,14 @@ void CredentialWatcher::Look() {
     if (news) options_.on_reload(reloaded.status());
   }
   for (const auto& [name, file] : options_.certificates) {
-    const auto end = CertificateExpiry(file);
+    const auto end = EndOf(name, file);
     const std::string failure(end.status().message());
     if (end.ok()) {
       options_.on_certificate(name, *end);
     } else if (failures_[name] != failure) {
-      log::Error("a certificate cannot be used; the one before stays", {{"error", failure}});
+      log::Error("a certificate cannot be used: new connections may be refused until it can",
+                 {{"certificate", name}, {"error", failure}});
+      options_.on_unusable();
     }
     failures_[name] = failure;
   }

@@ -56,6 +56,10 @@ std::string PageTokens::Signature(std::string_view scope, std::string_view paylo
   return {reinterpret_cast<const char*>(digest), kSignatureBytes};
 }
 
+std::string PageTokens::StoreId() const {
+  return absl::BytesToHexString(Signature("store id", ""));
+}
+
 std::string PageTokens::Seal(std::string_view scope, std::string payload) const {
   return absl::WebSafeBase64Escape(Signature(scope, payload) + payload);
 }

@@ -21,6 +21,10 @@ class PageTokens {
 
   static absl::StatusOr<std::string> NewKey();
 
+  // Who keeps the key: the same for all servers of one job store, another for
+  // every other store. Tells nothing of the key.
+  std::string StoreId() const;
+
   // `scope` names the list: method, parent and filter. A token only works with
   // the scope it was made for.
   std::string Encode(std::string_view scope, const Cursor& cursor) const;

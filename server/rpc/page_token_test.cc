@@ -62,5 +62,12 @@ TEST(PageTokens, TheKeyIsKeptInItsFile) {
   unlink(path.c_str());
 }
 
+TEST(PageTokens, TellWhoseTheyAre) {
+  const PageTokens tokens(std::string(32, 'k'));
+  EXPECT_EQ(tokens.StoreId(), PageTokens(std::string(32, 'k')).StoreId());
+  EXPECT_NE(tokens.StoreId(), PageTokens(std::string(32, 'x')).StoreId());
+  EXPECT_EQ(tokens.StoreId().size(), 32);
+}
+
 }  // namespace
 }  // namespace quantry::server

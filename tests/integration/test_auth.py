@@ -12,6 +12,7 @@ import pytest
 from certificates import LOCAL, Authority
 from conftest import submit_args
 from identity import Identity
+from service import Worker, wait_for
 
 
 @pytest.fixture
@@ -230,3 +231,34 @@ def test_contexts(make_server, identity, tmp_path):
     assert "wanted plain" in cli("list", "--context", "lab", check=2).stderr
     config.write_text("{")
     assert "config.json: wanted a JSON object" in cli("list", check=2).stderr
+
+
+def test_every_line_of_the_log_is_json(make_server, identity):
+    """gRPC's own about a handshake that fails, too."""
+    identity.token("ci", "viewer")
+    server = make_server(*identity.tls(), f"--principals-file={identity.principals}", "--embedded=false", "--log-format=json").start()
+    server.cli("list", "--timeout", 2, check=7)
+    wait_for(lambda: '"message":"gRPC"' in server.log_text(), 20, "what gRPC says")
+    server.stop()
+    assert all(json.loads(line)["level"] for line in server.log_text().splitlines())
+
+
+def test_a_worker_that_finds_no_server_says_so(make_server, identity, binaries, tmp_path):
+    identity.token("ci", "viewer")
+    server = make_server(*identity.tls(), f"--principals-file={identity.principals}", "--embedded=false").start()
+    for name, address in (("plain", server.worker_address), ("nobody", "127.0.0.1:1")):
+        worker = Worker(binaries, tmp_path / name, address).start()
+        try:
+            wait_for(lambda: "no server answers yet" in worker.log_text(), 60, name)
+        finally:
+            worker.stop()
+
+
+def test_a_worker_wants_a_device_it_knows(binaries):
+    def check(device):
+        return subprocess.run([binaries / "quantry-worker", f"--device={device}", "--check-config"], capture_output=True, text=True, timeout=20)
+
+    for wrong in ("gpu", "cuda:", "cuda:x", "cuda:100", "CPU"):
+        done = check(wrong)
+        assert done.returncode == 2 and f"--device: wanted auto, cpu, cuda or cuda:N, got {wrong}" in done.stderr, (wrong, done.stderr)
+    assert [check(right).returncode for right in ("auto", "cpu", "cuda", "cuda:1")] == [0] * 4

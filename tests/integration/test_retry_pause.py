@@ -1,5 +1,7 @@
 """Retry of a cancelled job, a paused queue, quotas, and what a queued job tells about waiting."""
 import os
+import subprocess
+import urllib.request
 
 from conftest import submit_args, wait_for
 from test_faults import blocks_done, long_job
@@ -77,5 +79,49 @@ def test_quotas_tell_what_they_limit(make_server, stories):
     server.cli("quota", "default", "--max-stored-bytes", 1, check=0)
     refused = server.json(*submit_args(stories, "--id", "fourth", method="rtn"), check=6)["error"]
     assert refused["reason"] == "QUOTA_STORED_BYTES" and refused["field_violations"][0]["field"] == "tenants/default", refused
-    server.cli("quota", "default", check=0)
+    refused = server.cli("quota", "default", check=2)
+    assert "wanted a limit, got none" in refused.stderr
+    server.json(*submit_args(stories, "--id", "fourth", method="rtn"), check=6)  # as before
+    server.cli("quota", "default", "--max-queued", 0, check=0)
     server.json(*submit_args(stories, "--id", "fourth", method="rtn"))
+
+
+def test_a_watch_above_the_quota_says_so(make_server, stories):
+    """It waits for its turn, and knows that the connection is not what is wrong."""
+    server = make_server("--embedded=false").start()
+    server.json(*submit_args(stories, "--id", "waits", method="rtn"))
+    server.cli("quota", "default", "--max-watches", 1, check=0)
+
+    def streams():
+        with urllib.request.urlopen(f"http://{server.admin}/metrics", timeout=10) as answer:
+            return "\nquantry_watch_streams 1\n" in answer.read().decode()
+
+    first = subprocess.Popen([server.binaries / "quantry", "watch", "waits"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                             env={**os.environ, "QUANTRY_SERVER": server.address})
+    try:
+        wait_for(streams, 20, "the first watch")
+        second = server.cli("watch", "waits", "--wait-timeout", 3, check=8)
+        assert "may have 1 watches open" in second.stderr and "connection lost" not in second.stderr, second.stderr
+        assert "unspecified" not in second.stdout, second.stdout
+    finally:
+        first.terminate()
+        first.wait(timeout=20)
+
+
+def test_a_root_belongs_to_one_job_store(make_server, stories, tmp_path):
+    """All of another's files look like garbage: it collects none of them."""
+    for folder in ("artifacts", "blobs"):
+        (tmp_path / folder).mkdir()
+    flags = ["--embedded=false", f"--artifact-root=file://{tmp_path}/artifacts", f"--blob-dir={tmp_path}/blobs"]
+    owner = make_server(*flags, name="owner").start()
+    owner.json(*submit_args(stories, "--id", "first", method="rtn"))
+    uploads = sorted((tmp_path / "blobs/default").iterdir())
+    for path in uploads:
+        os.utime(path, (1e9, 1e9))
+    stranger = make_server(*flags, name="stranger").start()
+    assert "no garbage is collected" in stranger.log_text()
+    for more in (["--dry-run"], []):
+        refused = stranger.json("gc", *more, check=2)["error"]
+        assert refused["reason"] == "INVALID_CONFIG" and "quantry-store" in refused["message"], refused
+    assert sorted((tmp_path / "blobs/default").iterdir()) == uploads
+    assert int(owner.json("gc")["objects"]) == 0, "a job names them"

@@ -13,6 +13,7 @@
 #include "common/digest.h"
 #include "common/errors.h"
 #include "common/grpc_credentials.h"
+#include "common/grpc_log.h"
 #include "common/grpc_reconnect.h"
 #include "common/http_admin.h"
 #include "common/http_host.h"
@@ -77,6 +78,17 @@ HubOptions HubOptionsOf(const v1::WorkerConfig& config) {
   return options;
 }
 
+// As a job may name it: a typo here would fail each job that leaves it to the worker.
+absl::Status CheckDevice(const std::string& device) {
+  const bool numbered = device.starts_with("cuda:") && device.size() >= 6 && device.size() <= 7 &&
+                        device.find_first_not_of("0123456789", 5) == std::string::npos;
+  if (numbered || device.empty() || device == "auto" || device == "cpu" || device == "cuda") {
+    return absl::OkStatus();
+  }
+  return MakeError(Reason::kInvalidConfig,
+                   "--device: wanted auto, cpu, cuda or cuda:N, got " + device);
+}
+
 // Computed defaults and checks; what the proto documents.
 absl::Status FinishConfig(v1::WorkerConfig& config) {
   const auto fill = [](std::string* field, const std::string& value) {
@@ -96,6 +108,7 @@ absl::Status FinishConfig(v1::WorkerConfig& config) {
     return MakeError(Reason::kInvalidConfig,
                      "threads: wanted 1 or more, got " + std::to_string(config.threads()));
   }
+  if (auto status = CheckDevice(config.device()); !status.ok()) return status;
   if (config.store_patience_s() < 0) {
     return MakeError(Reason::kInvalidConfig, "store_patience_s: wanted 0 or more, got " +
                                                  std::to_string(config.store_patience_s()));
@@ -261,6 +274,7 @@ int main(int argc, char** argv) {
     quantry::log::Error(std::string(status.message()));
     return 2;
   }
+  quantry::LogForGrpc();
   const auto status = quantry::agent::RunWorker(config);
   quantry::FinalizeStorage();
   if (status.ok()) return 0;

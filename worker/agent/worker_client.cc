@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <optional>
 #include <thread>
 #include <utility>
 
+#include "common/clock.h"
 #include "common/errors.h"
 #include "common/jitter.h"
 #include "common/log.h"
@@ -23,6 +25,8 @@ constexpr milliseconds kUnaryDeadline{10000};
 // Above the long poll's 20 s, so that the server always answers first.
 constexpr milliseconds kAcquireSlack{10000};
 constexpr int kMaxCallBytes = 16 << 20;
+// A server that stays away at the start is told again after this long.
+constexpr std::chrono::minutes kTellAgain{1};
 
 absl::Status FromGrpc(const grpc::Status& status) {
   if (status.ok()) return absl::OkStatus();
@@ -131,11 +135,20 @@ absl::Status WorkerClient::RegisterOnce(std::stop_token stop) {
 
 absl::Status WorkerClient::Register(std::stop_token stop) {
   DoublingWait wait = WaitForServer();
+  std::optional<MonotonicTime> told;
   while (!stop.stop_requested()) {
     const auto status = RegisterOnce(stop);
     // A worker without the right credential says so at its start.
     const bool stranger = absl::IsUnauthenticated(status);
     if (status.ok() || stranger || !WorthRepeating(status)) return status;
+    const MonotonicTime now = std::chrono::steady_clock::now();
+    if (!stop.stop_requested() && (!told || now - *told >= kTellAgain)) {
+      told = now;
+      log::Warning(
+          "no server answers yet, trying again: does --server name its worker port, and does it "
+          "want TLS (--tls-ca-file)?",
+          {{"error", status.ToString()}});
+    }
     Pause(Jitter(wait.Next()), stop);
   }
   return absl::CancelledError("stopped before the server answered");

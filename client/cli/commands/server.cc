@@ -111,6 +111,7 @@ absl::StatusOr<ExitCode> RunResume(Context& context) {
 struct QuotaOptions {
   std::string tenant;
   v1::SetQuotaRequest limits;
+  bool named = false;  // any of them
 };
 
 // One limit: its flag, what the answer says of it, and its field.
@@ -135,6 +136,12 @@ constexpr Limit kLimits[] = {
 absl::StatusOr<ExitCode> RunQuota(Context& context, const QuotaOptions& options) {
   absl::StatusOr<std::string> parent = ResolveTenant(options.tenant);
   if (!parent.ok()) return parent.status();
+  // Who wants to see the limits must not take them away.
+  if (!options.named) {
+    return absl::InvalidArgumentError(
+        "wanted a limit, got none: each call sets all five, and those it does not name are none "
+        "afterwards; --max-queued 0 alone takes all of them away");
+  }
   Connection connection(context.env, context.global);
   v1::SetQuotaRequest request = options.limits;
   request.set_parent(*std::move(parent));
@@ -249,15 +256,20 @@ void AddQuota(CLI::App& app, Action& chosen) {
   for (const Limit& limit : kLimits) {
     command
         ->add_option_function<int64_t>(
-            limit.flag, [options, set = limit.set](const int64_t& n) { (options->limits.*set)(n); },
+            limit.flag,
+            [options, set = limit.set](const int64_t& n) {
+              (options->limits.*set)(n);
+              options->named = true;
+            },
             limit.help)
         ->check(NotNegative())
         ->type_name("N");
   }
   command->footer(
-      "\nEvery call sets all limits; what is not named has none afterwards.\n"
-      "\nExample:\n  quantry quota research --max-queued 100 --max-running 4 "
-      "--max-stored-bytes 1000000000000\n");
+      "\nEvery call sets all limits; what is not named has none afterwards. Servers of one store\n"
+      "share the first four; each counts watches by itself, so N servers allow N times as many.\n"
+      "\nExamples:\n  quantry quota research --max-queued 100 --max-running 4 "
+      "--max-stored-bytes 1000000000000\n  quantry quota research --max-queued 0\n");
   Bind(*command, chosen, [options](Context& context) { return RunQuota(context, *options); });
 }
 

@@ -43,10 +43,15 @@ absl::Status MapSqlError(const std::string& code, const std::string& text,
   return MakeError(Reason::kStoreUnavailable, where + " answered: " + text + "; retry", metadata);
 }
 
+// FATAL is the server's own word: it is there.
 absl::Status Unreachable(const std::string& text, const std::string& where) {
-  return MakeError(Reason::kStoreUnavailable,
-                   where + " cannot be reached (" + text + "); is it running? Retry",
-                   {{"store", where}, {"error", text}});
+  const bool answered = text.find("FATAL:") != std::string::npos;
+  return MakeError(
+      Reason::kStoreUnavailable,
+      where + (answered ? " takes no connection (" : " cannot be reached (") + text +
+          (answered ? "); look at user, password, database and max_connections, or retry"
+                    : "); is it running? Retry"),
+      {{"store", where}, {"error", text}});
 }
 
 std::string Hex(const std::string& bytes) {
