@@ -174,6 +174,37 @@ TEST(Errors, DetailsComeOutAndTerminalsStayWhole) {
                 HintFor("INVALID_SPEC", absl::StatusCode::kInvalidArgument) + "\n");
 }
 
+TEST(Errors, AFieldLineDoesNotRepeatTheMessage) {
+  struct Case {
+    const char* name;
+    const char* message;
+    std::vector<ErrorReport::Violation> violations;
+    const char* wanted;  // lines after the first
+  };
+  const Case cases[] = {
+      {"field and description told", "spec.bits: got 5", {{"spec.bits", "got 5"}}, ""},
+      {"description told", "bits: got 5", {{"spec.bits", "bits: got 5"}}, "  field:  spec.bits\n"},
+      {"each told, of one field",
+       "it could not run: too wide; too deep",
+       {{"spec", "too wide"}, {"spec", "too deep"}},
+       "  field:  spec\n"},
+      {"the second not told",
+       "spec.bits: got 5 (and 1 more; see the field violations)",
+       {{"spec.bits", "got 5"}, {"spec.seed", "got -1"}},
+       "  field:  spec.seed: got -1\n"},
+      {"told by chance",
+       "3 blobs are missing, the first is ab (a)",
+       {{"MISSING ab", "a"}},
+       "  field:  MISSING ab: a\n"},
+  };
+  for (const Case& c : cases) {
+    ErrorReport report;
+    report.message = c.message;
+    report.violations = c.violations;
+    EXPECT_EQ(ErrorText(report), "quantry: " + report.message + "\n" + c.wanted) << c.name;
+  }
+}
+
 TEST(Errors, DetailsThatAreGarbageCostOnlyThemselves) {
   const ErrorReport report =
       Describe(FromGrpc(grpc::Status(grpc::NOT_FOUND, "no job", "\xff\xff garbage")));
