@@ -82,6 +82,17 @@ TEST(Format, TablesAlign) {
   EXPECT_EQ(Fields({{"a", word + word + " b"}}), "  a  " + word + word + "\n     b\n");
 }
 
+TEST(QueueText, SaysForHowLongItIsPaused) {
+  v1::QueueStats stats;
+  stats.mutable_pause()->mutable_start_time()->set_seconds(1'700'000'000);
+  stats.mutable_pause()->set_reason("tea");
+  const auto text = [&stats](int64_t seconds) {
+    return QueueText(stats, std::chrono::system_clock::from_time_t(1'700'000'000 + seconds));
+  };
+  EXPECT_THAT(text(0), HasSubstr("  just now: tea; quantry queue resume\n"));
+  EXPECT_THAT(text(12), HasSubstr("  for 12 s: tea; quantry queue resume\n"));
+}
+
 // A grid that only a recipe fixes has no bits of its own to tell.
 TEST(JobText, ARecipeStandsForTheBitsItFixes) {
   v1::QuantizationJob job;
