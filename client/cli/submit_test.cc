@@ -495,9 +495,12 @@ TEST_F(SubmitTest, WithoutAQuoteTheJobIsSubmitted) {
 
 TEST_F(SubmitTest, ASlowQuoteIsNotWaitedFor) {
   server.quote_takes = std::chrono::minutes(2);
-  const CliRun run = RunForTest(Arguments({}));
+  const CliRun run = RunForTest(Arguments({"--output", "json"}));
   EXPECT_EQ(run.code, 0) << run.err;
   EXPECT_EQ(server.creates.size(), 1u);
+  EXPECT_EQ(run.json()["name"], kJob);
+  EXPECT_THAT(run.err, HasSubstr("the check of the job was left out: the server at "));
+  EXPECT_THAT(run.err, HasSubstr("did not answer within 5 s\n"));
 }
 
 TEST_F(SubmitTest, WithoutTheCheckThereIsNoQuote) {
