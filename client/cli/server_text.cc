@@ -44,7 +44,7 @@ std::string WorkerState(const v1::WorkerStatus& status) {
 }
 
 std::string BlockText(const v1::BlockReport& block) {
-  return Cat("block ", block.index() + 1, " done in ", Seconds(block.seconds()), ", loss ",
+  return Cat("block ", block.index(), " done in ", Seconds(block.seconds()), ", loss ",
              Number(block.loss_rtn(), 3), " -> ", Number(block.loss_final(), 3));
 }
 

@@ -269,9 +269,9 @@ TEST_F(SubmitTest, WaitSurvivesABrokenConnectionWithoutGapOrRepeat) {
   const CliRun run = RunForTest(Arguments({"--wait", "--output", "json"}));
   ASSERT_EQ(run.code, 0) << run.err;
   EXPECT_THAT(server.watched_after, ElementsAre(0, 4, 4));
-  EXPECT_THAT(run.err, HasSubstr("my-job: block 2 done"));
-  const size_t first = run.err.find("block 1 done");
-  EXPECT_EQ(run.err.find("block 1 done", first + 1), std::string::npos) << run.err;
+  EXPECT_THAT(run.err, HasSubstr("my-job: block 1 done"));
+  const size_t first = run.err.find("block 0 done");
+  EXPECT_EQ(run.err.find("block 0 done", first + 1), std::string::npos) << run.err;
   EXPECT_THAT(run.err, HasSubstr("connected again"));
 }
 
