@@ -15,6 +15,22 @@ namespace {
 
 constexpr char kNext[] = "quantry.cli/next";
 
+// Whether the message ends with what is wrong with a field, or lists it.
+bool Tells(const std::string& message, const std::string& description) {
+  return message == description || message.find(": " + description) != std::string::npos ||
+         message.find("; " + description) != std::string::npos;
+}
+
+// What the violation says beyond the message: all of it, the field's name, or
+// nothing ("").
+std::string FieldText(const ErrorReport::Violation& violation, const std::string& message) {
+  if (!Tells(message, violation.description)) {
+    return Cat(Plain(violation.field), ": ", Plain(violation.description));
+  }
+  const bool named = message.find(violation.field) != std::string::npos;
+  return named ? "" : Plain(violation.field);
+}
+
 void AddInfo(const google::rpc::ErrorInfo& info, ErrorReport& report) {
   report.reason = info.reason();
   report.metadata.insert(info.metadata().begin(), info.metadata().end());
@@ -88,7 +104,9 @@ std::string ErrorText(const ErrorReport& report) {
       Cat("quantry: ", Plain(report.message.empty() ? report.code : report.message), "\n");
   if (!report.reason.empty()) text += Cat("  reason: ", report.reason, "\n");
   for (const ErrorReport::Violation& v : report.violations) {
-    text += Cat("  field:  ", Plain(v.field), ": ", Plain(v.description), "\n");
+    const std::string field = FieldText(v, report.message);
+    const std::string line = Cat("  field:  ", field, "\n");
+    if (!field.empty() && text.find(line) == std::string::npos) text += line;
   }
   if (report.retry_after_s) text += Cat("  retry:  after ", Seconds(*report.retry_after_s), "\n");
   if (!report.next.empty()) text += Cat("  next:   ", report.next, "\n");

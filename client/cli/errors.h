@@ -45,7 +45,8 @@ ErrorReport Describe(const absl::Status& status);
 // How a job failed: QuantizationJob.error.
 ErrorReport Describe(const google::rpc::Status& status);
 
-// Several lines, each ended by "\n", the first starting with "quantry: ".
+// Several lines, each ended by "\n", the first starting with "quantry: ". What the
+// message says already is not said again for its field.
 std::string ErrorText(const ErrorReport& report);
 
 }  // namespace quantry::cli

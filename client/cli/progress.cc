@@ -125,10 +125,12 @@ std::vector<std::string> JobView::ApplyState(const v1::StateChanged& change) {
 }
 
 std::string JobView::BlockLine(const v1::BlockReport& block) const {
-  std::string line = Cat("block ", block.index() + 1);
-  if (job_.progress().blocks_total() > 0) line += Cat("/", job_.progress().blocks_total());
-  line += Cat(" done in ", Seconds(block.seconds()), ", loss ", Number(block.loss_rtn(), 3), " -> ",
-              Number(block.loss_final(), 3));
+  // Its number counts from 0, as in reports and in the names of tensors.
+  std::string line = Cat("block ", block.index(), " done in ", Seconds(block.seconds()));
+  if (job_.progress().blocks_total() > 0) {
+    line += Cat(" (", block.index() + 1, " of ", job_.progress().blocks_total(), ")");
+  }
+  line += Cat(", loss ", Number(block.loss_rtn(), 3), " -> ", Number(block.loss_final(), 3));
   if (job_.progress().has_eta()) line += Cat(", eta ", Seconds(EtaSeconds(job_.progress())));
   return line;
 }

@@ -67,7 +67,8 @@ TEST(JobView, TellsEachThingOnce) {
   auto block = Event(8);
   block.mutable_event()->mutable_block_done()->set_index(2);
   block.mutable_event()->mutable_block_done()->set_seconds(3);
-  EXPECT_THAT(view.Apply(block), ElementsAre("block 3/5 done in 3.0 s, loss 0 -> 0, eta 12 s"));
+  EXPECT_THAT(view.Apply(block),
+              ElementsAre("block 2 done in 3.0 s (3 of 5), loss 0 -> 0, eta 12 s"));
   EXPECT_THAT(view.Apply(block), IsEmpty());
   EXPECT_EQ(view.job().progress().blocks_done(), 3);
 

@@ -44,7 +44,7 @@ std::string WorkerState(const v1::WorkerStatus& status) {
 }
 
 std::string BlockText(const v1::BlockReport& block) {
-  return Cat("block ", block.index() + 1, " done in ", Seconds(block.seconds()), ", loss ",
+  return Cat("block ", block.index(), " done in ", Seconds(block.seconds()), ", loss ",
              Number(block.loss_rtn(), 3), " -> ", Number(block.loss_final(), 3));
 }
 
@@ -164,7 +164,8 @@ std::string QueueText(const v1::QueueStats& stats, WallTime now) {
       {"workers", Cat(stats.live_workers(), " live")},
       {"slots", Cat(stats.busy_slots(), " busy of ", stats.total_slots())}};
   if (stats.has_pause()) {
-    fields.emplace_back("paused", Cat("for ", Age(stats.pause().start_time(), now),
+    const std::string age = Age(stats.pause().start_time(), now);
+    fields.emplace_back("paused", Cat(age == "now" ? "just " : "for ", age,
                                       stats.pause().reason().empty() ? "" : ": ",
                                       Plain(stats.pause().reason()), "; quantry queue resume"));
   }

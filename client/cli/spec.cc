@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <initializer_list>
 
 #include "absl/strings/str_cat.h"
 #include "client/cli/method_flags.h"
@@ -131,8 +132,30 @@ absl::Status ApplyActivationFlag(const SpecFlags& flags, v1::Method* method) {
   return absl::OkStatus();
 }
 
+// A flag that says how a text is read, and whether it was given.
+struct TextFlag {
+  const char* flag;
+  bool given;
+};
+
+// For a text that was not given: its flags would be forgotten in silence.
+absl::Status NoneGiven(const char* text, std::initializer_list<TextFlag> flags) {
+  for (const TextFlag& one : flags) {
+    if (!one.given) continue;
+    return absl::InvalidArgumentError(Cat(one.flag, " has no effect without ", text, ": add ", text,
+                                          " FILE, or leave ", one.flag, " out"));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status SetCalibration(const SpecFlags& flags, v1::JobSpec* spec) {
-  if (!flags.calibrate) return absl::OkStatus();
+  if (!flags.calibrate) {
+    return NoneGiven("--calibration",
+                     {{"--calibration-format", !flags.calibration_format.empty()},
+                      {"--calibration-samples", flags.calibration_samples != 0},
+                      {"--calibration-length", flags.calibration_length != 0},
+                      {"--calibration-sampling", !flags.calibration_sampling.empty()}});
+  }
   v1::Calibration* calibration = spec->mutable_calibration();
   const auto format = TextFormatOf("--calibration-format", flags.calibration_format);
   if (!format.ok()) return format.status();
@@ -150,7 +173,9 @@ absl::Status SetCalibration(const SpecFlags& flags, v1::JobSpec* spec) {
 absl::Status SetEvaluation(const SpecFlags& flags, v1::JobSpec* spec) {
   if (!flags.evaluate) {
     if (flags.max_perplexity_ratio == 0 && flags.max_perplexity_increase == 0) {
-      return absl::OkStatus();
+      return NoneGiven("--evaluation", {{"--evaluation-format", !flags.evaluation_format.empty()},
+                                        {"--evaluation-length", flags.evaluation_length != 0},
+                                        {"--evaluation-windows", flags.evaluation_windows != 0}});
     }
     return absl::InvalidArgumentError(
         "--max-perplexity-ratio and --max-perplexity-increase need a text to measure on: add "

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "client/cli/format.h"
 #include "client/cli/method_flags.h"
 #include "client/cli/spec.h"
 #include "client/cli/text.h"
@@ -84,7 +85,8 @@ absl::Status CheckSpec(const v1::JobSpec& spec, const v1::ListMethodsResponse& m
   return absl::OkStatus();
 }
 
-absl::Status CheckByQuote(Connection& connection, v1::CreateQuantizationJobRequest request) {
+absl::Status CheckByQuote(Connection& connection, StatusLine& line,
+                          v1::CreateQuantizationJobRequest request) {
   constexpr std::chrono::seconds kPatience{5};
   if (!CanBeQuoted(request.quantization_job().spec())) return absl::OkStatus();
   request.set_validate_only(true);
@@ -94,6 +96,9 @@ absl::Status CheckByQuote(Connection& connection, v1::CreateQuantizationJobReque
                                        request, &response, kPatience);
   if (status.ok()) return CannotRun(response.quote());
   if (absl::IsCancelled(status) || HasReason(status, Reason::kInvalidSpec)) return status;
+  if (absl::IsDeadlineExceeded(status)) {
+    line.Say(Cat("the check of the job was left out: ", Plain(std::string(status.message()))));
+  }
   return absl::OkStatus();
 }
 

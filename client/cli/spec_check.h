@@ -2,6 +2,7 @@
 
 #include "absl/status/status.h"
 #include "client/cli/connection.h"
+#include "client/cli/status_line.h"
 #include "quantry/v1/quantization_service.pb.h"
 
 namespace quantry::cli {
@@ -15,7 +16,9 @@ absl::Status CheckSpec(const v1::JobSpec& spec, const v1::ListMethodsResponse& m
 // What only the model decides (shapes, group size, architecture), found by a quote
 // of the same request, which has no effect on the server. INVALID_ARGUMENT
 // INVALID_SPEC with its problems; CANCELLED when interrupted; OK where there is no
-// quote to be had, or not within a few seconds: the job itself then tells.
-absl::Status CheckByQuote(Connection& connection, v1::CreateQuantizationJobRequest request);
+// quote to be had, or not within a few seconds, which `line` says: the job itself
+// then tells.
+absl::Status CheckByQuote(Connection& connection, StatusLine& line,
+                          v1::CreateQuantizationJobRequest request);
 
 }  // namespace quantry::cli

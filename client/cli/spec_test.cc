@@ -154,6 +154,38 @@ TEST(BuildSpec, AGateNeedsAMeasurement) {
   EXPECT_THAT(std::string(BuildSpec(flags).status().message()), HasSubstr("--evaluation FILE"));
 }
 
+TEST(BuildSpec, FlagsOfATextThatIsNotGivenAreRefused) {
+  struct Case {
+    const char* wanted;  // the error
+    void (*set)(SpecFlags&);
+  };
+  const Case cases[] = {
+      {"--calibration-samples has no effect without --calibration: add --calibration FILE",
+       [](SpecFlags& f) { f.calibration_samples = 8; }},
+      {"--calibration-length has no effect without --calibration",
+       [](SpecFlags& f) { f.calibration_length = 64; }},
+      {"--calibration-format has no effect without --calibration",
+       [](SpecFlags& f) { f.calibration_format = "text"; }},
+      {"--calibration-sampling has no effect without --calibration",
+       [](SpecFlags& f) { f.calibration_sampling = "random"; }},
+      {"--evaluation-length has no effect without --evaluation",
+       [](SpecFlags& f) { f.evaluation_length = 64; }},
+      {"--evaluation-windows has no effect without --evaluation",
+       [](SpecFlags& f) { f.evaluation_windows = 3; }},
+      {"--evaluation-format has no effect without --evaluation",
+       [](SpecFlags& f) { f.evaluation_format = "tokens"; }},
+  };
+  for (const Case& c : cases) {
+    SpecFlags flags;
+    flags.method = "rtn";
+    c.set(flags);
+    EXPECT_EQ(BuildSpec(flags).status().code(), absl::StatusCode::kInvalidArgument) << c.wanted;
+    EXPECT_THAT(std::string(BuildSpec(flags).status().message()), HasSubstr(c.wanted));
+    flags.calibrate = flags.evaluate = true;
+    EXPECT_TRUE(BuildSpec(flags).ok()) << c.wanted;
+  }
+}
+
 TEST(ParseLabels, Pairs) {
   const auto labels = ParseLabels({"a=1", "b=x=y", "c="});
   ASSERT_TRUE(labels.ok());

@@ -226,11 +226,10 @@ void AddJobOptions(CLI::App& command, SubmitOptions& o) {
   command.add_flag("--validate-only", o.validate_only, "Only say what it would cost (= quote)")
       ->group("Job");
   command
-      .add_flag(
-          "--check,!--no-check", o.check,
-          "Ask for a quote first and refuse at once what the model cannot do (group size, "
-          "architecture, shapes). Where the server has the files; 5 seconds at most, then the "
-          "job is queued all the same. Default: check")
+      .add_flag("--check,!--no-check", o.check,
+                "Ask for a quote first and refuse at once what the model cannot do (group size, "
+                "architecture, shapes). Where the server has the files; 5 seconds at most, then it "
+                "says so and queues the job all the same. Default: check")
       ->group("Job");
   command
       .add_flag("--reuse-result", o.reuse_result,

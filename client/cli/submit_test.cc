@@ -269,9 +269,9 @@ TEST_F(SubmitTest, WaitSurvivesABrokenConnectionWithoutGapOrRepeat) {
   const CliRun run = RunForTest(Arguments({"--wait", "--output", "json"}));
   ASSERT_EQ(run.code, 0) << run.err;
   EXPECT_THAT(server.watched_after, ElementsAre(0, 4, 4));
-  EXPECT_THAT(run.err, HasSubstr("my-job: block 2 done"));
-  const size_t first = run.err.find("block 1 done");
-  EXPECT_EQ(run.err.find("block 1 done", first + 1), std::string::npos) << run.err;
+  EXPECT_THAT(run.err, HasSubstr("my-job: block 1 done"));
+  const size_t first = run.err.find("block 0 done");
+  EXPECT_EQ(run.err.find("block 0 done", first + 1), std::string::npos) << run.err;
   EXPECT_THAT(run.err, HasSubstr("connected again"));
 }
 
@@ -495,9 +495,12 @@ TEST_F(SubmitTest, WithoutAQuoteTheJobIsSubmitted) {
 
 TEST_F(SubmitTest, ASlowQuoteIsNotWaitedFor) {
   server.quote_takes = std::chrono::minutes(2);
-  const CliRun run = RunForTest(Arguments({}));
+  const CliRun run = RunForTest(Arguments({"--output", "json"}));
   EXPECT_EQ(run.code, 0) << run.err;
   EXPECT_EQ(server.creates.size(), 1u);
+  EXPECT_EQ(run.json()["name"], kJob);
+  EXPECT_THAT(run.err, HasSubstr("the check of the job was left out: the server at "));
+  EXPECT_THAT(run.err, HasSubstr("did not answer within 5 s\n"));
 }
 
 TEST_F(SubmitTest, WithoutTheCheckThereIsNoQuote) {

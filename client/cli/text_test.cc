@@ -82,6 +82,17 @@ TEST(Format, TablesAlign) {
   EXPECT_EQ(Fields({{"a", word + word + " b"}}), "  a  " + word + word + "\n     b\n");
 }
 
+TEST(QueueText, SaysForHowLongItIsPaused) {
+  v1::QueueStats stats;
+  stats.mutable_pause()->mutable_start_time()->set_seconds(1'700'000'000);
+  stats.mutable_pause()->set_reason("tea");
+  const auto text = [&stats](int64_t seconds) {
+    return QueueText(stats, std::chrono::system_clock::from_time_t(1'700'000'000 + seconds));
+  };
+  EXPECT_THAT(text(0), HasSubstr("  just now: tea; quantry queue resume\n"));
+  EXPECT_THAT(text(12), HasSubstr("  for 12 s: tea; quantry queue resume\n"));
+}
+
 // A grid that only a recipe fixes has no bits of its own to tell.
 TEST(JobText, ARecipeStandsForTheBitsItFixes) {
   v1::QuantizationJob job;
@@ -172,6 +183,37 @@ TEST(Errors, DetailsComeOutAndTerminalsStayWhole) {
             "quantry: bad [31m spec\n  reason: INVALID_SPEC\n"
             "  field:  spec.bits: wanted 2, 3, 4, 8\n  retry:  after 3.0 s\n  next:   " +
                 HintFor("INVALID_SPEC", absl::StatusCode::kInvalidArgument) + "\n");
+}
+
+TEST(Errors, AFieldLineDoesNotRepeatTheMessage) {
+  struct Case {
+    const char* name;
+    const char* message;
+    std::vector<ErrorReport::Violation> violations;
+    const char* wanted;  // lines after the first
+  };
+  const Case cases[] = {
+      {"field and description told", "spec.bits: got 5", {{"spec.bits", "got 5"}}, ""},
+      {"description told", "bits: got 5", {{"spec.bits", "bits: got 5"}}, "  field:  spec.bits\n"},
+      {"each told, of one field",
+       "it could not run: too wide; too deep",
+       {{"spec", "too wide"}, {"spec", "too deep"}},
+       "  field:  spec\n"},
+      {"the second not told",
+       "spec.bits: got 5 (and 1 more; see the field violations)",
+       {{"spec.bits", "got 5"}, {"spec.seed", "got -1"}},
+       "  field:  spec.seed: got -1\n"},
+      {"told by chance",
+       "3 blobs are missing, the first is ab (a)",
+       {{"MISSING ab", "a"}},
+       "  field:  MISSING ab: a\n"},
+  };
+  for (const Case& c : cases) {
+    ErrorReport report;
+    report.message = c.message;
+    report.violations = c.violations;
+    EXPECT_EQ(ErrorText(report), "quantry: " + report.message + "\n" + c.wanted) << c.name;
+  }
 }
 
 TEST(Errors, DetailsThatAreGarbageCostOnlyThemselves) {

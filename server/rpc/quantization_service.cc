@@ -168,6 +168,9 @@ class JobCalls : public v1::QuantizationService::CallbackService, private Servic
     job.set_job_uid(submit.uid);
     auto quote = context_->engine->QuoteJob(job, kQuoteTime, [&call] { return call.Awaited(); });
     if (!quote.ok()) return quote.status();
+    for (std::string& problem : *quote->mutable_problems()) {
+      problem = (*local)->WithGivenNames(problem);
+    }
     *response->mutable_quote() = *std::move(quote);
     v1::QuantizationJob& preview = *response->mutable_quantization_job();
     preview.set_name(job.job());

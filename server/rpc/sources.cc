@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "common/engine_job.h"
 #include "common/errors.h"
 #include "common/ids.h"
@@ -145,6 +146,10 @@ Sources::LocalJob::~LocalJob() {
   fs::remove_all(folder_, ignored);
 }
 
+std::string Sources::LocalJob::WithGivenNames(const std::string& words) const {
+  return absl::StrReplaceAll(words, names);
+}
+
 absl::Status Sources::PlaceBlob(const std::string& tenant, const v1::BlobFile& blob, BlobPart part,
                                 const std::string& path) const {
   absl::Status made = MakeFolders(fs::path(path).parent_path().string());
@@ -162,6 +167,7 @@ absl::StatusOr<std::unique_ptr<Sources::LocalJob>> Sources::Materialise(
     if (text.has_local_path()) out->set_path(text.local_path());
     if (text.has_blob()) {
       out->set_path(absl::StrCat(folder, "/", name));
+      local->names.emplace_back(out->path(), text.blob().path());
       return PlaceBlob(tenant, text.blob(), BlobPart::kSize, out->path());
     }
     if (!text.has_uri()) return absl::OkStatus();
@@ -174,6 +180,10 @@ absl::StatusOr<std::unique_ptr<Sources::LocalJob>> Sources::Materialise(
   auto model_dir = DirOf(spec.model(), folder + "/model");
   if (!model_dir.ok()) return model_dir.status();
   job.set_model_dir(*std::move(model_dir));
+  if (spec.model().has_blobs()) {
+    local->names.emplace_back(job.model_dir() + "/", "");
+    local->names.emplace_back(job.model_dir(), "the model");
+  }
   for (const v1::BlobFile& blob : spec.model().blobs().files()) {
     absl::Status status =
         PlaceBlob(tenant, blob, BlobPart::kHead, absl::StrCat(job.model_dir(), "/", blob.path()));

@@ -2,7 +2,9 @@
 // the local file system for a quote. Blocks on the disk. Thread-safe.
 #pragma once
 
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -44,7 +46,12 @@ class Sources {
     ~LocalJob();
     LocalJob(const LocalJob&) = delete;
     LocalJob& operator=(const LocalJob&) = delete;
+    // An engine's words about the job, with the client's names for what was placed
+    // in the folder.
+    std::string WithGivenNames(const std::string& words) const;
+
     v1::EngineJob job;
+    std::vector<std::pair<std::string, std::string>> names;  // path in the folder, client's name
 
    private:
     std::string folder_;

@@ -176,7 +176,7 @@ absl::StatusOr<v1::CreateQuantizationJobResponse> Create(Connection& connection,
       if (!status.ok()) return status;
     }
     if (check && tries == 1) {
-      absl::Status status = CheckByQuote(connection, submission.request);
+      absl::Status status = CheckByQuote(connection, line, submission.request);
       if (!status.ok()) return status;
     }
     absl::Status status = connection.Call(

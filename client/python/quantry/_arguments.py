@@ -145,12 +145,16 @@ class Arguments:
         if self.calibration is not None:
             _spec.set_calibration(spec, self.calibration_samples, self.calibration_length, self.calibration_format,
                                   self.calibration_sampling)
+        else:
+            self._refuse_alone("calibration", "samples", "length", "format", "sampling")
         if self.evaluation is not None:
             _spec.set_evaluation(spec, self.evaluation_length, self.evaluation_windows, self.evaluation_format,
                                  self.max_perplexity_ratio, self.max_perplexity_increase)
         elif self.max_perplexity_ratio or self.max_perplexity_increase:
             raise _spec.wrong("max_perplexity_ratio and max_perplexity_increase need a text to measure on: wanted "
                               "evaluation=FILE, got none")
+        else:
+            self._refuse_alone("evaluation", "length", "windows", "format")
         lora = self._lora()
         if self.preprocessing_corpus is not None:
             _spec.set_preprocessing(spec, lora, self.preprocessing_length, self.preprocessing_format)
@@ -159,6 +163,12 @@ class Arguments:
         elif self.preprocessing_length or lora.ByteSize():
             raise _spec.wrong("preprocessing_length, _steps, _rank and the like have no effect alone: wanted "
                               "preprocessing_corpus=FILE, got none")
+
+    def _refuse_alone(self, text: str, *parts: str) -> None:
+        """What says how a text is read, where there is none: it would be forgotten in silence."""
+        for name in (f"{text}_{part}" for part in parts):
+            if getattr(self, name) not in (0, "", "text"):
+                raise _spec.wrong(f"{name} has no effect alone: wanted {text}=FILE, got none")
 
     def _lora(self) -> job_pb2.LoraOptions:
         return _spec.build_lora(

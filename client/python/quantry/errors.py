@@ -72,7 +72,8 @@ class QuantryError(Exception):
         lines = [self.message or self.code]
         if self.reason:
             lines.append(f"  reason: {self.reason}")
-        lines += [f"  field:  {v.field}: {v.description}" for v in self.violations if v.description != self.message]
+        said = (_field_text(v, self.message) for v in self.violations)
+        lines += dict.fromkeys(f"  field:  {text}" for text in said if text)
         if self.retry_after is not None:
             lines.append(f"  retry:  after {self.retry_after:g} s")
         if self.hint:
@@ -81,6 +82,14 @@ class QuantryError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:  # pickles with its fields: pipelines send errors between processes
         return (_rebuild, (type(self), self.message, self.__dict__))
+
+
+def _field_text(violation: Violation, message: str) -> str:
+    """What a violation says beyond the message: all of it, the field's name, or nothing."""
+    told = message == violation.description or any(f"{sign} {violation.description}" in message for sign in ":;")
+    if not told:
+        return f"{violation.field}: {violation.description}"
+    return "" if violation.field in message else violation.field
 
 
 def _rebuild(kind: type[QuantryError], message: str, fields: dict[str, Any]) -> QuantryError:

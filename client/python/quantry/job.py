@@ -285,7 +285,7 @@ class Event:
             return stage_word(event.stage_changed.stage)
         if self.kind == "block":
             block = event.block_done
-            return f"block {block.index + 1}: loss {block.loss_rtn:.3g} -> {block.loss_final:.3g}, {block.seconds:.1f} s"
+            return f"block {block.index}: loss {block.loss_rtn:.3g} -> {block.loss_final:.3g}, {block.seconds:.1f} s"
         if self.kind == "checkpoint":
             return f"checkpoint after {event.checkpoint.blocks_done} blocks"
         if self.kind == "progress":

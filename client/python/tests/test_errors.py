@@ -49,6 +49,19 @@ def test_details_are_taken_apart():
         "  next:   wait until queued jobs have run, or cancel some"]
 
 
+@pytest.mark.parametrize("message, violations, lines", [
+    ("spec.bits: got 5", [("spec.bits", "got 5")], []),
+    ("bits: got 5", [("spec.bits", "bits: got 5")], ["  field:  spec.bits"]),
+    ("it could not run: too wide; too deep", [("spec", "too wide"), ("spec", "too deep")], ["  field:  spec"]),
+    ("spec.bits: got 5 (and 1 more; see the field violations)", [("spec.bits", "got 5"), ("spec.seed", "got -1")],
+     ["  field:  spec.seed: got -1"]),
+    ("3 blobs are missing, the first is ab (a)", [("MISSING ab", "a")], ["  field:  MISSING ab: a"]),
+])
+def test_a_field_line_does_not_repeat_the_message(message, violations, lines):
+    error = quantry.QuantryError(message, violations=tuple(quantry.Violation(*one) for one in violations))
+    assert str(error).splitlines() == [message, *lines]
+
+
 @pytest.mark.parametrize("message, metadata, wanted, got", [
     ("wanted a tenant, got \"9\"", {}, "a tenant", "\"9\""),
     ("wanted a tenant, got \"9\"; use letters", {}, "a tenant", "\"9\""),

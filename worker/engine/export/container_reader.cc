@@ -1,12 +1,12 @@
 #include "worker/engine/export/container_reader.h"
 
 #include "worker/engine/base/error.h"
-#include "worker/engine/base/file.h"
 #include "worker/engine/base/json.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/export/checked_input.h"
 #include "worker/engine/export/mixed_binary_layout.h"
 #include "worker/engine/export/packed_reader.h"
+#include "worker/engine/model/config.h"
 
 namespace quantry::engine {
 namespace {
@@ -21,7 +21,7 @@ EngineError Invalid(const std::string& dir, const std::string& why) {
 nlohmann::json QuantizationOf(const std::string& dir) {
   const std::string path = dir + "/config.json";
   const nlohmann::json config =
-      ParseJson(ReadFile(path, kMaxConfigBytes, "INVALID_CHECKPOINT"), path, "INVALID_CHECKPOINT");
+      ParseJson(ReadConfigText(dir, kMaxConfigBytes), path, "INVALID_CHECKPOINT");
   return config.is_object() ? config.value("quantization_config", nlohmann::json()) : config;
 }
 

@@ -458,6 +458,20 @@ TEST(ContainerReaderTest, AMethodThatIsNoTextIsNotOurs) {
   }
 }
 
+TEST(ContainerReaderTest, AnArtifactsFolderNamesItsOutputs) {
+  const test::TempDir dir;
+  const std::string artifact = dir.File("artifact");
+  std::filesystem::create_directories(artifact + "/quantry");
+  std::ofstream(artifact + "/quantry/config.json") << "{}";
+  std::ofstream(artifact + "/manifest.json") << "{}";
+  for (const EngineError& error :
+       {test::ErrorOf([&] { IsQuantryContainer(artifact); }),
+        test::ErrorOf([&] { UnpackFolder(artifact, dir.File("unpacked")); })}) {
+    EXPECT_TRUE(test::Mentions(error, "give one of its outputs: " + artifact + "/quantry"))
+        << error.what();
+  }
+}
+
 TEST(ManifestCheckTest, LooksAtHashesOfTheFolderAlone) {
   const test::TempDir dir;
   std::filesystem::create_directories(dir.File("out"));

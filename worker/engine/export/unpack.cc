@@ -84,10 +84,10 @@ GptqVersion VersionOf(const std::string& dir, const nlohmann::ordered_json& quan
 
 Source Describe(const std::string& dir) {
   const std::string path = dir + "/config.json";
-  ParseJson(ReadFile(path, kMaxConfigBytes, "INVALID_CHECKPOINT"), path, "INVALID_CHECKPOINT");
+  const std::string text = ReadConfigText(dir, kMaxConfigBytes);
+  ParseJson(text, path, "INVALID_CHECKPOINT");
   Source source;
-  source.config =
-      nlohmann::ordered_json::parse(ReadFile(path, kMaxConfigBytes, "INVALID_CHECKPOINT"));
+  source.config = nlohmann::ordered_json::parse(text);
   if (!source.config.contains("quantization_config")) Refuse(dir, "config.json names no layout");
   const nlohmann::ordered_json quantization = source.config["quantization_config"];
   source.config.erase("quantization_config");

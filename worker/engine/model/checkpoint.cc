@@ -1,12 +1,10 @@
 #include "worker/engine/model/checkpoint.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "worker/engine/base/error.h"
-#include "worker/engine/base/file.h"
 #include "worker/engine/base/json.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/model/shards.h"
@@ -84,11 +82,6 @@ std::vector<std::string> Patterns(const std::vector<std::string>& names) {
                   {{"model_type", error.metadata.at("model_type")}, {"tensors", names}});
 }
 
-std::string ReadConfig(const std::string& dir) {
-  return ReadFile((std::filesystem::path(dir) / "config.json").string(), kMaxConfigBytes,
-                  "INVALID_CHECKPOINT");
-}
-
 bool IsFloating(at::ScalarType dtype) {
   return dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16 ||
          dtype == at::kDouble;
@@ -150,14 +143,14 @@ void CheckTiedHead(const Checkpoint& checkpoint) {
 std::shared_ptr<const Checkpoint> Checkpoint::Open(const std::string& dir) {
   std::shared_ptr<Checkpoint> checkpoint(new Checkpoint());
   checkpoint->dir_ = dir;
-  checkpoint->Read(ReadConfig(dir), "model");
+  checkpoint->Read(ReadConfigText(dir, kMaxConfigBytes), "model");
   return checkpoint;
 }
 
 std::shared_ptr<const Checkpoint> Checkpoint::OpenPacked(const std::string& dir,
                                                          const std::string& stem,
                                                          std::set<std::string> modules) {
-  const std::string text = ReadConfig(dir);
+  const std::string text = ReadConfigText(dir, kMaxConfigBytes);
   ParseJson(text, "config.json", "INVALID_CHECKPOINT");  // bounds its depth
   nlohmann::ordered_json config = nlohmann::ordered_json::parse(text);
   if (config.is_object()) config.erase("quantization_config");

@@ -114,6 +114,18 @@ TEST_F(CheckpointTest, NoConfig) {
   EXPECT_TRUE(Mentions(error, "config.json")) << error.what();
 }
 
+TEST_F(CheckpointTest, AnArtifactsFolderNamesItsOutputs) {
+  MakeTinyModel("llama").Write(dir_.File("quantry"));
+  MakeTinyModel("llama").Write(dir_.File("dense"));
+  std::filesystem::create_directories(dir_.File("report"));
+  EXPECT_TRUE(Mentions(OpenError(), "there is no file")) << "no artifact without a manifest";
+  WriteFileAtomically(dir_.File("manifest.json"), "{}");
+  const EngineError error = OpenError();
+  EXPECT_EQ(error.reason, "INVALID_CHECKPOINT");
+  EXPECT_TRUE(Mentions(error, "got that of an artifact")) << error.what();
+  EXPECT_EQ(error.metadata.at("outputs"), dir_.File("dense") + ", " + dir_.File("quantry"));
+}
+
 TEST_F(CheckpointTest, UnknownModelTypeNamesItsStrangeTensors) {
   TinyModel model = MakeTinyModel("llama");
   model.config["model_type"] = "gpt_bigcode";

@@ -1,10 +1,15 @@
 #include "worker/engine/model/config.h"
 
+#include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <limits>
 #include <optional>
+#include <system_error>
+#include <vector>
 
 #include "worker/engine/base/error.h"
+#include "worker/engine/base/file.h"
 #include "worker/engine/base/json.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/model/architecture.h"
@@ -55,6 +60,31 @@ Activation ActivationByName(const std::string& name) {
 
 EngineError Unsupported(const std::string& message) {
   return UserError("UNSUPPORTED_ARCHITECTURE", "config.json: " + message);
+}
+
+// Folders of models in that of an artifact, in order; none in another folder, or
+// where it cannot be listed.
+std::vector<std::string> OutputsOfArtifact(const std::filesystem::path& dir) {
+  std::vector<std::string> outputs;
+  if (!IsRegularFile((dir / "manifest.json").string())) return outputs;
+  std::error_code error;
+  std::filesystem::directory_iterator entry(dir, error);
+  for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+    if (!IsRegularFile((entry->path() / "config.json").string())) continue;
+    outputs.push_back((dir / Printable(entry->path().filename().string())).string());
+  }
+  std::sort(outputs.begin(), outputs.end());
+  return outputs;
+}
+
+// Returns where `dir` is none.
+void RefuseArtifactFolder(const std::string& dir) {
+  const std::string outputs = Join(OutputsOfArtifact(dir));
+  if (outputs.empty()) return;
+  throw UserError("INVALID_CHECKPOINT",
+                  StrCat("wanted the folder of a model, got that of an artifact, ", dir,
+                         "; give one of its outputs: ", outputs),
+                  {{"path", dir}, {"outputs", outputs}});
 }
 
 at::ScalarType ReadDtype(const ConfigReader& reader) {
@@ -201,6 +231,12 @@ ModelConfig ReadConfig(const ConfigReader& reader, const Architecture& row) {
 }
 
 }  // namespace
+
+std::string ReadConfigText(const std::string& dir, uint64_t max_bytes) {
+  const std::string path = (std::filesystem::path(dir) / "config.json").string();
+  if (!IsRegularFile(path)) RefuseArtifactFolder(dir);
+  return ReadFile(path, max_bytes, "INVALID_CHECKPOINT");
+}
 
 std::string_view ActivationName(Activation activation) {
   for (const ActivationRow& row : kActivations) {

@@ -51,6 +51,11 @@ struct ModelConfig {
   int64_t kv_size() const { return num_kv_heads * head_dim; }
 };
 
+// The text of DIR/config.json, of `max_bytes` at most. Throws what ReadFile does; for
+// the folder of an artifact, whose outputs lie in folders of their own, a UserError
+// INVALID_CHECKPOINT that names those.
+std::string ReadConfigText(const std::string& dir, uint64_t max_bytes);
+
 // Reads and checks config.json. `architecture` is set to its row. Throws
 // EngineError: INVALID_CHECKPOINT (not JSON, a number absent or out of bounds),
 // UNSUPPORTED_ARCHITECTURE (unknown model_type, a feature the engine lacks).

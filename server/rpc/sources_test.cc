@@ -1,0 +1,66 @@
+#include "server/rpc/sources.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "common/digest.h"
+#include "common/storage.h"
+
+namespace quantry::server {
+namespace {
+
+class SourcesTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::filesystem::remove_all(root_);
+    std::filesystem::create_directories(root_);
+    auto allowed = TenantSources::Open({}, "");
+    ASSERT_TRUE(allowed.ok()) << allowed.status();
+    allowed_.emplace(*std::move(allowed));
+    auto blobs = OpenBlobStore(UriFromLocalPath(root_ + "/blobs"), root_ + "/spool");
+    ASSERT_TRUE(blobs.ok()) << blobs.status();
+    blobs_ = *std::move(blobs);
+  }
+  void TearDown() override { std::filesystem::remove_all(root_); }
+
+  v1::BlobFile Uploaded(const std::string& path, const std::string& content) {
+    v1::BlobFile file;
+    file.set_path(path);
+    file.set_sha256(Sha256Hex(content));
+    file.set_size_bytes(static_cast<std::int64_t>(content.size()));
+    auto upload = blobs_->Begin("acme", {file.sha256(), file.size_bytes()}, 0);
+    EXPECT_TRUE(upload.ok() && (*upload)->Append(content).ok() && (*upload)->Finish().ok()) << path;
+    return file;
+  }
+
+  const std::string root_ = testing::TempDir() + "sources-" + std::to_string(getpid());
+  std::optional<TenantSources> allowed_;
+  std::unique_ptr<BlobStore> blobs_;
+};
+
+// What a client reads of a quote must not be a place in our scratch folder.
+TEST_F(SourcesTest, AnEnginesWordsGetTheNamesThatTheClientGave) {
+  v1::JobSpec spec;
+  *spec.mutable_model()->mutable_blobs()->add_files() = Uploaded("config.json", "{}");
+  *spec.mutable_calibration()->mutable_source()->mutable_blob() = Uploaded("train.txt", "Once");
+  spec.mutable_evaluation()->mutable_source()->set_local_path("/texts/test.txt");
+  const Sources sources(&*allowed_, blobs_.get(), root_ + "/scratch");
+  const auto local = sources.Materialise("acme", spec);
+  ASSERT_TRUE(local.ok()) << local.status();
+  const v1::EngineJob& job = (*local)->job;
+  const auto told = [&local](const std::string& words) { return (*local)->WithGivenNames(words); };
+  EXPECT_EQ(told("there is no file " + job.model_dir() + "/tokenizer.json"),
+            "there is no file tokenizer.json");
+  EXPECT_EQ(told(job.model_dir() + " has no weights"), "the model has no weights");
+  EXPECT_EQ(told(job.calibration().text().path() + " has 4 bytes"), "train.txt has 4 bytes");
+  EXPECT_EQ(told(job.evaluation().text().path() + " is no file"), "/texts/test.txt is no file");
+}
+
+}  // namespace
+}  // namespace quantry::server
