@@ -114,5 +114,5 @@ def test_memory_names_what_methods_hold(binaries, llama_7b):
         assert memory["gptq"][place] - base == memory["quarot-gptq"][place] - base == moments + factors
         assert memory["billm"][place] - base == 2 * moments + factors
         assert memory["quarot"][place] == base
-        assert memory["tesseraq"][place] > base
+        assert base < memory["tesseraq"][place] < base + 24e9  # 32 bytes a weight of a block, 8192 tokens
         assert memory["tesseraq-plus"][place] - base > LINEARS + 4 * 32000 * 4096

@@ -9,6 +9,7 @@
 #include "worker/engine/methods/tesseraq/options.h"
 #include "worker/engine/methods/tesseraq/tesseraq.h"
 #include "worker/engine/methods/testing/setting.h"
+#include "worker/engine/methods/working_bytes.h"
 #include "worker/engine/reconstruct/testing/stopping_store.h"
 #include "worker/engine/testing/errors.h"
 #include "worker/engine/testing/threads.h"
@@ -138,6 +139,17 @@ TEST(TesseraqOptionsTest, BytesCountWhatProductsRound) {
   EXPECT_EQ(bytes(R"({"init": "INIT_NONE", "compute_dtype": "COMPUTE_DTYPE_BFLOAT16"})") -
                 bytes(R"({"init": "INIT_NONE"})"),
             4 * 6 * largest);
+}
+
+// Of attention one number a head and pair of tokens, whatever is as wide besides.
+TEST(TesseraqOptionsTest, BytesCountAttentionOnce) {
+  const test::Setting setting("llama");
+  const ModelConfig& config = setting.checkpoint->config();
+  const auto bytes = [&](int64_t length) { return KeptActivationBytes(config, {8, length}, 4); };
+  for (const int64_t length : {16, 2048}) {
+    const int64_t pairs = 4 * config.num_heads * length * length;
+    EXPECT_EQ(bytes(2 * length) - 2 * bytes(length), 2 * 4 * pairs) << length;
+  }
 }
 
 TEST(TesseraqOptionsTest, BytesCountEveryGroup) {

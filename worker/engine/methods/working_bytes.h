@@ -62,12 +62,15 @@ inline int64_t TargetBytes(const ModelConfig& config, const StreamShape& stream)
 }
 
 // Activations that autograd keeps for a step over `windows` windows, in tensors
-// as wide as the widest.
+// as wide as the widest; of attention every probability once, which a CPU with
+// AVX2 makes anew instead (nn/attention.cc).
 inline int64_t KeptActivationBytes(const ModelConfig& config, const StreamShape& stream,
                                    int64_t windows) {
   constexpr int64_t kTensors = 12;
-  const int64_t widest = std::max(config.intermediate_size, config.num_heads * stream.length);
-  return windows * stream.length * widest * kTensors * static_cast<int64_t>(sizeof(float));
+  const int64_t widest =
+      std::max({config.intermediate_size, config.hidden_size, config.query_size()});
+  const int64_t of_a_token = kTensors * widest + config.num_heads * stream.length;
+  return windows * stream.length * of_a_token * static_cast<int64_t>(sizeof(float));
 }
 
 }  // namespace quantry::engine

@@ -24,6 +24,8 @@ constexpr int64_t kBlockCopies = 4;
 constexpr int64_t kFloatBytes = 4;
 // Activations alive at once in a block's forward pass, in widest tensors.
 constexpr int64_t kAliveActivations = 6;
+// Attention goes by pieces of 8 MiB (nn/block.cc): scores, mask, probabilities.
+constexpr int64_t kScoreBytes = int64_t{24} << 20;
 
 int64_t BlockBytes(const Checkpoint& checkpoint) {
   int64_t weights = 0;
@@ -38,8 +40,9 @@ int64_t BatchBytes(const Checkpoint& checkpoint, const StreamShape& stream) {
   if (stream.windows == 0) return 0;
   const ModelConfig& config = checkpoint.config();
   const int64_t tokens = WindowsPerBatch(stream.length) * stream.length;
-  const int64_t widest = std::max(config.intermediate_size, config.num_heads * stream.length);
-  return tokens * widest * kFloatBytes * kAliveActivations;
+  const int64_t widest =
+      std::max({config.intermediate_size, config.hidden_size, config.query_size()});
+  return tokens * widest * kFloatBytes * kAliveActivations + kScoreBytes;
 }
 
 // Of all batches that are in work side by side, whose scores are held in small
