@@ -36,24 +36,16 @@ int64_t BlockBytes(const Checkpoint& checkpoint) {
   return weights * kFloatBytes;
 }
 
-int64_t BatchBytes(const Checkpoint& checkpoint, const StreamShape& stream) {
+// Of all batches that are in work side by side on `device`.
+int64_t BatchBytes(const Checkpoint& checkpoint, const StreamShape& stream,
+                   const at::Device& device) {
   if (stream.windows == 0) return 0;
   const ModelConfig& config = checkpoint.config();
   const int64_t tokens = WindowsPerBatch(stream.length) * stream.length;
   const int64_t widest =
       std::max({config.intermediate_size, config.hidden_size, config.query_size()});
-  return tokens * widest * kFloatBytes * kAliveActivations + kScoreBytes;
-}
-
-// Of all batches that are in work side by side, whose scores are held in small
-// pieces (BatchWorkers).
-int64_t WorkersBytes(const Checkpoint& checkpoint, const StreamShape& stream) {
-  if (stream.windows == 0) return 0;
-  const ModelConfig& config = checkpoint.config();
-  const int64_t tokens = WindowsPerBatch(stream.length) * stream.length;
-  const int64_t workers = BatchWorkers(config, stream, at::kCPU);
-  return workers * tokens * std::max(config.intermediate_size, config.hidden_size) * kFloatBytes *
-         kAliveActivations;
+  return BatchWorkers(config, stream, device) * tokens * widest * kFloatBytes * kAliveActivations +
+         kScoreBytes;
 }
 
 StreamShape ShapeOfText(const std::optional<TextJob>& text) {
@@ -159,13 +151,12 @@ int64_t MethodBytes(const Job& job, const Checkpoint& checkpoint, const StreamSh
 int64_t HostMemoryBytes(const Checkpoint& checkpoint, const StreamShape& calibration) {
   const int64_t streams =
       2 * calibration.windows * calibration.length * checkpoint.config().hidden_size * kFloatBytes;
-  const int64_t activations =
-      std::max(BatchBytes(checkpoint, calibration), WorkersBytes(checkpoint, calibration));
-  return streams + kBlockCopies * BlockBytes(checkpoint) + activations + kLibraryBytes;
+  return streams + kBlockCopies * BlockBytes(checkpoint) +
+         BatchBytes(checkpoint, calibration, at::kCPU) + kLibraryBytes;
 }
 
 int64_t DeviceMemoryBytes(const Checkpoint& checkpoint, const StreamShape& calibration) {
-  return kBlockCopies * BlockBytes(checkpoint) + BatchBytes(checkpoint, calibration);
+  return kBlockCopies * BlockBytes(checkpoint) + BatchBytes(checkpoint, calibration, at::kCUDA);
 }
 
 Json QuoteJson(const Job& job) {
