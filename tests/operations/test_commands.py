@@ -23,6 +23,7 @@ ELSEWHERE = [
     (r"cmake --preset|ctest --preset|export PATH=", "a step of CI"),
     (r"scripts/fuzz", "a step of CI"),
     (r"\S+python benchmarks/(watch_load|soak|chaos).py", "tests/operations/test_commands.py::test_the_benchmarks_of_servers"),
+    (r"\S+python benchmarks/service.py", "tests/operations/test_commands.py::test_all_of_the_service_in_one_run"),
     (r"pip install", "client/python/tests/test_wheel.py::test_installed"),
     (r"python -m quantry.reader", "client/python/tests/test_reader.py::test_summary"),
     (r"quantry-engine run --job", "tests/integration/test_ptq161.py::test_outputs_are_verified_and_take_the_bits_they_should"),
@@ -172,6 +173,20 @@ def test_the_benchmarks_of_servers(binaries, script, flags):
                           env={**os.environ, "QUANTRY_BIN": str(binaries)}, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_all_of_the_service_in_one_run(binaries):
+    """The quick parts, that each heading has its figures; a part that does not exist is told before any runs."""
+    def run(*flags):
+        return subprocess.run([ROOT / ".deps/venv/bin/python", ROOT / "benchmarks/service.py", *flags], capture_output=True, text=True,
+                              env={**os.environ, "QUANTRY_BIN": str(binaries)}, timeout=300, check=False)
+
+    done = run("--parts=disk,store", "--depths=20")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "failed: none" in done.stdout and done.stdout.count("fdatasync after 8 KiB") == 3
+    assert all(f"### job store: {store}, 20 jobs" in done.stdout for store in ("SQLite", "PostgreSQL"))
+    refused = run("--parts=disk,stroe")
+    assert refused.returncode == 2 and "no part stroe; there are disk, store" in refused.stderr
 
 
 def where_of(text):
