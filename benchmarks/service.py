@@ -57,7 +57,8 @@ def store(folder, options):
         postgres = Postgres(folder)
         try:
             store_benchmark(f"PostgreSQL, {depth} jobs", folder / f"postgres-{depth}", f"--depth={depth}",
-                            f"--job-store={postgres.start().uri}", f"--job-store-password-file={password}")
+                            f"--job-store={postgres.start().uri}", f"--job-store-password-file={password}",
+                            "--job-store-connections=64")  # as many as fill the queue
         finally:
             postgres.remove()
 
