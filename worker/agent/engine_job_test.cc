@@ -7,7 +7,7 @@
 namespace quantry::agent {
 namespace {
 
-const AttemptDir kAttempt{"/work/jobs/uid/7"};
+const AttemptDir kAttempt{"/scratch/jobs/uid/7"};
 
 TEST(MakeEngineJobTest, TheOperatorDecidesWhatTheSpecLeavesOpen) {
   struct Case {
@@ -34,10 +34,10 @@ TEST(MakeEngineJobTest, TextsHaveLocalPathsAndStayAbsent) {
   lease.mutable_spec()->mutable_calibration()->mutable_source()->set_uri("s3://bucket/text");
   JobInputs inputs;
   inputs.model_dir = "/model";
-  inputs.calibration = "/work/text/calibration";
+  inputs.calibration = "/scratch/text/calibration";
   const v1::EngineJob job = MakeEngineJob(lease, inputs, kAttempt, {});
   EXPECT_EQ(job.model_dir(), "/model");
-  EXPECT_EQ(job.calibration().text().path(), "/work/text/calibration");
+  EXPECT_EQ(job.calibration().text().path(), "/scratch/text/calibration");
   EXPECT_FALSE(job.has_evaluation());
   EXPECT_FALSE(job.has_preprocessing());
   EXPECT_EQ(job.output_dir(), kAttempt.output());
@@ -51,9 +51,9 @@ TEST(MakeEngineJobTest, EachTextHasItsOwnPath) {
   spec.mutable_evaluation()->mutable_source()->set_uri("s3://bucket/evaluation");
   spec.mutable_preprocessing()->mutable_source()->set_uri("s3://bucket/corpus");
   JobInputs inputs;
-  inputs.calibration = "/work/text/calibration";
-  inputs.evaluation = "/work/text/evaluation";
-  inputs.preprocessing = "/work/text/preprocessing";
+  inputs.calibration = "/scratch/text/calibration";
+  inputs.evaluation = "/scratch/text/evaluation";
+  inputs.preprocessing = "/scratch/text/preprocessing";
   const v1::EngineJob job = MakeEngineJob(lease, inputs, kAttempt, {});
   EXPECT_EQ(job.calibration().text().path(), inputs.calibration);
   EXPECT_EQ(job.evaluation().text().path(), inputs.evaluation);
