@@ -118,8 +118,9 @@ class TargetTerm {
     double mean = 0, mean_log = 0;
     for (int64_t t = 0; t < tokens_; ++t) {
       mean += Cosine(t) / tokens;
+      if (!options_.token_cosine) continue;
       mean_log += std::log(Bounded(Cosine(t))) / tokens;
-      if (options_.token_cosine && Cosine(t) <= 0) ++loss.turned;
+      if (Cosine(t) <= 0) ++loss.turned;
     }
     if (!options_.token_cosine && mean <= 0) ++loss.turned;
     loss.cosine -= options_.token_cosine ? mean_log : std::log(Bounded(mean));
