@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/device_name.h"
 #include "common/digest.h"
 #include "common/hub_uri.h"
 #include "common/recipes.h"
@@ -279,12 +280,6 @@ void CheckOutputs(const v1::JobSpec& spec, const OutputContent& content,
   }
 }
 
-bool IsDevice(std::string_view device) {
-  if (device.empty() || device == "auto" || device == "cpu" || device == "cuda") return true;
-  if (device.substr(0, 5) != "cuda:" || device.size() < 6 || device.size() > 7) return false;
-  return device.substr(5).find_first_not_of("0123456789") == std::string_view::npos;
-}
-
 void CheckDuration(const std::string& field, const google::protobuf::Duration& duration,
                    Violations* out) {
   out->Range(field + ".seconds", duration.seconds(), 0, kMaxSeconds);
@@ -299,7 +294,7 @@ void CheckResources(const v1::JobSpec& spec, Violations* out) {
   out->Range(field + ".min_gpu_memory_bytes", resources.min_gpu_memory_bytes(), 0, kMaxMemory);
   out->Range(field + ".host_memory_bytes", resources.host_memory_bytes(), 0, kMaxMemory);
   out->Range(field + ".threads", resources.threads(), 0, 1024);
-  if (!IsDevice(resources.device())) {
+  if (!IsDeviceName(resources.device())) {
     out->Wanted(field + ".device", "auto, cpu, cuda or cuda:N", "'" + resources.device() + "'");
   }
   const std::string limits = At("stop_limits");

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "common/config_loader.h"
+#include "common/device_name.h"
 #include "common/digest.h"
 #include "common/errors.h"
 #include "common/grpc_credentials.h"
@@ -80,11 +81,7 @@ HubOptions HubOptionsOf(const v1::WorkerConfig& config) {
 
 // As a job may name it: a typo here would fail each job that leaves it to the worker.
 absl::Status CheckDevice(const std::string& device) {
-  const bool numbered = device.starts_with("cuda:") && device.size() >= 6 && device.size() <= 7 &&
-                        device.find_first_not_of("0123456789", 5) == std::string::npos;
-  if (numbered || device.empty() || device == "auto" || device == "cpu" || device == "cuda") {
-    return absl::OkStatus();
-  }
+  if (IsDeviceName(device)) return absl::OkStatus();
   return MakeError(Reason::kInvalidConfig,
                    "--device: wanted auto, cpu, cuda or cuda:N, got " + device);
 }
