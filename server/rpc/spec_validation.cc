@@ -24,7 +24,7 @@ constexpr int kMaxSamples = 65536;
 constexpr int kMaxSequenceLength = 131072;
 constexpr int kMaxWindows = 1 << 20;
 constexpr int kMaxPathBytes = 4096;
-constexpr std::int64_t kMaxSeconds = 365 * 86400;
+constexpr std::int64_t kMaxSeconds = std::int64_t{365} * 86400;
 
 std::string At(std::string_view path) { return std::string(kSpec) + std::string(path); }
 
