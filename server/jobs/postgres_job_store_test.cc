@@ -98,12 +98,11 @@ TEST(PostgresJobStoreTest, ASchemaOfANewerVersionIsRefusedAndLeftAlone) {
 }
 
 // Taken away again: what the newest schema added (postgres/schema.cc).
-constexpr const char* kBackTo5 = R"sql(
+constexpr const char* kBackTo6 = R"sql(
 SET search_path = older;
-DROP INDEX queue_claimable, queue_running, jobs_claimed;
-ALTER TABLE jobs DROP COLUMN last_claim;
-CREATE INDEX queue_claimable ON queue (method, gpu_count, rank, pk) WHERE state = 1;
-UPDATE quantry_schema SET version = 5;
+DROP INDEX queue_running;
+CREATE INDEX queue_running ON queue (tenant) WHERE worker_id IS NOT NULL;
+UPDATE quantry_schema SET version = 6;
 )sql";
 
 TEST(PostgresJobStoreTest, ASchemaOfTheVersionBeforeIsBroughtForward) {
@@ -115,7 +114,7 @@ TEST(PostgresJobStoreTest, ASchemaOfTheVersionBeforeIsBroughtForward) {
   const std::string session = RegisterWorker(*store, "w");
   ASSERT_TRUE(store->Acquire({session, NewUuid4()}, kNow).value().has_value());
   store = nullptr;
-  server.Execute(kBackTo5);
+  server.Execute(kBackTo6);
   store = MustOpen(uri);
   EXPECT_EQ(server.Execute("SELECT version FROM older.quantry_schema"), newest);
   CompleteRequest done;

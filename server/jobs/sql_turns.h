@@ -27,7 +27,7 @@ std::vector<std::string> TenantsInTurn(Database& db) {
       " SELECT tenant FROM waiting WHERE tenant IS NOT NULL ORDER BY"
       " CASE WHEN (SELECT count(tenant) FROM waiting) > 1 THEN"
       " (SELECT count(*) FROM queue q WHERE q.tenant = waiting.tenant"
-      " AND q.worker_id IS NOT NULL) END,"
+      " AND q.worker_id IS NOT NULL AND q.state <> 1) END,"
       " coalesce((SELECT max(last_claim) FROM jobs j WHERE j.tenant = waiting.tenant"
       " AND j.last_claim IS NOT NULL), 0), tenant");
   std::vector<std::string> tenants;

@@ -224,8 +224,16 @@ CREATE INDEX queue_running ON queue (tenant) WHERE worker_id IS NOT NULL;
 CREATE INDEX jobs_claimed ON jobs (tenant, last_claim) WHERE last_claim IS NOT NULL;
 )sql";
 
+// With the condition of queue_leased, PostgreSQL may take this index to find a
+// worker's own leases, and then read everybody's.
+constexpr const char* kVersion7 = R"sql(
+DROP INDEX queue_running;
+CREATE INDEX queue_running ON queue (tenant) WHERE state <> 1;
+)sql";
+
 // Step i brings version i to i + 1. Never change a released one: add another.
-constexpr const char* kSteps[] = {kVersion1, kVersion2, kVersion3, kVersion4, kVersion5, kVersion6};
+constexpr const char* kSteps[] = {kVersion1, kVersion2, kVersion3, kVersion4,
+                                  kVersion5, kVersion6, kVersion7};
 constexpr int kNewest = static_cast<int>(std::size(kSteps));
 
 int64_t Version(Database& db) {
