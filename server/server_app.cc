@@ -332,7 +332,10 @@ class App : public ServerApp {
     sweeper_thread_ = std::jthread([this](std::stop_token stop) { sweeper_->Run(stop); });
     if (config_.garbage_collection_interval_s() > 0) {
       garbage_thread_ = std::jthread([this](const std::stop_token& stop) {
-        garbage_->Run(seconds(config_.garbage_collection_interval_s()), OnGarbageCollected, stop);
+        garbage_->Run(
+            seconds(config_.garbage_collection_interval_s()),
+            [this](const absl::StatusOr<GarbageReport>& report) { OnGarbageCollected(report); },
+            stop);
       });
     }
     if (!config_.embedded()) return;
@@ -356,8 +359,11 @@ class App : public ServerApp {
   }
 
   // The collector logs what it did.
-  static void OnGarbageCollected(const absl::StatusOr<GarbageReport>& report) {
-    if (report.ok() || absl::IsCancelled(report.status())) return;
+  void OnGarbageCollected(const absl::StatusOr<GarbageReport>& report) {
+    if (absl::IsCancelled(report.status())) return;
+    const bool complete = report.ok() && report->failures == 0;
+    metrics_.garbage_collections.With({complete ? "ok" : "error"}).Increment();
+    if (report.ok()) return;
     log::Warning("garbage cannot be collected",
                  {{"error", std::string(report.status().message())}});
   }
@@ -401,6 +407,7 @@ class App : public ServerApp {
                   {"tenant", job.tenant},
                   {"rpc", "expiry"},
                   {"resource", FormatJobName(job.tenant, job.id)},
+                  {"request", ""},
                   {"outcome", "OK"},
                   {"reason", ""}});
     }

@@ -346,6 +346,8 @@ class JobStore {
   // restart. Again: another reason, the same time.
   virtual absl::Status PauseQueue(const std::string& reason, Time now) = 0;
   virtual absl::Status ResumeQueue() = 0;
+  // The tenant's quota, and what it uses of it now. Reads all its queued jobs.
+  virtual absl::StatusOr<TenantUsage> Usage(const std::string& tenant) = 0;
   // From now on; jobs queued or running above it stay.
   virtual absl::StatusOr<TenantUsage> SetQuota(const TenantQuota& quota) = 0;
   // Judges leases, limits and expiry; forgets workers that are gone. Not called for

@@ -122,6 +122,9 @@ class PostgresJobStore : public ViewedJobStore {
       return absl::OkStatus();
     });
   }
+  absl::StatusOr<TenantUsage> Usage(const std::string& tenant) override {
+    return ReadValue([&](Database& db) { return postgres::ReadUsage(db, tenant); });
+  }
   absl::StatusOr<TenantUsage> SetQuota(const TenantQuota& quota) override {
     return Write<TenantUsage>(Time(), [&](const Context& c) -> absl::StatusOr<TenantUsage> {
       return postgres::SetQuota(c.db, quota);

@@ -55,6 +55,14 @@ int64_t ArtifactBytes(Database& db, const std::string& tenant) {
       db.Query("SELECT CAST(sum(total_bytes) AS BIGINT) FROM artifacts WHERE tenant = $1", tenant));
 }
 
+// Counts all of the tenant's queued jobs.
+template <class Database>
+TenantUsage ReadUsage(Database& db, const std::string& tenant) {
+  const int64_t queued =
+      One(db.Query("SELECT count(*) FROM jobs WHERE tenant = $1 AND state = 1", tenant));
+  return {ReadQuota(db, tenant), queued, RunningJobs(db, tenant), ArtifactBytes(db, tenant)};
+}
+
 template <class Database>
 TenantUsage SetQuota(Database& db, const TenantQuota& quota) {
   db.Execute(
@@ -66,9 +74,7 @@ TenantUsage SetQuota(Database& db, const TenantQuota& quota) {
       " max_watches = excluded.max_watches",
       quota.tenant, quota.max_queued, quota.max_running, quota.max_stored_bytes,
       quota.max_submits_per_minute, quota.max_watches);
-  const int64_t queued =
-      One(db.Query("SELECT count(*) FROM jobs WHERE tenant = $1 AND state = 1", quota.tenant));
-  return {quota, queued, RunningJobs(db, quota.tenant), ArtifactBytes(db, quota.tenant)};
+  return ReadUsage(db, quota.tenant);
 }
 
 // Counting reads up to the limit, while others wait for the quota's row or for

@@ -148,6 +148,10 @@ class SqliteJobStore : public ViewedJobStore {
       return absl::OkStatus();
     });
   }
+  absl::StatusOr<TenantUsage> Usage(const std::string& tenant) override {
+    return Read<TenantUsage>(
+        [&](Database& db) -> absl::StatusOr<TenantUsage> { return sqlite::ReadUsage(db, tenant); });
+  }
   absl::StatusOr<TenantUsage> SetQuota(const TenantQuota& quota) override {
     return RunFor<TenantUsage>(writer_, [&](Database& db) -> absl::StatusOr<TenantUsage> {
       return sqlite::SetQuota(db, quota);

@@ -152,6 +152,9 @@ class Metered : public JobStore {
   absl::Status ResumeQueue() override {
     return Timed("resume_queue", [&] { return store_->ResumeQueue(); });
   }
+  absl::StatusOr<TenantUsage> Usage(const std::string& tenant) override {
+    return Timed("usage", [&] { return store_->Usage(tenant); });
+  }
   absl::StatusOr<TenantUsage> SetQuota(const TenantQuota& quota) override {
     return Timed("set_quota", [&] { return store_->SetQuota(quota); });
   }

@@ -126,6 +126,10 @@ ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
                    "Job store calls that failed for a fault of the store.", {"op", "code"}),
       artifact_bytes(registry_.get(), "quantry_artifact_bytes_total",
                      "Bytes of uploads and downloads.", {"direction"}),
+      garbage_collections(registry_.get(), "quantry_garbage_collections_total",
+                          "Collections of garbage by this server itself; error: not all of it "
+                          "could be looked at or removed.",
+                          {"outcome"}),
       agent_restarts(OneCounter(registry_.get(), "quantry_agent_restarts_total",
                                 "Times the embedded agent was started again.")),
       log_errors(OneCounter(registry_.get(), "quantry_server_faults_total",
@@ -173,6 +177,7 @@ ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
   for (const char* outcome : {"ok", "error"}) {
     audit_lines.With({outcome});
     credential_reloads.With({outcome});
+    garbage_collections.With({outcome});
   }
   for (const char* certificate : {"server", "client_ca"}) certificate_expiry.With({certificate});
   artifact_bytes.With({"upload"});
@@ -212,15 +217,37 @@ const std::vector<absl::StatusCode>& AllStatusCodes() {
 }
 
 const std::vector<std::string>& StoreOps() {
-  static const std::vector<std::string> ops = {
-      "submit",          "get",         "list",         "update",
-      "cancel",          "retry",       "delete",       "quota",
-      "artifact_bytes",  "events",      "get_artifact", "list_artifacts",
-      "register_worker", "acquire",     "heartbeat",    "commit_checkpoint",
-      "complete",        "fail",        "release",      "list_workers",
-      "drain_worker",    "pause_queue", "resume_queue", "set_quota",
-      "sweep",           "stats",       "list_garbage", "forget_garbage",
-      "list_references", "ping"};
+  static const std::vector<std::string> ops = {"submit",
+                                               "get",
+                                               "list",
+                                               "update",
+                                               "cancel",
+                                               "retry",
+                                               "delete",
+                                               "quota",
+                                               "artifact_bytes",
+                                               "events",
+                                               "get_artifact",
+                                               "list_artifacts",
+                                               "register_worker",
+                                               "acquire",
+                                               "heartbeat",
+                                               "commit_checkpoint",
+                                               "complete",
+                                               "fail",
+                                               "release",
+                                               "list_workers",
+                                               "drain_worker",
+                                               "pause_queue",
+                                               "resume_queue",
+                                               "set_quota",
+                                               "usage",
+                                               "sweep",
+                                               "stats",
+                                               "list_garbage",
+                                               "forget_garbage",
+                                               "list_references",
+                                               "ping"};
   return ops;
 }
 

@@ -101,7 +101,8 @@ class ServerMetrics {
   HistogramVec store_op_seconds;  // op
   CounterVec store_errors;        // op, code
   // Bytes
-  CounterVec artifact_bytes;  // direction: upload, download
+  CounterVec artifact_bytes;       // direction: upload, download
+  CounterVec garbage_collections;  // outcome
   // Embedded agent
   prometheus::Counter& agent_restarts;
   prometheus::Counter& log_errors;  // calls that ended with a server-side fault

@@ -55,6 +55,10 @@ class Service : public v1::AdminService::CallbackService, private ServiceBase<Se
                                v1::SetQuotaResponse* response) override {
     return Run("SetQuota", call, request, response, &Service::Quota);
   }
+  ServerUnaryReactor* GetQuota(CallbackServerContext* call, const v1::GetQuotaRequest* request,
+                               v1::GetQuotaResponse* response) override {
+    return Run("GetQuota", call, request, response, &Service::ReadQuota);
+  }
   ServerUnaryReactor* CollectGarbage(CallbackServerContext* call,
                                      const v1::CollectGarbageRequest* request,
                                      v1::CollectGarbageResponse* response) override {
@@ -130,9 +134,27 @@ class Service : public v1::AdminService::CallbackService, private ServiceBase<Se
       return MakeError(Reason::kInvalidArgument,
                        absl::StrCat("wanted 0 (no limit) or more for each limit, got ", limit));
     }
-    auto usage = context_->store->SetQuota(quota);
+    return Tell(context_->store->SetQuota(quota), response);
+  }
+
+  absl::Status ReadQuota(const v1::GetQuotaRequest& request, v1::GetQuotaResponse* response) {
+    auto tenant = ParseTenantName(request.parent());
+    if (!tenant.ok()) return tenant.status();
+    const auto usage = context_->store->Usage(*tenant);
+    if (absl::Status told = Tell(usage, response); !told.ok()) return told;
+    response->set_max_queued(usage->quota.max_queued);
+    response->set_max_running(usage->quota.max_running);
+    response->set_max_stored_bytes(usage->quota.max_stored_bytes);
+    response->set_max_submits_per_minute(usage->quota.max_submits_per_minute);
+    response->set_max_watches(usage->quota.max_watches);
+    return absl::OkStatus();
+  }
+
+  // What a tenant uses now.
+  template <class Response>
+  absl::Status Tell(const absl::StatusOr<TenantUsage>& usage, Response* response) {
     if (!usage.ok()) return usage.status();
-    const auto uploads = context_->blobs->StoredBytes(*tenant);
+    const auto uploads = context_->blobs->StoredBytes(usage->quota.tenant);
     if (!uploads.ok()) return uploads.status();
     response->set_queued(usage->queued);
     response->set_running(usage->running);

@@ -130,6 +130,7 @@ absl::Status Call::Admit(const google::protobuf::Message* request) {
   principal_ = *std::move(principal);
   if (request != nullptr) {
     resource_ = ResourceOf(*permission_, *request);
+    told_ = ToldOf(*permission_, *request);
     trial_ = IsTrial(*request);
   }
   if (absl::Status status = CheckRole(*permission_, *principal_); !status.ok()) return status;
@@ -191,6 +192,7 @@ void Call::Audit(const absl::Status& status) const {
               {"tenant", principal_->tenant},
               {"rpc", permission_->method},
               {"resource", resource_},
+              {"request", told_},
               {"outcome", StatusName(status.code())},
               {"reason", ReasonOf(status)}});
 }

@@ -99,6 +99,7 @@ class Call {
   std::uint64_t generation_ = 0;  // of the authenticator, when it was last asked
   std::optional<Principal> principal_;
   std::string resource_;
+  std::string told_;    // of the request, for the audit log
   bool trial_ = false;  // validate_only: changes nothing
 };
 

@@ -4,6 +4,7 @@
 #include "common/errors.h"
 #include "common/utf8_prefix.h"
 #include "google/protobuf/descriptor.h"
+#include "google/protobuf/util/json_util.h"
 
 namespace quantry::server {
 namespace {
@@ -20,8 +21,9 @@ constexpr Permission kPermissions[] = {
     {"QuantizationService/GetQuantizationJob", Role::kViewer, Scope::kTenant, "name", false},
     {"QuantizationService/ListQuantizationJobs", Role::kViewer, Scope::kTenant, "parent", false},
     {"QuantizationService/UpdateQuantizationJob", Role::kSubmitter, Scope::kTenant,
-     "quantization_job.name", true},
-    {"QuantizationService/CancelQuantizationJob", Role::kSubmitter, Scope::kTenant, "name", true},
+     "quantization_job.name", true, "", true},
+    {"QuantizationService/CancelQuantizationJob", Role::kSubmitter, Scope::kTenant, "name", true,
+     "", true},
     {"QuantizationService/RetryQuantizationJob", Role::kSubmitter, Scope::kTenant, "name", true},
     {"QuantizationService/DeleteQuantizationJob", Role::kSubmitter, Scope::kTenant, "name", true},
     {"QuantizationService/WatchQuantizationJob", Role::kViewer, Scope::kTenant, "name", false},
@@ -34,13 +36,14 @@ constexpr Permission kPermissions[] = {
     {"ArtifactService/ListArtifacts", Role::kViewer, Scope::kTenant, "parent", false},
     {"ArtifactService/ReadArtifact", Role::kViewer, Scope::kTenant, "name", false},
     {"AdminService/ListWorkers", Role::kAdmin, Scope::kService, "", false},
-    {"AdminService/DrainWorker", Role::kAdmin, Scope::kService, "worker_id", true},
-    {"AdminService/PauseQueue", Role::kAdmin, Scope::kService, "", true},
+    {"AdminService/DrainWorker", Role::kAdmin, Scope::kService, "worker_id", true, "", true},
+    {"AdminService/PauseQueue", Role::kAdmin, Scope::kService, "", true, "", true},
     {"AdminService/ResumeQueue", Role::kAdmin, Scope::kService, "", true},
     // Of one tenant, but not its own to raise.
-    {"AdminService/SetQuota", Role::kAdmin, Scope::kService, "parent", true},
+    {"AdminService/SetQuota", Role::kAdmin, Scope::kService, "parent", true, "", true},
+    {"AdminService/GetQuota", Role::kViewer, Scope::kTenant, "parent", false},
     {"AdminService/GetQueueStats", Role::kAdmin, Scope::kService, "", false},
-    {"AdminService/CollectGarbage", Role::kAdmin, Scope::kService, "", true},
+    {"AdminService/CollectGarbage", Role::kAdmin, Scope::kService, "", true, "", true},
     {"WorkerService/RegisterWorker", Role::kWorker, Scope::kService, "worker.worker_id", true},
     {"WorkerService/AcquireJob", Role::kWorker, Scope::kService, "", false},
     {"WorkerService/Heartbeat", Role::kWorker, Scope::kService, "", false},
@@ -123,6 +126,16 @@ std::string ResourceOf(const Permission& permission, const Message& request) {
 
 std::string MadeBy(const Permission& permission, const Message& response) {
   return permission.made.empty() ? "" : TextAt(response, permission.made);
+}
+
+std::string ToldOf(const Permission& permission, const Message& request) {
+  constexpr size_t kMaxBytes = 1024;
+  if (!permission.tells_request) return "";
+  google::protobuf::util::JsonPrintOptions options;
+  options.preserve_proto_field_names = true;
+  std::string json;
+  if (!google::protobuf::util::MessageToJsonString(request, &json, options).ok()) return "";
+  return Utf8Prefix(json, kMaxBytes);
 }
 
 }  // namespace quantry::server

@@ -26,6 +26,7 @@ struct Permission {
   std::string_view name;       // path of the field with the resource name; "" without one
   bool changes;                // gets a line in the audit log
   std::string_view made = "";  // path in the response to the name of what was made
+  bool tells_request = false;  // the audit log says what was asked for
 };
 
 std::span<const Permission> AllPermissions();
@@ -43,5 +44,7 @@ absl::Status CheckTenant(const Permission& permission, const Principal& principa
 std::string ResourceOf(const Permission& permission, const google::protobuf::Message& request);
 // The same at `permission.made` of a response.
 std::string MadeBy(const Permission& permission, const google::protobuf::Message& response);
+// What the audit log says of a request, as JSON cut at 1 KiB; "" where it says nothing.
+std::string ToldOf(const Permission& permission, const google::protobuf::Message& request);
 
 }  // namespace quantry::server

@@ -106,6 +106,9 @@ class Notifying : public JobStore {
     return status;
   }
   // May let jobs run that had to wait.
+  absl::StatusOr<TenantUsage> Usage(const std::string& tenant) override {
+    return store_->Usage(tenant);
+  }
   absl::StatusOr<TenantUsage> SetQuota(const TenantQuota& quota) override {
     auto usage = store_->SetQuota(quota);
     if (usage.ok()) hub_->WorkAvailable();

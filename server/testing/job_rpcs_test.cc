@@ -527,6 +527,14 @@ TEST_F(JobRpcs, AQuotaRefusesWithItsDetails) {
   EXPECT_TRUE(HasReason(refused, Reason::kQuotaQueued));
   EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_TRUE(RetryAfterOf(refused).has_value());
+  grpc::ClientContext reading;
+  v1::GetQuotaRequest request;
+  request.set_parent("tenants/acme");
+  v1::GetQuotaResponse quota;
+  ASSERT_TRUE(FromGrpc(server_.admin->GetQuota(&reading, request, &quota)).ok());
+  EXPECT_EQ(quota.max_queued(), 1);
+  EXPECT_EQ(quota.max_running(), 0);
+  EXPECT_EQ(quota.queued(), 1);
   ASSERT_TRUE(set(0).ok());
   server_.Create("job-b");
 }

@@ -349,7 +349,7 @@ TEST_F(WorkerRpcs, NoMethodIsWithoutTheWrapper) {
         1)
         << name;
   }
-  EXPECT_EQ(AllMethodNames().size(), 30u);
+  EXPECT_EQ(AllMethodNames().size(), 31u);
 }
 
 TEST_F(WorkerRpcs, PortsServeOnlyTheirServices) {

@@ -48,6 +48,9 @@ class FaultyJobStore : public JobStore {
   absl::StatusOr<Job> Retry(const RetryRequest& request, Time now) override;
   absl::Status PauseQueue(const std::string& reason, Time now) override;
   absl::Status ResumeQueue() override;
+  absl::StatusOr<TenantUsage> Usage(const std::string& tenant) override {
+    return store_->Usage(tenant);
+  }
   absl::StatusOr<TenantUsage> SetQuota(const TenantQuota& quota) override {
     return store_->SetQuota(quota);
   }

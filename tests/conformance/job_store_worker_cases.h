@@ -585,6 +585,13 @@ TEST_P(JobStoreSuite, AQuotaOfStoredBytes) {
   EXPECT_EQ(store().Quota("acme")->max_stored_bytes, 1500);
   EXPECT_EQ(store().Quota("acme")->max_watches, 9);
   EXPECT_EQ(store().Quota("other")->max_stored_bytes, 0);
+  const TenantUsage usage = *store().Usage("acme");
+  EXPECT_EQ(usage.quota.max_stored_bytes, 1500);
+  EXPECT_EQ(usage.quota.max_watches, 9);
+  EXPECT_EQ(usage.artifact_bytes, 2000);
+  EXPECT_EQ(usage.queued, 1);
+  EXPECT_EQ(usage.running, 0);
+  EXPECT_EQ(store().Usage("other")->quota.max_watches, 0);
   EXPECT_EQ(store().SetQuota(quota)->artifact_bytes, 2000);
   ASSERT_EQ(Outcome(store().Delete({Key("first"), ""}, now())), "OK");
   Submit("fourth");

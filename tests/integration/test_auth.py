@@ -58,6 +58,11 @@ def test_a_job_over_tls_with_tokens(make_server, identity, stories, tmp_path):
     cli(root, "get", "job-1", check=0)
     cli(root, "workers", check=0)
     assert error_of(cli(submitter, "workers", "--output", "json", check=5))["reason"] == "PERMISSION_DENIED"
+    cli(root, "quota", "acme", "--max-queued", 7, check=0)
+    assert json.loads(cli(reader, "quota", "acme", "--output", "json", check=0).stdout)["max_queued"] == 7
+    assert error_of(cli(reader, "quota", "other", "--output", "json", check=4))["code"] == "NOT_FOUND"
+    assert error_of(cli(submitter, "quota", "acme", "--max-queued", 9, "--output", "json", check=5))["reason"] == "PERMISSION_DENIED"
+    cli(submitter, "cancel", "job-1", "--reason", "no longer wanted", check=2)  # it has ended
 
     audit = [line for line in map(json.loads, server.log_text().splitlines()) if line["message"] == "audit"]
     created = [line for line in audit if line["rpc"].endswith("/CreateQuantizationJob")]
@@ -66,6 +71,11 @@ def test_a_job_over_tls_with_tokens(make_server, identity, stories, tmp_path):
     assert created[0]["resource"] == "tenants/acme/quantizationJobs/job-1"
     deletes = [(line["principal"], line["outcome"]) for line in audit if line["rpc"].endswith("/DeleteQuantizationJob")]
     assert deletes == [("ann", "PERMISSION_DENIED"), ("bob", "NOT_FOUND")]
+    asked = [(line["rpc"].rsplit("/", 1)[1], line["request"], line["outcome"]) for line in audit]
+    quotas = [(json.loads(request)["max_queued"], outcome) for rpc, request, outcome in asked if rpc == "SetQuota"]
+    assert quotas == [("7", "OK"), ("9", "PERMISSION_DENIED")]
+    assert [json.loads(request)["reason"] for rpc, request, _ in asked if rpc == "CancelQuantizationJob"] == ["no longer wanted"]
+    assert {request for rpc, request, _ in asked if rpc == "CreateQuantizationJob"} == {""}
     assert [line["principal"] for line in audit if line["rpc"].endswith("/CompleteJob")] == ["embedded-agent"]
     assert sum(metric(server, f'quantry_audit_lines_total{{outcome="{o}"}}') for o in ("ok", "error")) == len(audit)
     for file in (submitter, reader, other, root):

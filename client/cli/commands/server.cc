@@ -111,7 +111,7 @@ absl::StatusOr<ExitCode> RunResume(Context& context) {
 struct QuotaOptions {
   std::string tenant;
   v1::SetQuotaRequest limits;
-  bool named = false;  // any of them
+  bool named = false;  // any of them; else they are only shown
 };
 
 // One limit: its flag, what the answer says of it, and its field.
@@ -133,33 +133,39 @@ constexpr Limit kLimits[] = {
      &v1::SetQuotaRequest::set_max_watches},
 };
 
-absl::StatusOr<ExitCode> RunQuota(Context& context, const QuotaOptions& options) {
-  absl::StatusOr<std::string> parent = ResolveTenant(options.tenant);
-  if (!parent.ok()) return parent.status();
-  // Who wants to see the limits must not take them away.
-  if (!options.named) {
-    return absl::InvalidArgumentError(
-        "wanted a limit, got none: each call sets all five, and those it does not name are none "
-        "afterwards; --max-queued 0 alone takes all of them away");
-  }
-  Connection connection(context.env, context.global);
-  v1::SetQuotaRequest request = options.limits;
-  request.set_parent(*std::move(parent));
-  v1::SetQuotaResponse usage;
-  absl::Status status =
-      connection.Call(connection.admin(), &Connection::Admin::SetQuota, request, &usage);
-  if (!status.ok()) return status;
+void PrintQuota(Context& context, const std::string& parent, const v1::GetQuotaResponse& quota) {
   const auto limit = [](int64_t n, std::string_view unit = "") {
     return n == 0 ? std::string("no limit") : Cat("at most ", n, unit);
   };
-  PrintResult(context, MessageJson(usage),
-              Cat(request.parent(), "\n",
-                  Fields({{"queued", Cat(usage.queued(), " now, ", limit(request.max_queued()))},
-                          {"running", Cat(usage.running(), " now, ", limit(request.max_running()))},
-                          {"stored", Cat(Bytes(usage.stored_bytes()), " now, ",
-                                         limit(request.max_stored_bytes(), " bytes"))},
-                          {"submits a minute", limit(request.max_submits_per_minute())},
-                          {"watches", limit(request.max_watches())}})));
+  PrintResult(context, MessageJson(quota),
+              Cat(parent, "\n",
+                  Fields({{"queued", Cat(quota.queued(), " now, ", limit(quota.max_queued()))},
+                          {"running", Cat(quota.running(), " now, ", limit(quota.max_running()))},
+                          {"stored", Cat(Bytes(quota.stored_bytes()), " now, ",
+                                         limit(quota.max_stored_bytes(), " bytes"))},
+                          {"submits a minute", limit(quota.max_submits_per_minute())},
+                          {"watches", limit(quota.max_watches())}})));
+}
+
+absl::StatusOr<ExitCode> RunQuota(Context& context, const QuotaOptions& options) {
+  absl::StatusOr<std::string> parent = ResolveTenant(options.tenant);
+  if (!parent.ok()) return parent.status();
+  Connection connection(context.env, context.global);
+  if (options.named) {
+    v1::SetQuotaRequest limits = options.limits;
+    limits.set_parent(*parent);
+    v1::SetQuotaResponse usage;
+    absl::Status set =
+        connection.Call(connection.admin(), &Connection::Admin::SetQuota, limits, &usage);
+    if (!set.ok()) return set;
+  }
+  v1::GetQuotaRequest request;
+  request.set_parent(*parent);
+  v1::GetQuotaResponse quota;
+  absl::Status status =
+      connection.Call(connection.admin(), &Connection::Admin::GetQuota, request, &quota);
+  if (!status.ok()) return status;
+  PrintQuota(context, *parent, quota);
   return ExitCode::kOk;
 }
 
@@ -250,7 +256,7 @@ void AddQueue(CLI::App& app, Action& chosen) {
 
 void AddQuota(CLI::App& app, Action& chosen) {
   CLI::App* command =
-      app.add_subcommand("quota", "Set what a tenant may queue, run, keep and ask for");
+      app.add_subcommand("quota", "Show or set what a tenant may queue, run, keep and ask for");
   auto options = std::make_shared<QuotaOptions>();
   command->add_option("TENANT", options->tenant, "Tenant")->required()->type_name("TENANT");
   for (const Limit& limit : kLimits) {
@@ -266,10 +272,12 @@ void AddQuota(CLI::App& app, Action& chosen) {
         ->type_name("N");
   }
   command->footer(
-      "\nEvery call sets all limits; what is not named has none afterwards. Servers of one store\n"
-      "share the first four; each counts watches by itself, so N servers allow N times as many.\n"
-      "\nExamples:\n  quantry quota research --max-queued 100 --max-running 4 "
-      "--max-stored-bytes 1000000000000\n  quantry quota research --max-queued 0\n");
+      "\nWithout a limit it shows what is set and used. A call that names one sets all of them:\n"
+      "what it does not name has none afterwards. Servers of one store share the first four;\n"
+      "each counts watches by itself, so N servers allow N times as many.\n"
+      "\nExamples:\n  quantry quota research\n"
+      "  quantry quota research --max-queued 100 --max-running 4 --max-stored-bytes 1000000000000\n"
+      "  quantry quota research --max-queued 0\n");
   Bind(*command, chosen, [options](Context& context) { return RunQuota(context, *options); });
 }
 

@@ -13,6 +13,7 @@ namespace quantry::server::postgres {
 
 using sql::ArtifactBytes;
 using sql::ReadQuota;
+using sql::ReadUsage;
 using sql::SetQuota;
 using sql::TenantsAtRunningQuota;  // a hint: see MayRunAnother
 

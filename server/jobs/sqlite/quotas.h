@@ -11,6 +11,7 @@ namespace quantry::server::sqlite {
 
 using sql::ArtifactBytes;
 using sql::ReadQuota;
+using sql::ReadUsage;
 using sql::SetQuota;
 using sql::TenantsAtRunningQuota;
 
