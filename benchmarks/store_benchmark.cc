@@ -40,6 +40,7 @@ struct Flags {
   int rate = 200;
   int seconds = 10;
   int claims = 5'000;
+  int workers = 20;
 };
 
 SubmitRequest MakeRequest(const std::string& tenant) {
@@ -134,15 +135,20 @@ void Run(const Flags& flags, JobStore& store) {
     Check(store.Submit(MakeRequest(tenant_of(i)), clock.Now()).status());
   };
   Measure("submit, closed loop (fill)", 64, flags.depth, submit);
+  // A server's first second; it folds PostgreSQL's counters.
+  Measure("first sweep", 1, 1, [&](int) { Check(store.Sweep(clock.Now()).status()); });
   MeasureAtRate("submit at a fixed rate", flags, flags.rate, submit);
-  v1::WorkerInfo worker;
-  worker.set_worker_id("bench");
-  worker.add_methods("awq");
-  Check(store.RegisterWorker(worker, "session", clock.Now()));
+  auto session_of = [&](int i) { return "session-" + std::to_string(i % flags.workers); };
+  for (int i = 0; i < flags.workers; ++i) {
+    v1::WorkerInfo worker;
+    worker.set_worker_id("bench-" + std::to_string(i));
+    worker.add_methods("awq");
+    Check(store.RegisterWorker(worker, session_of(i), clock.Now()));
+  }
   const int claims = std::min(flags.claims, flags.depth);
   std::vector<Grant> grants(static_cast<size_t>(claims));
   auto claim = [&](int i) {
-    auto grant = store.Acquire({"session", NewUuid4()}, clock.Now());
+    auto grant = store.Acquire({session_of(i), NewUuid4()}, clock.Now());
     Check(grant.status());
     if (*grant) grants[static_cast<size_t>(i)] = **std::move(grant);
   };
@@ -151,7 +157,7 @@ void Run(const Flags& flags, JobStore& store) {
     const Job& job = grants[static_cast<size_t>(i)].job;
     Beat beat{job.key, job.epoch, {}, {}};
     beat.progress.set_steps_done(i);
-    Check(store.Heartbeat({"session", {beat}}, clock.Now()).status());
+    Check(store.Heartbeat({session_of(i), {beat}}, clock.Now()).status());
   });
   ListQuery page;
   page.tenant = tenant_of(0);
@@ -198,6 +204,9 @@ int main(int argc, char** argv) {
   app.add_option("--rate", flags.rate, "submits a second")->capture_default_str();
   app.add_option("--seconds", flags.seconds, "of submits at that rate")->capture_default_str();
   app.add_option("--claims", flags.claims, "claims and heartbeats")->capture_default_str();
+  app.add_option("--workers", flags.workers, "the claims are of so many workers")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   std::filesystem::create_directories(flags.data_dir);
   quantry::server::MeasureSyncs(flags.data_dir);

@@ -132,7 +132,7 @@ def test_f23_flood(make_fleet, session_postgres, flood):
                 time.sleep(0.01)
 
     tenant.call(tenant.jobs.CreateQuantizationJob, request)
-    copy_jobs(session_postgres, fleet.database, flood)
+    session_postgres.copy_jobs("loud", flood, fleet.database)
     floods = [threading.Thread(target=flood_on, args=(i,)) for i in range(2)]
     for thread in floods:
         thread.start()
@@ -156,18 +156,3 @@ def test_f23_flood(make_fleet, session_postgres, flood):
     for worker in fleet.workers.values():
         worker.stop(signal.SIGKILL)
     fleet.check()
-
-
-def copy_jobs(postgres, database, count):
-    """More of the one job there is, written into the tables: a submit each would take hours for a million. Servers see all
-    of them or none."""
-    postgres.sql(
-        "BEGIN", "INSERT INTO jobs (tenant, id, uid, request_hash, display_name, method, spec_digest, priority, state, create_time,"
-        " update_time) SELECT tenant, 'copy-' || n, gen_random_uuid(), request_hash, '', method, spec_digest, priority, 1,"
-        f" create_time + n, update_time FROM jobs, generate_series(1, {count}) n WHERE tenant = 'loud'",
-        "INSERT INTO job_payloads (pk, spec) SELECT j.pk, p.spec FROM jobs j, job_payloads p WHERE j.id LIKE 'copy-%'",
-        "INSERT INTO queue (pk, tenant, state, method, gpu_count, min_gpu_memory, host_memory, rank, enqueue_time,"
-        " max_attempts, max_no_progress) SELECT j.pk, j.tenant, 1, j.method, q.gpu_count, q.min_gpu_memory, q.host_memory,"
-        " j.create_time, q.enqueue_time, q.max_attempts, q.max_no_progress FROM jobs j, queue q WHERE j.id LIKE 'copy-%'",
-        "INSERT INTO job_events (pk, seq, event) SELECT j.pk, 1, e.event FROM jobs j, job_events e WHERE j.id LIKE 'copy-%' AND e.seq = 1",
-        "COMMIT", "ANALYZE", database=database, timeout=900)

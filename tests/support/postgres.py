@@ -79,6 +79,22 @@ class Postgres:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
+    def copy_jobs(self, tenant, count, database="postgres"):
+        """More of one queued job of the tenant, written into the tables: a submit each would take hours for a million. Servers
+        see all of them or none."""
+        copies = "FROM jobs j JOIN source s ON j.tenant = s.tenant AND j.id LIKE 'copy-%'"
+        self.sql(
+            "BEGIN", f"CREATE TEMP TABLE source ON COMMIT DROP AS SELECT pk, tenant FROM queue WHERE tenant = '{tenant}' AND state = 1 LIMIT 1",
+            "INSERT INTO jobs (tenant, id, uid, request_hash, display_name, method, spec_digest, priority, state, create_time,"
+            " update_time) SELECT j.tenant, 'copy-' || n, gen_random_uuid(), request_hash, '', method, spec_digest, priority, 1,"
+            f" create_time + n, update_time FROM jobs j JOIN source s ON j.pk = s.pk, generate_series(1, {count}) n",
+            f"INSERT INTO job_payloads (pk, spec) SELECT j.pk, p.spec {copies} JOIN job_payloads p ON p.pk = s.pk",
+            "INSERT INTO queue (pk, tenant, state, method, gpu_count, min_gpu_memory, host_memory, rank, enqueue_time,"
+            " max_attempts, max_no_progress) SELECT j.pk, j.tenant, 1, j.method, q.gpu_count, q.min_gpu_memory, q.host_memory,"
+            f" j.create_time, q.enqueue_time, q.max_attempts, q.max_no_progress {copies} JOIN queue q ON q.pk = s.pk",
+            f"INSERT INTO job_events (pk, seq, event) SELECT j.pk, 1, e.event {copies} JOIN job_events e ON e.pk = s.pk AND e.seq = 1",
+            "COMMIT", "ANALYZE", database=database, timeout=900)
+
     def session(self, *statements, database="postgres"):
         """A psql that has run them and stays connected: .stdin takes more, .terminate() ends it."""
         process = subprocess.Popen(
