@@ -60,12 +60,39 @@ Certificate Parse(std::string_view pem) {
   return certificate;
 }
 
-absl::StatusOr<Certificate> ParseFile(const std::string& file) {
-  auto text = ReadFile(file);
-  if (!text.ok()) return text.status();
-  Certificate certificate = Parse(*text);
-  if (certificate == nullptr) return Bad(file, "a PEM certificate", "none");
-  return certificate;
+// What gRPC leaves out without a word, with all that follows it.
+bool HasBroken(std::string_view pem) {
+  const Bio bio = Memory(pem);
+  ERR_clear_error();
+  while (Certificate(PEM_read_bio_X509(bio.get(), nullptr, NoPassphrase, nullptr)) != nullptr) {
+  }
+  const bool at_end = ERR_GET_REASON(ERR_peek_last_error()) == PEM_R_NO_START_LINE;
+  ERR_clear_error();
+  return !at_end;
+}
+
+Key ParseKey(std::string_view pem) {
+  ERR_clear_error();
+  Key key(PEM_read_bio_PrivateKey(Memory(pem).get(), nullptr, NoPassphrase, nullptr));
+  ERR_clear_error();
+  return key;
+}
+
+bool Fits(const EVP_PKEY& key, const X509& certificate) {
+  const bool fits = X509_check_private_key(&certificate, &key) == 1;
+  ERR_clear_error();
+  return fits;
+}
+
+// "" for a key that has no such form.
+std::string ToPem(const EVP_PKEY& key) {
+  const Bio out(BIO_new(BIO_s_mem()));
+  if (PEM_write_bio_PrivateKey(out.get(), &key, nullptr, nullptr, 0, nullptr, nullptr) != 1) {
+    return "";
+  }
+  char* data = nullptr;
+  const long size = BIO_get_mem_data(out.get(), &data);
+  return {data, static_cast<size_t>(size)};
 }
 
 absl::StatusOr<Time> NotAfter(const X509& certificate) {
@@ -97,29 +124,26 @@ absl::StatusOr<CertificateFacts> ReadCertificate(std::string_view pem) {
   return facts;
 }
 
-absl::StatusOr<Time> CertificateExpiry(const std::string& file) {
-  auto certificate = ParseFile(file);
-  if (!certificate.ok()) return certificate.status();
-  auto not_after = NotAfter(**certificate);
-  if (!not_after.ok()) return Bad(file, "a certificate with an end", "one without");
-  return not_after;
-}
-
-absl::Status CheckKeyPair(const std::string& certificate_file, const std::string& key_file) {
-  auto certificate = ParseFile(certificate_file);
-  if (!certificate.ok()) return certificate.status();
-  auto text = ReadFile(key_file);
-  if (!text.ok()) return text.status();
-  ERR_clear_error();
-  const Key key(PEM_read_bio_PrivateKey(Memory(*text).get(), nullptr, NoPassphrase, nullptr));
-  ERR_clear_error();
-  if (key == nullptr) return Bad(key_file, "a PEM private key without a passphrase", "none");
-  const bool fits = X509_check_private_key(certificate->get(), key.get()) == 1;
-  ERR_clear_error();
-  if (fits) return absl::OkStatus();
+absl::StatusOr<std::string> ReadKeyPair(const std::string& certificate_file,
+                                        const std::string& key_file) {
+  auto chain = ReadCertificates(certificate_file);
+  if (!chain.ok()) return chain;
+  const auto text = ReadFile(key_file);
+  if (!text.ok()) return text;
+  const Key key = ParseKey(*text);
+  // Not the file's own text: it may hold certificates, too.
+  const std::string pem = key == nullptr ? "" : ToPem(*key);
+  if (pem.empty()) return Bad(key_file, "a PEM private key without a passphrase", "none");
+  if (Fits(*key, *Parse(*chain))) return pem + *chain;
   return Bad(key_file, absl::StrCat("the key of ", certificate_file), "another's");
 }
 
-absl::Status CheckCertificates(const std::string& file) { return ParseFile(file).status(); }
+absl::StatusOr<std::string> ReadCertificates(const std::string& file) {
+  auto text = ReadFile(file);
+  if (!text.ok()) return text;
+  if (Parse(*text) == nullptr) return Bad(file, "a PEM certificate", "none");
+  if (HasBroken(*text)) return Bad(file, "PEM certificates", "one that is cut off or broken");
+  return text;
+}
 
 }  // namespace quantry

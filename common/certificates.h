@@ -1,5 +1,5 @@
 // X.509 certificates in PEM as far as quantry looks into them itself: checks
-// before a server or client starts, the end of their time, the names of a
+// before a server or client uses them, the end of their time, the names of a
 // verified peer. The handshake is gRPC's. Pure but for reading files.
 #pragma once
 
@@ -21,15 +21,14 @@ struct CertificateFacts {
 // The first certificate of `pem`. INVALID_ARGUMENT without one.
 absl::StatusOr<CertificateFacts> ReadCertificate(std::string_view pem);
 
-// When the first certificate of the file ends: the chain's own is the first.
-// INVALID_ARGUMENT INVALID_CONFIG names the file.
-absl::StatusOr<Time> CertificateExpiry(const std::string& file);
+// What two files hold that belong together, as one text: the private key, then the
+// certificate chain as it is in its file. Each is read once. INVALID_ARGUMENT
+// INVALID_CONFIG says which of them does not parse or fit, and how.
+absl::StatusOr<std::string> ReadKeyPair(const std::string& certificate_file,
+                                        const std::string& key_file);
 
-// OK when both files parse and belong together. INVALID_ARGUMENT
-// INVALID_CONFIG says which does not, and how.
-absl::Status CheckKeyPair(const std::string& certificate_file, const std::string& key_file);
-
-// OK when the file holds a certificate. INVALID_ARGUMENT INVALID_CONFIG.
-absl::Status CheckCertificates(const std::string& file);
+// The text of a file that holds a certificate, and none that is broken.
+// INVALID_ARGUMENT INVALID_CONFIG.
+absl::StatusOr<std::string> ReadCertificates(const std::string& file);
 
 }  // namespace quantry

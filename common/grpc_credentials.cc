@@ -4,15 +4,18 @@
 #include <grpcpp/security/tls_credentials_options.h>
 
 #include <cerrno>
+#include <condition_variable>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <mutex>
+#include <stop_token>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "common/certificates.h"
 #include "common/errors.h"
 
 namespace quantry {
@@ -60,27 +63,93 @@ class TokenPlugin : public grpc::MetadataCredentialsPlugin {
   const std::string file_;
 };
 
-absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> TlsChannel(
-    const ClientSecurity& security) {
-  const bool own_roots = security.ca_file != kSystemCas;
-  if (own_roots) {
-    if (absl::Status status = CheckCertificates(security.ca_file); !status.ok()) return status;
+// What is wrong without looking into a certificate.
+absl::Status CheckClient(const ClientSecurity& security, const std::string& target) {
+  if (security.cert_file.empty() != security.key_file.empty()) {
+    return Bad("wanted a client certificate and its key together, got one of them");
   }
-  const bool has_identity = !security.cert_file.empty();
-  if (has_identity) {
-    absl::Status status = CheckKeyPair(security.cert_file, security.key_file);
-    if (!status.ok()) return status;
+  if (!security.cert_file.empty() && !security.tls()) {
+    return Bad("a client certificate needs TLS: name the server's CA too, or system");
   }
+  if (security.token_file.empty()) return absl::OkStatus();
+  if (auto token = ReadToken(security.token_file); !token.ok()) return token.status();
+  if (security.tls() || IsLoopbackTarget(target)) return absl::OkStatus();
+  return Bad(absl::StrCat("wanted TLS to send a token to ", target,
+                          ", got a plain connection: anybody on the way could read it. Name "
+                          "the server's CA, or system for a public one"));
+}
+
+// How often it looks at its copies. No file is read for that.
+constexpr unsigned kGrpcLooksS = 1;
+
+std::shared_ptr<FileWatcherCertificateProvider> Provider(const CheckedCertificates* identity,
+                                                         const CheckedCertificates* ca) {
+  const std::string pair = identity == nullptr ? "" : identity->path();
+  return std::make_shared<FileWatcherCertificateProvider>(
+      pair, pair, ca == nullptr ? "" : ca->path(), kGrpcLooksS);
+}
+
+// A client's certificates, and the thread that looks at their files.
+class ClientCertificates {
+ public:
+  static absl::StatusOr<std::shared_ptr<ClientCertificates>> Open(const ClientSecurity& security) {
+    auto opened = std::make_shared<ClientCertificates>();
+    if (security.ca_file != kSystemCas) {
+      auto ca = CheckedCertificates::OfCas(security.ca_file);
+      if (!ca.ok()) return ca.status();
+      opened->ca_ = *std::move(ca);
+    }
+    if (!security.cert_file.empty()) {
+      auto identity = CheckedCertificates::OfPair(security.cert_file, security.key_file);
+      if (!identity.ok()) return identity.status();
+      opened->identity_ = *std::move(identity);
+    }
+    if (opened->ca_ == nullptr && opened->identity_ == nullptr) return opened;
+    opened->thread_ = std::jthread([certificates = opened.get(), reload = security.reload,
+                                    refused = security.on_unusable](std::stop_token stop) {
+      certificates->Run(stop, reload, refused);
+    });
+    return opened;
+  }
+
+  // Null: none of its own.
+  const CheckedCertificates* ca() const { return ca_.get(); }
+  const CheckedCertificates* identity() const { return identity_.get(); }
+
+ private:
+  void Run(std::stop_token stop, std::chrono::seconds reload,
+           const CheckedCertificates::Refused& refused) {
+    std::mutex mutex;
+    std::condition_variable_any wake;
+    std::unique_lock lock(mutex);
+    while (!wake.wait_for(lock, stop, reload, [&] { return stop.stop_requested(); })) {
+      if (ca_ != nullptr) ca_->Look(refused);
+      if (identity_ != nullptr) identity_->Look(refused);
+    }
+  }
+
+  std::unique_ptr<CheckedCertificates> ca_;
+  std::unique_ptr<CheckedCertificates> identity_;
+  std::jthread thread_;  // uses those above
+};
+
+std::shared_ptr<grpc::ChannelCredentials> TlsChannel(const ClientCertificates& certificates) {
+  const CheckedCertificates* ca = certificates.ca();
+  const CheckedCertificates* identity = certificates.identity();
   grpc::experimental::TlsChannelCredentialsOptions options;
-  if (own_roots || has_identity) {
-    options.set_certificate_provider(std::make_shared<FileWatcherCertificateProvider>(
-        security.key_file, security.cert_file, own_roots ? security.ca_file : "",
-        static_cast<unsigned>(security.reload.count())));
+  if (ca != nullptr || identity != nullptr) {
+    options.set_certificate_provider(Provider(identity, ca));
   }
-  if (own_roots) options.watch_root_certs();
-  if (has_identity) options.watch_identity_key_cert_pairs();
+  if (ca != nullptr) options.watch_root_certs();
+  if (identity != nullptr) options.watch_identity_key_cert_pairs();
   return grpc::experimental::TlsCredentials(options);
 }
+
+// For as long as a client keeps its credentials.
+struct KeptTogether {
+  std::shared_ptr<ClientCertificates> certificates;
+  std::shared_ptr<grpc::ChannelCredentials> credentials;
+};
 
 }  // namespace
 
@@ -107,18 +176,13 @@ absl::StatusOr<std::string> ReadToken(const std::string& file) {
 
 absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeServerCredentials(
     const ServerSecurity& security) {
-  absl::Status status = CheckKeyPair(security.cert_file, security.key_file);
-  if (status.ok() && !security.client_ca_file.empty()) {
-    status = CheckCertificates(security.client_ca_file);
+  if (!security.crl_dir.empty()) {
+    if (absl::Status status = CheckCrlDir(security.crl_dir); !status.ok()) return status;
   }
-  if (status.ok() && !security.crl_dir.empty()) status = CheckCrlDir(security.crl_dir);
-  if (!status.ok()) return status;
   grpc::experimental::TlsServerCredentialsOptions options(
-      std::make_shared<FileWatcherCertificateProvider>(
-          security.key_file, security.cert_file, security.client_ca_file,
-          static_cast<unsigned>(security.reload.count())));
+      Provider(security.identity, security.client_ca));
   options.watch_identity_key_cert_pairs();
-  if (security.client_ca_file.empty()) {
+  if (security.client_ca == nullptr) {
     options.set_cert_request_type(GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE);
   } else {
     options.watch_root_certs();
@@ -132,37 +196,30 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeServerCredentials(
 
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> MakeChannelCredentials(
     const ClientSecurity& security, const std::string& target) {
-  if (security.cert_file.empty() != security.key_file.empty()) {
-    return Bad("wanted a client certificate and its key together, got one of them");
-  }
-  if (!security.cert_file.empty() && !security.tls()) {
-    return Bad("a client certificate needs TLS: name the server's CA too, or system");
-  }
+  if (absl::Status status = CheckClient(security, target); !status.ok()) return status;
   const bool has_token = !security.token_file.empty();
-  if (has_token) {
-    if (auto token = ReadToken(security.token_file); !token.ok()) return token.status();
-  }
-  if (has_token && !security.tls() && !IsLoopbackTarget(target)) {
-    return Bad(absl::StrCat("wanted TLS to send a token to ", target,
-                            ", got a plain connection: anybody on the way could read it. Name "
-                            "the server's CA, or system for a public one"));
-  }
+  std::shared_ptr<ClientCertificates> certificates;
   std::shared_ptr<grpc::ChannelCredentials> channel;
   if (security.tls()) {
-    auto tls = TlsChannel(security);
-    if (!tls.ok()) return tls.status();
-    channel = *std::move(tls);
+    auto opened = ClientCertificates::Open(security);
+    if (!opened.ok()) return opened.status();
+    certificates = *std::move(opened);
+    channel = TlsChannel(*certificates);
   } else if (!has_token) {
-    return grpc::InsecureChannelCredentials();
+    channel = grpc::InsecureChannelCredentials();
   } else {
     // Plain bytes, but only between two ends of one machine.
     channel = grpc::experimental::LocalCredentials(LOCAL_TCP);
   }
-  if (!has_token) return channel;
-  return grpc::CompositeChannelCredentials(
-      channel, grpc::experimental::MetadataCredentialsFromPlugin(
-                   std::make_unique<TokenPlugin>(security.token_file),
-                   security.tls() ? GRPC_PRIVACY_AND_INTEGRITY : GRPC_SECURITY_NONE));
+  if (has_token) {
+    channel = grpc::CompositeChannelCredentials(
+        channel, grpc::experimental::MetadataCredentialsFromPlugin(
+                     std::make_unique<TokenPlugin>(security.token_file),
+                     security.tls() ? GRPC_PRIVACY_AND_INTEGRITY : GRPC_SECURITY_NONE));
+  }
+  auto kept = std::make_shared<KeptTogether>(
+      KeptTogether{.certificates = std::move(certificates), .credentials = std::move(channel)});
+  return std::shared_ptr<grpc::ChannelCredentials>(kept, kept->credentials.get());
 }
 
 }  // namespace quantry

@@ -1,7 +1,7 @@
 // TLS and bearer tokens of gRPC connections: the one place server, worker and
-// CLI get their credentials from. Files are checked at once; those of the
-// server and of long-lived clients are looked at again while the process runs,
-// so that a renewed certificate counts for the next handshake.
+// CLI get their credentials from. Files are checked at once and looked at again
+// while the process runs, so that a renewed certificate counts for the next
+// handshake; one that cannot be used changes nothing.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -12,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/checked_certificates.h"
 
 namespace quantry {
 
@@ -19,19 +20,18 @@ namespace quantry {
 inline constexpr char kSystemCas[] = "system";
 
 struct ServerSecurity {
-  std::string cert_file = {};
-  std::string key_file = {};
-  std::string client_ca_file = {};  // "": client certificates are not asked for
+  const CheckedCertificates* identity = nullptr;   // key and chain; null: no TLS
+  const CheckedCertificates* client_ca = nullptr;  // null: client certificates are not asked for
   // Revocation lists of those CAs as `openssl rehash` names them, HASH.r0 and up;
   // "": none. A CA without a list revokes nothing.
   std::string crl_dir = {};
   // Refuse the handshake of a client without certificate: nothing else can
   // tell who it is.
   bool require_client_certificate = false;
-  std::chrono::seconds reload{10};
 };
 
-// INVALID_ARGUMENT INVALID_CONFIG names the file that cannot be used.
+// For a `security` with an identity. What a look at the certificates took counts for
+// handshakes a second later. INVALID_ARGUMENT INVALID_CONFIG: `crl_dir` cannot be used.
 absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeServerCredentials(
     const ServerSecurity& security);
 
@@ -41,6 +41,9 @@ struct ClientSecurity {
   std::string key_file = {};
   std::string token_file = {};  // sent as "authorization: Bearer ..."; read for every call
   std::chrono::seconds reload{10};
+  // Once for each reason that changed files cannot be used, on a thread of the
+  // credentials; those before stay in use.
+  CheckedCertificates::Refused on_unusable = [](const std::string&) {};
 
   bool tls() const { return !ca_file.empty(); }
 };
@@ -48,7 +51,8 @@ struct ClientSecurity {
 // Without TLS a token goes to loopback only: gRPC itself refuses to connect
 // elsewhere. INVALID_ARGUMENT INVALID_CONFIG: a file cannot be used, a
 // certificate without key or without ca_file, a token without TLS to a
-// `target` that is not loopback.
+// `target` that is not loopback. To be kept as long as a channel uses them: with
+// them ends the look at the files.
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> MakeChannelCredentials(
     const ClientSecurity& security, const std::string& target);
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <condition_variable>
 #include <filesystem>
+#include <memory>
 #include <mutex>
 #include <stop_token>
 #include <string>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/checked_certificates.h"
 #include "common/clock.h"
 #include "common/errors.h"
 #include "common/http_admin.h"
@@ -84,8 +86,8 @@ class App : public ServerApp {
   }
 
   absl::Status Open() {
-    for (const auto& step :
-         {&App::OpenStores, &App::OpenIdentity, &App::Listen, &App::WriteAddresses}) {
+    for (const auto& step : {&App::OpenStores, &App::OpenIdentity, &App::OpenCertificates,
+                             &App::Listen, &App::WriteAddresses}) {
       if (absl::Status status = (this->*step)(); !status.ok()) return status;
     }
     StartLoops();
@@ -213,26 +215,31 @@ class App : public ServerApp {
 
   std::string AgentTokenFile() const { return config_.run_dir() + "/agent-token"; }
 
+  absl::Status OpenCertificates() {
+    if (config_.tls_cert_file().empty()) return absl::OkStatus();
+    auto identity = CheckedCertificates::OfPair(config_.tls_cert_file(), config_.tls_key_file());
+    if (!identity.ok()) return identity.status();
+    identity_ = *std::move(identity);
+    if (config_.tls_client_ca_file().empty()) return absl::OkStatus();
+    auto client_ca = CheckedCertificates::OfCas(config_.tls_client_ca_file());
+    if (!client_ca.ok()) return client_ca.status();
+    client_ca_ = *std::move(client_ca);
+    return absl::OkStatus();
+  }
+
   ServerSecurity Security() const {
-    return {.cert_file = config_.tls_cert_file(),
-            .key_file = config_.tls_key_file(),
-            .client_ca_file = config_.tls_client_ca_file(),
+    return {.identity = identity_.get(),
+            .client_ca = client_ca_.get(),
             .crl_dir = config_.tls_crl_dir(),
             .require_client_certificate =
-                config_.principals_file().empty() && config_.jwks_file().empty(),
-            .reload = seconds(config_.credentials_reload_s())};
+                config_.principals_file().empty() && config_.jwks_file().empty()};
   }
 
   void WatchCredentials() {
     CredentialWatcher::Options options;
     options.auth = auth_.get();
-    if (!config_.tls_cert_file().empty()) {
-      options.certificates["server"] = config_.tls_cert_file();
-      options.keys["server"] = config_.tls_key_file();
-    }
-    if (!config_.tls_client_ca_file().empty()) {
-      options.certificates["client_ca"] = config_.tls_client_ca_file();
-    }
+    if (identity_ != nullptr) options.certificates["server"] = identity_.get();
+    if (client_ca_ != nullptr) options.certificates["client_ca"] = client_ca_.get();
     if (options.auth == nullptr && options.certificates.empty()) return;
     options.interval = seconds(config_.credentials_reload_s());
     options.on_reload = [this](const absl::Status& status) { OnReload(status); };
@@ -447,6 +454,8 @@ class App : public ServerApp {
                       .slow = &slow_executor_,
                       .timer = &timer_};
   std::unique_ptr<Authenticator> auth_;
+  std::unique_ptr<CheckedCertificates> identity_;   // null: no TLS
+  std::unique_ptr<CheckedCertificates> client_ca_;  // null: no client certificates
   std::unique_ptr<RpcServer> rpc_;
   std::unique_ptr<HttpAdmin> admin_;
   std::optional<CredentialWatcher> watcher_;

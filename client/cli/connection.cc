@@ -99,9 +99,9 @@ Connection::Connection(Environment& env, const GlobalOptions& global)
 void Connection::Connect() {
   // Checked before the command began; a file that broke since makes a channel
   // on which every call fails with gRPC's words.
-  auto credentials = MakeChannelCredentials(SecurityOf(global_), address_.target);
-  const std::shared_ptr<grpc::Channel> channel = grpc::CreateCustomChannel(
-      address_.target, credentials.ok() ? *credentials : nullptr, Arguments(address_.target));
+  credentials_ = MakeChannelCredentials(SecurityOf(global_), address_.target).value_or(nullptr);
+  const std::shared_ptr<grpc::Channel> channel =
+      grpc::CreateCustomChannel(address_.target, credentials_, Arguments(address_.target));
   jobs_ = v1::QuantizationService::NewStub(channel);
   artifacts_ = v1::ArtifactService::NewStub(channel);
   admin_ = v1::AdminService::NewStub(channel);

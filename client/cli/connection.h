@@ -123,6 +123,7 @@ class Connection {
   const std::chrono::milliseconds timeout_;
   ServerAddress address_;
   TraceContext trace_;
+  std::shared_ptr<grpc::ChannelCredentials> credentials_;  // null: its files broke
   std::unique_ptr<Jobs> jobs_;
   std::unique_ptr<Artifacts> artifacts_;
   std::unique_ptr<Admin> admin_;

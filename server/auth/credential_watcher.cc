@@ -5,7 +5,6 @@
 #include <stop_token>
 #include <utility>
 
-#include "common/certificates.h"
 #include "common/log.h"
 
 namespace quantry::server {
@@ -22,14 +21,6 @@ CredentialWatcher::CredentialWatcher(Options options) : options_(std::move(optio
   });
 }
 
-absl::StatusOr<Time> CredentialWatcher::EndOf(const std::string& name,
-                                              const std::string& file) const {
-  if (const auto key = options_.keys.find(name); key != options_.keys.end()) {
-    if (absl::Status pair = CheckKeyPair(file, key->second); !pair.ok()) return pair;
-  }
-  return CertificateExpiry(file);
-}
-
 void CredentialWatcher::Look() {
   if (options_.auth != nullptr) {
     const auto reloaded = options_.auth->Reload();
@@ -39,17 +30,12 @@ void CredentialWatcher::Look() {
     reload_failure_ = failure;
     if (news) options_.on_reload(reloaded.status());
   }
-  for (const auto& [name, file] : options_.certificates) {
-    const auto end = EndOf(name, file);
-    const std::string failure(end.status().message());
-    if (end.ok()) {
-      options_.on_certificate(name, *end);
-    } else if (failures_[name] != failure) {
-      log::Error("a certificate cannot be used: new connections may be refused until it can",
-                 {{"certificate", name}, {"error", failure}});
+  for (const auto& [name, certificates] : options_.certificates) {
+    certificates->Look([&](const std::string& why) {
+      log::Error("a certificate cannot be used", {{"certificate", name}, {"error", why}});
       options_.on_unusable();
-    }
-    failures_[name] = failure;
+    });
+    options_.on_certificate(name, certificates->end());
   }
 }
 

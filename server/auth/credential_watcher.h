@@ -1,5 +1,5 @@
-// Looks at the files of credentials while the server runs: reads those that
-// changed, tells when certificates end. One thread of its own.
+// Looks at the files of credentials while the server runs: takes those that
+// changed and can be used, tells when certificates end. One thread of its own.
 #pragma once
 
 #include <chrono>
@@ -8,7 +8,8 @@
 #include <string>
 #include <thread>
 
-#include "absl/status/statusor.h"
+#include "absl/status/status.h"
+#include "common/checked_certificates.h"
 #include "common/clock.h"
 #include "server/auth/authenticator.h"
 
@@ -17,17 +18,16 @@ namespace quantry::server {
 class CredentialWatcher {
  public:
   struct Options {
-    Authenticator* auth = nullptr;                         // null: no authentication
-    std::map<std::string, std::string> certificates = {};  // "server" -> file
-    // "server" -> file of the key. gRPC takes no connection while the two do not
-    // belong together, so such a certificate counts as none.
-    std::map<std::string, std::string> keys = {};
+    Authenticator* auth = nullptr;                                  // null: no authentication
+    std::map<std::string, CheckedCertificates*> certificates = {};  // "server" -> ...
     std::chrono::seconds interval{10};
     // All run on the watcher's thread. After a Reload that changed something
     // or failed.
     std::function<void(const absl::Status&)> on_reload = {};
+    // At each look, of the certificate in use.
     std::function<void(const std::string& certificate, Time end)> on_certificate = {};
-    // Once for each reason that a certificate cannot be used.
+    // Once for each reason that a certificate's files cannot be used: the one
+    // before stays in use.
     std::function<void()> on_unusable = [] {};
   };
 
@@ -38,10 +38,7 @@ class CredentialWatcher {
   void Look();
 
  private:
-  absl::StatusOr<Time> EndOf(const std::string& name, const std::string& file) const;
-
   const Options options_;
-  std::map<std::string, std::string> failures_;  // last message by file: logged once
   std::string reload_failure_;
   std::jthread thread_;
 };

@@ -134,7 +134,7 @@ class TwoPortServer : public RpcServer {
 absl::StatusOr<std::unique_ptr<RpcServer>> StartRpcServer(const ServiceContext* context,
                                                           const RpcServer::Addresses& listen,
                                                           const ServerSecurity& security) {
-  const bool tls = !security.cert_file.empty();
+  const bool tls = security.identity != nullptr;
   if (!tls || context->runtime->auth == nullptr) {
     for (const std::string& text : {listen.tenant, listen.worker}) {
       auto address = ParseListenAddress(text);

@@ -37,10 +37,10 @@ class RpcServer {
   virtual void Shutdown(std::chrono::milliseconds grace) = 0;
 };
 
-// `listen`: tenant and worker as HOST:PORT. `security` without a cert_file:
+// `listen`: tenant and worker as HOST:PORT. `security` without an identity:
 // plain, for loopback. `context` must outlive the server.
 // Errors: FAILED_PRECONDITION (beyond loopback without TLS and authentication),
-// INVALID_CONFIG (the port is taken, a file of `security` cannot be used).
+// INVALID_CONFIG (the port is taken, the CRLs of `security` cannot be used).
 absl::StatusOr<std::unique_ptr<RpcServer>> StartRpcServer(const ServiceContext* context,
                                                           const RpcServer::Addresses& listen,
                                                           const ServerSecurity& security);

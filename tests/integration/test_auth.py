@@ -3,6 +3,7 @@
 The table of every rpc and role is server/testing/auth_rpcs_test.cc; here is what crosses processes.
 """
 import json
+import os
 import re
 import subprocess
 import urllib.request
@@ -11,7 +12,7 @@ import pytest
 
 from certificates import LOCAL, Authority
 from conftest import submit_args
-from identity import Identity
+from identity import Identity, served_certificate
 from service import Worker, wait_for
 
 
@@ -154,6 +155,32 @@ def test_client_certificates(make_server, identity, tmp_path):
     both.cli("list", "--tenant", "acme", *identity.flags(token=token), check=0)
     both.cli("list", "--tenant", "acme", *identity.flags(), check=5)
     both.cli("list", "--tenant", "acme", "--timeout", 5, *identity.flags(token, rogue), check=7)
+
+
+def test_a_certificate_before_its_key(make_server, identity):
+    """The pair before stays in use, and the log says until when. So with an empty key, at which gRPC would end the server."""
+    identity.token("ci", "viewer")
+    server = make_server(*identity.tls(), f"--principals-file={identity.principals}", "--embedded=false").start()
+    refusals, end = 'quantry_credential_reloads_total{outcome="error"}', 'quantry_tls_certificate_expiry_timestamp_seconds{certificate="server"}'
+    before, ends = served_certificate(server.address), metric(server, end)
+    certificate, key = identity.authority.issue("next", *LOCAL, days=60)
+
+    def check(refused, name):
+        """The files were refused, and a later look found no other use for them."""
+        wait_for(lambda: metric(server, refusals) == refused, 20, "the refusal")
+        later = identity.token(name, "viewer")
+        wait_for(lambda: server.cli("list", "--tenant", "acme", *identity.flags(later)).returncode == 0, 20, "another look")
+        assert (served_certificate(server.address), metric(server, end)) == (before, ends)
+
+    os.replace(certificate, identity.server[0])
+    check(1, "ann")
+    assert re.search("a certificate cannot be used .*wanted the key of .*stays in use and ends at 20", server.log_text())
+    identity.server[1].write_bytes(b"")
+    check(2, "bob")
+    os.replace(key, identity.server[1])
+    wait_for(lambda: served_certificate(server.address) != before, 20, "the next certificate")
+    wait_for(lambda: metric(server, end) > ends + 29 * 86400, 20, "its end")
+    assert metric(server, refusals) == 2
 
 
 def test_tokens_on_loopback_without_tls(make_server, identity, stories):

@@ -61,7 +61,11 @@ absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> Credentials(
   return MakeChannelCredentials({.ca_file = config.tls_ca_file(),
                                  .cert_file = config.client_cert_file(),
                                  .key_file = config.client_key_file(),
-                                 .token_file = config.token_file()},
+                                 .token_file = config.token_file(),
+                                 .on_unusable =
+                                     [](const std::string& why) {
+                                       log::Error("a certificate cannot be used", {{"error", why}});
+                                     }},
                                 config.server());
 }
 
