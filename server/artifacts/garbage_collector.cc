@@ -29,42 +29,51 @@ Duration NextLook(Duration interval) {
 
 }  // namespace
 
-absl::Status GarbageCollector::ClaimBoth(Storage& artifacts, Storage& blobs, bool dry_run) const {
-  if (store_id_.empty()) return absl::OkStatus();
-  absl::Status claimed = ClaimRoot(artifacts, artifacts_->RootUri(), store_id_, dry_run);
-  return claimed.ok() ? ClaimRoot(blobs, blobs_->RootUri(), store_id_, dry_run) : claimed;
-}
-
-absl::Status GarbageCollector::Claim() {
-  if (store_id_.empty()) return absl::OkStatus();
+absl::StatusOr<GarbageCollector::Roots> GarbageCollector::ClaimedRoots(bool dry_run) const {
   auto artifacts = OpenStorage(artifacts_->RootUri());
   if (!artifacts.ok()) return artifacts.status();
   auto blobs = OpenStorage(blobs_->RootUri());
   if (!blobs.ok()) return blobs.status();
-  return ClaimBoth(**artifacts, **blobs, false);
+  Roots roots{*std::move(artifacts), *std::move(blobs)};
+  if (store_id_.empty()) return roots;
+  absl::Status claimed = ClaimRoot(*roots.artifacts, artifacts_->RootUri(), store_id_, dry_run);
+  if (!claimed.ok()) return claimed;
+  claimed = ClaimRoot(*roots.blobs, blobs_->RootUri(), store_id_, dry_run);
+  if (!claimed.ok()) return claimed;
+  return roots;
+}
+
+absl::Status GarbageCollector::Claim() {
+  return store_id_.empty() ? absl::OkStatus() : ClaimedRoots(/*dry_run=*/false).status();
+}
+
+absl::StatusOr<std::unique_lock<std::mutex>> GarbageCollector::TakeTurn() {
+  std::unique_lock turn(collecting_, std::try_to_lock);
+  if (turn.owns_lock()) return turn;
+  return MakeDetailedError(Reason::kResourceLimit, "another collection runs; wait for its end",
+                           {.retry_after = std::chrono::seconds(10)});
 }
 
 absl::StatusOr<GarbageReport> GarbageCollector::Collect(const GarbageOptions& options,
                                                         std::stop_token stop) {
-  const std::unique_lock only_one(collecting_, std::try_to_lock);
-  if (!only_one.owns_lock()) {
-    return MakeDetailedError(Reason::kResourceLimit, "another collection runs; wait for its end",
-                             {.retry_after = std::chrono::seconds(10)});
-  }
-  auto artifacts = OpenStorage(artifacts_->RootUri());
-  if (!artifacts.ok()) return artifacts.status();
-  auto blobs = OpenStorage(blobs_->RootUri());
-  if (!blobs.ok()) return blobs.status();
-  absl::Status claimed = ClaimBoth(**artifacts, **blobs, options.dry_run);
-  if (!claimed.ok()) return claimed;
+  const auto turn = TakeTurn();
+  if (!turn.ok()) return turn.status();
+  const auto roots = ClaimedRoots(options.dry_run);
+  if (!roots.ok()) return roots.status();
+  return CollectIn(*roots, options, std::move(stop));
+}
+
+absl::StatusOr<GarbageReport> GarbageCollector::CollectIn(const Roots& roots,
+                                                          const GarbageOptions& options,
+                                                          std::stop_token stop) {
   std::unique_ptr<Storage> spool;
   if (const std::string uri = blobs_->SpoolUri(); !uri.empty()) {
     auto opened = OpenStorage(uri);
     if (!opened.ok()) return opened.status();
     spool = *std::move(opened);
   }
-  auto report = CollectGarbage(*jobs_, {**artifacts, **blobs, spool.get()}, options, clock_->Now(),
-                               std::move(stop));
+  auto report = CollectGarbage(*jobs_, {*roots.artifacts, *roots.blobs, spool.get()}, options,
+                               clock_->Now(), std::move(stop));
   if (report.ok()) {
     log::Info("garbage collected", {{"dry_run", options.dry_run},
                                     {"objects", report->objects},
@@ -87,22 +96,32 @@ absl::Status GarbageCollector::CleanSpool() {
   return RemoveOldUploads(**spool, GarbageOptions().grace, clock_->Now());
 }
 
-absl::StatusOr<std::optional<GarbageReport>> GarbageCollector::CollectIfDue(Duration interval,
-                                                                            std::stop_token stop) {
-  if (absl::Status status = CleanSpool(); !status.ok()) return status;
-  auto root = OpenStorage(artifacts_->RootUri());
+absl::StatusOr<bool> GarbageCollector::IsDue(Duration interval) const {
+  const auto root = OpenStorage(artifacts_->RootUri());
   if (!root.ok()) return root.status();
   const auto began = (*root)->Stat(kBegan);
   if (!began.ok()) return began.status();
-  if (began->has_value() && clock_->Now() - (*began)->modified < interval) return std::nullopt;
-  // A mark in another job store's root would take its turn away.
-  if (absl::Status claimed = Claim(); !claimed.ok()) return claimed;
+  return !began->has_value() || clock_->Now() - (*began)->modified >= interval;
+}
+
+absl::StatusOr<std::optional<GarbageReport>> GarbageCollector::CollectIfDue(Duration interval,
+                                                                            std::stop_token stop) {
+  if (absl::Status status = CleanSpool(); !status.ok()) return status;
+  const auto due = IsDue(interval);
+  if (!due.ok()) return due.status();
+  if (!*due) return std::nullopt;
+  const auto turn = TakeTurn();
+  if (!turn.ok()) return turn.status();
+  // First: a mark in another job store's root would take its turn away.
+  const auto roots = ClaimedRoots(/*dry_run=*/false);
+  if (!roots.ok()) return roots.status();
   // Before it collects, so that another server's look finds it.
-  absl::Status marked = (*root)->Write(kBegan, "A collection of garbage began at this time.\n");
+  Storage& root = *roots->artifacts;
+  absl::Status marked = root.Write(kBegan, "A collection of garbage began at this time.\n");
   if (!marked.ok()) return marked;
-  auto report = Collect({}, std::move(stop));
+  auto report = CollectIn(*roots, {}, std::move(stop));
   if (!report.ok()) {
-    (*root)->Delete(kBegan).IgnoreError();  // due again
+    root.Delete(kBegan).IgnoreError();  // due again
     return report.status();
   }
   return *report;

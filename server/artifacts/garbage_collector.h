@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <stop_token>
@@ -55,8 +56,20 @@ class GarbageCollector {
   void Run(Duration interval, const OnCollected& on_collected, std::stop_token stop);
 
  private:
+  struct Roots {
+    std::unique_ptr<Storage> artifacts, blobs;
+  };
+
+  // Both, claimed unless `dry_run` or without a store id; a root of another job
+  // store's is an error even then.
+  absl::StatusOr<Roots> ClaimedRoots(bool dry_run) const;
+  // Of this process, one collection at a time.
+  absl::StatusOr<std::unique_lock<std::mutex>> TakeTurn();
+  // In its turn, in roots that are claimed.
+  absl::StatusOr<GarbageReport> CollectIn(const Roots& roots, const GarbageOptions& options,
+                                          std::stop_token stop);
+  absl::StatusOr<bool> IsDue(Duration interval) const;
   absl::Status CleanSpool();
-  absl::Status ClaimBoth(Storage& artifacts, Storage& blobs, bool dry_run) const;
 
   JobStore* const jobs_;
   const ArtifactStore* const artifacts_;
