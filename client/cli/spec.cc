@@ -6,7 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <initializer_list>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "client/cli/method_flags.h"
@@ -132,25 +132,28 @@ absl::Status ApplyActivationFlag(const SpecFlags& flags, v1::Method* method) {
   return absl::OkStatus();
 }
 
-// A flag that says how a text is read, and whether it was given.
-struct TextFlag {
-  const char* flag;
+// A flag that says how something is done, and whether it was given.
+struct PartFlag {
+  std::string flag;
   bool given;
 };
 
-// For a text that was not given: its flags would be forgotten in silence.
-absl::Status NoneGiven(const char* text, std::initializer_list<TextFlag> flags) {
-  for (const TextFlag& one : flags) {
+// For what was not asked for: its flags would be forgotten in silence. `main` asks for
+// it, `with` what is given: "FILE".
+absl::Status NoneGiven(const std::string& main, const std::string& with,
+                       const std::vector<PartFlag>& flags) {
+  for (const PartFlag& one : flags) {
     if (!one.given) continue;
-    return absl::InvalidArgumentError(Cat(one.flag, " has no effect without ", text, ": add ", text,
-                                          " FILE, or leave ", one.flag, " out"));
+    return absl::InvalidArgumentError(Cat(one.flag, " has no effect without ", main, ": add ", main,
+                                          with.empty() ? "" : " ", with, ", or leave ", one.flag,
+                                          " out"));
   }
   return absl::OkStatus();
 }
 
 absl::Status SetCalibration(const SpecFlags& flags, v1::JobSpec* spec) {
   if (!flags.calibrate) {
-    return NoneGiven("--calibration",
+    return NoneGiven("--calibration", "FILE",
                      {{"--calibration-format", !flags.calibration_format.empty()},
                       {"--calibration-samples", flags.calibration_samples != 0},
                       {"--calibration-length", flags.calibration_length != 0},
@@ -173,9 +176,10 @@ absl::Status SetCalibration(const SpecFlags& flags, v1::JobSpec* spec) {
 absl::Status SetEvaluation(const SpecFlags& flags, v1::JobSpec* spec) {
   if (!flags.evaluate) {
     if (flags.max_perplexity_ratio == 0 && flags.max_perplexity_increase == 0) {
-      return NoneGiven("--evaluation", {{"--evaluation-format", !flags.evaluation_format.empty()},
-                                        {"--evaluation-length", flags.evaluation_length != 0},
-                                        {"--evaluation-windows", flags.evaluation_windows != 0}});
+      return NoneGiven("--evaluation", "FILE",
+                       {{"--evaluation-format", !flags.evaluation_format.empty()},
+                        {"--evaluation-length", flags.evaluation_length != 0},
+                        {"--evaluation-windows", flags.evaluation_windows != 0}});
     }
     return absl::InvalidArgumentError(
         "--max-perplexity-ratio and --max-perplexity-increase need a text to measure on: add "
@@ -196,21 +200,34 @@ absl::Status SetEvaluation(const SpecFlags& flags, v1::JobSpec* spec) {
   return absl::OkStatus();
 }
 
+// Those of the adapters are named after the fields of LoraOptions.
+std::vector<PartFlag> PreprocessingFlags(const SpecFlags& flags) {
+  std::vector<PartFlag> given = {
+      {"--preprocessing-corpus", flags.preprocessing_corpus},
+      {"--preprocessing-format", !flags.preprocessing_format.empty()},
+      {"--preprocessing-length", flags.preprocessing_length != 0},
+  };
+  std::vector<const FieldDescriptor*> fields;
+  flags.lora.GetReflection()->ListFields(flags.lora, &fields);
+  for (const FieldDescriptor* field : fields) {
+    std::string flag = "--preprocessing-" + field->name();
+    std::replace(flag.begin(), flag.end(), '_', '-');
+    given.push_back({std::move(flag), true});
+  }
+  return given;
+}
+
 absl::Status SetPreprocessing(const SpecFlags& flags, v1::JobSpec* spec) {
   // The method that is nothing but preprocessing.
-  const bool restore = flags.method == "restore";
-  const bool wanted = restore || flags.preprocessing == "lora";
-  if (wanted != flags.preprocessing_corpus) {
-    return absl::InvalidArgumentError(
-        wanted ? absl::StrCat(restore ? "--method restore" : "--preprocessing lora",
-                              " needs a text to train on: add --preprocessing-corpus FILE")
-               : "--preprocessing-corpus has no effect without --preprocessing lora");
+  const bool restore = spec->method().has_restore();
+  if (!restore && flags.preprocessing != "lora") {
+    return NoneGiven("--preprocessing lora", "", PreprocessingFlags(flags));
   }
-  if (!wanted && flags.lora.ByteSizeLong() > 0) {
+  if (!flags.preprocessing_corpus) {
     return absl::InvalidArgumentError(
-        "the --preprocessing-... flags have no effect without --preprocessing lora");
+        Cat(restore ? "--method restore" : "--preprocessing lora",
+            " needs a text to train on: add --preprocessing-corpus FILE"));
   }
-  if (!wanted) return absl::OkStatus();
   const auto format = TextFormatOf("--preprocessing-format", flags.preprocessing_format);
   if (!format.ok()) return format.status();
   v1::Preprocessing* preprocessing = spec->mutable_preprocessing();
@@ -240,7 +257,11 @@ google::protobuf::Duration DurationOf(double seconds) {
   return duration;
 }
 
-void SetResources(const SpecFlags& flags, v1::JobSpec* spec) {
+absl::Status SetResources(const SpecFlags& flags, v1::JobSpec* spec) {
+  if (flags.gpus == 0 && flags.device.rfind("cuda", 0) != 0) {
+    absl::Status status = NoneGiven("--gpus", "N", {{"--gpu-memory", flags.gpu_memory_gib > 0}});
+    if (!status.ok()) return status;
+  }
   v1::ResourceRequest resources;
   resources.set_device(flags.device);
   resources.set_threads(flags.threads);
@@ -254,6 +275,7 @@ void SetResources(const SpecFlags& flags, v1::JobSpec* spec) {
     *limits.mutable_max_no_progress() = DurationOf(flags.max_no_progress_s);
   }
   if (limits.ByteSizeLong() > 0) *spec->mutable_stop_limits() = limits;
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -283,10 +305,10 @@ absl::StatusOr<v1::JobSpec> BuildSpec(const SpecFlags& flags) {
   absl::StatusOr<v1::Method> method = BuildMethod(flags);
   if (!method.ok()) return method.status();
   *spec.mutable_method() = *std::move(method);
-  for (const auto set : {SetCalibration, SetPreprocessing, SetEvaluation, SetOutputs}) {
+  for (const auto set :
+       {SetCalibration, SetPreprocessing, SetEvaluation, SetOutputs, SetResources}) {
     if (absl::Status status = set(flags, &spec); !status.ok()) return status;
   }
-  SetResources(flags, &spec);
   spec.set_seed(flags.seed);
   return spec;
 }

@@ -3,8 +3,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <map>
+#include <set>
+#include <sstream>
+
 #include "client/cli/options.h"
 #include "client/cli/spec_check.h"
+#include "client/cli/testing/run.h"
+#include "client/cli/text.h"
 
 namespace quantry::cli {
 namespace {
@@ -140,11 +146,63 @@ TEST(BuildSpec, PreprocessingAndItsCorpusGoTogether) {
   ASSERT_TRUE(spec.ok()) << spec.status();
   EXPECT_EQ(spec->preprocessing().ShortDebugString(),
             "format: TEXT_FORMAT_TEXT lora { rank: 8 steps: 50 }");
-  flags.preprocessing = "none";
-  EXPECT_THAT(std::string(BuildSpec(flags).status().message()), HasSubstr("--preprocessing lora"));
-  flags.preprocessing_corpus = false;
+}
+
+TEST(BuildSpec, AMethodOfAFileMayBePreprocessing) {
+  SpecFlags flags;
+  flags.method_config = R"({"restore": {}})";
   EXPECT_THAT(std::string(BuildSpec(flags).status().message()),
-              HasSubstr("have no effect without --preprocessing lora"));
+              HasSubstr("--method restore needs a text to train on"));
+  flags.preprocessing_corpus = true;
+  flags.preprocessing_length = 64;
+  const auto spec = BuildSpec(flags);
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  EXPECT_EQ(spec->preprocessing().sequence_length(), 64);
+}
+
+// All that the help names, without --preprocessing and with one that is none.
+TEST(BuildSpec, FlagsOfPreprocessingThatIsNotWantedAreRefused) {
+  const std::map<std::string, std::vector<std::string>> values = {
+      {"--preprocessing-format", {"tokens"}},
+      {"--preprocessing-dropout", {"0"}},
+      {"--preprocessing-attention-output", {}}};
+  std::set<std::string> flags;
+  std::istringstream help(RunForTest({"submit", "--help"}).out);
+  for (std::string word; help >> word;) {
+    if (word.starts_with("--preprocessing-")) flags.insert(word);
+  }
+  EXPECT_EQ(flags.size(), 12U);
+  for (const std::string& flag : flags) {
+    std::vector<std::string> words = {"submit", "model", "--method", "rtn", flag};
+    const auto found = values.find(flag);
+    const auto with = found == values.end() ? std::vector<std::string>{"1"} : found->second;
+    words.insert(words.end(), with.begin(), with.end());
+    for (const bool none : {false, true}) {
+      if (none) words.emplace_back("--preprocessing=none");
+      const CliRun run = RunForTest(words);
+      EXPECT_EQ(run.code, 2) << flag;
+      EXPECT_THAT(run.err, HasSubstr(Cat(flag,
+                                         " has no effect without --preprocessing lora: add "
+                                         "--preprocessing lora, or leave ",
+                                         flag, " out")));
+    }
+  }
+}
+
+TEST(BuildSpec, MemoryOfGpusNeedsAGpu) {
+  SpecFlags flags;
+  flags.method = "rtn";
+  flags.gpu_memory_gib = 8;
+  for (const char* device : {"", "auto", "cpu"}) {
+    flags.device = device;
+    EXPECT_THAT(std::string(BuildSpec(flags).status().message()),
+                HasSubstr("--gpu-memory has no effect without --gpus: add --gpus N"));
+  }
+  flags.device = "cuda:1";
+  EXPECT_TRUE(BuildSpec(flags).ok());
+  flags.device = "";
+  flags.gpus = 1;
+  EXPECT_TRUE(BuildSpec(flags).ok());
 }
 
 TEST(BuildSpec, AGateNeedsAMeasurement) {

@@ -160,8 +160,8 @@ class Arguments:
             _spec.set_preprocessing(spec, lora, self.preprocessing_length, self.preprocessing_format)
         elif spec.method.HasField("restore"):
             raise _spec.wrong("method \"restore\" needs a text to train on: wanted preprocessing_corpus=FILE, got none")
-        elif self.preprocessing_length or lora.ByteSize():
-            raise _spec.wrong("preprocessing_length, _steps, _rank and the like have no effect alone: wanted "
+        elif self.preprocessing_length or self.preprocessing_format != "text" or lora.ByteSize():
+            raise _spec.wrong("preprocessing_length, _format, _steps, _rank and the like have no effect alone: wanted "
                               "preprocessing_corpus=FILE, got none")
 
     def _refuse_alone(self, text: str, *parts: str) -> None:
@@ -178,6 +178,9 @@ class Arguments:
             clip_norm=self.preprocessing_clip_norm, attention_output=self.preprocessing_attention_output)
 
     def _set_resources(self, spec: job_pb2.JobSpec) -> None:
+        if self.gpu_memory_gib and not self.gpus and not self.device.startswith("cuda"):
+            raise _spec.wrong(f"gpu_memory_gib has no effect alone: wanted gpus=N or device=\"cuda\" with it, got "
+                              f"gpus={self.gpus}, device=\"{self.device or 'auto'}\"")
         resources = job_pb2.ResourceRequest(device=self.device, threads=self.threads, gpu_count=self.gpus,
                                             min_gpu_memory_bytes=int(self.gpu_memory_gib * GIB))
         if resources.ByteSize():

@@ -115,6 +115,8 @@ class Core:
         except errors.QuantryError as error:
             if error.reason == "INVALID_SPEC":
                 raise
+            if error.code == "DEADLINE_EXCEEDED":
+                log.warning("the check of the job was left out: %s", error.message)
             return
         check_quote(answer.quote)
 

@@ -60,17 +60,18 @@ def test_a_spec_that_the_quote_refuses():
 @pytest.mark.parametrize("code, reason", [
     (grpc.StatusCode.UNAVAILABLE, "STORAGE_ERROR"), (grpc.StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED_RPC"),
     (grpc.StatusCode.NOT_FOUND, "FILE_NOT_FOUND"), (grpc.StatusCode.UNIMPLEMENTED, ""), (grpc.StatusCode.CANCELLED, "")])
-def test_without_a_quote_the_job_is_submitted(code, reason):
+def test_without_a_quote_the_job_is_submitted(caplog, code, reason):
     fake = Fake()
     fake.quote = lambda context: abort(context, code, "no quote", reason)
-    assert submit(fake, check=True, **JOB).id == "fake"
-    assert fake.quotes and len(fake.creates) == 1
+    with caplog.at_level("INFO", "quantry"):
+        assert submit(fake, check=True, **JOB).id == "fake"
+    assert fake.quotes and len(fake.creates) == 1 and not caplog.messages
 
 
 @KINDS
 @pytest.mark.parametrize("timeout, most", [(10.0, 5), (1.0, 1)])
-def test_a_slow_quote_is_not_waited_for(kind, timeout, most):
-    """5 seconds, or what the caller waits for any answer if that is less."""
+def test_a_slow_quote_is_not_waited_for(caplog, kind, timeout, most):
+    """5 seconds, or what the caller waits for any answer if that is less; the log says that the check was left out."""
     fake = Fake()
 
     def slow(context):
@@ -80,6 +81,9 @@ def test_a_slow_quote_is_not_waited_for(kind, timeout, most):
     fake.quote = slow
     assert submit(fake, kind, timeout, check=True, **JOB).id == "fake"
     assert most / 2 < fake.remaining[0] <= most and len(fake.creates) == 1
+    (record,) = [record for record in caplog.records if record.name == "quantry"]
+    assert record.levelname == "WARNING" and record.getMessage().startswith("the check of the job was left out: the server at ")
+    assert f"did not answer within {most} s" in record.getMessage()
 
 
 def test_nobody_asks_for_a_quote_unasked():
