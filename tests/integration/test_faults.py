@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from conftest import submit_args, wait_for
+from conftest import Server, submit_args, wait_for
 from machine import fill, mount_tmpfs
 from test_main_job import file_hashes
 
@@ -18,13 +18,22 @@ def blocks_done(server, job):
 
 
 def long_job(stories, name):
-    return submit_args(stories, "--id", name, samples=48, length=256)
+    return submit_args(stories, "--id", name, samples=32, length=256)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(binaries, stories, tmp_path_factory):
+    """Hashes of the files that long_job() makes."""
+    server = Server(binaries, tmp_path_factory.mktemp("undisturbed") / "data").start()
+    try:
+        server.json(*long_job(stories, "undisturbed"))
+        return file_hashes(server.json("watch", "undisturbed"))
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_engine_killed_resumes_with_the_same_bytes(server, stories, seed):
-    server.json(*long_job(stories, "undisturbed"))
-    undisturbed = server.json("watch", "undisturbed")
+def test_engine_killed_resumes_with_the_same_bytes(server, stories, undisturbed, seed):
     name = f"killed-{seed}"
     server.json(*long_job(stories, name))
     block = random.Random(seed).randint(1, 3)
@@ -37,7 +46,7 @@ def test_engine_killed_resumes_with_the_same_bytes(server, stories, seed):
     assert int(server.json("get", name)["epoch"]) == 2
     log = server.cli("events", name, "--output", "json", check=0).stdout
     assert "checkpoint" in log
-    assert file_hashes(job) == file_hashes(undisturbed)
+    assert file_hashes(job) == undisturbed
 
 
 STAGES = ["FETCHING", "LOADING", "PREPROCESSING", "CALIBRATING", "QUANTIZING", "PACKING", "EVALUATING"]

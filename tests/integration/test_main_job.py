@@ -139,7 +139,7 @@ def test_metrics_are_clean_and_move(server, stories):
 
 def test_graceful_drain_keeps_the_job(make_server, stories):
     server = make_server().start()
-    server.json(*submit_args(stories, "--id", "drained", samples=48, length=256))
+    server.json(*submit_args(stories, "--id", "drained", samples=32, length=256))
     wait_for(lambda: server.json("get", "drained")["state"] == "RUNNING", 30, "the job to run")
     assert server.stop(signal.SIGTERM) == 0
     assert not server.engine_pids()
@@ -154,7 +154,7 @@ def test_watch_survives_a_killed_server(make_server, stories):
 
     def submit():
         result["done"] = server.cli(*submit_args(stories, "--id", "survivor", "--wait", "--output", "json",
-                                                 samples=48, length=256))
+                                                 samples=32, length=256))
 
     thread = threading.Thread(target=submit)
     thread.start()

@@ -2,6 +2,7 @@
 
 The figures (QUANTRY_FULL) use the protocol of test_engine_targets.py and its QUANTRY_DATA_DIR.
 """
+import functools
 import json
 import os
 import pathlib
@@ -28,13 +29,32 @@ def engine(binaries, stories, tmp_path):
     return Engine(binaries / "quantry-engine", stories, tmp_path)
 
 
+def preprocessing(**lora):
+    text = {"path": str(EXAMPLES / "text" / "calibration.txt")}
+    options = {"steps": 20, "learning_rate": 3e-3, **lora}
+    return {"preprocessing": {"text": text, "lora": options}}
+
+
+@pytest.fixture(scope="module")
+def finished(binaries, stories, tmp_path_factory):
+    """Jobs that several tests look at and leave as they are: folder and events, by name. The first that asks runs it."""
+    engine = Engine(binaries / "quantry-engine", stories, tmp_path_factory.mktemp("finished"))
+    changes = {"plain": {}, "restored": preprocessing()}
+
+    @functools.cache
+    def run(name):
+        folder = engine.job(name, QUICK, outputs=BOTH, **changes[name])
+        return folder, engine.run(folder)
+
+    return run
+
+
 def manifest_of(folder):
     return json.loads((folder / "out" / "manifest.json").read_text())
 
 
-def test_outputs_are_verified_and_take_the_bits_they_should(engine):
-    folder = engine.job("a", QUICK, outputs=BOTH)
-    engine.run(folder)
+def test_outputs_are_verified_and_take_the_bits_they_should(finished):
+    folder, _ = finished("plain")
     manifest = manifest_of(folder)
     assert [(output["format"], output["verified"]) for output in manifest["outputs"]] == [
         ("quantry", True), ("dense", True)]
@@ -48,10 +68,9 @@ def test_outputs_are_verified_and_take_the_bits_they_should(engine):
     assert manifest["quality"]["perplexity"]["quantized"] < 400
 
 
-def test_unpack_gives_the_dense_output(engine, tmp_path):
+def test_unpack_gives_the_dense_output(engine, finished, tmp_path):
     import subprocess
-    folder = engine.job("a", QUICK, outputs=BOTH)
-    engine.run(folder)
+    folder, _ = finished("plain")
     unpacked = tmp_path / "unpacked"
     subprocess.run([engine.binary, "unpack", "--input", folder / "out" / "quantry", "--output", unpacked], check=True)
     wanted = sorted_tensors(folder / "out" / "dense" / "model.safetensors")
@@ -69,9 +88,8 @@ def sorted_tensors(path):
                   for name, entry in header.items())
 
 
-def test_killed_between_blocks_resumes_to_the_same_bytes(engine):
-    whole, killed = engine.job("whole", QUICK, outputs=BOTH), engine.job("killed", QUICK, outputs=BOTH)
-    engine.run(whole)
+def test_killed_between_blocks_resumes_to_the_same_bytes(engine, finished):
+    (whole, _), killed = finished("plain"), engine.job("killed", QUICK, outputs=BOTH)
     with engine.start(killed) as process:
         for line in process.stdout:
             if json.loads(line).get("checkpoint", {}).get("blocks_done", 0) >= 2:
@@ -81,17 +99,8 @@ def test_killed_between_blocks_resumes_to_the_same_bytes(engine):
     assert hashes(killed) == hashes(whole)
 
 
-def preprocessing(**lora):
-    text = {"path": str(EXAMPLES / "text" / "calibration.txt")}
-    options = {"steps": 60, "learning_rate": 3e-3, **lora}
-    return {"preprocessing": {"text": text, "lora": options}}
-
-
-def test_preprocessing_restores_what_the_first_pass_lost(engine):
-    plain = engine.job("plain", QUICK, outputs=BOTH)
-    engine.run(plain)
-    restored = engine.job("restored", QUICK, outputs=BOTH, **preprocessing())
-    events = engine.run(restored)
+def test_preprocessing_restores_what_the_first_pass_lost(finished):
+    (plain, _), (restored, events) = finished("plain"), finished("restored")
     stages = [event["stage"] for event in events if "stage" in event]
     assert stages[1:3] == ["STAGE_PREPROCESSING", "STAGE_CALIBRATING"]
     progress = [event["progress"] for event in events if "progress" in event]
@@ -101,7 +110,7 @@ def test_preprocessing_restores_what_the_first_pass_lost(engine):
     without, manifest = manifest_of(plain), manifest_of(restored)
     report = manifest["preprocessing"]
     assert "preprocessing" not in without
-    assert report["updates"] == 60 and report["loss_last"] < report["loss_first"]
+    assert report["updates"] == 20 and report["loss_last"] < report["loss_first"]
     perplexity = manifest["quality"]["perplexity"]
     assert perplexity["dense"] == without["quality"]["perplexity"]["dense"]
     assert report["perplexity_first_pass"] == pytest.approx(without["quality"]["perplexity"]["quantized"], rel=1e-6)
@@ -110,20 +119,20 @@ def test_preprocessing_restores_what_the_first_pass_lost(engine):
     assert not (restored / "checkpoint" / "restored").exists()
 
 
-def test_the_first_pass_mask_is_kept(engine):
+def test_the_first_pass_mask_is_kept(engine, finished):
     """The second pass's salient columns are those that the job without preprocessing chooses."""
-    def masks(name, method, **options):
-        job = engine.job(name, method, outputs=BOTH, **options)
-        engine.run(job)
-        return [tensor for tensor in sorted_tensors(job / "out" / "quantry" / "model.quantry.safetensors") if tensor[0].endswith(".mask")]
+    def masks(folder):
+        tensors = sorted_tensors(folder / "out" / "quantry" / "model.quantry.safetensors")
+        return [tensor for tensor in tensors if tensor[0].endswith(".mask")]
 
-    plain = masks("plain", QUICK)
-    kept = masks("kept", {"ptq161": {**QUICK["ptq161"], "first_pass_mask": True}}, **preprocessing())
-    assert plain and kept == plain
-    assert masks("chosen", QUICK, **preprocessing()) != plain, "the restored model would choose others"
+    kept = engine.job("kept", {"ptq161": {**QUICK["ptq161"], "first_pass_mask": True}}, outputs=BOTH, **preprocessing())
+    engine.run(kept)
+    plain = masks(finished("plain")[0])
+    assert plain and masks(kept) == plain
+    assert masks(finished("restored")[0]) != plain, "the restored model would choose others"
 
 
-def test_restore_writes_the_model_that_preprocessing_leaves(engine, stories):
+def test_restore_writes_the_model_that_preprocessing_leaves(engine, finished):
     first = engine.job("first", {"restore": {"first_pass": QUICK["ptq161"]}}, outputs=BOTH[1:], **preprocessing())
     engine.run(first)
     manifest = manifest_of(first)
@@ -133,8 +142,7 @@ def test_restore_writes_the_model_that_preprocessing_leaves(engine, stories):
     assert manifest["quality"]["perplexity"]["quantized"] == pytest.approx(restored, rel=1e-2)
     second = engine.job("second", QUICK, outputs=BOTH, model_dir=str(first / "out" / "dense"))
     engine.run(second)
-    whole = engine.job("whole", QUICK, outputs=BOTH, **preprocessing())
-    engine.run(whole)
+    whole, _ = finished("restored")
     in_two_jobs = manifest_of(second)["quality"]["perplexity"]
     assert in_two_jobs["dense"] == pytest.approx(restored, rel=1e-2)
     assert in_two_jobs["quantized"] == pytest.approx(manifest_of(whole)["quality"]["perplexity"]["quantized"], rel=0.1)
@@ -149,10 +157,8 @@ KILLED_AT = {
 
 
 @pytest.mark.parametrize("where", list(KILLED_AT))
-def test_preprocessing_killed_goes_on_to_the_same_bytes(engine, where):
-    changes = {"outputs": BOTH, **preprocessing(steps=20)}
-    whole, killed = engine.job("whole", QUICK, **changes), engine.job("killed", QUICK, **changes)
-    engine.run(whole)
+def test_preprocessing_killed_goes_on_to_the_same_bytes(engine, finished, where):
+    (whole, _), killed = finished("restored"), engine.job("killed", QUICK, outputs=BOTH, **preprocessing())
     checkpoints = 0
     with engine.start(killed) as process:
         for line in process.stdout:

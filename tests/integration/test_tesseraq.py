@@ -48,6 +48,10 @@ def quick(**options):
     return {"tesseraq": {"grid": TWO_BITS, "steps_per_stage": 4, "learning_rate": 0.05, **options}}
 
 
+# Few windows and short ones, where the options are looked at and not what they are worth.
+SMALL = {"calibration": {"text": {"path": str(EXAMPLES / "text" / "calibration.txt")}, "samples": 8, "sequence_length": 64}}
+
+
 def manifest_of(folder):
     return json.loads((folder / "out" / "manifest.json").read_text())
 
@@ -63,9 +67,7 @@ def test_wide_grids_with_activations_stay_close(engine, bits):
 
 @pytest.mark.parametrize("init", ["NONE", "OMNIQUANT", "QUAROT"])
 def test_every_start_is_improved(engine, init):
-    text = {"path": str(EXAMPLES / "text" / "calibration.txt")}
-    folder = engine.job("start", quick(init=f"INIT_{init}", stages=10),
-                        calibration={"text": text, "samples": 8, "sequence_length": 64})
+    folder = engine.job("start", quick(init=f"INIT_{init}", stages=10), **SMALL)
     engine.run(folder)
     for block in manifest_of(folder)["blocks"]:
         assert block["loss_final"] < 0.9 * block["metrics"]["loss_init"], block["index"]
@@ -74,7 +76,7 @@ def test_every_start_is_improved(engine, init):
 def test_no_option_is_without_effect(engine):
     def bytes_of(name, **options):
         folder = engine.job(name, quick(init="INIT_NONE", stages=2, **options), outputs=[{"format": "OUTPUT_FORMAT_QUANTRY"}],
-                            evaluation=None)
+                            evaluation=None, **SMALL)
         engine.run(folder)
         return {path: sha256 for path, sha256 in hashes(folder).items() if path.endswith(".safetensors")}
 
@@ -90,7 +92,7 @@ def test_no_option_is_without_effect(engine):
 
 def test_learned_rounding_is_far_better_than_awq(engine):
     shape = {"calibration": {"text": {"path": str(EXAMPLES / "text" / "calibration.txt")},
-                             "samples": 128, "sequence_length": 128}}
+                             "samples": 32, "sequence_length": 128}}
     awq = engine.job("awq", {"awq": {"grid": TWO_BITS}}, **shape)
     learned = engine.job("learned", {"tesseraq": {"grid": TWO_BITS, "budget": "BUDGET_FAST"}}, **shape)
     engine.run(awq)
@@ -117,7 +119,7 @@ def test_groups_of_128_on_the_wider_example(binaries, tmp_path):
     grid = {"bits": 2, "group_size": 128}
     shape = {"outputs": [{"format": "OUTPUT_FORMAT_QUANTRY"}],
              "calibration": {"text": {"path": str(EXAMPLES / "text" / "calibration.txt")},
-                             "samples": 64, "sequence_length": 128}}
+                             "samples": 32, "sequence_length": 128}}
     awq = engine.job("awq", {"awq": {"grid": grid}}, **shape)
     learned = engine.job("learned", {"tesseraq": {"grid": grid, "budget": "BUDGET_FAST", "batch_size": 2}}, **shape)
     engine.run(awq)
@@ -133,8 +135,8 @@ def test_groups_of_128_on_the_wider_example(binaries, tmp_path):
                                      {"rounding_reach": 2, "held_out_samples": 4}],
                          ids=["rounding", "model_tuning", "reach_and_held_out"])
 def test_killed_anywhere_resumes_to_the_same_bytes(engine, options):
-    whole = engine.job("whole", quick(**options))
-    killed = engine.job("killed", quick(**options))
+    whole = engine.job("whole", quick(stages=10, **options), **SMALL)
+    killed = engine.job("killed", quick(stages=10, **options), **SMALL)
     engine.run(whole)
     total = 5
     for blocks in sorted(random.Random(3).sample(range(1, total + 1), 2)) + [total]:
