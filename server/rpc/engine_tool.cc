@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "common/errors.h"
 #include "common/ids.h"
@@ -83,9 +84,8 @@ absl::StatusOr<Output> RunChild(std::vector<std::string> argv, milliseconds time
       return output;
     }
   }
-  return MakeError(
-      Reason::kDeadlineExceeded,
-      absl::StrCat(options.argv[0], " did not answer within ", timeout.count() / 1000, " s"));
+  return MakeError(Reason::kDeadlineExceeded, absl::StrCat("quantry-engine did not answer within ",
+                                                           timeout.count() / 1000, " s"));
 }
 
 absl::Status ProtocolError(std::string_view what, const Output& output) {
@@ -149,10 +149,12 @@ class ChildEngineTool : public EngineTool {
     std::error_code ignored;
     std::filesystem::remove(path, ignored);
     if (!output.ok()) return output.status();
-    if (absl::Status status = ErrorEvent(output->out); !status.ok()) return status;
+    // Its words go to tenants.
+    const std::string out = absl::StrReplaceAll(output->out, {{path, "the job"}});
+    if (absl::Status status = ErrorEvent(out); !status.ok()) return status;
     v1::Quote quote;
     if (!output->exit.ok() ||
-        !google::protobuf::util::JsonStringToMessage(output->out, &quote, Lenient()).ok()) {
+        !google::protobuf::util::JsonStringToMessage(out, &quote, Lenient()).ok()) {
       return ProtocolError("quote", *output);
     }
     return quote;

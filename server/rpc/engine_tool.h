@@ -41,7 +41,8 @@ class EngineTool {
   // `quantry-engine quote --job FILE`. Problems of the job are in the quote;
   // errors are the engine's own reasons (INVALID_CHECKPOINT, ...),
   // DEADLINE_EXCEEDED, or what `awaited` says, which is asked on this thread a few
-  // times a second. No engine is left when this returns.
+  // times a second; those of this machine, as above, name places on it. No engine is
+  // left when this returns.
   virtual absl::StatusOr<v1::Quote> QuoteJob(const v1::EngineJob& job,
                                              std::chrono::milliseconds timeout,
                                              const Awaited& awaited) = 0;

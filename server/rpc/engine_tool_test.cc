@@ -138,6 +138,13 @@ TEST_F(EngineToolTest, TheEnginesErrorsKeepTheirReason) {
   EXPECT_EQ(MetadataOf(quote.status(), "got"), "x");
 }
 
+TEST_F(EngineToolTest, TheEnginesWordsDoNotNameTheJobFile) {
+  const auto quote = Quote(
+      R"(echo '{"error": {"reason": "INVALID_SPEC", "message": "'$3': got x", "metadata": {"file": "'$3'"}}}'; exit 1)");
+  EXPECT_EQ(quote.status().message(), "the job: got x");
+  EXPECT_EQ(MetadataOf(quote.status(), "file"), "the job");
+}
+
 TEST_F(EngineToolTest, NonsenseAndCrashesAreProtocolErrors) {
   for (const char* script : {"echo nonsense", "exit 3", "kill -SEGV $$", "echo '{}' ; exit 1",
                              "head -c 9000000 /dev/zero", "echo broken >&2; exit 1"}) {
@@ -150,6 +157,7 @@ TEST_F(EngineToolTest, NonsenseAndCrashesAreProtocolErrors) {
 TEST_F(EngineToolTest, AHangingEngineIsKilled) {
   const auto quote = Quote("sleep 1000", milliseconds(100));
   EXPECT_TRUE(HasReason(quote.status(), Reason::kDeadlineExceeded)) << quote.status();
+  EXPECT_EQ(quote.status().message(), "quantry-engine did not answer within 0 s");
 }
 
 // Whatever it does with its output meanwhile.

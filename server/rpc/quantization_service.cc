@@ -14,6 +14,7 @@
 #include "quantry/v1/quantization_service.grpc.pb.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/filter.h"
+#include "server/rpc/own_failure.h"
 #include "server/rpc/service_base.h"
 #include "server/rpc/stored_bytes.h"
 #include "server/rpc/validation.h"
@@ -135,8 +136,11 @@ class JobCalls : public v1::QuantizationService::CallbackService, private Servic
     if (!submit.ok()) return submit.status();
     submit->engine_version = engine.version;
     absl::Status sources = CheckSources(submit->key.tenant, submit->spec);
+    if (request.validate_only()) {
+      if (sources.ok()) sources = Quote(*submit, response, call);
+      return WithoutPlaces("make a quote", sources);
+    }
     if (!sources.ok()) return sources;
-    if (request.validate_only()) return Quote(*submit, response, call);
     const auto upload_bytes = UploadBytesToCount(*context_, submit->key.tenant);
     if (!upload_bytes.ok()) return upload_bytes.status();
     submit->upload_bytes = *upload_bytes;
@@ -167,7 +171,7 @@ class JobCalls : public v1::QuantizationService::CallbackService, private Servic
     job.set_job(FormatJobName(submit.key.tenant, submit.key.id));
     job.set_job_uid(submit.uid);
     auto quote = context_->engine->QuoteJob(job, kQuoteTime, [&call] { return call.Awaited(); });
-    if (!quote.ok()) return quote.status();
+    if (!quote.ok()) return (*local)->WithGivenNames(quote.status());
     for (std::string& problem : *quote->mutable_problems()) {
       problem = (*local)->WithGivenNames(problem);
     }
@@ -321,9 +325,13 @@ class JobCalls : public v1::QuantizationService::CallbackService, private Servic
   absl::Status Methods(const v1::ListMethodsRequest&, v1::ListMethodsResponse* response) {
     const auto capabilities = context_->capabilities->Get(kCapabilitiesWait);
     if (!capabilities.ok()) {
+      // The log has the engine's words, which name places on this machine.
+      const std::string why =
+          context_->capabilities->answered()
+              ? absl::StrCat("it failed (", ReasonOf(capabilities.status()), ", see the log)")
+              : std::string(capabilities.status().message());
       return MakeError(Reason::kStorageError,
-                       absl::StrCat("the engine's methods are not known: ",
-                                    std::string(capabilities.status().message()),
+                       absl::StrCat("the engine's methods are not known: ", why,
                                     "; check --engine-binary of quantryd, which asks it again"));
     }
     for (const v1::MethodDescription& method : capabilities->methods) {

@@ -11,6 +11,9 @@
 #include "common/errors.h"
 #include "common/ids.h"
 #include "common/utf8_prefix.h"
+#include "google/protobuf/any.pb.h"
+#include "google/rpc/error_details.pb.h"
+#include "google/rpc/status.pb.h"
 #include "server/artifacts/file_ops.h"
 
 namespace quantry::server {
@@ -150,6 +153,18 @@ std::string Sources::LocalJob::WithGivenNames(const std::string& words) const {
   return absl::StrReplaceAll(words, names);
 }
 
+absl::Status Sources::LocalJob::WithGivenNames(const absl::Status& status) const {
+  google::rpc::Status named = ToRpcStatus(status);
+  named.set_message(WithGivenNames(named.message()));
+  for (google::protobuf::Any& detail : *named.mutable_details()) {
+    google::rpc::ErrorInfo info;
+    if (!detail.UnpackTo(&info)) continue;
+    for (auto& [key, value] : *info.mutable_metadata()) value = WithGivenNames(value);
+    detail.PackFrom(info);
+  }
+  return FromRpcStatus(named);
+}
+
 absl::Status Sources::PlaceBlob(const std::string& tenant, const v1::BlobFile& blob, BlobPart part,
                                 const std::string& path) const {
   absl::Status made = MakeFolders(fs::path(path).parent_path().string());
@@ -206,6 +221,7 @@ absl::StatusOr<std::unique_ptr<Sources::LocalJob>> Sources::Materialise(
   }
   job.set_output_dir(folder + "/output");
   job.set_checkpoint_dir(folder + "/checkpoints");
+  local->names.emplace_back(folder, "the job");  // what else lies there
   return local;
 }
 

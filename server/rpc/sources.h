@@ -49,6 +49,7 @@ class Sources {
     // An engine's words about the job, with the client's names for what was placed
     // in the folder.
     std::string WithGivenNames(const std::string& words) const;
+    absl::Status WithGivenNames(const absl::Status& status) const;  // and its metadata
 
     v1::EngineJob job;
     std::vector<std::pair<std::string, std::string>> names;  // path in the folder, client's name

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "common/digest.h"
+#include "common/errors.h"
 #include "common/storage.h"
 
 namespace quantry::server {
@@ -60,6 +61,14 @@ TEST_F(SourcesTest, AnEnginesWordsGetTheNamesThatTheClientGave) {
   EXPECT_EQ(told(job.model_dir() + " has no weights"), "the model has no weights");
   EXPECT_EQ(told(job.calibration().text().path() + " has 4 bytes"), "train.txt has 4 bytes");
   EXPECT_EQ(told(job.evaluation().text().path() + " is no file"), "/texts/test.txt is no file");
+  EXPECT_EQ(told(job.output_dir() + " is there"), "the job/output is there");
+  const auto status = (*local)->WithGivenNames(
+      MakeError(Reason::kInvalidCalibration, job.calibration().text().path() + " has 4 bytes",
+                {{"path", job.calibration().text().path()}, {"got", "4"}}));
+  EXPECT_TRUE(HasReason(status, Reason::kInvalidCalibration));
+  EXPECT_EQ(status.message(), "train.txt has 4 bytes");
+  EXPECT_EQ(MetadataOf(status, "path"), "train.txt");
+  EXPECT_EQ(MetadataOf(status, "got"), "4");
 }
 
 }  // namespace

@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/errors.h"
 #include "common/ids.h"
+#include "google/rpc/status.pb.h"
 #include "server/testing/test_server.h"
 
 namespace quantry::server::testing {
@@ -218,6 +219,45 @@ TEST_F(JobRpcs, TheEngineOfAQuoteEndsWithItsCaller) {
     EXPECT_TRUE(GoneSoon("/proc/" + pid)) << cancels;
   }
   close(fifo);
+}
+
+// Tenants learn that it was the server; where its programs and folders lie stays in the log.
+TEST_F(JobRpcs, AQuoteThatTheServerCannotMakeNamesNoPlaceOnIt) {
+  const std::string tmp = server_.root() + "/data/tmp";
+  const auto nothing = [] {};
+  struct Case {
+    std::string script;
+    std::function<void()> break_it;
+    Reason reason;
+    std::string place;
+  };
+  const Case cases[] = {
+      {"exec /srv/no-such", nothing, Reason::kEngineProtocol, "/srv/no-such"},
+      {R"(echo '{"error": {"failure_class": "FAILURE_CLASS_ENVIRONMENT", "reason": "READ_FAILED", )"
+       R"("message": "cannot read /srv/blobs/x", "metadata": {"path": "/srv/blobs/x"}}}'; exit 1)",
+       nothing, Reason::kReadFailed, "/srv/blobs/x"},
+      {"", [&] { std::filesystem::remove(server_.root() + "/engine"); }, Reason::kFileNotFound,
+       server_.root() + "/engine"},
+      {"",
+       [&] {
+         std::filesystem::rename(tmp, tmp + "-away");
+         std::ofstream(tmp) << "a file";
+       },
+       Reason::kStorageError, tmp},
+  };
+  server_.config().set_log_level("warning");
+  for (const Case& c : cases) {
+    UseScript(c.script);
+    v1::CreateQuantizationJobRequest request = server_.JobRequest("quoted");
+    request.set_validate_only(true);
+    c.break_it();
+    ::testing::internal::CaptureStderr();
+    const absl::Status status = Create(request);
+    const std::string log = ::testing::internal::GetCapturedStderr();
+    EXPECT_TRUE(HasReason(status, c.reason)) << status;
+    EXPECT_EQ(ToRpcStatus(status).SerializeAsString().find(c.place), std::string::npos) << status;
+    EXPECT_NE(log.find(c.place), std::string::npos) << log;
+  }
 }
 
 TEST_F(JobRpcs, TheTraceStaysWithTheJobAndABadOneIsIgnored) {
@@ -497,6 +537,8 @@ TEST_F(JobRpcs, WithoutAnEngineMethodsSayWhy) {
   const absl::Status status = FromGrpc(server_.jobs->ListMethods(&context, {}, &response));
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
   EXPECT_NE(status.message().find("--engine-binary"), std::string::npos);
+  EXPECT_NE(status.message().find("it failed (FILE_NOT_FOUND"), std::string::npos) << status;
+  EXPECT_EQ(status.message().find("/nonexistent"), std::string::npos) << status;
 }
 
 TEST_F(JobRpcs, ServerInfo) {
