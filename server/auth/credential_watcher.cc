@@ -31,7 +31,7 @@ void CredentialWatcher::Look() {
     if (news) options_.on_reload(reloaded.status());
   }
   for (const auto& [name, certificates] : options_.certificates) {
-    certificates->Look([&](const std::string& why) {
+    certificates->Look([&, &name = name](const std::string& why) {
       log::Error("a certificate cannot be used", {{"certificate", name}, {"error", why}});
       options_.on_unusable();
     });
