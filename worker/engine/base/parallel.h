@@ -23,4 +23,14 @@ void ForEachInParallel(int64_t count, const Work& work) {
   });
 }
 
+// work(i) for 0 <= i < count in runs of equal length, each on one of LibTorch's threads: one run
+// for `grain` of them or more. For plain loops: the caller's settings are not carried over. Where a
+// run begins depends on the number of threads, so no two works add to the same number.
+template <typename Work>
+void ForEachIndex(int64_t count, int64_t grain, const Work& work) {
+  at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) work(i);
+  });
+}
+
 }  // namespace quantry::engine

@@ -82,5 +82,35 @@ TEST(ForEachInParallelTest, WhatOneThrowsArrives) {
   }
 }
 
+TEST(ForEachIndexTest, WorksOnEachOnce) {
+  for (const int threads : {1, 3}) {
+    const test::Threads some(threads);
+    for (const int64_t count : {0, 1, 5, 100}) {
+      for (const int64_t grain : {1, 7, 1000}) {
+        std::vector<int> done(count);
+        ForEachIndex(count, grain, [&](int64_t i) { ++done[i]; });
+        EXPECT_EQ(done, std::vector<int>(count, 1)) << grain << " a run, " << threads << " threads";
+      }
+    }
+  }
+}
+
+TEST(ForEachIndexTest, NoMoreRunsThanGrainsOrThreads) {
+  const test::Threads threads(3);
+  const auto runs = [](int64_t count, int64_t grain) {
+    std::vector<std::thread::id> ids(count);
+    ForEachIndex(count, grain, [&](int64_t i) { ids[i] = std::this_thread::get_id(); });
+    std::vector<int> lengths;
+    for (int64_t i = 0; i < count; ++i) {
+      if (i == 0 || ids[i] != ids[i - 1]) lengths.push_back(0);
+      ++lengths.back();
+    }
+    return lengths;
+  };
+  EXPECT_EQ(runs(9, 1), (std::vector<int>{3, 3, 3}));
+  EXPECT_EQ(runs(8, 6), (std::vector<int>{4, 4}));
+  EXPECT_EQ(runs(8, 8), (std::vector<int>{8}));
+}
+
 }  // namespace
 }  // namespace quantry::engine

@@ -1,11 +1,10 @@
 #include "worker/engine/export/packed_reader.h"
 
-#include <ATen/Parallel.h>
-
 #include <bit>
 #include <cstring>
 
 #include "worker/engine/base/error.h"
+#include "worker/engine/base/parallel.h"
 #include "worker/engine/base/strings.h"
 
 namespace quantry::engine {
@@ -46,11 +45,9 @@ at::Tensor ReadPackedRows(const at::Tensor& packed, int64_t columns, int bits) {
   at::Tensor codes = at::empty({source.size(0), columns}, at::kByte);
   const auto* from = static_cast<const uint8_t*>(source.const_data_ptr());
   auto* to = codes.mutable_data_ptr<uint8_t>();
-  at::parallel_for(0, source.size(0), 64, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      for (int64_t i = 0; i < columns; ++i) {
-        to[row * columns + i] = CodeAt(from + row * row_bytes, row_bytes, i, bits);
-      }
+  ForEachIndex(source.size(0), 64, [&](int64_t row) {
+    for (int64_t i = 0; i < columns; ++i) {
+      to[row * columns + i] = CodeAt(from + row * row_bytes, row_bytes, i, bits);
     }
   });
   return codes;

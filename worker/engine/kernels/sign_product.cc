@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "worker/engine/base/avx2.h"
+#include "worker/engine/base/parallel.h"
 
 namespace quantry::engine {
 namespace {
@@ -52,12 +53,10 @@ SignProduct::Kept SignProduct::AddTo(const at::Tensor& y, const at::Tensor& x,
   const SignScales numbers = PointersOf(scales);
   float* tiles = kept.products.mutable_data_ptr<float>();
   float* totals = kept.totals.mutable_data_ptr<float>();
-  at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      SignForwardBlock(signs, numbers, RowsOf(x, block), RowsOf(y, block),
-                       tiles + block * SignTileRows(rows_) * kSignTokens,
-                       totals + block * kSignTokens);
-    }
+  ForEachIndex(blocks, 1, [&](int64_t block) {
+    SignForwardBlock(signs, numbers, RowsOf(x, block), RowsOf(y, block),
+                     tiles + block * SignTileRows(rows_) * kSignTokens,
+                     totals + block * kSignTokens);
   });
   return kept;
 }

@@ -1,12 +1,12 @@
 #include "worker/engine/nn/attention.h"
 
-#include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
+#include "worker/engine/base/parallel.h"
 #include "worker/engine/nn/simd_kernels.h"
 
 namespace quantry::engine {
@@ -132,9 +132,8 @@ at::Tensor UnitStride(const at::Tensor& x) { return x.stride(3) == 1 ? x : x.con
 
 template <typename Work>
 void ForEachKvHead(const Shape& shape, const Work& work) {
-  at::parallel_for(0, shape.batch * shape.kv_heads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) work(i / shape.kv_heads, i % shape.kv_heads);
-  });
+  ForEachIndex(shape.batch * shape.kv_heads, 1,
+               [&](int64_t i) { work(i / shape.kv_heads, i % shape.kv_heads); });
 }
 
 // Output and the log of each query's sum of exponentials [batch, heads, tokens].

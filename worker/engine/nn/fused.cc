@@ -7,6 +7,7 @@
 #include <cmath>
 #include <vector>
 
+#include "worker/engine/base/parallel.h"
 #include "worker/engine/nn/simd_kernels.h"
 
 namespace quantry::engine {
@@ -17,6 +18,7 @@ using torch::autograd::variable_list;
 
 // Elements one task takes.
 constexpr int64_t kGrain = int64_t{1} << 14;
+int64_t RowsATask(int64_t width) { return std::max<int64_t>(1, kGrain / width); }
 
 bool Applies(const at::Tensor& x) {
   return x.is_cpu() && x.scalar_type() == at::kFloat && simd::Available();
@@ -60,15 +62,12 @@ class RmsNormFunction : public torch::autograd::Function<RmsNormFunction> {
     at::Tensor inverse = at::empty({rows}, x.options());
     const auto *from = x.const_data_ptr<float>(), *w = weight.const_data_ptr<float>();
     auto *to = out.mutable_data_ptr<float>(), *r = inverse.mutable_data_ptr<float>();
-    at::parallel_for(
-        0, rows, std::max<int64_t>(1, kGrain / width), [&](int64_t begin, int64_t end) {
-          for (int64_t i = begin; i < end; ++i) {
-            const float mean =
-                simd::Dot(from + i * width, from + i * width, width) / static_cast<float>(width);
-            r[i] = 1.0F / std::sqrt(mean + static_cast<float>(eps));
-            simd::MultiplyScaled(from + i * width, w, width, r[i], to + i * width);
-          }
-        });
+    ForEachIndex(rows, RowsATask(width), [&](int64_t i) {
+      const float* row = from + i * width;
+      const float mean = simd::Dot(row, row, width) / static_cast<float>(width);
+      r[i] = 1.0F / std::sqrt(mean + static_cast<float>(eps));
+      simd::MultiplyScaled(row, w, width, r[i], to + i * width);
+    });
     context->save_for_backward({x, weight, inverse});
     return out;
   }
@@ -84,16 +83,13 @@ class RmsNormFunction : public torch::autograd::Function<RmsNormFunction> {
     const auto *from = x.const_data_ptr<float>(), *w = weight.const_data_ptr<float>(),
                *s = slope.const_data_ptr<float>(), *r = inverse.const_data_ptr<float>();
     auto* to = dx.mutable_data_ptr<float>();
-    at::parallel_for(
-        0, rows, std::max<int64_t>(1, kGrain / width), [&](int64_t begin, int64_t end) {
-          for (int64_t i = begin; i < end; ++i) {
-            const float* row = from + i * width;
-            float* out = to + i * width;
-            simd::MultiplyScaled(s + i * width, w, width, r[i], out);
-            const float along = simd::Dot(row, out, width);
-            simd::AddScaled(row, width, -along * r[i] * r[i] / static_cast<float>(width), out);
-          }
-        });
+    ForEachIndex(rows, RowsATask(width), [&](int64_t i) {
+      const float* row = from + i * width;
+      float* out = to + i * width;
+      simd::MultiplyScaled(s + i * width, w, width, r[i], out);
+      const float along = simd::Dot(row, out, width);
+      simd::AddScaled(row, width, -along * r[i] * r[i] / static_cast<float>(width), out);
+    });
     at::Tensor dw;
     if (weight.requires_grad()) {
       dw = (x.view({rows, width}) * inverse.unsqueeze(1) * slope.view({rows, width})).sum(0);
@@ -109,18 +105,14 @@ void RotateRows(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& si
   const auto *c = cos.const_data_ptr<float>(), *s = sin.const_data_ptr<float>();
   const auto* from = x.const_data_ptr<float>();
   auto* to = out.mutable_data_ptr<float>();
-  at::parallel_for(0, batch * tokens, std::max<int64_t>(1, kGrain / (heads * dim)),
-                   [&](int64_t begin, int64_t end) {
-                     for (int64_t i = begin; i < end; ++i) {
-                       const int64_t b = i / tokens, t = i % tokens;
-                       for (int64_t h = 0; h < heads; ++h) {
-                         simd::RotateRow(
-                             from + b * x.stride(0) + h * x.stride(1) + t * x.stride(2),
-                             c + t * dim, s + t * dim, dim, sign,
-                             to + b * out.stride(0) + h * out.stride(1) + t * out.stride(2));
-                       }
-                     }
-                   });
+  ForEachIndex(batch * tokens, RowsATask(heads * dim), [&](int64_t i) {
+    const int64_t b = i / tokens, t = i % tokens;
+    for (int64_t h = 0; h < heads; ++h) {
+      simd::RotateRow(from + b * x.stride(0) + h * x.stride(1) + t * x.stride(2), c + t * dim,
+                      s + t * dim, dim, sign,
+                      to + b * out.stride(0) + h * out.stride(1) + t * out.stride(2));
+    }
+  });
 }
 
 at::Tensor TokensFirst(const at::Tensor& like) {

@@ -1,15 +1,15 @@
 #include "worker/engine/quant/packing.h"
 
-#include <ATen/Parallel.h>
-
 #include <string>
 
 #include "worker/engine/base/error.h"
+#include "worker/engine/base/parallel.h"
 
 namespace quantry::engine {
 namespace {
 
 constexpr int kWordBits = 32;
+constexpr int64_t kRowsATask = 64;
 
 void CheckArguments(const at::Tensor& tensor, at::ScalarType dtype, int bits) {
   if (tensor.dim() == 2 && tensor.scalar_type() == dtype && bits >= 1 && bits <= 8) return;
@@ -68,10 +68,8 @@ at::Tensor PackRows(const at::Tensor& codes, int bits) {
   at::Tensor packed = at::zeros({source.size(0), words}, at::kInt);
   const uint8_t* from = source.const_data_ptr<uint8_t>();
   auto* to = reinterpret_cast<uint32_t*>(packed.mutable_data_ptr<int32_t>());
-  at::parallel_for(0, source.size(0), 64, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      PackStream(from + row * columns, columns, bits, to + row * words);
-    }
+  ForEachIndex(source.size(0), kRowsATask, [&](int64_t row) {
+    PackStream(from + row * columns, columns, bits, to + row * words);
   });
   return packed;
 }
@@ -89,10 +87,8 @@ at::Tensor UnpackRows(const at::Tensor& packed, int64_t columns, int bits) {
   at::Tensor codes = at::empty({source.size(0), columns}, at::kByte);
   const auto* from = reinterpret_cast<const uint32_t*>(source.const_data_ptr<int32_t>());
   uint8_t* to = codes.mutable_data_ptr<uint8_t>();
-  at::parallel_for(0, source.size(0), 64, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      UnpackStream(from + row * words, columns, bits, to + row * columns);
-    }
+  ForEachIndex(source.size(0), kRowsATask, [&](int64_t row) {
+    UnpackStream(from + row * words, columns, bits, to + row * columns);
   });
   return codes;
 }

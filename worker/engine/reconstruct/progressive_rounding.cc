@@ -1,12 +1,11 @@
 #include "worker/engine/reconstruct/progressive_rounding.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 
 #include "worker/engine/base/non_finite.h"
+#include "worker/engine/base/parallel.h"
 #include "worker/engine/base/random.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/reconstruct/adam.h"
@@ -98,11 +97,9 @@ void StepAll(std::vector<SoftRounding>& linears, const std::vector<at::Tensor>& 
       tasks.push_back({i, first, std::min(first + rows, linears[i].rows())});
     }
   }
-  at::parallel_for(0, static_cast<int64_t>(tasks.size()), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      const Task& task = tasks[t];
-      linears[task.linear].StepRows(gradients[task.linear], task.first, task.last);
-    }
+  ForEachIndex(static_cast<int64_t>(tasks.size()), 1, [&](int64_t t) {
+    const Task& task = tasks[t];
+    linears[task.linear].StepRows(gradients[task.linear], task.first, task.last);
   });
 }
 

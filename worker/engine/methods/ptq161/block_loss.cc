@@ -36,13 +36,6 @@ bool Fuses(const at::Tensor& y) {
   return y.is_cpu() && y.scalar_type() == at::kFloat && simd::Available();
 }
 
-template <typename Work>
-void ForEachToken(int64_t tokens, const Work& work) {
-  at::parallel_for(0, tokens, kGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) work(t);
-  });
-}
-
 // fp64 [T, kSums], on the CPU; y and targets [T, hidden], contiguous.
 at::Tensor SumsOf(const at::Tensor& y, const Targets& targets) {
   if (!Fuses(y)) {
@@ -59,7 +52,7 @@ at::Tensor SumsOf(const at::Tensor& y, const Targets& targets) {
   const auto* own = y.const_data_ptr<float>();
   const std::array<const float*, 2> wanted = {targets[0].const_data_ptr<float>(),
                                               targets[1].const_data_ptr<float>()};
-  ForEachToken(tokens, [&](int64_t t) {
+  ForEachIndex(tokens, kGrain, [&](int64_t t) {
     const float* row = own + t * width;
     all[t].y_y = simd::Dot(row, row, width);
     for (size_t i = 0; i < wanted.size(); ++i) {
@@ -84,7 +77,7 @@ at::Tensor Combine(const at::Tensor& y, const Targets& targets, const at::Tensor
   const auto *own = y.const_data_ptr<float>(), *first = targets[0].const_data_ptr<float>(),
              *second = targets[1].const_data_ptr<float>();
   auto* to = grad.mutable_data_ptr<float>();
-  ForEachToken(y.size(0), [&](int64_t t) {
+  ForEachIndex(y.size(0), kGrain, [&](int64_t t) {
     const int64_t at = t * width;
     const TokenFactors& f = all[t];
     simd::WeightedSum({own + at, static_cast<float>(f.of_y)},

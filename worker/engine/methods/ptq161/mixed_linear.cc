@@ -97,13 +97,7 @@ struct ProductFunction : public Function<ProductFunction> {
 // Whether columns are moved by plain loops, which for few columns outrun index_select.
 bool MovesHere(const at::Tensor& x) { return x.is_cpu() && x.scalar_type() == at::kFloat; }
 
-template <typename Move>
-void ForEachRow(int64_t rows, const Move& move) {
-  constexpr int64_t kGrain = 64;
-  at::parallel_for(0, rows, kGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) move(i);
-  });
-}
+constexpr int64_t kRowsMovedAtOnce = 64;  // by one task
 
 // Where the columns of one part stand in x.
 struct Columns {
@@ -129,7 +123,7 @@ variable_list Split(const at::Tensor& x, const MixedLinear& linear) {
   const at::Tensor whole = x.contiguous();
   const auto* from = whole.const_data_ptr<float>();
   auto *first = parts[0].mutable_data_ptr<float>(), *second = parts[1].mutable_data_ptr<float>();
-  ForEachRow(rows, [&](int64_t i) {
+  ForEachIndex(rows, kRowsMovedAtOnce, [&](int64_t i) {
     salient.Gather(from + i * width, first + i * salient.count);
     others.Gather(from + i * width, second + i * others.count);
   });
@@ -147,7 +141,7 @@ at::Tensor Rejoin(const variable_list& parts, const MixedLinear& linear) {
   const Columns salient(linear.salient), others(linear.others);
   const auto *first = some.const_data_ptr<float>(), *second = rest.const_data_ptr<float>();
   auto* to = whole.mutable_data_ptr<float>();
-  ForEachRow(rows, [&](int64_t i) {
+  ForEachIndex(rows, kRowsMovedAtOnce, [&](int64_t i) {
     salient.Scatter(first + i * some.stride(0), to + i * width);
     others.Scatter(second + i * rest.stride(0), to + i * width);
   });
