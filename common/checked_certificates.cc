@@ -50,9 +50,11 @@ absl::StatusOr<std::unique_ptr<CheckedCertificates>> CheckedCertificates::Open(R
 
 void CheckedCertificates::Look(const Refused& refused) {
   const std::string failure(Take().message());
-  const bool news = failure != failure_;
+  const bool again = failure == failure_;
   failure_ = failure;
-  if (failure.empty() || !news) return;
+  if (failure.empty()) told_.clear();
+  if (!again || failure == told_) return;
+  told_ = failure;
   refused(absl::StrCat(
       failure, "; what was read before stays in use and ends at ",
       absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", absl::FromChrono(end_), absl::UTCTimeZone())));

@@ -35,7 +35,8 @@ class CheckedCertificates {
   using Refused = std::function<void(const std::string& why)>;
 
   // Reads the files once and takes them if they can be used. Else tells `refused`,
-  // once for each reason.
+  // once for each reason and at the second look that finds it: one may fall between
+  // the two renames of a rotation.
   void Look(const Refused& refused);
 
   // When the first certificate in use ends: the chain's own is the first.
@@ -55,6 +56,7 @@ class CheckedCertificates {
   std::string path_;
   Time end_;
   std::string failure_;  // of the last look
+  std::string told_;     // the failure that `refused` heard since files were taken
 };
 
 }  // namespace quantry

@@ -49,11 +49,16 @@ class CheckedCertificatesTest : public ::testing::Test {
     EXPECT_TRUE(opened.ok()) << opened.status();
     return *std::move(opened);
   }
-  // What a look at them says; "" when it takes them.
-  static std::string Refusal(CheckedCertificates& certificates) {
+  // What a look at them says; "" when it takes them, or has not seen the same before.
+  static std::string Look(CheckedCertificates& certificates) {
     std::string heard;
     certificates.Look([&](const std::string& why) { heard = why; });
     return heard;
+  }
+  // What the second of two looks says.
+  static std::string Refusal(CheckedCertificates& certificates) {
+    EXPECT_EQ(Look(certificates), "");
+    return Look(certificates);
   }
 
   const TestCa ca_{"ca"};
@@ -109,7 +114,7 @@ TEST_F(CheckedCertificatesTest, APairThatCannotBeUsedChangesNothing) {
     const std::string heard = Refusal(*certificates);
     EXPECT_THAT(heard, HasSubstr(test.wanted));
     EXPECT_THAT(heard, HasSubstr("what was read before stays in use and ends at 20"));
-    EXPECT_EQ(Refusal(*certificates), "") << "told once";
+    EXPECT_EQ(Look(*certificates), "") << "told once";
     EXPECT_EQ(TextOf(certificates->path()), first_.key + first_.certificate);
     EXPECT_EQ(certificates->end(), end);
     EXPECT_FALSE(CheckedCertificates::OfPair(Path("a.pem"), Path("a.key")).ok());
@@ -117,6 +122,24 @@ TEST_F(CheckedCertificatesTest, APairThatCannotBeUsedChangesNothing) {
   WritePair(second_);
   EXPECT_EQ(Refusal(*certificates), "");
   EXPECT_EQ(TextOf(certificates->path()), second_.key + second_.certificate);
+}
+
+TEST_F(CheckedCertificatesTest, ALookBetweenTwoRenamesOfARotationIsNotTold) {
+  const auto certificates = OpenPair();
+  for (const PemPair& pair : {second_, first_}) {
+    WriteFile(Path("a.pem"), pair.certificate);
+    EXPECT_EQ(Look(*certificates), "");
+    WriteFile(Path("a.key"), pair.key);
+    EXPECT_EQ(Look(*certificates), "");
+    EXPECT_EQ(TextOf(certificates->path()), pair.key + pair.certificate);
+  }
+  // The same failure is news again once files were taken in between.
+  for (int i = 0; i < 2; ++i) {
+    fs::remove(Path("a.key"));
+    EXPECT_THAT(Refusal(*certificates), HasSubstr("No such file"));
+    WritePair(first_);
+    EXPECT_EQ(Look(*certificates), "");
+  }
 }
 
 // One file with both is what some tools write.
