@@ -39,6 +39,8 @@ class CheckedCertificates {
   // the two renames of a rotation.
   void Look(const Refused& refused);
 
+  // Whether the last look could use the files.
+  bool usable() const { return failure_.empty(); }
   // When the first certificate in use ends: the chain's own is the first.
   Time end() const { return end_; }
   // The copy, for this process: PEM, a key before its chain.

@@ -247,6 +247,9 @@ class App : public ServerApp {
       metrics_.certificate_expiry.With({certificate}).Set(ToSeconds(end.time_since_epoch()));
     };
     options.on_unusable = [this] { metrics_.credential_reloads.With({"error"}).Increment(); };
+    options.on_look = [this](const std::string& credential, bool usable) {
+      metrics_.credentials_usable.With({credential}).Set(usable ? 1 : 0);
+    };
     watcher_.emplace(std::move(options));
   }
 

@@ -227,10 +227,14 @@ TEST_F(AuthenticatorTest, TheWatcherTellsTheEndOfTheCertificateInUse) {
   ASSERT_TRUE(certificates.ok()) << certificates.status();
   Time end;
   int unusable = 0;
-  CredentialWatcher watcher({.certificates = {{"server", certificates->get()}},
-                             .interval = std::chrono::hours(1),
-                             .on_certificate = [&](const std::string&, Time t) { end = t; },
-                             .on_unusable = [&] { ++unusable; }});
+  std::vector<std::pair<std::string, bool>> looks;
+  CredentialWatcher watcher(
+      {.certificates = {{"server", certificates->get()}},
+       .interval = std::chrono::hours(1),
+       .on_certificate = [&](const std::string&, Time t) { end = t; },
+       .on_unusable = [&] { ++unusable; },
+       .on_look = [&](const std::string& credential,
+                      bool usable) { looks.emplace_back(credential, usable); }});
   EXPECT_EQ(end, ReadCertificate(pair.certificate)->not_after);
   std::ofstream(certificate) << next.certificate;
   watcher.Look();
@@ -243,6 +247,12 @@ TEST_F(AuthenticatorTest, TheWatcherTellsTheEndOfTheCertificateInUse) {
   watcher.Look();
   EXPECT_EQ(end, ReadCertificate(next.certificate)->not_after);
   EXPECT_EQ(unusable, 1);
+  using Look = std::pair<std::string, bool>;
+  EXPECT_EQ(looks, (std::vector<Look>{{"server", true},
+                                      {"server", false},
+                                      {"server", false},
+                                      {"server", false},
+                                      {"server", true}}));
   std::filesystem::remove(certificate);
   std::filesystem::remove(key);
 }

@@ -29,6 +29,7 @@ void CredentialWatcher::Look() {
     const bool news = reloaded.ok() ? *reloaded : failure != reload_failure_;
     reload_failure_ = failure;
     if (news) options_.on_reload(reloaded.status());
+    options_.on_look("principals", reloaded.ok());
   }
   for (const auto& [name, certificates] : options_.certificates) {
     certificates->Look([&, &name = name](const std::string& why) {
@@ -36,6 +37,7 @@ void CredentialWatcher::Look() {
       options_.on_unusable();
     });
     options_.on_certificate(name, certificates->end());
+    options_.on_look(name, certificates->usable());
   }
 }
 

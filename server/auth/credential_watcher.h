@@ -29,6 +29,9 @@ class CredentialWatcher {
     // Once for each reason that a certificate's files cannot be used: the one
     // before stays in use.
     std::function<void()> on_unusable = [] {};
+    // At each look, whether the files can be used: "principals" (with the keys
+    // of tokens) or the name of a certificate.
+    std::function<void(const std::string& credential, bool usable)> on_look = [](auto&&...) {};
   };
 
   // Looks once before it returns.

@@ -240,6 +240,11 @@ struct StoreStats {
   int busy_slots = 0;
   int total_slots = 0;  // of live workers
   std::optional<QueuePause> pause;
+  // Of a store that keeps old versions of rows until vacuum (PostgreSQL), else 0: those of
+  // the queue, and how many transactions began since the oldest snapshot somebody holds,
+  // behind which vacuum cannot go.
+  int64_t dead_rows = 0;
+  int64_t oldest_snapshot_age = 0;
 };
 
 // What a job needs of the stores, for the collection of garbage.

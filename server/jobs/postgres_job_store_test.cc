@@ -349,6 +349,31 @@ TEST(PostgresJobStoreTest, TheSweepFoldsTheCounters) {
   EXPECT_EQ(store->Stats(kNow)->depth, 5);
 }
 
+TEST(PostgresJobStoreTest, StatsTellWhatHoldsVacuumBack) {
+  PostgresServer& server = PostgresServer::Shared();
+  auto store = MustOpen(server.UriOf("vacuum"));
+  std::jthread holder([&] { server.Execute("SELECT pg_sleep(5)"); });  // with one snapshot
+  Await(server,
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(5)%'"
+        " AND backend_xmin IS NOT NULL AND pid <> pg_backend_pid()",
+        "1");
+  const std::string session = RegisterWorker(*store, "w");
+  for (int i = 0; i < 30; ++i) {
+    ASSERT_EQ(Outcome(store->Submit(Request("job-" + std::to_string(i)), kNow)), "OK");
+    ASSERT_EQ(Outcome(store->Acquire({session, NewUuid4()}, kNow)), "OK");
+  }
+  EXPECT_GE(store->Stats(kNow)->oldest_snapshot_age, 60);
+  holder.join();
+  EXPECT_LT(store->Stats(kNow)->oldest_snapshot_age, 60);
+  // PostgreSQL counts what is dead a little later.
+  int64_t dead = 0;
+  for (int i = 0; i < 100 && dead == 0; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    dead = store->Stats(kNow)->dead_rows;
+  }
+  EXPECT_GT(dead, 0);
+}
+
 TEST(PostgresJobStoreTest, ASweepIsLeftToTheServerThatSweeps) {
   PostgresServer& server = PostgresServer::Shared();
   auto store = MustOpen(server.UriOf("swept"));

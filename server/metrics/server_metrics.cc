@@ -124,6 +124,13 @@ ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
                        {"op"}, RpcBuckets()),
       store_errors(registry_.get(), "quantry_store_errors_total",
                    "Job store calls that failed for a fault of the store.", {"op", "code"}),
+      store_dead_rows(OneGauge(registry_.get(), "quantry_store_dead_rows",
+                               "Old versions of the queue's rows that vacuum has not removed; 0 "
+                               "with SQLite.")),
+      store_oldest_snapshot_age(
+          OneGauge(registry_.get(), "quantry_store_oldest_snapshot_age_transactions",
+                   "Transactions since the oldest snapshot that holds vacuum back; 0 with "
+                   "SQLite.")),
       artifact_bytes(registry_.get(), "quantry_artifact_bytes_total",
                      "Bytes of uploads and downloads.", {"direction"}),
       garbage_collections(registry_.get(), "quantry_garbage_collections_total",
@@ -143,6 +150,10 @@ ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
       credential_reloads(registry_.get(), "quantry_credential_reloads_total",
                          "Changed files of credentials that were read; error: they stay unused.",
                          {"outcome"}),
+      credentials_usable(registry_.get(), "quantry_credentials_usable",
+                         "1 if the files of a credential can be used; 0: what was read before "
+                         "stays in use.",
+                         {"credential"}),
       certificate_expiry(registry_.get(), "quantry_tls_certificate_expiry_timestamp_seconds",
                          "End of the certificates this server uses; 0 without one.",
                          {"certificate"}),
@@ -179,6 +190,9 @@ ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
     credential_reloads.With({outcome});
     garbage_collections.With({outcome});
   }
+  for (const char* credential : {"principals", "server", "client_ca"}) {
+    credentials_usable.With({credential}).Set(1);
+  }
   for (const char* certificate : {"server", "client_ca"}) certificate_expiry.With({certificate});
   artifact_bytes.With({"upload"});
   artifact_bytes.With({"download"});
@@ -197,6 +211,8 @@ void ServerMetrics::SetQueue(const StoreStats& stats) {
       stats.oldest_queued ? ToSeconds(stats.oldest_queued->time_since_epoch()) : 0);
   queue_paused.Set(stats.pause ? 1 : 0);
   workers_live.Set(stats.live_workers);
+  store_dead_rows.Set(static_cast<double>(stats.dead_rows));
+  store_oldest_snapshot_age.Set(static_cast<double>(stats.oldest_snapshot_age));
 }
 
 void ServerMetrics::SetEngineVersion(const std::string& engine_version) {

@@ -100,6 +100,8 @@ class ServerMetrics {
   // Store
   HistogramVec store_op_seconds;  // op
   CounterVec store_errors;        // op, code
+  prometheus::Gauge& store_dead_rows;
+  prometheus::Gauge& store_oldest_snapshot_age;
   // Bytes
   CounterVec artifact_bytes;       // direction: upload, download
   CounterVec garbage_collections;  // outcome
@@ -110,6 +112,7 @@ class ServerMetrics {
   CounterVec calls_denied;        // code
   CounterVec audit_lines;         // outcome
   CounterVec credential_reloads;  // outcome
+  GaugeVec credentials_usable;    // credential
   GaugeVec certificate_expiry;    // certificate
 
   void SetQueue(const StoreStats& stats);

@@ -292,6 +292,7 @@ def sum_of(path):
 def test_totals(tmp_path, monkeypatch):
     """Of two histories, one of them checked twice: the sum, and the exit status once something was lost."""
     path = tmp_path / "totals.jsonl"
+    monkeypatch.delenv("QUANTRY_FAULT_TOTALS", raising=False)
     totals.note(History(good()))  # nobody asked for totals
     monkeypatch.setenv("QUANTRY_FAULT_TOTALS", str(path))
     history = History(good())

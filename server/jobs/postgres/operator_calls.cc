@@ -39,6 +39,19 @@ std::optional<absl::StatusOr<JobState>> Judge(const Context& context, int64_t pk
   return sql::Judge(context, *row, judged, report);
 }
 
+// Snapshots of other roles are seen by members of pg_read_all_stats alone.
+void ReadVacuum(Database& db, StoreStats& stats) {
+  stats.dead_rows =
+      sql::One(db.Query("SELECT coalesce(sum(n_dead_tup), 0)::bigint FROM pg_stat_user_tables"
+                        " WHERE relid = 'queue'::regclass"));
+  stats.oldest_snapshot_age = sql::One(db.Query(
+      "SELECT coalesce(max(age(xmin)), 0)::bigint FROM ("
+      "SELECT backend_xmin AS xmin FROM pg_stat_activity WHERE datname = current_database()"
+      " UNION ALL SELECT transaction FROM pg_prepared_xacts"
+      " WHERE database = current_database()"
+      " UNION ALL SELECT xmin FROM pg_replication_slots) held"));
+}
+
 absl::Status SweepLeases(const Context& context, Time judged, SweepReport& report) {
   for (const QueueRow& row : ReadLeased(context.db)) {
     if (JudgeLease(row, context.policy, context.now) == Verdict::kFine) continue;
@@ -165,6 +178,7 @@ StoreStats Stats(Database& db, const JobPolicy& policy, Time now) {
   stats.known_workers = static_cast<int>(sql::One(db.Query("SELECT count(*) FROM workers")));
   sql::CountWorkers(
       db.Query("SELECT info FROM workers WHERE last_seen > $1", now - policy.lease_ttl), stats);
+  ReadVacuum(db, stats);
   return stats;
 }
 
