@@ -260,17 +260,29 @@ end:
   od
 }
 
-/* Asks until answered; the answer is in `what`. A worker whose own clock says
- * that its lease is over stops asking. */
+/* One try, within a loop that the answer in `what` ends. */
+inline try(call, key, last, result) {
+  net!call, me, key, last ->
+  if
+  :: answer[me]?eval(call), eval(key), what, result -> break
+  :: TIMED_OUT /* the same again */
+  fi
+}
+
+inline ask_for_a_job(id, result) {
+  NOTE(asked[me] = NAME(ACQUIRE, id));
+  do
+  :: try(ACQUIRE, id, 0, result)
+  od;
+  NOTE(asked[me] = 0)
+}
+
+/* A worker whose own clock says that its lease is over stops asking. */
 inline ask(call, key, last, result) {
   NOTE(asked[me] = NAME(call, key));
   do
-  :: net!call, me, key, last ->
-     if
-     :: answer[me]?eval(call), eval(key), what, result -> break
-     :: TIMED_OUT /* the same again */
-     fi
-  :: atomic { call != ACQUIRE && MAY_FAIL -> FAULT; what = LOST; break } /* gave up */
+  :: try(call, key, last, result)
+  :: atomic { MAY_FAIL -> FAULT; what = LOST; break } /* gave up */
   od;
   NOTE(asked[me] = 0)
 }
@@ -285,7 +297,7 @@ idle:
   :: id > EPOCHS -> goto gone
   :: id <= EPOCHS ->
      (me == 0 || epoch > 0); /* they are alike: call the first one that gets the job 0 */
-     ask(ACQUIRE, id, 0, mine)
+     ask_for_a_job(id, mine)
   fi;
 
   /* The engine writes below the epoch's own prefix. */
