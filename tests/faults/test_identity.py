@@ -175,12 +175,13 @@ def certified(make_fleet, binaries, tmp_path):
     return Certified(make_fleet, binaries, tmp_path / "identity")
 
 
+@pytest.mark.full
 def test_f24_worker_changes_its_certificate_under_a_job(certified, tmp_path):
     """Another one in its files, every connection made anew again and again: the attempt goes on when the old one has ended."""
     fleet, ca, name = certified.fleet, certified.ca, "spiffe://quantry/role/worker/w1"
     with Link(fleet.servers["a"].worker_address) as link:
-        ends = time.time() + 30
-        certificate, key = ca.issue("worker", name, days=30 / DAY_S)
+        ends = time.time() + 20
+        certificate, key = ca.issue("worker", name, days=20 / DAY_S)
         fleet.worker("w1", address=link.address, flags=[f"--tls-ca-file={ca.file}", f"--client-cert-file={certificate}",
                                                         f"--client-key-file={key}"])
         fleet.submit("f24-certificate", f"block\ntouch {tmp_path}/at\nwait {tmp_path}/go\nblock\nblock\nblock\nartifact\ncomplete\n")
