@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/cord.h"
+#include "common/utf8_prefix.h"
 #include "google/protobuf/util/time_util.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
@@ -14,6 +15,9 @@ namespace {
 constexpr std::string_view kDomain = "quantry";
 constexpr std::string_view kTypePrefix = "type.googleapis.com/";
 constexpr Duration kStoreRetryDelay = std::chrono::seconds(1);
+// Of one value: a caller's own text in it would push the reason out of the 8
+// KiB of trailers that clients take.
+constexpr std::size_t kMaxMetadataBytes = 1000;
 
 absl::string_view ToAbsl(std::string_view text) { return {text.data(), text.size()}; }
 
@@ -52,7 +56,10 @@ absl::Status WithInfo(absl::StatusCode code, std::string_view reason, std::strin
   google::rpc::ErrorInfo info;
   info.set_reason(std::string(reason));
   info.set_domain(std::string(kDomain));
-  info.mutable_metadata()->insert(metadata.begin(), metadata.end());
+  for (const auto& [key, value] : metadata) {
+    const bool fits = value.size() <= kMaxMetadataBytes;
+    (*info.mutable_metadata())[key] = fits ? value : Utf8Prefix(value, kMaxMetadataBytes) + "...";
+  }
   SetDetail(info, status);
   return status;
 }
@@ -151,9 +158,14 @@ google::rpc::Status ToRpcStatus(const absl::Status& status) {
     detail->set_type_url(std::string(type_url));
     detail->set_value(std::string(value));
   });
-  // ForEachPayload visits in no particular order.
+  // ForEachPayload visits in no particular order. The reason comes first: where
+  // there is no room for all, the last ones go.
+  const std::string first = TypeUrl<google::rpc::ErrorInfo>();
   std::sort(result.mutable_details()->begin(), result.mutable_details()->end(),
-            [](const auto& a, const auto& b) { return a.type_url() < b.type_url(); });
+            [&](const auto& a, const auto& b) {
+              return std::pair(a.type_url() != first, a.type_url()) <
+                     std::pair(b.type_url() != first, b.type_url());
+            });
   return result;
 }
 

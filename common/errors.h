@@ -124,7 +124,8 @@ struct QuotaViolation {
 };
 
 struct ErrorDetails {
-  std::map<std::string, std::string> metadata = {};  // every value in the message
+  // Every value in the message, cut at 1000 bytes each.
+  std::map<std::string, std::string> metadata = {};
   std::vector<FieldViolation> field_violations = {};
   std::vector<PreconditionViolation> preconditions = {};
   std::vector<QuotaViolation> quotas = {};

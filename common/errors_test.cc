@@ -106,6 +106,20 @@ TEST(RpcStatusTest, RoundTripKeepsEveryDetail) {
   EXPECT_EQ(ToRpcStatus(again).SerializeAsString(), proto.SerializeAsString());
 }
 
+TEST(RpcStatusTest, AReasonHasRoomWhateverACallerWrote) {
+  const std::string text(65536, 'x');
+  const absl::Status status =
+      MakeDetailedError(Reason::kEtagMismatch, "wanted another etag, got " + text,
+                        {.metadata = {{"etag", text}, {"name", text}, {"short", "y"}},
+                         .field_violations = {{"etag", text}}});
+  EXPECT_EQ(MetadataOf(status, "etag"), std::string(1000, 'x') + "...");
+  EXPECT_EQ(MetadataOf(status, "short"), "y");
+  google::rpc::ErrorInfo info;
+  const google::rpc::Status proto = ToRpcStatus(status);
+  ASSERT_TRUE(proto.details(0).UnpackTo(&info)) << "the others are left out before it";
+  EXPECT_LT(info.ByteSizeLong(), 4000u);
+}
+
 TEST(RpcStatusTest, Ok) { EXPECT_TRUE(FromRpcStatus(ToRpcStatus(absl::OkStatus())).ok()); }
 
 }  // namespace

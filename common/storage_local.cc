@@ -219,7 +219,11 @@ class LocalStorage : public Storage {
     auto full = Folder(prefix);
     if (!full.ok()) return full.status();
     std::error_code error;
-    fs::remove_all(*full, error);
+    // Who else removes it meanwhile takes files from under this walk, which then ends early.
+    do {
+      error.clear();
+      fs::remove_all(*full, error);
+    } while (error == std::errc::no_such_file_or_directory);
     return error ? ErrnoStatus(error.value(), "delete", *full) : absl::OkStatus();
   }
 

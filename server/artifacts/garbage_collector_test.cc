@@ -2,13 +2,17 @@
 
 #include <unistd.h>
 
+#include <array>
+#include <barrier>
 #include <filesystem>
 #include <fstream>
 #include <future>
 #include <thread>
+#include <vector>
 
 #include "common/digest.h"
 #include "common/errors.h"
+#include "common/ids.h"
 #include "gtest/gtest.h"
 #include "server/artifacts/local_artifact_store.h"
 #include "server/artifacts/local_blob_store.h"
@@ -39,11 +43,32 @@ class GarbageCollectorTest : public testing::Test {
 
   // An upload that no job names, two days old.
   std::string Dump(const std::string& text) {
-    const std::string path = root_ + "/blobs/acme/" + Sha256Hex(text);
-    fs::create_directories(root_ + "/blobs/acme");
+    return WriteOld(root_ + "/blobs/acme/" + Sha256Hex(text), text);
+  }
+  // What an attempt of a job left, two days old.
+  std::string DumpOutput(const std::string& job_uid) {
+    return WriteOld(root_ + "/artifacts/acme/" + job_uid + "/1/files/model", "12345");
+  }
+  static std::string WriteOld(const std::string& path, const std::string& text) {
+    fs::create_directories(fs::path(path).parent_path());
     std::ofstream(path) << text;
     fs::last_write_time(path, fs::file_time_type::clock::now() - hours(48));
     return path;
+  }
+  // A job that runs, with its upload and its output. Both paths.
+  std::vector<std::string> RunJob(const std::string& text) {
+    SubmitRequest request;
+    request.key = {"acme", "job-one"};
+    request.uid = NewUuid4();
+    request.spec.mutable_method()->mutable_rtn();
+    request.spec.mutable_model()->mutable_blobs()->add_files()->set_sha256(Sha256Hex(text));
+    v1::WorkerInfo worker;
+    worker.set_worker_id("w1");
+    worker.add_methods("rtn");
+    EXPECT_TRUE(jobs_->Submit(request, clock_.Now()).ok());
+    EXPECT_TRUE(jobs_->RegisterWorker(worker, "s1", clock_.Now()).ok());
+    EXPECT_TRUE((*jobs_->Acquire({"s1", NewUuid4()}, clock_.Now())).has_value());
+    return {Dump(text), DumpOutput(request.uid)};
   }
   // -1: not due.
   int Blobs(GarbageCollector& collector) {
@@ -70,6 +95,40 @@ TEST_F(GarbageCollectorTest, OneServerCollectsEachInterval) {
   EXPECT_EQ(Blobs(two), -1);
   clock_.Advance(hours(2));
   EXPECT_EQ(Blobs(two), 1);
+}
+
+// One asked for by hand, or two whose turns came at once.
+TEST_F(GarbageCollectorTest, TwoAtATimeTakeNothingThatIsNeeded) {
+  constexpr int kRounds = 20;
+  constexpr int kOfEach = 15;
+  GarbageCollector one(jobs_.get(), artifacts_.get(), blobs_.get(), &clock_, "store");
+  GarbageCollector two(jobs_.get(), artifacts_.get(), blobs_.get(), &clock_, "store");
+  const std::vector<std::string> needed = RunJob("needed");
+  for (int round = 0; round < kRounds; ++round) {
+    std::vector<std::string> garbage;
+    for (int i = 0; i < kOfEach; ++i) {
+      garbage.push_back(Dump(std::to_string(i) + " of round " + std::to_string(round)));
+      garbage.push_back(DumpOutput(NewUuid4()));
+    }
+    std::barrier both(2);
+    std::array<GarbageReport, 2> reports;
+    const auto collect = [&](GarbageCollector& collector, GarbageReport* report) {
+      both.arrive_and_wait();
+      auto found = collector.Collect({});
+      EXPECT_TRUE(found.ok()) << found.status();
+      if (found.ok()) *report = *std::move(found);
+    };
+    {
+      const std::jthread other([&] { collect(two, &reports[1]); });
+      collect(one, &reports[0]);
+    }
+    for (const GarbageReport& report : reports) {
+      EXPECT_EQ(report.failures, 0) << report.first_failure;
+    }
+    EXPECT_GE(reports[0].attempts + reports[1].attempts, kOfEach);
+    for (const std::string& path : garbage) EXPECT_FALSE(fs::exists(path)) << path;
+    for (const std::string& path : needed) ASSERT_TRUE(fs::exists(path)) << path;
+  }
 }
 
 TEST_F(GarbageCollectorTest, AFailureIsDueAgain) {

@@ -3,9 +3,10 @@ import json
 import subprocess
 import time
 
+import grpc
 import pytest
 
-from api import errors, token_credentials
+from api import Tenant, errors, token_credentials
 from certificates import LOCAL
 from fleet import alive
 from identity import Identity, served_certificate
@@ -17,6 +18,7 @@ BEATS = r'grpc_server_call_duration_seconds_count\{grpc_method="/quantry.v1.Work
 RELOADS = r'quantry_credential_reloads_total\{outcome="ok"\}'
 FAILED_RELOADS = r'quantry_credential_reloads_total\{outcome="error"\}'
 WATCHES = "quantry_watch_streams"
+DAY_S = 86400
 SERVER_END = r'quantry_tls_certificate_expiry_timestamp_seconds\{certificate="server"\}'
 
 
@@ -149,4 +151,74 @@ def test_f24_worker_whose_token_is_withdrawn(guarded, tmp_path):
     found = fleet.wait_end("f24-gone")
     assert (found.epoch, found.worker) == (2, "w2"), found
     wait_for(lambda: not alive(pid), 20, "the engine of a worker that lost its lease to be stopped")
+    fleet.check()
+
+
+class Certified:
+    """A server that wants client certificates and nothing else; `ca` has signed all of them."""
+
+    def __init__(self, make_fleet, binaries, folder):
+        identity = Identity(binaries, folder)
+        self.ca = identity.authority
+        self.submitter = self.credentials("submitter", "spiffe://quantry/tenant/default/role/submitter")
+        self.fleet = make_fleet(flags=[*identity.tls(), f"--tls-client-ca-file={self.ca.file}"], ttl_s=10,
+                                credentials=self.submitter).start(workers=0)
+
+    def credentials(self, file_name, name, seconds=DAY_S):
+        """Of a channel; the certificate ends in so many seconds."""
+        certificate, key = self.ca.issue(file_name, name, days=seconds / DAY_S)
+        return grpc.ssl_channel_credentials(self.ca.file.read_bytes(), key.read_bytes(), certificate.read_bytes())
+
+
+@pytest.fixture
+def certified(make_fleet, binaries, tmp_path):
+    return Certified(make_fleet, binaries, tmp_path / "identity")
+
+
+@pytest.mark.full
+def test_f24_worker_changes_its_certificate_under_a_job(certified, tmp_path):
+    """Another one in its files, every connection made anew again and again: the attempt goes on when the old one has ended."""
+    fleet, ca, name = certified.fleet, certified.ca, "spiffe://quantry/role/worker/w1"
+    with Link(fleet.servers["a"].worker_address) as link:
+        ends = time.time() + 20
+        certificate, key = ca.issue("worker", name, days=20 / DAY_S)
+        fleet.worker("w1", address=link.address, flags=[f"--tls-ca-file={ca.file}", f"--client-cert-file={certificate}",
+                                                        f"--client-key-file={key}"])
+        fleet.submit("f24-certificate", f"block\ntouch {tmp_path}/at\nwait {tmp_path}/go\nblock\nblock\nblock\nartifact\ncomplete\n")
+        engine_at(tmp_path / "at")
+        ca.issue("worker", name)  # a new key, the same names
+        while time.time() < ends + fleet.ttl_s:  # it looks at its files every 10 s
+            link.reset()
+            beats = fleet.metric("a", BEATS)
+            wait_for(lambda: fleet.metric("a", BEATS) >= beats + 2, 20, "heartbeats")
+        (tmp_path / "go").touch()
+        found = fleet.wait_end("f24-certificate")
+        assert (found.epoch, found.worker_losses) == (1, 0), found
+        assert fleet.state("f24-certificate") == "SUCCEEDED"
+        fleet.check()
+
+
+def test_f24_certificate_that_ends_under_a_watch(certified):
+    """The principal ends when the certificate does (docs/security.md), and with it the stream; the next one goes on."""
+    fleet = certified.fleet
+    fleet.submit("f24-watched", method="gptq")  # that nobody runs
+    ends = time.time() + 6
+    short = Tenant(fleet.servers["a"].address, credentials=certified.credentials(
+        "short", "spiffe://quantry/tenant/default/role/viewer", seconds=6))
+    try:
+        seen = []
+        with pytest.raises(errors.AccessDenied) as refused:
+            for message in short.watch("f24-watched"):
+                seen.append(message.WhichOneof("kind"))
+        assert -1 <= time.time() - ends < 5  # a certificate ends at a whole second
+        assert seen[0] == "snapshot"
+        assert (refused.value.reason, refused.value.metadata["cause"]) == ("UNAUTHENTICATED", "expired")
+        with pytest.raises(errors.AccessDenied):
+            short.get("f24-watched")
+    finally:
+        short.close()
+    watch = fleet.watch("f24-watched")
+    assert watch.attached.wait(10)
+    fleet.cancel("f24-watched")
+    assert watch.wait() == "CANCELLED"
     fleet.check()

@@ -45,7 +45,7 @@ def behind_proxy(shared_fleet):
 
 
 FAULTS = [("503", "PUT", True), ("reset", "PUT", True), ("late-500", "PUT", True), ("500", "GET", True), ("500", "PUT", False),
-          ("stall", "PUT", False), ("409", "PUT", False), ("503", "GET", False), ("reset", "GET", False)]
+          ("stall", "PUT", False), ("409", "PUT", False), ("412", "PUT", False), ("503", "GET", False), ("reset", "GET", False)]
 TRANSIENT = [pytest.param(kind, method, id=f"{method}-{kind}", marks=[] if quick else pytest.mark.full)
              for kind, method, quick in FAULTS]
 
@@ -63,7 +63,7 @@ def test_f13_transient(behind_proxy, tmp_path, kind, method):
     """One or two failures: repeated, and the artifact is whole. The store never held a half one under the commit."""
     fleet, proxy = behind_proxy
     job = f"f13-{method}-{kind}".lower()
-    fault = proxy.fail(kind, method=method, path="manifest|safetensors|block", times=1 if kind == "409" else 2, seconds=1)
+    fault = proxy.fail(kind, method=method, path="manifest|safetensors|block", times=1 if kind in ("409", "412") else 2, seconds=1)
     try:
         fleet.submit(job)
         found = fleet.wait_state(job, "SUCCEEDED", seconds=60)

@@ -61,6 +61,13 @@ def header_length_huge(model):
     path.write_bytes(struct.pack("<Q", 2**63) + path.read_bytes()[8:])
 
 
+def header_nested_deep(model):
+    """A parser that calls itself for each level would leave its stack."""
+    path = model / "model.safetensors"
+    text = b'{"a":' * 10_000 + b"1" + b"}" * 10_000
+    path.write_bytes(struct.pack("<Q", len(text)) + text + read_safetensors(path)[1])
+
+
 def overlapping_offsets(model):
     path = model / "model.safetensors"
     header, data = read_safetensors(path)
@@ -111,6 +118,7 @@ BROKEN_MODELS = [
     (index_escapes, "INVALID_CHECKPOINT", ["../x"]),
     (truncated, "INVALID_CHECKPOINT", ["model.safetensors"]),
     (header_length_huge, "INVALID_CHECKPOINT", ["9223372036854775808"]),
+    (header_nested_deep, "INVALID_CHECKPOINT", ["unknown field 'a'"]),
     (overlapping_offsets, "INVALID_CHECKPOINT", ["overlaps"]),
     (unknown_dtype, "INVALID_CHECKPOINT", ["F37"]),
     (nan_weights, "NON_FINITE_WEIGHTS", ["layers.2.self_attn.q_proj"]),

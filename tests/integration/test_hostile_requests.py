@@ -1,18 +1,22 @@
 """Every rpc of the service descriptors with missing, oversized and hostile requests: a new rpc or service is in here by itself.
 
+Each request is a valid one (tests/support/valid_requests.py) with one hostile field, so that the field meets its own check.
 Whatever arrives, the answer is an error the caller can act on, never INTERNAL or UNKNOWN, and the server stays ready.
 """
+import functools
 import importlib
 import re
 import urllib.request
 
-import api  # noqa: F401  makes quantry.v1 importable
+import api
 import grpc
 import pytest
-from google.protobuf import message_factory
 from google.protobuf.descriptor import FieldDescriptor
+from google.rpc import error_details_pb2, status_pb2
 
-from conftest import ROOT
+from conftest import EXAMPLES, ROOT
+from service import Server
+from valid_requests import ValidRequests
 
 WORKER_SERVICE = "WorkerService"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
@@ -21,69 +25,109 @@ METHODS = {
     for module in (importlib.import_module(f"quantry.v1.{path.stem}_pb2") for path in sorted((ROOT / "proto/quantry/v1").glob("*.proto")))
     for service in module.DESCRIPTOR.services_by_name.values() for method in service.methods}
 TEXTS = ["../x", "a\0b", "x" * 65536, "tenants/other/quantizationJobs/job-1", "tenants/default/quantizationJobs/../../etc",
-         "tenants/default/quantizationJobs/" + "x" * 5000, "%n%s", "'; DROP TABLE jobs; --", "\u202e\ufffd"]
+         "tenants/default/quantizationJobs/" + "x" * 5000, "%n%s", "'; DROP TABLE jobs; --", "\u202e\ufffd", "/etc/passwd", "0" * 64]
+FEW = 2  # of these for each field deep inside a message, others for its neighbours
 NUMBERS = {FieldDescriptor.CPPTYPE_INT32: (-2**31, -1, 2**31 - 1), FieldDescriptor.CPPTYPE_INT64: (-2**63, -1, 2**63 - 1),
            FieldDescriptor.CPPTYPE_UINT32: (2**32 - 1,), FieldDescriptor.CPPTYPE_UINT64: (2**64 - 1,),
            FieldDescriptor.CPPTYPE_DOUBLE: (float("nan"), float("inf"), -1e300),
-           FieldDescriptor.CPPTYPE_FLOAT: (float("nan"), -1e30)}
+           FieldDescriptor.CPPTYPE_FLOAT: (float("nan"), -1e30), FieldDescriptor.CPPTYPE_BOOL: (True,),
+           FieldDescriptor.CPPTYPE_ENUM: (-1, 999)}
 LIMITS = {"tenant": 64 << 20, "worker": 64 << 20}
-DEEP = 4
+DEEP = 6  # CreateQuantizationJob: quantization_job.spec.method.tesseraq.options...
+REASONS = set(re.findall(r"^\| `([A-Z_0-9]+)` \|", (ROOT / "docs/api/errors.md").read_text(), re.MULTILINE))
+# What the first check of a call reads, by the names of fields: only where one of these is hostile may a call stop there.
+NAMES = {"name", "parent", "session", "job", "acquire_id", "worker_id", "worker.worker_id", "worker.incarnation",
+         "quantization_job.name"}
+# An offset behind the end: OUT_OF_RANGE alone (artifact_service.proto).
+NO_REASON = {("ArtifactService/ReadArtifact", grpc.StatusCode.OUT_OF_RANGE)}
+# Not read, and in another call that reads it.
+UNREAD = {"QuantizationService/UpdateQuantizationJob": "quantization_job.spec."}
+# Checks that some of the hostile fields must have met.
+MET = {
+    "QuantizationService/CreateQuantizationJob": {"INVALID_SPEC", "INVALID_NAME", "SOURCE_FORBIDDEN"},
+    "QuantizationService/ListQuantizationJobs": {"INVALID_FILTER", "INVALID_PAGE_TOKEN", "INVALID_ARGUMENT"},
+    "QuantizationService/ListJobEvents": {"INVALID_PAGE_TOKEN", "INVALID_ARGUMENT"},
+    "QuantizationService/CancelQuantizationJob": {"ETAG_MISMATCH"},
+    "ArtifactService/UploadBlob": {"UPLOAD_OFFSET", "CHUNK_CORRUPT", "INVALID_ARGUMENT"},
+    "ArtifactService/ReadArtifact": {"ARTIFACT_NOT_FOUND"},
+    "WorkerService/CompleteJob": {"LEASE_LOST", "ARTIFACT_CORRUPT", "INVALID_ARGUMENT"},
+    "WorkerService/CommitCheckpoint": {"LEASE_LOST", "INVALID_ARGUMENT"},
+    "WorkerService/FailJob": {"LEASE_LOST", "INVALID_ARGUMENT"},
+}
 
 
-def variants(descriptor, depth=0):
-    """(what, message) for every field of the message and of those in it, one field at a time."""
-    make = message_factory.GetMessageClass(descriptor)
+def values_of(field, depth=0):
+    if field.cpp_type != FieldDescriptor.CPPTYPE_STRING:
+        return NUMBERS.get(field.cpp_type, ())
+    first = sum(field.full_name.encode())
+    texts = TEXTS if depth < 2 else [TEXTS[(first + 3 * i) % len(TEXTS)] for i in range(FEW)]
+    return [text.encode() for text in texts] if field.type == FieldDescriptor.TYPE_BYTES else texts
+
+
+def set_field(field, value, message):
+    if field.is_repeated:
+        getattr(message, field.name)[:] = [value, value]
+    else:
+        setattr(message, field.name, value)
+
+
+def set_entry(field, key, value, message):
+    getattr(message, field.name)[key] = value
+
+
+def set_inside(field, change, message):
+    inner = getattr(message, field.name)
+    if field.is_repeated:
+        change(inner[0] if inner else inner.add())
+    else:
+        inner.SetInParent()
+        change(inner)
+
+
+def changes(descriptor, depth=0):
+    """(path, value, change): each calls change(message) to make one field of the message, or of those in it, hostile."""
     for field in descriptor.fields:
-        repeated = field.is_repeated
-        if field.cpp_type == FieldDescriptor.CPPTYPE_MESSAGE:
-            if field.message_type.GetOptions().map_entry or depth == DEEP:
-                continue
-            for what, inner in variants(field.message_type, depth + 1):
-                message = make()
-                (getattr(message, field.name).add() if repeated else getattr(message, field.name)).CopyFrom(inner)
-                yield f"{field.name}.{what}", message
-            continue
-        if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
-            values = [text.encode() for text in TEXTS] if field.type == FieldDescriptor.TYPE_BYTES else TEXTS
-        elif field.cpp_type == FieldDescriptor.CPPTYPE_ENUM:
-            values = [999]
-        else:
-            values = NUMBERS.get(field.cpp_type, ())
-        for value in values:
-            message = make()
-            if repeated:
-                getattr(message, field.name).extend([value, value])
-            else:
-                setattr(message, field.name, value)
-            yield f"{field.name}={str(value)[:30]!r}", message
+        if field.cpp_type != FieldDescriptor.CPPTYPE_MESSAGE:
+            for value in values_of(field, depth):
+                yield field.name, value, functools.partial(set_field, field, value)
+        elif field.message_type.GetOptions().map_entry:
+            key, value = field.message_type.fields
+            for hostile in values_of(key, depth):
+                yield field.name, hostile, functools.partial(set_entry, field, hostile, value.default_value)
+            for hostile in values_of(value, depth):
+                yield field.name, hostile, functools.partial(set_entry, field, "k", hostile)
+        elif depth < DEEP:
+            for path, value, change in changes(field.message_type, depth + 1):
+                yield f"{field.name}.{path}", value, functools.partial(set_inside, field, change)
 
 
-def filled(descriptor):
-    """Every text a name that could be one, so that requests get further than the first check."""
-    make = message_factory.GetMessageClass(descriptor)
-    message = make()
-    for field in descriptor.fields:
-        if field.cpp_type == FieldDescriptor.CPPTYPE_STRING and not field.is_repeated:
-            setattr(message, field.name, b"x" if field.type == FieldDescriptor.TYPE_BYTES else "tenants/default")
-    return message
-
-
-def call(channel, method, data, timeout=3):
-    """The status of one request; streams are read until they end."""
+def call(channel, method, messages, timeout=3):
+    """(code, reason, words) of the answer to these bytes; streams are read until they end."""
     path = f"/{method.containing_service.full_name}/{method.name}"
-    answers = channel.stream_stream(path, lambda data: data, lambda data: data)(iter([data]), timeout=timeout)
+    answers = channel.stream_stream(path, lambda data: data, lambda data: data)(iter(messages), timeout=timeout)
     try:
         for _ in answers:
             pass
-        return grpc.StatusCode.OK, ""
+        return grpc.StatusCode.OK, "", ""
     except grpc.RpcError as error:
-        return error.code(), error.details()
+        return error.code(), reason_of(error), error.details()
+
+
+def reason_of(error):
+    """Of its ErrorInfo; "" without."""
+    status, info = status_pb2.Status(), error_details_pb2.ErrorInfo()
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            status.ParseFromString(value)
+    for detail in status.details:
+        if detail.Unpack(info):
+            return info.reason
+    return ""
 
 
 @pytest.fixture(scope="module")
 def channels(binaries, tmp_path_factory):
-    from service import Server
-    server = Server(binaries, tmp_path_factory.mktemp("hostile") / "data", "--embedded=false").start()
+    server = Server(binaries, tmp_path_factory.mktemp("hostile") / "data", "--embedded=false", local_roots=[EXAMPLES]).start()
     options = [("grpc.max_send_message_length", -1), ("grpc.max_metadata_size", 1 << 20)]
     with grpc.insecure_channel(server.address, options) as tenant, \
             grpc.insecure_channel(server.worker_address, options) as worker:
@@ -111,24 +155,57 @@ def test_no_service_is_forgotten(channels):
     assert [name for name in METHODS if name not in metrics] == [], "missing in server/rpc/service_context.cc"
 
 
+@pytest.fixture(scope="module")
+def valid(channels):
+    server, _ = channels
+    tenant, worker = api.Tenant(server.address), api.PuppetWorker(server.worker_address, "valid")
+    yield ValidRequests(tenant, worker)
+    tenant.close()
+    worker.close()
+
+
+def test_every_rpc_has_a_valid_request():
+    """A new one is written down in tests/support/valid_requests.py."""
+    assert set(ValidRequests.TABLE) == set(METHODS)
+
+
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_whatever_arrives_is_answered(channels, name):
+def test_whatever_arrives_is_answered(channels, valid, name):
     server, by_port = channels
     method = METHODS[name]
     port = "worker" if method.containing_service.name == WORKER_SERVICE else "tenant"
     channel = by_port[port]
-    bad = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
-    requests = [("nothing", b""), ("names", filled(method.input_type).SerializeToString())]
-    requests += [(what, message.SerializeToString()) for what, message in variants(method.input_type)]
-    for what, data in requests:
-        code, details = call(channel, method, data)
-        assert code not in bad, (what, code, details)
-        assert code == grpc.StatusCode.OK or details, (what, code)
+
+    def ask(what, messages):
+        code, reason, words = call(channel, method, [message.SerializeToString() for message in messages])
+        if code == grpc.StatusCode.OK:
+            valid.answered(name)
+            return "", ""
+        assert code not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN), (what, code, words)
+        assert words and (reason in REASONS or (name, code) in NO_REASON), (what, code, reason, words)
+        return reason, words.partition(", got")[0]
+
+    first_check = ask("nothing", [valid.of(name)[0].__class__()])
+    assert ask("valid", valid.of(name)) == ("", "")
+    met, stopped = set(), set()
+    for number in range(len(valid.of(name))):
+        for path, value, change in changes(method.input_type):
+            if path.startswith(UNREAD.get(name, "no field")):
+                continue
+            messages = valid.of(name)
+            change(messages[number])
+            answer = ask(f"{path}={value!r:.40}", messages)
+            met.add(answer[0])
+            if answer == first_check != ("", ""):
+                stopped.add(path)
+    assert stopped <= NAMES, "the valid request is none: these never met their own checks"
+    assert met >= MET.get(name, set())
+
     # What is no message at all, gRPC itself answers.
-    code, _ = call(channel, method, b"\xff\xff\xff\xff")
+    code, _, _ = call(channel, method, [b"\xff\xff\xff\xff"])
     assert code != grpc.StatusCode.OK
     oversized = b"\xfa\x7f" + b"\x81\x80\x80\x20" + bytes(LIMITS[port] + 1)  # an unknown field of 64 MiB and a byte
-    code, details = call(channel, method, oversized, timeout=20)
-    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED, (code, details)
+    code, _, words = call(channel, method, [oversized], timeout=20)
+    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED, (code, words)
     with urllib.request.urlopen(f"http://{server.admin}/readyz", timeout=10) as ready:
         assert ready.status == 200

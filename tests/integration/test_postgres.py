@@ -7,12 +7,15 @@ import time
 import urllib.error
 import urllib.request
 
+import api
 import pytest
 
-from conftest import submit_args, wait_for
+from conftest import EXAMPLES, submit_args, wait_for
 from postgres import PASSWORD, running_postgres
 from test_faults import blocks_done
+from quantry.v1 import job_pb2
 from test_main_job import file_hashes
+from valid_requests import ValidRequests
 
 
 @pytest.fixture
@@ -22,18 +25,23 @@ def postgres():
 
 
 @pytest.fixture
-def cluster(make_server, postgres, tmp_path, binaries):
-    """Two servers without workers of their own, and start_worker(server)."""
+def store_flags(postgres, tmp_path):
+    """Of servers that share it, without workers of their own."""
     password = tmp_path / "password"
     password.write_text(PASSWORD + "\n")
     password.chmod(0o600)
+    return [f"--job-store={postgres.uri}", f"--job-store-password-file={password}", "--embedded=false",
+            f"--blob-dir={tmp_path}/shared/blobs", f"--artifact-root=file://{tmp_path}/shared/artifacts"]
+
+
+@pytest.fixture
+def cluster(make_server, postgres, store_flags, tmp_path, binaries):
+    """Two servers without workers of their own, and start_worker(server)."""
     workers = []
 
     class Cluster:
         database = postgres
-        flags = [f"--job-store={postgres.uri}", f"--job-store-password-file={password}", "--embedded=false",
-                 f"--blob-dir={tmp_path}/shared/blobs", f"--artifact-root=file://{tmp_path}/shared/artifacts",
-                 "--lease-ttl-s=9", "--heartbeat-interval-s=1", "--sweep-interval-s=1"]
+        flags = [*store_flags, "--lease-ttl-s=9", "--heartbeat-interval-s=1", "--sweep-interval-s=1"]
 
         def start_worker(self, server, name="w1"):
             address = (server.data_dir / "run/worker").read_text().strip()
@@ -185,3 +193,102 @@ def test_wrong_passwords_and_absent_databases_are_named(make_server, postgres, t
         assert server.start(expect_failure=True) != 0
         assert wanted in server.log_text()
         assert "not this" not in server.log_text() and "secret" not in server.log_text()
+
+
+# Notes at each commit what it waits for; the table's own writes are part of it.
+NOTE_COMMITS = """
+CREATE TABLE seen (place TEXT, setting TEXT);
+CREATE FUNCTION note_commit() RETURNS trigger LANGUAGE plpgsql AS
+  $$ BEGIN INSERT INTO seen VALUES (TG_TABLE_NAME, current_setting('synchronous_commit')); RETURN NULL; END $$;
+""" + "".join(f"""
+CREATE CONSTRAINT TRIGGER note AFTER INSERT OR UPDATE OR DELETE ON {table} DEFERRABLE INITIALLY DEFERRED
+  FOR EACH ROW EXECUTE FUNCTION note_commit();
+""" for table in ("jobs", "queue", "job_events", "job_progress", "job_checkpoints", "artifacts"))
+
+
+@pytest.fixture
+def quiet(make_server, postgres, store_flags):
+    """A server that writes nothing by itself, with a tenant and a puppet worker that make valid requests to it."""
+    postgres.sql("ALTER DATABASE postgres SET synchronous_commit = off")  # the server's own word counts
+    server = make_server(*store_flags, "--sweep-interval-s=10", local_roots=[EXAMPLES]).start()
+    found = ValidRequests(api.Tenant(server.address, timeout=30), api.PuppetWorker(server.worker_address, "puppet"))
+    yield found
+    found.tenant.close()
+    found.worker.close()
+
+
+def test_only_progress_is_committed_before_it_is_on_disk(postgres, quiet):
+    """What a call promised survives a crash of PostgreSQL's machine: its commit waits for the disk."""
+    postgres.sql(NOTE_COMMITS)
+
+    def commits(call):
+        """({tables written}, {synchronous_commit of these commits}), and what the call answered."""
+        postgres.sql("TRUNCATE seen")
+        answer = call()
+        rows = [row.split("|") for row in postgres.sql("SELECT DISTINCT place, setting FROM seen").splitlines()]
+        return {place for place, _ in rows}, {setting for _, setting in rows}, answer
+
+    def beat(number, events=()):
+        progress = job_pb2.JobProgress(stage=job_pb2.STAGE_QUANTIZING, steps_done=number)
+        return quiet.worker.beat(lease, events, progress=progress)
+
+    event = job_pb2.JobEvent(log=job_pb2.LogLine(message="said"))
+    wrote, waited, job = commits(quiet.submit)
+    assert {"jobs", "queue", "job_events"} <= wrote and waited == {"on"}
+    wrote, waited, lease = commits(quiet.worker.acquire)
+    assert "queue" in wrote and waited == {"on"} and lease.job == api.name_of(job)
+    wrote, waited, directive = commits(lambda: beat(1))
+    assert wrote == {"queue", "job_progress"} and waited == {"off"} and directive == "CONTINUE"
+    wrote, waited, _ = commits(lambda: beat(2, [event]))
+    assert "job_events" in wrote and waited == {"on"}
+    wrote, waited, _ = commits(lambda: quiet.worker.checkpoint(lease))
+    assert "job_checkpoints" in wrote and waited == {"on"}
+    wrote, waited, _ = commits(lambda: quiet.worker.complete(lease, quiet.put_artifact(lease)))
+    assert {"artifacts", "jobs", "job_events"} <= wrote and waited == {"on"}
+
+    lease = quiet.leased()
+    wrote, waited, state = commits(lambda: quiet.worker.fail(lease, retryable=False))
+    assert "jobs" in wrote and waited == {"on"} and state == "FAILED"
+    wrote, waited, _ = commits(lambda: quiet.tenant.retry(lease.job.rpartition("/")[2]))
+    assert "jobs" in wrote and waited == {"on"}
+    wrote, waited, _ = commits(lambda: quiet.tenant.cancel(lease.job.rpartition("/")[2]))
+    assert "jobs" in wrote and waited == {"on"}
+
+
+def test_a_statement_that_hangs_is_given_up(postgres, quiet):
+    """Behind another session's lock, and in a statement that takes long: STORE_UNAVAILABLE after lock_timeout and
+    statement_timeout (docs/operations/postgresql.md); who needs other rows is not held up."""
+    locked, slow, free = quiet.submit(), quiet.submit(), quiet.submit()
+    postgres.sql("CREATE FUNCTION nap() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60); RETURN NEW; END $$",
+                 "CREATE TRIGGER nap BEFORE UPDATE ON jobs FOR EACH ROW"
+                 f" WHEN (OLD.id = '{slow}') EXECUTE FUNCTION nap()")
+    holder = postgres.session("BEGIN", f"UPDATE jobs SET version = version WHERE id = '{locked}'")
+    wait_for(lambda: postgres.sql("SELECT count(*) FROM pg_locks WHERE locktype = 'transactionid' AND mode = 'ExclusiveLock'"
+                                  " AND granted AND pid IN (SELECT pid FROM pg_stat_activity WHERE state = 'idle in transaction')")
+             != "0", 10, "the lock")
+    ended = {}
+
+    def cancel(job):
+        began = time.monotonic()
+        with pytest.raises(api.errors.ServerUnavailable) as refused:
+            quiet.tenant.cancel(job)
+        ended[job] = time.monotonic() - began, refused.value.reason, refused.value.metadata["sqlstate"]
+
+    threads = [threading.Thread(target=cancel, args=(job,)) for job in (locked, slow)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1)
+    began = time.monotonic()
+    quiet.tenant.cancel(free)
+    assert time.monotonic() - began < 5
+    for thread in threads:
+        thread.join(timeout=60)
+    assert {job: (reason, state) for job, (_, reason, state) in ended.items()} == {
+        locked: ("STORE_UNAVAILABLE", "55P03"), slow: ("STORE_UNAVAILABLE", "57014")}
+    assert all(7 < seconds < 20 for seconds, _, _ in ended.values()), ended
+
+    holder.kill()
+    holder.wait()
+    postgres.sql("DROP TRIGGER nap ON jobs")
+    for job in (locked, slow):
+        quiet.tenant.cancel(job)

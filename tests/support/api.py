@@ -148,9 +148,9 @@ class PuppetWorker(_Calls):
         answer = self.call(self.stub.AcquireJob, request, timeout or self.timeout + wait_s)
         return answer.lease if answer.HasField("lease") else None
 
-    def beat(self, lease, events=(), offset=0):
+    def beat(self, lease, events=(), offset=0, progress=None):
         """The directive's name."""
-        beat = worker_service_pb2.JobBeat(job=lease.job, epoch=lease.epoch, event_offset=offset, events=events)
+        beat = worker_service_pb2.JobBeat(job=lease.job, epoch=lease.epoch, event_offset=offset, events=events, progress=progress)
         answer = self.call(self.stub.Heartbeat, worker_service_pb2.HeartbeatRequest(session=self.session, jobs=[beat]))
         return worker_service_pb2.Directive.Name(answer.jobs[0].directive).removeprefix("DIRECTIVE_")
 
