@@ -232,7 +232,8 @@ grpc::ServerWriteReactor<v1::ReadArtifactResponse>* StartRead(
   return new ReadReactor(context, call, request);
 }
 
-absl::StatusOr<v1::Manifest> ReadManifest(ArtifactStore* artifacts, const Artifact& artifact) {
+absl::StatusOr<v1::Manifest> ReadManifest(ArtifactStore* artifacts, const Artifact& artifact,
+                                          std::int64_t* size_bytes) {
   const std::string name(kManifestName);
   auto bytes = artifacts->ReadAll(artifact.uri, name, kMaxManifestBytes);
   if (!bytes.ok()) {
@@ -241,6 +242,7 @@ absl::StatusOr<v1::Manifest> ReadManifest(ArtifactStore* artifacts, const Artifa
   }
   const std::string actual = Sha256Hex(*bytes);
   if (actual != artifact.manifest_sha256) return Corrupt(name, artifact.manifest_sha256, actual);
+  if (size_bytes != nullptr) *size_bytes = static_cast<std::int64_t>(bytes->size());
   v1::Manifest manifest;
   google::protobuf::util::JsonParseOptions options;
   options.ignore_unknown_fields = true;  // written by a newer engine

@@ -21,7 +21,9 @@ grpc::ServerWriteReactor<v1::ReadArtifactResponse>* StartRead(
     const v1::ReadArtifactRequest& request);
 
 // The committed manifest of an artifact. DATA_LOSS ARTIFACT_CORRUPT when its
-// bytes differ from what was committed or do not parse. `bytes` may be null.
-absl::StatusOr<v1::Manifest> ReadManifest(ArtifactStore* artifacts, const Artifact& artifact);
+// bytes differ from what was committed or do not parse. `size_bytes`, its own, may
+// be null.
+absl::StatusOr<v1::Manifest> ReadManifest(ArtifactStore* artifacts, const Artifact& artifact,
+                                          std::int64_t* size_bytes = nullptr);
 
 }  // namespace quantry::server

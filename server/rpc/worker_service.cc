@@ -4,6 +4,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -172,8 +173,6 @@ class WorkerCalls : public v1::WorkerService::CallbackService, private ServiceBa
     if (!job.ok()) return job.status();
     CompleteRequest complete{.lease = *lease,
                              .manifest_sha256 = request.manifest_sha256(),
-                             .total_bytes = request.total_bytes(),
-                             .file_count = request.file_count(),
                              .artifact_uri = context_->artifacts->OutputUri(
                                  lease->job.tenant, job->uid, request.epoch()),
                              .result = request.result(),
@@ -183,7 +182,7 @@ class WorkerCalls : public v1::WorkerService::CallbackService, private ServiceBa
     if (job->epoch == request.epoch() && !IsEnded(job->state)) {
       const OneCheck check(&checks_, absl::StrCat(job->uid, "/", request.epoch()));
       if (!check.first()) return CheckGoesOn(request.job());
-      if (absl::Status status = CheckArtifact(complete); !status.ok()) return status;
+      if (absl::Status status = CountArtifact(&complete); !status.ok()) return status;
     }
     return context_->store->Complete(complete, context_->clock->Now());
   }
@@ -221,27 +220,38 @@ class WorkerCalls : public v1::WorkerService::CallbackService, private ServiceBa
         {.retry_after = std::chrono::seconds(1)});
   }
 
-  // Nothing becomes visible that is not there whole.
-  absl::Status CheckArtifact(const CompleteRequest& complete) {
+  // Nothing becomes visible that is not there whole, and quotas go by what is there
+  // and not by what a worker says.
+  absl::Status CountArtifact(CompleteRequest* complete) {
     Artifact artifact;
-    artifact.uri = complete.artifact_uri;
-    artifact.manifest_sha256 = complete.manifest_sha256;
-    auto manifest = ReadManifest(context_->artifacts, artifact);
+    artifact.uri = complete->artifact_uri;
+    artifact.manifest_sha256 = complete->manifest_sha256;
+    std::int64_t manifest_bytes = 0;
+    auto manifest = ReadManifest(context_->artifacts, artifact, &manifest_bytes);
     if (!manifest.ok()) return manifest.status();
+    std::set<std::string_view> seen;
+    complete->total_bytes = manifest_bytes;
+    complete->file_count = manifest->files_size() + 1;
     for (const v1::ArtifactFile& file : manifest->files()) {
+      if (!seen.insert(file.path()).second) return NotAsListed(file, "the same path again");
       auto reader = context_->artifacts->Open(artifact.uri, file.path());
       if (!reader.ok() && !HasReason(reader.status(), Reason::kArtifactNotFound)) {
         return reader.status();
       }
-      const std::int64_t size = reader.ok() ? (*reader)->size_bytes() : -1;
-      if (size != file.size_bytes()) {
-        return MakeError(Reason::kArtifactCorrupt,
-                         absl::StrCat(file.path(), ": wanted ", file.size_bytes(), " bytes, got ",
-                                      size < 0 ? "no file" : absl::StrCat(size)),
-                         {{"path", file.path()}});
+      if (!reader.ok()) return NotAsListed(file, "no file");
+      const std::int64_t size = (*reader)->size_bytes();
+      if (size != file.size_bytes() ||
+          __builtin_add_overflow(complete->total_bytes, size, &complete->total_bytes)) {
+        return NotAsListed(file, absl::StrCat(size));
       }
     }
     return absl::OkStatus();
+  }
+
+  static absl::Status NotAsListed(const v1::ArtifactFile& file, const std::string& got) {
+    return MakeError(Reason::kArtifactCorrupt,
+                     absl::StrCat(file.path(), ": wanted ", file.size_bytes(), " bytes, got ", got),
+                     {{"path", file.path()}});
   }
 
   absl::Status Fail(const v1::FailJobRequest& request, v1::FailJobResponse* response) {

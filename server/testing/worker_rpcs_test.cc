@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/digest.h"
 #include "common/errors.h"
 #include "common/ids.h"
 #include "server/rpc/service_context.h"
@@ -241,6 +242,46 @@ TEST_F(WorkerRpcs, CompleteTakesOnlyWholeArtifacts) {
   EXPECT_DOUBLE_EQ(job.result().bits().linears(), 4.5);
   EXPECT_EQ(server_.Metric("quantry_jobs_finished_total{method=\"rtn\",outcome=\"succeeded\"}"), 1);
   EXPECT_EQ(server_.Metric("quantry_job_queue_seconds_count"), 1);
+}
+
+TEST_F(WorkerRpcs, ArtifactsAreCountedByTheServer) {
+  server_.Create("job-a");
+  FakeWorker worker(&server_, "w1");
+  v1::CompleteJobRequest request = worker.WriteArtifact(worker.Acquire());
+  const std::int64_t total_bytes = request.total_bytes();
+  request.set_total_bytes(-(std::int64_t{1} << 62));  // would make room for ever
+  request.set_file_count(-5);
+  ASSERT_TRUE(FromGrpc(worker.Complete(request)).ok());
+  grpc::ClientContext context;
+  v1::GetArtifactRequest get;
+  get.set_name(server_.Get("job-a").artifact());
+  v1::Artifact artifact;
+  ASSERT_TRUE(server_.artifacts->GetArtifact(&context, get, &artifact).ok());
+  EXPECT_EQ(artifact.total_bytes(), total_bytes);
+  EXPECT_EQ(artifact.file_count(), 3);
+  grpc::ClientContext quota_context;
+  v1::GetQuotaRequest quota;
+  quota.set_parent("tenants/acme");
+  v1::GetQuotaResponse usage;
+  ASSERT_TRUE(server_.admin->GetQuota(&quota_context, quota, &usage).ok());
+  EXPECT_GE(usage.stored_bytes(), total_bytes);
+}
+
+TEST_F(WorkerRpcs, AManifestThatCountsWrongIsRefused) {
+  server_.Create("job-a");
+  FakeWorker worker(&server_, "w1");
+  const v1::Lease lease = worker.Acquire();
+  const std::string folder = lease.output_uri().substr(7);
+  v1::CompleteJobRequest request = worker.WriteArtifact(lease);
+  for (
+      const char* files :
+      {R"({"path": "no-such-file", "size_bytes": "-1"})",
+       R"({"path": "config.json", "size_bytes": "8"}, {"path": "config.json", "size_bytes": "8"})"}) {
+    const std::string json = absl::StrCat(R"({"files": [)", files, "]}");
+    std::ofstream(folder + "/manifest.json") << json;
+    request.set_manifest_sha256(Sha256Hex(json));
+    EXPECT_TRUE(HasReason(FromGrpc(worker.Complete(request)), Reason::kArtifactCorrupt)) << files;
+  }
 }
 
 TEST_F(WorkerRpcs, CheckpointsComeBackInTheNextLease) {
