@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/digest.h"
+#include "common/engine_error.h"
 #include "common/errors.h"
 #include "common/ids.h"
 #include "common/log.h"
@@ -28,8 +29,6 @@ using grpc::CallbackServerContext;
 using grpc::ServerUnaryReactor;
 
 constexpr int kMaxBeatsPerCall = 1024;
-constexpr size_t kMaxLogTailBytes = 16 << 10;
-constexpr size_t kMaxErrorMessageBytes = 8 << 10;
 constexpr size_t kMaxReasonBytes = 1024;
 
 class WorkerCalls : public v1::WorkerService::CallbackService, private ServiceBase<WorkerCalls> {
@@ -154,10 +153,28 @@ class WorkerCalls : public v1::WorkerService::CallbackService, private ServiceBa
     auto lease = LeaseFromProto(request.session(), request.job(), request.epoch());
     if (!lease.ok()) return lease.status();
     if (absl::Status status = CheckCheckpoint(request.checkpoint()); !status.ok()) return status;
+    if (absl::Status status = CheckPlace(*lease, request.checkpoint().uri()); !status.ok()) {
+      return status;
+    }
     auto events = EventsOf(request);
     if (!events.ok()) return events.status();
     return context_->store->CommitCheckpoint({*lease, request.checkpoint(), *std::move(events)},
                                              context_->clock->Now());
+  }
+
+  // The job's next worker reads what is there, and removes it, as itself.
+  absl::Status CheckPlace(const LeaseToken& lease, const std::string& uri) {
+    const auto job = context_->store->Get(lease.job);
+    // Deleted, or another attempt's by now: for the store to refuse.
+    if (HasReason(job.status(), Reason::kJobNotFound)) return absl::OkStatus();
+    if (!job.ok()) return job.status();
+    if (job->epoch != lease.epoch) return absl::OkStatus();
+    const std::string place =
+        context_->artifacts->CheckpointUri(lease.job.tenant, job->uid, lease.epoch);
+    if (LiesBelow(place, uri)) return absl::OkStatus();
+    return MakeError(Reason::kInvalidArgument,
+                     absl::StrCat("checkpoint.uri: wanted ", place, " or below, got ",
+                                  Utf8Prefix(uri, kMaxReasonBytes)));
   }
 
   absl::Status Complete(const v1::CompleteJobRequest& request, v1::CompleteJobResponse*) {
@@ -264,8 +281,9 @@ class WorkerCalls : public v1::WorkerService::CallbackService, private ServiceBa
     }
     auto events = EventsOf(request);
     if (!events.ok()) return events.status();
+    const v1::EngineError error = Bounded(request.error());
     auto state = context_->store->Fail({.lease = *lease,
-                                        .error = request.error(),
+                                        .error = error,
                                         .retryable = request.retryable(),
                                         .exit_code = request.exit_code(),
                                         .exit_signal = request.exit_signal(),
@@ -276,8 +294,8 @@ class WorkerCalls : public v1::WorkerService::CallbackService, private ServiceBa
     if (!state.ok()) return state.status();
     log::Info("attempt failed", {{"job", request.job()},
                                  {"epoch", request.epoch()},
-                                 {"reason", request.error().reason()},
-                                 {"error", request.error().message()},
+                                 {"reason", error.reason()},
+                                 {"error", error.message()},
                                  {"state", JobStateName(*state)}});
     response->set_state(ToProto(*state));
     return absl::OkStatus();

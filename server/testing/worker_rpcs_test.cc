@@ -312,6 +312,53 @@ TEST_F(WorkerRpcs, CheckpointsComeBackInTheNextLease) {
   EXPECT_EQ(next.resume().uri(), commit.checkpoint().uri());
 }
 
+TEST_F(WorkerRpcs, CheckpointsLieWhereTheirLeaseSays) {
+  server_.Create("job-a");
+  server_.Create("job-b");
+  FakeWorker worker(&server_, "w1");
+  const v1::Lease lease = worker.Acquire();
+  const v1::Lease other = worker.Acquire();
+  const auto commit = [&](const std::string& uri, std::int64_t epoch) {
+    v1::CommitCheckpointRequest request;
+    request.set_session(worker.session());
+    request.set_job(lease.job());
+    request.set_epoch(epoch);
+    request.mutable_checkpoint()->set_uri(uri);
+    grpc::ClientContext context;
+    v1::CommitCheckpointResponse response;
+    return FromGrpc(server_.workers->CommitCheckpoint(&context, request, &response));
+  };
+  for (const std::string& uri :
+       {other.checkpoint_uri(), lease.output_uri(), lease.checkpoint_uri() + "0",
+        lease.checkpoint_uri() + "/../../../../../secrets", std::string("file:///etc"),
+        std::string("s3://elsewhere/x?endpoint_override=evil")}) {
+    EXPECT_TRUE(HasReason(commit(uri, lease.epoch()), Reason::kInvalidArgument)) << uri;
+  }
+  EXPECT_TRUE(HasReason(commit("file:///etc", lease.epoch() + 1), Reason::kLeaseLost));
+  EXPECT_TRUE(commit(lease.checkpoint_uri(), lease.epoch()).ok());
+}
+
+TEST_F(WorkerRpcs, AFailureIsKeptWithinBounds) {
+  server_.Create("job-a");
+  FakeWorker worker(&server_, "w1");
+  const v1::Lease lease = worker.Acquire();
+  v1::FailJobRequest request;
+  request.set_session(worker.session());
+  request.set_job(lease.job());
+  request.set_epoch(lease.epoch());
+  request.mutable_error()->set_failure_class(v1::FAILURE_CLASS_USER);
+  request.mutable_error()->set_reason(std::string(64 << 10, 'R'));
+  for (int i = 0; i < 1000; ++i) {
+    (*request.mutable_error()->mutable_metadata())[absl::StrCat("key-", i)] =
+        std::string(3900, 'v');
+  }
+  grpc::ClientContext context;
+  v1::FailJobResponse response;
+  ASSERT_TRUE(FromGrpc(server_.workers->FailJob(&context, request, &response)).ok());
+  const v1::QuantizationJob job = server_.Get("job-a");
+  EXPECT_LT(job.error().ByteSizeLong(), std::size_t{20} << 10);
+}
+
 TEST_F(WorkerRpcs, WorkersAreListedInPages) {
   std::vector<std::unique_ptr<FakeWorker>> workers;
   for (const char* id : {"w2", "w3", "w1"}) {
