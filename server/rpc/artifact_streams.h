@@ -9,6 +9,10 @@
 
 namespace quantry::server {
 
+// Uploads and reads of one principal at once, at one server. Each may hold a
+// message, a thread's turn and a file.
+inline constexpr int kArtifactStreamsOfOne = 64;
+
 // A manifest larger than this was not written by an engine of ours.
 inline constexpr std::int64_t kMaxManifestBytes = 64 << 20;
 
