@@ -1,5 +1,7 @@
 #include "server/server_app.h"
 
+#include <malloc.h>
+
 #include <algorithm>
 #include <condition_variable>
 #include <filesystem>
@@ -288,6 +290,7 @@ class App : public ServerApp {
     context_.lease_ttl = seconds(config_.lease_ttl_s());
     context_.heartbeat_interval = seconds(config_.heartbeat_interval_s());
     context_.connection_age = seconds(config_.max_connection_age_s());
+    context_.call_memory_bytes = config_.call_memory_bytes();
     auto rpc =
         StartRpcServer(&context_, {config_.listen(), config_.worker_listen(), ""}, Security());
     if (!rpc.ok()) return rpc.status();
@@ -391,6 +394,9 @@ class App : public ServerApp {
 
   // The sweep's beat also refreshes gauges and health, and wakes who removes deleted jobs.
   void OnSweep(const absl::StatusOr<SweepReport>& report) {
+    // glibc keeps what is freed between other things. Ended calls' messages would stay
+    // with the process, flood upon flood, however little --call-memory-bytes allows.
+    malloc_trim(0);
     if (!runtime_.draining) rpc_->SetServing(report.ok());
     if (!report.ok()) {
       log::Error("sweep failed", {{"error", std::string(report.status().message())}});

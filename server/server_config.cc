@@ -117,6 +117,9 @@ absl::Status CheckValues(const v1::ServerConfig& config) {
         CheckRange("max_no_progress_s", config.max_no_progress_s(), 1, 30 * 86400),
         CheckRange("drain_timeout_s", config.drain_timeout_s(), 1, 3600),
         CheckRange("max_connection_age_s", config.max_connection_age_s(), 1, 7 * 86400),
+        // Less does not hold a few messages of workers.
+        CheckRange("call_memory_bytes", config.call_memory_bytes(), 32 << 20,
+                   std::int64_t{1} << 40),
         CheckRange("max_blob_bytes", config.max_blob_bytes(), 1, std::int64_t{1} << 50),
         CheckRange("embedded_slots", config.embedded_slots(), 1, 256),
         CheckRange("job_store_connections", config.job_store_connections(), 1, 1000),

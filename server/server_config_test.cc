@@ -99,6 +99,7 @@ TEST(ServerConfig, WrongValuesNameTheirFlag) {
       {[](auto* c) { c->set_sweep_interval_s(11); }, "--sweep-interval-s: wanted 1 to 10"},
       {[](auto* c) { c->set_drain_timeout_s(0); }, "--drain-timeout-s"},
       {[](auto* c) { c->set_max_connection_age_s(0); }, "--max-connection-age-s"},
+      {[](auto* c) { c->set_call_memory_bytes(1 << 20); }, "--call-memory-bytes"},
       {[](auto* c) { c->set_max_blob_bytes(0); }, "--max-blob-bytes"},
       {[](auto* c) { c->set_embedded_slots(0); }, "--embedded-slots: wanted 1 to 256, got 0"},
       {[](auto* c) { c->add_local_roots("/no/such/folder"); },

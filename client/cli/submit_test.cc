@@ -222,6 +222,14 @@ TEST_F(SubmitTest, AnAnswerMayBeLargerThanGrpcsDefault) {
   EXPECT_EQ(run.out, "my-job\nmy-job\nmy-job\nmy-job\n");
 }
 
+TEST_F(SubmitTest, AnUploadThatAServerShortOfMemoryEndedGoesOn) {
+  server.upload_breaks_after = 600'000;
+  server.upload_breaks_with = grpc::RESOURCE_EXHAUSTED;  // as gRPC says it, without a reason
+  const CliRun run = RunForTest(Arguments({}));
+  ASSERT_EQ(run.code, 0) << run.err;
+  EXPECT_EQ(server.blobs.at(Sha256Hex(std::string(1'500'000, 'w'))).size(), 1'500'000u);
+}
+
 TEST_F(SubmitTest, ABrokenUploadGoesOnWhereItStopped) {
   server.upload_breaks_after = 600'000;
   const CliRun run = RunForTest(Arguments({}));

@@ -58,10 +58,16 @@ absl::StatusOr<std::string> HashFile(const LocalFile& file, TransferMeter& meter
 // whose end the server has not noticed yet).
 bool IsHeld(const absl::Status& status) { return HasReason(status, Reason::kResourceLimit); }
 
+// gRPC itself ends calls when the server's calls hold too much memory.
+bool IsCrowdedOut(const absl::Status& status) {
+  return absl::IsResourceExhausted(status) && ReasonOf(status).empty();
+}
+
 bool MayUploadAgain(const absl::Status& status) {
   return status.code() == absl::StatusCode::kUnavailable ||
          status.code() == absl::StatusCode::kDeadlineExceeded || IsHeld(status) ||
-         HasReason(status, Reason::kUploadOffset) || HasReason(status, Reason::kChunkCorrupt);
+         IsCrowdedOut(status) || HasReason(status, Reason::kUploadOffset) ||
+         HasReason(status, Reason::kChunkCorrupt);
 }
 
 using Writer = grpc::ClientWriterInterface<v1::UploadBlobRequest>;

@@ -1,8 +1,11 @@
 #include "server/artifacts/artifact_store.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "common/errors.h"
 #include "common/ids.h"
+#include "common/storage.h"
 #include "server/artifacts/local_artifact_store.h"
 #include "server/artifacts/object_artifact_store.h"
 
@@ -25,6 +28,18 @@ absl::Status ArtifactStore::CheckJob(std::string_view tenant, std::string_view j
   if (IsUuid(job_uid)) return absl::OkStatus();
   return MakeError(Reason::kInvalidArgument,
                    absl::StrCat("wanted a UUID, got '", std::string(job_uid), "'"));
+}
+
+bool LiesBelow(std::string_view folder, std::string_view uri) {
+  if (uri == folder) return true;
+  const size_t query = std::min(folder.find('?'), folder.size());
+  const std::string base = absl::StrCat(std::string(folder.substr(0, query)), "/");
+  const size_t options = folder.size() - query;
+  if (!uri.starts_with(base) || uri.size() < base.size() + options) return false;
+  const std::string_view rest = uri.substr(base.size(), uri.size() - base.size() - options);
+  // Escapes could mean another place than they show.
+  return uri.substr(base.size() + rest.size()) == folder.substr(query) &&
+         rest.find_first_of("%?#\\") == std::string_view::npos && CheckRelativePath(rest).ok();
 }
 
 absl::StatusOr<std::unique_ptr<ArtifactStore>> OpenArtifactStore(const std::string& root_uri) {

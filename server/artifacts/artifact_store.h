@@ -53,6 +53,9 @@ class ArtifactStore {
   static absl::Status CheckJob(std::string_view tenant, std::string_view job_uid);
 };
 
+// Whether `uri` is `folder`, a URI of a store, or lies below it.
+bool LiesBelow(std::string_view folder, std::string_view uri);
+
 // The store behind a root: file:///folder, s3://bucket/prefix and what else
 // common/storage.h knows. Errors: INVALID_CONFIG.
 absl::StatusOr<std::unique_ptr<ArtifactStore>> OpenArtifactStore(const std::string& root_uri);

@@ -41,6 +41,30 @@ INSTANTIATE_TEST_SUITE_P(Stores, ArtifactStoreSuite,
                                            ArtifactRoot{"named", NamedRoot}),
                          RootName);
 
+TEST(LiesBelowTest, OnlyPlainPathsWithTheSameQuery) {
+  const struct {
+    const char* folder;
+    const char* uri;
+    bool below;
+  } cases[] = {
+      {"file:///a/b", "file:///a/b", true},
+      {"file:///a/b", "file:///a/b/c/d", true},
+      {"file:///a/b%20c", "file:///a/b%20c", true},  // as the store wrote it
+      {"file:///a/b", "file:///a", false},
+      {"file:///a/b", "file:///a/bc", false},
+      {"file:///a/b", "file:///a/b/", false},
+      {"file:///a/b", "file:///a/b/../c", false},
+      {"file:///a/b", "file:///a/b/%2e%2e/c", false},
+      {"file:///a/b", "file:///a/b/c?x=1", false},
+      {"s3://a/b?region=x", "s3://a/b/c?region=x", true},
+      {"s3://a/b?region=x", "s3://a/b/c", false},
+      {"s3://a/b?region=x", "s3://a/b/c?region=x&endpoint_override=evil", false},
+      {"s3://a/b?region=x", "s3://a/b/c?endpoint_override=evil?region=x", false},
+      {"s3://a/b", "", false},
+  };
+  for (const auto& c : cases) EXPECT_EQ(LiesBelow(c.folder, c.uri), c.below) << c.uri;
+}
+
 TEST(ArtifactRootTest, WrongRootsAreToldAtTheStart) {
   for (const char* root :
        {"", "/folder", "file://host/x", "http://x/y", "s3://key:secret@bucket/x",

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <memory>
-#include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -28,6 +28,38 @@ absl::Status Corrupt(const std::string& path, const std::string& wanted, const s
                    {{"path", path}, {"wanted", wanted}, {"got", got}});
 }
 
+// A stream's place among those of its principal, who is nobody without
+// authentication.
+class Place {
+ public:
+  explicit Place(StreamCounts* counts) : counts_(counts) {}
+  Place(const Place&) = delete;
+  Place& operator=(const Place&) = delete;
+  ~Place() { GiveBack(); }
+
+  absl::Status Take(const Call& call) {
+    if (!call.principal()) return absl::OkStatus();
+    if (counts_->Add(call.principal()->name, kArtifactStreamsOfOne)) {
+      name_ = call.principal()->name;
+      return absl::OkStatus();
+    }
+    return MakeDetailedError(
+        Reason::kResourceLimit,
+        absl::StrCat(call.principal()->name, " has ", kArtifactStreamsOfOne,
+                     " uploads and downloads open at this server, which is the limit; go on when "
+                     "one of them is done"),
+        {.retry_after = std::chrono::seconds(1)});
+  }
+  void GiveBack() {
+    if (name_) counts_->Remove(*name_);
+    name_.reset();
+  }
+
+ private:
+  StreamCounts* const counts_;
+  std::optional<std::string> name_;  // what is counted: a principal may get another one
+};
+
 // Reads one request at a time; the next read starts when the chunk is on disk.
 class UploadReactor : public grpc::ServerReadReactor<v1::UploadBlobRequest> {
  public:
@@ -36,8 +68,11 @@ class UploadReactor : public grpc::ServerReadReactor<v1::UploadBlobRequest> {
       : context_(context),
         response_(response),
         call_("/quantry.v1.ArtifactService/UploadBlob", context->runtime, call),
+        place_(&context->runtime->artifact_streams),
         session_(context->blobs, Rules()) {
-    if (const absl::Status admitted = call_.Admit(nullptr); !admitted.ok()) {
+    absl::Status admitted = call_.Admit(nullptr);
+    if (admitted.ok()) admitted = place_.Take(call_);
+    if (!admitted.ok()) {
       Finish(call_.End(admitted));
     } else {
       grpc::ServerReadReactor<v1::UploadBlobRequest>::StartRead(&request_);
@@ -82,6 +117,7 @@ class UploadReactor : public grpc::ServerReadReactor<v1::UploadBlobRequest> {
   // Last: the reactor may be gone when it returns.
   void End(const absl::Status& status) {
     session_.Drop();  // before the client can retry
+    place_.GiveBack();
     const grpc::Status final = call_.End(status);
     Finish(final);
   }
@@ -89,6 +125,7 @@ class UploadReactor : public grpc::ServerReadReactor<v1::UploadBlobRequest> {
   const ServiceContext* const context_;
   v1::UploadBlobResponse* const response_;
   Call call_;
+  Place place_;
   v1::UploadBlobRequest request_;
   UploadSession session_;
 };
@@ -99,7 +136,8 @@ class ReadReactor : public grpc::ServerWriteReactor<v1::ReadArtifactResponse> {
               const v1::ReadArtifactRequest& request)
       : context_(context),
         request_(request),
-        call_("/quantry.v1.ArtifactService/ReadArtifact", context->runtime, call) {
+        call_("/quantry.v1.ArtifactService/ReadArtifact", context->runtime, call),
+        place_(&context->runtime->artifact_streams) {
     context_->runtime->artifacts->Post([this] { Begin(); });
   }
 
@@ -114,6 +152,7 @@ class ReadReactor : public grpc::ServerWriteReactor<v1::ReadArtifactResponse> {
  private:
   void Begin() {
     absl::Status status = call_.Admit(&request_);
+    if (status.ok()) status = place_.Take(call_);
     if (status.ok()) status = Open();
     if (!status.ok()) return End(status);
     Next();
@@ -201,6 +240,7 @@ class ReadReactor : public grpc::ServerWriteReactor<v1::ReadArtifactResponse> {
 
   // Last: the reactor may be gone when it returns.
   void End(const absl::Status& status) {
+    place_.GiveBack();  // before the client can go on
     const grpc::Status final = call_.End(status);
     Finish(final);
   }
@@ -208,6 +248,7 @@ class ReadReactor : public grpc::ServerWriteReactor<v1::ReadArtifactResponse> {
   const ServiceContext* const context_;
   const v1::ReadArtifactRequest request_;
   Call call_;
+  Place place_;
   std::unique_ptr<ArtifactReader> reader_;
   std::string sha256_;
   std::int64_t size_bytes_ = -1;  // -1: not known
@@ -232,7 +273,8 @@ grpc::ServerWriteReactor<v1::ReadArtifactResponse>* StartRead(
   return new ReadReactor(context, call, request);
 }
 
-absl::StatusOr<v1::Manifest> ReadManifest(ArtifactStore* artifacts, const Artifact& artifact) {
+absl::StatusOr<v1::Manifest> ReadManifest(ArtifactStore* artifacts, const Artifact& artifact,
+                                          std::int64_t* size_bytes) {
   const std::string name(kManifestName);
   auto bytes = artifacts->ReadAll(artifact.uri, name, kMaxManifestBytes);
   if (!bytes.ok()) {
@@ -241,6 +283,7 @@ absl::StatusOr<v1::Manifest> ReadManifest(ArtifactStore* artifacts, const Artifa
   }
   const std::string actual = Sha256Hex(*bytes);
   if (actual != artifact.manifest_sha256) return Corrupt(name, artifact.manifest_sha256, actual);
+  if (size_bytes != nullptr) *size_bytes = static_cast<std::int64_t>(bytes->size());
   v1::Manifest manifest;
   google::protobuf::util::JsonParseOptions options;
   options.ignore_unknown_fields = true;  // written by a newer engine

@@ -9,6 +9,10 @@
 
 namespace quantry::server {
 
+// Uploads and reads of one principal at once, at one server. Each may hold a
+// message, a thread's turn and a file.
+inline constexpr int kArtifactStreamsOfOne = 64;
+
 // A manifest larger than this was not written by an engine of ours.
 inline constexpr std::int64_t kMaxManifestBytes = 64 << 20;
 
@@ -21,7 +25,9 @@ grpc::ServerWriteReactor<v1::ReadArtifactResponse>* StartRead(
     const v1::ReadArtifactRequest& request);
 
 // The committed manifest of an artifact. DATA_LOSS ARTIFACT_CORRUPT when its
-// bytes differ from what was committed or do not parse. `bytes` may be null.
-absl::StatusOr<v1::Manifest> ReadManifest(ArtifactStore* artifacts, const Artifact& artifact);
+// bytes differ from what was committed or do not parse. `size_bytes`, its own, may
+// be null.
+absl::StatusOr<v1::Manifest> ReadManifest(ArtifactStore* artifacts, const Artifact& artifact,
+                                          std::int64_t* size_bytes = nullptr);
 
 }  // namespace quantry::server

@@ -127,6 +127,7 @@ struct RpcRuntime {
   StreamRegistry open_streams = {};
   StreamCounts watches = {};  // of principals
   StreamCounts tenant_watches = {};
+  StreamCounts artifact_streams = {};  // of principals
   SharedJobs watched_jobs = {};
 
   // Long calls end with UNAVAILABLE from now on; short ones still work.

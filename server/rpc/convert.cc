@@ -6,11 +6,15 @@
 #include <limits>
 #include <map>
 #include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/digest.h"
 #include "common/errors.h"
 #include "common/ids.h"
+#include "common/printable.h"
 #include "common/utf8_prefix.h"
 
 namespace quantry::server {
@@ -235,13 +239,28 @@ absl::StatusOr<AttemptEvents> EventsFromProto(int64_t offset, const Events& even
 }
 
 absl::Status CheckWorkerInfo(const v1::WorkerInfo& worker) {
-  if (worker.worker_id().empty() || worker.worker_id().size() > kMaxNameBytes ||
-      worker.incarnation().empty() || worker.incarnation().size() > kMaxNameBytes) {
-    return OutOfBounds("worker: wanted a worker_id and an incarnation of 1 to 256 bytes");
+  if (worker.worker_id().empty() || worker.incarnation().empty()) {
+    return OutOfBounds("worker: wanted a worker_id and an incarnation, got nothing");
   }
   if (worker.slots() < 0 || worker.slots() > 1024 || worker.methods_size() > 256 ||
       worker.gpus_size() > 64) {
     return OutOfBounds("worker: wanted 0..1024 slots, at most 256 methods and 64 gpus");
+  }
+  std::vector<std::pair<const char*, std::string_view>> words = {
+      {"worker_id", worker.worker_id()},
+      {"incarnation", worker.incarnation()},
+      {"version", worker.version()},
+      {"engine_version", worker.engine_version()}};
+  for (const std::string& method : worker.methods()) words.emplace_back("methods", method);
+  for (const v1::Gpu& gpu : worker.gpus()) {
+    words.emplace_back("gpus.uuid", gpu.uuid());
+    words.emplace_back("gpus.model", gpu.model());
+    words.emplace_back("gpus.compute_capability", gpu.compute_capability());
+  }
+  for (const auto& [field, word] : words) {
+    if (word.size() <= kMaxNameBytes && IsPrintable(word)) continue;
+    return OutOfBounds(absl::StrCat("worker.", field, ": wanted at most ", kMaxNameBytes,
+                                    " bytes of characters that can be shown"));
   }
   return absl::OkStatus();
 }

@@ -194,6 +194,48 @@ TEST(Convert, LastEventsAreAllTakenOrNone) {
   EXPECT_TRUE(HasReason(EventsFromProto(0, events, &left_out).status(), Reason::kInvalidArgument));
 }
 
+TEST(Convert, AWorkersWordsAreShortAndCanBeShown) {
+  const auto good = [] {
+    v1::WorkerInfo worker;
+    worker.set_worker_id("gpu-box 1");
+    worker.set_incarnation("2f");
+    worker.set_version("0.1.0");
+    worker.add_methods("rtn");
+    worker.add_gpus()->set_model("NVIDIA H100");
+    return worker;
+  };
+  EXPECT_TRUE(CheckWorkerInfo(good()).ok());
+  const std::string zero("w1\0", 3);
+  const std::string long_word(257, 'x');
+  const struct {
+    void (*set)(v1::WorkerInfo*, const std::string&);
+    std::string text, told;
+  } cases[] = {
+      {[](auto* w, auto& text) { w->set_worker_id(text); }, "", "worker_id"},
+      {[](auto* w, auto& text) { w->set_worker_id(text); }, long_word, "worker.worker_id: "},
+      {[](auto* w, auto& text) { w->set_worker_id(text); }, zero, "worker.worker_id: "},
+      {[](auto* w, auto& text) { w->set_worker_id(text); }, "w\u202e1", "worker.worker_id: "},
+      {[](auto* w, auto& text) { w->set_incarnation(text); }, "", "incarnation"},
+      {[](auto* w, auto& text) { w->set_incarnation(text); }, "a\nb", "worker.incarnation: "},
+      {[](auto* w, auto& text) { w->set_version(text); }, long_word, "worker.version: "},
+      {[](auto* w, auto& text) { w->set_engine_version(text); }, long_word,
+       "worker.engine_version: "},
+      {[](auto* w, auto& text) { w->add_methods(text); }, long_word, "worker.methods: "},
+      {[](auto* w, auto& text) { w->add_gpus()->set_uuid(text); }, long_word, "worker.gpus.uuid: "},
+      {[](auto* w, auto& text) { w->add_gpus()->set_model(text); }, "\x1b[2J",
+       "worker.gpus.model: "},
+      {[](auto* w, auto& text) { w->add_gpus()->set_compute_capability(text); }, long_word,
+       "worker.gpus.compute_capability: "},
+  };
+  for (const auto& c : cases) {
+    v1::WorkerInfo worker = good();
+    c.set(&worker, c.text);
+    const absl::Status status = CheckWorkerInfo(worker);
+    EXPECT_TRUE(HasReason(status, Reason::kInvalidArgument)) << c.told << c.text;
+    EXPECT_NE(status.message().find(c.told), std::string::npos) << status;
+  }
+}
+
 TEST(Convert, LongLogLinesAreCutBetweenCharacters) {
   google::protobuf::RepeatedPtrField<v1::JobEvent> events;
   std::string text(16383, 'a');

@@ -3,6 +3,7 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/resource_quota.h>
 
 #include <algorithm>
 #include <utility>
@@ -35,6 +36,7 @@ constexpr std::chrono::milliseconds kMostAgeGrace = std::chrono::minutes(1);
 struct Listener {
   int max_message_bytes = 0;
   std::chrono::milliseconds connection_age{};
+  std::int64_t memory_bytes = 0;
   std::vector<std::unique_ptr<grpc::Service>> services = {};
   std::unique_ptr<grpc::Server> server = {};
   std::string address = {};
@@ -66,12 +68,25 @@ void SetLimits(int max_message_bytes, grpc::ServerBuilder* out) {
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);  // however long it is quiet
 }
 
+// gRPC reads a message whole before it judges its size, and before anybody knows
+// whose it is: only this bounds what strangers make a server hold. Each port has
+// its own, so that what tenants send ends no call of a worker. Not a hard limit: it
+// is looked at after bytes have come. Windows still follow a line's speed (gRPC's
+// BDP probe): fixed ones would bound no message, and a far client's upload would be
+// one chunk a round trip.
+void SetMemoryLimit(std::int64_t bytes, grpc::ServerBuilder* builder) {
+  grpc::ResourceQuota quota;
+  quota.Resize(static_cast<size_t>(bytes));
+  builder->SetResourceQuota(quota);
+}
+
 absl::Status Listen(std::string_view text, const Credentials& credentials, Listener* listener) {
   auto address = ParseListenAddress(text);
   if (!address.ok()) return address.status();
   grpc::ServerBuilder builder;
   SetLimits(listener->max_message_bytes, &builder);
   SetConnectionAge(listener->connection_age, &builder);
+  SetMemoryLimit(listener->memory_bytes, &builder);
   int port = 0;
   int local_port = -1;  // stays when there is none
   builder.AddListeningPort(address->ToString(), credentials, &port);
@@ -152,11 +167,11 @@ absl::StatusOr<std::unique_ptr<RpcServer>> StartRpcServer(const ServiceContext* 
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   const auto age = std::chrono::duration_cast<std::chrono::milliseconds>(context->connection_age);
-  Listener tenant{kTenantMessageBytes, age};
+  Listener tenant{kTenantMessageBytes, age, context->call_memory_bytes};
   tenant.services.push_back(NewQuantizationService(context));
   tenant.services.push_back(NewArtifactService(context));
   tenant.services.push_back(NewAdminService(context));
-  Listener worker{kWorkerMessageBytes, age};
+  Listener worker{kWorkerMessageBytes, age, context->call_memory_bytes};
   worker.services.push_back(NewWorkerService(context));
   worker.local_port = tls && context->embedded;
   absl::Status status = Listen(listen.tenant, credentials, &tenant);

@@ -1,6 +1,7 @@
 // What the services share. Everything pointed at outlives them.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -44,6 +45,8 @@ struct ServiceContext {
   Duration watch_poll = std::chrono::seconds(10);
   // How long a connection of either port lives.
   Duration connection_age = std::chrono::minutes(30);
+  // What the calls of each port may hold.
+  std::int64_t call_memory_bytes = 256 << 20;
 };
 
 // Full names of every method of the four services, for metrics and tests.

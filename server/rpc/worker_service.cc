@@ -4,11 +4,13 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/digest.h"
+#include "common/engine_error.h"
 #include "common/errors.h"
 #include "common/ids.h"
 #include "common/log.h"
@@ -27,8 +29,6 @@ using grpc::CallbackServerContext;
 using grpc::ServerUnaryReactor;
 
 constexpr int kMaxBeatsPerCall = 1024;
-constexpr size_t kMaxLogTailBytes = 16 << 10;
-constexpr size_t kMaxErrorMessageBytes = 8 << 10;
 constexpr size_t kMaxReasonBytes = 1024;
 
 class WorkerCalls : public v1::WorkerService::CallbackService, private ServiceBase<WorkerCalls> {
@@ -153,10 +153,28 @@ class WorkerCalls : public v1::WorkerService::CallbackService, private ServiceBa
     auto lease = LeaseFromProto(request.session(), request.job(), request.epoch());
     if (!lease.ok()) return lease.status();
     if (absl::Status status = CheckCheckpoint(request.checkpoint()); !status.ok()) return status;
+    if (absl::Status status = CheckPlace(*lease, request.checkpoint().uri()); !status.ok()) {
+      return status;
+    }
     auto events = EventsOf(request);
     if (!events.ok()) return events.status();
     return context_->store->CommitCheckpoint({*lease, request.checkpoint(), *std::move(events)},
                                              context_->clock->Now());
+  }
+
+  // The job's next worker reads what is there, and removes it, as itself.
+  absl::Status CheckPlace(const LeaseToken& lease, const std::string& uri) {
+    const auto job = context_->store->Get(lease.job);
+    // Deleted, or another attempt's by now: for the store to refuse.
+    if (HasReason(job.status(), Reason::kJobNotFound)) return absl::OkStatus();
+    if (!job.ok()) return job.status();
+    if (job->epoch != lease.epoch) return absl::OkStatus();
+    const std::string place =
+        context_->artifacts->CheckpointUri(lease.job.tenant, job->uid, lease.epoch);
+    if (LiesBelow(place, uri)) return absl::OkStatus();
+    return MakeError(Reason::kInvalidArgument,
+                     absl::StrCat("checkpoint.uri: wanted ", place, " or below, got ",
+                                  Utf8Prefix(uri, kMaxReasonBytes)));
   }
 
   absl::Status Complete(const v1::CompleteJobRequest& request, v1::CompleteJobResponse*) {
@@ -172,8 +190,6 @@ class WorkerCalls : public v1::WorkerService::CallbackService, private ServiceBa
     if (!job.ok()) return job.status();
     CompleteRequest complete{.lease = *lease,
                              .manifest_sha256 = request.manifest_sha256(),
-                             .total_bytes = request.total_bytes(),
-                             .file_count = request.file_count(),
                              .artifact_uri = context_->artifacts->OutputUri(
                                  lease->job.tenant, job->uid, request.epoch()),
                              .result = request.result(),
@@ -183,7 +199,7 @@ class WorkerCalls : public v1::WorkerService::CallbackService, private ServiceBa
     if (job->epoch == request.epoch() && !IsEnded(job->state)) {
       const OneCheck check(&checks_, absl::StrCat(job->uid, "/", request.epoch()));
       if (!check.first()) return CheckGoesOn(request.job());
-      if (absl::Status status = CheckArtifact(complete); !status.ok()) return status;
+      if (absl::Status status = CountArtifact(&complete); !status.ok()) return status;
     }
     return context_->store->Complete(complete, context_->clock->Now());
   }
@@ -221,27 +237,38 @@ class WorkerCalls : public v1::WorkerService::CallbackService, private ServiceBa
         {.retry_after = std::chrono::seconds(1)});
   }
 
-  // Nothing becomes visible that is not there whole.
-  absl::Status CheckArtifact(const CompleteRequest& complete) {
+  // Nothing becomes visible that is not there whole, and quotas go by what is there
+  // and not by what a worker says.
+  absl::Status CountArtifact(CompleteRequest* complete) {
     Artifact artifact;
-    artifact.uri = complete.artifact_uri;
-    artifact.manifest_sha256 = complete.manifest_sha256;
-    auto manifest = ReadManifest(context_->artifacts, artifact);
+    artifact.uri = complete->artifact_uri;
+    artifact.manifest_sha256 = complete->manifest_sha256;
+    std::int64_t manifest_bytes = 0;
+    auto manifest = ReadManifest(context_->artifacts, artifact, &manifest_bytes);
     if (!manifest.ok()) return manifest.status();
+    std::set<std::string_view> seen;
+    complete->total_bytes = manifest_bytes;
+    complete->file_count = manifest->files_size() + 1;
     for (const v1::ArtifactFile& file : manifest->files()) {
+      if (!seen.insert(file.path()).second) return NotAsListed(file, "the same path again");
       auto reader = context_->artifacts->Open(artifact.uri, file.path());
       if (!reader.ok() && !HasReason(reader.status(), Reason::kArtifactNotFound)) {
         return reader.status();
       }
-      const std::int64_t size = reader.ok() ? (*reader)->size_bytes() : -1;
-      if (size != file.size_bytes()) {
-        return MakeError(Reason::kArtifactCorrupt,
-                         absl::StrCat(file.path(), ": wanted ", file.size_bytes(), " bytes, got ",
-                                      size < 0 ? "no file" : absl::StrCat(size)),
-                         {{"path", file.path()}});
+      if (!reader.ok()) return NotAsListed(file, "no file");
+      const std::int64_t size = (*reader)->size_bytes();
+      if (size != file.size_bytes() ||
+          __builtin_add_overflow(complete->total_bytes, size, &complete->total_bytes)) {
+        return NotAsListed(file, absl::StrCat(size));
       }
     }
     return absl::OkStatus();
+  }
+
+  static absl::Status NotAsListed(const v1::ArtifactFile& file, const std::string& got) {
+    return MakeError(Reason::kArtifactCorrupt,
+                     absl::StrCat(file.path(), ": wanted ", file.size_bytes(), " bytes, got ", got),
+                     {{"path", file.path()}});
   }
 
   absl::Status Fail(const v1::FailJobRequest& request, v1::FailJobResponse* response) {
@@ -254,8 +281,9 @@ class WorkerCalls : public v1::WorkerService::CallbackService, private ServiceBa
     }
     auto events = EventsOf(request);
     if (!events.ok()) return events.status();
+    const v1::EngineError error = Bounded(request.error());
     auto state = context_->store->Fail({.lease = *lease,
-                                        .error = request.error(),
+                                        .error = error,
                                         .retryable = request.retryable(),
                                         .exit_code = request.exit_code(),
                                         .exit_signal = request.exit_signal(),
@@ -266,8 +294,8 @@ class WorkerCalls : public v1::WorkerService::CallbackService, private ServiceBa
     if (!state.ok()) return state.status();
     log::Info("attempt failed", {{"job", request.job()},
                                  {"epoch", request.epoch()},
-                                 {"reason", request.error().reason()},
-                                 {"error", request.error().message()},
+                                 {"reason", error.reason()},
+                                 {"error", error.message()},
                                  {"state", JobStateName(*state)}});
     response->set_state(ToProto(*state));
     return absl::OkStatus();

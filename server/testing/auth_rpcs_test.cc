@@ -21,6 +21,7 @@
 #include "google/protobuf/dynamic_message.h"
 #include "google/protobuf/util/time_util.h"
 #include "gtest/gtest.h"
+#include "server/rpc/artifact_streams.h"
 #include "server/rpc/permissions.h"
 #include "server/rpc/service_context.h"
 #include "server/rpc/watch.h"
@@ -396,6 +397,47 @@ TEST_F(AuthWatch, OnePrincipalMayNotHoldAllWatches) {
   } while (!again->stream->Read(&message));
   for (const auto& watch : watches) watch->context.TryCancel();
   for (const auto& watch : {again.get(), another.get()}) watch->context.TryCancel();
+}
+
+TEST_F(AuthWatch, OnePrincipalMayNotHoldAllUploadsAndDownloads) {
+  CreateJob();
+  struct Upload {
+    grpc::ClientContext context;
+    v1::UploadBlobResponse response;
+    std::unique_ptr<grpc::ClientWriter<v1::UploadBlobRequest>> stream;
+  };
+  const auto open = [&](const std::string& token) {
+    auto upload = std::make_unique<Upload>();
+    upload->context.AddMetadata("authorization", "Bearer " + token);
+    upload->stream = server.artifacts->UploadBlob(&upload->context, &upload->response);
+    return upload;
+  };
+  const std::string started =
+      R"(grpc_server_call_started_total{grpc_method="/quantry.v1.ArtifactService/UploadBlob"})";
+  const double before = server.Metric(started);
+  std::vector<std::unique_ptr<Upload>> uploads;
+  for (int i = 0; i < kArtifactStreamsOfOne; ++i) uploads.push_back(open("qtk_submitter"));
+  while (server.Metric(started) < before + kArtifactStreamsOfOne) std::this_thread::yield();
+  const absl::Status one_more = FromGrpc(open("qtk_submitter")->stream->Finish());
+  EXPECT_EQ(ReasonOf(one_more), "RESOURCE_LIMIT") << one_more;
+  EXPECT_TRUE(RetryAfterOf(one_more).has_value());
+  const auto read = [&](const std::string& token) {
+    grpc::ClientContext context;
+    context.AddMetadata("authorization", "Bearer " + token);
+    v1::ReadArtifactRequest request;
+    request.set_name(absl::StrCat("tenants/acme/artifacts/", kUid));
+    return ReasonOf(FromGrpc(server.artifacts->ReadArtifact(&context, request)->Finish()));
+  };
+  EXPECT_EQ(read("qtk_submitter"), "RESOURCE_LIMIT");
+  EXPECT_EQ(read("qtk_viewer"), "ARTIFACT_NOT_FOUND") << "another principal";
+  uploads[0]->context.TryCancel();
+  uploads[0]->stream->Finish();
+  // Its place is free once the server has seen it go.
+  std::string reason;
+  while ((reason = read("qtk_submitter")) == "RESOURCE_LIMIT") std::this_thread::yield();
+  EXPECT_EQ(reason, "ARTIFACT_NOT_FOUND");
+  for (const auto& upload : uploads) upload->context.TryCancel();
+  for (size_t i = 1; i < uploads.size(); ++i) uploads[i]->stream->Finish();
 }
 
 TEST_F(AuthWatch, AStreamEndsWithItsCredential) {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/digest.h"
 #include "common/errors.h"
 #include "common/ids.h"
 #include "server/rpc/service_context.h"
@@ -243,6 +244,46 @@ TEST_F(WorkerRpcs, CompleteTakesOnlyWholeArtifacts) {
   EXPECT_EQ(server_.Metric("quantry_job_queue_seconds_count"), 1);
 }
 
+TEST_F(WorkerRpcs, ArtifactsAreCountedByTheServer) {
+  server_.Create("job-a");
+  FakeWorker worker(&server_, "w1");
+  v1::CompleteJobRequest request = worker.WriteArtifact(worker.Acquire());
+  const std::int64_t total_bytes = request.total_bytes();
+  request.set_total_bytes(-(std::int64_t{1} << 62));  // would make room for ever
+  request.set_file_count(-5);
+  ASSERT_TRUE(FromGrpc(worker.Complete(request)).ok());
+  grpc::ClientContext context;
+  v1::GetArtifactRequest get;
+  get.set_name(server_.Get("job-a").artifact());
+  v1::Artifact artifact;
+  ASSERT_TRUE(server_.artifacts->GetArtifact(&context, get, &artifact).ok());
+  EXPECT_EQ(artifact.total_bytes(), total_bytes);
+  EXPECT_EQ(artifact.file_count(), 3);
+  grpc::ClientContext quota_context;
+  v1::GetQuotaRequest quota;
+  quota.set_parent("tenants/acme");
+  v1::GetQuotaResponse usage;
+  ASSERT_TRUE(server_.admin->GetQuota(&quota_context, quota, &usage).ok());
+  EXPECT_GE(usage.stored_bytes(), total_bytes);
+}
+
+TEST_F(WorkerRpcs, AManifestThatCountsWrongIsRefused) {
+  server_.Create("job-a");
+  FakeWorker worker(&server_, "w1");
+  const v1::Lease lease = worker.Acquire();
+  const std::string folder = lease.output_uri().substr(7);
+  v1::CompleteJobRequest request = worker.WriteArtifact(lease);
+  for (
+      const char* files :
+      {R"({"path": "no-such-file", "size_bytes": "-1"})",
+       R"({"path": "config.json", "size_bytes": "8"}, {"path": "config.json", "size_bytes": "8"})"}) {
+    const std::string json = absl::StrCat(R"({"files": [)", files, "]}");
+    std::ofstream(folder + "/manifest.json") << json;
+    request.set_manifest_sha256(Sha256Hex(json));
+    EXPECT_TRUE(HasReason(FromGrpc(worker.Complete(request)), Reason::kArtifactCorrupt)) << files;
+  }
+}
+
 TEST_F(WorkerRpcs, CheckpointsComeBackInTheNextLease) {
   server_.Create("job-a");
   FakeWorker worker(&server_, "w1");
@@ -269,6 +310,53 @@ TEST_F(WorkerRpcs, CheckpointsComeBackInTheNextLease) {
   EXPECT_EQ(next.epoch(), 2);
   EXPECT_EQ(next.resume().blocks_done(), 1);
   EXPECT_EQ(next.resume().uri(), commit.checkpoint().uri());
+}
+
+TEST_F(WorkerRpcs, CheckpointsLieWhereTheirLeaseSays) {
+  server_.Create("job-a");
+  server_.Create("job-b");
+  FakeWorker worker(&server_, "w1");
+  const v1::Lease lease = worker.Acquire();
+  const v1::Lease other = worker.Acquire();
+  const auto commit = [&](const std::string& uri, std::int64_t epoch) {
+    v1::CommitCheckpointRequest request;
+    request.set_session(worker.session());
+    request.set_job(lease.job());
+    request.set_epoch(epoch);
+    request.mutable_checkpoint()->set_uri(uri);
+    grpc::ClientContext context;
+    v1::CommitCheckpointResponse response;
+    return FromGrpc(server_.workers->CommitCheckpoint(&context, request, &response));
+  };
+  for (const std::string& uri :
+       {other.checkpoint_uri(), lease.output_uri(), lease.checkpoint_uri() + "0",
+        lease.checkpoint_uri() + "/../../../../../secrets", std::string("file:///etc"),
+        std::string("s3://elsewhere/x?endpoint_override=evil")}) {
+    EXPECT_TRUE(HasReason(commit(uri, lease.epoch()), Reason::kInvalidArgument)) << uri;
+  }
+  EXPECT_TRUE(HasReason(commit("file:///etc", lease.epoch() + 1), Reason::kLeaseLost));
+  EXPECT_TRUE(commit(lease.checkpoint_uri(), lease.epoch()).ok());
+}
+
+TEST_F(WorkerRpcs, AFailureIsKeptWithinBounds) {
+  server_.Create("job-a");
+  FakeWorker worker(&server_, "w1");
+  const v1::Lease lease = worker.Acquire();
+  v1::FailJobRequest request;
+  request.set_session(worker.session());
+  request.set_job(lease.job());
+  request.set_epoch(lease.epoch());
+  request.mutable_error()->set_failure_class(v1::FAILURE_CLASS_USER);
+  request.mutable_error()->set_reason(std::string(64 << 10, 'R'));
+  for (int i = 0; i < 1000; ++i) {
+    (*request.mutable_error()->mutable_metadata())[absl::StrCat("key-", i)] =
+        std::string(3900, 'v');
+  }
+  grpc::ClientContext context;
+  v1::FailJobResponse response;
+  ASSERT_TRUE(FromGrpc(server_.workers->FailJob(&context, request, &response)).ok());
+  const v1::QuantizationJob job = server_.Get("job-a");
+  EXPECT_LT(job.error().ByteSizeLong(), std::size_t{20} << 10);
 }
 
 TEST_F(WorkerRpcs, WorkersAreListedInPages) {

@@ -1,5 +1,6 @@
 """The limits of the ports against clients that keep no rule of HTTP/2. Whatever they do, others are served on."""
 import contextlib
+import select
 import socket
 import struct
 import time
@@ -14,6 +15,7 @@ import pytest
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 from quantry.v1 import quantization_service_pb2 as jobs_pb2, worker_service_pb2 as worker_pb2
+from service import resident_mib, wait_for
 
 MAX_STREAMS = 1000
 TENANT_MESSAGE = 1 << 20
@@ -237,6 +239,68 @@ def test_the_largest_message(server, port, path, known, limit, read):
             message = known + b"\xfa\x7f" + filler(size - len(known) - 2)  # a field that nobody knows
             assert len(message) == size
             assert refusal(channel, path, message) == wanted, size
+
+
+def pour(client, path, streams, size):
+    """As many calls at once, each of a message of `size` bytes that lacks its end; until all is sent or refused, or nothing moves."""
+    left = {client.headers(path): size for _ in range(streams)}
+    begun = set()
+    while left:
+        moved = False
+        for stream in list(left):
+            room = min(client.h2.local_flow_control_window(stream), client.h2.max_outbound_frame_size, left[stream])
+            if room < (1 if stream in begun else 5):
+                continue
+            data = bytes(room) if stream in begun else struct.pack(">BI", 0, size) + bytes(room - 5)
+            client.h2.send_data(stream, data)
+            begun.add(stream)
+            left[stream] -= room
+            moved = True
+            if not left[stream]:
+                del left[stream]
+            if not client.flush():
+                return
+        if select.select([client.socket], [], [], 0 if moved else 2)[0]:
+            if not (data := client.socket.recv(1 << 20)):
+                return
+            for event in client.h2.receive_data(data):
+                if isinstance(event, h2.events.ConnectionTerminated):
+                    return
+                if isinstance(event, (h2.events.StreamReset, h2.events.StreamEnded)):
+                    left.pop(event.stream_id, None)
+            client.flush()
+        elif not moved:
+            return
+
+
+@pytest.mark.parametrize("streams, size", [(1, 300 << 20), (300, TENANT_MESSAGE - 10)], ids=["one message", "many messages"])
+def test_the_memory_of_messages(binaries, tmp_path, streams, size):
+    """Strangers' messages hold about what --call-memory-bytes allows and not what they announce; others are served meanwhile."""
+    from identity import Identity
+    from service import Server
+    identity = Identity(binaries, tmp_path / "identity")
+    token = identity.token("ann", "viewer").read_text().strip()
+    server = Server(binaries, tmp_path / "data", "--embedded=false", f"--principals-file={identity.principals}",
+                    "--sweep-interval-s=1", f"--call-memory-bytes={64 << 20}").start()
+
+    def served():
+        """Calls may be ended for the room that they take; clients repeat them."""
+        with grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) as other:
+            with contextlib.suppress(grpc.RpcError):
+                return other.unary_unary(INFO, lambda data: data, lambda data: data)(
+                    b"", timeout=20, metadata=[("authorization", f"Bearer {token}")])
+
+    try:
+        before = resident_mib(server.process.pid)
+        with contextlib.ExitStack() as peers:
+            for _ in range(3):
+                pour(peers.enter_context(peer(server.address)), INFO, streams, size)
+                wait_for(served, 20, "another client's call")
+            with grpc.insecure_channel(server.worker_address) as worker:
+                assert refusal(worker, BEAT, b"") == grpc.StatusCode.UNAUTHENTICATED, "the workers' port has its own"
+            wait_for(lambda: resident_mib(server.process.pid) < before + 100, 20, "memory to be given back")
+    finally:
+        server.stop()
 
 
 @pytest.mark.full

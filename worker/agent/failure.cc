@@ -1,23 +1,13 @@
 #include "worker/agent/failure.h"
 
-#include <utility>
-
+#include "common/engine_error.h"
 #include "common/errors.h"
-#include "common/utf8_prefix.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
 #include "worker/agent/utf8.h"
 
 namespace quantry::agent {
 namespace {
-
-// What server/rpc/worker_service.cc takes.
-constexpr std::size_t kMaxMessageBytes = 8 << 10;
-constexpr std::size_t kMaxLogTailBytes = 16 << 10;
-// Metadata lies in the job's row: every list of jobs carries it.
-constexpr std::size_t kMaxMetadata = 16;
-constexpr std::size_t kMaxMetadataBytes = 1 << 10;
-constexpr std::size_t kMaxNameBytes = 64;
 
 // What a status without a reason of its own stands for.
 Reason ReasonFor(absl::StatusCode code) {
@@ -75,18 +65,6 @@ v1::EngineError ToEngineError(const absl::Status& status) {
     google::rpc::ErrorInfo info;
     if (detail.UnpackTo(&info)) *error.mutable_metadata() = info.metadata();
   }
-  return error;
-}
-
-v1::EngineError Bounded(v1::EngineError error) {
-  error.set_reason(Utf8Prefix(error.reason(), kMaxNameBytes));
-  error.set_message(Utf8Prefix(error.message(), kMaxMessageBytes));
-  google::protobuf::Map<std::string, std::string> metadata;
-  for (const auto& [key, value] : error.metadata()) {
-    if (metadata.size() >= kMaxMetadata) break;
-    metadata[Utf8Prefix(key, kMaxNameBytes)] = Utf8Prefix(value, kMaxMetadataBytes);
-  }
-  *error.mutable_metadata() = std::move(metadata);
   return error;
 }
 

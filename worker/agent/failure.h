@@ -13,10 +13,8 @@ namespace quantry::agent {
 // unreachable storage and permissions are the environment's.
 v1::EngineError ToEngineError(const absl::Status& status);
 
-// `error` within what FailJob takes: a server refuses a longer message and the
-// failure would never be told. Texts of engines may go on for pages.
-v1::EngineError Bounded(v1::EngineError error);
-// The end of a log, likewise. Valid UTF-8 when `text` is.
+// The end of a log within what FailJob takes: a server refuses a longer one and the
+// failure would never be told. Valid UTF-8 when `text` is.
 std::string BoundedLogTail(const std::string& text);
 
 // Whether another attempt may end differently.

@@ -2,6 +2,7 @@
 
 #include <filesystem>
 
+#include "common/engine_error.h"
 #include "common/errors.h"
 #include "common/log.h"
 #include "common/trace_context.h"

@@ -236,7 +236,7 @@ grpc::Status FakeServer::UploadBlob(Context*, grpc::ServerReader<v1::UploadBlobR
     data += request.chunk().data();
     if (upload_breaks_after >= 0 && static_cast<int64_t>(data.size()) >= upload_breaks_after) {
       upload_breaks_after = -1;
-      return {grpc::UNAVAILABLE, "gone for a moment"};
+      return {upload_breaks_with, "gone for a moment"};
     }
   }
   return Store(header.blob().sha256(), data);

@@ -52,6 +52,7 @@ class FakeServer : public v1::QuantizationService::Service,
   grpc::Status create_status;                // of the first creates
   size_t creates_refused = 1;                // so many of them
   int64_t upload_breaks_after = -1;          // bytes; once
+  grpc::StatusCode upload_breaks_with = grpc::UNAVAILABLE;
   // Another call's upload: refuses ours so many times, and gets on between them.
   struct HeldUpload {
     int refusals = 0;
