@@ -76,7 +76,7 @@ absl::StatusOr<EngineConfinement> MakeEngineConfinement(bool enabled, const std:
     return MakeError(Reason::kInvalidConfig,
                      absl::StrCat("--engine-user: ", std::string(account.status().message())));
   }
-  confinement.account = *std::move(account);
+  if (account->uid != 0) confinement.account = *std::move(account);
   return confinement;
 }
 

@@ -33,7 +33,7 @@ struct EngineAccess {
 EngineAccess InputsOf(const v1::EngineJob& job);
 
 // INVALID_CONFIG for an account that does not exist, or that only root could
-// switch to. `user` "" = no account.
+// switch to. `user` "" = no account, and root says the same where root starts them.
 absl::StatusOr<EngineConfinement> MakeEngineConfinement(bool enabled, const std::string& user,
                                                         std::int64_t max_file_bytes);
 

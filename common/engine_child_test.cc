@@ -78,6 +78,7 @@ TEST(EngineChildTest, AccountsAreChecked) {
   EXPECT_TRUE(HasReason(MakeEngineConfinement(true, "no-such-account", 0).status(),
                         Reason::kInvalidConfig));
   if (geteuid() != 0) return;
+  EXPECT_FALSE(MakeEngineConfinement(true, "root", 0)->account.has_value());
   const auto confinement = MakeEngineConfinement(true, "nobody", 0);
   ASSERT_TRUE(confinement.ok()) << confinement.status();
   EXPECT_TRUE(CheckEngineReaches(*confinement, "/tmp").ok());

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/checked.h"
 #include "common/digest.h"
 #include "common/engine_error.h"
 #include "common/errors.h"
@@ -257,10 +258,9 @@ class WorkerCalls : public v1::WorkerService::CallbackService, private ServiceBa
       }
       if (!reader.ok()) return NotAsListed(file, "no file");
       const std::int64_t size = (*reader)->size_bytes();
-      if (size != file.size_bytes() ||
-          __builtin_add_overflow(complete->total_bytes, size, &complete->total_bytes)) {
-        return NotAsListed(file, absl::StrCat(size));
-      }
+      const auto total = CheckedAdd(complete->total_bytes, size);
+      if (size != file.size_bytes() || !total) return NotAsListed(file, absl::StrCat(size));
+      complete->total_bytes = *total;
     }
     return absl::OkStatus();
   }

@@ -1,6 +1,7 @@
 """The engine is confined, and its results are the same (docs/operations/confinement.md)."""
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import tempfile
@@ -51,6 +52,21 @@ def others_may_reach(path):
     return all(parent.stat().st_mode & 1 for parent in [path, *path.parents] if parent.is_dir())
 
 
+def for_others(binaries, folder):
+    """The binaries where another account may start them: as they are, or copies in `folder`."""
+    if others_may_reach(binaries.resolve()):
+        return binaries
+    copies = folder / "bin"
+    copies.mkdir()
+    for name in ("quantryd", "quantry-worker", "quantry-engine", "quantry"):
+        shutil.copy(binaries / name, copies)
+    linked = subprocess.run(["ldd", copies / "quantry-engine"], capture_output=True, text=True, check=True).stdout
+    for library in re.findall(r"=> (/\S+)", linked):
+        if not others_may_reach(pathlib.Path(library).resolve()):
+            pytest.skip(f"{library} cannot be reached by another account")
+    return copies
+
+
 @pytest.fixture
 def open_folder():
     folder = pathlib.Path(tempfile.mkdtemp(prefix="quantry-account-"))
@@ -61,18 +77,26 @@ def open_folder():
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_engines_as_another_account(binaries, stories, open_folder, tmp_path):
-    if not others_may_reach(binaries.resolve()):
-        pytest.skip("the binaries cannot be reached by another account")
     data = open_folder / "data"
     data.mkdir()
     data.chmod(0o711)  # as the refusal below asks for
-    server = Server(binaries, data, "--engine-user=nobody").start()
+    server = Server(for_others(binaries, open_folder), data, "--engine-user=nobody").start()
     try:
         job, seen = run_seen(server, stories, "other")
         assert job["state"] == "SUCCEEDED"
         assert seen["Uid"].split()[0] != "0"
     finally:
         server.stop()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("flags, warned", [([], True), (["--engine-user=root"], False)], ids=["not chosen", "chosen"])
+def test_engines_as_root_are_told_of(make_server, stories, flags, warned):
+    server = make_server(*flags).start()
+    job, seen = run_seen(server, stories, "as-root")
+    assert job["state"] == "SUCCEEDED"
+    assert seen["Uid"].split()[0] == "0" and int(seen["CapEff"], 16) == 0
+    assert ("engines run as root" in server.log_text() and "--engine-user" in server.log_text()) == warned
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

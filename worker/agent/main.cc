@@ -213,6 +213,12 @@ absl::Status RunWorker(const v1::WorkerConfig& config) {
   auto confinement = MakeEngineConfinement(config.engine_confinement(), config.engine_user(),
                                            config.engine_max_file_bytes());
   if (!confinement.ok()) return confinement.status();
+  if (config.engine_confinement() && config.engine_user().empty() && geteuid() == 0) {
+    log::Warning("engines run as root, without its capabilities, and may read what root owns",
+                 {{"next",
+                   "name an account with --engine-user; --engine-user=root says that it "
+                   "is meant"}});
+  }
   if (auto status = CheckEngineReaches(*confinement, work_dir->path()); !status.ok()) return status;
   EngineOptions engine_options;
   engine_options.binary = config.engine_binary();
