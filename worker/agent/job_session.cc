@@ -42,7 +42,9 @@ JobSession::JobSession(const v1::Lease& lease, MonotonicTime granted)
     : job_(lease.job()),
       epoch_(lease.epoch()),
       margin_(std::min<MonotonicTime::duration>(ToDuration(lease.ttl()) / 5, kMaxMargin)),
-      lease_end_(granted + ToDuration(lease.ttl())) {}
+      ttl_(ToDuration(lease.ttl())),
+      confirmed_end_(granted + ttl_),
+      lease_end_(confirmed_end_) {}
 
 void JobSession::SetWake(std::function<void()> wake) {
   const std::lock_guard lock(mutex_);
@@ -236,13 +238,20 @@ void JobSession::OnAnswer(const v1::JobDirective& directive, MonotonicTime sent)
     ++first_event_;
   }
   if (directive.directive() != v1::DIRECTIVE_LOST && directive.has_ttl()) {
-    lease_end_ = std::max(lease_end_, sent + ToDuration(directive.ttl()));
+    ttl_ = ToDuration(directive.ttl());
+    confirmed_end_ = std::max(confirmed_end_, sent + ttl_);
+    lease_end_ = std::max(lease_end_, confirmed_end_);
   }
   StopReason reason = StopReason::kNone;
   if (directive.directive() == v1::DIRECTIVE_CANCEL) reason = StopReason::kCancel;
   if (directive.directive() == v1::DIRECTIVE_LOST) reason = StopReason::kLost;
   if (directive.directive() == v1::DIRECTIVE_CHECKPOINT_AND_RELEASE) reason = StopReason::kRelease;
   stop_ = std::max(stop_, reason);
+}
+
+void JobSession::OnStoreAway(MonotonicTime sent) {
+  const std::lock_guard lock(mutex_);
+  lease_end_ = std::max(lease_end_, std::min(sent + ttl_, confirmed_end_ + kMaxOutage));
 }
 
 void JobSession::Stop(StopReason reason) {

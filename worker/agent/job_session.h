@@ -73,9 +73,15 @@ class JobSession {
   v1::JobBeat PendingEvents() const;
   // The answer to a beat sent at `sent`.
   void OnAnswer(const v1::JobDirective& directive, MonotonicTime sent);
+  // The server answered a beat sent at `sent` that its job store is away. Nobody is
+  // given the job meanwhile, and afterwards all leases are pushed forward before they
+  // are judged (service.md 2.1), so the attempt goes on. For kMaxOutage after the
+  // last directive: one server may be cut off from a store that others reach. What
+  // it then writes is refused.
+  void OnStoreAway(MonotonicTime sent);
 
   void Stop(StopReason reason);
-  // kLost once the lease ran out, whatever the server could not say.
+  // kLost once the lease ran out and no server could say otherwise.
   StopReason stop_reason(MonotonicTime now) const;
   // CANCELLED from the moment the attempt must not go on (kRelease may).
   absl::Status CheckRunning() const;
@@ -90,6 +96,7 @@ class JobSession {
   // The end of a lease is kept free for killing the engine: a fifth of the ttl,
   // at most this.
   static constexpr std::chrono::seconds kMaxMargin{5};
+  static constexpr std::chrono::minutes kMaxOutage{10};
 
  private:
   v1::JobEvent NewEvent() const;
@@ -113,7 +120,9 @@ class JobSession {
   v1::JobProgress progress_;
   bool progress_changed_ = false;
   StopReason stop_ = StopReason::kNone;
-  MonotonicTime lease_end_;
+  MonotonicTime::duration ttl_;
+  MonotonicTime confirmed_end_;  // of the lease, as the server last told it
+  MonotonicTime lease_end_;      // the same, or later while the store is away
 };
 
 }  // namespace quantry::agent

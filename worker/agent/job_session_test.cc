@@ -72,6 +72,24 @@ TEST_F(JobSessionTest, LeaseCountsFromTheSendTimeOfAnsweredBeats) {
   EXPECT_EQ(session.stop_reason(start_ + seconds(10)), StopReason::kNone);
 }
 
+TEST_F(JobSessionTest, AnAttemptGoesOnWhileTheStoreIsAway) {
+  JobSession session(lease_, start_);
+  MonotonicTime at = start_;
+  for (; at < start_ + seconds(600); at += seconds(5)) session.OnStoreAway(at);
+  EXPECT_EQ(session.stop_reason(start_ + seconds(600)), StopReason::kNone);
+  // Ten minutes after the lease the server last told of, and two seconds less as always.
+  session.OnStoreAway(at);
+  session.OnStoreAway(at + seconds(5));
+  EXPECT_EQ(session.stop_reason(start_ + seconds(607)), StopReason::kNone);
+  EXPECT_EQ(session.stop_reason(start_ + seconds(608)), StopReason::kLost);
+  // Back: the lease is what the server says, and who lost it stops.
+  session.OnAnswer(Answer(v1::DIRECTIVE_CONTINUE, 0), start_ + seconds(605));
+  EXPECT_EQ(session.stop_reason(start_ + seconds(612)), StopReason::kNone);
+  EXPECT_EQ(session.stop_reason(start_ + seconds(613)), StopReason::kLost);
+  session.OnAnswer(Answer(v1::DIRECTIVE_LOST, 0), start_ + seconds(606));
+  EXPECT_EQ(session.stop_reason(start_ + seconds(607)), StopReason::kLost);
+}
+
 TEST_F(JobSessionTest, StopReasonsOnlyRise) {
   JobSession session(lease_, start_);
   session.Stop(StopReason::kRelease);

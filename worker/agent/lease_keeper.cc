@@ -2,11 +2,20 @@
 
 #include <algorithm>
 
+#include "common/errors.h"
 #include "common/log.h"
 
 namespace quantry::agent {
+namespace {
 
 using std::chrono::milliseconds;
+
+// A server answered, and no lease can be given or taken away.
+bool StoreIsAway(const absl::Status& status) {
+  return HasReason(status, Reason::kStoreUnavailable) || HasReason(status, Reason::kDiskFull);
+}
+
+}  // namespace
 
 LeaseKeeper::LeaseKeeper(WorkerClient& client, OnWorkerDirective on_directive)
     : client_(client), on_directive_(std::move(on_directive)) {}
@@ -111,6 +120,9 @@ bool LeaseKeeper::BeatOnce() {
   const auto response = client_.Heartbeat(MakeRequest(sessions), deadline);
   if (!response.ok()) {
     log::Warning("heartbeat was not answered", {{"error", response.status().ToString()}});
+    if (StoreIsAway(response.status())) {
+      for (const auto& session : sessions) session->OnStoreAway(sent);
+    }
     return false;
   }
   for (const v1::JobDirective& directive : response->jobs()) {
