@@ -5,7 +5,8 @@
 
 #include <cstdint>
 
-#if !defined(INTRA_OP_PARALLEL) && !defined(__clang_analyzer__)  // clang-tidy has no omp.h
+// clang-tidy has no omp.h, and fuzzers are of one thread.
+#if !defined(INTRA_OP_PARALLEL) && !defined(__clang_analyzer__) && !defined(QUANTRY_PLAIN_LOOPS)
 #error "at::parallel_for is a plain loop here: compile with -fopenmp (cmake/Torch.cmake)"
 #endif
 
