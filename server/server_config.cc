@@ -114,9 +114,10 @@ absl::Status CheckValues(const v1::ServerConfig& config) {
                    config.lease_ttl_s() / 3),
         // A sweep later than ttl / 2 reads as an outage and judges nobody.
         CheckRange("sweep_interval_s", config.sweep_interval_s(), 1, config.lease_ttl_s() / 3),
-        CheckRange("max_no_progress_s", config.max_no_progress_s(), 1, 30 * 86400),
+        CheckRange("max_no_progress_s", config.max_no_progress_s(), 1, std::int64_t{30} * 86400),
         CheckRange("drain_timeout_s", config.drain_timeout_s(), 1, 3600),
-        CheckRange("max_connection_age_s", config.max_connection_age_s(), 1, 7 * 86400),
+        CheckRange("max_connection_age_s", config.max_connection_age_s(), 1,
+                   std::int64_t{7} * 86400),
         // Less does not hold a few messages of workers.
         CheckRange("call_memory_bytes", config.call_memory_bytes(), 32 << 20,
                    std::int64_t{1} << 40),
@@ -124,7 +125,7 @@ absl::Status CheckValues(const v1::ServerConfig& config) {
         CheckRange("embedded_slots", config.embedded_slots(), 1, 256),
         CheckRange("job_store_connections", config.job_store_connections(), 1, 1000),
         CheckRange("garbage_collection_interval_s", config.garbage_collection_interval_s(), 0,
-                   365 * 86400),
+                   std::int64_t{365} * 86400),
         NamingFlag("local_roots", CheckLocalRoots(config)), CheckJobStore(config),
         log::Configure(config.log_format(), config.log_level())}) {
     if (!status.ok()) return status;
