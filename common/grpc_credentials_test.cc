@@ -4,8 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <filesystem>
 #include <optional>
+#include <thread>
 
 #include "common/certificates.h"
 #include "tests/support/test_certificates.h"
@@ -244,6 +246,11 @@ TEST_F(GrpcCredentials, AClientsFilesStayInUseUntilTheNextCanBeUsed) {
   Write("mine.pem", next.certificate);
   Write("my_ca.pem", other_.certificate());
   EXPECT_TRUE(Comes(true, two.target, credentials)) << "the pair before";
+  // At the second look at the files, which may come after gRPC's at the CA.
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (told == 0 && std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
   EXPECT_GE(told, 1);
   EXPECT_FALSE(Reaches(three.target, credentials));
   Write("mine.key", next.key);

@@ -11,7 +11,7 @@ from fleet import alive
 from postgres import running_postgres
 from service import wait_for
 from test_network import faketime_library
-from test_workers import engine_at, stopping_at
+from test_workers import engine_at, stopping_at, waiting_in
 
 
 def stepping(clock):
@@ -57,7 +57,7 @@ def test_f14_sqlite_server_steps(make_fleet, tmp_path, step, worker):
     fleet.servers["a"].env = {**os.environ, **stepping(clock)}
     fleet.start(workers=1)
     if worker == "lives":
-        fleet.submit("f14-lives", f"block\ntouch {tmp_path}/at\nwait {tmp_path}/go\nblock\nblock\nblock\nartifact\ncomplete\n")
+        fleet.submit("f14-lives", waiting_in(tmp_path))
         engine_at(tmp_path / "at")
         clock.write_text(step + "\n")
         time.sleep(5)  # longer than a lease

@@ -12,7 +12,7 @@ from fleet import alive
 from identity import Identity, served_certificate
 from link import Link
 from service import wait_for
-from test_workers import engine_at, stopping_at
+from test_workers import engine_at, stopping_at, waiting_in
 
 BEATS = r'grpc_server_call_duration_seconds_count\{grpc_method="/quantry.v1.WorkerService/Heartbeat",grpc_status="OK"\}'
 RELOADS = r'quantry_credential_reloads_total\{outcome="ok"\}'
@@ -99,7 +99,7 @@ def test_f24_token_that_expires_under_a_watch(guarded, tmp_path):
     """Its watch ends when it does; with a new token in the file it goes on where it was: no event is missed."""
     fleet, identity = guarded.fleet, guarded.identity
     guarded.worker("w1")
-    fleet.submit("f24-expiry", f"block\ntouch {tmp_path}/at\nwait {tmp_path}/go\nblock\nblock\nblock\nartifact\ncomplete\n")
+    fleet.submit("f24-expiry", waiting_in(tmp_path))
     wait_for((tmp_path / "at").exists, 20, "a block")
     guarded.reloading(lambda: identity.expire("ci", time.time() + 3))
     watch = fleet.watch("f24-expiry")
@@ -122,7 +122,7 @@ def test_f24_worker_changes_its_token_under_a_job(guarded, tmp_path):
     fleet, identity = guarded.fleet, guarded.identity
     with Link(fleet.servers["a"].worker_address) as link:
         token = guarded.worker("w1", address=link.address)
-        fleet.submit("f24-worker", f"block\ntouch {tmp_path}/at\nwait {tmp_path}/go\nblock\nblock\nblock\nartifact\ncomplete\n")
+        fleet.submit("f24-worker", waiting_in(tmp_path))
         engine_at(tmp_path / "at")
         before = served_certificate(fleet.servers["a"].worker_address)
         identity.authority.issue("server", *LOCAL, days=60)
@@ -184,7 +184,7 @@ def test_f24_worker_changes_its_certificate_under_a_job(certified, tmp_path):
         certificate, key = ca.issue("worker", name, days=20 / DAY_S)
         fleet.worker("w1", address=link.address, flags=[f"--tls-ca-file={ca.file}", f"--client-cert-file={certificate}",
                                                         f"--client-key-file={key}"])
-        fleet.submit("f24-certificate", f"block\ntouch {tmp_path}/at\nwait {tmp_path}/go\nblock\nblock\nblock\nartifact\ncomplete\n")
+        fleet.submit("f24-certificate", waiting_in(tmp_path))
         engine_at(tmp_path / "at")
         ca.issue("worker", name)  # a new key, the same names
         while time.time() < ends + fleet.ttl_s:  # it looks at its files every 10 s

@@ -11,12 +11,12 @@ from history import ENDED
 from link import Link
 from machine import Namespace
 from service import ROOT, wait_for
-from test_workers import engine_at, stopping_at
+from test_workers import engine_at, stopping_at, waiting_in
 
 
 def test_f10_worker_cut_off_for_less_than_a_lease(fleet, far_worker, tmp_path):
     """One way: nobody notices."""
-    fleet.submit("f10-short", f"block\ntouch {tmp_path}/at\nwait {tmp_path}/go\nblock\nblock\nblock\nartifact\ncomplete\n")
+    fleet.submit("f10-short", waiting_in(tmp_path))
     engine_at(tmp_path / "at")
     far_worker.hold("back")
     time.sleep(1.2)

@@ -12,6 +12,7 @@ from fleet import QUICK, call_in_parallel, kill, reach_store_by
 from link import Link
 from quantry.v1 import quantization_service_pb2, worker_service_pb2
 from service import resident_mib, wait_for
+from test_workers import waiting_in
 
 COMMIT = b"COMMIT\x00"
 INSERT = b"INSERT INTO jobs"  # prepared by the first submit of a connection
@@ -70,7 +71,7 @@ def test_f05_kill_server_mid_stream(fleet, tmp_path):
 def test_f06_kill_the_only_server(make_fleet, tmp_path):
     """Started again on its SQLite file: every acknowledged job is there, the running one goes on undisturbed."""
     fleet = make_fleet(ttl_s=6).start(workers=1)
-    fleet.submit("f06-runs", f"block\ntouch {tmp_path}/at\nwait {tmp_path}/go\nblock\nblock\nblock\nartifact\ncomplete\n")
+    fleet.submit("f06-runs", waiting_in(tmp_path))
     watch = fleet.watch("f06-runs")
     wait_for((tmp_path / "at").exists, 20, "a block")
     stop = threading.Event()
@@ -199,7 +200,7 @@ def test_f19_schema_upgrade_with_live_leases(make_fleet, tmp_path):
     """A database of the first schema, a job running in it: the new server takes it over, the worker never notices.
     A schema newer than the server is refused by name."""
     fleet = make_fleet(ttl_s=20).start(workers=1)
-    fleet.submit("job-f19", f"block\ntouch {tmp_path}/at\nwait {tmp_path}/go\nblock\nblock\nblock\nartifact\ncomplete\n")
+    fleet.submit("job-f19", waiting_in(tmp_path))
     wait_for((tmp_path / "at").exists, 20, "a block")
     fleet.submit("f19-queued", QUICK)
     server = fleet.servers["a"]

@@ -17,7 +17,7 @@ from postgres import PASSWORD, Postgres
 from service import wait_for
 from test_identity import BEATS
 from test_servers import COMMIT, INSERT
-from test_workers import engine_at
+from test_workers import engine_at, waiting_in
 
 SLOW = "stage QUANTIZING\n" + "block\nsleep 300\n" * 4 + "artifact\ncomplete\n"
 
@@ -108,7 +108,7 @@ def test_f07_disk_full(make_fleet, small_disk):
 def test_f07_down(make_fleet, own_postgres, tmp_path, how, down_s, ttl_s):
     """No job fails for it and no lease is lost, however long PostgreSQL is away: a worker that a server tells so goes on."""
     fleet = make_fleet(postgres=own_postgres, servers=2, ttl_s=ttl_s).start(workers=2)
-    fleet.submit("f07-leased", f"block\ntouch {tmp_path}/at\nwait {tmp_path}/go\nblock\nblock\nblock\nartifact\ncomplete\n")
+    fleet.submit("f07-leased", waiting_in(tmp_path))
     engine_at(tmp_path / "at")
     server = {"w1": "a", "w2": "b"}[fleet.get("f07-leased").worker]
     beats = fleet.metric(server, BEATS)  # until the first one a lease is 15 s, whatever --lease-ttl-s says

@@ -20,6 +20,11 @@ def stopping_at(path, blocks=2):
         "artifact\ncomplete\n")
 
 
+def waiting_in(folder):
+    """A script whose engine tells by the file `at` of a folder that it runs, and goes on when there is a file `go`."""
+    return f"block\ntouch {folder}/at\nwait {folder}/go\nblock\nblock\nblock\nartifact\ncomplete\n"
+
+
 def engine_at(path):
     wait_for(path.exists, 20, f"an engine at {path.name}")
     wait_for(path.read_text, 5, "its pid")

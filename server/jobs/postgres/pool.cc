@@ -3,6 +3,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "common/errors.h"
 
 namespace quantry::server::postgres {
@@ -75,34 +76,43 @@ absl::Status Pool::TryRead(const Operation& operation, bool* again) {
 
 absl::StatusOr<std::unique_ptr<Database>> Pool::Take() {
   std::unique_lock lock(mutex_);
-  const bool free =
-      freed_.wait_for(lock, kWaitForConnection, [&] { return !idle_.empty() || open_ < size_; });
-  if (!free) {
-    return MakeError(Reason::kStoreUnavailable,
-                     "all " + std::to_string(size_) +
-                         " connections to PostgreSQL are busy; retry, or raise "
-                         "--job-store-connections");
-  }
+  const auto may_go = [&] { return !idle_.empty() || MayOpen(); };
+  if (!freed_.wait_for(lock, kWaitForConnection, may_go)) return NoneCameFree();
   if (!idle_.empty()) {
     std::unique_ptr<Database> db = std::move(idle_.back());
     idle_.pop_back();
     return db;
   }
   if (steady_clock::now() < refused_until_) return last_refusal_;
-  ++open_;
+  opening_ = true;
   lock.unlock();
-  return Connect();
+  auto db = Database::Open(conninfo_);
+  lock.lock();
+  opening_ = false;
+  if (db.ok()) {
+    ++open_;
+  } else {
+    last_refusal_ = db.status();
+    refused_until_ = steady_clock::now() + kKnockAgain;
+  }
+  freed_.notify_all();
+  return db;
 }
 
-absl::StatusOr<std::unique_ptr<Database>> Pool::Connect() {
-  auto db = Database::Open(conninfo_);
-  if (db.ok()) return db;
-  std::lock_guard lock(mutex_);
-  --open_;
-  last_refusal_ = db.status();
-  refused_until_ = steady_clock::now() + kKnockAgain;
-  freed_.notify_one();
-  return db;
+// One at a time: signing in and the first plans of many at once keep the server's cores
+// from every other statement (0.3 s at 200 submits a second on two cores), and what is
+// given back meanwhile serves most of those who wait.
+bool Pool::MayOpen() const { return !opening_ && open_ < size_; }
+
+absl::Status Pool::NoneCameFree() const {
+  if (open_ < size_) {
+    return MakeError(Reason::kStoreUnavailable,
+                     "PostgreSQL has not opened a connection within 5 s; retry");
+  }
+  return MakeError(Reason::kStoreUnavailable,
+                   absl::StrCat("all ", size_,
+                                " connections to PostgreSQL are busy; retry, or raise "
+                                "--job-store-connections"));
 }
 
 void Pool::GiveBack(std::unique_ptr<Database> db) {

@@ -16,7 +16,7 @@ namespace quantry::server::postgres {
 // was undone then.
 using Operation = std::function<absl::Status(Database&)>;
 
-// Connections, opened when needed and kept. A broken one is replaced: calls
+// Connections, opened when needed, one at a time, and kept. A broken one is replaced: calls
 // during an outage fail with UNAVAILABLE STORE_UNAVAILABLE, the first one after
 // it works. Thread-safe.
 class Pool {
@@ -33,7 +33,8 @@ class Pool {
 
  private:
   absl::StatusOr<std::unique_ptr<Database>> Take();
-  absl::StatusOr<std::unique_ptr<Database>> Connect();
+  bool MayOpen() const;
+  absl::Status NoneCameFree() const;
   // Keeps it, or closes it when it is broken or has an error.
   void GiveBack(std::unique_ptr<Database> db);
   void Discard(std::unique_ptr<Database> db);
@@ -47,7 +48,8 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable freed_;
   std::vector<std::unique_ptr<Database>> idle_;
-  int open_ = 0;  // idle, in use or being opened
+  int open_ = 0;  // idle or in use
+  bool opening_ = false;
   absl::Status last_refusal_;
   MonotonicTime refused_until_{};
 };
