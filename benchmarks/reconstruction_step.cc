@@ -2,7 +2,8 @@
 // on a random block, beside the rate of plain matrix products of the same
 // machine, device and thread count: what the step's products alone would take.
 //
-//   quantry_reconstruction_step [--device cpu] [--compute-dtype float32|bfloat16] [threads] [steps]
+//   quantry_reconstruction_step [--device cpu] [--compute-dtype float32|bfloat16]
+//                               [--size stories260k|tiny1m|SmolLM2-135M] [threads] [steps]
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
@@ -132,11 +133,14 @@ int Main(int argc, char** argv) {
   KeepFreedMemory();
   const std::string name = TakeDevice(argc, argv);
   const ComputeDtype compute = TakeComputeDtype(argc, argv);
+  const std::string only = TakeOption(argc, argv, "--size", "");
   const int64_t steps = argc > 2 ? std::atoll(argv[2]) : 20;
   try {
     ConfigureRuntime(argc > 1 ? std::atoi(argv[1]) : 0);
     const at::Device device = OpenDevice(name);
-    for (const Size& size : kSizes) Run(device, compute, size, steps);
+    for (const Size& size : kSizes) {
+      if (only.empty() || only == size.name) Run(device, compute, size, steps);
+    }
   } catch (const EngineError& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

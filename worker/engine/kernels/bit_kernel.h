@@ -62,7 +62,8 @@ const BitKernel* Avx512BitKernel();
 // Those of this CPU, the portable one first, the widest last.
 std::vector<const BitKernel*> BitKernels();
 
-// The widest one of this CPU.
+// The fastest one of this CPU: the wider is not (with AVX-512 on CPUs that do its
+// work in two halves). Tried out at the first call, for a millisecond or two.
 const BitKernel& BestBitKernel();
 
 }  // namespace quantry::engine

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "worker/engine/base/parallel.h"
+#include "worker/engine/nn/bfloat16_kernels.h"
 #include "worker/engine/nn/simd_kernels.h"
 
 namespace quantry::engine {
@@ -44,13 +45,6 @@ struct Rows {
   int64_t stride;
 };
 
-// [dim, tokens] of one head, so that scores of many keys are one vector.
-std::vector<float> Transposed(const Rows& rows, const Shape& shape) {
-  std::vector<float> result(shape.dim * shape.tokens);
-  simd::Transpose(rows.data, rows.stride, shape.tokens, shape.dim, result.data());
-  return result;
-}
-
 // Queries [first, first + count) see keys up to themselves; the tile holds
 // first + count keys a row.
 struct Tile {
@@ -66,17 +60,109 @@ void ForEachTile(int64_t tokens, const Work& work) {
   }
 }
 
-void Products(const Tile& tile, const Shape& shape, const Rows& rows, const float* transposed,
-              std::vector<float>& out) {
-  simd::MultiplyAdd(tile.count, tile.keys(), shape.dim, {rows.at(tile.first), rows.stride, 1},
-                    transposed, shape.tokens, out.data(), tile.keys(), false);
-}
+// How a head's rows take part in products: as the rows that a tile is of (kTiled), as
+// those that each row of a tile meets (kMet), as what a tile weighs (kWeighed).
+enum Part : unsigned { kTiled = 1, kMet = 2, kWeighed = 4 };
 
-void ForwardHead(const Shape& shape, const Rows& q, const float* keys, const Rows& v,
-                 const Rows& out, float* logsum) {
+// Products in fp32.
+class Fp32 {
+ public:
+  class Operand {
+   public:
+    Operand(const Rows& rows, const Shape& shape, unsigned parts) : rows(rows) {
+      if ((parts & kMet) == 0) return;
+      turned.resize(shape.dim * shape.tokens);
+      simd::Transpose(rows.data, rows.stride, shape.tokens, shape.dim, turned.data());
+    }
+
+    Rows rows;
+    std::vector<float> turned;  // [dim, tokens], so that scores of many keys are one vector
+  };
+
+  // out [count, keys] = a b^T of a tile of a.
+  void Scores(const Tile& tile, const Shape& shape, const Operand& a, const Operand& b,
+              std::vector<float>& out) {
+    simd::MultiplyAdd(tile.count, tile.keys(), shape.dim, {a.rows.at(tile.first), a.rows.stride, 1},
+                      b.turned.data(), shape.tokens, out.data(), tile.keys(), false);
+  }
+  // The tile's rows of `to` = weights b.
+  void Weigh(const Tile& tile, const Shape& shape, const std::vector<float>& weights,
+             const Operand& b, const Rows& to) {
+    simd::MultiplyAdd(tile.count, shape.dim, tile.keys(), {weights.data(), tile.keys(), 1},
+                      b.rows.data, b.rows.stride, to.at(tile.first), to.stride, false);
+  }
+  // to += weights^T a of a tile of a.
+  void AddTurned(const Tile& tile, const Shape& shape, const std::vector<float>& weights,
+                 const Operand& a, const Rows& to) {
+    simd::MultiplyAdd(tile.keys(), shape.dim, tile.count, {weights.data(), 1, tile.keys()},
+                      a.rows.at(tile.first), a.rows.stride, to.data, to.stride, true);
+  }
+};
+
+// The same with factors rounded to bfloat16.
+class Bfloat16 {
+ public:
+  class Operand {
+   public:
+    Operand(const Rows& rows, const Shape& shape, unsigned parts) {
+      const int64_t pairs = simd::PairsOf(shape.dim);
+      if ((parts & (kTiled | kMet)) != 0) {
+        by_dim.resize(shape.tokens * pairs);
+        simd::PairColumns(rows.data, rows.stride, shape.tokens, shape.dim, by_dim.data());
+      }
+      if ((parts & kMet) != 0) {
+        turned.resize(by_dim.size());
+        simd::Transpose(reinterpret_cast<const float*>(by_dim.data()), pairs, shape.tokens, pairs,
+                        reinterpret_cast<float*>(turned.data()));
+      }
+      if ((parts & kWeighed) != 0) {
+        by_token.resize(simd::PairsOf(shape.tokens) * shape.dim);
+        simd::PairRows(rows.data, rows.stride, shape.tokens, shape.dim, by_token.data());
+      }
+    }
+
+    std::vector<simd::Pair> by_dim;    // [tokens, pairs]
+    std::vector<simd::Pair> turned;    // [pairs, tokens]
+    std::vector<simd::Pair> by_token;  // [pairs of tokens, dim]
+  };
+
+  void Scores(const Tile& tile, const Shape& shape, const Operand& a, const Operand& b,
+              std::vector<float>& out) {
+    const int64_t pairs = simd::PairsOf(shape.dim);
+    simd::MultiplyAddPairs(tile.count, tile.keys(), pairs,
+                           {a.by_dim.data() + tile.first * pairs, pairs, 1}, b.turned.data(),
+                           shape.tokens, out.data(), tile.keys(), false);
+  }
+  void Weigh(const Tile& tile, const Shape& shape, const std::vector<float>& weights,
+             const Operand& b, const Rows& to) {
+    const int64_t pairs = simd::PairsOf(tile.keys());
+    paired_.resize(kTileRows * pairs);
+    simd::PairColumns(weights.data(), tile.keys(), tile.count, tile.keys(), paired_.data());
+    simd::MultiplyAddPairs(tile.count, shape.dim, pairs, {paired_.data(), pairs, 1},
+                           b.by_token.data(), shape.dim, to.at(tile.first), to.stride, false);
+  }
+  void AddTurned(const Tile& tile, const Shape& shape, const std::vector<float>& weights,
+                 const Operand& a, const Rows& to) {
+    static_assert(kTileRows % 2 == 0, "a tile begins with a pair");
+    paired_.resize(kTileRows * tile.keys());
+    simd::PairRows(weights.data(), tile.keys(), tile.count, tile.keys(), paired_.data());
+    simd::MultiplyAddPairs(
+        tile.keys(), shape.dim, simd::PairsOf(tile.count), {paired_.data(), 1, tile.keys()},
+        a.by_token.data() + tile.first / 2 * shape.dim, shape.dim, to.data, to.stride, true);
+  }
+
+ private:
+  std::vector<simd::Pair> paired_;  // a tile's weights
+};
+
+template <typename Math>
+void ForwardHead(const Shape& shape, const Rows& q, const typename Math::Operand& keys,
+                 const typename Math::Operand& values, const Rows& out, float* logsum) {
+  Math math;
+  const typename Math::Operand queries(q, shape, kTiled);
   std::vector<float> scores(kTileRows * shape.tokens);
   ForEachTile(shape.tokens, [&](const Tile& tile) {
-    Products(tile, shape, q, keys, scores);
+    math.Scores(tile, shape, queries, keys, scores);
     for (int64_t i = 0; i < tile.count; ++i) {
       float* row = scores.data() + i * tile.keys();
       float largest = 0;
@@ -85,8 +171,7 @@ void ForwardHead(const Shape& shape, const Rows& q, const float* keys, const Row
       std::fill(row + tile.seen(i), row + tile.keys(), 0.0F);
       logsum[tile.first + i] = largest + std::log(sum) / shape.scale;
     }
-    simd::MultiplyAdd(tile.count, shape.dim, tile.keys(), {scores.data(), tile.keys(), 1}, v.data,
-                      v.stride, out.at(tile.first), out.stride, false);
+    math.Weigh(tile, shape, scores, values, out);
   });
 }
 
@@ -94,14 +179,18 @@ struct HeadSlopes {
   Rows q, k, v;  // where the gradients go; k and v are added to
 };
 
-void BackwardHead(const Shape& shape, const Rows& q, const Rows& k, const float* keys,
-                  const float* values, const Rows& out, const Rows& slope, const float* logsum,
-                  const HeadSlopes& to) {
+template <typename Math>
+void BackwardHead(const Shape& shape, const Rows& q, const typename Math::Operand& keys,
+                  const typename Math::Operand& values, const Rows& out, const Rows& slope,
+                  const float* logsum, const HeadSlopes& to) {
+  Math math;
+  const typename Math::Operand queries(q, shape, kTiled | kWeighed);
+  const typename Math::Operand along(slope, shape, kTiled | kWeighed);
   std::vector<float> probabilities(kTileRows * shape.tokens);
   std::vector<float> slopes(kTileRows * shape.tokens);
   ForEachTile(shape.tokens, [&](const Tile& tile) {
-    Products(tile, shape, q, keys, probabilities);
-    Products(tile, shape, slope, values, slopes);
+    math.Scores(tile, shape, queries, keys, probabilities);
+    math.Scores(tile, shape, along, values, slopes);
     for (int64_t i = 0; i < tile.count; ++i) {
       const int64_t token = tile.first + i;
       float* p = probabilities.data() + i * tile.keys();
@@ -112,12 +201,9 @@ void BackwardHead(const Shape& shape, const Rows& q, const Rows& k, const float*
       std::fill(p + tile.seen(i), p + tile.keys(), 0.0F);
       std::fill(s + tile.seen(i), s + tile.keys(), 0.0F);
     }
-    simd::MultiplyAdd(tile.count, shape.dim, tile.keys(), {slopes.data(), tile.keys(), 1}, k.data,
-                      k.stride, to.q.at(tile.first), to.q.stride, false);
-    simd::MultiplyAdd(tile.keys(), shape.dim, tile.count, {slopes.data(), 1, tile.keys()},
-                      q.at(tile.first), q.stride, to.k.data, to.k.stride, true);
-    simd::MultiplyAdd(tile.keys(), shape.dim, tile.count, {probabilities.data(), 1, tile.keys()},
-                      slope.at(tile.first), slope.stride, to.v.data, to.v.stride, true);
+    math.Weigh(tile, shape, slopes, keys, to.q);
+    math.AddTurned(tile, shape, slopes, queries, to.k);
+    math.AddTurned(tile, shape, probabilities, along, to.v);
   });
 }
 
@@ -137,50 +223,55 @@ void ForEachKvHead(const Shape& shape, const Work& work) {
 }
 
 // Output and the log of each query's sum of exponentials [batch, heads, tokens].
+template <typename Math>
 std::pair<at::Tensor, at::Tensor> Forward(const at::Tensor& q, const at::Tensor& k,
                                           const at::Tensor& v) {
   const Shape shape(q, k);
   const at::Tensor out = HeadsInside(q, false);
   const at::Tensor logsum = at::empty({shape.batch, shape.heads, shape.tokens}, q.options());
   ForEachKvHead(shape, [&](int64_t batch, int64_t kv) {
-    const std::vector<float> keys = Transposed(Rows(k, batch, kv), shape);
+    const typename Math::Operand keys(Rows(k, batch, kv), shape, kMet);
+    const typename Math::Operand values(Rows(v, batch, kv), shape, kWeighed);
     for (int64_t head = kv * shape.share(); head < (kv + 1) * shape.share(); ++head) {
-      ForwardHead(shape, Rows(q, batch, head), keys.data(), Rows(v, batch, kv),
-                  Rows(out, batch, head),
-                  logsum.mutable_data_ptr<float>() + (batch * shape.heads + head) * shape.tokens);
+      ForwardHead<Math>(
+          shape, Rows(q, batch, head), keys, values, Rows(out, batch, head),
+          logsum.mutable_data_ptr<float>() + (batch * shape.heads + head) * shape.tokens);
     }
   });
   return {out, logsum};
 }
 
+template <typename Math>
 variable_list Backward(const variable_list& saved, const at::Tensor& slope) {
   const at::Tensor &q = saved[0], &k = saved[1], &v = saved[2], &out = saved[3], &logsum = saved[4];
   const Shape shape(q, k);
   const at::Tensor dq = HeadsInside(q, false), dk = HeadsInside(k, true), dv = HeadsInside(v, true);
   ForEachKvHead(shape, [&](int64_t batch, int64_t kv) {
-    const std::vector<float> keys = Transposed(Rows(k, batch, kv), shape);
-    const std::vector<float> values = Transposed(Rows(v, batch, kv), shape);
+    const typename Math::Operand keys(Rows(k, batch, kv), shape, kMet | kWeighed);
+    const typename Math::Operand values(Rows(v, batch, kv), shape, kMet);
     for (int64_t head = kv * shape.share(); head < (kv + 1) * shape.share(); ++head) {
-      BackwardHead(shape, Rows(q, batch, head), Rows(k, batch, kv), keys.data(), values.data(),
-                   Rows(out, batch, head), Rows(slope, batch, head),
-                   logsum.const_data_ptr<float>() + (batch * shape.heads + head) * shape.tokens,
-                   {Rows(dq, batch, head), Rows(dk, batch, kv), Rows(dv, batch, kv)});
+      BackwardHead<Math>(
+          shape, Rows(q, batch, head), keys, values, Rows(out, batch, head),
+          Rows(slope, batch, head),
+          logsum.const_data_ptr<float>() + (batch * shape.heads + head) * shape.tokens,
+          {Rows(dq, batch, head), Rows(dk, batch, kv), Rows(dv, batch, kv)});
     }
   });
   return {dq, dk, dv};
 }
 
-class Attention : public torch::autograd::Function<Attention> {
+template <typename Math>
+class Attention : public torch::autograd::Function<Attention<Math>> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& q, const at::Tensor& k,
                             const at::Tensor& v) {
-    const auto [out, logsum] = Forward(q, k, v);
+    const auto [out, logsum] = Forward<Math>(q, k, v);
     context->save_for_backward({q, k, v, out, logsum});
     return out;
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& slopes) {
-    return Backward(context->get_saved_variables(), UnitStride(slopes[0]));
+    return Backward<Math>(context->get_saved_variables(), UnitStride(slopes[0]));
   }
 };
 
@@ -190,8 +281,14 @@ bool FusedAttentionApplies(const at::Tensor& q, const at::Tensor& k) {
   return q.is_cpu() && q.scalar_type() == at::kFloat && q.size(2) == k.size(2) && simd::Available();
 }
 
-at::Tensor FusedCausalAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
-  return Attention::apply(UnitStride(q), UnitStride(k), UnitStride(v));
+at::Tensor FusedCausalAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                ComputeDtype compute) {
+  // Narrower heads fill no vector of pairs: slower than in fp32.
+  constexpr int64_t kLeastDim = 16;
+  const bool rounds =
+      compute == ComputeDtype::kBfloat16 && q.size(3) >= kLeastDim && simd::HasBfloat16();
+  return rounds ? Attention<Bfloat16>::apply(UnitStride(q), UnitStride(k), UnitStride(v))
+                : Attention<Fp32>::apply(UnitStride(q), UnitStride(k), UnitStride(v));
 }
 
 }  // namespace quantry::engine

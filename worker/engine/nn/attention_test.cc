@@ -77,18 +77,48 @@ TEST_P(AttentionTest, GradientsEqualTheDefinitions) {
 
 TEST_P(AttentionTest, LaterTokensChangeNothingBefore) {
   const int64_t last = GetParam().tokens - 1;
-  const at::Tensor before = FusedCausalAttention(q_, k_, v_);
+  const auto both = [&] {
+    return at::stack({FusedCausalAttention(q_, k_, v_),
+                      FusedCausalAttention(q_, k_, v_, ComputeDtype::kBfloat16)});
+  };
+  const at::Tensor before = both();
   for (at::Tensor* x : {&q_, &k_, &v_}) {
     *x = x->clone();
     x->select(2, last).add_(3.0);
   }
-  const at::Tensor after = FusedCausalAttention(q_, k_, v_);
-  EXPECT_TRUE(after.narrow(2, 0, last).equal(before.narrow(2, 0, last)));
+  EXPECT_TRUE(both().narrow(3, 0, last).equal(before.narrow(3, 0, last)));
+}
+
+// Factors have 8 bits, so values and gradients are off by about 2^-9, and not by less.
+TEST_P(AttentionTest, Bfloat16RoundsFactors) {
+  constexpr double kMost = 0.02, kLeast = 1e-4;
+  const auto rough = [](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+    return FusedCausalAttention(q, k, v, ComputeDtype::kBfloat16);
+  };
+  if (!MultipliesBfloat16(at::kCPU) || GetParam().dim < 16) {
+    EXPECT_TRUE(rough(q_, k_, v_).equal(FusedCausalAttention(q_, k_, v_)));
+    return;
+  }
+  const at::AutoGradMode with_gradients(true);
+  const at::Tensor along = at::randn(q_.sizes());
+  const std::vector<at::Tensor> inputs = {
+      q_.detach().requires_grad_(), k_.detach().requires_grad_(), v_.detach().requires_grad_()};
+  const at::Tensor got = rough(inputs[0], inputs[1], inputs[2]);
+  const at::Tensor wanted = Reference(inputs[0], inputs[1], inputs[2]);
+  const double error = RelativeError(got.detach(), wanted.detach());
+  EXPECT_LT(error, kMost);
+  EXPECT_GT(error, kLeast);
+  const auto slopes = torch::autograd::grad({(got * along).sum()}, inputs);
+  const auto exact = torch::autograd::grad({(wanted * along).sum()}, inputs);
+  for (size_t i = GetParam().tokens == 1 ? 2 : 0; i < inputs.size(); ++i) {
+    EXPECT_LT(RelativeError(slopes[i], exact[i].to(at::kDouble)), 2 * kMost) << i;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, AttentionTest,
                          ::testing::Values(AttentionCase{"tiny", 2, 8, 4, 40, 8},
                                            AttentionCase{"odd", 1, 3, 1, 37, 5},
+                                           AttentionCase{"odd_and_wide", 1, 3, 1, 37, 19},
                                            AttentionCase{"wide", 1, 2, 2, 130, 64},
                                            AttentionCase{"one_token", 1, 2, 1, 1, 16},
                                            AttentionCase{"tile", 3, 4, 2, 32, 24}),

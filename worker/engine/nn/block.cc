@@ -54,8 +54,9 @@ at::Tensor AttendRows(const at::Tensor& q, const at::Tensor& k, const at::Tensor
 // [batch, kv_heads, past + tokens, d]; each kv head serves heads / kv_heads
 // queries, its group. Explicit products: at::scaled_dot_product_attention's CPU kernel
 // uses a coarser exponential.
-at::Tensor CausalAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
-  if (FusedAttentionApplies(q, k)) return FusedCausalAttention(q, k, v);
+at::Tensor CausalAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                           ComputeDtype compute) {
+  if (FusedAttentionApplies(q, k)) return FusedCausalAttention(q, k, v, compute);
   const int64_t tokens = q.size(2), dim = q.size(3), share = q.size(1) / k.size(1);
   const int64_t groups = k.size(0) * k.size(1), all = k.size(2), past = all - tokens;
   const at::Tensor queries =
@@ -128,7 +129,7 @@ at::Tensor Block::Attention(const at::Tensor& normed, const RopeTable& rope,
     k = rope.Apply(k, first);
   }
   if (cache != nullptr) cache->Append(&k, &v);
-  const at::Tensor mixed = CausalAttention(q, k, v);
+  const at::Tensor mixed = CausalAttention(q, k, v, compute);
   return product(LinearRole::kAttentionOut,
                  mixed.transpose(1, 2).reshape({batch, tokens, config->query_size()}));
 }

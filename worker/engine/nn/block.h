@@ -71,8 +71,13 @@ class Block {
   // How Apply quantizes its input: off in a loaded block, on in a quantized one
   // of a job with quantized activations.
   ActivationSpec activations;
-  // Of the products Apply makes: bfloat16 in training steps that ask for it.
+  // Of the products Apply and attention make: bfloat16 in training steps that ask for it.
   ComputeDtype compute = ComputeDtype::kFloat32;
+  Block Computing(ComputeDtype dtype) const {  // this one with `dtype`
+    Block block = *this;
+    block.compute = dtype;
+    return block;
+  }
 
   // Output hidden states. hidden: [batch, tokens, hidden_size], causal mask,
   // positions 0..tokens-1. `linear` empty = plain products. With a cache the

@@ -2,11 +2,43 @@
 
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
+
+#include "worker/engine/base/parallel.h"
+#include "worker/engine/nn/bfloat16_kernels.h"
+
 namespace quantry::engine {
 namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
+
+// convert(from, count, to) over all entries, by several threads where there are many.
+template <typename From, typename To, typename Convert>
+at::Tensor Converted(const at::Tensor& value, at::ScalarType type, const Convert& convert) {
+  constexpr int64_t kAtOnce = 4096;
+  const at::Tensor whole = value.contiguous();
+  at::Tensor result = at::empty_like(whole, whole.options().dtype(type));
+  const auto* from = static_cast<const From*>(whole.const_data_ptr());
+  auto* to = static_cast<To*>(result.mutable_data_ptr());
+  const int64_t count = whole.numel();
+  ForEachIndex((count + kAtOnce - 1) / kAtOnce, 8, [&](int64_t i) {
+    const int64_t begin = i * kAtOnce;
+    convert(from + begin, std::min(kAtOnce, count - begin), to + begin);
+  });
+  return result;
+}
+
+// Both many times as fast as LibTorch's, which was a tenth of a small step.
+at::Tensor ToBfloat16(const at::Tensor& value) {
+  if (!value.is_cpu() || !simd::HasBfloat16()) return value.to(at::kBFloat16);
+  return Converted<float, uint16_t>(value, at::kBFloat16, simd::RoundToBfloat16);
+}
+
+at::Tensor ToFloat(const at::Tensor& value) {
+  if (!value.is_cpu() || !simd::HasBfloat16()) return value.to(at::kFloat);
+  return Converted<uint16_t, float>(value, at::kFloat, simd::WidenBfloat16);
+}
 
 at::Tensor Flat(const at::Tensor& x) { return x.reshape({-1, x.size(-1)}); }
 
@@ -44,23 +76,18 @@ class Bfloat16Linear : public torch::autograd::Function<Bfloat16Linear> {
 }  // namespace
 
 bool MultipliesBfloat16(const at::Device& device) {
-#ifdef __x86_64__
-  static const bool kCpu = __builtin_cpu_supports("avx512bf16") != 0;
-#else
-  constexpr bool kCpu = false;
-#endif
-  return device.is_cpu() ? kCpu : true;
+  return !device.is_cpu() || simd::HasBfloat16();
 }
 
 at::Tensor Factor(const at::Tensor& value, ComputeDtype dtype) {
   if (dtype == ComputeDtype::kFloat32) return value;
-  const at::Tensor rounded = value.to(at::kBFloat16);
-  return MultipliesBfloat16(value.device()) ? rounded : rounded.to(at::kFloat);
+  const at::Tensor rounded = ToBfloat16(value);
+  return MultipliesBfloat16(value.device()) ? rounded : ToFloat(rounded);
 }
 
 at::Tensor Product(const at::Tensor& a, const at::Tensor& b) {
   const at::Tensor product = at::mm(a, b);
-  return product.scalar_type() == at::kBFloat16 ? product.to(at::kFloat) : product;
+  return product.scalar_type() == at::kBFloat16 ? ToFloat(product) : product;
 }
 
 at::Tensor LinearProduct(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,

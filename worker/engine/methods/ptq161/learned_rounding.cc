@@ -112,11 +112,6 @@ class SoftLinear {
   int signs_ = -1;
 };
 
-Block Computing(Block block, ComputeDtype compute) {
-  block.compute = compute;
-  return block;
-}
-
 // The whole block: parts of all linears in one list, r2 with an Adam of its own.
 class BlockRounding {
  public:
@@ -124,7 +119,7 @@ class BlockRounding {
                 std::vector<MixedLinear>& linears, ParameterBuffer& buffer)
       : task_(task),
         options_(options),
-        objective_(Computing(task.block, options.compute), task.rope, task.x_q, survey.target_fp,
+        objective_(task.block.Computing(options.compute), task.rope, task.x_q, survey.target_fp,
                    task.device),
         linears_(linears),
         buffer_(buffer) {

@@ -55,7 +55,12 @@ class GainTrainer {
  public:
   GainTrainer(const BlockTask& task, const Ptq161Options& options, const BlockSurvey& survey,
               const std::vector<MixedLinear>& linears, StepCounter& steps)
-      : task_(task), options_(options), survey_(survey), linears_(linears), steps_(steps) {}
+      : task_(task),
+        block_(task.block.Computing(options.compute)),
+        options_(options),
+        survey_(survey),
+        linears_(linears),
+        steps_(steps) {}
 
   // nullopt when a loss was not finite; failed_step() then tells where.
   std::optional<TrainingReport> Run(ParameterBuffer& buffer, double rate_scale) {
@@ -102,7 +107,7 @@ class GainTrainer {
       return x.slice(0, sample, sample + 1).to(task_.device);
     };
     const at::Tensor y =
-        task_.block.Forward(window(task_.x_q), task_.rope, MixedForward(task_.block, linears_));
+        block_.Forward(window(task_.x_q), task_.rope, MixedForward(block_, linears_));
     BlockLoss loss =
         TwoTargetLoss(y.detach(), window(survey_.target_fp), window(survey_.target_q),
                       {options_.mse_weight, options_.cosine_weight, options_.token_cosine});
@@ -130,6 +135,7 @@ class GainTrainer {
   }
 
   const BlockTask& task_;
+  const Block block_;
   const Ptq161Options& options_;
   const BlockSurvey& survey_;
   const std::vector<MixedLinear>& linears_;
