@@ -94,6 +94,37 @@ std::string ParseMessage(const CLI::App& root, const CLI::ParseError& error,
   return Cat("wanted ", named.path, " and one of ", CommaSeparated(names), ": ", error.what());
 }
 
+// Flags of the command and of all commands whose names hold `word`, or lie within it.
+std::vector<std::string> FlagsLike(const CLI::App& root, const CLI::App& command,
+                                   const std::string& word) {
+  std::vector<std::string> flags;
+  for (const CLI::App* app : {&command, &root}) {
+    for (const CLI::Option* option : app->get_options()) {
+      for (const std::string& name : option->get_lnames()) {
+        const bool alike = name.find(word) != std::string::npos ||
+                           (name.size() > 3 && word.find(name) != std::string::npos);
+        if (alike) flags.push_back("--" + name);
+      }
+    }
+  }
+  return flags;
+}
+
+// "no flag --samples; there is --calibration-samples"; "" when every flag is known.
+std::string UnknownFlag(const CLI::App& root, const std::vector<std::string>& arguments) {
+  const CLI::App* app = NamedCommand(root, arguments).app;
+  for (const std::string& argument : arguments) {
+    const std::string name = argument.substr(0, argument.find('='));
+    if (name == "--") return "";
+    const bool known =
+        app->get_option_no_throw(name) != nullptr || root.get_option_no_throw(name) != nullptr;
+    if (name.rfind("--", 0) != 0 || known) continue;
+    const std::vector<std::string> alike = FlagsLike(root, *app, name.substr(2));
+    return Cat("no flag ", name, alike.empty() ? "" : "; there is ", CommaSeparated(alike));
+  }
+  return "";
+}
+
 // "--wait=maybe", where --wait takes true, false or nothing; "" when there is none.
 std::string BadFlag(const CLI::App& root, const std::vector<std::string>& arguments) {
   const CLI::App* app = NamedCommand(root, arguments).app;
@@ -132,8 +163,11 @@ int ParseFailed(const CLI::App& app, const CLI::ParseError& error,
     return app.exit(error, env.out, ignored);  // --help
   }
   const std::string flag = BadFlag(app, arguments);
-  return BadUsage(app, flag.empty() ? ParseMessage(app, error, arguments) : FlagWanted(flag),
-                  arguments, env);
+  if (!flag.empty()) return BadUsage(app, FlagWanted(flag), arguments, env);
+  const bool extras = error.get_exit_code() == static_cast<int>(CLI::ExitCodes::ExtrasError);
+  const std::string unknown = extras ? UnknownFlag(app, arguments) : "";
+  return BadUsage(app, unknown.empty() ? ParseMessage(app, error, arguments) : unknown, arguments,
+                  env);
 }
 
 }  // namespace
