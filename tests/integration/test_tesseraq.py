@@ -264,6 +264,7 @@ def perplexity(binaries, tmp_path):
             "model_dir": str(data / "models" / model),
             "output_dir": str(tmp_path / "out"),
             "method": {"tesseraq": {"grid": grid, **options}},
+            "outputs": [{"format": "OUTPUT_FORMAT_QUANTRY"}],  # holds what every start makes, online rotations too
             "calibration": {"text": {"path": str(data / "text" / "tinystories_train_0.txt")},
                             "samples": 128, "sequence_length": 256},
             "evaluation": {"text": {"path": str(data / "text" / "tinystories_val_a.txt")}, "sequence_length": 256},
