@@ -69,7 +69,7 @@ def test_without_a_quote_the_job_is_submitted(caplog, code, reason):
 
 
 @KINDS
-@pytest.mark.parametrize("timeout, most", [(10.0, 5), (1.0, 1)])
+@pytest.mark.parametrize("timeout, most", [(10.0, 5), (3.0, 3)])
 def test_a_slow_quote_is_not_waited_for(caplog, kind, timeout, most):
     """5 seconds, or what the caller waits for any answer if that is less; the log says that the check was left out."""
     fake = Fake()
