@@ -99,9 +99,9 @@ absl::StatusOr<std::unique_ptr<Database>> Pool::Take() {
   return db;
 }
 
-// One at a time: signing in and the first plans of many at once keep the server's cores
-// from every other statement (0.3 s at 200 submits a second on two cores), and what is
-// given back meanwhile serves most of those who wait.
+// One at a time: many signing in at once keep the server's cores from every other
+// statement (0.3 s at 200 submits a second on two cores), and what is given back
+// meanwhile serves most of those who wait.
 bool Pool::MayOpen() const { return !opening_ && open_ < size_; }
 
 absl::Status Pool::NoneCameFree() const {
