@@ -80,6 +80,13 @@ std::vector<std::string> CommandNames(const CLI::App& app) {
   return names;
 }
 
+// The command's option of that name, or that of all commands; null when there is none.
+const CLI::Option* OptionNamed(const CLI::App& root, const CLI::App& command,
+                               const std::string& name) {
+  const CLI::Option* option = command.get_option_no_throw(name);
+  return option != nullptr ? option : root.get_option_no_throw(name);
+}
+
 // What is wrong with the arguments, in our words where CLI11's would puzzle.
 std::string ParseMessage(const CLI::App& root, const CLI::ParseError& error,
                          const std::vector<std::string>& arguments) {
@@ -116,9 +123,7 @@ std::string UnknownFlag(const CLI::App& root, const std::vector<std::string>& ar
   for (const std::string& argument : arguments) {
     const std::string name = argument.substr(0, argument.find('='));
     if (name == "--") return "";
-    const bool known =
-        app->get_option_no_throw(name) != nullptr || root.get_option_no_throw(name) != nullptr;
-    if (name.rfind("--", 0) != 0 || known) continue;
+    if (name.rfind("--", 0) != 0 || OptionNamed(root, *app, name) != nullptr) continue;
     const std::vector<std::string> alike = FlagsLike(root, *app, name.substr(2));
     return Cat("no flag ", name, alike.empty() ? "" : "; there is ", CommaSeparated(alike));
   }
@@ -130,8 +135,7 @@ std::string BadFlag(const CLI::App& root, const std::vector<std::string>& argume
   const CLI::App* app = NamedCommand(root, arguments).app;
   for (const std::string& argument : arguments) {
     const std::string name = argument.substr(0, argument.find('='));
-    const CLI::Option* option = app->get_option_no_throw(name);
-    if (option == nullptr) option = root.get_option_no_throw(name);
+    const CLI::Option* option = OptionNamed(root, *app, name);
     if (option == nullptr || name == argument) continue;
     if (option->get_expected_max() != 0 && option->get_type_size_max() != 0) continue;
     try {

@@ -107,7 +107,8 @@ bool Pool::MayOpen() const { return !opening_ && open_ < size_; }
 absl::Status Pool::NoneCameFree() const {
   if (open_ < size_) {
     return MakeError(Reason::kStoreUnavailable,
-                     "PostgreSQL has not opened a connection within 5 s; retry");
+                     absl::StrCat("PostgreSQL has not opened a connection within ",
+                                  kWaitForConnection.count(), " s; retry"));
   }
   return MakeError(Reason::kStoreUnavailable,
                    absl::StrCat("all ", size_,

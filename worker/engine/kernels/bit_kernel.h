@@ -62,8 +62,8 @@ const BitKernel* Avx512BitKernel();
 // Those of this CPU, the portable one first, the widest last.
 std::vector<const BitKernel*> BitKernels();
 
-// The fastest one of this CPU: the wider is not (with AVX-512 on CPUs that do its
-// work in two halves). Tried out at the first call, for a millisecond or two.
+// The fastest one of this CPU. AVX-512 is not on CPUs that do its work in two halves:
+// tried out beside AVX2 at the first call, for a millisecond or two, where there are both.
 const BitKernel& BestBitKernel();
 
 }  // namespace quantry::engine

@@ -121,8 +121,7 @@ double BlockObjective::Loss(const TrainableTensors& at, int64_t first, int64_t l
   const StreamShape stream{last - first, inputs_.size(1)};
   const at::Tensor inputs = inputs_.slice(0, first, last);
   const at::Tensor targets = targets_.slice(0, first, last);
-  Block block = block_;
-  block.compute = ComputeDtype::kFloat32;
+  Block block = block_.Computing(ComputeDtype::kFloat32);
   for (size_t i = 0; i < block.linears.size(); ++i) {
     block.linears[i].weight = at.weights[i].to(device_);
   }
