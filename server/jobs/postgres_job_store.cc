@@ -22,7 +22,8 @@ class PostgresJobStore : public ViewedJobStore {
   explicit PostgresJobStore(const PostgresOptions& options)
       : policy_(options.policy),
         on_changed_(options.on_changed),
-        pool_(options.conninfo, options.connections) {}
+        pool_([conninfo = options.conninfo] { return postgres::Database::Open(conninfo); },
+              options.connections) {}
 
   absl::StatusOr<SubmitResult> Submit(const SubmitRequest& request, Time now) override {
     return Write<SubmitResult>(now, [&](const Context& c) { return postgres::Submit(c, request); });

@@ -1,5 +1,6 @@
 #include "server/jobs/postgres/pool.h"
 
+#include <algorithm>
 #include <thread>
 #include <utility>
 
@@ -15,11 +16,16 @@ using std::chrono::steady_clock;
 constexpr auto kWaitForConnection = std::chrono::seconds(5);
 // After a refused connection nobody knocks again for this long.
 constexpr auto kKnockAgain = milliseconds(200);
+// Many signing in at once keep the server's cores from every other statement (0.3 s
+// at 200 submits a second on two cores), and what is given back meanwhile serves
+// most of those who wait; so the next one is opened when the one before is done
+// or takes longer than this (a host that swallows packets).
+constexpr auto kNextOpening = milliseconds(300);
 constexpr int kAttempts = 8;
 
 }  // namespace
 
-Pool::Pool(std::string conninfo, int size) : conninfo_(std::move(conninfo)), size_(size) {}
+Pool::Pool(Opener open, int size) : open_another_(std::move(open)), size_(size) {}
 
 absl::Status Pool::Write(const Operation& operation) {
   return Retry([&](bool* again) { return TryWrite(operation, again); });
@@ -76,35 +82,48 @@ absl::Status Pool::TryRead(const Operation& operation, bool* again) {
 
 absl::StatusOr<std::unique_ptr<Database>> Pool::Take() {
   std::unique_lock lock(mutex_);
-  const auto may_go = [&] { return !idle_.empty() || MayOpen(); };
-  if (!freed_.wait_for(lock, kWaitForConnection, may_go)) return NoneCameFree();
-  if (!idle_.empty()) {
-    std::unique_ptr<Database> db = std::move(idle_.back());
-    idle_.pop_back();
-    return db;
+  const MonotonicTime deadline = steady_clock::now() + kWaitForConnection;
+  while (idle_.empty()) {
+    const MonotonicTime now = steady_clock::now();
+    if (open_ == 0 && now < refused_until_) return last_refusal_;
+    if (now >= deadline) return NoneCameFree();
+    const MonotonicTime next = NextOpening();
+    if (now < next) {
+      freed_.wait_until(lock, std::min(deadline, next));
+    } else if (auto db = OpenAnother(lock)) {
+      return db;
+    }
   }
-  if (steady_clock::now() < refused_until_) return last_refusal_;
-  opening_ = true;
-  lock.unlock();
-  auto db = Database::Open(conninfo_);
-  lock.lock();
-  opening_ = false;
-  if (db.ok()) {
-    ++open_;
-  } else {
-    last_refusal_ = db.status();
-    refused_until_ = steady_clock::now() + kKnockAgain;
-  }
-  freed_.notify_all();
+  std::unique_ptr<Database> db = std::move(idle_.back());
+  idle_.pop_back();
   return db;
 }
 
-// One at a time: many signing in at once keep the server's cores from every other
-// statement (0.3 s at 200 submits a second on two cores), and what is given back
-// meanwhile serves most of those who wait.
-bool Pool::MayOpen() const { return !opening_ && open_ < size_; }
+MonotonicTime Pool::NextOpening() const {
+  if (open_ + opening_ >= size_) return MonotonicTime::max();
+  if (opening_ == 0) return refused_until_;
+  return std::max(refused_until_, last_opening_ + kNextOpening);
+}
+
+std::unique_ptr<Database> Pool::OpenAnother(std::unique_lock<std::mutex>& lock) {
+  ++opening_;
+  last_opening_ = steady_clock::now();
+  lock.unlock();
+  auto db = open_another_();
+  lock.lock();
+  --opening_;
+  last_refusal_ = db.status();
+  if (db.ok()) {
+    ++open_;
+  } else {
+    refused_until_ = steady_clock::now() + kKnockAgain;
+  }
+  freed_.notify_all();
+  return db.ok() ? *std::move(db) : nullptr;
+}
 
 absl::Status Pool::NoneCameFree() const {
+  if (!last_refusal_.ok()) return last_refusal_;
   if (open_ < size_) {
     return MakeError(Reason::kStoreUnavailable,
                      absl::StrCat("PostgreSQL has not opened a connection within ",

@@ -16,12 +16,16 @@ namespace quantry::server::postgres {
 // was undone then.
 using Operation = std::function<absl::Status(Database&)>;
 
-// Connections, opened when needed, one at a time, and kept. A broken one is replaced: calls
-// during an outage fail with UNAVAILABLE STORE_UNAVAILABLE, the first one after
-// it works. Thread-safe.
+// At most `size` connections, opened when needed and kept. A broken one is replaced.
+// A call takes an idle one or, when none comes free, opens another; an opening
+// that is refused or hangs delays only the call that tried it, as long as other
+// connections are there. Without any, calls fail with UNAVAILABLE
+// STORE_UNAVAILABLE, and the first one after the outage works. Thread-safe.
 class Pool {
  public:
-  Pool(std::string conninfo, int size);
+  using Opener = std::function<absl::StatusOr<std::unique_ptr<Database>>()>;
+  // `open` is called by several threads.
+  Pool(Opener open, int size);
 
   // One transaction (READ COMMITTED). OK = committed and on disk, unless the
   // operation called CommitMayBeLate(). A deadlock or a key taken meanwhile
@@ -33,7 +37,10 @@ class Pool {
 
  private:
   absl::StatusOr<std::unique_ptr<Database>> Take();
-  bool MayOpen() const;
+  // When the next connection may be opened; MonotonicTime::max() = the pool is full.
+  MonotonicTime NextOpening() const;
+  // Lets go of `lock` meanwhile. Null = refused, see last_refusal_.
+  std::unique_ptr<Database> OpenAnother(std::unique_lock<std::mutex>& lock);
   absl::Status NoneCameFree() const;
   // Keeps it, or closes it when it is broken or has an error.
   void GiveBack(std::unique_ptr<Database> db);
@@ -43,14 +50,15 @@ class Pool {
   absl::Status TryRead(const Operation& operation, bool* again);
   absl::Status Retry(const std::function<absl::Status(bool*)>& attempt);
 
-  const std::string conninfo_;
+  const Opener open_another_;
   const int size_;
   std::mutex mutex_;
   std::condition_variable freed_;
   std::vector<std::unique_ptr<Database>> idle_;
   int open_ = 0;  // idle or in use
-  bool opening_ = false;
-  absl::Status last_refusal_;
+  int opening_ = 0;
+  MonotonicTime last_opening_{};
+  absl::Status last_refusal_;  // OK = the newest opening worked
   MonotonicTime refused_until_{};
 };
 
