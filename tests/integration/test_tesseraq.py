@@ -65,7 +65,7 @@ def test_wide_grids_with_activations_stay_close(engine, bits):
     assert perplexity["quantized"] < (1.1 if bits == 6 else 1.02) * perplexity["dense"]
 
 
-@pytest.mark.parametrize("init", ["NONE", "OMNIQUANT", "QUAROT"])
+@pytest.mark.parametrize("init", ["NONE", "OMNIQUANT", "QUAROT", "SIGNROUND"])
 def test_every_start_is_improved(engine, init):
     folder = engine.job("start", quick(init=f"INIT_{init}", stages=10), **SMALL)
     engine.run(folder)

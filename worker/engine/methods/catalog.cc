@@ -81,7 +81,7 @@ MethodRow TesseraqRow() {
       ParseTesseraqGrid};
   const std::vector<ParameterRow> own = {
       {"recipe", "string", "\"\"", "Settings under one name: tesseraq-w2g128, tesseraq-w2g64, ..."},
-      {"init", "enum", "\"INIT_AWQ\"", "Start: INIT_NONE, INIT_AWQ, INIT_OMNIQUANT, INIT_QUAROT."},
+      {"init", "enum", "\"INIT_AWQ\"", "Start: INIT_NONE, INIT_AWQ, INIT_OMNIQUANT, INIT_QUAROT, INIT_SIGNROUND."},
       {"stages", "int32", "20", "Stages of hardening."},
       {"schedule", "list of double", "[]", "Soft fraction left after each stage, falling."},
       {"steps_per_stage", "int32", "250", "Adam steps of a stage."},

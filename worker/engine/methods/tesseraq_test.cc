@@ -199,6 +199,16 @@ void ExpectSame(const QuantizedBlock& a, const QuantizedBlock& b) {
   for (const auto& [name, tensor] : a.dense) EXPECT_TRUE(tensor.equal(b.dense.at(name))) << name;
 }
 
+TEST(TesseraqStartTest, TunedRangesAreABetterStartThanMinAndMax) {
+  const test::Setting setting("llama");
+  const std::string steps = R"(, "stages": 2, "steps_per_stage": 2})";
+  const MethodResult tuned = Result{R"({"init": "INIT_SIGNROUND")" + steps, setting}.Run();
+  EXPECT_LT(tuned.metrics.at("range_loss_best"), tuned.metrics.at("range_loss_first"));
+  EXPECT_EQ(tuned.metrics.count("clip_loss_last"), 0U);
+  const MethodResult plain = Result{R"({"init": "INIT_NONE")" + steps, setting}.Run();
+  EXPECT_LT(tuned.metrics.at("loss_init"), plain.metrics.at("loss_init"));
+}
+
 TEST(TesseraqGuardTest, KeepsWhatIsBetterOnHeldOutWindows) {
   const test::Setting setting("llama");
   const MethodResult result =

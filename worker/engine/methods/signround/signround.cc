@@ -93,6 +93,13 @@ class SignTrainer {
                                {task_.grid, task_.scale_dtype});
   }
 
+  SignroundGrids Grids() const {
+    const at::NoGradGuard no_grad;
+    SignroundGrids result = {{}, first_loss_, best_loss_};
+    for (size_t i = 0; i < best_.size(); ++i) result.grids.push_back(GridOf(i, best_[i]));
+    return result;
+  }
+
   std::map<std::string, double> Metrics() const {
     return {{"first_loss", first_loss_},
             {"best_loss", best_loss_},
@@ -189,18 +196,33 @@ class SignTrainer {
 
 }  // namespace
 
-int64_t Signround::Steps(const Architecture& architecture, const ModelConfig&,
-                         const StreamShape& stream) const {
-  return BlockTargetSteps(stream) + options_.iterations +
-         static_cast<int64_t>(architecture.linears.size());
+SignroundGrids TuneRanges(const BlockTask& task, const SignroundOptions& options,
+                          ProgressSink& progress) {
+  SignTrainer trainer(task, options, progress);
+  trainer.Run();
+  return trainer.Grids();
+}
+
+int64_t TuneRangesSteps(const SignroundOptions& options, const StreamShape& stream) {
+  return BlockTargetSteps(stream) + options.iterations;
 }
 
 // Gradients of offsets and weights, beside the block, its trial, and offsets twice.
-int64_t Signround::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
-                                const StreamShape& stream, const at::Device&) const {
-  const int64_t windows = WindowsPerStep(options_, stream.windows);
+int64_t TuneRangesBytes(const SignroundOptions& options, const Architecture& architecture,
+                        const ModelConfig& config, const StreamShape& stream) {
+  const int64_t windows = WindowsPerStep(options, stream.windows);
   return 2 * static_cast<int64_t>(sizeof(float)) * BlockWeights(architecture, config) +
          KeptActivationBytes(config, stream, windows) + TargetBytes(config, stream);
+}
+
+int64_t Signround::Steps(const Architecture& architecture, const ModelConfig&,
+                         const StreamShape& stream) const {
+  return TuneRangesSteps(options_, stream) + static_cast<int64_t>(architecture.linears.size());
+}
+
+int64_t Signround::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
+                                const StreamShape& stream, const at::Device&) const {
+  return TuneRangesBytes(options_, architecture, config, stream);
 }
 
 void Signround::Check(const StreamShape& stream) const {

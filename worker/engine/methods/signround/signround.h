@@ -1,6 +1,10 @@
 #pragma once
 
+#include <cstdint>
+#include <vector>
+
 #include "worker/engine/methods/method.h"
+#include "worker/engine/quant/grid.h"
 
 namespace quantry::engine {
 
@@ -12,6 +16,22 @@ struct SignroundOptions {
   bool tune_ranges = true;
   bool quantized_input = true;  // train on the quantized prefix's activations
 };
+
+// The grid of each linear of a block.
+struct SignroundGrids {
+  std::vector<GroupGrid> grids;
+  double first_loss = 0;  // mean squared error of a batch, everything rounded to nearest
+  double best_loss = 0;   // the least of any step
+};
+
+// Tunes the ranges as the method below does, for another method to round on; the
+// rounding offsets tuned along are dropped. Throws NON_FINITE_LOSS.
+SignroundGrids TuneRanges(const BlockTask& task, const SignroundOptions& options,
+                          ProgressSink& progress);
+// Steps TuneRanges advances by, and the memory it takes, for Method::WorkingBytes.
+int64_t TuneRangesSteps(const SignroundOptions& options, const StreamShape& stream);
+int64_t TuneRangesBytes(const SignroundOptions& options, const Architecture& architecture,
+                        const ModelConfig& config, const StreamShape& stream);
 
 // SignRound (Cheng et al., arXiv 2309.05516), the method of AutoRound: every
 // weight gets an offset in [-0.5, 0.5] before it is rounded, every group factors

@@ -55,14 +55,18 @@ Budget ParseBudget(JsonObject& options, const TesseraqRecipe& recipe) {
 }
 
 RoundingInit ParseInit(JsonObject& options) {
-  switch (options.Choice(
-      "init", {"INIT_UNSPECIFIED", "INIT_NONE", "INIT_AWQ", "INIT_OMNIQUANT", "INIT_QUAROT"}, 0)) {
+  switch (options.Choice("init",
+                         {"INIT_UNSPECIFIED", "INIT_NONE", "INIT_AWQ", "INIT_OMNIQUANT",
+                          "INIT_QUAROT", "INIT_SIGNROUND"},
+                         0)) {
     case 1:
       return RoundingInit::kNone;
     case 3:
       return RoundingInit::kOmniquant;
     case 4:
       return RoundingInit::kQuarot;
+    case 5:
+      return RoundingInit::kSignround;
     default:
       return RoundingInit::kAwq;
   }

@@ -9,6 +9,7 @@
 #include "worker/engine/methods/method.h"
 #include "worker/engine/methods/omniquant/omniquant.h"
 #include "worker/engine/methods/quarot/rotation.h"
+#include "worker/engine/methods/signround/signround.h"
 #include "worker/engine/reconstruct/model_tuning.h"
 #include "worker/engine/reconstruct/progressive_rounding.h"
 #include "worker/engine/reconstruct/soft_rounding.h"
@@ -18,13 +19,14 @@ namespace quantry::engine {
 class JsonObject;
 
 // What progressive rounding starts from (spec: tesseraq.md 1).
-enum class RoundingInit { kNone, kAwq, kOmniquant, kQuarot };
+enum class RoundingInit { kNone, kAwq, kOmniquant, kQuarot, kSignround };
 
 // TesseraqMethod of method.proto with recipe and defaults filled in.
 struct TesseraqOptions {
   RoundingInit init = RoundingInit::kAwq;
   AwqOptions awq;
   OmniquantOptions omniquant;
+  SignroundOptions signround;
   int bits = 4;              // of the grid: they decide how long OmniQuant trains
   int64_t group_size = 128;  // of the grid: memory goes with the number of groups
   ProgressiveRoundingOptions rounding;

@@ -19,6 +19,8 @@ AwqOptions Switched(const TesseraqOptions& options) {
   AwqOptions awq = options.awq;
   awq.group_size = options.group_size;
   if (options.init == RoundingInit::kNone) awq.search_scales = awq.search_clip = false;
+  // Ranges are tuned instead.
+  if (options.init == RoundingInit::kSignround) awq.search_clip = false;
   // Rotated channels are alike: there is nothing to scale.
   if (options.init == RoundingInit::kQuarot) awq.search_scales = false;
   return awq;
@@ -83,15 +85,21 @@ int64_t Tesseraq::StartSteps(const Architecture& architecture, const ModelConfig
   if (options_.init == RoundingInit::kOmniquant) {
     return LearnClippingSteps(options_.omniquant, options_.bits, stream);
   }
-  return AwqSearchSteps(Switched(options_), architecture, config, stream);
+  const int64_t search = AwqSearchSteps(Switched(options_), architecture, config, stream);
+  if (options_.init != RoundingInit::kSignround) return search;
+  return search + TuneRangesSteps(options_.signround, stream);
+}
+
+int64_t Tesseraq::StartBytes(const Architecture& architecture, const ModelConfig& config,
+                             const StreamShape& stream, const at::Device& device) const {
+  if (options_.init == RoundingInit::kOmniquant) return 0;
+  const int64_t search = AwqSearchBytes(Switched(options_), architecture, config, stream, device);
+  if (options_.init != RoundingInit::kSignround) return search;
+  return std::max(search, TuneRangesBytes(options_.signround, architecture, config, stream));
 }
 
 int64_t Tesseraq::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
                                const StreamShape& stream, const at::Device& device) const {
-  const int64_t start =
-      options_.init == RoundingInit::kOmniquant
-          ? 0
-          : AwqSearchBytes(Switched(options_), architecture, config, stream, device);
   const int64_t windows = options_.rounding.batch_size;
   const int64_t rounding =
       ProgressiveRounding::StateBytes(BlockWeights(architecture, config),
@@ -99,7 +107,8 @@ int64_t Tesseraq::WorkingBytes(const Architecture& architecture, const ModelConf
       GradientBytes(architecture, config, windows, device) +
       RoundedBytes(architecture, config, options_.compute, windows, device) +
       KeptActivationBytes(config, stream, windows);
-  return std::max(start, rounding) + TargetBytes(config, stream);
+  return std::max(StartBytes(architecture, config, stream, device), rounding) +
+         TargetBytes(config, stream);
 }
 
 StreamShape Tesseraq::DefaultCalibration() const {
@@ -141,7 +150,8 @@ Tesseraq::Start Tesseraq::Initialize(const BlockTask& task, ProgressSink& progre
     start.block = std::move(found.block);
     start.metrics = std::move(found.metrics);
   }
-  for (size_t i = 0; i < start.block.linears.size(); ++i) {
+  if (options_.init == RoundingInit::kSignround) TuneStart(task, start, progress);
+  for (size_t i = start.grids.size(); i < start.block.linears.size(); ++i) {
     const at::Tensor& weight = start.block.linears[i].weight;
     // Queries and keys keep their range, as with AWQ (spec: tesseraq.md 1.5).
     const bool clipped = !clips.empty() && MayClip(task.block.architecture->linears[i].role);
@@ -151,6 +161,16 @@ Tesseraq::Start Tesseraq::Initialize(const BlockTask& task, ProgressSink& progre
   start.block.activations = task.activations;
   start.block.compute = options_.compute;
   return start;
+}
+
+void Tesseraq::TuneStart(const BlockTask& task, Start& start, ProgressSink& progress) const {
+  const BlockTask scaled = {start.block, task.rope,        task.x_fp,         task.x_q,
+                            task.grid,   task.scale_dtype, task.dense_dtypes, task.seed,
+                            task.device, task.activations};
+  SignroundGrids tuned = TuneRanges(scaled, options_.signround, progress);
+  start.grids = std::move(tuned.grids);
+  start.metrics["range_loss_first"] = tuned.first_loss;
+  start.metrics["range_loss_best"] = tuned.best_loss;
 }
 
 MethodResult Tesseraq::Quantize(const BlockTask& task, ProgressSink& progress) const {
