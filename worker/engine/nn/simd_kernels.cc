@@ -14,28 +14,6 @@ bool Available() { return HasAvx2(); }
 
 namespace {
 
-// exp(x) for x <= 88: 2^n times a polynomial of the rest (Cephes' expf), to
-// about one unit in the last place; 0 below -87.
-QUANTRY_AVX2_INLINE __m256 Exp8(__m256 x) {
-  const __m256 low = _mm256_set1_ps(-87.0F);
-  const __m256 alive = _mm256_cmp_ps(x, low, _CMP_GE_OQ);
-  x = _mm256_min_ps(_mm256_max_ps(x, low), _mm256_set1_ps(88.0F));
-  const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504088896341F)),
-                                   _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375F), x);
-  r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4F), r);
-  __m256 p = _mm256_set1_ps(1.9875691500e-4F);
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.3981999507e-3F));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(8.3334519073e-3F));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(4.1665795894e-2F));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.6666665459e-1F));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.0000001201e-1F));
-  p = _mm256_fmadd_ps(p, _mm256_mul_ps(r, r), _mm256_add_ps(r, _mm256_set1_ps(1.0F)));
-  const __m256i power =
-      _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-  return _mm256_and_ps(_mm256_mul_ps(p, _mm256_castsi256_ps(power)), alive);
-}
-
 // Sets the lanes beyond `left` to 0.
 QUANTRY_AVX2_INLINE __m256 Keep(int64_t left, __m256 x) {
   return left >= 8 ? x : _mm256_and_ps(x, _mm256_castsi256_ps(Lanes(left)));

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -10,6 +11,21 @@ namespace quantry::engine {
 inline constexpr double kAdamBeta1 = 0.9;
 inline constexpr double kAdamBeta2 = 0.999;
 inline constexpr double kAdamEpsilon = 1e-8;
+
+// Of one variable with its moments: the direction to go down, in units of the rate.
+struct AdamStep {
+  float mean_correction;    // 1 / (1 - beta1^t)
+  float square_correction;  // 1 / sqrt(1 - beta2^t)
+
+  float Direction(float gradient, float& mean, float& square) const {
+    constexpr auto kRest1 = static_cast<float>(1.0 - kAdamBeta1);
+    constexpr auto kRest2 = static_cast<float>(1.0 - kAdamBeta2);
+    mean += (gradient - mean) * kRest1;
+    square = square * static_cast<float>(kAdamBeta2) + gradient * gradient * kRest2;
+    return mean * mean_correction /
+           (std::sqrt(square) * square_correction + static_cast<float>(kAdamEpsilon));
+  }
+};
 
 // Adam (Kingma & Ba 2015), betas 0.9 and 0.999, eps 1e-8, without weight decay:
 // what AdamW is when its decay is 0. Tensors are changed in place; each has a

@@ -34,6 +34,7 @@ class RoundingWindow {
 
   int lowest() const { return 1 - reach_; }
   int highest() const { return reach_; }
+  float width() const { return width_; }
 
   float Value(float nu) const { return width_ * RectifiedSigmoid(nu * rate_) + Lowest(); }
   // dh / dnu; 0 where the clamp holds, never NaN.

@@ -14,22 +14,6 @@
 namespace quantry::engine {
 namespace {
 
-// Adam's moments of one variable; returns the direction to go down, in units
-// of the rate.
-struct AdamStep {
-  float mean_correction;    // 1 / (1 - beta1^t)
-  float square_correction;  // 1 / sqrt(1 - beta2^t)
-
-  float Direction(float gradient, float& mean, float& square) const {
-    constexpr auto kRest1 = static_cast<float>(1.0 - kAdamBeta1);
-    constexpr auto kRest2 = static_cast<float>(1.0 - kAdamBeta2);
-    mean += (gradient - mean) * kRest1;
-    square = square * static_cast<float>(kAdamBeta2) + gradient * gradient * kRest2;
-    return mean * mean_correction /
-           (std::sqrt(square) * square_correction + static_cast<float>(kAdamEpsilon));
-  }
-};
-
 template <typename T>
 int64_t BytesOf(const std::vector<T>& values) {
   return static_cast<int64_t>(values.capacity() * sizeof(T));
@@ -70,7 +54,7 @@ SoftRounding::SoftRounding(const at::Tensor& weight, const GroupGrid& grid, cons
   nearest_up_.resize(count);
   decision_.resize(count);
   offset_.resize(count);
-  live_.resize(count);
+  live_.Resize(count);
   for (int64_t i = 0; i < count; ++i) {
     const Group& group = groups_[GroupOf(i)];
     const float position = w[i] / group.scale;
@@ -78,15 +62,31 @@ SoftRounding::SoftRounding(const at::Tensor& weight, const GroupGrid& grid, cons
     const float fraction = position - floor;
     base_[i] = static_cast<int16_t>(std::clamp(floor + group.zero, -2.0F, qmax_ + 1));
     nearest_up_[i] = std::nearbyint(position) > floor ? 1 : 0;
-    live_[i] = {static_cast<int32_t>(i), window_.Logit(fraction), 0, 0};
+    live_.Set(i, i, window_.Logit(fraction));
     offset_[i] = SoftInteger(i, fraction);
   }
   Materialize();
 }
 
+void SoftRounding::Live::Resize(size_t count) {
+  index.resize(count);
+  nu.resize(count);
+  mean.resize(count);
+  square.resize(count);
+}
+
+void SoftRounding::Live::Set(size_t i, int64_t at, float logit) {
+  index[i] = static_cast<int32_t>(at);
+  nu[i] = logit;
+  mean[i] = square[i] = 0;
+}
+
+float SoftRounding::Offset(int64_t index, float rounding, float zero) const {
+  return std::clamp(static_cast<float>(base_[index]) + rounding, 0.0F, qmax_) - zero;
+}
+
 float SoftRounding::SoftInteger(int64_t index, float rounding) const {
-  return std::clamp(static_cast<float>(base_[index]) + rounding, 0.0F, qmax_) -
-         groups_[GroupOf(index)].zero;
+  return Offset(index, rounding, groups_[GroupOf(index)].zero);
 }
 
 float SoftRounding::Factor(float v) const {
@@ -108,17 +108,19 @@ void SoftRounding::Materialize() {
 at::Tensor SoftRounding::HardWeight() const {
   at::Tensor hard = weight_.clone();
   auto* out = hard.mutable_data_ptr<float>();
-  for (const Live& entry : live_) {
-    const Group& group = groups_[GroupOf(entry.index)];
-    const auto rounding = static_cast<float>(window_.Decision(entry.nu));
-    out[entry.index] = SoftInteger(entry.index, rounding) * (group.scale * group.factor);
+  for (size_t i = 0; i < live_.size(); ++i) {
+    const int32_t index = live_.index[i];
+    const Group& group = groups_[GroupOf(index)];
+    const auto rounding = static_cast<float>(window_.Decision(live_.nu[i]));
+    out[index] = SoftInteger(index, rounding) * (group.scale * group.factor);
   }
   return hard;
 }
 
 void SoftRounding::ForgetMoments() {
   step_ = 0;
-  for (Live& entry : live_) entry.mean = entry.square = 0;
+  std::fill(live_.mean.begin(), live_.mean.end(), 0.0F);
+  std::fill(live_.square.begin(), live_.square.end(), 0.0F);
   for (Group& group : groups_) group.mean = group.square = 0;
 }
 
@@ -130,8 +132,8 @@ void SoftRounding::Decide(int64_t index, int decision) {
 // Of every entry, as if all were hard.
 std::vector<int8_t> SoftRounding::Decisions() const {
   std::vector<int8_t> decisions = decision_;
-  for (const Live& entry : live_) {
-    decisions[entry.index] = static_cast<int8_t>(window_.Decision(entry.nu));
+  for (size_t i = 0; i < live_.size(); ++i) {
+    decisions[live_.index[i]] = static_cast<int8_t>(window_.Decision(live_.nu[i]));
   }
   return decisions;
 }
@@ -143,34 +145,35 @@ int SoftRounding::Code(int64_t index, int decision) const {
 void SoftRounding::Harden(double soft_fraction) {
   // Hard entries have the largest score there is, 0.5: they stand at the end.
   std::vector<float> scores(live_.size());
-  for (size_t i = 0; i < live_.size(); ++i) scores[i] = window_.Score(live_[i].nu);
+  for (size_t i = 0; i < live_.size(); ++i) scores[i] = window_.Score(live_.nu[i]);
   const float threshold =
       InterpolatedQuantile(scores, static_cast<int64_t>(offset_.size()), 0.5F, soft_fraction);
   size_t kept = 0;
-  for (const Live& entry : live_) {
-    const float rounding = window_.Value(entry.nu);
+  for (size_t i = 0; i < live_.size(); ++i) {
+    const float nu = live_.nu[i];
+    const float rounding = window_.Value(nu);
     const float middle = window_.Middle(rounding);
     if (rounding > middle + threshold || rounding < middle - threshold) {
-      Decide(entry.index, window_.Decision(entry.nu));
+      Decide(live_.index[i], window_.Decision(nu));
     } else {
-      live_[kept++] = entry;
+      live_.Set(kept++, live_.index[i], nu);
     }
   }
-  live_.resize(kept);
+  live_.Resize(kept);
   ForgetMoments();
   Materialize();
 }
 
 void SoftRounding::HardenAll() {
-  for (const Live& entry : live_) Decide(entry.index, window_.Decision(entry.nu));
-  live_.clear();
+  for (size_t i = 0; i < live_.size(); ++i) Decide(live_.index[i], window_.Decision(live_.nu[i]));
+  live_.Resize(0);
   ForgetMoments();
   Materialize();
 }
 
 void SoftRounding::HardenToNearest() {
   for (size_t i = 0; i < nearest_up_.size(); ++i) Decide(static_cast<int64_t>(i), nearest_up_[i]);
-  live_.clear();
+  live_.Resize(0);
   for (Group& group : groups_) {
     group.v = 0;
     group.factor = Factor(0);
@@ -208,34 +211,71 @@ bool SoftRounding::IsInside(int64_t index, float nu) const {
 }
 
 void SoftRounding::StepRows(const at::Tensor& gradient, int64_t first, int64_t last) {
+  constexpr int64_t kAtOnce = 4096;  // weights: their slopes and state stay in the cache
   const auto* slope = gradient.const_data_ptr<float>();
+  const int64_t groups_per_row = columns() / group_size_;
+  const int64_t end = last * groups_per_row;
+  const int64_t groups = std::max<int64_t>(kAtOnce / group_size_, 1);
+  const auto soft_from = [&](int64_t group) {
+    const auto place =
+        std::lower_bound(live_.index.begin(), live_.index.end(), group * group_size_);
+    return static_cast<size_t>(place - live_.index.begin());
+  };
+  const LogitStep step = {window_.width(), static_cast<float>(window_.lowest()),
+                          static_cast<float>(rates_.rounding), mean_correction_,
+                          square_correction_};
+  Scratch scratch;
+  size_t begin = soft_from(first * groups_per_row);
+  for (int64_t from = first * groups_per_row; from < end; from += groups) {
+    const int64_t to = std::min(from + groups, end);
+    const size_t next = soft_from(to);
+    GatherSlopes(slope, from, to, begin, next, scratch);
+    StepLogits(step, static_cast<int64_t>(next - begin),
+               {scratch.slopes.data(), live_.nu.data() + begin, live_.mean.data() + begin,
+                live_.square.data() + begin, scratch.values.data()});
+    StepGroups(from, to, begin, scratch);
+    begin = next;
+  }
+}
+
+void SoftRounding::GatherSlopes(const float* slope, int64_t first, int64_t last, size_t begin,
+                                size_t end, Scratch& scratch) const {
+  scratch.along.assign(last - first, 0);
+  scratch.slopes.resize(end - begin);
+  scratch.values.resize(end - begin);
+  size_t i = begin;
+  for (int64_t r = first; r < last; ++r) {
+    const int64_t at = r * group_size_;
+    const float scale = groups_[r].scale * groups_[r].factor;
+    if (rates_.tune_scale) {
+      scratch.along[r - first] = DotGroup(slope + at, &offset_[at], group_size_);
+    }
+    for (; i < end && live_.index[i] < at + group_size_; ++i) {
+      const int32_t index = live_.index[i];
+      const bool moves = !IsOutside(index) && IsInside(index, live_.nu[i]);
+      scratch.slopes[i - begin] = moves ? slope[index] * scale : 0.0F;
+    }
+  }
+}
+
+void SoftRounding::StepGroups(int64_t first, int64_t last, size_t begin, const Scratch& scratch) {
   auto* out = weight_.mutable_data_ptr<float>();
   const AdamStep adam{mean_correction_, square_correction_};
-  const auto rate = static_cast<float>(rates_.rounding);
-  const int64_t groups_per_row = columns() / group_size_;
-  auto entry = std::lower_bound(live_.begin(), live_.end(), first * columns(),
-                                [](const Live& live, int64_t index) { return live.index < index; });
-  for (int64_t r = first * groups_per_row; r < last * groups_per_row; ++r) {
+  size_t i = 0;
+  for (int64_t r = first; r < last; ++r) {
     Group& group = groups_[r];
-    const int64_t begin = r * group_size_;
-    const int64_t end = begin + group_size_;
-    const float scale = group.scale * group.factor;
-    const float along =
-        rates_.tune_scale ? DotGroup(slope + begin, &offset_[begin], group_size_) : 0;
-    for (; entry != live_.end() && entry->index < end; ++entry) {
-      if (IsOutside(entry->index)) continue;
-      const float moved = IsInside(entry->index, entry->nu) ? scale : 0.0F;  // dW~ / du
-      const float g = slope[entry->index] * moved * window_.Slope(entry->nu);
-      entry->nu -= rate * adam.Direction(g, entry->mean, entry->square);
-      offset_[entry->index] = SoftInteger(entry->index, window_.Value(entry->nu));
+    const int64_t at = r * group_size_;
+    for (; i < scratch.values.size() && live_.index[begin + i] < at + group_size_; ++i) {
+      const int32_t index = live_.index[begin + i];
+      offset_[index] = Offset(index, scratch.values[i], group.zero);
     }
     if (rates_.tune_scale) {
-      const float g = FactorSlope(group.v) * along * group.scale +
+      const float g = FactorSlope(group.v) * scratch.along[r - first] * group.scale +
                       static_cast<float>(rates_.scale_weight_decay) * group.v;
       group.v -= static_cast<float>(rates_.scale) * adam.Direction(g, group.mean, group.square);
       group.factor = Factor(group.v);
     }
-    ScaleGroup(&offset_[begin], group_size_, group.scale * group.factor, out + begin);
+    ScaleGroup(&offset_[at], group_size_, group.scale * group.factor, out + at);
   }
 }
 
@@ -264,7 +304,8 @@ QuantizedLinear SoftRounding::Finish(const std::string& name, const at::Tensor& 
 
 int64_t SoftRounding::bytes() const {
   return static_cast<int64_t>(weight_.nbytes()) + BytesOf(base_) + BytesOf(nearest_up_) +
-         BytesOf(decision_) + BytesOf(offset_) + BytesOf(live_) + BytesOf(groups_);
+         BytesOf(decision_) + BytesOf(offset_) + BytesOf(live_.index) + BytesOf(live_.nu) +
+         BytesOf(live_.mean) + BytesOf(live_.square) + BytesOf(groups_);
 }
 
 double SoftRounding::hard_fraction() const {
@@ -292,7 +333,7 @@ at::Tensor SoftRounding::logits() const {
   at::Tensor logits = at::empty(weight_.sizes(), at::kFloat);
   auto* out = logits.mutable_data_ptr<float>();
   for (size_t i = 0; i < decision_.size(); ++i) out[i] = window_.HardLogit(decision_[i]);
-  for (const Live& entry : live_) out[entry.index] = entry.nu;
+  for (size_t i = 0; i < live_.size(); ++i) out[live_.index[i]] = live_.nu[i];
   return logits;
 }
 
@@ -302,18 +343,29 @@ at::Tensor SoftRounding::scale_logits() const {
   return logits;
 }
 
+void SoftRounding::SetSoftOffsets() {
+  std::vector<float> values(live_.size());
+  LogitValues(window_.width(), static_cast<float>(window_.lowest()),
+              static_cast<int64_t>(values.size()), live_.nu.data(), values.data());
+  for (size_t i = 0; i < values.size(); ++i) {
+    offset_[live_.index[i]] = SoftInteger(live_.index[i], values[i]);
+  }
+}
+
 void SoftRounding::Restore(const at::Tensor& logits, const at::Tensor& scale_logits) {
   const auto* nu = logits.const_data_ptr<float>();
-  live_.clear();
+  size_t soft = 0;
+  live_.Resize(offset_.size());
   for (size_t i = 0; i < offset_.size(); ++i) {
     const auto index = static_cast<int64_t>(i);
     if (RoundingWindow::IsHardLogit(nu[i])) {
       Decide(index, window_.HardDecision(nu[i]));
     } else {
-      live_.push_back({static_cast<int32_t>(i), nu[i], 0, 0});
-      offset_[i] = SoftInteger(index, window_.Value(nu[i]));
+      live_.Set(soft++, index, nu[i]);
     }
   }
+  live_.Resize(soft);
+  SetSoftOffsets();
   for (size_t r = 0; r < groups_.size(); ++r) {
     groups_[r].v = scale_logits.const_data_ptr<float>()[r];
     groups_[r].factor = Factor(groups_[r].v);

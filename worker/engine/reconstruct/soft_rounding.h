@@ -89,11 +89,22 @@ class SoftRounding {
   void Restore(const at::Tensor& logits, const at::Tensor& scale_logits);
 
  private:
+  // Entries still soft, in ascending order.
   struct Live {
-    int32_t index;  // row * in + column
-    float nu;
-    float mean;    // Adam's first moment
-    float square;  // and second
+    std::vector<int32_t> index;  // row * in + column
+    std::vector<float> nu;
+    std::vector<float> mean;    // Adam's first moment
+    std::vector<float> square;  // and second
+
+    size_t size() const { return index.size(); }
+    void Resize(size_t count);
+    void Set(size_t i, int64_t at, float logit);
+  };
+  // What a step over some groups needs beside their state.
+  struct Scratch {
+    std::vector<float> along;   // dL/df / s of each group
+    std::vector<float> slopes;  // dL/dh of each soft entry
+    std::vector<float> values;  // h after the step
   };
   struct Group {
     float scale;
@@ -103,20 +114,28 @@ class SoftRounding {
     float mean;
     float square;
   };
-  static_assert(kBytesPerWeight == 4 + 4 + sizeof(Live) + 2 + 1 + 1);
+  static_assert(kBytesPerWeight == 4 + 4 + (sizeof(int32_t) + 3 * sizeof(float)) + 2 + 1 + 1);
   static_assert(kBytesPerGroup == sizeof(Group));
 
+  // dL/dh of the soft entries [begin, end) in scratch.slopes, of the groups in scratch.along.
+  void GatherSlopes(const float* slope, int64_t first, int64_t last, size_t begin, size_t end,
+                    Scratch& scratch) const;
+  void StepGroups(int64_t first, int64_t last, size_t begin, const Scratch& scratch);
   void Decide(int64_t index, int decision);
   bool IsOutside(int64_t index) const;
   bool IsInside(int64_t index, float nu) const;
   std::vector<int8_t> Decisions() const;
   int Code(int64_t index, int decision) const;
+  // offset_ of the soft entries from their logits.
+  void SetSoftOffsets();
   void Materialize();
   void ForgetMoments();
   float Factor(float v) const;
   float FactorSlope(float v) const;
   int64_t GroupOf(int64_t index) const { return index / group_size_; }
+  // clamp(u) - z, also where the caller knows z.
   float SoftInteger(int64_t index, float rounding) const;
+  float Offset(int64_t index, float rounding, float zero) const;
 
   GridSpec spec_;
   ScaleCurve curve_;
@@ -128,7 +147,7 @@ class SoftRounding {
   std::vector<uint8_t> nearest_up_;  // rounding to nearest would go up
   std::vector<int8_t> decision_;     // of hard entries, relative to floor(W / s)
   std::vector<float> offset_;        // clamp(u) - z
-  std::vector<Live> live_;           // ascending index
+  Live live_;
   std::vector<Group> groups_;
   StepRates rates_;
   int64_t step_ = 0;  // of this stage
