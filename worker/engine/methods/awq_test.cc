@@ -42,7 +42,7 @@ TEST_P(AwqTest, T20_FoldingPreservesTheFunction) {
     test::CountingSink counter;
     const auto inputs = CollectInputs(task, {0, 1, 2, 3, 4, 5, 6}, counter);
     Block folded = setting.block;
-    for (const GroupScale& found : SearchScales(task, inputs, 4, counter)) {
+    for (const GroupScale& found : SearchScales(task, inputs, 4, task.x_fp.size(0), counter)) {
       // Not the winner, which may be 1 everywhere, but a scale that moves.
       const at::Tensor scale = at::linspace(0.5, 2.0, found.scale.numel());
       FoldScale(found.group, scale, task.dense_dtypes, folded);
@@ -64,7 +64,7 @@ TEST_P(AwqTest, T20_WinnerIsNoWorseThanRounding) {
   const BlockTask task = setting.Task(kAwqGrid);
   test::CountingSink counter;
   const auto inputs = CollectInputs(task, {0, 1, 2, 3, 4, 5, 6}, counter);
-  for (const GroupScale& found : SearchScales(task, inputs, 5, counter)) {
+  for (const GroupScale& found : SearchScales(task, inputs, 5, task.x_fp.size(0), counter)) {
     const auto best = *std::min_element(found.losses.begin(), found.losses.end());
     EXPECT_LE(best, found.losses.at(0));
     if (!UsesGram(found.group, {})) continue;
@@ -106,7 +106,7 @@ TEST_P(AwqTest, T20_WinnerHasTheSmallestLossOfAll) {
   test::CountingSink counter;
   const auto inputs = CollectInputs(task, {0, 1, 2, 3, 4, 5, 6}, counter);
   const auto captured = CaptureInputs(setting.block, setting.rope, setting.x);
-  for (const GroupScale& found : SearchScales(task, inputs, kPoints, counter)) {
+  for (const GroupScale& found : SearchScales(task, inputs, kPoints, task.x_fp.size(0), counter)) {
     const int first = found.group.linears.at(0);
     const at::Tensor x = captured.at(InputSource(setting.checkpoint->architecture(), first));
     const at::Tensor mean = x.abs().flatten(0, -2).mean(0);
@@ -123,6 +123,27 @@ TEST_P(AwqTest, T20_WinnerHasTheSmallestLossOfAll) {
     const double best = *std::min_element(losses.begin(), losses.end());
     EXPECT_LE(losses.at(winner), best * (1 + 4e-3)) << found.group.previous;
     EXPECT_LT(RelativeError(found.scale, scales.at(winner)), 1e-4) << found.group.previous;
+  }
+}
+
+// Outputs are compared on some windows only where that is asked for; the scale itself and
+// Gram matrices come from all.
+TEST_P(AwqTest, ComparesWindowsSpreadEvenly) {
+  const Setting setting(GetParam());
+  const BlockTask task = setting.Task(kAwqGrid);
+  test::CountingSink counter;
+  const auto inputs = CollectInputs(task, {0, 1, 2, 3, 4, 5, 6}, counter);
+  const at::Tensor chosen = at::tensor({0, 13, 26}, at::kLong);  // three of 40
+  const auto all = CaptureInputs(setting.block, setting.rope, setting.x);
+  const auto some = CaptureInputs(setting.block, setting.rope, setting.x.index_select(0, chosen));
+  for (const GroupScale& found : SearchScales(task, inputs, 3, 3, counter)) {
+    const int source = InputSource(setting.checkpoint->architecture(), found.group.linears.at(0));
+    const at::Tensor mean = all.at(source).abs().flatten(0, -2).mean(0);
+    const at::Tensor& x = UsesGram(found.group, {}) ? all.at(source) : some.at(source);
+    for (int n = 0; n < 3; ++n) {
+      const double loss = TrialLoss(setting, found.group, x, CandidateScale(mean, n / 3.0));
+      EXPECT_NEAR(found.losses.at(n) / loss, 1.0, 2e-3) << found.group.previous << n;
+    }
   }
 }
 
@@ -175,7 +196,7 @@ TEST_P(AwqTest, SearchesWithQuantizedActivations) {
   task.activations.bits = 3;
   test::CountingSink counter;
   const auto inputs = CollectInputs(task, {}, counter);
-  for (const GroupScale& found : SearchScales(task, inputs, 5, counter)) {
+  for (const GroupScale& found : SearchScales(task, inputs, 5, task.x_fp.size(0), counter)) {
     EXPECT_LE(*std::min_element(found.losses.begin(), found.losses.end()), found.losses.at(0));
     if (found.group.compared != ComparedModule::kLinear || found.group.linears.size() != 1)
       continue;

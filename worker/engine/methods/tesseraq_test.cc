@@ -44,6 +44,7 @@ TEST(TesseraqOptionsTest, BudgetsKeepRateTimesSteps) {
     EXPECT_DOUBLE_EQ(rounding.rates.rounding, c.rate) << c.options;
     EXPECT_DOUBLE_EQ(rounding.rates.scale, c.rate) << c.options;
     EXPECT_EQ(rounding.schedule.size(), 20u) << c.options;
+    EXPECT_EQ(Parsed(c.options).awq.search_tokens, c.steps == 250 ? 65536 : 8192) << c.options;
   }
 }
 

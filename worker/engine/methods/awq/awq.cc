@@ -26,12 +26,20 @@ std::set<int> GramSources(const Architecture& architecture, const ModelConfig& c
   return sources;
 }
 
+// What the scale search compares.
+StreamShape Compared(const AwqOptions& options, const StreamShape& stream) {
+  const int64_t windows = (options.search_tokens + stream.length - 1) / stream.length;
+  return {std::clamp<int64_t>(windows, 1, stream.windows), stream.length};
+}
+
 // Scales the block in place. Returns the scale of every source of inputs.
-std::map<int, at::Tensor> SmoothBlock(const BlockTask& task, int points,
+std::map<int, at::Tensor> SmoothBlock(const BlockTask& task, const AwqOptions& options,
                                       const std::map<int, InputStatistics>& inputs,
                                       AwqBlock& result, ProgressSink& progress) {
   std::map<int, at::Tensor> scales;
-  for (const GroupScale& found : SearchScales(task, inputs, points, progress)) {
+  const StreamShape compared = Compared(options, {task.x_fp.size(0), task.x_fp.size(1)});
+  for (const GroupScale& found :
+       SearchScales(task, inputs, options.scale_grid_points, compared.windows, progress)) {
     const int first = found.group.linears.at(0);
     scales[InputSource(*task.block.architecture, first)] =
         FoldScale(found.group, found.scale, task.dense_dtypes, result.block);
@@ -113,8 +121,8 @@ int64_t AwqSearchSteps(const AwqOptions& options, const Architecture& architectu
                        const ModelConfig& config, const StreamShape& stream) {
   int64_t steps = 0;
   if (options.search_scales) {
-    steps +=
-        Batches(stream) + ScaleSearchSteps(architecture, config, stream, options.scale_grid_points);
+    steps += Batches(stream) + ScaleSearchSteps(architecture, config, Compared(options, stream),
+                                                options.scale_grid_points);
   }
   if (options.search_clip) {
     steps += Batches(stream) + static_cast<int64_t>(architecture.linears.size());
@@ -150,7 +158,7 @@ AwqBlock SearchAwq(const BlockTask& task, const AwqOptions& options, const at::T
     const std::set<int> grams =
         GramSources(*task.block.architecture, *task.block.config, task.activations);
     inputs = CollectInputs(task, grams, progress);
-    scales = SmoothBlock(task, options.scale_grid_points, inputs, result, progress);
+    scales = SmoothBlock(task, options, inputs, result, progress);
   }
   if (options.search_clip) {
     TakeClipInputs(task, clip_inputs, scales, inputs, progress);

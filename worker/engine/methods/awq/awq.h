@@ -8,7 +8,10 @@ struct AwqOptions {
   bool search_scales = true;
   bool search_clip = true;
   int scale_grid_points = 20;  // candidates ratio = n / points, n = 0 .. points - 1
-  int64_t group_size = 128;    // of the grid: the clip search's memory goes with it
+  // The scale search compares outputs of whole windows, spread evenly, of about as many tokens
+  // at most; the authors' code takes 128 x 512.
+  int64_t search_tokens = int64_t{128} * 512;
+  int64_t group_size = 128;  // of the grid: the clip search's memory goes with it
 };
 
 // What the searches make of a block, not yet rounded.
@@ -17,7 +20,7 @@ struct AwqBlock {
   std::map<std::string, double> metrics;
 };
 
-// Scale search, then clip search, over task.x_fp. The clip search's inputs
+// Scale search over windows of task.x_fp, then clip search. The clip search's inputs
 // come from `clip_inputs` [windows, length, hidden], task.x_fp or task.x_q.
 // Advances `progress` by AwqSearchSteps. Throws NON_FINITE_LOSS.
 AwqBlock SearchAwq(const BlockTask& task, const AwqOptions& options, const at::Tensor& clip_inputs,

@@ -41,13 +41,17 @@ at::Tensor ModuleOutput(const BlockTask& task, const SmoothingGroup& group, cons
 // Searches one group.
 class Search {
  public:
+  // `compared`: what ScoreBatch will see.
   Search(const BlockTask& task, const SmoothingGroup& group, const InputStatistics& inputs,
-         int points)
-      : task_(task), group_(group), inputs_(inputs), points_(points) {
+         int points, const StreamShape& compared)
+      : task_(task),
+        group_(group),
+        inputs_(inputs),
+        points_(points),
+        tokens_(compared.windows * compared.length) {
     for (int n = 0; n < points; ++n)
       candidates_.push_back(CandidateScale(inputs.mean_abs, Ratio(n)));
-    const int64_t batches = Batches({task.x_fp.size(0), task.x_fp.size(1)});
-    losses_ = at::zeros({batches, points}, inputs.mean_abs.options().dtype(at::kDouble));
+    losses_ = at::zeros({Batches(compared), points}, inputs.mean_abs.options().dtype(at::kDouble));
   }
 
   bool uses_gram() const { return UsesGram(group_, task_.activations); }
@@ -103,13 +107,12 @@ class Search {
  private:
   // Numbers the sums of squares run over.
   int64_t Outputs() const {
-    const int64_t tokens = task_.x_fp.size(0) * task_.x_fp.size(1);
     if (group_.compared != ComparedModule::kLinear) {
-      return tokens * task_.block.config->hidden_size;
+      return tokens_ * task_.block.config->hidden_size;
     }
     int64_t rows = 0;
     for (const int index : group_.linears) rows += task_.block.linears[index].weight.size(0);
-    return tokens * rows;
+    return (uses_gram() ? task_.x_fp.size(0) * task_.x_fp.size(1) : tokens_) * rows;
   }
 
   int64_t steps_a_score() const { return group_.compared == ComparedModule::kLinear ? 0 : 1; }
@@ -138,9 +141,19 @@ class Search {
   const SmoothingGroup& group_;
   const InputStatistics& inputs_;
   int points_;
+  int64_t tokens_;
   std::vector<at::Tensor> candidates_;
   at::Tensor losses_;  // [batches, points], sums of squared errors
 };
+
+// `count` of the windows of x [windows, length, hidden], equally far apart; x itself where it
+// has no more.
+at::Tensor SpreadWindows(const at::Tensor& x, int64_t count) {
+  if (count >= x.size(0)) return x;
+  std::vector<int64_t> chosen(count);
+  for (int64_t i = 0; i < count; ++i) chosen[i] = i * x.size(0) / count;
+  return x.index_select(0, at::tensor(chosen, at::kLong));
+}
 
 }  // namespace
 
@@ -155,7 +168,9 @@ bool UsesGram(const SmoothingGroup& group, const ActivationSpec& activations) {
 
 std::vector<GroupScale> SearchScales(const BlockTask& task,
                                      const std::map<int, InputStatistics>& inputs, int points,
-                                     ProgressSink& progress) {
+                                     int64_t windows, ProgressSink& progress) {
+  const at::Tensor compared = SpreadWindows(task.x_fp, windows);
+  const StreamShape stream{compared.size(0), compared.size(1)};
   const std::vector<SmoothingGroup> groups =
       UsableSmoothingGroups(*task.block.architecture, *task.block.config);
   std::vector<Search> searches;
@@ -163,17 +178,16 @@ std::vector<GroupScale> SearchScales(const BlockTask& task,
   std::vector<Search*> by_batch;
   for (const SmoothingGroup& group : groups) {
     const int source = InputSource(*task.block.architecture, group.linears.at(0));
-    Search& search = searches.emplace_back(task, group, inputs.at(source), points);
+    Search& search = searches.emplace_back(task, group, inputs.at(source), points, stream);
     if (search.uses_gram()) {
       search.ScoreByGram(progress);
     } else {
       by_batch.push_back(&search);
     }
   }
-  const StreamShape stream{task.x_fp.size(0), task.x_fp.size(1)};
   const int workers = BatchWorkers(*task.block.config, stream, task.device);
   const auto score = [&](int, const Batch& batch) {
-    const at::Tensor x = task.x_fp.slice(0, batch.first, batch.last).to(task.device);
+    const at::Tensor x = compared.slice(0, batch.first, batch.last).to(task.device);
     const auto captured = CaptureInputs(task.block, task.rope, x);
     for (Search* search : by_batch) {
       search->ScoreBatch(batch.index, captured.at(search->source()), progress);

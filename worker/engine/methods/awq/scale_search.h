@@ -30,17 +30,17 @@ bool UsesGram(const SmoothingGroup& group, const ActivationSpec& activations);
 
 // Searches `points` ratios for every usable smoothing group: W becomes
 // fakequant(W diag(c)) diag(1/c) for the group's linears only, and the
-// compared module's output over all of task.x_fp is set against the
-// full-precision one. The first strict minimum wins. Groups compared at the
-// linear itself use the Gram matrix of its inputs, which gives the same error
+// compared module's output over `windows` of task.x_fp, spread evenly, is set
+// against the full-precision one. The first strict minimum wins. Groups compared at the
+// linear itself use the Gram matrix of all its inputs, which gives the error
 // without passing the tokens again: |dW x|^2 summed = tr(dW H dW^T). Where
 // activations are quantized, the trial's input is x / c quantized per token.
 // Every search looks at original weights only, so the order does not matter.
 std::vector<GroupScale> SearchScales(const BlockTask& task,
                                      const std::map<int, InputStatistics>& inputs, int points,
-                                     ProgressSink& progress);
+                                     int64_t windows, ProgressSink& progress);
 
-// Steps SearchScales advances by.
+// Steps SearchScales advances by; `stream` is what it compares.
 int64_t ScaleSearchSteps(const Architecture& architecture, const ModelConfig& config,
                          const StreamShape& stream, int points);
 

@@ -18,6 +18,9 @@ constexpr int64_t kMaxSteps = 1000000;
 constexpr int64_t kMaxBatch = 4096;
 constexpr int64_t kMaxHeldOut = 1000000;
 constexpr double kDefaultDecay = 1e-4;
+// Tokens of the AWQ start's scale search in short schedules, of which the published number
+// would take half.
+constexpr int64_t kShortSearch = 8192;
 
 // 0 = not given; negative is refused.
 double ParseRate(JsonObject& options, const std::string& name) {
@@ -180,6 +183,7 @@ TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
   result.bits = grid.bits;
   result.group_size = grid.group_size;
   const int64_t divisor = ParseBudget(options, recipe).divisor;
+  if (divisor > 1 || !recipe.takes_budget) result.awq.search_tokens = kShortSearch;
   result.rounding.schedule = ParseSchedule(options, recipe.stages);
   const int64_t steps = options.Int("steps_per_stage", 0, 0, kMaxSteps);
   result.rounding.steps_per_stage =
