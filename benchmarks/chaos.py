@@ -34,6 +34,7 @@ import object_store  # noqa: E402
 import totals  # noqa: E402
 from api import errors  # noqa: E402
 from chaos import Plan, Run  # noqa: E402  tests/faults/chaos.py
+from commit import commit  # noqa: E402
 from fault_proxy import FaultProxy  # noqa: E402
 from fleet import Fleet  # noqa: E402
 from postgres import Postgres  # noqa: E402
@@ -169,7 +170,7 @@ def parse():
 def main():
     options = parse()
     folder = pathlib.Path(tempfile.mkdtemp(prefix=f"quantry_chaos_{options.seed}_"))
-    print(f"seed {options.seed}, files in {folder}", flush=True)
+    print(f"commit {commit()}, seed {options.seed}, files in {folder}", flush=True)
     postgres = Postgres()
     try:
         with getattr(object_store, options.store)(folder) as address:

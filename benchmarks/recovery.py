@@ -23,6 +23,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests/support"), str(ROOT / "tests/faults")]
 
+from commit import commit  # noqa: E402
 from fleet import QUICK, Fleet, alive  # noqa: E402
 from history import ENDED  # noqa: E402
 from link import Link  # noqa: E402
@@ -168,6 +169,7 @@ def main():
     parser.add_argument("--postgres-s", type=int, default=60, help="how long PostgreSQL is away; 0: not at all")
     parser.add_argument("--store-s", type=int, default=300, help="how long the object store is away; 0: not at all")
     options = parser.parse_args()
+    print(f"commit {commit()}", flush=True)
     folder = pathlib.Path(tempfile.mkdtemp(prefix="quantry_recovery_"))
     binaries, postgres = find_bin(), Postgres()
     fleet = Fleet(folder / "fleet", binaries, servers=2, postgres=postgres.start(), flags=USUAL)

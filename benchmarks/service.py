@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""All figures of the service in one run, one part after the other, each below a heading with the machine's load.
+"""All figures of the service in one run, one part after the other, each below a heading with the commit and the machine's load.
 
     .deps/venv/bin/python benchmarks/service.py [--parts store,submit] [--depths 1000,100000,1000000]
 
@@ -26,6 +26,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests/support"), str(ROOT / "tests/faults")]
 
+from commit import commit  # noqa: E402
 from fleet import Fleet  # noqa: E402
 from postgres import PASSWORD, Postgres  # noqa: E402
 from service import Server, find_bin  # noqa: E402
@@ -127,7 +128,7 @@ def main():
         parser.error(f"--parts: no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
     failed = []
     for part in parts:
-        print(f"\n## {part}, {time.strftime('%Y-%m-%d %H:%M')}, {os.cpu_count()} cores", flush=True)
+        print(f"\n## {part}, {time.strftime('%Y-%m-%d %H:%M')}, {os.cpu_count()} cores, {commit()}", flush=True)
         with tempfile.TemporaryDirectory(prefix=f"quantry_{part}_", ignore_cleanup_errors=True) as folder:
             os.chmod(folder, 0o755)  # PostgreSQL's user has its cluster below
             try:

@@ -1,8 +1,10 @@
 #include "common/storage.h"
 
+#include <arrow/buffer.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <filesystem>
@@ -327,6 +329,61 @@ TEST(StorageErrorTest, SignaturesAreNotTold) {
       "look up", "c/o");
   EXPECT_EQ(status.message(),
             "look up c/o: GetProperties of 'https://a/c/o?sv=1&sig=...&se=2' failed. Id: 7");
+}
+
+// What Arrow makes of a body that is too short: `sent` bytes of an object, told as the whole.
+class ShortBodies : public arrow::io::RandomAccessFile {
+ public:
+  ShortBodies(std::string object, std::vector<std::int64_t> sent)
+      : object_(std::move(object)), sent_(std::move(sent)) {}
+
+  arrow::Result<std::int64_t> ReadAt(std::int64_t offset, std::int64_t length, void* out) override {
+    const auto sent = sent_[std::min(reads_++, sent_.size() - 1)];
+    std::copy_n(object_.begin() + offset, std::min(length, sent), static_cast<char*>(out));
+    return length;
+  }
+  arrow::Result<std::int64_t> GetSize() override { return object_.size(); }
+  arrow::Result<std::int64_t> Tell() const override { return arrow::Status::NotImplemented(""); }
+  arrow::Result<std::int64_t> Read(std::int64_t, void*) override { return Tell(); }
+  arrow::Result<std::shared_ptr<arrow::Buffer>> Read(std::int64_t) override {
+    return Tell().status();
+  }
+  arrow::Status Seek(std::int64_t) override { return Tell().status(); }
+  arrow::Status Close() override { return arrow::Status::OK(); }
+  bool closed() const override { return false; }
+  std::size_t reads() const { return reads_; }
+
+ private:
+  const std::string object_;
+  const std::vector<std::int64_t> sent_;  // by each read; the last: by all later ones, too
+  std::size_t reads_ = 0;
+};
+
+TEST(StorageReaderTest, BodiesThatAreTooShortAreNotTaken) {
+  const struct {
+    std::string object;
+    std::vector<std::int64_t> sent;
+    bool whole;
+    std::size_t reads;
+  } cases[] = {
+      {"0123456789", {10}, true, 1},    {"0123456789", {9, 10}, true, 2},
+      {"0123456789", {0, 10}, true, 2}, {"0123456789", {9}, false, 2},
+      {"0123456789", {0}, false, 2},    {"012345678[", {10}, true, 2},  // ends like a mark
+      {"012345678\xa4", {10}, true, 1},
+  };
+  for (const auto& c : cases) {
+    const auto file = std::make_shared<ShortBodies>(c.object, c.sent);
+    const auto reader = storage_internal::NewArrowReader(file, 10, "bucket/f");
+    const auto read = reader->ReadAt(0, 10);
+    EXPECT_EQ(file->reads(), c.reads) << c.object;
+    if (c.whole) {
+      ASSERT_TRUE(read.ok()) << read.status();
+      EXPECT_EQ(*read, c.object);
+    } else {
+      EXPECT_EQ(read.status().code(), absl::StatusCode::kUnavailable) << read.status();
+      EXPECT_NE(read.status().message().find("bucket/f"), std::string::npos) << read.status();
+    }
+  }
 }
 
 TEST(StorageUriTest, WhatErrorsNameIt) {

@@ -7,7 +7,9 @@
 #include <thread>
 
 #include "server/jobs/postgres/conninfo.h"
+#include "server/jobs/postgres/schema.h"
 #include "tests/conformance/job_store_suite.h"
+#include "tests/conformance/job_store_upgrade.h"
 #include "tests/support/postgres_server.h"
 
 namespace quantry::server {
@@ -97,31 +99,40 @@ TEST(PostgresJobStoreTest, ASchemaOfANewerVersionIsRefusedAndLeftAlone) {
   EXPECT_EQ(server.Execute("SELECT version FROM newer.quantry_schema"), "99");
 }
 
-// Taken away again: what the newest schema added (postgres/schema.cc).
-constexpr const char* kBackTo6 = R"sql(
-SET search_path = older;
-DROP INDEX queue_running;
-CREATE INDEX queue_running ON queue (tenant) WHERE worker_id IS NOT NULL;
-UPDATE quantry_schema SET version = 6;
+// Copies what `made`, of the newest schema, holds into `first`, of the first one.
+constexpr const char* kIntoTheFirst = R"sql(
+SET search_path = first;
+DO $$ DECLARE name text; columns text; BEGIN
+  FOREACH name IN ARRAY ARRAY['jobs', 'job_payloads', 'job_labels', 'job_progress',
+      'job_checkpoints', 'job_losses', 'job_events', 'queue', 'artifacts', 'workers', 'meta'] LOOP
+    SELECT string_agg(quote_ident(column_name), ',') INTO columns
+      FROM information_schema.columns WHERE table_schema = 'first' AND table_name = name;
+    EXECUTE format('INSERT INTO first.%I (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM made.%I',
+                   name, columns, columns, name);
+  END LOOP;
+  PERFORM setval(pg_get_serial_sequence('first.jobs', 'pk'), max(pk)) FROM first.jobs;
+END $$
 )sql";
 
-TEST(PostgresJobStoreTest, ASchemaOfTheVersionBeforeIsBroughtForward) {
+void MigrateTo(const std::string& uri, int version) {
+  auto db = postgres::Database::Open(postgres::MakeConninfo(uri, "").value());
+  ASSERT_EQ(Outcome(db), "OK");
+  ASSERT_EQ(Outcome(postgres::MigrateTo(**db, version)), "OK") << version;
+}
+
+TEST(PostgresJobStoreTest, TheFirstSchemaIsBroughtForwardStepByStep) {
   PostgresServer& server = PostgresServer::Shared();
-  const std::string uri = server.UriOf("older");
-  auto store = MustOpen(uri);
-  const std::string newest = server.Execute("SELECT version FROM older.quantry_schema");
-  for (const char* id : {"running", "queued"}) store->Submit(Request(id), kNow).value();
-  const std::string session = RegisterWorker(*store, "w");
-  ASSERT_TRUE(store->Acquire({session, NewUuid4()}, kNow).value().has_value());
-  store = nullptr;
-  server.Execute(kBackTo6);
-  store = MustOpen(uri);
-  EXPECT_EQ(server.Execute("SELECT version FROM older.quantry_schema"), newest);
-  CompleteRequest done;
-  done.lease = {session, {"acme", "running"}, 1};
-  done.manifest_sha256 = "sha";
-  EXPECT_EQ(Outcome(store->Complete(done, kNow)), "OK");
-  EXPECT_EQ(store->Acquire({session, NewUuid4()}, kNow).value()->job.key.id, "queued");
+  UpgradeCase::Fill(*MustOpen(server.UriOf("made")));
+  const std::string uri = server.UriOf("first");
+  MigrateTo(uri, 1);
+  server.Execute(kIntoTheFirst);
+  const int newest = std::stoi(server.Execute("SELECT version FROM made.quantry_schema"));
+  for (int version = 2; version <= newest; ++version) {
+    MigrateTo(uri, version);
+    EXPECT_EQ(server.Execute("SELECT version FROM first.quantry_schema"), std::to_string(version));
+    EXPECT_EQ(server.Execute("SELECT count(*) FROM first.jobs"), "6");
+  }
+  UpgradeCase::ExpectEverythingWorks(*MustOpen(uri));
 }
 
 TEST(PostgresJobStoreTest, ARoleWithoutRightsToTheSchemaServes) {

@@ -12,7 +12,9 @@
 #include <filesystem>
 #include <fstream>
 
+#include "server/jobs/sqlite/schema.h"
 #include "tests/conformance/job_store_suite.h"
+#include "tests/conformance/job_store_upgrade.h"
 
 namespace quantry::server {
 namespace {
@@ -127,6 +129,47 @@ TEST(SqliteJobStoreTest, ADatabaseOfANewerVersionIsRefused) {
   auto store = OpenSqliteJobStore({dir.path(), {}});
   EXPECT_EQ(Outcome(store), "STORE_UNAVAILABLE");
   EXPECT_EQ(MetadataOf(store.status(), "schema"), "99");
+}
+
+int64_t NumberOf(sqlite::Database& db, const char* sql) {
+  sqlite::Rows rows = db.Query(sql);
+  return rows.Next() ? rows.Int(0) : -1;
+}
+
+// Copies what the database `made` holds into one of the first schema.
+void CopyIntoTheFirst(sqlite::Database& first) {
+  for (const std::string table :
+       {"jobs", "job_payloads", "job_labels", "job_progress", "job_checkpoints", "job_losses",
+        "job_events", "queue", "artifacts", "workers", "meta"}) {
+    sqlite::Rows names =
+        first.Query("SELECT group_concat(name) FROM pragma_table_info(?, 'main')", table);
+    ASSERT_TRUE(names.Next());
+    const std::string columns = names.Text(0);
+    first.Script("INSERT INTO main." + table + " (" + columns + ") SELECT " + columns +
+                 " FROM made." + table);
+  }
+}
+
+TEST(SqliteJobStoreTest, TheFirstSchemaIsBroughtForwardStepByStep) {
+  TempDir made;
+  TempDir first;
+  UpgradeCase::Fill(*MustOpen(made.path()));
+  {
+    auto opened = sqlite::Database::Open(first.path() + "/quantry.db", false);
+    ASSERT_EQ(Outcome(opened), "OK");
+    sqlite::Database& db = **opened;
+    ASSERT_EQ(Outcome(sqlite::MigrateTo(db, 1)), "OK");
+    db.Script("ATTACH '" + made.path() + "/quantry.db' AS made");
+    CopyIntoTheFirst(db);
+    const int64_t newest = NumberOf(db, "PRAGMA made.user_version");
+    ASSERT_GT(newest, 1) << db.status();
+    for (int version = 2; version <= newest; ++version) {
+      ASSERT_EQ(Outcome(sqlite::MigrateTo(db, version)), "OK") << version;
+      EXPECT_EQ(NumberOf(db, "PRAGMA main.user_version"), version);
+      EXPECT_EQ(NumberOf(db, "SELECT count(*) FROM main.jobs"), 6) << version;
+    }
+  }
+  UpgradeCase::ExpectEverythingWorks(*MustOpen(first.path()));
 }
 
 TEST(SqliteJobStoreTest, AFileThatIsNoDatabaseIsRefused) {

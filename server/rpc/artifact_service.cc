@@ -9,6 +9,7 @@
 #include "common/ids.h"
 #include "quantry/v1/artifact_service.grpc.pb.h"
 #include "server/rpc/artifact_streams.h"
+#include "server/rpc/committed_manifest.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/service_base.h"
 #include "server/rpc/validation.h"

@@ -12,21 +12,12 @@
 #include "common/errors.h"
 #include "common/ids.h"
 #include "common/utf8_prefix.h"
-#include "google/protobuf/util/json_util.h"
+#include "server/rpc/committed_manifest.h"
 #include "server/rpc/stored_bytes.h"
 #include "server/rpc/upload_session.h"
 
 namespace quantry::server {
 namespace {
-
-constexpr std::string_view kManifestName = "manifest.json";
-
-absl::Status Corrupt(const std::string& path, const std::string& wanted, const std::string& got) {
-  return MakeError(Reason::kArtifactCorrupt,
-                   absl::StrCat(path, ": wanted ", wanted, ", got ", got,
-                                "; the stored file changed after it was committed"),
-                   {{"path", path}, {"wanted", wanted}, {"got", got}});
-}
 
 // A stream's place among those of its principal, who is nobody without
 // authentication.
@@ -169,14 +160,14 @@ class ReadReactor : public grpc::ServerWriteReactor<v1::ReadArtifactResponse> {
       // The manifest lists it: it went with its job just now, or it is lost.
       artifact = context_->store->GetArtifact(name->tenant, name->uid);
       if (!artifact.ok()) return artifact.status();
-      return Corrupt(request_.path(), sha256_, "no such file");
+      return NotAsCommitted(request_.path(), sha256_, "no such file");
     }
     if (!reader.ok()) return reader.status();
     reader_ = *std::move(reader);
     const std::int64_t size = reader_->size_bytes();
     if (size_bytes_ >= 0 && size != size_bytes_) {
-      return Corrupt(request_.path(), absl::StrCat(size_bytes_, " bytes"),
-                     absl::StrCat(size, " bytes"));
+      return NotAsCommitted(request_.path(), absl::StrCat(size_bytes_, " bytes"),
+                            absl::StrCat(size, " bytes"));
     }
     offset_ = request_.read_offset();
     if (offset_ < 0 || request_.read_limit() < 0) {
@@ -219,8 +210,8 @@ class ReadReactor : public grpc::ServerWriteReactor<v1::ReadArtifactResponse> {
     auto data = reader_->ReadAt(offset_, std::min(kChunkBytes, end_ - offset_));
     if (!data.ok()) return End(data.status());
     if (data->empty()) {
-      return End(
-          Corrupt(request_.path(), absl::StrCat(end_, " bytes"), absl::StrCat(offset_, " bytes")));
+      return End(NotAsCommitted(request_.path(), absl::StrCat(end_, " bytes"),
+                                absl::StrCat(offset_, " bytes")));
     }
     if (hashing_) hash_.Update(*data);
     response_.set_offset(offset_);
@@ -235,7 +226,7 @@ class ReadReactor : public grpc::ServerWriteReactor<v1::ReadArtifactResponse> {
   absl::Status CheckHash() {
     if (!hashing_ || sha256_.empty()) return absl::OkStatus();
     const std::string actual = hash_.FinishHex();
-    return actual == sha256_ ? absl::OkStatus() : Corrupt(request_.path(), sha256_, actual);
+    return actual == sha256_ ? absl::OkStatus() : NotAsCommitted(request_.path(), sha256_, actual);
   }
 
   // Last: the reactor may be gone when it returns.
@@ -271,26 +262,6 @@ grpc::ServerWriteReactor<v1::ReadArtifactResponse>* StartRead(
     const ServiceContext* context, grpc::CallbackServerContext* call,
     const v1::ReadArtifactRequest& request) {
   return new ReadReactor(context, call, request);
-}
-
-absl::StatusOr<v1::Manifest> ReadManifest(ArtifactStore* artifacts, const Artifact& artifact,
-                                          std::int64_t* size_bytes) {
-  const std::string name(kManifestName);
-  auto bytes = artifacts->ReadAll(artifact.uri, name, kMaxManifestBytes);
-  if (!bytes.ok()) {
-    if (!HasReason(bytes.status(), Reason::kArtifactNotFound)) return bytes.status();
-    return Corrupt(name, artifact.manifest_sha256, "no such file");
-  }
-  const std::string actual = Sha256Hex(*bytes);
-  if (actual != artifact.manifest_sha256) return Corrupt(name, artifact.manifest_sha256, actual);
-  if (size_bytes != nullptr) *size_bytes = static_cast<std::int64_t>(bytes->size());
-  v1::Manifest manifest;
-  google::protobuf::util::JsonParseOptions options;
-  options.ignore_unknown_fields = true;  // written by a newer engine
-  if (!google::protobuf::util::JsonStringToMessage(*bytes, &manifest, options).ok()) {
-    return Corrupt(name, "JSON of quantry.v1.Manifest", "something else");
-  }
-  return manifest;
 }
 
 }  // namespace quantry::server

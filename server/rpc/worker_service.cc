@@ -18,7 +18,7 @@
 #include "common/utf8_prefix.h"
 #include "quantry/v1/worker_service.grpc.pb.h"
 #include "server/rpc/acquire.h"
-#include "server/rpc/artifact_streams.h"
+#include "server/rpc/committed_manifest.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/service_base.h"
 #include "server/rpc/violations.h"

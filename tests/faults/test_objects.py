@@ -3,6 +3,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -214,14 +215,15 @@ def test_f13_denied_deletion(behind_proxy, store, kind):
              "the files to be gone")
 
 
-@pytest.mark.parametrize("kind", ["corrupt", "truncate"])
-def test_f13_wrong_bytes(behind_proxy, tmp_path, kind):
-    """Never handed on: the pull ends with ARTIFACT_CORRUPT; the same pull afterwards is right."""
+@pytest.mark.parametrize("kind, file", [("corrupt", "model"), ("corrupt", "manifest"),
+                                        pytest.param("truncate", "model", marks=pytest.mark.full)])
+def test_f13_wrong_bytes(behind_proxy, tmp_path, kind, file):
+    """Never handed on: the pull ends, of short answers after it has asked for a while; the same pull afterwards is right."""
     fleet, proxy = behind_proxy
-    job = f"f13-{kind}"
+    job = f"f13-{kind}-{file}"
     fleet.submit(job)
     fleet.wait_state(job, "SUCCEEDED", seconds=60)
-    fault = proxy.fail(kind, method="GET", path=r"/1/.*safetensors|/1/model")
+    fault = proxy.fail(kind, method="GET", path=f"/1/{file}")
     try:
         done = fleet.servers["a"].cli("pull", job, tmp_path / "bad")
         assert fault.hits > 0
@@ -230,6 +232,39 @@ def test_f13_wrong_bytes(behind_proxy, tmp_path, kind):
     finally:
         proxy.clear()
     manifest_of(fleet, job, tmp_path / "good")
+
+
+def test_f13_wrong_bytes_at_the_commit(behind_proxy, tmp_path):
+    """No success of a manifest that reads otherwise than it was written; the next attempt's is whole."""
+    fleet, proxy = behind_proxy
+    fault = proxy.fail("corrupt", method="GET", path="/manifest", times=1)
+    try:
+        fleet.submit("f13-commit")
+        found = fleet.wait_state("f13-commit", "SUCCEEDED", seconds=60)
+        assert (fault.hits, found.epoch, found.user_failures) == (1, 2, 1)
+        manifest_of(fleet, "f13-commit", tmp_path / "pulled")
+    finally:
+        proxy.clear()
+
+
+def test_f13_wrong_bytes_of_a_checkpoint(behind_proxy, tmp_path):
+    """Another worker's attempt that reads them starts over."""
+    fleet, proxy = behind_proxy
+    at, job = tmp_path / "at", "f13-checkpoint"
+    fleet.submit(job, f"block\nblock\nepoch 1 touch {at}\nepoch 1 hang\nblock\nblock\nartifact\ncomplete\n")
+    wait_for(at.exists, 20, "the engine")
+    fleet.wait_block(job, 2)
+    fault = proxy.fail("corrupt", method="GET", path="/checkpoints/")
+    try:
+        fleet.workers["w1"].stop(signal.SIGKILL)
+        fleet.worker("other")
+        found = fleet.wait_state(job, "SUCCEEDED", seconds=60)
+        assert fault.hits > 0 and found.epoch == 2
+        logs = [event.log.message for event in fleet.api("a").events(job) if event.WhichOneof("kind") == "log"]
+        assert any("checkpoint cannot be used, starting over" in text for text in logs), logs
+    finally:
+        proxy.clear()
+    manifest_of(fleet, job, tmp_path / "pulled")
 
 
 def run_contract(binaries, proxy, log, program="storage_test", tests="*named*"):
@@ -247,9 +282,9 @@ def run_conformance(binaries, proxy, log, without=""):
     """The contracts of common/storage.h, of uploads and of artifacts, every tenth request a fault."""
     for program, named in (("storage_test", "*named*"), ("artifacts_test", "*BlobStoreTest*named*"),
                            ("artifacts_test", "*ArtifactStoreSuite*named*")):
-        proxy.sprinkle(10, 24)
+        proxy.sprinkle_s3(10, 24)
         run_contract(binaries, proxy, log, program, named + without)
-        assert proxy.hits >= 5
+        assert proxy.happened() >= {"error-body", "truncate", "500", "reset"}
         proxy.clear()
 
 
@@ -259,13 +294,40 @@ def test_f13_conformance(store, binaries, tmp_path):
         run_conformance(binaries, proxy, tmp_path / "log", "-*LargeFiles*")
 
 
-@pytest.mark.parametrize("kind, times", [("500", 3), ("503", 3), ("reset", 3), ("stall", 1)])
+@pytest.mark.parametrize("kind, times", [("500", 3), ("503", 3), ("reset", 3), ("stall", 1), ("error-body", 3), ("truncate", 1)])
 def test_f13_small_reads_are_repeated(store, binaries, tmp_path, kind, times):
     """Reads of fewer bytes than an error document has; a store that goes silent in the middle of the night."""
     with FaultProxy(store) as proxy:
         fault = proxy.fail(kind, method="GET", path="/f$", times=times, seconds=60)
         run_contract(binaries, proxy, tmp_path / "log", tests="*RandomAccess/named")
         assert fault.hits == times
+
+
+def test_f13_large_files_through_lies(store, binaries, tmp_path):
+    """An error document in the 200 to each step of an upload in parts; reads of it that are one, or too short."""
+    lies = [("error-body", "POST", "uploads$"), ("error-body", "PUT", "partNumber"), ("error-body", "POST", "uploadId"),
+            ("error-body", "GET", "/large$"), ("truncate", "GET", "/whole$")]
+    with FaultProxy(store) as proxy:
+        faults = [proxy.fail(kind, method=method, path=path, times=1) for kind, method, path in lies]
+        run_contract(binaries, proxy, tmp_path / "log", tests="*LargeFiles*/named")
+        assert [fault.hits for fault in faults] == [1] * len(lies)
+
+
+def test_f13_wrong_bytes_of_uploads(store, binaries, tmp_path):
+    """What the server takes for a quote has its digest."""
+    with FaultProxy(store) as proxy:
+        fault = proxy.fail("corrupt", method="GET", path="/t/[0-9a-f]{64}$")
+        with pytest.raises(AssertionError, match="DATA_LOSS: blob .* has sha256"):
+            run_contract(binaries, proxy, tmp_path / "log", "artifacts_test", "*PlacesBlobsForPrograms/named")
+        assert fault.hits > 0
+
+
+@pytest.mark.full
+def test_f13_a_completion_that_always_fails_is_none(store, binaries, tmp_path):
+    with FaultProxy(store) as proxy:
+        proxy.fail("error-body", method="POST", path="uploadId")
+        with pytest.raises(AssertionError, match="during CompleteMultipartUpload"):
+            run_contract(binaries, proxy, tmp_path / "log", tests="*LargeFiles*/named")
 
 
 @pytest.mark.full
@@ -286,7 +348,7 @@ def test_f13_seaweedfs(make_fleet, tmp_path):
                            flags=[f"--artifact-root={artifact_root(proxy.address)}"])
         run_conformance(fleet.binaries, proxy, tmp_path / "log")
         fleet.start(workers=1)
-        proxy.sprinkle(10, 100)
+        proxy.sprinkle_s3(10, 100)
         for number in range(10):
             fleet.submit(f"f13-weed-{number}")
         for number in range(10):

@@ -103,6 +103,10 @@ def service_seeds():
                 "quality": {"perplexity": {"dense": 4, "quantized": "NaN"}}, "bits": {"linears": 4.25},
                 "timing": {"stages_s": {"STAGE_LOADING": 1}}, "outputs": [{"format": "gptq", "bytes": "7"}]}
     write("manifest", manifest, {"files": [{"path": "../x"}, {"path": "/x"}, {"path": "a\u0000b"}]}, [])
+    named = [{"path": path, "size_bytes": "6", "sha256": "0" * 64} for path in
+             ("b/file", "/etc/passwd", "../outside", "b/../../outside", "b\\..\\..", "a\u0000b", "b//file", "b/./file", "b", "", ".")]
+    write("committed_manifest", {**manifest, "files": named[:1]}, {"files": named, "later": [{}]}, {"files": named[:1] * 2},
+          {"schema": 7}, {"files": {}}, [], "{", b'{"schema":"\xff"}')
     trace = "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331"
     write("http_message", "GET /metrics?name=x HTTP/1.1\r\nHost: localhost:7072\r\n\r\n", "HEAD /readyz HTTP/1.0\r\nhOst:status.example.com",
           "POST / HTTP/1.1\r\nHost: [::1]:1", "GET / HTTP/1.1\r\nHost: 127.0.0.1.evil.example\r\n", f"00-{trace}-01", f"01-{trace}-00-later")
@@ -114,7 +118,8 @@ def service_seeds():
           "eyJhbGciOiJFUzI1NiJ9.e30." + "A" * 86, "..", "a.b")
     whole = bytes([5, 1, 0, 1, 1, 5, 4])
     write("upload", whole, bytes([5, 1, 0, 1, 1, 3, 3, 0, 4, 1, 2, 4]), bytes([9, 0, 20, 0, 1, 2, 120, 4]),
-          bytes([5, 1, 1, 5, 0, 1, 1, 5, 5, 0, 0, 1, 0, 1, 0, 1, 6, 0, 1, 1, 5, 4]))
+          bytes([5, 1, 1, 5, 0, 1, 1, 5, 5, 0, 0, 1, 0, 1, 0, 1, 6, 0, 1, 1, 5, 4]),
+          bytes.fromhex("000011000e000101050101059595952f00000000000000000095957cff02"))
 
 
 if __name__ == "__main__":

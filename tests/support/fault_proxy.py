@@ -34,6 +34,10 @@ import time
 STATUSES = {"500": ("InternalError", 500), "503": ("SlowDown", 503), "403": ("AccessDenied", 403), "409": ("ConditionalRequestConflict", 409),
             "412": ("PreconditionFailed", 412), "wrong-region": ("AuthorizationHeaderMalformed", 400),
             "other-endpoint": ("PermanentRedirect", 301)}
+# What every client repeats.
+TRANSIENT = ("500", "503", "reset", "late-500", "stall", "late-stall")
+# 200s that are to be seen through: (kind, methods, path). Of listings a short one is told, not repeated.
+LIES = (("error-body", "GET", ""), ("error-body", "PUT", ""), ("error-body", "POST", ""), ("truncate", "GET", "^[^?]*$"))
 BUCKET_REGION = "eu-central-1"
 MESSAGES = {
     "AuthorizationHeaderMalformed": "The authorization header is malformed; the region 'us-east-1' is wrong; expecting "
@@ -126,10 +130,22 @@ class FaultProxy:
             self.faults.append(fault)
         return fault
 
-    def sprinkle(self, every, rounds, kinds=("500", "503", "reset", "late-500", "stall", "late-stall")):
+    def sprinkle(self, every, rounds, method="GET,PUT,HEAD"):
         """Each transient fault in its turn, one request in so many. A store that is silent hangs up after a second."""
         for number in range(rounds):
-            self.fail(kinds[number % len(kinds)], method="GET,PUT,HEAD", skip=every * (number + 1), times=1, seconds=1)
+            self.fail(TRANSIENT[number % len(TRANSIENT)], method=method, skip=every * (number + 1), times=1, seconds=1)
+
+    def sprinkle_s3(self, every, rounds):
+        """The same, also of deletions and of uploads in parts, and an answer or two of each kind that says 200 and lies."""
+        self.sprinkle(every, rounds, method="GET,PUT,HEAD,POST,DELETE")
+        for kind, method, path in LIES:
+            self.fail(kind, method=method, path=path, skip=3, times=1)
+            self.fail(kind, method=method, path=path, skip=every, times=1)
+
+    def happened(self):
+        """The kinds of the faults that did."""
+        with self.lock:
+            return {fault.kind for fault in self.faults if fault.hits}
 
     def clear(self):
         with self.lock:

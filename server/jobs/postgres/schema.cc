@@ -249,13 +249,13 @@ absl::Status Newer(int64_t version) {
                    {{"schema", std::to_string(version)}, {"newest", std::to_string(kNewest)}});
 }
 
-absl::Status MigrateLocked(Database& db) {
+absl::Status MigrateLocked(Database& db, int64_t wanted) {
   if (sql::One(db.Query("SELECT (to_regclass('quantry_schema') IS NULL)::int")) != 0) {
     db.Script("CREATE TABLE quantry_schema (version INTEGER NOT NULL)");
   }
   int64_t version = Version(db);
   if (version > kNewest) return Newer(version);
-  for (; version < kNewest && db.status().ok(); ++version) {
+  for (; version < wanted && db.status().ok(); ++version) {
     db.Script("BEGIN");
     db.Script(kSteps[version]);
     db.Script("DELETE FROM quantry_schema; INSERT INTO quantry_schema VALUES (" +
@@ -267,11 +267,13 @@ absl::Status MigrateLocked(Database& db) {
 
 }  // namespace
 
-absl::Status Migrate(Database& db) {
+absl::Status Migrate(Database& db) { return MigrateTo(db, kNewest); }
+
+absl::Status MigrateTo(Database& db, int wanted) {
   // A step may rewrite a large table, and another server's turn takes its time.
   db.Script("SET statement_timeout = 0; SET lock_timeout = 0; SET client_min_messages = warning");
   db.Script(std::string("SELECT pg_advisory_lock(") + kMigrationLock + ")");
-  return MigrateLocked(db);  // the lock ends with the session
+  return MigrateLocked(db, wanted);  // the lock ends with the session
 }
 
 }  // namespace quantry::server::postgres

@@ -10,6 +10,8 @@ namespace quantry::server::postgres {
 // lock). A database of a newer version is refused with STORE_UNAVAILABLE and
 // left alone.
 absl::Status Migrate(Database& db);
+// Up to an older version: what a server of then left behind, for tests.
+absl::Status MigrateTo(Database& db, int wanted);
 
 // Advisory locks of this schema (several may share a database).
 // The migration's is held by the session, the sweep's by the transaction.

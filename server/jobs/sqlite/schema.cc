@@ -234,7 +234,9 @@ void Apply(Database& db, int version) {
 
 }  // namespace
 
-absl::Status Migrate(Database& db) {
+absl::Status Migrate(Database& db) { return MigrateTo(db, kNewest); }
+
+absl::Status MigrateTo(Database& db, int wanted) {
   int64_t version = UserVersion(db);
   if (version > kNewest) {
     return MakeError(Reason::kStoreUnavailable,
@@ -243,7 +245,7 @@ absl::Status Migrate(Database& db) {
                          "; run a newer quantryd",
                      {{"schema", std::to_string(version)}, {"newest", std::to_string(kNewest)}});
   }
-  for (; version < kNewest && db.status().ok(); ++version) Apply(db, static_cast<int>(version));
+  for (; version < wanted && db.status().ok(); ++version) Apply(db, static_cast<int>(version));
   return db.status();
 }
 
