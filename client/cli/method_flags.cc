@@ -24,9 +24,10 @@ constexpr std::array kFlags = {
     MethodFlag{"--recipe", "recipe", "NAME",
                "Settings under one name; see `quantry methods`. Flags win over it, but for the "
                "grid it fixes"},
-    MethodFlag{
-        "--init", "init", "NAME",
-        "What tesseraq starts from: awq, omniquant, quarot, signround or none. Default: awq"},
+    MethodFlag{"--init", "init", "NAME",
+               "What tesseraq starts from: awq, omniquant, quarot, signround or none. Default: "
+               "awq, the recipe "
+               "tesseraq-plus signround"},
     MethodFlag{"--budget", "budget", "NAME",
                "full, balanced (a fifth of the steps) or fast (a tenth). Default: full"},
     MethodFlag{"--stages", "stages", "N", "Stages of hardening. Default: 20"},

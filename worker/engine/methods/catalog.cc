@@ -81,7 +81,8 @@ MethodRow TesseraqRow() {
       ParseTesseraqGrid};
   const std::vector<ParameterRow> own = {
       {"recipe", "string", "\"\"", "Settings under one name: tesseraq-w2g128, tesseraq-w2g64, ..."},
-      {"init", "enum", "\"INIT_AWQ\"", "Start: INIT_NONE, INIT_AWQ, INIT_OMNIQUANT, INIT_QUAROT, INIT_SIGNROUND."},
+      {"init", "enum", "\"INIT_AWQ\"",
+       "Start: INIT_NONE, INIT_AWQ, INIT_OMNIQUANT, INIT_QUAROT, INIT_SIGNROUND."},
       {"stages", "int32", "20", "Stages of hardening."},
       {"schedule", "list of double", "[]", "Soft fraction left after each stage, falling."},
       {"steps_per_stage", "int32", "250", "Adam steps of a stage."},
@@ -102,6 +103,7 @@ MethodRow TesseraqRow() {
       {"model_tuning_rate", "double", "0.003", "Rate of the scales' logarithms there."},
       {"model_tuning_dense_rate", "double", "0", "Rate of norms and biases there."},
       {"rounding_reach", "int32", "1", "Steps of the grid a rounding may go: 1 or 2."},
+      {"whole_epochs", "bool", "false", "Batches take every window once before any comes again."},
       {"held_out_samples", "int32", "0", "Calibration windows that judge each block's rounding."},
       {"compute_dtype", "enum", "\"COMPUTE_DTYPE_FLOAT32\"",
        "COMPUTE_DTYPE_BFLOAT16: the products of training steps in bfloat16."},

@@ -48,6 +48,15 @@ TEST(TesseraqOptionsTest, BudgetsKeepRateTimesSteps) {
   }
 }
 
+TEST(TesseraqOptionsTest, ARecipeSaysWhatItStartsFrom) {
+  EXPECT_EQ(Parsed("{}").init, RoundingInit::kAwq);
+  EXPECT_EQ(Parsed(R"({"recipe": "tesseraq-w2g64"})").init, RoundingInit::kAwq);
+  EXPECT_EQ(Parsed(R"({"recipe": "tesseraq-plus"})").init, RoundingInit::kSignround);
+  EXPECT_EQ(Parsed(R"({"recipe": "tesseraq-plus", "init": "INIT_AWQ"})").init, RoundingInit::kAwq);
+  EXPECT_EQ(Parsed(R"({"recipe": "tesseraq-plus", "init": "INIT_NONE"})").init,
+            RoundingInit::kNone);
+}
+
 TEST(TesseraqOptionsTest, ScalesAreTunedUnlessDisabled) {
   EXPECT_TRUE(Parsed("{}").rounding.rates.tune_scale);
   EXPECT_DOUBLE_EQ(Parsed("{}").rounding.rates.scale_weight_decay, 1e-4);

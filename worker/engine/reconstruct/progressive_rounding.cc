@@ -83,6 +83,14 @@ std::vector<int64_t> DrawWindows(int64_t windows, int64_t count, uint64_t seed) 
   return order;
 }
 
+std::vector<int64_t> EpochWindows(int64_t windows, int64_t count, int64_t step, uint64_t seed) {
+  const int64_t batches = windows / count;
+  const std::vector<int64_t> order =
+      DrawWindows(windows, windows, seed + static_cast<uint64_t>(step / batches));
+  const auto first = order.begin() + step % batches * count;
+  return {first, first + count};
+}
+
 void StepAll(std::vector<SoftRounding>& linears, const std::vector<at::Tensor>& gradients,
              const StepRates& rates) {
   struct Task {
@@ -140,6 +148,15 @@ StepRates ProgressiveRounding::RatesAt(int stage, int64_t step) const {
   return rates;
 }
 
+std::vector<int64_t> ProgressiveRounding::BatchOf(int stage, int64_t step) const {
+  const uint64_t stream = Random(options_.seed ^ (static_cast<uint64_t>(block_) << 40)).Next();
+  const int64_t place = stage * options_.steps_per_stage + step;
+  if (options_.whole_epochs) {
+    return EpochWindows(TrainingWindows(), options_.batch_size, place, stream);
+  }
+  return DrawWindows(TrainingWindows(), options_.batch_size, stream + static_cast<uint64_t>(place));
+}
+
 double ProgressiveRounding::Train(int stage, TrainedBlock& trained, int64_t& steps_told) {
   const TrainableTensors current = Current(trained);
   Adam dense;
@@ -149,8 +166,8 @@ double ProgressiveRounding::Train(int stage, TrainedBlock& trained, int64_t& ste
                           static_cast<uint64_t>(stage * options_.steps_per_stage);
   double sum = 0;
   for (int64_t step = 0; step < steps; ++step) {
-    const BlockObjective::Result result = objective_.Gradients(
-        DrawWindows(TrainingWindows(), options_.batch_size, stream + step), current, stream + step);
+    const BlockObjective::Result result =
+        objective_.Gradients(BatchOf(stage, step), current, stream + step);
     if (!std::isfinite(result.loss)) return result.loss;
     sum += result.loss;
     const StepRates rates = RatesAt(stage, step);

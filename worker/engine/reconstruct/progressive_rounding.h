@@ -20,6 +20,8 @@ struct ProgressiveRoundingOptions {
   std::vector<double> schedule;  // soft fraction after each stage's hardening
   int64_t steps_per_stage = 250;
   int64_t batch_size = 4;  // windows a step
+  // Batches take every window once before any comes again; false: each is drawn anew.
+  bool whole_epochs = false;
   // The last windows of the objective, which no step sees: batches come from
   // those before.
   int64_t held_out = 0;
@@ -97,6 +99,7 @@ class ProgressiveRounding {
   double Train(int stage, TrainedBlock& trained, int64_t& steps_told);
   double TrainWithRetries(int stage, TrainedBlock& trained, RoundingReport& report);
   int64_t TrainingWindows() const { return objective_.windows() - options_.held_out; }
+  std::vector<int64_t> BatchOf(int stage, int64_t step) const;
   StepRates RatesAt(int stage, int64_t step) const;
   int64_t StepsOf(int stage) const;
   void ReportBeginning(int stage, const TrainedBlock& trained);
@@ -113,6 +116,10 @@ class ProgressiveRounding {
 // The first `count` of a random permutation of 0 .. windows-1: never the same
 // index twice. Depends on the arguments alone.
 std::vector<int64_t> DrawWindows(int64_t windows, int64_t count, uint64_t seed);
+
+// Batch `step`, from 0, of as many whole ones as an epoch has: a permutation of 0 .. windows-1
+// in pieces of `count`, drawn anew for every epoch.
+std::vector<int64_t> EpochWindows(int64_t windows, int64_t count, int64_t step, uint64_t seed);
 
 // Applies gradients to all linears, every core at work.
 void StepAll(std::vector<SoftRounding>& linears, const std::vector<at::Tensor>& gradients,

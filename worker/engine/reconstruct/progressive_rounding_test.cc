@@ -288,6 +288,22 @@ TEST(ProgressiveRoundingTest, T25_SameSeedSameBytesAndNoRepeats) {
   EXPECT_FALSE(runs[0].linears[0].weight().equal(runs[2].linears[0].weight()));
 }
 
+TEST(WindowsTest, AnEpochTakesEachWindowOnceAndTheNextInAnotherOrder) {
+  std::vector<std::vector<int64_t>> epochs;
+  for (int64_t epoch = 0; epoch < 3; ++epoch) {
+    std::vector<int64_t> taken;
+    for (int64_t batch = 0; batch < 3; ++batch) {  // 3 of 11 windows, 2 wait
+      const std::vector<int64_t> drawn = EpochWindows(11, 3, 3 * epoch + batch, 7);
+      EXPECT_EQ(drawn, EpochWindows(11, 3, 3 * epoch + batch, 7));
+      taken.insert(taken.end(), drawn.begin(), drawn.end());
+    }
+    EXPECT_EQ(std::set<int64_t>(taken.begin(), taken.end()).size(), 9U);
+    epochs.push_back(taken);
+  }
+  EXPECT_NE(epochs[0], epochs[1]);
+  EXPECT_NE(epochs[1], epochs[2]);
+}
+
 class ReachTest : public ::testing::TestWithParam<int> {};
 
 INSTANTIATE_TEST_SUITE_P(All, ReachTest, ::testing::Values(1, 2));

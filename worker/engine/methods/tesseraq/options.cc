@@ -21,6 +21,9 @@ constexpr double kDefaultDecay = 1e-4;
 // Tokens of the AWQ start's scale search in short schedules, of which the published number
 // would take half.
 constexpr int64_t kShortSearch = 8192;
+// Steps that tune the ranges of the SignRound start: 200, as the method of its own takes, bring
+// no more.
+constexpr int kRangeSteps = 50;
 
 // 0 = not given; negative is refused.
 double ParseRate(JsonObject& options, const std::string& name) {
@@ -57,13 +60,15 @@ Budget ParseBudget(JsonObject& options, const TesseraqRecipe& recipe) {
   return kBudgets[budget];
 }
 
-RoundingInit ParseInit(JsonObject& options) {
+RoundingInit ParseInit(JsonObject& options, RoundingInit otherwise) {
   switch (options.Choice("init",
                          {"INIT_UNSPECIFIED", "INIT_NONE", "INIT_AWQ", "INIT_OMNIQUANT",
                           "INIT_QUAROT", "INIT_SIGNROUND"},
                          0)) {
     case 1:
       return RoundingInit::kNone;
+    case 2:
+      return RoundingInit::kAwq;
     case 3:
       return RoundingInit::kOmniquant;
     case 4:
@@ -71,7 +76,7 @@ RoundingInit ParseInit(JsonObject& options) {
     case 5:
       return RoundingInit::kSignround;
     default:
-      return RoundingInit::kAwq;
+      return otherwise;
   }
 }
 
@@ -170,7 +175,7 @@ ActivationSpec TesseraqActivations(JsonObject& options) {
 }
 
 RotationSpec TesseraqRotation(JsonObject& options, const ActivationSpec& activations) {
-  if (ParseInit(options) != RoundingInit::kQuarot) return {};
+  if (ParseInit(options, {}) != RoundingInit::kQuarot) return {};
   return {true, activations.enabled()};
 }
 
@@ -178,18 +183,20 @@ TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
   const TesseraqRecipe* named = FindRecipe(options);
   const TesseraqRecipe recipe = named == nullptr ? TesseraqRecipe() : *named;
   TesseraqOptions result;
-  result.init = ParseInit(options);
+  result.init = ParseInit(options, recipe.init);
   const GridSpec grid = ParseTesseraqGrid(options);
   result.bits = grid.bits;
   result.group_size = grid.group_size;
   const int64_t divisor = ParseBudget(options, recipe).divisor;
   if (divisor > 1 || !recipe.takes_budget) result.awq.search_tokens = kShortSearch;
+  result.signround.iterations = kRangeSteps;
   result.rounding.schedule = ParseSchedule(options, recipe.stages);
   const int64_t steps = options.Int("steps_per_stage", 0, 0, kMaxSteps);
   result.rounding.steps_per_stage =
       steps > 0 ? steps : std::max<int64_t>(recipe.steps_per_stage / divisor, 1);
   const int64_t batch = options.Int("batch_size", 0, 0, kMaxBatch);
   if (batch > 0) result.rounding.batch_size = batch;
+  result.rounding.whole_epochs = options.Bool("whole_epochs", false);
   result.rounding.held_out = options.Int("held_out_samples", 0, 0, kMaxHeldOut);
   const int64_t reach = options.Int("rounding_reach", 0, 0, RoundingWindow::kMaxReach);
   if (reach > 0) result.rounding_reach = static_cast<int>(reach);

@@ -50,6 +50,7 @@ struct TesseraqRecipe {
   double learning_rate = 1e-3;
   StreamShape calibration = {512, 2048};
   ModelTuningOptions tuning = {};
+  RoundingInit init = RoundingInit::kAwq;
   bool takes_budget = true;  // false: its schedule is short already
 
   bool fixes_activations() const { return activation_bits < 16; }

@@ -15,6 +15,7 @@ TesseraqRecipe TesseraqPlus() {
   plus.takes_budget = false;
   plus.calibration = {128, 2048};
   plus.tuning.steps = 200;
+  plus.init = RoundingInit::kSignround;
   plus.tuning.scale_rate = 0.01;
   plus.tuning.dense_rate = 0.003;
   return plus;

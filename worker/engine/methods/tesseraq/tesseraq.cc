@@ -18,9 +18,9 @@ namespace {
 AwqOptions Switched(const TesseraqOptions& options) {
   AwqOptions awq = options.awq;
   awq.group_size = options.group_size;
-  if (options.init == RoundingInit::kNone) awq.search_scales = awq.search_clip = false;
-  // Ranges are tuned instead.
-  if (options.init == RoundingInit::kSignround) awq.search_clip = false;
+  if (options.init == RoundingInit::kNone || options.init == RoundingInit::kSignround) {
+    awq.search_scales = awq.search_clip = false;
+  }
   // Rotated channels are alike: there is nothing to scale.
   if (options.init == RoundingInit::kQuarot) awq.search_scales = false;
   return awq;
@@ -85,17 +85,19 @@ int64_t Tesseraq::StartSteps(const Architecture& architecture, const ModelConfig
   if (options_.init == RoundingInit::kOmniquant) {
     return LearnClippingSteps(options_.omniquant, options_.bits, stream);
   }
-  const int64_t search = AwqSearchSteps(Switched(options_), architecture, config, stream);
-  if (options_.init != RoundingInit::kSignround) return search;
-  return search + TuneRangesSteps(options_.signround, stream);
+  if (options_.init == RoundingInit::kSignround) {
+    return TuneRangesSteps(options_.signround, stream);
+  }
+  return AwqSearchSteps(Switched(options_), architecture, config, stream);
 }
 
 int64_t Tesseraq::StartBytes(const Architecture& architecture, const ModelConfig& config,
                              const StreamShape& stream, const at::Device& device) const {
   if (options_.init == RoundingInit::kOmniquant) return 0;
-  const int64_t search = AwqSearchBytes(Switched(options_), architecture, config, stream, device);
-  if (options_.init != RoundingInit::kSignround) return search;
-  return std::max(search, TuneRangesBytes(options_.signround, architecture, config, stream));
+  if (options_.init == RoundingInit::kSignround) {
+    return TuneRangesBytes(options_.signround, architecture, config, stream);
+  }
+  return AwqSearchBytes(Switched(options_), architecture, config, stream, device);
 }
 
 int64_t Tesseraq::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
@@ -164,10 +166,7 @@ Tesseraq::Start Tesseraq::Initialize(const BlockTask& task, ProgressSink& progre
 }
 
 void Tesseraq::TuneStart(const BlockTask& task, Start& start, ProgressSink& progress) const {
-  const BlockTask scaled = {start.block, task.rope,        task.x_fp,         task.x_q,
-                            task.grid,   task.scale_dtype, task.dense_dtypes, task.seed,
-                            task.device, task.activations};
-  SignroundGrids tuned = TuneRanges(scaled, options_.signround, progress);
+  SignroundGrids tuned = TuneRanges(task, options_.signround, progress);
   start.grids = std::move(tuned.grids);
   start.metrics["range_loss_first"] = tuned.first_loss;
   start.metrics["range_loss_best"] = tuned.best_loss;

@@ -38,7 +38,7 @@ class Tesseraq : public Method {
   int64_t StartBytes(const Architecture& architecture, const ModelConfig& config,
                      const StreamShape& stream, const at::Device& device) const;
   Start Initialize(const BlockTask& task, ProgressSink& progress) const;
-  // Grids with ranges tuned by SignRound, of the block AWQ has scaled.
+  // Grids with ranges tuned by SignRound.
   void TuneStart(const BlockTask& task, Start& start, ProgressSink& progress) const;
   TrainedBlock Trained(const BlockTask& task, const Start& start) const;
   // Losses of rounding to nearest on the starting grid.
