@@ -1,5 +1,6 @@
 // Time of y = x W'^T from packed PTQ1.61 weights beside fp32 at::mv, and beside
-// what the bytes alone would take at the memory bandwidth of this machine.
+// what the bytes alone would take at the memory bandwidth of this machine; with
+// --tiles, of the product by tiles on a device.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
@@ -12,7 +13,10 @@
 #include <string>
 #include <vector>
 
+#include "benchmarks/on_device.h"
+#include "worker/engine/base/error.h"
 #include "worker/engine/kernels/packed_linear.h"
+#include "worker/engine/kernels/tiled_linear.h"
 
 namespace quantry::engine {
 namespace {
@@ -78,6 +82,12 @@ double ReadBandwidth(int threads) {
   return static_cast<double>(data.size() * sizeof(uint64_t)) / Measure(pass, 1).best;
 }
 
+std::string Milliseconds(const Timing& timing) {
+  char text[48];
+  std::snprintf(text, sizeof(text), "%.3f (%.3f)", timing.best * 1e3, timing.median * 1e3);
+  return text;
+}
+
 void Compare(const BitKernel& kernel, int64_t rows, int64_t columns, int threads,
              double bandwidth) {
   const MixedBinaryWeight weight = RandomWeight(rows, columns);
@@ -90,17 +100,48 @@ void Compare(const BitKernel& kernel, int64_t rows, int64_t columns, int threads
   const at::Tensor dense = weight.Dequantize();
   const Timing sgemv = Measure([&](int64_t) { at::mv(dense, x); }, 2);
   const double bound = static_cast<double>(packed.bytes()) / bandwidth;
-  const auto ms = [](const Timing& timing) {
-    char text[48];
-    std::snprintf(text, sizeof(text), "%.3f (%.3f)", timing.best * 1e3, timing.median * 1e3);
-    return std::string(text);
-  };
   std::printf("| %lldx%lld | %d | %.2f | %s | %s | %s | %.3f | %.1f | %.0f %% |\n",
               static_cast<long long>(rows), static_cast<long long>(columns), threads,
-              static_cast<double>(packed.bytes()) / 1e6, ms(sgemv).c_str(), ms(from_memory).c_str(),
-              ms(from_cache).c_str(), bound * 1e3, sgemv.best / from_memory.best,
-              100 * bound / from_memory.best);
+              static_cast<double>(packed.bytes()) / 1e6, Milliseconds(sgemv).c_str(),
+              Milliseconds(from_memory).c_str(), Milliseconds(from_cache).c_str(), bound * 1e3,
+              sgemv.best / from_memory.best, 100 * bound / from_memory.best);
   std::fflush(stdout);
+}
+
+void CompareTiles(const at::Device& device, int64_t rows, int64_t columns) {
+  const MixedBinaryWeight weight = RandomWeight(rows, columns);
+  const TiledLinear tiled(weight, {}, device);
+  const at::Tensor dense = weight.Dequantize().to(device);
+  for (const int64_t tokens : {1, 256}) {
+    const at::Tensor x = at::randn({tokens, columns}).to(device);
+    const auto timed = [&](const std::function<void()>& call) {
+      return Milliseconds(Measure([&](int64_t) { call(), SecondsWhenIdle(device); }, 2));
+    };
+    const std::string by_tiles = timed([&] { tiled.Apply(x); });
+    const std::string by_dense = timed([&] { at::mm(x, dense.t()); });
+    std::printf("| %lldx%lld | %lld | %.2f | %lld | %s | %s |\n", static_cast<long long>(rows),
+                static_cast<long long>(columns), static_cast<long long>(tokens),
+                static_cast<double>(tiled.bytes()) / 1e6, static_cast<long long>(tiled.tile_rows()),
+                by_dense.c_str(), by_tiles.c_str());
+    std::fflush(stdout);
+  }
+}
+
+int MainTiles(const std::string& name) {
+  try {
+    ConfigureRuntime(0);
+    const at::Device device = OpenDevice(name);
+    std::printf(
+        "tiles on %s, %d threads; best and, in brackets, median\n\n"
+        "| shape | tokens | packed MB | rows a tile | at::mm ms | tiles ms |\n|---|---|---|---|---|"
+        "---|\n",
+        DescribeDevice(device).c_str(), at::get_num_threads());
+    for (const int64_t columns : {4096, 11008}) CompareTiles(device, 4096, columns);
+  } catch (const EngineError& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+  return 0;
 }
 
 // The kernel that "--kernel NAME" asks for, without it the fastest; nullptr where
@@ -115,9 +156,13 @@ const BitKernel* TakeKernel(int argc, char** argv) {
 }
 
 int Main(int argc, char** argv) {
+  const std::string tiles_on = TakeOption(argc, argv, "--tiles", "");
+  if (!tiles_on.empty()) return MainTiles(tiles_on);
   const BitKernel* kernel = TakeKernel(argc, argv);
   if (kernel == nullptr) {
-    std::fprintf(stderr, "usage: quantry_packed_matvec [--kernel NAME]; kernels of this machine:");
+    std::fprintf(stderr,
+                 "usage: quantry_packed_matvec [--kernel NAME | --tiles cpu|cuda]; kernels of this "
+                 "machine:");
     for (const BitKernel* known : BitKernels()) std::fprintf(stderr, " %s", known->name);
     std::fprintf(stderr, "\n");
     return 2;

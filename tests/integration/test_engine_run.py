@@ -46,9 +46,9 @@ class Engine:
         return subprocess.Popen([self.binary, "run", "--job", folder / "job.json"],
                                 stdout=subprocess.PIPE, text=True)
 
-    def run(self, folder, status=0):
+    def run(self, folder, status=0, timeout=300):
         done = subprocess.run([self.binary, "run", "--job", folder / "job.json"],
-                              capture_output=True, text=True, timeout=300, check=False)
+                              capture_output=True, text=True, timeout=timeout, check=False)
         assert done.returncode == status, done.stdout[-2000:] + done.stderr[-2000:]
         return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -36,9 +36,9 @@ def write_sparse_model(folder, stories):
     return folder
 
 
-def quote(binaries, folder, method, formats):
+def quote(binaries, folder, method, formats, samples=128):
     job = {"model_dir": str(folder), "output_dir": str(folder / "out"), "method": method,
-           "calibration": {"text": {"path": str(EXAMPLES / "text/calibration.txt")}, "samples": 128,
+           "calibration": {"text": {"path": str(EXAMPLES / "text/calibration.txt")}, "samples": samples,
                            "sequence_length": 2048},
            "outputs": [{"format": f"OUTPUT_FORMAT_{name}"} for name in formats]}
     (folder / "job.json").write_text(json.dumps(job))
@@ -94,6 +94,16 @@ def test_grids_take_bits_and_their_share_of_scales(binaries, llama_7b, bits, gro
     (packed,) = quoted["outputs"]
     assert packed["bits_per_weight"] == pytest.approx(stored, rel=1e-6)
     assert packed["bytes"] == pytest.approx(stored * LINEARS / 8 + 2 * (quoted["parameters"] - LINEARS), rel=1e-5)
+
+
+def test_calibration_stays_in_host_memory(binaries, llama_7b):
+    """Two streams, which no GPU holds; ptq161's targets, two more in host memory, are counted for a GPU too."""
+    streams = 2 * 128 * 4 * 2048 * 4096
+    for method, targets in {"awq": 0, "ptq161": streams}.items():
+        options = {"grid": {"bits": 4, "group_size": 128}} if method == "awq" else {}
+        few, many = (quote(binaries, llama_7b, {method: options}, ["DENSE"], samples) for samples in (128, 256))
+        grown = {place: many[f"{place}_memory_bytes"] - few[f"{place}_memory_bytes"] for place in ("host", "device")}
+        assert grown == {"host": streams + targets, "device": targets}, method
 
 
 def test_memory_names_what_methods_hold(binaries, llama_7b):

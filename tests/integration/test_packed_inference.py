@@ -50,6 +50,10 @@ def test_a_flipped_bit_is_noticed_and_its_file_named(artifact, tmp_path):
     assert generate(engine, copy / "quantry", "Once", "--max-tokens", "1").returncode == 0
 
 
+# auto on a machine without a GPU: the CPU's kernels; tiles: what a GPU does, here on the CPU.
+PRODUCTS = ["auto", "tiles"]
+
+
 def generate(engine, model, prompt, *flags):
     done = subprocess.run([engine, "generate", "--model", model, "--prompt", prompt, *flags],
                           capture_output=True, text=True, timeout=300, check=False)
@@ -57,19 +61,22 @@ def generate(engine, model, prompt, *flags):
     return done
 
 
-def test_eval_of_the_container_equals_the_jobs_own(artifact):
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_eval_of_the_container_equals_the_jobs_own(artifact, product):
     engine, out, kind = artifact
     done = subprocess.run([engine, "eval", "--model", out / "quantry", "--text", EVALUATION, "--length", "128",
-                           "--windows", "16"], capture_output=True, text=True, timeout=300, check=True)
+                           "--windows", "16", "--packed-product", product], capture_output=True, text=True, timeout=300,
+                          check=True)
     result = json.loads(done.stdout)
     assert result["weights"] == kind
     wanted = json.loads((out / "manifest.json").read_text())["quality"]["perplexity"]["quantized"]
     assert result["perplexity"] == pytest.approx(wanted, rel=1e-3)
 
 
-def test_generate_goes_on_from_the_container(artifact):
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_generate_goes_on_from_the_container(artifact, product):
     engine, out, kind = artifact
-    done = generate(engine, out / "quantry", "Once upon a time", "--max-tokens", "20")
+    done = generate(engine, out / "quantry", "Once upon a time", "--max-tokens", "20", "--packed-product", product)
     assert done.stdout.startswith("Once upon a time")
     assert len(done.stdout) > len("Once upon a time") + 10
     assert f"{kind} weights" in done.stderr and re.search(r"generated: 20 tokens, [0-9.]+ tokens/s", done.stderr)
@@ -93,3 +100,6 @@ def test_generate_says_what_is_wrong(binaries, stories, tmp_path):
     done = subprocess.run([engine, "generate", "--model", stories, "--prompt", "x", "--max-tokens", "0"],
                           capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "--max-tokens" in done.stderr
+    done = subprocess.run([engine, "generate", "--model", stories, "--prompt", "x", "--packed-product", "whole"],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "--packed-product must be auto or tiles" in done.stderr

@@ -35,9 +35,9 @@ constexpr char kHelp[] = R"(quantry-engine: quantizes one model, measures it, wr
   quantry-engine run --job FILE      run a job; events as JSON lines on stdout
   quantry-engine quote --job FILE    what that job would cost, as JSON; reads headers only
   quantry-engine methods             methods and their parameters as JSON
-  quantry-engine eval --model DIR --text FILE [--length 256] [--windows 0]
+  quantry-engine eval --model DIR --text FILE [--length 256] [--windows 0] [--device auto]
                                      perplexity of a dense checkpoint or a quantry container
-  quantry-engine generate --model DIR --prompt TEXT [--max-tokens 128]
+  quantry-engine generate --model DIR --prompt TEXT [--max-tokens 128] [--device auto]
                                      goes on with a text, the likeliest token each time
   quantry-engine logits --model DIR --tokens FILE --output FILE
                                      logits of token windows as safetensors

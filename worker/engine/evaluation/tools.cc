@@ -132,7 +132,7 @@ nlohmann::ordered_json Describe(const Checkpoint& checkpoint) {
 void Evaluate(const Options& options) {
   const auto start = std::chrono::steady_clock::now();
   const at::Device device = Start(options);
-  const auto model = RunnableModel::Open(options.Text("model", ""));
+  const auto model = OpenRunnable(options);
   const auto& checkpoint = model->checkpoint();
   const TextSource source{options.Text("text", ""), FormatOf(options), "evaluation",
                           "INVALID_EVALUATION"};
@@ -168,29 +168,33 @@ void Evaluate(const Options& options) {
 }  // namespace
 
 int RunLogits(int argc, char** argv) {
-  return Guard("logits --model DIR --tokens FILE --output FILE [--device D] [--threads N]", [&] {
-    const Options options(argc, argv, {"model", "tokens", "output", "device", "threads"},
-                          {"model", "tokens", "output"});
-    const at::Device device = Start(options);
-    const auto model = RunnableModel::Open(options.Text("model", ""));
-    const at::Tensor ids =
-        ReadWindows(options.Text("tokens", ""), model->checkpoint()->config().vocab_size);
-    const at::Tensor logits = WholeLogits(*model, ids, device);
-    SafetensorsWriter writer(options.Text("output", ""),
-                             {{"logits", at::kFloat, logits.sizes().vec()}});
-    writer.Append("logits", logits);
-    writer.Finish();
-  });
+  return Guard(
+      "logits --model DIR --tokens FILE --output FILE [--device D] [--threads N] "
+      "[--packed-product auto|tiles]",
+      [&] {
+        const Options options(argc, argv,
+                              {"model", "tokens", "output", "device", "threads", "packed-product"},
+                              {"model", "tokens", "output"});
+        const at::Device device = Start(options);
+        const auto model = OpenRunnable(options);
+        const at::Tensor ids =
+            ReadWindows(options.Text("tokens", ""), model->checkpoint()->config().vocab_size);
+        const at::Tensor logits = WholeLogits(*model, ids, device);
+        SafetensorsWriter writer(options.Text("output", ""),
+                                 {{"logits", at::kFloat, logits.sizes().vec()}});
+        writer.Append("logits", logits);
+        writer.Finish();
+      });
 }
 
 int RunEval(int argc, char** argv) {
   return Guard(
       "eval --model DIR --text FILE [--format text|tokens] [--length 256] [--windows 0] "
-      "[--device D] [--threads N] [--max-stream-bytes N]",
+      "[--device D] [--threads N] [--max-stream-bytes N] [--packed-product auto|tiles]",
       [&] {
         Evaluate(Options(argc, argv,
                          {"model", "text", "format", "length", "windows", "device", "threads",
-                          "max-stream-bytes"},
+                          "max-stream-bytes", "packed-product"},
                          {"model", "text"}));
       });
 }

@@ -13,15 +13,17 @@
 namespace quantry::engine {
 
 // One sequence of tokens through a whole model, going on where it stopped:
-// every block keeps keys and values of what it has seen. CPU. Not thread-safe.
+// every block keeps keys and values of what it has seen. Not thread-safe.
 class Decoder {
  public:
-  // All blocks of the model in order. `capacity`: tokens the sequence may have
-  // in the end. Throws INVALID_SPEC when the model cannot take as many.
-  Decoder(std::shared_ptr<const Checkpoint> checkpoint, std::vector<Block> blocks,
-          int64_t capacity);
+  // All blocks of the model in order, on `device`. `capacity`: tokens the
+  // sequence may have in the end. Throws INVALID_SPEC when the model cannot take
+  // as many.
+  Decoder(std::shared_ptr<const Checkpoint> checkpoint, std::vector<Block> blocks, int64_t capacity,
+          const at::Device& device = at::kCPU);
 
-  // Adds tokens (at least one); fp32 logits [vocabulary] of what comes next.
+  // Adds tokens (at least one); fp32 logits [vocabulary] of what comes next, on
+  // the device.
   at::Tensor Append(const std::vector<int32_t>& ids);
 
   int64_t length() const { return length_; }
@@ -29,6 +31,7 @@ class Decoder {
  private:
   std::shared_ptr<const Checkpoint> checkpoint_;
   std::vector<Block> blocks_;
+  at::Device device_;
   std::vector<KeyValueCache> caches_;
   RopeTable rope_;
   OutputHead head_;

@@ -19,7 +19,9 @@
 namespace quantry::engine {
 namespace {
 
-constexpr char kUsage[] = "generate --model DIR --prompt TEXT [--max-tokens 128] [--threads N]";
+constexpr char kUsage[] =
+    "generate --model DIR --prompt TEXT [--max-tokens 128] [--device D] [--threads N] "
+    "[--packed-product auto|tiles]";
 constexpr int64_t kMaxThreads = 4096;
 constexpr int64_t kMaxTokens = int64_t{1} << 20;
 constexpr uint64_t kMaxConfigBytes = uint64_t{1} << 20;
@@ -70,8 +72,9 @@ void Report(const GenerationReport& report, const RunnableModel& model) {
 
 void Generate(const Options& options) {
   ConfigureRuntime(static_cast<int>(options.Integer("threads", 0, kMaxThreads, 0)));
+  const at::Device device = OpenDevice(options.Text("device", "auto"));
   const std::string dir = options.Text("model", "");
-  const auto model = RunnableModel::Open(dir);
+  const auto model = OpenRunnable(options);
   const auto tokenizer = Tokenizer::Load((std::filesystem::path(dir) / "tokenizer.json").string());
   const std::string prompt = options.Text("prompt", "");
   const std::vector<int32_t> ids = PromptTokens(*tokenizer, model->checkpoint()->config(), prompt);
@@ -79,8 +82,8 @@ void Generate(const Options& options) {
   std::set<int32_t> ends;
   AddEnds(dir + "/config.json", &ends);
   AddEnds(dir + "/generation_config.json", &ends);
-  Decoder decoder(model->checkpoint(), model->LoadBlocks(),
-                  static_cast<int64_t>(ids.size()) + limit);
+  Decoder decoder(model->checkpoint(), model->LoadBlocks(device),
+                  static_cast<int64_t>(ids.size()) + limit, device);
   TextStream text(tokenizer, ids);
   std::cout << prompt << std::flush;
   const GenerationReport report = GenerateGreedily(
@@ -94,8 +97,9 @@ void Generate(const Options& options) {
 
 int RunGenerate(int argc, char** argv) {
   try {
-    Generate(
-        Options(argc, argv, {"model", "prompt", "max-tokens", "threads"}, {"model", "prompt"}));
+    Generate(Options(argc, argv,
+                     {"model", "prompt", "max-tokens", "device", "threads", "packed-product"},
+                     {"model", "prompt"}));
     return 0;
   } catch (const UsageError& error) {
     std::cerr << "quantry-engine: " << error.message << "\nusage: quantry-engine " << kUsage

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <tuple>
 
 #include "worker/engine/export/exporter.h"
 #include "worker/engine/inference/decoder.h"
@@ -11,6 +12,7 @@
 #include "worker/engine/inference/text_stream.h"
 #include "worker/engine/model/shared_inputs.h"
 #include "worker/engine/quant/grid.h"
+#include "worker/engine/testing/devices.h"
 #include "worker/engine/testing/errors.h"
 #include "worker/engine/testing/temp_dir.h"
 #include "worker/engine/testing/tiny_model.h"
@@ -38,26 +40,30 @@ MixedBinaryWeight RandomMixed(int64_t rows, int64_t columns, const at::Tensor& s
   return weight;
 }
 
-// Logits [tokens, vocabulary] of ids by plain forward passes over whole blocks.
+// Logits [tokens, vocabulary], on the CPU, of ids by plain forward passes over
+// whole blocks on a device.
 at::Tensor WholeLogits(const Checkpoint& checkpoint, const std::vector<Block>& blocks,
-                       const std::vector<int32_t>& ids) {
+                       const std::vector<int32_t>& ids, const at::Device& device = at::kCPU) {
   const auto tokens = static_cast<int64_t>(ids.size());
-  const RopeTable rope = MakeRopeTable(checkpoint.architecture(), checkpoint.config(), tokens);
-  at::Tensor hidden = Embed(checkpoint, at::tensor(ids, at::kInt).to(at::kLong).view({1, tokens}));
+  const RopeTable rope =
+      MakeRopeTable(checkpoint.architecture(), checkpoint.config(), tokens, device);
+  at::Tensor hidden =
+      Embed(checkpoint, at::tensor(ids, at::kInt).to(at::kLong).view({1, tokens}), device);
   for (const Block& block : blocks) hidden = block.Forward(hidden, rope);
-  const OutputHead head(checkpoint);
-  return head.Logits(head.Normalize(hidden).squeeze(0), 0, head.vocab_size());
+  const OutputHead head(checkpoint, device);
+  return head.Logits(head.Normalize(hidden).squeeze(0), 0, head.vocab_size()).cpu();
 }
 
 const std::vector<int32_t> kIds = {3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9};
 
 // A tiny checkpoint, and containers made of it.
-class InferenceTest : public ::testing::TestWithParam<const char*> {
+class InferenceTest : public ::testing::TestWithParam<std::tuple<const char*, const char*>> {
  protected:
   void SetUp() override {
+    QUANTRY_TAKE_DEVICE(device_, std::get<1>(GetParam()));
     at::manual_seed(11);
     source_ = Folder("source");
-    MakeTinyModel(GetParam()).Write(source_);
+    MakeTinyModel(std::get<0>(GetParam())).Write(source_);
     checkpoint_ = Checkpoint::Open(source_);
   }
 
@@ -137,13 +143,18 @@ class InferenceTest : public ::testing::TestWithParam<const char*> {
     return blocks;
   }
 
+  at::Device device_ = at::kCPU;
   test::TempDir dir_;
   std::string source_;
   std::shared_ptr<const Checkpoint> checkpoint_;
 };
 
-INSTANTIATE_TEST_SUITE_P(All, InferenceTest, ::testing::Values("llama", "qwen2", "qwen3", "opt"),
-                         [](const auto& name) { return std::string(name.param); });
+INSTANTIATE_TEST_SUITE_P(All, InferenceTest,
+                         ::testing::Combine(::testing::Values("llama", "qwen2", "qwen3", "opt"),
+                                            test::kDevices),
+                         [](const auto& of) {
+                           return std::string(std::get<0>(of.param)) + "_" + std::get<1>(of.param);
+                         });
 
 TEST_P(InferenceTest, DecoderInPiecesEqualsTheWholeForward) {
   const auto model = RunnableModel::Open(source_);
@@ -151,14 +162,14 @@ TEST_P(InferenceTest, DecoderInPiecesEqualsTheWholeForward) {
   const at::Tensor wanted = WholeLogits(*checkpoint_, model->LoadBlocks(), kIds);
   const auto size = static_cast<int64_t>(kIds.size());
   for (const size_t first : {1UL, 4UL, kIds.size()}) {
-    Decoder decoder(model->checkpoint(), model->LoadBlocks(), size);
+    Decoder decoder(model->checkpoint(), model->LoadBlocks(device_), size, device_);
     at::Tensor logits = decoder.Append(
         std::vector<int32_t>(kIds.begin(), kIds.begin() + static_cast<int64_t>(first)));
     for (size_t i = first; i < kIds.size(); ++i) {
-      EXPECT_TRUE(logits.allclose(wanted[static_cast<int64_t>(i) - 1], 1e-4, 1e-5)) << i;
+      EXPECT_TRUE(logits.cpu().allclose(wanted[static_cast<int64_t>(i) - 1], 1e-4, 1e-5)) << i;
       logits = decoder.Append({kIds[i]});
     }
-    EXPECT_TRUE(logits.allclose(wanted[size - 1], 1e-4, 1e-5));
+    EXPECT_TRUE(logits.cpu().allclose(wanted[size - 1], 1e-4, 1e-5));
     EXPECT_EQ(decoder.length(), size);
     EXPECT_EQ(ErrorOf([&] { decoder.Append({1}); }).reason, "INTERNAL");
   }
@@ -166,17 +177,33 @@ TEST_P(InferenceTest, DecoderInPiecesEqualsTheWholeForward) {
 
 TEST_P(InferenceTest, PackedContainerRunsWithoutItsDenseWeights) {
   const std::vector<QuantizedBlock> quantized = QuantizeMixed();
-  const auto model = RunnableModel::Open(WriteContainer(quantized, {}));
-  EXPECT_EQ(model->kind(), "mixed-binary");
-  const std::vector<Block> blocks = model->LoadBlocks();
-  for (const Block& block : blocks) {
-    for (const Linear& linear : block.linears) EXPECT_FALSE(linear.weight.defined());
-  }
-  const at::Tensor got = WholeLogits(*model->checkpoint(), blocks, kIds);
+  const std::string dir = WriteContainer(quantized, {});
   const at::Tensor wanted = WholeLogits(*checkpoint_, Dense(quantized), kIds);
-  EXPECT_TRUE(got.allclose(wanted, 1e-4, 1e-4));
-  EXPECT_FALSE(got.allclose(
-      WholeLogits(*checkpoint_, RunnableModel::Open(source_)->LoadBlocks(), kIds), 1e-2, 1e-2));
+  using Product = RunnableModel::PackedProduct;
+  for (const Product product : {Product::kAuto, Product::kTiles}) {
+    const auto model = RunnableModel::Open(dir, product);
+    EXPECT_EQ(model->kind(), "mixed-binary");
+    const std::vector<Block> blocks = model->LoadBlocks(device_);
+    for (const Block& block : blocks) {
+      for (const Linear& linear : block.linears) EXPECT_FALSE(linear.weight.defined());
+    }
+    const at::Tensor got = WholeLogits(*model->checkpoint(), blocks, kIds, device_);
+    EXPECT_TRUE(got.allclose(wanted, 1e-4, 1e-4));
+    EXPECT_FALSE(got.allclose(
+        WholeLogits(*checkpoint_, RunnableModel::Open(source_)->LoadBlocks(), kIds), 1e-2, 1e-2));
+  }
+}
+
+// On the CPU the two products add up in other orders: their last digits tell
+// which of them was taken.
+TEST_P(InferenceTest, TilesAreTakenWhereAskedFor) {
+  const std::string dir = WriteContainer(QuantizeMixed(), {});
+  const auto logits = [&](RunnableModel::PackedProduct product) {
+    const auto model = RunnableModel::Open(dir, product);
+    return WholeLogits(*model->checkpoint(), model->LoadBlocks(device_), kIds, device_);
+  };
+  const at::Tensor chosen = logits(RunnableModel::PackedProduct::kAuto);
+  EXPECT_EQ(chosen.equal(logits(RunnableModel::PackedProduct::kTiles)), !device_.is_cpu());
 }
 
 TEST_P(InferenceTest, GridContainerEqualsItsIntegers) {
@@ -189,6 +216,8 @@ TEST_P(InferenceTest, GridContainerEqualsItsIntegers) {
   EXPECT_EQ(model->kind(), "grid");
   EXPECT_TRUE(WholeLogits(*model->checkpoint(), model->LoadBlocks(), kIds)
                   .equal(WholeLogits(*checkpoint_, Dense(quantized), kIds)));
+  EXPECT_TRUE(WholeLogits(*model->checkpoint(), model->LoadBlocks(device_), kIds, device_)
+                  .allclose(WholeLogits(*checkpoint_, Dense(quantized), kIds), 1e-4, 1e-4));
 }
 
 TEST_P(InferenceTest, ContainersThatLieAreRefused) {

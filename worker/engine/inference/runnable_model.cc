@@ -1,5 +1,6 @@
 #include "worker/engine/inference/runnable_model.h"
 
+#include <functional>
 #include <memory>
 #include <utility>
 
@@ -7,6 +8,7 @@
 #include "worker/engine/base/strings.h"
 #include "worker/engine/export/manifest_check.h"
 #include "worker/engine/kernels/packed_linear.h"
+#include "worker/engine/kernels/tiled_linear.h"
 #include "worker/engine/nn/transformer.h"
 
 namespace quantry::engine {
@@ -21,10 +23,20 @@ void CheckShape(const QuantizedLinear& linear, const LinearShape& wanted) {
                   {{"tensor", linear.name}});
 }
 
+// Linear::product of a weight held as `Packed`.
+template <typename Packed, typename... Arguments>
+std::function<at::Tensor(const at::Tensor&)> ProductOf(const Arguments&... arguments) {
+  return [packed = std::make_shared<const Packed>(arguments...)](const at::Tensor& x) {
+    return packed->Apply(x);
+  };
+}
+
 }  // namespace
 
-std::shared_ptr<const RunnableModel> RunnableModel::Open(const std::string& dir) {
+std::shared_ptr<const RunnableModel> RunnableModel::Open(const std::string& dir,
+                                                         PackedProduct product) {
   auto model = std::make_shared<RunnableModel>();
+  model->product_ = product;
   if (!IsQuantryContainer(dir)) {
     model->checkpoint_ = Checkpoint::Open(dir);
     return model;
@@ -54,19 +66,27 @@ Block RunnableModel::LoadBlock(int index, const at::Device& device) const {
       linear.weight = read.Dequantize().to(device);
       continue;
     }
-    const at::Tensor bias = linear.bias.defined() ? linear.bias.cpu() : at::Tensor();
-    const auto packed = std::make_shared<const PackedLinear>(*read.mixed, bias);
-    linear.product = [packed, device](const at::Tensor& x) {
-      return packed->Apply(x.cpu()).to(device);
-    };
+    linear.product = device.is_cpu() && product_ == PackedProduct::kAuto
+                         ? ProductOf<PackedLinear>(*read.mixed, linear.bias)
+                         : ProductOf<TiledLinear>(*read.mixed, linear.bias, device);
   }
   return block;
 }
 
-std::vector<Block> RunnableModel::LoadBlocks() const {
+std::vector<Block> RunnableModel::LoadBlocks(const at::Device& device) const {
   std::vector<Block> blocks;
-  for (int i = 0; i < checkpoint_->config().num_layers; ++i) blocks.push_back(LoadBlock(i));
+  for (int i = 0; i < checkpoint_->config().num_layers; ++i) blocks.push_back(LoadBlock(i, device));
   return blocks;
+}
+
+std::shared_ptr<const RunnableModel> OpenRunnable(const Options& options) {
+  const std::string name = options.Text("packed-product", "auto");
+  if (name != "auto" && name != "tiles") {
+    throw UsageError(StrCat("--packed-product must be auto or tiles, got '", name, "'"));
+  }
+  using PackedProduct = RunnableModel::PackedProduct;
+  return RunnableModel::Open(options.Text("model", ""),
+                             name == "auto" ? PackedProduct::kAuto : PackedProduct::kTiles);
 }
 
 }  // namespace quantry::engine

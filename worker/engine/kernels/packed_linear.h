@@ -16,7 +16,8 @@ namespace quantry::engine {
 //   y_i = s_i (sum_j q_ij xs_j - z_i u) + A_i (2 sum_{bit_ij = 1} xn_j - t) + C_i t
 // Both sums are BitKernel's, over one plane of signs and four of codes, so the
 // weights are read as they are stored: 1.6 bits each. Exact but for rounding
-// x once (FixedPoint) and y once. CPU only. Immutable, thread-safe.
+// x once (FixedPoint) and y once. CPU only: TiledLinear is for other devices.
+// Immutable, thread-safe.
 class PackedLinear {
  public:
   // bias: fp32 [out] or undefined. `kernel` is for tests.

@@ -8,57 +8,20 @@
 
 #include "worker/engine/base/error.h"
 #include "worker/engine/kernels/fixed_point.h"
+#include "worker/engine/kernels/testing.h"
 #include "worker/engine/testing/threads.h"
 
 namespace quantry::engine {
 namespace {
 
-at::Tensor Fp16(const at::Tensor& value) { return value.to(at::kHalf).to(at::kFloat); }
-
-// A random weight with every k-th column salient and gains of both signs.
-MixedBinaryWeight RandomWeight(int64_t rows, int64_t columns, int64_t salient) {
-  MixedBinaryWeight weight;
-  weight.columns = columns;
-  weight.salient = std::get<0>(at::randperm(columns).narrow(0, 0, salient).sort()).to(at::kInt);
-  weight.codes = at::randint(0, 16, {rows, salient}, at::kByte);
-  weight.scales = Fp16(at::rand({rows}) * 0.02 + 1e-3);
-  weight.zeros = at::randint(0, 16, {rows}, at::kByte);
-  weight.signs = at::randint(0, 2, {rows, columns - salient}, at::kByte);
-  weight.row_gain = Fp16(at::randn({rows}) * 0.02);
-  weight.row_offset = Fp16(at::randn({rows}) * 1e-3);
-  weight.column_gain = Fp16(at::randn({columns - salient}) * 0.3 + 1);
-  return weight;
-}
-
-// x W'^T in fp64 from the dequantized weight.
-at::Tensor Reference(const MixedBinaryWeight& weight, const at::Tensor& x) {
-  return at::matmul(x.to(at::kDouble), weight.Dequantize().to(at::kDouble).t());
-}
-
-double RelativeError(const at::Tensor& got, const at::Tensor& wanted) {
-  return ((got.to(at::kDouble) - wanted).norm() / wanted.norm()).item<double>();
-}
-
-struct Shape {
-  std::string name;
-  int64_t rows, columns, salient, tokens;
-};
-
-const std::vector<Shape> kShapes = {
-    {"one weight, salient", 1, 1, 1, 1},
-    {"one weight, binary", 1, 1, 0, 2},
-    {"no salient columns", 40, 50, 0, 3},
-    {"all salient", 33, 37, 37, 2},
-    {"stories260k gate", 172, 64, 13, 5},
-    {"stories260k down", 64, 172, 35, 9},
-    {"odd everywhere", 95, 577, 117, 7},
-    {"more than one block of signs", 64, 2700, 541, 3},
-    {"more than one block of codes", 31, 5500, 1101, 1},
-};
+using test::kPackedShapes;
+using test::RandomWeight;
+using test::Reference;
+using test::RelativeError;
 
 TEST(PackedLinear, EqualsTheProductWithTheDequantizedWeight) {
   at::manual_seed(1);
-  for (const Shape& shape : kShapes) {
+  for (const test::PackedShape& shape : kPackedShapes) {
     const MixedBinaryWeight weight = RandomWeight(shape.rows, shape.columns, shape.salient);
     const at::Tensor x = at::randn({shape.tokens, shape.columns});
     for (const BitKernel* kernel : BitKernels()) {
@@ -70,7 +33,7 @@ TEST(PackedLinear, EqualsTheProductWithTheDequantizedWeight) {
 
 TEST(PackedLinear, KernelsAgreeToTheLastBit) {
   at::manual_seed(2);
-  for (const Shape& shape : kShapes) {
+  for (const test::PackedShape& shape : kPackedShapes) {
     const MixedBinaryWeight weight = RandomWeight(shape.rows, shape.columns, shape.salient);
     const at::Tensor x = at::randn({shape.tokens, shape.columns}) * 100;
     const at::Tensor y = PackedLinear(weight, {}, PortableBitKernel()).Apply(x);

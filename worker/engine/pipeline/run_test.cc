@@ -278,6 +278,43 @@ TEST(RunTest, HasACaseForEveryRowOfTheCatalog) {
   for (const MethodRow& row : Methods()) EXPECT_EQ(tested.count(row.name), 1U) << row.name;
 }
 
+// Spec: ptq161.md 11.3, 11: fewer than five columns have one salient one, a
+// single one is it.
+TEST(RunTest, LinearsOfFewColumnsAreQuantizedAndPacked) {
+  const json narrow = {{"hidden_size", 4},
+                       {"num_attention_heads", 2},
+                       {"head_dim", 2},
+                       {"num_key_value_heads", 1},
+                       {"intermediate_size", 1}};
+  for (const char* method :
+       {R"({"ptq161": {"epochs": 1}})",
+        R"({"ptq161": {"epochs": 1, "learn_rounding": true, "rounding_stages": 2,
+                       "rounding_steps": 2}})"}) {
+    const Bench bench({"narrow", "llama", method}, narrow);
+    bench.Run("whole", at::kCPU);
+    const json manifest = bench.Manifest("whole");
+    for (const json& output : manifest["outputs"]) EXPECT_TRUE(output["verified"].get<bool>());
+    EXPECT_TRUE(manifest["quality"]["perplexity"]["quantized"].is_number());
+    const ContainerReader packed(bench.File("whole/out/quantry"));
+    for (const char* name : {"self_attn.q_proj", "mlp.up_proj", "mlp.down_proj"}) {
+      const QuantizedLinear linear = packed.Read(std::string("model.layers.1.") + name);
+      EXPECT_LT(linear.columns(), 5);
+      EXPECT_EQ(linear.mixed->salient_columns(), 1) << name;
+    }
+  }
+}
+
+// Trap of PTQ1.61's code: an architecture that is advertised, and fails.
+TEST(RunTest, EveryArchitectureOfTheCatalogIsQuantized) {
+  for (const Architecture* row : Architectures()) {
+    const Bench bench({row->name.c_str(), row->name.c_str(), R"({"ptq161": {"epochs": 1}})"});
+    bench.Run("whole", at::kCPU);
+    const json manifest = bench.Manifest("whole");
+    EXPECT_EQ(manifest["blocks"].size(), 2U) << row->name;
+    for (const json& output : manifest["outputs"]) EXPECT_TRUE(output["verified"].get<bool>());
+  }
+}
+
 const MethodCase& CaseOf(const std::string& name) {
   for (const MethodCase& of : kCases) {
     if (of.name == name) return of;

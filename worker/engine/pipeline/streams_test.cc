@@ -9,6 +9,7 @@
 #include "worker/engine/pipeline/block_file.h"
 #include "worker/engine/quant/grid.h"
 #include "worker/engine/testing/counting_sink.h"
+#include "worker/engine/testing/errors.h"
 #include "worker/engine/testing/temp_dir.h"
 #include "worker/engine/testing/tiny_model.h"
 
@@ -102,6 +103,30 @@ TEST_P(StreamsTest, Invariant9_NoSettingReachesTheOriginalsChain) {
     EXPECT_FALSE(at::equal(first.x_q, second.x_q));
     EXPECT_FALSE(at::equal(first.x_q, first.x_fp));
   }
+}
+
+// A loss that is not finite is told of the step that was taken: a method without
+// rounding to nearest has none.
+TEST_P(StreamsTest, AnOverflowIsThatOfTheBlockThatWasMeasured) {
+  const test::TempDir dir;
+  test::MakeTinyModel(GetParam()).Write(dir.path());
+  const auto checkpoint = Checkpoint::Open(dir.path());
+  const RopeTable rope = MakeRopeTable(checkpoint->architecture(), checkpoint->config(), 8);
+  const Block block = LoadBlock(*checkpoint, 1);
+  Block large = block.Clone();
+  large.linears.back().weight.mul_(1e30);
+  test::CountingSink quiet;
+  const auto error = [&](const Block& rtn, const Block& final) {
+    Streams streams = EmbedWindows(*checkpoint, at::arange(8).view({1, 8}), at::kCPU, [] {});
+    return test::ErrorOf([&] {
+      AdvanceStreams({block, rtn, final}, rope, at::kCPU, streams, quiet);
+    });
+  };
+  for (const Block* rtn : std::initializer_list<const Block*>{&large, &block}) {
+    EXPECT_EQ(error(*rtn, large).reason, "NON_FINITE_LOSS");
+    EXPECT_TRUE(test::Mentions(error(*rtn, large), "block 1, quantized block"));
+  }
+  EXPECT_TRUE(test::Mentions(error(large, block), "block 1, rounding to nearest"));
 }
 
 INSTANTIATE_TEST_SUITE_P(Architectures, StreamsTest, ::testing::Values("llama", "opt"));

@@ -93,6 +93,15 @@ at::Tensor UnpackRows(const at::Tensor& packed, int64_t columns, int bits) {
   return codes;
 }
 
+at::Tensor UnpackBytes(const at::Tensor& bytes, int64_t columns, int bits) {
+  CheckArguments(bytes, at::kByte, bits);
+  const at::Tensor shifts = at::arange(0, 8, bits, bytes.options());
+  return at::bitwise_right_shift(bytes.unsqueeze(-1), shifts)
+      .bitwise_and_((1 << bits) - 1)
+      .view({bytes.size(0), bytes.size(1) * shifts.size(0)})
+      .narrow(1, 0, columns);
+}
+
 at::Tensor PackColumns(const at::Tensor& values, int bits) {
   return PackRows(values.t(), bits).t().contiguous();
 }

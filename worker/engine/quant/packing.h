@@ -27,6 +27,11 @@ void UnpackStream(const uint32_t* words, int64_t count, int bits, uint8_t* codes
 at::Tensor PackRows(const at::Tensor& codes, int bits);
 at::Tensor UnpackRows(const at::Tensor& packed, int64_t columns, int bits);
 
+// UnpackRows on any device, by ATen's operations alone. bits: 1, 2, 4 or 8.
+//   bytes uint8 [N, at least columns * bits / 8], PackRows' words byte by byte -> uint8 [N,
+//   columns]
+at::Tensor UnpackBytes(const at::Tensor& bytes, int64_t columns, int bits);
+
 // Every column its own stream along N (zero points of compressed-tensors).
 //   values uint8 [N, G] <-> int32 [PackedWords(N, bits), G]
 at::Tensor PackColumns(const at::Tensor& values, int bits);

@@ -68,6 +68,21 @@ TEST(Packing, EveryCodeOfEveryWidth) {
   }
 }
 
+// Whatever stands in a row's unused bits.
+TEST(Packing, BytesUnpackAsWordsDo) {
+  at::manual_seed(1);
+  for (const int bits : {1, 2, 4, 8}) {
+    for (const int64_t columns : {0, 1, 3, 11, 32, 33, 257}) {
+      const at::Tensor codes = at::randint(0, 1 << bits, {5, columns}, at::kByte);
+      const at::Tensor bytes = PackRows(codes, bits).view(at::kByte);
+      EXPECT_TRUE(at::equal(UnpackBytes(bytes, columns, bits), codes)) << bits << " " << columns;
+      const at::Tensor unused = PackRows(at::full_like(codes, (1 << bits) - 1), bits);
+      const at::Tensor filled = bytes.bitwise_or(unused.view(at::kByte).bitwise_not());
+      EXPECT_TRUE(at::equal(UnpackBytes(filled, columns, bits), codes)) << bits << " " << columns;
+    }
+  }
+}
+
 TEST(Packing, RefusesCodesThatDoNotFit) {
   EXPECT_THROW(PackRows(at::full({2, 40}, 4, at::kByte), 2), EngineError);
   EXPECT_THROW(PackRows(at::zeros({2, 40}, at::kInt), 2), EngineError);

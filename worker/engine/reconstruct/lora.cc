@@ -28,8 +28,10 @@ bool Adapts(const LoraOptions& options, LinearRole role) {
   return options.attention_output || role != LinearRole::kAttentionOut;
 }
 
-int64_t RankOf(const LoraOptions& options, int64_t out, int64_t in) {
-  return std::min({options.rank > 0 ? options.rank : kDefaultRank, out, in});
+// The same for every linear, as in the authors' code: in one with a smaller side
+// too it is what the adapters' scale and the speed at which they learn go by.
+int64_t RankOf(const LoraOptions& options) {
+  return options.rank > 0 ? options.rank : kDefaultRank;
 }
 
 int64_t WarmupOf(const LoraOptions& options) {
@@ -145,7 +147,7 @@ class Trainer {
     for (size_t i = 0; i < block.linears.size(); ++i) {
       if (!Adapts(options_, block.architecture->linears[i].role)) continue;
       const at::Tensor& weight = block.linears[i].weight;
-      const int64_t rank = RankOf(options_, weight.size(0), weight.size(1));
+      const int64_t rank = RankOf(options_);
       slots_[b].push_back({i, adapters_.size(), options_.alpha / static_cast<double>(rank)});
       // A uniform in +-1/sqrt(in) as the field's libraries start it, B at 0.
       at::Generator random = at::detail::createCPUGenerator(
@@ -332,9 +334,8 @@ int64_t LoraBytes(const LoraOptions& options, const Architecture& architecture,
     weights += shape.out * shape.in;
     kept += kInputs * shape.in + shape.out;
     if (!Adapts(options, linear.role)) continue;
-    const int64_t rank = RankOf(options, shape.out, shape.in);
-    entries += rank * (shape.out + shape.in);
-    kept += rank;
+    entries += RankOf(options) * (shape.out + shape.in);
+    kept += RankOf(options);
   }
   const int64_t head = config.vocab_size * config.hidden_size;
   const int64_t adapters =
@@ -362,7 +363,7 @@ void CheckLora(const LoraOptions& options, const Architecture& architecture,
   throw UserError(
       "INVALID_SPEC",
       StrCat("preprocessing.lora.rank: wanted at most ", most, ", a side of ", narrowest->name,
-             " [", shape.out, ", ", shape.in, "], got ", options.rank, "; 0 takes what fits"),
+             " [", shape.out, ", ", shape.in, "], got ", options.rank, "; 0 is 64 in every linear"),
       {{"field", "preprocessing.lora.rank"}});
 }
 

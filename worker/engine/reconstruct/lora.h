@@ -17,7 +17,7 @@ namespace quantry::engine {
 // by next-token loss and merged into it: W + alpha / r B A, with A [r, in] and
 // B [out, r]. Defaults are those of PTQ1.61's code (spec: ptq161.md 5.1).
 struct LoraOptions {
-  int64_t rank = 0;  // 0 = 64, or the smaller side of a linear where that is less
+  int64_t rank = 0;  // 0 = 64, also where a side of a linear is less
   double alpha = 16;
   double dropout = 0.1;  // of the adapters' inputs
   int64_t steps = 10'000;

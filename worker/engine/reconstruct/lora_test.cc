@@ -4,6 +4,7 @@
 #include <c10/core/GradMode.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <memory>
@@ -185,6 +186,34 @@ TEST_P(LoraTest, LowersTheLossAndLeavesTheOtherLinears) {
       }
     }
   }
+}
+
+// Spec 5.1: rank 64 and alpha / 64, in linears with a side below 64 too.
+TEST_P(LoraTest, TheDefaultRankIsTheSameInEveryLinear) {
+  options_.rank = 0;
+  options_.steps = 2;
+  options_.warmup_steps = 0;
+  AllStates store;
+  const std::vector<Block> before = Blocks();
+  std::vector<Block> blocks = Blocks();
+  Train(blocks, &store);
+  const std::vector<at::Tensor>& adapters = store.states.back().adapters;
+  size_t next = 0;
+  int64_t narrow = 0;
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    for (size_t i = 0; i < blocks[b].linears.size(); ++i) {
+      if (blocks[b].architecture->linears[i].role == LinearRole::kAttentionOut) continue;
+      const at::Tensor& a = adapters.at(next++);
+      const at::Tensor wanted = at::mm(adapters.at(next++), a) * (options_.alpha / 64);
+      const at::Tensor change = blocks[b].linears[i].weight - before[b].linears[i].weight;
+      EXPECT_GT(wanted.norm().item<double>(), 1e-3);
+      EXPECT_TRUE(at::allclose(change.cpu(), wanted, 1e-3, 1e-6)) << blocks[b].linears[i].name;
+      EXPECT_EQ(a.size(0), 64);
+      narrow += std::min(change.size(0), change.size(1)) < 64 ? 1 : 0;
+    }
+  }
+  EXPECT_EQ(next, adapters.size());
+  EXPECT_GT(narrow, 0);
 }
 
 TEST_P(LoraTest, TheFirstLossIsThatOfTheModelItself) {

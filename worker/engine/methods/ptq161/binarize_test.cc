@@ -38,7 +38,7 @@ TEST(Ptq161Binarize, GoldenBinaryColumns) {
   EXPECT_TRUE(at::allclose(Levels(rows), wanted, 1e-5, 1e-6));
 }
 
-// Spec 11.3, 2.
+// Spec 11.3, 2: s (q - z) with integers 0 <= q <= 15 and z, so 16 values a row at most.
 TEST(Ptq161Binarize, Invariant2SalientErrorIsHalfAStep) {
   at::manual_seed(2);
   for (const double spread : {1e-3, 1.0, 50.0}) {
@@ -46,9 +46,16 @@ TEST(Ptq161Binarize, Invariant2SalientErrorIsHalfAStep) {
     const SalientGrid grid = FitSalientGrid(weight);
     const at::Tensor codes = SalientCodes(weight, grid).to(at::kFloat);
     EXPECT_LE(codes.max().item<double>(), 15.0);
+    EXPECT_TRUE(at::equal(grid.zeros, grid.zeros.round().clamp(0, 15)));
     const at::Tensor got = (codes - grid.zeros.unsqueeze(-1)) * grid.scales.unsqueeze(-1);
-    const at::Tensor steps = (got - weight).abs() / grid.scales.unsqueeze(-1);
-    EXPECT_LE(steps.max().item<double>(), 0.5 + 2e-5);
+    for (int64_t row = 0; row < got.size(0); ++row) {
+      EXPECT_LE(std::get<0>(at::_unique(got[row])).size(0), 16);
+    }
+    const at::Tensor scales = grid.scales.to(at::kDouble).unsqueeze(-1);
+    const at::Tensor steps = got.to(at::kDouble) / scales;
+    EXPECT_LE((steps - steps.round()).abs().max().item<double>(), 1e-5);
+    const at::Tensor off = (got.to(at::kDouble) - weight.to(at::kDouble)).abs() / scales;
+    EXPECT_LE(off.max().item<double>(), 0.5 + 1e-5);
   }
 }
 

@@ -18,11 +18,12 @@ struct LearnedRoundingReport {
 };
 
 // Learns signs and 4-bit codes in the manner of TesseraQ's progressive adaptive
-// rounding (spec: tesseraq.md 2), all linears of a block together: every weight
-// starts as what it is, soft between its two levels; stage by stage the most
-// decided ones are frozen to a level and the rest goes on training with the
-// row scales and r2. Leaves codes, signs, mu, alpha and r2 of `linears` as
-// learned and r1 = 1. Reports LearnedRoundingSteps.
+// rounding (spec: tesseraq.md 2), all linears of a block together: a weight
+// between two levels starts as what it is, soft between them; stage by stage the
+// most decided ones are frozen to a level and the rest goes on training with the
+// row scales and r2. A weight beyond C - A .. C + A starts at the nearer end and
+// stays there (SoftRounding::IsOutside): its sign never flips. Leaves codes, signs, mu, alpha and
+// r2 of `linears` as learned and r1 = 1. Reports LearnedRoundingSteps.
 LearnedRoundingReport LearnRounding(const BlockTask& task, const Ptq161Options& options,
                                     const BlockSurvey& survey, std::vector<MixedLinear>& linears,
                                     ParameterBuffer& buffer, ProgressSink& progress);

@@ -322,6 +322,18 @@ TEST_P(Ptq161Test, Invariant14SecondPassKeepsTheSigns) {
   EXPECT_GE(same, 0.98 * all);
 }
 
+// Spec 11.3, 14: the learned loss is near 0, a few hundredths to a tenth of the
+// first pass's. The rest: ranges of 4 bits are anew those of the rows, and inputs
+// of later linears changed, with them some columns of their masks.
+TEST_P(Ptq161Test, Invariant14SecondPassHasNextToNothingToLearn) {
+  BlockSetting setting(GetParam());
+  const double first = RunMethod(setting.Task(), Quick()).metrics.at("train_loss_last");
+  setting.block = Rebuild(setting.block, RunMethod(setting.Task(), Quick(0)).block);
+  const double second = RunMethod(setting.Task(), Quick()).metrics.at("train_loss_last");
+  EXPECT_GT(second, 0);
+  EXPECT_LT(second, 0.2 * first);
+}
+
 // Beside gradients a weight takes 4 bytes assembled, 28 in its part and 4 for a retry; one share's
 // gradients are still there when they are taken apart.
 TEST_P(Ptq161Test, BytesCountWhatLearningSignsHolds) {
@@ -417,6 +429,29 @@ TEST_P(Ptq161Test, EverySwitchChangesTheResult) {
       if (options.salient_multiple == 0) continue;
       EXPECT_EQ(linear.mixed->salient_columns() % options.salient_multiple, 0);
     }
+  }
+}
+
+// Nor one of learned rounding, the rates included.
+TEST_P(Ptq161Test, EveryOptionOfLearnedRoundingChangesTheResult) {
+  using Options = Ptq161Options;
+  const std::vector<std::pair<const char*, std::function<void(Options&)>>> changes = {
+      {"rounding_stages", [](Options& o) { o.rounding_stages = 3; }},
+      {"rounding_steps", [](Options& o) { o.rounding_steps = 5; }},
+      {"rounding_batch", [](Options& o) { o.rounding_batch = 2; }},
+      {"rounding_rate", [](Options& o) { o.rounding_rate *= 2; }},
+      {"rounding_scale_rate", [](Options& o) { o.rounding_scale_rate *= 2; }}};
+  const BlockSetting setting(GetParam());
+  Options learned = Quick(1);
+  learned.learn_rounding = true;
+  learned.rounding_stages = 2;
+  learned.rounding_steps = 4;
+  const MethodResult plain = RunMethod(setting.Task(), learned);
+  EXPECT_TRUE(Same(plain, RunMethod(setting.Task(), learned)));
+  for (const auto& [name, change] : changes) {
+    Options options = learned;
+    change(options);
+    EXPECT_FALSE(Same(plain, RunMethod(setting.Task(), options))) << name;
   }
 }
 

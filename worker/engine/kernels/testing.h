@@ -1,0 +1,56 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "worker/engine/quant/mixed_binary.h"
+
+namespace quantry::engine::test {
+
+inline at::Tensor Fp16(const at::Tensor& value) { return value.to(at::kHalf).to(at::kFloat); }
+
+// A random weight with so many random columns salient and gains of both signs.
+inline MixedBinaryWeight RandomWeight(int64_t rows, int64_t columns, int64_t salient) {
+  MixedBinaryWeight weight;
+  weight.columns = columns;
+  weight.salient = std::get<0>(at::randperm(columns).narrow(0, 0, salient).sort()).to(at::kInt);
+  weight.codes = at::randint(0, 16, {rows, salient}, at::kByte);
+  weight.scales = Fp16(at::rand({rows}) * 0.02 + 1e-3);
+  weight.zeros = at::randint(0, 16, {rows}, at::kByte);
+  weight.signs = at::randint(0, 2, {rows, columns - salient}, at::kByte);
+  weight.row_gain = Fp16(at::randn({rows}) * 0.02);
+  weight.row_offset = Fp16(at::randn({rows}) * 1e-3);
+  weight.column_gain = Fp16(at::randn({columns - salient}) * 0.3 + 1);
+  return weight;
+}
+
+// x W'^T in fp64 from the dequantized weight.
+inline at::Tensor Reference(const MixedBinaryWeight& weight, const at::Tensor& x) {
+  return at::matmul(x.to(at::kDouble), weight.Dequantize().to(at::kDouble).t());
+}
+
+inline double RelativeError(const at::Tensor& got, const at::Tensor& wanted) {
+  return ((got.to(at::kDouble) - wanted).norm() / wanted.norm()).item<double>();
+}
+
+struct PackedShape {
+  std::string name;
+  int64_t rows, columns, salient, tokens;
+};
+
+inline const std::vector<PackedShape> kPackedShapes = {
+    {"one weight, salient", 1, 1, 1, 1},
+    {"one weight, binary", 1, 1, 0, 2},
+    {"no salient columns", 40, 50, 0, 3},
+    {"all salient", 33, 37, 37, 2},
+    {"stories260k gate", 172, 64, 13, 5},
+    {"stories260k down", 64, 172, 35, 9},
+    {"odd everywhere", 95, 577, 117, 7},
+    {"more than one block of signs", 64, 2700, 541, 3},
+    {"more than one block of codes", 31, 5500, 1101, 1},
+};
+
+}  // namespace quantry::engine::test
