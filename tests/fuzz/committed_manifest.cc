@@ -16,16 +16,16 @@ constexpr std::string_view kOutside = "outside";
 class Root {
  public:
   Root() {
-    std::filesystem::create_directories(scratch_.path() + "/root/a/b");
-    for (const char* name : {"outside", "root/outside"}) scratch_.Write(name, kOutside);
-    scratch_.Write("root/a/b/file", "inside");
-    auto store = OpenArtifactStore("file://" + scratch_.path() + "/root");
+    std::filesystem::create_directories(scratch_.path() + "/store/a/b");
+    for (const char* name : {"outside", "store/outside"}) scratch_.Write(name, kOutside);
+    scratch_.Write("store/a/b/file", "inside");
+    auto store = OpenArtifactStore("file://" + scratch_.path() + "/store");
     if (!store.ok()) __builtin_trap();
     store_ = *std::move(store);
     artifact_.uri = store_->RootUri() + "/a";
   }
   absl::StatusOr<v1::Manifest> Read(const std::string& json, const std::string& sha256) {
-    scratch_.Write("root/a/manifest.json", json);
+    scratch_.Write("store/a/manifest.json", json);
     artifact_.manifest_sha256 = sha256;
     std::int64_t size_bytes = 0;
     auto manifest = ReadManifest(store_.get(), artifact_, &size_bytes);

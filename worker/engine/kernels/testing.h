@@ -1,8 +1,10 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <gtest/gtest.h>
 
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -34,6 +36,24 @@ inline at::Tensor Reference(const MixedBinaryWeight& weight, const at::Tensor& x
 
 inline double RelativeError(const at::Tensor& got, const at::Tensor& wanted) {
   return ((got.to(at::kDouble) - wanted).norm() / wanted.norm()).item<double>();
+}
+
+// product(weight, x): a token of zeros gives zeros, one with a value that is not finite NaN, and
+// the others are as without them.
+template <typename Product>
+void ExpectTokensStayApart(const Product& product) {
+  const MixedBinaryWeight weight = RandomWeight(40, 80, 16);
+  at::Tensor x = at::randn({5, 80});
+  x[1].zero_();
+  x[2][weight.salient[3].item<int64_t>()] = std::numeric_limits<float>::infinity();
+  x[3][weight.OtherColumns()[3].item<int64_t>()] = std::numeric_limits<float>::quiet_NaN();
+  const at::Tensor y = product(weight, x);
+  EXPECT_TRUE(at::equal(y[1], at::zeros({40})));
+  EXPECT_TRUE(y[2].isnan().all().template item<bool>());
+  EXPECT_TRUE(y[3].isnan().all().template item<bool>());
+  for (const int64_t t : {0, 4}) {
+    EXPECT_LT(RelativeError(y[t], Reference(weight, x[t])), 1e-6);
+  }
 }
 
 struct PackedShape {

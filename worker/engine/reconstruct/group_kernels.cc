@@ -124,8 +124,7 @@ QUANTRY_CLONES float DotGroup(const float* a, const float* b, int64_t count) {
 }
 
 void StepLogits(const LogitStep& step, int64_t count, const LogitRows& rows) {
-  static const bool avx2 = HasAvx2();
-  if (avx2) {
+  if (HasAvx2()) {
     StepAvx2(step, count, rows);
   } else {
     StepPlain(step, count, rows);
@@ -133,8 +132,7 @@ void StepLogits(const LogitStep& step, int64_t count, const LogitRows& rows) {
 }
 
 void LogitValues(float width, float lowest, int64_t count, const float* nu, float* value) {
-  static const bool avx2 = HasAvx2();
-  if (avx2) {
+  if (HasAvx2()) {
     ValuesAvx2(width, lowest, count, nu, value);
   } else {
     ValuesPlain(width, lowest, count, nu, value);

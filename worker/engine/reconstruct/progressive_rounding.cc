@@ -148,13 +148,16 @@ StepRates ProgressiveRounding::RatesAt(int stage, int64_t step) const {
   return rates;
 }
 
-std::vector<int64_t> ProgressiveRounding::BatchOf(int stage, int64_t step) const {
-  const uint64_t stream = Random(options_.seed ^ (static_cast<uint64_t>(block_) << 40)).Next();
-  const int64_t place = stage * options_.steps_per_stage + step;
+uint64_t ProgressiveRounding::SeedOf(int64_t place) const {
+  return Random(options_.seed ^ (static_cast<uint64_t>(block_) << 40)).Next() +
+         static_cast<uint64_t>(place);
+}
+
+std::vector<int64_t> ProgressiveRounding::BatchOf(int64_t place) const {
   if (options_.whole_epochs) {
-    return EpochWindows(TrainingWindows(), options_.batch_size, place, stream);
+    return EpochWindows(TrainingWindows(), options_.batch_size, place, SeedOf(0));
   }
-  return DrawWindows(TrainingWindows(), options_.batch_size, stream + static_cast<uint64_t>(place));
+  return DrawWindows(TrainingWindows(), options_.batch_size, SeedOf(place));
 }
 
 double ProgressiveRounding::Train(int stage, TrainedBlock& trained, int64_t& steps_told) {
@@ -162,12 +165,11 @@ double ProgressiveRounding::Train(int stage, TrainedBlock& trained, int64_t& ste
   Adam dense;
   for (const at::Tensor& tensor : trained.dense) dense.Add(tensor, SizeOf(tensor));
   const int64_t steps = StepsOf(stage);
-  const uint64_t stream = Random(options_.seed ^ (static_cast<uint64_t>(block_) << 40)).Next() +
-                          static_cast<uint64_t>(stage * options_.steps_per_stage);
   double sum = 0;
   for (int64_t step = 0; step < steps; ++step) {
+    const int64_t place = stage * options_.steps_per_stage + step;
     const BlockObjective::Result result =
-        objective_.Gradients(BatchOf(stage, step), current, stream + step);
+        objective_.Gradients(BatchOf(place), current, SeedOf(place));
     if (!std::isfinite(result.loss)) return result.loss;
     sum += result.loss;
     const StepRates rates = RatesAt(stage, step);

@@ -99,7 +99,10 @@ class ProgressiveRounding {
   double Train(int stage, TrainedBlock& trained, int64_t& steps_told);
   double TrainWithRetries(int stage, TrainedBlock& trained, RoundingReport& report);
   int64_t TrainingWindows() const { return objective_.windows() - options_.held_out; }
-  std::vector<int64_t> BatchOf(int stage, int64_t step) const;
+  // Of the random numbers of a step.
+  uint64_t SeedOf(int64_t place) const;
+  // `place`: steps of the block before this one. A retry draws the same.
+  std::vector<int64_t> BatchOf(int64_t place) const;
   StepRates RatesAt(int stage, int64_t step) const;
   int64_t StepsOf(int stage) const;
   void ReportBeginning(int stage, const TrainedBlock& trained);
