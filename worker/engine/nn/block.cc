@@ -105,22 +105,37 @@ at::Tensor Block::Product(LinearRole role, const at::Tensor& x, const LinearForw
   return linear ? linear(i, input) : Apply(i, input);
 }
 
+std::vector<at::Tensor> Block::Products(const std::vector<LinearRole>& roles, const at::Tensor& x,
+                                        const LinearForward& linear) const {
+  std::vector<at::Tensor> weights, biases, outputs;
+  for (const LinearRole role : roles) {
+    const Linear& own = linears.at(architecture->LinearIndex(role));
+    if (linear || own.product) break;
+    weights.push_back(own.weight);
+    biases.push_back(own.bias);
+  }
+  if (weights.size() == roles.size()) {
+    return LinearProducts(FakeQuantizeActivations(x, activations.bits), weights, biases, compute);
+  }
+  for (const LinearRole role : roles) outputs.push_back(Product(role, x, linear));
+  return outputs;
+}
+
 at::Tensor Block::Attention(const at::Tensor& normed, const RopeTable& rope,
                             const LinearForward& linear, KeyValueCache* cache) const {
   const int64_t batch = normed.size(0), tokens = normed.size(1);
-  const auto product = [&](LinearRole role, const at::Tensor& x) {
-    return Product(role, x, linear);
-  };
-  const auto heads = [&](LinearRole role, int64_t count) {
-    return product(role, normed).view({batch, tokens, count, config->head_dim});
+  const std::vector<at::Tensor> products =
+      Products({LinearRole::kQuery, LinearRole::kKey, LinearRole::kValue}, normed, linear);
+  const auto heads = [&](int i, int64_t count) {
+    return products[i].view({batch, tokens, count, config->head_dim});
   };
   const auto norm_heads = [&](NormRole role, const at::Tensor& x) {
     const int i = architecture->NormIndex(role);
     return i < 0 ? x : ApplyNorm(norms.at(i), architecture->norm_kind, config->norm_eps, x);
   };
-  at::Tensor q = heads(LinearRole::kQuery, config->num_heads);
-  at::Tensor k = heads(LinearRole::kKey, config->num_kv_heads);
-  at::Tensor v = heads(LinearRole::kValue, config->num_kv_heads).transpose(1, 2);
+  at::Tensor q = heads(0, config->num_heads);
+  at::Tensor k = heads(1, config->num_kv_heads);
+  at::Tensor v = heads(2, config->num_kv_heads).transpose(1, 2);
   q = norm_heads(NormRole::kQuery, q).transpose(1, 2);
   k = norm_heads(NormRole::kKey, k).transpose(1, 2);
   if (rope.defined()) {
@@ -130,23 +145,21 @@ at::Tensor Block::Attention(const at::Tensor& normed, const RopeTable& rope,
   }
   if (cache != nullptr) cache->Append(&k, &v);
   const at::Tensor mixed = CausalAttention(q, k, v, compute);
-  return product(LinearRole::kAttentionOut,
-                 mixed.transpose(1, 2).reshape({batch, tokens, config->query_size()}));
+  return Product(LinearRole::kAttentionOut,
+                 mixed.transpose(1, 2).reshape({batch, tokens, config->query_size()}), linear);
 }
 
 at::Tensor Block::Mlp(const at::Tensor& normed, const LinearForward& linear) const {
-  const auto product = [&](LinearRole role, const at::Tensor& x) {
-    return Product(role, x, linear);
-  };
   if (!architecture->gated_mlp) {
-    return product(LinearRole::kDown,
-                   Activate(config->activation, product(LinearRole::kUp, normed)));
+    const at::Tensor up = Product(LinearRole::kUp, normed, linear);
+    return Product(LinearRole::kDown, Activate(config->activation, up), linear);
   }
-  const at::Tensor gate = product(LinearRole::kGate, normed);
-  const at::Tensor up = product(LinearRole::kUp, normed);
-  return product(LinearRole::kDown, config->activation == Activation::kSilu
-                                        ? GatedSilu(gate, up)
-                                        : Activate(config->activation, gate) * up);
+  const std::vector<at::Tensor> both =
+      Products({LinearRole::kGate, LinearRole::kUp}, normed, linear);
+  const at::Tensor inner = config->activation == Activation::kSilu
+                               ? GatedSilu(both[0], both[1])
+                               : Activate(config->activation, both[0]) * both[1];
+  return Product(LinearRole::kDown, inner, linear);
 }
 
 at::Tensor Block::Forward(const at::Tensor& hidden, const RopeTable& rope,

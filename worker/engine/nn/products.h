@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <vector>
+
 namespace quantry::engine {
 
 // What the factors of a training step's matrix products are rounded to; sums
@@ -22,8 +24,13 @@ at::Tensor Product(const at::Tensor& a, const at::Tensor& b);
 
 // x W^T + b, as at::linear: x [..., in], weight [out, in], bias [out] or undefined,
 // all fp32; differentiable in all three, the backward pass's products in `dtype`
-// too. Keeps x and weight for it, as at::linear does.
+// too. Keeps the weight and, as a factor, x for it.
 at::Tensor LinearProduct(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                          ComputeDtype dtype);
+
+// The same of one input with several weights and as many biases, an output each: in bfloat16
+// one product for all.
+std::vector<at::Tensor> LinearProducts(const at::Tensor& x, const std::vector<at::Tensor>& weights,
+                                       const std::vector<at::Tensor>& biases, ComputeDtype dtype);
 
 }  // namespace quantry::engine

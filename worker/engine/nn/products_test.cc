@@ -70,6 +70,38 @@ TEST(ProductsTest, ALinearAndItsGradientsUseTheSameFactors) {
   }
 }
 
+// As q, k and v have it: outputs of different widths, one with a bias, one that nobody uses.
+TEST(ProductsTest, LinearsOfOneInputAreWhatEachIsAlone) {
+  at::manual_seed(5);
+  const std::vector<int64_t> widths = {6, 3, 17};
+  for (const ComputeDtype dtype : kBoth) {
+    const at::Tensor x = at::randn({2, 9, 40}), bias = at::randn({3});
+    std::vector<at::Tensor> weights;
+    for (const int64_t width : widths) weights.push_back(at::randn({width, 40}));
+    const auto gradients = [&](bool together) {
+      const at::Tensor input = x.clone().requires_grad_();
+      std::vector<at::Tensor> own, got, found;
+      for (const at::Tensor& weight : weights) own.push_back(weight.clone().requires_grad_());
+      if (together) {
+        got = LinearProducts(input, own, {{}, bias, {}}, dtype);
+      } else {
+        got = {LinearProduct(input, own[0], {}, dtype), LinearProduct(input, own[1], bias, dtype),
+               LinearProduct(input, own[2], {}, dtype)};
+      }
+      (got[0].square().sum() + got[1].pow(3).sum()).backward();
+      for (const at::Tensor& y : got) found.push_back(y.detach());
+      found.push_back(input.grad());
+      for (size_t i = 0; i < 2; ++i) found.push_back(own[i].grad());
+      return found;
+    };
+    const std::vector<at::Tensor> wanted = gradients(false), got = gradients(true);
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      EXPECT_EQ(got[i].sizes(), wanted[i].sizes());
+      EXPECT_LT(Difference(got[i], wanted[i].to(at::kDouble)), Tolerance(dtype)) << i;
+    }
+  }
+}
+
 TEST(ProductsTest, NothingIsComputedThatNobodyWants) {
   const at::Tensor x = at::randn({3, 4}), w = at::randn({2, 4}).requires_grad_();
   const at::Tensor y = LinearProduct(x, w, {}, ComputeDtype::kBfloat16);

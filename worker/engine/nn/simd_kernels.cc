@@ -196,12 +196,10 @@ QUANTRY_AVX2 void Transpose(const float* from, int64_t stride, int64_t rows, int
 }
 
 QUANTRY_AVX2 void RotateRow(const float* x, const float* cos, const float* sin, int64_t dim,
-                            float sign, float* out) {
+                            float sign, float* __restrict__ out) {
   const int64_t half = dim / 2;
-  for (int64_t j = 0; j < half; ++j) {
-    out[j] = x[j] * cos[j] - sign * x[j + half] * sin[j];
-    out[j + half] = x[j + half] * cos[j + half] + sign * x[j] * sin[j + half];
-  }
+  for (int64_t j = 0; j < half; ++j) out[j] = x[j] * cos[j] - sign * x[j + half] * sin[j];
+  for (int64_t j = half; j < dim; ++j) out[j] = x[j] * cos[j] + sign * x[j - half] * sin[j];
 }
 
 QUANTRY_AVX2 void GatedSilu(const float* gate, const float* up, int64_t count, float* out) {

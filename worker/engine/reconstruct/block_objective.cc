@@ -7,6 +7,7 @@
 
 #include "worker/engine/base/random.h"
 #include "worker/engine/methods/batches.h"
+#include "worker/engine/nn/simd_kernels.h"
 #include "worker/engine/reconstruct/over_shares.h"
 
 namespace quantry::engine {
@@ -33,6 +34,17 @@ struct Leaves {
 at::Tensor GradientOf(const at::Tensor& leaf) {
   const at::Tensor& gradient = leaf.grad();
   return gradient.defined() ? gradient.to(at::kCPU).contiguous() : at::zeros_like(leaf, at::kCPU);
+}
+
+// Of fp32 [..., n]; each row's in fp32, their sum in fp64.
+double SumOfSquares(const at::Tensor& values) {
+  if (!values.is_cpu() || !simd::Available())
+    return values.square().sum(at::kDouble).item<double>();
+  const int64_t width = values.size(-1), rows = values.numel() / width;
+  const auto* row = values.const_data_ptr<float>();
+  double sum = 0;
+  for (int64_t i = 0; i < rows; ++i, row += width) sum += simd::Dot(row, row, width);
+  return sum;
 }
 
 void AddTensors(std::vector<at::Tensor>& sums, const std::vector<at::Tensor>& parts) {
@@ -97,8 +109,8 @@ BlockObjective::Result BlockObjective::Part(const std::vector<int64_t>& windows,
   const at::Tensor output = leaves.block.Forward(input, rope_);
   const at::Tensor error = output.detach() - target;
   Result result;
-  result.loss = error.square().sum(at::kDouble).item<double>() / tokens;
-  output.backward(error.mul(2.0 / tokens));
+  result.loss = SumOfSquares(error) / tokens;
+  output.backward(error.mul_(2.0 / tokens));
   for (const Linear& linear : leaves.block.linears) {
     result.weight_gradients.push_back(GradientOf(linear.weight));
   }

@@ -9,7 +9,6 @@
 #include "worker/engine/reconstruct/adam.h"
 #include "worker/engine/reconstruct/group_kernels.h"
 #include "worker/engine/reconstruct/order_statistic.h"
-#include "worker/engine/reconstruct/rectified_sigmoid.h"
 
 namespace quantry::engine {
 namespace {
@@ -81,20 +80,8 @@ void SoftRounding::Live::Set(size_t i, int64_t at, float logit) {
   mean[i] = square[i] = 0;
 }
 
-float SoftRounding::Offset(int64_t index, float rounding, float zero) const {
-  return std::clamp(static_cast<float>(base_[index]) + rounding, 0.0F, qmax_) - zero;
-}
-
 float SoftRounding::SoftInteger(int64_t index, float rounding) const {
   return Offset(index, rounding, groups_[GroupOf(index)].zero);
-}
-
-float SoftRounding::Factor(float v) const {
-  return curve_ == ScaleCurve::kExponential ? std::exp(v) : 2.0F * RectifiedSigmoid(v);
-}
-
-float SoftRounding::FactorSlope(float v) const {
-  return curve_ == ScaleCurve::kExponential ? std::exp(v) : 2.0F * RectifiedSigmoidSlope(v);
 }
 
 void SoftRounding::Materialize() {
@@ -192,22 +179,6 @@ void SoftRounding::BeginStep(const StepRates& rates) {
   ++step_;
   mean_correction_ = static_cast<float>(1.0 / (1.0 - std::pow(kAdamBeta1, step_)));
   square_correction_ = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(kAdamBeta2, step_)));
-}
-
-// Out of range whichever way it is rounded: no gradient (6.3).
-bool SoftRounding::IsOutside(int64_t index) const {
-  return base_[index] + window_.highest() <= 0 ||
-         base_[index] + window_.lowest() >= static_cast<int>(qmax_);
-}
-
-// Whether u is in range, of an entry that is not outside whatever its rounding.
-bool SoftRounding::IsInside(int64_t index, float nu) const {
-  const int base = base_[index];
-  if (base + window_.lowest() >= 0 && base + window_.highest() <= static_cast<int>(qmax_)) {
-    return true;
-  }
-  const float soft = static_cast<float>(base) + window_.Value(nu);
-  return soft >= 0 && soft <= qmax_;
 }
 
 void SoftRounding::StepRows(const at::Tensor& gradient, int64_t first, int64_t last) {

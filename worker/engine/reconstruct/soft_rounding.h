@@ -2,12 +2,15 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include "worker/engine/quant/grid.h"
 #include "worker/engine/quant/quantized_linear.h"
+#include "worker/engine/reconstruct/rectified_sigmoid.h"
 #include "worker/engine/reconstruct/rounding_window.h"
 
 namespace quantry::engine {
@@ -154,5 +157,34 @@ class SoftRounding {
   float mean_correction_ = 1;
   float square_correction_ = 1;
 };
+
+// Run for every soft weight or group of a step.
+inline float SoftRounding::Offset(int64_t index, float rounding, float zero) const {
+  return std::clamp(static_cast<float>(base_[index]) + rounding, 0.0F, qmax_) - zero;
+}
+
+inline float SoftRounding::Factor(float v) const {
+  return curve_ == ScaleCurve::kExponential ? std::exp(v) : 2.0F * RectifiedSigmoid(v);
+}
+
+inline float SoftRounding::FactorSlope(float v) const {
+  return curve_ == ScaleCurve::kExponential ? std::exp(v) : 2.0F * RectifiedSigmoidSlope(v);
+}
+
+// Out of range whichever way it is rounded: no gradient (6.3).
+inline bool SoftRounding::IsOutside(int64_t index) const {
+  return base_[index] + window_.highest() <= 0 ||
+         base_[index] + window_.lowest() >= static_cast<int>(qmax_);
+}
+
+// Whether u is in range, of an entry that is not outside whatever its rounding.
+inline bool SoftRounding::IsInside(int64_t index, float nu) const {
+  const int base = base_[index];
+  if (base + window_.lowest() >= 0 && base + window_.highest() <= static_cast<int>(qmax_)) {
+    return true;
+  }
+  const float soft = static_cast<float>(base) + window_.Value(nu);
+  return soft >= 0 && soft <= qmax_;
+}
 
 }  // namespace quantry::engine
