@@ -29,7 +29,8 @@ constexpr std::array kFlags = {
                "awq, the recipe "
                "tesseraq-plus signround"},
     MethodFlag{"--budget", "budget", "NAME",
-               "full, balanced (a fifth of the steps) or fast (a tenth). Default: full"},
+               "full, balanced (a fifth of the steps) or fast (a tenth). Default: full; the "
+               "recipe tesseraq-plus fast (a third of its full steps)"},
     MethodFlag{"--stages", "stages", "N", "Stages of hardening. Default: 20"},
     MethodFlag{"--steps-per-stage", "steps_per_stage", "N", "Steps of a stage. Default: 250"},
     MethodFlag{"--learning-rate", "learning_rate", "X", "Rate of the rounding. Default: 1e-3"},

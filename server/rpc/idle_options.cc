@@ -61,6 +61,10 @@ bool TunesModel(const v1::TesseraqMethod& tesseraq) {
   return steps > 0 || (steps == 0 && tesseraq.recipe() == kTesseraqPlus);
 }
 
+bool FixesSchedule(const v1::TesseraqMethod& tesseraq) {
+  return tesseraq.steps_per_stage() > 0 && tesseraq.learning_rate() > 0;
+}
+
 // Norms and biases of the whole model, if it is tuned.
 bool TunesDense(const v1::TesseraqMethod& tesseraq) {
   const double rate = tesseraq.model_tuning_dense_rate();
@@ -129,13 +133,17 @@ std::vector<Rule> TesseraqRules() {
       When<Tesseraq>([](const Tesseraq& m) { return !TunesModel(m); },
                      {"model_tuning_rate", "model_tuning_dense_rate"},
                      "without model_tuning_steps (set them or leave it out)"),
-      // A recipe that takes no budget at all is CheckTesseraq's.
       When<Tesseraq>(
-          [](const Tesseraq& m) {
-            return m.steps_per_stage() > 0 && m.learning_rate() > 0 && m.recipe() != kTesseraqPlus;
-          },
+          [](const Tesseraq& m) { return FixesSchedule(m) && m.recipe() != kTesseraqPlus; },
           {"budget"},
           "with both steps_per_stage and learning_rate given (leave one of the three out)"),
+      When<Tesseraq>(
+          [](const Tesseraq& m) {
+            return FixesSchedule(m) && m.recipe() == kTesseraqPlus && m.model_tuning_steps() != 0;
+          },
+          {"budget"},
+          "with steps_per_stage, learning_rate and model_tuning_steps given (leave one of the four "
+          "out)"),
   };
 }
 

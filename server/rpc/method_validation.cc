@@ -237,10 +237,6 @@ void CheckTesseraq(const std::string& field, const v1::JobSpec& spec,
   };
   switchable("scale_weight_decay", tesseraq.scale_weight_decay());
   switchable("model_tuning_dense_rate", tesseraq.model_tuning_dense_rate());
-  if (tesseraq.recipe() == kTesseraqPlus && tesseraq.budget() != 0) {
-    out->Wanted(field + ".budget", "nothing with tesseraq-plus, whose schedule is short already",
-                v1::TesseraqMethod::Budget_Name(tesseraq.budget()));
-  }
   out->Share(field + ".final_rate_share", tesseraq.final_rate_share());
   out->Share(field + ".input_mixing", tesseraq.input_mixing());
   if (tesseraq.rounding_weight_decay() != 0) {

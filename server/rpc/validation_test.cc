@@ -376,12 +376,6 @@ const BadCase kBadCases[] = {
        Tesseraq(r)->set_model_tuning_dense_rate(-2);
      },
      "quantization_job.spec.method.tesseraq.model_tuning_dense_rate", "-1 (none)"},
-    {"budget_of_a_short_recipe",
-     [](Request* r) {
-       Tesseraq(r)->set_recipe("tesseraq-plus");
-       Tesseraq(r)->set_budget(v1::TesseraqMethod::BUDGET_FAST);
-     },
-     "quantization_job.spec.method.tesseraq.budget", "got BUDGET_FAST"},
     {"budget_unknown",
      [](Request* r) { Tesseraq(r)->set_budget(static_cast<v1::TesseraqMethod::Budget>(9)); },
      "quantization_job.spec.method.tesseraq.budget", "a known Budget, got 9"},

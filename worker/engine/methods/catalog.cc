@@ -92,7 +92,8 @@ MethodRow TesseraqRow() {
       {"batch_size", "int32", "4", "Calibration windows a step."},
       {"disable_scale_tuning", "bool", "false", "Leave the scales as the grid has them."},
       {"budget", "enum", "\"BUDGET_FULL\"",
-       "BUDGET_BALANCED and BUDGET_FAST take a fifth and a tenth of the steps."},
+       "BUDGET_BALANCED and BUDGET_FAST take a fifth and a tenth of the steps; tesseraq-plus: "
+       "BUDGET_FAST unless told otherwise."},
       {"dense_learning_rate", "double", "0", "Rate of norms and biases in the blocks; 0 = frozen."},
       {"final_steps", "int32", "0", "Steps after the last hardening, for scales and norms."},
       {"final_rate_share", "double", "1", "Rates fall linearly to this share."},

@@ -18,9 +18,6 @@ constexpr int64_t kMaxSteps = 1000000;
 constexpr int64_t kMaxBatch = 4096;
 constexpr int64_t kMaxHeldOut = 1000000;
 constexpr double kDefaultDecay = 1e-4;
-// Tokens of the AWQ start's scale search in short schedules, of which the published number
-// would take half.
-constexpr int64_t kShortSearch = 8192;
 // Steps that tune the ranges of the SignRound start: 200, as the method of its own takes, bring
 // no more.
 constexpr int kRangeSteps = 50;
@@ -39,25 +36,23 @@ double ParseSwitchable(JsonObject& options, const std::string& name) {
   return value;
 }
 
-struct Budget {
-  int64_t divisor;  // of the steps; the rate grows by it
-};
-constexpr Budget kBudgets[] = {{1}, {1}, {5}, {10}};
-
-Budget ParseBudget(JsonObject& options, const TesseraqRecipe& recipe) {
+// The recipe's, of what the message leaves to it.
+TesseraqBudget ParseBudget(JsonObject& options, const TesseraqRecipe& recipe) {
   const int budget = options.Choice(
       "budget", {"BUDGET_UNSPECIFIED", "BUDGET_FULL", "BUDGET_BALANCED", "BUDGET_FAST"}, 0);
-  if (budget != 0 && !recipe.takes_budget) {
-    options.Refuse("budget", StrCat("left out with recipe ", recipe.name,
-                                    ", whose schedule is short already"));
-  }
+  const TesseraqBudget& result =
+      recipe.budgets.at(budget == 0 ? recipe.default_budget : budget - 1);
+  const bool tuning_given =
+      result.tuning_steps == 0 || options.Int("model_tuning_steps", 0, -1, kMaxSteps) != 0;
   if (options.Int("steps_per_stage", 0, 0, kMaxSteps) > 0 &&
-      ParseRate(options, "learning_rate") > 0) {
-    options.RefuseIdle({"budget"},
-                       "with both steps_per_stage and learning_rate given (leave one of the three "
-                       "out)");
+      ParseRate(options, "learning_rate") > 0 && tuning_given) {
+    options.RefuseIdle({"budget"}, result.tuning_steps == 0
+                                       ? "with both steps_per_stage and learning_rate given (leave "
+                                         "one of the three out)"
+                                       : "with steps_per_stage, learning_rate and "
+                                         "model_tuning_steps given (leave one of the four out)");
   }
-  return kBudgets[budget];
+  return result;
 }
 
 RoundingInit ParseInit(JsonObject& options, RoundingInit otherwise) {
@@ -187,20 +182,19 @@ TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
   const GridSpec grid = ParseTesseraqGrid(options);
   result.bits = grid.bits;
   result.group_size = grid.group_size;
-  const int64_t divisor = ParseBudget(options, recipe).divisor;
-  if (divisor > 1 || !recipe.takes_budget) result.awq.search_tokens = kShortSearch;
+  const TesseraqBudget budget = ParseBudget(options, recipe);
+  result.awq.search_tokens = budget.awq_search_tokens;
   result.signround.iterations = kRangeSteps;
   result.rounding.schedule = ParseSchedule(options, recipe.stages);
   const int64_t steps = options.Int("steps_per_stage", 0, 0, kMaxSteps);
-  result.rounding.steps_per_stage =
-      steps > 0 ? steps : std::max<int64_t>(recipe.steps_per_stage / divisor, 1);
+  result.rounding.steps_per_stage = steps > 0 ? steps : budget.steps_per_stage;
   const int64_t batch = options.Int("batch_size", 0, 0, kMaxBatch);
   if (batch > 0) result.rounding.batch_size = batch;
   result.rounding.whole_epochs = options.Bool("whole_epochs", false);
   result.rounding.held_out = options.Int("held_out_samples", 0, 0, kMaxHeldOut);
   const int64_t reach = options.Int("rounding_reach", 0, 0, RoundingWindow::kMaxReach);
   if (reach > 0) result.rounding_reach = static_cast<int>(reach);
-  result.rounding.rates = ParseRates(options, recipe.learning_rate * static_cast<double>(divisor));
+  result.rounding.rates = ParseRates(options, budget.learning_rate);
   result.rounding.dense_rate = ParseRate(options, "dense_learning_rate");
   if (!result.rounding.rates.tune_scale && result.rounding.dense_rate == 0) {
     options.RefuseIdle({"final_steps"},
@@ -217,7 +211,9 @@ TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
           0) == 2) {
     result.scale_curve = ScaleCurve::kExponential;
   }
-  result.tuning = ParseTuning(options, recipe.tuning, result.rounding.rates.tune_scale);
+  ModelTuningOptions tuning = recipe.tuning;
+  tuning.steps = budget.tuning_steps;
+  result.tuning = ParseTuning(options, tuning, result.rounding.rates.tune_scale);
   result.tuning.batch_size = result.rounding.batch_size;
   result.tuning.compute = result.compute = ParseComputeDtype(options);
   result.input_mixing = options.Number("input_mixing", 0, 0);

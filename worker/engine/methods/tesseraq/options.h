@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -38,6 +39,14 @@ struct TesseraqOptions {
   StreamShape calibration;                        // what the recipe was made for
 };
 
+// How long a job trains, by `budget`.
+struct TesseraqBudget {
+  int64_t steps_per_stage;
+  double learning_rate;
+  int64_t tuning_steps;       // of the whole model
+  int64_t awq_search_tokens;  // see AwqOptions::search_tokens
+};
+
 // One row of the recipes (docs/methods/tesseraq.md): what the other fields of
 // the message leave open.
 struct TesseraqRecipe {
@@ -46,12 +55,14 @@ struct TesseraqRecipe {
   std::optional<GridSpec> grid;  // absent: any
   int activation_bits = 16;      // 16: the method's `activations` may say otherwise
   int stages = 20;
-  int64_t steps_per_stage = 250;
-  double learning_rate = 1e-3;
+  // Full, balanced, fast: a whole, a fifth, a tenth of the published steps at equal rate x steps.
+  // Of the AWQ start's search in short schedules the published number would take half.
+  std::array<TesseraqBudget, 3> budgets = {
+      {{250, 1e-3, 0, 65536}, {50, 5e-3, 0, 8192}, {25, 1e-2, 0, 8192}}};
+  int default_budget = 0;  // index into them
   StreamShape calibration = {512, 2048};
-  ModelTuningOptions tuning = {};
+  ModelTuningOptions tuning = {};  // but for its steps
   RoundingInit init = RoundingInit::kAwq;
-  bool takes_budget = true;  // false: its schedule is short already
 
   bool fixes_activations() const { return activation_bits < 16; }
 };

@@ -4,17 +4,15 @@ namespace quantry::engine {
 
 namespace {
 
-// A rate high enough that weights far from the middle of a step still move in
-// a tenth of the published steps, then scales and norms of the whole model.
+// Rates high enough that weights far from the middle of a step still move in few steps,
+// then scales and norms of the whole model.
 TesseraqRecipe TesseraqPlus() {
   TesseraqRecipe plus;
   plus.name = "tesseraq-plus";
-  plus.summary = "any grid: a tenth of the steps at a higher rate, then the whole model's scales";
-  plus.steps_per_stage = 25;
-  plus.learning_rate = 0.03;
-  plus.takes_budget = false;
+  plus.summary = "any grid: tuned ranges, few steps at a high rate, then the whole model's scales";
+  plus.budgets = {{{25, 0.03, 200, 8192}, {14, 0.035, 150, 8192}, {8, 0.04, 100, 8192}}};
+  plus.default_budget = 2;
   plus.calibration = {128, 2048};
-  plus.tuning.steps = 200;
   plus.init = RoundingInit::kSignround;
   plus.tuning.scale_rate = 0.01;
   plus.tuning.dense_rate = 0.003;
