@@ -287,9 +287,10 @@ def test_no_worse_than_the_authors_code(perplexity, model, bits):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("budget", ["FAST", "FULL"])
 @pytest.mark.parametrize("model,bits", cases(BEST_OTHER))
-def test_plus_is_better_than_every_other_tool(perplexity, model, bits):
-    assert perplexity(model, bits, recipe="tesseraq-plus") < BEST_OTHER[model][bits]
+def test_plus_is_better_than_every_other_tool(perplexity, model, bits, budget):
+    assert perplexity(model, bits, recipe="tesseraq-plus", budget=f"BUDGET_{budget}") < BEST_OTHER[model][bits]
 
 
 @pytest.mark.full
@@ -311,5 +312,5 @@ def test_w3a3_of_each_start(perplexity, init):
 @pytest.mark.full
 @pytest.mark.parametrize("model,bits", cases(SYMMETRIC))
 def test_plus_on_symmetric_grids(perplexity, model, bits):
-    measured = perplexity(model, bits, grid={"symmetric": True}, recipe="tesseraq-plus")
+    measured = perplexity(model, bits, grid={"symmetric": True}, recipe="tesseraq-plus", budget="BUDGET_FULL")
     assert measured <= SYMMETRIC[model][bits] * 1.02

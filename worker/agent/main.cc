@@ -20,6 +20,7 @@
 #include "common/http_host.h"
 #include "common/ids.h"
 #include "common/log.h"
+#include "common/sandbox/landlock.h"
 #include "common/storage.h"
 #include "quantry/v1/config.pb.h"
 #include "worker/agent/agent.h"
@@ -214,10 +215,15 @@ absl::Status RunWorker(const v1::WorkerConfig& config) {
                                            config.engine_max_file_bytes());
   if (!confinement.ok()) return confinement.status();
   if (config.engine_confinement() && config.engine_user().empty() && geteuid() == 0) {
-    log::Warning("engines run as root, without its capabilities, and may read what root owns",
-                 {{"next",
-                   "name an account with --engine-user; --engine-user=root says that it "
-                   "is meant"}});
+    log::Warning(
+        LandlockRules::Abi() > 0
+            ? "engines run as root, without its capabilities; Landlock keeps them to their "
+              "job's files and libraries"
+            : "engines run as root, without its capabilities, and as this kernel has no "
+              "Landlock they may read and write what root owns",
+        {{"next",
+          "name an account with --engine-user; --engine-user=root says that it "
+          "is meant"}});
   }
   if (auto status = CheckEngineReaches(*confinement, work_dir->path()); !status.ok()) return status;
   EngineOptions engine_options;
