@@ -1,6 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <numeric>
+#include <utility>
+#include <vector>
 
 namespace quantry::engine {
 
@@ -28,5 +31,16 @@ class Random {
  private:
   uint64_t state_;
 };
+
+// The first `count` of a random permutation of 0 .. n - 1; count <= n.
+inline std::vector<int64_t> DrawDistinct(int64_t n, int64_t count, Random& random) {
+  std::vector<int64_t> order(n);
+  std::iota(order.begin(), order.end(), 0);
+  for (int64_t i = 0; i < count; ++i) {
+    std::swap(order[i], order[i + static_cast<int64_t>(random.Below(n - i))]);
+  }
+  order.resize(count);
+  return order;
+}
 
 }  // namespace quantry::engine

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "worker/engine/base/non_finite.h"
 #include "worker/engine/base/parallel.h"
@@ -73,14 +72,8 @@ double MeanOf(const std::vector<SoftRounding>& linears, double (SoftRounding::*f
 }  // namespace
 
 std::vector<int64_t> DrawWindows(int64_t windows, int64_t count, uint64_t seed) {
-  std::vector<int64_t> order(windows);
-  std::iota(order.begin(), order.end(), 0);
   Random random(seed);
-  for (int64_t i = 0; i < count; ++i) {
-    std::swap(order[i], order[i + static_cast<int64_t>(random.Below(windows - i))]);
-  }
-  order.resize(count);
-  return order;
+  return DrawDistinct(windows, count, random);
 }
 
 std::vector<int64_t> EpochWindows(int64_t windows, int64_t count, int64_t step, uint64_t seed) {

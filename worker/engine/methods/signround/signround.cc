@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <numeric>
 #include <vector>
 
 #include "worker/engine/base/random.h"
@@ -27,17 +26,6 @@ struct LinearParameters {
 int64_t WindowsPerStep(const SignroundOptions& options, int64_t windows) {
   constexpr int64_t kDefaultBatch = 8;
   return std::min(options.batch_size == 0 ? kDefaultBatch : options.batch_size, windows);
-}
-
-// The first `count` of a random permutation of 0 .. n - 1.
-std::vector<int64_t> Draw(int64_t n, int64_t count, Random& random) {
-  std::vector<int64_t> all(n);
-  std::iota(all.begin(), all.end(), 0);
-  for (int64_t i = 0; i < count; ++i) {
-    std::swap(all[i], all[i + static_cast<int64_t>(random.Below(n - i))]);
-  }
-  all.resize(count);
-  return all;
 }
 
 // One block in training.
@@ -139,8 +127,8 @@ class SignTrainer {
   void Step(int step, double rate, double range_rate) {
     const at::AutoGradMode grad(true);
     const int64_t windows = input_.size(0);
-    const std::vector<int64_t> drawn = Draw(windows, WindowsPerStep(options_, windows), random_);
-    const at::Tensor index = at::tensor(drawn, at::kLong);
+    const at::Tensor index =
+        at::tensor(DrawDistinct(windows, WindowsPerStep(options_, windows), random_), at::kLong);
     const auto part = [&](const at::Tensor& x) {
       return x.index_select(0, index).to(task_.device);
     };
