@@ -128,8 +128,23 @@ TEST(TesseraqOptionsTest, BytesCountTheGradientsOfEveryShare) {
   int64_t weights = 0;
   for (const Linear& linear : setting.block.linears) weights += linear.weight.numel();
   EXPECT_EQ(bytes(4, at::kCPU) - one, 3 * 4 * weights);
-  EXPECT_EQ(bytes(3, at::kCPU), one);   // four windows in one share
-  EXPECT_EQ(bytes(4, at::kCUDA), one);  // at once
+  EXPECT_EQ(bytes(3, at::kCPU), one);  // four windows in one share
+  const int64_t targets = TargetBytes(setting.checkpoint->config(), setting.stream(), at::kCPU);
+  EXPECT_EQ(bytes(4, at::kCUDA), one - targets);  // at once
+}
+
+// Targets lie in host memory: windows add to what the host holds, not to a GPU.
+TEST(TesseraqOptionsTest, BytesCountTargetsForTheHostAlone) {
+  const test::Setting setting("llama");
+  const ModelConfig& config = setting.checkpoint->config();
+  for (const char* init : {"INIT_NONE", "INIT_SIGNROUND"}) {
+    const Tesseraq method(Parsed((std::string(R"({"init": ")") + init + R"("})").c_str()));
+    const auto bytes = [&](int64_t windows, const at::Device& device) {
+      return method.WorkingBytes(setting.checkpoint->architecture(), config, {windows, 16}, device);
+    };
+    EXPECT_GE(bytes(72, at::kCPU) - bytes(8, at::kCPU), 64 * 16 * config.hidden_size * 4) << init;
+    EXPECT_EQ(bytes(72, at::kCUDA), bytes(8, at::kCUDA)) << init;
+  }
 }
 
 // A linear's weight is rounded for its products, in both types, in every share.

@@ -56,8 +56,11 @@ inline int64_t RoundedBytes(const Architecture& architecture, const ModelConfig&
   return Shares(device, windows) * largest * kBytesAWeight;
 }
 
-// Outputs the block is trained towards: a stream.
-inline int64_t TargetBytes(const ModelConfig& config, const StreamShape& stream) {
+// Outputs the block is trained towards: a stream, in host memory wherever the
+// block is computed; no device but the CPU has to hold it.
+inline int64_t TargetBytes(const ModelConfig& config, const StreamShape& stream,
+                           const at::Device& device) {
+  if (!device.is_cpu()) return 0;
   return stream.windows * stream.length * config.hidden_size * static_cast<int64_t>(sizeof(float));
 }
 

@@ -154,9 +154,9 @@ int64_t Omniquant::Steps(const Architecture& architecture, const ModelConfig&,
 
 // The block, transformed and quantized, and gradients are within four copies of it.
 int64_t Omniquant::WorkingBytes(const Architecture&, const ModelConfig& config,
-                                const StreamShape& stream, const at::Device&) const {
+                                const StreamShape& stream, const at::Device& device) const {
   const int64_t windows = std::min<int64_t>(options_.batch_size, stream.windows);
-  return KeptActivationBytes(config, stream, windows) + TargetBytes(config, stream);
+  return KeptActivationBytes(config, stream, windows) + TargetBytes(config, stream, device);
 }
 
 void Omniquant::Check(const StreamShape& stream) const {

@@ -64,7 +64,7 @@ int64_t Ptq161::WorkingBytes(const Architecture& architecture, const ModelConfig
   const int64_t learning = LearningBytes(architecture, config, windows, device) +
                            RoundedBytes(architecture, config, options_.compute, windows, device);
   return (learned ? learning : 0) + KeptActivationBytes(config, stream, windows) +
-         2 * TargetBytes(config, stream);
+         2 * TargetBytes(config, stream, device);
 }
 
 void Ptq161::Check(const StreamShape& stream) const {

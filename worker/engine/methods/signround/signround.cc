@@ -197,10 +197,11 @@ int64_t TuneRangesSteps(const SignroundOptions& options, const StreamShape& stre
 
 // Gradients of offsets and weights, beside the block, its trial, and offsets twice.
 int64_t TuneRangesBytes(const SignroundOptions& options, const Architecture& architecture,
-                        const ModelConfig& config, const StreamShape& stream) {
+                        const ModelConfig& config, const StreamShape& stream,
+                        const at::Device& device) {
   const int64_t windows = WindowsPerStep(options, stream.windows);
   return 2 * static_cast<int64_t>(sizeof(float)) * BlockWeights(architecture, config) +
-         KeptActivationBytes(config, stream, windows) + TargetBytes(config, stream);
+         KeptActivationBytes(config, stream, windows) + TargetBytes(config, stream, device);
 }
 
 int64_t Signround::Steps(const Architecture& architecture, const ModelConfig&,
@@ -209,8 +210,8 @@ int64_t Signround::Steps(const Architecture& architecture, const ModelConfig&,
 }
 
 int64_t Signround::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
-                                const StreamShape& stream, const at::Device&) const {
-  return TuneRangesBytes(options_, architecture, config, stream);
+                                const StreamShape& stream, const at::Device& device) const {
+  return TuneRangesBytes(options_, architecture, config, stream, device);
 }
 
 void Signround::Check(const StreamShape& stream) const {

@@ -31,7 +31,8 @@ SignroundGrids TuneRanges(const BlockTask& task, const SignroundOptions& options
 // Steps TuneRanges advances by, and the memory it takes, for Method::WorkingBytes.
 int64_t TuneRangesSteps(const SignroundOptions& options, const StreamShape& stream);
 int64_t TuneRangesBytes(const SignroundOptions& options, const Architecture& architecture,
-                        const ModelConfig& config, const StreamShape& stream);
+                        const ModelConfig& config, const StreamShape& stream,
+                        const at::Device& device);
 
 // SignRound (Cheng et al., arXiv 2309.05516), the method of AutoRound: every
 // weight gets an offset in [-0.5, 0.5] before it is rounded, every group factors

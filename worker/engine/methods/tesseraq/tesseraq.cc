@@ -95,7 +95,7 @@ int64_t Tesseraq::StartBytes(const Architecture& architecture, const ModelConfig
                              const StreamShape& stream, const at::Device& device) const {
   if (options_.init == RoundingInit::kOmniquant) return 0;
   if (options_.init == RoundingInit::kSignround) {
-    return TuneRangesBytes(options_.signround, architecture, config, stream);
+    return TuneRangesBytes(options_.signround, architecture, config, stream, device);
   }
   return AwqSearchBytes(Switched(options_), architecture, config, stream, device);
 }
@@ -110,7 +110,7 @@ int64_t Tesseraq::WorkingBytes(const Architecture& architecture, const ModelConf
       RoundedBytes(architecture, config, options_.compute, windows, device) +
       KeptActivationBytes(config, stream, windows);
   return std::max(StartBytes(architecture, config, stream, device), rounding) +
-         TargetBytes(config, stream);
+         TargetBytes(config, stream, device);
 }
 
 StreamShape Tesseraq::DefaultCalibration() const {
