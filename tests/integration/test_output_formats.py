@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
-from packed_formats import decode_folder, to_bf16  # noqa: E402
+from packed_formats import decode_folder, parts_of_folder, to_bf16  # noqa: E402
 from random_models import write_random_model  # noqa: E402
 from reference_forward import read_safetensors  # noqa: E402
+from service import EXAMPLES  # noqa: E402
 
 WIDE = {"hidden_size": 64, "intermediate_size": 96}
 
 
-def run_engine(binaries, folder, model, grid, formats, command="run"):
+def run_engine(binaries, folder, model, grid, formats, command="run", method="rtn", options={}, **changes):
     folder.mkdir(parents=True)
-    job = {"model_dir": str(model), "output_dir": str(folder / "out"), "method": {"rtn": {"grid": grid}},
-           "outputs": [{"format": f"OUTPUT_FORMAT_{name}"} for name in formats]}
+    job = {"model_dir": str(model), "output_dir": str(folder / "out"), "method": {method: {"grid": grid, **options}},
+           "outputs": [{"format": f"OUTPUT_FORMAT_{name}"} for name in formats], **changes}
     (folder / "job.json").write_text(json.dumps(job))
     return subprocess.run([binaries / "quantry-engine", command, "--job", folder / "job.json"],
                           capture_output=True, text=True, timeout=120)
@@ -27,6 +28,21 @@ def run_engine(binaries, folder, model, grid, formats, command="run"):
 def last_error(done):
     assert done.returncode == 1, done.stdout
     return json.loads(done.stdout.splitlines()[-1])["error"]
+
+
+def check_dense_values(out, grid, formats, linears):
+    """Every output beside the dense one, which is the first, holds its values."""
+    dense = read_safetensors(out / "dense" / "model.safetensors")
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert [output["format"] for output in manifest["outputs"]] == [
+        name.lower().replace("_", "-") for name in ["DENSE", *formats]]
+    for output in manifest["outputs"][1:]:
+        decoded = decode_folder(out / output["path"])
+        assert len(decoded) == linears
+        for module, weight in decoded.items():
+            assert np.array_equal(to_bf16(weight), dense[module + ".weight"]), (output["format"], module)
+        assert output["verified"] and output["compatibility"]
+        assert output["bits_per_weight"] >= grid["bits"]
 
 
 @pytest.mark.parametrize("architecture", ["llama-gqa-tied", "qwen2", "opt"])
@@ -44,20 +60,63 @@ def test_all_outputs_hold_the_dense_values(binaries, tmp_path, architecture, gri
     done = run_engine(binaries, tmp_path / "job", tmp_path / "model", grid, ["DENSE", *formats])
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     out = tmp_path / "job" / "out"
-    dense = read_safetensors(out / "dense" / "model.safetensors")
-    manifest = json.loads((out / "manifest.json").read_text())
-    assert [output["format"] for output in manifest["outputs"]][1:] == [
-        name.lower().replace("_", "-") for name in formats]
-    for output in manifest["outputs"][1:]:
-        decoded = decode_folder(out / output["path"])
-        assert len(decoded) == 2 * (6 if architecture == "opt" else 7)
-        for module, weight in decoded.items():
-            assert np.array_equal(to_bf16(weight), dense[module + ".weight"]), (output["format"], module)
-        assert output["verified"] and output["compatibility"]
-        assert output["bits_per_weight"] >= grid["bits"]
+    check_dense_values(out, grid, formats, 2 * (6 if architecture == "opt" else 7))
     if "GPTQ" in formats:
         config = json.loads((out / "gptq" / "config.json").read_text())
         assert json.loads((out / "gptq" / "quantize_config.json").read_text()) == config["quantization_config"]
+
+
+# Few steps on few windows: what is written is looked at and not what it is worth.
+SHORT = {"stages": 10, "steps_per_stage": 2, "learning_rate": 0.1}
+CALIBRATION = {"text": {"path": str(EXAMPLES / "text" / "calibration.txt")}, "samples": 8, "sequence_length": 64}
+AT_LEAST_ONE = {"zero_point_at_least_one": True}
+# Example model -> group size, linears, whether its shapes fill the words of GPTQ and AWQ.
+EXAMPLE_MODELS = {"stories260k": (-1, 5 * 7, False), "tinystories-656k": (128, 2 * 7, True)}
+
+
+def fitting_formats(words_are_filled, grid):
+    """All that can hold the grid, but for the dense output and the container."""
+    formats = ["COMPRESSED_TENSORS"] + ["INT4_CARRIER"] * (grid["bits"] < 4)
+    if words_are_filled:
+        formats += ["GPTQ"] + ["GPTQ_V1"] * ("symmetric" in grid or "zero_point_at_least_one" in grid)
+        formats += ["AWQ"] * (grid["bits"] == 4)
+    return formats
+
+
+def tesseraq_cases():
+    """By default every output at every width it can hold, on one model or the other; all cases in full."""
+    default = {("stories260k", 2, ""), ("stories260k", 3, "symmetric"), ("tinystories-656k", 4, "at_least_one")}
+    default |= {("tinystories-656k", bits, kind) for bits in (2, 3, 4) for kind in ("", "symmetric")}
+    kinds = {"": {}, "symmetric": {"symmetric": True}, "at_least_one": AT_LEAST_ONE}
+    for model in EXAMPLE_MODELS:
+        for bits in (2, 3, 4):
+            for kind, options in kinds.items():
+                yield pytest.param(model, {"bits": bits, **options}, id=f"{model}-{bits}-{kind or 'asymmetric'}",
+                                   marks=[] if (model, bits, kind) in default else pytest.mark.full)
+
+
+@pytest.mark.parametrize("model,grid", tesseraq_cases())
+def test_all_outputs_hold_the_integers_tesseraq_learned(binaries, tmp_path, model, grid):
+    """The container has the engine's own integers, zero points and scales; every other output has the same."""
+    group, linears, words_are_filled = EXAMPLE_MODELS[model]
+    formats = ["QUANTRY", *fitting_formats(words_are_filled, grid)]
+    done = run_engine(binaries, tmp_path / "job", EXAMPLES / model, {**grid, "group_size": group}, ["DENSE", *formats],
+                      method="tesseraq", options=SHORT, calibration=CALIBRATION)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    out = tmp_path / "job" / "out"
+    check_dense_values(out, grid, formats, linears)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert all(block["metrics"]["flip_ratio"] > 0.02 for block in manifest["blocks"]), "learned, not rounded to nearest"
+    stored = parts_of_folder(out / "quantry")
+    for output in manifest["outputs"][2:]:
+        read = parts_of_folder(out / output["path"])
+        assert read.keys() == stored.keys()
+        for module, parts in read.items():
+            assert np.array_equal(parts.integers(), stored[module].integers()), (output["format"], module)
+            assert np.array_equal(parts.scales, stored[module].scales), (output["format"], module)
+            if output["format"] != "int4-carrier":  # which has its own: code4 = q - z + 8
+                assert np.array_equal(parts.codes, stored[module].codes), (output["format"], module)
+                assert np.array_equal(parts.zeros, stored[module].zeros), (output["format"], module)
 
 
 def test_the_carrier_says_what_it_takes(binaries, tmp_path):
