@@ -1,16 +1,21 @@
-"""SmolLM2-135M through the whole service (scripts/test --full).
+"""SmolLM2-135M (scripts/test --full): AWQ through the whole service, TesseraQ on its first block.
 
 Needs QUANTRY_SMOLLM2: the checkpoint folder, and QUANTRY_DATA: the folder with text/wikitext2_*.
 """
 import json
 import os
 import pathlib
+import shutil
+import subprocess
 import time
 
 import pytest
 
 pytestmark = pytest.mark.full
 
+# The first block at 2 bits, groups of 64: loss of rounding to nearest (ours), of the AWQ start and after 20 stages of
+# 10 steps at rate 0.025 (the authors' code, one seed; a seed or another order of sums moves ours by up to 5 %).
+NEAREST_LOSS, START_LOSS, LEARNED_LOSS = 495.6, 295.0, 42.3
 DENSE_PERPLEXITY = 29.353080  # 100 windows of 512 tokens, wikitext2 raw test
 
 
@@ -47,3 +52,56 @@ def test_w4_g64_awq(make_server, smollm2):
     nearest = quantize(server, model, data, "rtn")["quality"]["perplexity"]
     print(json.dumps({"rtn": nearest}))
     assert perplexity["dense"] < perplexity["quantized"] < nearest["quantized"]
+
+
+def write_first_block(model, folder):
+    """The model cut down to its first block, tensors copied as they are."""
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((model / "config.json").read_text())
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    with (model / "model.safetensors").open("rb") as whole, (folder / "model.safetensors").open("wb") as cut:
+        size = int.from_bytes(whole.read(8), "little")
+        entries = json.loads(whole.read(size))
+        kept = {name: entry for name, entry in entries.items()
+                if not name.startswith("model.layers.") or name.startswith("model.layers.0.")}
+        spans, end = [], 0
+        for name, entry in kept.items():
+            if name == "__metadata__":
+                continue
+            spans.append(entry["data_offsets"])
+            length = spans[-1][1] - spans[-1][0]
+            kept[name] = {**entry, "data_offsets": [end, end + length]}
+            end += length
+        header = json.dumps(kept).encode()
+        header += b" " * (-len(header) % 8)
+        cut.write(len(header).to_bytes(8, "little") + header)
+        for first, last in spans:
+            whole.seek(8 + size + first)
+            cut.write(whole.read(last - first))
+
+
+@pytest.mark.parametrize("compute_dtype", ["FLOAT32", "BFLOAT16"])
+def test_w2_g64_tesseraq_reaches_the_published_loss(binaries, smollm2, tmp_path, compute_dtype):
+    """The one figure the authors' code was measured with here: the first block, a short schedule, 32 x 512 tokens."""
+    model, data = smollm2
+    write_first_block(model, tmp_path / "model")
+    method = {"grid": {"bits": 2, "group_size": 64}, "steps_per_stage": 10, "learning_rate": 0.025,
+              "compute_dtype": f"COMPUTE_DTYPE_{compute_dtype}"}
+    job = {"model_dir": str(tmp_path / "model"), "output_dir": str(tmp_path / "out"), "method": {"tesseraq": method},
+           "outputs": [{"format": "OUTPUT_FORMAT_QUANTRY"}, {"format": "OUTPUT_FORMAT_COMPRESSED_TENSORS"}],
+           "calibration": {"text": {"path": str(data / "text/wikitext2_tokens_valid.txt")}, "samples": 32,
+                           "sequence_length": 512}}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    began = time.monotonic()
+    subprocess.run([binaries / "quantry-engine", "run", "--job", tmp_path / "job.json"], stdout=subprocess.DEVNULL,
+                   timeout=1800, check=True)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    (block,) = manifest["blocks"]
+    print(json.dumps({"wall_s": round(time.monotonic() - began, 1), "block": block, "bits": manifest["bits"]}))
+    assert block["loss_rtn"] == pytest.approx(NEAREST_LOSS, rel=0.01)
+    assert block["metrics"]["loss_init"] == pytest.approx(START_LOSS, rel=0.03)
+    assert block["loss_final"] == pytest.approx(LEARNED_LOSS, rel=0.06)
+    assert 0.05 < block["metrics"]["flip_ratio"] < 0.15
+    assert manifest["bits"]["linears"] == 2 + (16 + 2) / 64
+    assert all(output["verified"] for output in manifest["outputs"])
