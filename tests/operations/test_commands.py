@@ -24,6 +24,7 @@ ELSEWHERE = [
     (r"scripts/fuzz", "a step of CI"),
     (r"\S+python benchmarks/(watch_load|soak|chaos).py", "tests/operations/test_commands.py::test_the_benchmarks_of_servers"),
     (r"\S+python benchmarks/service.py", "tests/operations/test_commands.py::test_all_of_the_service_in_one_run"),
+    (r"\S+python benchmarks/profile_step.py", "tests/operations/test_commands.py::test_the_profile_of_a_step"),
     (r"pip install", "client/python/tests/test_wheel.py::test_installed"),
     (r"python -m quantry.reader", "client/python/tests/test_reader.py::test_summary"),
     (r"quantry-engine run --job", "tests/integration/test_ptq161.py::test_outputs_are_verified_and_take_the_bits_they_should"),
@@ -187,6 +188,30 @@ def test_all_of_the_service_in_one_run(binaries):
     assert all(f"### job store: {store}, 20 jobs" in done.stdout for store in ("SQLite", "PostgreSQL"))
     refused = run("--parts=disk,stroe")
     assert refused.returncode == 2 and "no part stroe; there are disk, store" in refused.stderr
+
+
+def test_a_step_of_no_such_size_names_those_there_are(binaries):
+    def run(*flags):
+        return subprocess.run([binaries / "quantry_reconstruction_step", *flags], capture_output=True, text=True, timeout=60, check=False)
+
+    sizes = "stories260k, tiny1m, SmolLM2-135M"
+    assert sizes in run("--help").stdout
+    for flags, message in [(["--size", "tiny2m"], f"'tiny2m' is none of {sizes}"), (["--soft", "30"], "--soft is a share"),
+                           (["--sise", "tiny1m"], "threads: wanted a number")]:
+        refused = run(*flags)
+        assert refused.returncode == 2 and message in refused.stderr and refused.stdout == ""
+    shown = run("--size", "stories260k", "--soft", "0.005", "--compute-dtype", "bfloat16", "1", "1").stdout
+    assert "0.5 % soft" in shown and "at::mm fp32" in shown and len(shown.splitlines()) == 1
+
+
+def test_the_profile_of_a_step(binaries, tmp_path):
+    if not shutil.which("perf") or subprocess.run(["perf", "record", "-o", tmp_path / "perf.data", "true"], capture_output=True).returncode:
+        pytest.skip("perf is not there, or may not be used")
+    subprocess.run([ROOT / ".deps/venv/bin/python", ROOT / "benchmarks/profile_step.py", "--bin", binaries, "--output", tmp_path / "profiles",
+                    "--seconds=0.5"], timeout=300, check=True)
+    written = {path.name: path.read_text() for path in (tmp_path / "profiles").iterdir()}
+    assert written.keys() == {path.name for path in (ROOT / "benchmarks/profiles").iterdir()}
+    assert all("percent  where" in text and "SoftRounding" in text for text in written.values())
 
 
 def where_of(text):
