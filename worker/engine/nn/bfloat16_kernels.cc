@@ -2,9 +2,7 @@
 
 #include <algorithm>
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-#endif
+#include "worker/engine/base/avx2.h"
 
 namespace quantry::engine::simd {
 
@@ -12,9 +10,9 @@ namespace quantry::engine::simd {
 
 // One binary serves every x86-64: chosen at run time.
 #define QUANTRY_BFLOAT16 \
-  __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"), optimize("O3")))
+  __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,fma"), optimize("O3")))
 #define QUANTRY_BFLOAT16_INLINE \
-  __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"), always_inline)) inline
+  __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,fma"), always_inline)) inline
 
 bool HasBfloat16() {
   static const bool has = __builtin_cpu_supports("avx512bf16") &&
@@ -42,6 +40,20 @@ QUANTRY_BFLOAT16_INLINE __m512i InLowerHalf(__m256i x) {
 
 QUANTRY_BFLOAT16_INLINE __m512i InUpperHalf(__m256i x) {
   return _mm512_maskz_slli_epi32(kAll, InLowerHalf(x), 16);
+}
+
+constexpr int64_t kHalf = 8;
+__mmask8 HalfLanesOf(int64_t count) {
+  return count >= kHalf ? 0xFF : static_cast<__mmask8>((1U << count) - 1);
+}
+
+QUANTRY_BFLOAT16_INLINE __m256 Widened(__mmask8 lanes, const uint16_t* from) {
+  const __m128i narrow = _mm_maskz_loadu_epi16(lanes, from);
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16));
+}
+
+QUANTRY_BFLOAT16_INLINE void StoreRounded(uint16_t* to, __mmask8 lanes, __m256 x) {
+  _mm_mask_storeu_epi16(to, lanes, reinterpret_cast<__m128i>(_mm256_cvtneps_pbh(x)));
 }
 
 // kRows rows of c and kVectors vectors, `lanes` of the last one.
@@ -105,6 +117,34 @@ QUANTRY_BFLOAT16 void WidenBfloat16(const uint16_t* from, int64_t count, float* 
   }
 }
 
+QUANTRY_BFLOAT16 void GatedSiluOf(const uint16_t* gate, const uint16_t* up, int64_t count,
+                                  float* out) {
+  const __m256 one = _mm256_set1_ps(1.0F);
+  for (int64_t j = 0; j < count; j += kHalf) {
+    const __mmask8 lanes = HalfLanesOf(count - j);
+    const __m256 g = Widened(lanes, gate + j);
+    const __m256 silu =
+        _mm256_div_ps(g, _mm256_add_ps(one, Exp8(_mm256_sub_ps(_mm256_setzero_ps(), g))));
+    _mm256_mask_storeu_ps(out + j, lanes, _mm256_mul_ps(silu, Widened(lanes, up + j)));
+  }
+}
+
+QUANTRY_BFLOAT16 void GatedSiluSlopeOf(const uint16_t* gate, const uint16_t* up, const float* slope,
+                                       int64_t count, uint16_t* gate_slope, uint16_t* up_slope) {
+  const __m256 one = _mm256_set1_ps(1.0F);
+  for (int64_t j = 0; j < count; j += kHalf) {
+    const __mmask8 lanes = HalfLanesOf(count - j);
+    const __m256 g = Widened(lanes, gate + j), u = Widened(lanes, up + j);
+    const __m256 s = _mm256_maskz_loadu_ps(lanes, slope + j);
+    const __m256 e = Exp8(_mm256_sub_ps(_mm256_setzero_ps(), g));
+    const __m256 sigmoid = _mm256_div_ps(one, _mm256_add_ps(one, e));
+    const __m256 along =
+        _mm256_mul_ps(sigmoid, _mm256_fmadd_ps(g, _mm256_sub_ps(one, sigmoid), one));
+    StoreRounded(gate_slope + j, lanes, _mm256_mul_ps(_mm256_mul_ps(s, u), along));
+    StoreRounded(up_slope + j, lanes, _mm256_mul_ps(s, _mm256_mul_ps(g, sigmoid)));
+  }
+}
+
 QUANTRY_BFLOAT16 void PairColumns(const float* from, int64_t stride, int64_t rows, int64_t columns,
                                   Pair* to) {
   const int64_t pairs = PairsOf(columns);
@@ -148,6 +188,9 @@ QUANTRY_BFLOAT16 void MultiplyAddPairs(int64_t m, int64_t n, int64_t pairs, Pair
 bool HasBfloat16() { return false; }
 void RoundToBfloat16(const float*, int64_t, uint16_t*) {}
 void WidenBfloat16(const uint16_t*, int64_t, float*) {}
+void GatedSiluOf(const uint16_t*, const uint16_t*, int64_t, float*) {}
+void GatedSiluSlopeOf(const uint16_t*, const uint16_t*, const float*, int64_t, uint16_t*,
+                      uint16_t*) {}
 void PairColumns(const float*, int64_t, int64_t, int64_t, Pair*) {}
 void PairRows(const float*, int64_t, int64_t, int64_t, Pair*) {}
 void MultiplyAddPairs(int64_t, int64_t, int64_t, PairMatrix, const Pair*, int64_t, float*, int64_t,

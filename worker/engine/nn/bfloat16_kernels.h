@@ -11,6 +11,12 @@ bool HasBfloat16();
 void RoundToBfloat16(const float* from, int64_t count, uint16_t* to);
 void WidenBfloat16(const uint16_t* from, int64_t count, float* to);
 
+// simd_kernels.h's GatedSilu and GatedSiluSlope of gate and up in bfloat16, the slopes rounded to
+// it.
+void GatedSiluOf(const uint16_t* gate, const uint16_t* up, int64_t count, float* out);
+void GatedSiluSlopeOf(const uint16_t* gate, const uint16_t* up, const float* slope, int64_t count,
+                      uint16_t* gate_slope, uint16_t* up_slope);
+
 // Two neighbours along the summed dimension, the first in the lower half.
 using Pair = uint32_t;
 constexpr int64_t PairsOf(int64_t count) { return (count + 1) / 2; }

@@ -149,16 +149,28 @@ at::Tensor Block::Attention(const at::Tensor& normed, const RopeTable& rope,
                  mixed.transpose(1, 2).reshape({batch, tokens, config->query_size()}), linear);
 }
 
+// activation(x gate^T) * (x up^T)
+at::Tensor Block::GatedInner(const at::Tensor& normed, const LinearForward& linear) const {
+  const Linear& gate = linears.at(architecture->LinearIndex(LinearRole::kGate));
+  const Linear& up = linears.at(architecture->LinearIndex(LinearRole::kUp));
+  const bool silu = config->activation == Activation::kSilu;
+  const bool plain = !linear && !gate.product && !up.product;
+  if (plain && silu && compute == ComputeDtype::kBfloat16 && !gate.bias.defined() &&
+      !up.bias.defined()) {
+    return GatedSiluProducts(FakeQuantizeActivations(normed, activations.bits), gate.weight,
+                             up.weight);
+  }
+  const std::vector<at::Tensor> both =
+      Products({LinearRole::kGate, LinearRole::kUp}, normed, linear);
+  return silu ? GatedSilu(both[0], both[1]) : Activate(config->activation, both[0]) * both[1];
+}
+
 at::Tensor Block::Mlp(const at::Tensor& normed, const LinearForward& linear) const {
   if (!architecture->gated_mlp) {
     const at::Tensor up = Product(LinearRole::kUp, normed, linear);
     return Product(LinearRole::kDown, Activate(config->activation, up), linear);
   }
-  const std::vector<at::Tensor> both =
-      Products({LinearRole::kGate, LinearRole::kUp}, normed, linear);
-  const at::Tensor inner = config->activation == Activation::kSilu
-                               ? GatedSilu(both[0], both[1])
-                               : Activate(config->activation, both[0]) * both[1];
+  const at::Tensor inner = GatedInner(normed, linear);
   return Product(LinearRole::kDown, inner, linear);
 }
 

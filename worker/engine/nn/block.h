@@ -106,6 +106,8 @@ class Block {
   // Those of linears with one input, which is quantized and rounded once where no hook sees it.
   std::vector<at::Tensor> Products(const std::vector<LinearRole>& roles, const at::Tensor& x,
                                    const LinearForward& linear) const;
+  // The input of a gated MLP's down projection.
+  at::Tensor GatedInner(const at::Tensor& normed, const LinearForward& linear) const;
 };
 
 }  // namespace quantry::engine

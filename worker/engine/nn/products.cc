@@ -6,6 +6,7 @@
 
 #include "worker/engine/base/parallel.h"
 #include "worker/engine/nn/bfloat16_kernels.h"
+#include "worker/engine/nn/fused.h"
 
 namespace quantry::engine {
 namespace {
@@ -87,42 +88,31 @@ std::vector<int64_t> ShapeWith(const at::Tensor& like, int64_t last) {
   return shape;
 }
 
-// Products of one input with several weights [out, in] as one with all of their rows. Keeps the
-// rounded input, half of what at::linear keeps, and rounds the weights again: copies of every
-// share's would be more than the cast costs.
-class Bfloat16Linears : public torch::autograd::Function<Bfloat16Linears> {
- public:
-  static variable_list forward(AutogradContext* context, const at::Tensor& x,
-                               at::TensorList weights) {
-    const at::Tensor rows = Factor(Flat(x), ComputeDtype::kBfloat16);
-    variable_list saved = {rows};
-    saved.insert(saved.end(), weights.begin(), weights.end());
-    context->save_for_backward(saved);
-    const at::Tensor product = at::mm(rows, RoundedTogether(weights, 0).t());
-    variable_list outputs;
-    int64_t first = 0;
-    for (const at::Tensor& weight : weights) {
-      const int64_t count = weight.size(0);
-      outputs.push_back(Widened(product.narrow(1, first, count)).view(ShapeWith(x, count)));
-      first += count;
-    }
-    return outputs;
+// Several linears of one input as one product with all of their rows. Keeps the rounded input,
+// half of what at::linear keeps, and rounds the weights again: copies of every share's would be
+// more than the cast costs.
+struct SharedInput {
+  static SharedInput Of(const at::Tensor& x, at::TensorList weights) {
+    return {Factor(Flat(x), ComputeDtype::kBfloat16), weights.vec()};
   }
 
-  static variable_list backward(AutogradContext* context, const variable_list& slopes) {
-    const variable_list saved = context->get_saved_variables();
-    const variable_list weights(saved.begin() + 1, saved.end());
-    const at::Tensor& rows = saved[0];
-    variable_list parts;
-    for (const at::Tensor& slope : slopes) parts.push_back(Flat(slope));
-    const at::Tensor slope = RoundedTogether(parts, 1);
-    variable_list gradients(saved.size());
-    if (context->needs_input_grad(0)) {
-      gradients[0] = Product(slope, RoundedTogether(weights, 0))
-                         .view(ShapeWith(slopes[0], weights[0].size(1)));
+  at::Tensor rows;                  // x, a factor
+  std::vector<at::Tensor> weights;  // [out, in]
+
+  // [tokens, all outs], in the type of factors.
+  at::Tensor Products() const { return at::mm(rows, RoundedTogether(weights, 0).t()); }
+
+  // Of x and each weight, as far as they are wanted, along slopes [tokens, all outs], a factor.
+  variable_list Gradients(const AutogradContext& context, const at::Tensor& slopes,
+                          const std::vector<int64_t>& shape) const {
+    variable_list gradients(1 + weights.size());
+    if (context.needs_input_grad(0)) {
+      gradients[0] = Product(slopes, RoundedTogether(weights, 0)).view(shape);
     }
-    if (!NeedsWeights(*context, weights.size())) return gradients;
-    const at::Tensor dw = Product(slope.t(), rows);
+    bool wanted = false;
+    for (size_t i = 1; i < gradients.size(); ++i) wanted = wanted || context.needs_input_grad(i);
+    if (!wanted) return gradients;
+    const at::Tensor dw = Product(slopes.t(), rows);
     int64_t first = 0;
     for (size_t i = 0; i < weights.size(); ++i) {
       gradients[i + 1] = dw.narrow(0, first, weights[i].size(0));
@@ -130,13 +120,80 @@ class Bfloat16Linears : public torch::autograd::Function<Bfloat16Linears> {
     }
     return gradients;
   }
+};
+
+variable_list With(variable_list list, at::TensorList more) {
+  list.insert(list.end(), more.begin(), more.end());
+  return list;
+}
+
+class Bfloat16Linears : public torch::autograd::Function<Bfloat16Linears> {
+ public:
+  static variable_list forward(AutogradContext* context, const at::Tensor& x,
+                               at::TensorList weights) {
+    const SharedInput shared = SharedInput::Of(x, weights);
+    context->save_for_backward(With({shared.rows}, weights));
+    const at::Tensor products = shared.Products();
+    variable_list outputs;
+    int64_t first = 0;
+    for (const at::Tensor& weight : weights) {
+      const int64_t count = weight.size(0);
+      outputs.push_back(Widened(products.narrow(1, first, count)).view(ShapeWith(x, count)));
+      first += count;
+    }
+    return outputs;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& slopes) {
+    const variable_list saved = context->get_saved_variables();
+    const SharedInput shared = {saved[0], {saved.begin() + 1, saved.end()}};
+    variable_list parts;
+    for (const at::Tensor& slope : slopes) parts.push_back(Flat(slope));
+    return shared.Gradients(*context, RoundedTogether(parts, 1),
+                            ShapeWith(slopes[0], saved[1].size(1)));
+  }
+};
+
+// Gate and up side by side, [tokens, 2 out] in bfloat16, never widened.
+class Bfloat16GatedSilu : public torch::autograd::Function<Bfloat16GatedSilu> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& gate,
+                            const at::Tensor& up) {
+    const SharedInput shared = SharedInput::Of(x, {gate, up});
+    const at::Tensor both = shared.Products();
+    context->save_for_backward({shared.rows, gate, up, both});
+    const int64_t width = gate.size(0);
+    const at::Tensor out = at::empty(ShapeWith(x, width), x.options());
+    const auto* from = Bits(both);
+    auto* to = out.mutable_data_ptr<float>();
+    ForEachIndex(both.size(0), kRowsAtOnce, [&](int64_t i) {
+      const uint16_t* row = from + i * 2 * width;
+      simd::GatedSiluOf(row, row + width, width, to + i * width);
+    });
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& slopes) {
+    const variable_list saved = context->get_saved_variables();
+    const SharedInput shared = {saved[0], {saved[1], saved[2]}};
+    const at::Tensor &both = saved[3], slope = slopes[0].contiguous();
+    const int64_t width = saved[1].size(0);
+    const at::Tensor along = at::empty_like(both);
+    const auto* from = Bits(both);
+    const auto* s = slope.const_data_ptr<float>();
+    auto* to = static_cast<uint16_t*>(along.mutable_data_ptr());
+    ForEachIndex(both.size(0), kRowsAtOnce, [&](int64_t i) {
+      const uint16_t* row = from + i * 2 * width;
+      uint16_t* slope_row = to + i * 2 * width;
+      simd::GatedSiluSlopeOf(row, row + width, s + i * width, width, slope_row, slope_row + width);
+    });
+    return shared.Gradients(*context, along, ShapeWith(slope, saved[1].size(1)));
+  }
 
  private:
-  static bool NeedsWeights(const AutogradContext& context, size_t count) {
-    for (size_t i = 1; i <= count; ++i) {
-      if (context.needs_input_grad(i)) return true;
-    }
-    return false;
+  static constexpr int64_t kRowsAtOnce = 32;
+  static const uint16_t* Bits(const at::Tensor& x) {
+    return static_cast<const uint16_t*>(x.const_data_ptr());
   }
 };
 
@@ -159,7 +216,8 @@ at::Tensor Product(const at::Tensor& a, const at::Tensor& b) {
 std::vector<at::Tensor> LinearProducts(const at::Tensor& x, const std::vector<at::Tensor>& weights,
                                        const std::vector<at::Tensor>& biases, ComputeDtype dtype) {
   std::vector<at::Tensor> outputs;
-  if (dtype == ComputeDtype::kBfloat16) outputs = Bfloat16Linears::apply(x, at::TensorList(weights));
+  if (dtype == ComputeDtype::kBfloat16)
+    outputs = Bfloat16Linears::apply(x, at::TensorList(weights));
   for (size_t i = 0; i < weights.size(); ++i) {
     if (dtype == ComputeDtype::kFloat32) {
       outputs.push_back(biases[i].defined() ? at::linear(x, weights[i], biases[i])
@@ -169,6 +227,12 @@ std::vector<at::Tensor> LinearProducts(const at::Tensor& x, const std::vector<at
     }
   }
   return outputs;
+}
+
+at::Tensor GatedSiluProducts(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& up) {
+  if (HasKernels(x)) return Bfloat16GatedSilu::apply(x, gate, up);
+  const auto both = LinearProducts(x, {gate, up}, {{}, {}}, ComputeDtype::kBfloat16);
+  return GatedSilu(both[0], both[1]);
 }
 
 at::Tensor LinearProduct(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,

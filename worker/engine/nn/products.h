@@ -33,4 +33,9 @@ at::Tensor LinearProduct(const at::Tensor& x, const at::Tensor& weight, const at
 std::vector<at::Tensor> LinearProducts(const at::Tensor& x, const std::vector<at::Tensor>& weights,
                                        const std::vector<at::Tensor>& biases, ComputeDtype dtype);
 
+// silu(x gate^T) * (x up^T), products in bfloat16, weights [out, in] of one shape: as
+// LinearProducts and GatedSilu would have it, in less memory traffic where the CPU has kernels for
+// it.
+at::Tensor GatedSiluProducts(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& up);
+
 }  // namespace quantry::engine

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "worker/engine/nn/fused.h"
+
 namespace quantry::engine {
 namespace {
 
@@ -98,6 +100,28 @@ TEST(ProductsTest, LinearsOfOneInputAreWhatEachIsAlone) {
     for (size_t i = 0; i < wanted.size(); ++i) {
       EXPECT_EQ(got[i].sizes(), wanted[i].sizes());
       EXPECT_LT(Difference(got[i], wanted[i].to(at::kDouble)), Tolerance(dtype)) << i;
+    }
+  }
+}
+
+TEST(ProductsTest, AGatedPairIsItsLinearsAndSilu) {
+  at::manual_seed(6);
+  for (const int64_t width : {16, 172, 3}) {
+    const at::Tensor x = at::randn({2, 9, 40}), slope = at::randn({2, 9, width});
+    const at::Tensor weights = at::randn({2, width, 40}) * 0.4;
+    const auto gradients = [&](bool together) {
+      const at::Tensor input = x.clone().requires_grad_();
+      const at::Tensor gate = weights[0].clone().requires_grad_();
+      const at::Tensor up = weights[1].clone().requires_grad_();
+      const auto apart = LinearProducts(input, {gate, up}, {{}, {}}, ComputeDtype::kBfloat16);
+      const at::Tensor y =
+          together ? GatedSiluProducts(input, gate, up) : GatedSilu(apart[0], apart[1]);
+      y.backward(slope);
+      return std::vector<at::Tensor>{y.detach(), input.grad(), gate.grad(), up.grad()};
+    };
+    const std::vector<at::Tensor> wanted = gradients(false), got = gradients(true);
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      EXPECT_TRUE(at::equal(got[i], wanted[i])) << i << ", " << width;
     }
   }
 }
