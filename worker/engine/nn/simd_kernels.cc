@@ -14,6 +14,8 @@ bool Available() { return HasAvx2(); }
 
 namespace {
 
+constexpr int64_t kVector = 8;  // floats
+
 // Sets the lanes beyond `left` to 0.
 QUANTRY_AVX2_INLINE __m256 Keep(int64_t left, __m256 x) {
   return left >= 8 ? x : _mm256_and_ps(x, _mm256_castsi256_ps(Lanes(left)));
@@ -26,7 +28,7 @@ QUANTRY_AVX2_INLINE void Tile(int64_t k, Matrix a, const float* b, int64_t b_row
   __m256 sums[kRows][kColumns];
   for (int i = 0; i < kRows; ++i) {
     for (int j = 0; j < kColumns; ++j) {
-      float* at = c + i * c_row + j * 8;
+      float* at = c + i * c_row + j * kVector;
       sums[i][j] = !add      ? _mm256_setzero_ps()
                    : kMasked ? _mm256_maskload_ps(at, mask)
                              : _mm256_loadu_ps(at);
@@ -35,7 +37,7 @@ QUANTRY_AVX2_INLINE void Tile(int64_t k, Matrix a, const float* b, int64_t b_row
   for (int64_t l = 0; l < k; ++l) {
     __m256 values[kColumns];
     for (int j = 0; j < kColumns; ++j) {
-      const float* at = b + l * b_row + j * 8;
+      const float* at = b + l * b_row + j * kVector;
       values[j] = kMasked ? _mm256_maskload_ps(at, mask) : _mm256_loadu_ps(at);
     }
     for (int i = 0; i < kRows; ++i) {
@@ -47,7 +49,7 @@ QUANTRY_AVX2_INLINE void Tile(int64_t k, Matrix a, const float* b, int64_t b_row
   }
   for (int i = 0; i < kRows; ++i) {
     for (int j = 0; j < kColumns; ++j) {
-      float* at = c + i * c_row + j * 8;
+      float* at = c + i * c_row + j * kVector;
       if (kMasked) {
         _mm256_maskstore_ps(at, mask, sums[i][j]);
       } else {
