@@ -78,8 +78,11 @@ TEST(ProductsTest, LinearsOfOneInputAreWhatEachIsAlone) {
   const std::vector<int64_t> widths = {6, 3, 17};
   for (const ComputeDtype dtype : kBoth) {
     const at::Tensor x = at::randn({2, 9, 40}), bias = at::randn({3});
-    std::vector<at::Tensor> weights;
-    for (const int64_t width : widths) weights.push_back(at::randn({width, 40}));
+    std::vector<at::Tensor> weights, slopes;
+    for (const int64_t width : widths) {
+      weights.push_back(at::randn({width, 40}));
+      slopes.push_back(at::randn({2, 9, width}));
+    }
     const auto gradients = [&](bool together) {
       const at::Tensor input = x.clone().requires_grad_();
       std::vector<at::Tensor> own, got, found;
@@ -90,7 +93,7 @@ TEST(ProductsTest, LinearsOfOneInputAreWhatEachIsAlone) {
         got = {LinearProduct(input, own[0], {}, dtype), LinearProduct(input, own[1], bias, dtype),
                LinearProduct(input, own[2], {}, dtype)};
       }
-      (got[0].square().sum() + got[1].pow(3).sum()).backward();
+      ((got[0] * slopes[0]).sum() + (got[1] * slopes[1]).sum()).backward();
       for (const at::Tensor& y : got) found.push_back(y.detach());
       found.push_back(input.grad());
       for (size_t i = 0; i < 2; ++i) found.push_back(own[i].grad());
