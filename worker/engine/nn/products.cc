@@ -47,7 +47,8 @@ void Round(const at::Tensor& from, const at::Tensor& to) {
   if (to.scalar_type() != at::kBFloat16) {
     to.copy_(from.to(at::kBFloat16));
   } else if (HasKernels(to)) {
-    ConvertRows<float, uint16_t>(from, to, simd::RoundToBfloat16);
+    ConvertRows<float, uint16_t>(from.stride(1) == 1 ? from : from.contiguous(), to,
+                                 simd::RoundToBfloat16);
   } else {
     to.copy_(from);
   }

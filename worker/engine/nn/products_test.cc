@@ -107,6 +107,14 @@ TEST(ProductsTest, LinearsOfOneInputAreWhatEachIsAlone) {
   }
 }
 
+TEST(ProductsTest, TransposedWeightsAreTakenAsTheyAre) {
+  const at::Tensor x = at::randn({5, 8}), w = at::randn({8, 6});
+  const ComputeDtype dtype = ComputeDtype::kBfloat16;
+  EXPECT_TRUE(at::equal(LinearProduct(x, w.t(), {}, dtype),
+                        LinearProduct(x, w.t().contiguous(), {}, dtype)));
+  EXPECT_TRUE(at::equal(Factor(w.t(), dtype), Factor(w, dtype).t()));
+}
+
 TEST(ProductsTest, AGatedPairIsItsLinearsAndSilu) {
   at::manual_seed(6);
   for (const int64_t width : {16, 172, 3}) {
