@@ -105,20 +105,27 @@ at::Tensor Block::Product(LinearRole role, const at::Tensor& x, const LinearForw
   return linear ? linear(i, input) : Apply(i, input);
 }
 
+bool Block::MultipliesWeights(const std::vector<LinearRole>& roles,
+                              const LinearForward& linear) const {
+  return !linear && std::none_of(roles.begin(), roles.end(), [&](LinearRole role) {
+    return static_cast<bool>(linears.at(architecture->LinearIndex(role)).product);
+  });
+}
+
 std::vector<at::Tensor> Block::Products(const std::vector<LinearRole>& roles, const at::Tensor& x,
                                         const LinearForward& linear) const {
-  std::vector<at::Tensor> weights, biases, outputs;
+  if (!MultipliesWeights(roles, linear)) {
+    std::vector<at::Tensor> outputs;
+    for (const LinearRole role : roles) outputs.push_back(Product(role, x, linear));
+    return outputs;
+  }
+  std::vector<at::Tensor> weights, biases;
   for (const LinearRole role : roles) {
     const Linear& own = linears.at(architecture->LinearIndex(role));
-    if (linear || own.product) break;
     weights.push_back(own.weight);
     biases.push_back(own.bias);
   }
-  if (weights.size() == roles.size()) {
-    return LinearProducts(FakeQuantizeActivations(x, activations.bits), weights, biases, compute);
-  }
-  for (const LinearRole role : roles) outputs.push_back(Product(role, x, linear));
-  return outputs;
+  return LinearProducts(FakeQuantizeActivations(x, activations.bits), weights, biases, compute);
 }
 
 at::Tensor Block::Attention(const at::Tensor& normed, const RopeTable& rope,
@@ -151,17 +158,16 @@ at::Tensor Block::Attention(const at::Tensor& normed, const RopeTable& rope,
 
 // activation(x gate^T) * (x up^T)
 at::Tensor Block::GatedInner(const at::Tensor& normed, const LinearForward& linear) const {
+  const std::vector<LinearRole> roles = {LinearRole::kGate, LinearRole::kUp};
   const Linear& gate = linears.at(architecture->LinearIndex(LinearRole::kGate));
   const Linear& up = linears.at(architecture->LinearIndex(LinearRole::kUp));
   const bool silu = config->activation == Activation::kSilu;
-  const bool plain = !linear && !gate.product && !up.product;
-  if (plain && silu && compute == ComputeDtype::kBfloat16 && !gate.bias.defined() &&
-      !up.bias.defined()) {
+  const bool biased = gate.bias.defined() || up.bias.defined();
+  if (silu && !biased && compute == ComputeDtype::kBfloat16 && MultipliesWeights(roles, linear)) {
     return GatedSiluProducts(FakeQuantizeActivations(normed, activations.bits), gate.weight,
                              up.weight);
   }
-  const std::vector<at::Tensor> both =
-      Products({LinearRole::kGate, LinearRole::kUp}, normed, linear);
+  const std::vector<at::Tensor> both = Products(roles, normed, linear);
   return silu ? GatedSilu(both[0], both[1]) : Activate(config->activation, both[0]) * both[1];
 }
 

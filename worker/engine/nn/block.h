@@ -103,6 +103,8 @@ class Block {
  private:
   // The product of one linear: online rotation, then the hook or Apply.
   at::Tensor Product(LinearRole role, const at::Tensor& x, const LinearForward& linear) const;
+  // Whether nothing stands in for these linears' products with their weights.
+  bool MultipliesWeights(const std::vector<LinearRole>& roles, const LinearForward& linear) const;
   // Those of linears with one input, which is quantized and rounded once where no hook sees it.
   std::vector<at::Tensor> Products(const std::vector<LinearRole>& roles, const at::Tensor& x,
                                    const LinearForward& linear) const;

@@ -217,15 +217,16 @@ at::Tensor Product(const at::Tensor& a, const at::Tensor& b) {
 std::vector<at::Tensor> LinearProducts(const at::Tensor& x, const std::vector<at::Tensor>& weights,
                                        const std::vector<at::Tensor>& biases, ComputeDtype dtype) {
   std::vector<at::Tensor> outputs;
-  if (dtype == ComputeDtype::kBfloat16)
-    outputs = Bfloat16Linears::apply(x, at::TensorList(weights));
-  for (size_t i = 0; i < weights.size(); ++i) {
-    if (dtype == ComputeDtype::kFloat32) {
+  if (dtype == ComputeDtype::kFloat32) {
+    for (size_t i = 0; i < weights.size(); ++i) {
       outputs.push_back(biases[i].defined() ? at::linear(x, weights[i], biases[i])
                                             : at::linear(x, weights[i]));
-    } else if (biases[i].defined()) {
-      outputs[i] = outputs[i] + biases[i];
     }
+    return outputs;
+  }
+  outputs = Bfloat16Linears::apply(x, at::TensorList(weights));
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (biases[i].defined()) outputs[i] = outputs[i] + biases[i];
   }
   return outputs;
 }
