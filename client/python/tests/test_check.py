@@ -80,7 +80,7 @@ def test_a_slow_quote_is_not_waited_for(caplog, kind, timeout, most):
 
     fake.quote = slow
     assert submit(fake, kind, timeout, check=True, **JOB).id == "fake"
-    assert most / 2 < fake.remaining[0] <= most and len(fake.creates) == 1
+    assert most / 2 < fake.remaining[0] < most + 0.5 and len(fake.creates) == 1  # gRPC rounds a deadline up
     (record,) = [record for record in caplog.records if record.name == "quantry"]
     assert record.levelname == "WARNING" and record.getMessage().startswith("the check of the job was left out: the server at ")
     assert f"did not answer within {most} s" in record.getMessage()
