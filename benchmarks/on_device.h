@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -28,6 +29,14 @@ inline std::string TakeOption(int& argc, char** argv, const std::string& option,
   }
   argc = kept;
   return value;
+}
+
+// Takes an option without a value out of the arguments; whether it was there.
+inline bool TakeFlag(int& argc, char** argv, const std::string& flag) {
+  char** const end = std::remove(argv + 1, argv + argc, flag);
+  const bool found = end != argv + argc;
+  argc = static_cast<int>(end - argv);
+  return found;
 }
 
 // Takes "--device NAME" out of the arguments; "cpu" when it is not there. A name

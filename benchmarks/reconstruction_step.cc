@@ -97,14 +97,6 @@ int64_t Count(const std::string& what, const std::string& text, int64_t least) {
   return count;
 }
 
-// Takes an option without a value out of the arguments; whether it was there.
-bool TakeFlag(int& argc, char** argv, const std::string& flag) {
-  char** const end = std::remove(argv + 1, argv + argc, flag);
-  const bool found = end != argv + argc;
-  argc = static_cast<int>(end - argv);
-  return found;
-}
-
 Request Parse(int argc, char** argv) {
   if (TakeFlag(argc, argv, "--help")) {
     std::fputs(Usage().c_str(), stdout);

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "google/protobuf/descriptor.h"
 #include "google/protobuf/text_format.h"
 #include "quantry/v1/method.pb.h"
@@ -72,9 +71,7 @@ bool TunesDense(const v1::TesseraqMethod& tesseraq) {
 }
 
 bool LearnsRounding(const v1::Ptq161Method& ptq161) {
-  const auto& off = ptq161.disable();
-  return (ptq161.learn_rounding() || ptq161.recipe() == kPtq161Plus) &&
-         std::find(off.begin(), off.end(), "learn_rounding") == off.end();
+  return ptq161.learn_rounding() || ptq161.recipe() == kPtq161Plus;
 }
 
 std::vector<Rule> BaselineRules() {
@@ -150,8 +147,6 @@ std::vector<Rule> TesseraqRules() {
 std::vector<Rule> Ptq161Rules() {
   using Ptq161 = v1::Ptq161Method;
   return {
-      When<Ptq161>([](const Ptq161& m) { return m.recipe() != kPtq161Plus; }, {"disable"},
-                   "without a recipe that has switches on (choose ptq161-plus or leave it out)"),
       When<Ptq161>([](const Ptq161& m) { return !LearnsRounding(m); },
                    {"rounding_stages", "rounding_steps", "rounding_batch", "rounding_rate",
                     "rounding_scale_rate"},
@@ -197,20 +192,11 @@ std::string WhyIdle(const Message& message, const std::string& name) {
   return "";
 }
 
-// Of a field that is set: 40, true, METRIC_HESSIAN, ["shuffle","learn_rounding"].
+// Of a field that is set and not repeated (no rule has such): 40, true, METRIC_HESSIAN.
 std::string ValueText(const Message& message, const FieldDescriptor* field) {
-  const auto print = [&](int index) {
-    std::string text;
-    google::protobuf::TextFormat::PrintFieldValueToString(message, field, index, &text);
-    return text;
-  };
-  if (!field->is_repeated()) return print(-1);
-  constexpr int kMost = 8;  // a message names no more
-  std::vector<std::string> items;
-  const int size = message.GetReflection()->FieldSize(message, field);
-  for (int i = 0; i < std::min(size, kMost); ++i) items.push_back(print(i));
-  if (size > kMost) items.push_back("...");
-  return absl::StrCat("[", absl::StrJoin(items, ","), "]");
+  std::string text;
+  google::protobuf::TextFormat::PrintFieldValueToString(message, field, -1, &text);
+  return text;
 }
 
 }  // namespace

@@ -4,14 +4,12 @@
 #include <google/protobuf/message.h>
 
 #include <cstdint>
-#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "server/rpc/idle_options.h"
 
 namespace quantry::server {
@@ -107,26 +105,6 @@ void CheckNumber(const std::string& field, double value, double most, Violations
   out->Wanted(field, absl::StrCat("0 (the default) to ", most), absl::StrCat(value));
 }
 
-// Switches of a ptq161 recipe, turned on by name or off in `disable`.
-void CheckPtq161Switches(const std::string& field, const v1::Ptq161Method& ptq161,
-                         Violations* out) {
-  const std::pair<std::string, bool> switches[] = {{"centered_gain", ptq161.centered_gain()},
-                                                   {"relative_gain", ptq161.relative_gain()},
-                                                   {"shuffle", ptq161.shuffle()},
-                                                   {"learn_rounding", ptq161.learn_rounding()}};
-  std::set<std::string> known;
-  for (const auto& [name, on] : switches) known.insert(name);
-  std::set<std::string> off;
-  for (const std::string& name : ptq161.disable()) {
-    if (known.contains(name) && off.insert(name).second) continue;
-    out->Wanted(field + ".disable", "each once of " + absl::StrJoin(known, ", "), "'" + name + "'");
-  }
-  for (const auto& [name, on] : switches) {
-    if (!on || !off.contains(name)) continue;
-    out->Wanted(absl::StrCat(field, ".", name), "set or in disable, not both", "both");
-  }
-}
-
 void CheckPtq161(const std::string& field, const v1::Ptq161Method& ptq161, const v1::JobSpec& spec,
                  Violations* out) {
   constexpr double kMostSalient = 0.5;
@@ -155,7 +133,6 @@ void CheckPtq161(const std::string& field, const v1::Ptq161Method& ptq161, const
   out->Range(field + ".rounding_stages", ptq161.rounding_stages(), 0, kMaxStages);
   out->Range(field + ".rounding_steps", ptq161.rounding_steps(), 0, kMaxIterations);
   CheckBatch(field + ".rounding_batch", ptq161.rounding_batch(), spec, out);
-  CheckPtq161Switches(field, ptq161, out);
 }
 
 void CheckSchedule(const std::string& field, const v1::TesseraqMethod& tesseraq, Violations* out) {

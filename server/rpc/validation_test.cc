@@ -443,26 +443,6 @@ const BadCase kBadCases[] = {
      "quantization_job.spec.preprocessing.lora.warmup_steps", "below steps, 10000"},
     {"dropout_negative", [](Request* r) { Lora(r)->set_dropout(-0.5); },
      "quantization_job.spec.preprocessing.lora.dropout", "got -0.5"},
-    {"disable_unknown",
-     [](Request* r) {
-       Ptq161(r)->set_recipe("ptq161-plus");
-       Ptq161(r)->add_disable("mask");
-     },
-     "quantization_job.spec.method.ptq161.disable", "got 'mask'"},
-    {"disable_twice",
-     [](Request* r) {
-       Ptq161(r)->set_recipe("ptq161-plus");
-       Ptq161(r)->add_disable("shuffle");
-       Ptq161(r)->add_disable("shuffle");
-     },
-     "quantization_job.spec.method.ptq161.disable", "each once of"},
-    {"disabled_and_set",
-     [](Request* r) {
-       Ptq161(r)->set_recipe("ptq161-plus");
-       Ptq161(r)->set_shuffle(true);
-       Ptq161(r)->add_disable("shuffle");
-     },
-     "quantization_job.spec.method.ptq161.shuffle", "not both"},
     {"restore_without_corpus", [](Request* r) { Spec(r)->mutable_method()->mutable_restore(); },
      "quantization_job.spec.preprocessing", "method restore needs one"},
     {"first_pass_mask_without_corpus", [](Request* r) { Ptq161(r)->set_first_pass_mask(true); },

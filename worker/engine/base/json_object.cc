@@ -105,18 +105,6 @@ std::vector<double> JsonObject::Numbers(const std::string& name) {
   return numbers;
 }
 
-std::vector<std::string> JsonObject::Strings(const std::string& name) {
-  const nlohmann::json* found = Find(name);
-  if (found == nullptr) return {};
-  if (!found->is_array()) Refuse(name, "a list of texts");
-  std::vector<std::string> texts;
-  for (const nlohmann::json& item : *found) {
-    if (!item.is_string()) Refuse(name, "a list of texts");
-    texts.push_back(item.get<std::string>());
-  }
-  return texts;
-}
-
 bool JsonObject::Bool(const std::string& name, bool fallback) {
   const nlohmann::json* found = Find(name);
   if (found == nullptr) return fallback;

@@ -25,8 +25,6 @@ class JsonObject {
   double Number(const std::string& name, double fallback, double lowest);
   // A list of finite numbers; empty when absent.
   std::vector<double> Numbers(const std::string& name);
-  // A list of texts; empty when absent.
-  std::vector<std::string> Strings(const std::string& name);
   bool Bool(const std::string& name, bool fallback);
   std::string String(const std::string& name, const std::string& fallback);
   // One of `names`, as its index.

@@ -24,9 +24,6 @@ void Override(JsonObject& options, const std::string& name, double& value) {
 
 Ptq161Options Plus() {
   Ptq161Options plus;
-  plus.centered_gain = true;
-  plus.relative_gain = true;
-  plus.shuffle = true;
   plus.statistic = Ptq161Options::Statistic::kSensitivity;
   plus.learn_rounding = true;
   plus.rounding_rate = 3e-2;
@@ -50,36 +47,8 @@ Ptq161Options RecipeOf(JsonObject& options) {
   options.Refuse("recipe", StrCat("one of ", Join(Ptq161Recipes())));
 }
 
-// Switches that a recipe may have on, and `disable` off again. The recipes have
-// all of them on or none.
-void ParseSwitches(JsonObject& options, Ptq161Options& parsed) {
-  static const std::vector<std::pair<std::string, bool Ptq161Options::*>> kSwitches = {
-      {"centered_gain", &Ptq161Options::centered_gain},
-      {"relative_gain", &Ptq161Options::relative_gain},
-      {"shuffle", &Ptq161Options::shuffle},
-      {"learn_rounding", &Ptq161Options::learn_rounding}};
-  std::vector<std::string> off = options.Strings("disable");
-  const bool has_none = std::none_of(kSwitches.begin(), kSwitches.end(),
-                                     [&](const auto& row) { return parsed.*row.second; });
-  std::vector<std::string> known;
-  for (const auto& [name, field] : kSwitches) {
-    known.push_back(name);
-    const bool asked = options.Bool(name, false);
-    const auto found = std::find(off.begin(), off.end(), name);
-    if (asked && found != off.end()) options.Refuse(name, "set or disabled, not both");
-    parsed.*field = (parsed.*field || asked) && found == off.end();
-    if (found != off.end()) off.erase(found);
-  }
-  if (!off.empty()) {
-    options.Refuse("disable", StrCat("each once of ", Join(known), ", not '", off.front(), "'"));
-  }
-  if (has_none) {
-    options.RefuseIdle(
-        {"disable"}, "without a recipe that has switches on (choose ptq161-plus or leave it out)");
-  }
-}
-
 void ParseLearnedRounding(JsonObject& options, Ptq161Options& parsed) {
+  parsed.learn_rounding = options.Bool("learn_rounding", false) || parsed.learn_rounding;
   if (!parsed.learn_rounding) {
     options.RefuseIdle({"rounding_stages", "rounding_steps", "rounding_batch", "rounding_rate",
                         "rounding_scale_rate"},
@@ -125,8 +94,11 @@ void ParseMask(JsonObject& options, Ptq161Options& parsed) {
   }
 }
 
-// After the switches: learned signs train r2 as well.
+// After learn_rounding: learned signs train r2 as well.
 void ParseTraining(JsonObject& options, Ptq161Options& parsed) {
+  parsed.centered_gain = options.Bool("centered_gain", false);
+  parsed.relative_gain = options.Bool("relative_gain", false);
+  parsed.shuffle = options.Bool("shuffle", false);
   const int64_t epochs = options.Int("epochs", 0, 0, kMostEpochs);
   if (epochs > 0) parsed.epochs = static_cast<int>(epochs);
   if (options.Bool("disable_training", false)) {
@@ -164,10 +136,9 @@ void ParseTraining(JsonObject& options, Ptq161Options& parsed) {
 
 Ptq161Options ParsePtq161(JsonObject& options) {
   Ptq161Options parsed = RecipeOf(options);
-  ParseSwitches(options, parsed);
   ParseMask(options, parsed);
-  ParseTraining(options, parsed);
   ParseLearnedRounding(options, parsed);
+  ParseTraining(options, parsed);
   parsed.compute = ParseComputeDtype(options);
   return parsed;
 }
@@ -213,11 +184,8 @@ std::vector<ParameterRow> Ptq161Parameters() {
       {"token_cosine", "bool", "false", "Mean of the tokens' -log cos, not -log of their mean."},
       {"stop_improvement", "double", "0",
        "End a block after an epoch that lowers its loss by a smaller share than this."},
-      {"disable", "list of string", "[]",
-       "Switches of the recipe to leave off: centered_gain, relative_gain, shuffle, "
-       "learn_rounding."},
       {"learn_rounding", "bool", "false",
-       "Learn signs and 4-bit codes by progressive rounding before the gains."},
+       "Learn signs and 4-bit codes by progressive rounding before the gains. ptq161-plus: true."},
       {"rounding_stages", "int32", "20", "Stages of hardening signs and codes."},
       {"rounding_steps", "int32", "32", "Adam steps of a stage."},
       {"rounding_batch", "int32", "4", "Calibration windows a step."},

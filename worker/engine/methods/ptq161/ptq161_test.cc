@@ -514,17 +514,17 @@ TEST(Ptq161Parse, DefaultsAreTheMethod) {
 
 TEST(Ptq161Parse, RecipePlusAndFieldsOverIt) {
   const Ptq161Options plus = Parse(R"({"recipe": "ptq161-plus", "rounding_stages": 7})");
-  EXPECT_TRUE(plus.learn_rounding && plus.relative_gain && plus.shuffle);
-  EXPECT_FALSE(plus.salient_grid);
+  EXPECT_TRUE(plus.learn_rounding);
+  EXPECT_FALSE(plus.salient_grid || plus.centered_gain || plus.relative_gain || plus.shuffle);
   EXPECT_EQ(plus.rounding_stages, 7);
   EXPECT_EQ(plus.epochs, 2);
   EXPECT_EQ(Parse(R"({"recipe": "ptq161-plus", "epochs": 9})").epochs, 9);
   EXPECT_FALSE(Parse(R"({"recipe": "ptq161"})").learn_rounding);
   EXPECT_EQ(plus.statistic, Ptq161Options::Statistic::kSensitivity);
-  const Ptq161Options less =
-      Parse(R"({"recipe": "ptq161-plus", "disable": ["shuffle"], "statistic": "STATISTIC_MAX"})");
-  EXPECT_TRUE(less.learn_rounding && less.relative_gain && !less.shuffle);
-  EXPECT_EQ(less.statistic, Ptq161Options::Statistic::kMax);
+  const Ptq161Options other =
+      Parse(R"({"recipe": "ptq161-plus", "shuffle": true, "statistic": "STATISTIC_MAX"})");
+  EXPECT_TRUE(other.learn_rounding && other.shuffle && !other.relative_gain);
+  EXPECT_EQ(other.statistic, Ptq161Options::Statistic::kMax);
 }
 
 struct BadOption {
@@ -552,8 +552,7 @@ INSTANTIATE_TEST_SUITE_P(
                       BadOption{"epochs", R"({"epochs": -1})", "epochs"},
                       BadOption{"statistic", R"({"statistic": "MEDIAN"})", "STATISTIC_MEAN"},
                       BadOption{"recipe", R"({"recipe": "plus"})", "ptq161-plus"},
-                      BadOption{"disable", R"({"disable": ["shufle"]})", "shufle"},
-                      BadOption{"both", R"({"disable": ["shuffle"], "shuffle": true})", "shuffle"},
+                      BadOption{"unknown", R"({"shufle": true})", "shufle"},
                       BadOption{"grid", R"({"grid": {"bits": 2}})", "grid"},
                       BadOption{"rate", R"({"gain_rate": -1})", "gain_rate"}),
     [](const auto& param_info) { return std::string(param_info.param.name); });
