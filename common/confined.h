@@ -1,7 +1,8 @@
 // Opening files below a folder whatever names and symbolic links say: the
 // kernel resolves the path (openat2 with RESOLVE_BENEATH), so nothing can be
-// swapped between check and use. Where it has no such call (before Linux 5.6, or
-// behind a seccomp filter that hides it) the path is walked by hand, part by
+// swapped between check and use. (LocalRoots::Resolve only checks: what an engine may
+// open of the path is decided when it is started, see Sandbox::Prepare.) Where it has no such call
+// (before Linux 5.6, or behind a seccomp filter that hides it) the path is walked by hand, part by
 // part, with the same results (beneath_walk.h).
 #pragma once
 

@@ -45,8 +45,9 @@ std::string RealPath(const std::string& program) {
 
 }  // namespace
 
-EngineAccess InputsOf(const v1::EngineJob& job) {
+EngineAccess InputsOf(const v1::EngineJob& job, std::vector<std::string> within) {
   EngineAccess access;
+  access.within = std::move(within);
   for (const std::string& path :
        {job.model_dir(), job.calibration().text().path(), job.evaluation().text().path(),
         job.preprocessing().text().path()}) {
@@ -100,6 +101,7 @@ absl::StatusOr<ChildProcess> SpawnEngine(ChildOptions options, const EngineConfi
   options.argv[0] = RealPath(options.argv[0]);
   auto sandbox = Sandbox::Prepare({.program = options.argv[0],
                                    .read = access.read,
+                                   .within = access.within,
                                    .write = access.write,
                                    .gpu = access.gpu,
                                    .identity = confinement.account,

@@ -24,13 +24,15 @@ struct EngineConfinement {
 
 // What one engine needs.
 struct EngineAccess {
-  std::vector<std::string> read;   // files and folders
+  std::vector<std::string> read;  // files and folders
+  // Folders that hold what may be read, links followed; empty = anywhere.
+  std::vector<std::string> within;
   std::vector<std::string> write;  // folders that exist
   bool gpu = false;
 };
 
-// The inputs of a job and its device; no folder to write to.
-EngineAccess InputsOf(const v1::EngineJob& job);
+// The inputs of a job, which lie in `within`, and its device; no folder to write to.
+EngineAccess InputsOf(const v1::EngineJob& job, std::vector<std::string> within);
 
 // INVALID_CONFIG for an account that does not exist, or that only root could
 // switch to. `user` "" = no account, and root says the same where root starts them.

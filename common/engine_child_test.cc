@@ -63,12 +63,13 @@ TEST(EngineChildTest, InputsOfAJob) {
   job.mutable_calibration()->mutable_text()->set_path("/text");
   job.set_output_dir("/output");
   job.set_device("cpu");
-  const EngineAccess access = InputsOf(job);
+  const EngineAccess access = InputsOf(job, {"/models"});
   EXPECT_EQ(access.read, (std::vector<std::string>{"/model", "/text"}));
+  EXPECT_EQ(access.within, (std::vector<std::string>{"/models"}));
   EXPECT_TRUE(access.write.empty());
   EXPECT_FALSE(access.gpu);
   job.set_device("auto");
-  EXPECT_TRUE(InputsOf(job).gpu);
+  EXPECT_TRUE(InputsOf(job, {"/models"}).gpu);
 }
 
 TEST(EngineChildTest, AccountsAreChecked) {

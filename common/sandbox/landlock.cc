@@ -77,24 +77,31 @@ absl::StatusOr<LandlockRules> LandlockRules::Create() {
 bool LandlockRules::AddRule(const char* path, std::uint64_t access) const {
   const int target = open(path, O_PATH | O_CLOEXEC);
   if (target < 0) return false;
-  struct stat info {};
-  bool added = fstat(target, &info) == 0;
-  if (added) {
-    landlock_path_beneath_attr rule{};
-    rule.allowed_access = access & handled_ & (S_ISDIR(info.st_mode) ? ~0ULL : kFileAccess);
-    rule.parent_fd = target;
-    added = syscall(SYS_landlock_add_rule, fd_.get(), LANDLOCK_RULE_PATH_BENEATH, &rule, 0) == 0;
-  }
+  const bool added = AddRule(target, access);
   const int error = errno;
   close(target);
   errno = error;
   return added;
 }
 
+bool LandlockRules::AddRule(int target, std::uint64_t access) const {
+  struct stat info {};
+  if (fstat(target, &info) != 0) return false;
+  landlock_path_beneath_attr rule{};
+  rule.allowed_access = access & handled_ & (S_ISDIR(info.st_mode) ? ~0ULL : kFileAccess);
+  rule.parent_fd = target;
+  return syscall(SYS_landlock_add_rule, fd_.get(), LANDLOCK_RULE_PATH_BENEATH, &rule, 0) == 0;
+}
+
 absl::Status LandlockRules::Allow(const std::string& path, Access access) {
   if (AddRule(path.c_str(), AccessBits(access))) return absl::OkStatus();
   if (errno == ENOENT || errno == ENOTDIR || errno == EACCES) return absl::OkStatus();
   return absl::InternalError(absl::StrCat("Landlock rule for ", path, ": ", std::strerror(errno)));
+}
+
+absl::Status LandlockRules::Allow(const UniqueFd& target, Access access) {
+  if (AddRule(target.get(), AccessBits(access))) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat("Landlock rule: ", std::strerror(errno)));
 }
 
 bool LandlockRules::AllowSelf() const {

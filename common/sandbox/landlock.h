@@ -27,6 +27,7 @@ class LandlockRules {
   // symbolic links and starting programs. A path that does not exist is no
   // error: it cannot be opened anyway.
   absl::Status Allow(const std::string& path, Access access);
+  absl::Status Allow(const UniqueFd& target, Access access);  // a file or folder, by O_PATH
 
   // For the child, async-signal-safe. AllowSelf lets it read its own /proc
   // entry; Enforce holds from then on, for its threads and programs. Both want
@@ -37,6 +38,7 @@ class LandlockRules {
  private:
   explicit LandlockRules(int fd, std::uint64_t handled) : fd_(fd), handled_(handled) {}
   bool AddRule(const char* path, std::uint64_t access) const;
+  bool AddRule(int target, std::uint64_t access) const;
 
   UniqueFd fd_;
   std::uint64_t handled_;

@@ -15,6 +15,7 @@
 #include <cstring>
 #include <filesystem>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
@@ -83,7 +84,7 @@ rlimit AtMost(int resource, rlim_t value) {
   return {std::min(now.rlim_max, value), std::min(now.rlim_max, value)};
 }
 
-// Links in an input folder lead to the files themselves, which may lie anywhere.
+// Links in an input folder lead to the files themselves, which lie elsewhere.
 void AddLinked(const std::string& path, std::vector<std::string>* files) {
   std::error_code error;
   for (fs::directory_iterator it(path, error), end; !error && it != end; it.increment(error)) {
@@ -92,6 +93,38 @@ void AddLinked(const std::string& path, std::vector<std::string>* files) {
     const fs::path target = fs::canonical(it->path(), broken);
     if (!broken && fs::is_regular_file(target, broken)) files->push_back(target);
   }
+}
+
+std::vector<std::string> RealFolders(const std::vector<std::string>& folders) {
+  std::vector<std::string> real;
+  for (const std::string& folder : folders) {
+    std::error_code error;
+    fs::path path = fs::canonical(folder, error);
+    if (!error) real.push_back(std::move(path));
+  }
+  return real;
+}
+
+bool LiesIn(const std::vector<std::string>& folders, const UniqueFd& fd) {
+  std::error_code error;
+  const std::string path =
+      fs::read_symlink(absl::StrCat("/proc/self/fd/", fd.get()), error).native();
+  return !error && std::any_of(folders.begin(), folders.end(), [&](const std::string& folder) {
+    return folder == "/" || path == folder || absl::StartsWith(path, folder + "/");
+  });
+}
+
+// Rules for `read` and what its links lead to: see Prepare.
+absl::Status AllowInputs(const SandboxOptions& options, LandlockRules& rules) {
+  std::vector<std::string> inputs = options.read;
+  for (const std::string& folder : options.read) AddLinked(folder, &inputs);
+  const std::vector<std::string> within = RealFolders(options.within);
+  for (const std::string& input : inputs) {
+    const UniqueFd fd(open(input.c_str(), O_PATH | O_CLOEXEC));
+    if (!fd.ok() || (!options.within.empty() && !LiesIn(within, fd))) continue;
+    if (absl::Status status = rules.Allow(fd, Access::kRead); !status.ok()) return status;
+  }
+  return absl::OkStatus();
 }
 
 std::vector<std::string> Devices() {
@@ -127,10 +160,6 @@ absl::Status Sandbox::AllowFiles(const SandboxOptions& options) {
       read.emplace_back(folder);
     }
   }
-  for (const std::string& input : options.read) {
-    read.push_back(input);
-    AddLinked(input, &read);
-  }
   std::vector<std::pair<std::string, Access>> all;
   for (std::string& path : read) all.emplace_back(std::move(path), Access::kRead);
   for (const std::string& path : options.write) all.emplace_back(path, Access::kWrite);
@@ -143,6 +172,7 @@ absl::Status Sandbox::AllowFiles(const SandboxOptions& options) {
   for (const auto& [path, access] : all) {
     if (absl::Status status = rules->Allow(path, access); !status.ok()) return status;
   }
+  if (absl::Status status = AllowInputs(options, *rules); !status.ok()) return status;
   landlock_ = *std::move(rules);
   return absl::OkStatus();
 }

@@ -28,6 +28,7 @@ namespace quantry {
 struct SandboxOptions {
   std::string program;               // absolute path of an ELF program
   std::vector<std::string> read;     // files, and folders with all below
+  std::vector<std::string> within;   // see Sandbox::Prepare; empty = anywhere
   std::vector<std::string> write;    // folders that exist
   bool gpu = false;                  // NVIDIA devices and what their driver calls
   std::optional<Identity> identity;  // needs root
@@ -45,6 +46,11 @@ struct SandboxReport {
 // Immutable but for the child's copy. Any number of children may be made of one.
 class Sandbox {
  public:
+  // What `read` names, and the files that links among its folders' entries lead
+  // to, may be read if it lies in a folder of `within`: in truth, and as it is
+  // opened here for the rules, so that no link made meanwhile leads elsewhere. The
+  // rest is closed to the child. Needs Landlock.
+  //
   // NOT_FOUND, PERMISSION_DENIED, INVALID_ARGUMENT as ReadProgramFiles;
   // INTERNAL when the kernel refuses.
   static absl::StatusOr<Sandbox> Prepare(const SandboxOptions& options);

@@ -134,6 +134,30 @@ TEST_F(SandboxTest, FilesOutside) {
   fs::remove("/tmp/quantry-escaped");
 }
 
+// A link made after its path was found to lie below a root, by whoever may
+// write there, opens nothing.
+TEST_F(SandboxTest, InputsThatLeadOutOfTheirFolders) {
+  if (LandlockRules::Abi() == 0) GTEST_SKIP() << "this kernel has no Landlock";
+  fs::create_directory_symlink("in", root_ / "alias");
+  fs::create_directory_symlink("elsewhere", root_ / "swapped");
+  fs::create_symlink("in/model", root_ / "text");
+  fs::create_symlink("elsewhere/secret", root_ / "swapped-text");
+  options_.read = {Path("alias"), Path("swapped"), Path("text"), Path("swapped-text"),
+                   Path("absent")};
+  options_.within = {Path("alias"), Path("none")};
+  for (const char* file : {"in/model", "alias/model", "text"}) {
+    EXPECT_EQ(Run({"read=" + Path(file)}).at("read"), "ok") << file;
+  }
+  for (const char* file :
+       {"in/link", "alias/link", "elsewhere/secret", "swapped/secret", "swapped-text"}) {
+    EXPECT_EQ(Run({"read=" + Path(file)}).at("read"), "EACCES") << file;
+  }
+  options_.within.emplace_back(Path("elsewhere"));
+  for (const char* file : {"in/link", "swapped/secret", "swapped-text"}) {
+    EXPECT_EQ(Run({"read=" + Path(file)}).at("read"), "ok") << file;
+  }
+}
+
 TEST_F(SandboxTest, InputsKeepContentAndMode) {
   const std::string file = Path("in/model");
   chmod(file.c_str(), 0640);

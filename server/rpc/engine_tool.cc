@@ -130,7 +130,8 @@ class ChildEngineTool : public EngineTool {
     return ParseCapabilities(output->out);
   }
 
-  absl::StatusOr<v1::Quote> QuoteJob(const v1::EngineJob& job, milliseconds timeout,
+  absl::StatusOr<v1::Quote> QuoteJob(const v1::EngineJob& job,
+                                     const std::vector<std::string>& folders, milliseconds timeout,
                                      const Awaited& awaited) override {
     std::string json;
     google::protobuf::util::JsonPrintOptions print;
@@ -140,7 +141,8 @@ class ChildEngineTool : public EngineTool {
     }
     const std::string path = absl::StrCat(scratch_dir_, "/quote-", NewUuid4(), ".json");
     if (absl::Status status = WriteFileAtomically(path, json); !status.ok()) return status;
-    EngineAccess access = InputsOf(job);
+    EngineAccess access = InputsOf(job, folders);
+    if (!access.within.empty()) access.within.push_back(path);
     access.read.push_back(path);
     access.gpu = false;  // headers are read, nothing is computed
     if (confinement_.account) chmod(path.c_str(), 0644);

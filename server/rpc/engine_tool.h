@@ -38,12 +38,14 @@ class EngineTool {
   // INTERNAL ENGINE_PROTOCOL when its answer makes no sense, DEADLINE_EXCEEDED, or
   // what `awaited` says, as below.
   virtual absl::StatusOr<EngineCapabilities> Capabilities(const Awaited& awaited) = 0;
-  // `quantry-engine quote --job FILE`. Problems of the job are in the quote;
+  // `quantry-engine quote --job FILE`; inputs that do not lie in `folders` are closed
+  // to it, but with none all are open. Problems of the job are in the quote;
   // errors are the engine's own reasons (INVALID_CHECKPOINT, ...),
   // DEADLINE_EXCEEDED, or what `awaited` says, which is asked on this thread a few
   // times a second; those of this machine, as above, name places on it. No engine is
   // left when this returns.
   virtual absl::StatusOr<v1::Quote> QuoteJob(const v1::EngineJob& job,
+                                             const std::vector<std::string>& folders,
                                              std::chrono::milliseconds timeout,
                                              const Awaited& awaited) = 0;
 };

@@ -43,7 +43,7 @@ class EngineToolTest : public testing::Test {
                                   const Awaited& awaited = kAlways) {
     v1::EngineJob job;
     job.set_model_dir("/models/x");
-    return Tool(script)->QuoteJob(job, time, awaited);
+    return Tool(script)->QuoteJob(job, {}, time, awaited);
   }
   bool JobFileLeft() const {
     for (const auto& entry : fs::directory_iterator(root_)) {
@@ -183,7 +183,7 @@ TEST_F(EngineToolTest, AnEngineThatNobodyWaitsForIsKilled) {
 // common/sandbox/testing/probe.cc tries them while it plays the engine.
 TEST_F(EngineToolTest, TheEngineIsConfinedToItsInputs) {
   const auto quote =
-      NewEngineTool(SANDBOX_PROBE, root_, {})->QuoteJob({}, milliseconds(20000), kAlways);
+      NewEngineTool(SANDBOX_PROBE, root_, {})->QuoteJob({}, {}, milliseconds(20000), kAlways);
   ASSERT_TRUE(quote.ok()) << quote.status();
   const std::vector<std::string> problems(quote->problems().begin(), quote->problems().end());
   EXPECT_EQ(problems, (std::vector<std::string>{"read ok", "tcp ENOSYS", "read EACCES",

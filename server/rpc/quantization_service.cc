@@ -170,7 +170,8 @@ class JobCalls : public v1::QuantizationService::CallbackService, private Servic
     v1::EngineJob& job = (*local)->job;
     job.set_job(FormatJobName(submit.key.tenant, submit.key.id));
     job.set_job_uid(submit.uid);
-    auto quote = context_->engine->QuoteJob(job, kQuoteTime, [&call] { return call.Awaited(); });
+    auto quote = context_->engine->QuoteJob(job, (*local)->folders, kQuoteTime,
+                                            [&call] { return call.Awaited(); });
     if (!quote.ok()) return (*local)->WithGivenNames(quote.status());
     for (std::string& problem : *quote->mutable_problems()) {
       problem = (*local)->WithGivenNames(problem);

@@ -10,6 +10,7 @@
 #include "common/engine_job.h"
 #include "common/errors.h"
 #include "common/ids.h"
+#include "common/storage.h"
 #include "common/utf8_prefix.h"
 #include "google/protobuf/any.pb.h"
 #include "google/rpc/error_details.pb.h"
@@ -177,6 +178,12 @@ absl::StatusOr<std::unique_ptr<Sources::LocalJob>> Sources::Materialise(
   const std::string folder = absl::StrCat(scratch_dir_, "/quote-", NewUuid4());
   if (absl::Status status = MakeFolders(folder); !status.ok()) return status;
   auto local = std::make_unique<LocalJob>(folder);
+  local->folders = RootsOf(tenant);
+  local->folders.push_back(folder);
+  // Uploads kept on this machine are linked.
+  if (auto blobs = LocalPathFromUri(blobs_->Uri(tenant)); blobs.ok()) {
+    local->folders.push_back(*std::move(blobs));
+  }
   const auto text_path = [&](const v1::TextSource& text, const std::string& name,
                              v1::EngineText* out) -> absl::Status {
     if (text.has_local_path()) out->set_path(text.local_path());

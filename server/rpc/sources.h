@@ -52,6 +52,7 @@ class Sources {
     absl::Status WithGivenNames(const absl::Status& status) const;  // and its metadata
 
     v1::EngineJob job;
+    std::vector<std::string> folders;                        // its inputs lie in them
     std::vector<std::pair<std::string, std::string>> names;  // path in the folder, client's name
 
    private:

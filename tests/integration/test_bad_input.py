@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from conftest import EXAMPLES, submit_args, wait_for
+from random_models import write_random_model
 
 
 def read_safetensors(path):
@@ -191,6 +192,17 @@ def test_a_check_refuses_at_once_what_the_model_cannot_do(shared_server, stories
         done = shared_server.cli(*submit_args(stories, "--check", "--output", "json", group=128))
     assert done.returncode == 2 and "172" in done.stdout + done.stderr, (done.stdout, done.stderr)
     assert json.loads(done.stdout)["error"]["reason"] == "INVALID_SPEC"
+
+
+def test_a_check_refuses_a_size_that_cannot_be_rotated(shared_server, tmp_path):
+    """While activations are quantized inputs are rotated as the model runs; no Hadamard matrix of 2^k x 12, 20, 28, 36, 40 ... has 184 rows."""
+    write_random_model(tmp_path / "model", "llama-gqa-tied", intermediate_size=184)
+    for method, extra in (("quarot", []), ("tesseraq", ["--init", "quarot"])):
+        args = submit_args(tmp_path / "model", "--check", "--output", "json", "--activation-bits", 4, *extra, method=method)
+        with nothing_half_written(shared_server):
+            done = shared_server.cli(*args, check=2)
+        error = json.loads(done.stdout)["error"]
+        assert error["reason"] == "INVALID_SPEC" and "intermediate_size" in error["message"] and "184" in error["message"], error
 
 
 @pytest.mark.parametrize("flag", ["--calibration", "--evaluation"])

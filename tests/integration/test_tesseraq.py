@@ -77,7 +77,8 @@ def test_every_start_is_improved(engine, init):
 
 def test_no_option_is_without_effect(engine):
     def bytes_of(name, **options):
-        folder = engine.job(name, quick(init="INIT_NONE", stages=2, **options), outputs=[{"format": "OUTPUT_FORMAT_QUANTRY"}],
+        schedule = {} if "schedule" in options else {"stages": 2}
+        folder = engine.job(name, quick(init="INIT_NONE", **{**schedule, **options}), outputs=[{"format": "OUTPUT_FORMAT_QUANTRY"}],
                             evaluation=None, **SMALL)
         engine.run(folder)
         return {path: sha256 for path, sha256 in hashes(folder).items() if path.endswith(".safetensors")}
@@ -87,7 +88,7 @@ def test_no_option_is_without_effect(engine):
     assert bytes_of("sixteen", activations={"bits": 16}) == plain, "16 bits are the path without activations (T27)"
     for option, value in {"input_mixing": 0.5, "disable_scale_tuning": True, "final_steps": 2,
                           "final_rate_share": 0.3, "scale_curve": "SCALE_CURVE_EXPONENTIAL", "scale_weight_decay": 1,
-                          "batch_size": 2, "dense_learning_rate": 0.01, "model_tuning_steps": 1,
+                          "stages": 3, "schedule": [0.7, 0.1], "batch_size": 2, "dense_learning_rate": 0.01, "model_tuning_steps": 1,
                           "rounding_reach": 2, "held_out_samples": 4, "whole_epochs": True}.items():
         assert bytes_of(option, **{option: value}) != plain, option
 

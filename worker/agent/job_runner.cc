@@ -126,7 +126,8 @@ absl::Status JobRunner::Execute(Attempt& attempt) {
                                   parts_.metrics.BytesUploaded(bytes);
                                   return absl::OkStatus();
                                 });
-    if (auto status = RunEngine(attempt, job, uploader); !status.ok()) return status;
+    if (auto status = RunEngine(attempt, InputsOf(job, inputs.folders), uploader); !status.ok())
+      return status;
   }
   return Commit(attempt);
 }
@@ -212,9 +213,8 @@ void JobRunner::OnEngineEvent(Attempt& attempt, CheckpointUploader& uploader,
   }
 }
 
-absl::Status JobRunner::RunEngine(Attempt& attempt, const v1::EngineJob& job,
+absl::Status JobRunner::RunEngine(Attempt& attempt, EngineAccess access,
                                   CheckpointUploader& uploader) {
-  EngineAccess access = InputsOf(job);
   access.read.push_back(attempt.dir.job_file());
   access.write = {attempt.dir.output(), attempt.dir.checkpoint()};
   attempt.outcome = parts_.engine.Run(

@@ -43,7 +43,7 @@ class JobRunner {
   absl::Status Execute(Attempt& attempt);
   absl::Status Prepare(Attempt& attempt, JobInputs* inputs);
   absl::Status Restore(Attempt& attempt);
-  absl::Status RunEngine(Attempt& attempt, const v1::EngineJob& job, CheckpointUploader& uploader);
+  absl::Status RunEngine(Attempt& attempt, EngineAccess access, CheckpointUploader& uploader);
   v1::JobBeat LastBeat(Attempt& attempt);
   absl::Status Commit(Attempt& attempt);
   void OnEngineEvent(Attempt& attempt, CheckpointUploader& uploader, const v1::EngineEvent& event);

@@ -339,6 +339,8 @@ absl::StatusOr<JobInputs> Materializer::Materialize(const v1::Lease& lease, cons
                                                     const TransferCheck& check) const {
   const Context context{lease, dir, check, Roots(lease)};
   JobInputs inputs;
+  inputs.folders = context.roots;
+  inputs.folders.push_back(dir.root);
   auto model = Model(context, &inputs.note);
   if (!model.ok()) return model.status();
   inputs.model_dir = *model;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "common/storage.h"
@@ -16,8 +17,9 @@ struct JobInputs {
   std::string model_dir;
   std::string calibration;
   std::string evaluation;
-  std::string preprocessing;  // its corpus
-  std::string note;           // for the job's owner: which commit was fetched
+  std::string preprocessing;         // its corpus
+  std::string note;                  // for the job's owner: which commit was fetched
+  std::vector<std::string> folders;  // all of these lie in them
 };
 
 // Brings a job's inputs onto this machine and refuses what must not be read:

@@ -10,6 +10,7 @@
 #include "worker/engine/methods/tesseraq/tesseraq.h"
 #include "worker/engine/methods/testing/setting.h"
 #include "worker/engine/methods/working_bytes.h"
+#include "worker/engine/reconstruct/rounding_schedule.h"
 #include "worker/engine/reconstruct/testing/stopping_store.h"
 #include "worker/engine/testing/errors.h"
 #include "worker/engine/testing/threads.h"
@@ -55,6 +56,13 @@ TEST(TesseraqOptionsTest, BudgetsSayHowLongAJobTrains) {
     EXPECT_EQ(rounding.schedule.size(), 20u) << c.options;
     EXPECT_EQ(Parsed(c.options).awq.search_tokens, c.steps == 250 ? 65536 : 8192) << c.options;
   }
+}
+
+TEST(TesseraqOptionsTest, StagesAndSchedulesAreTakenAsGiven) {
+  EXPECT_EQ(Parsed(R"({"stages": 10})").rounding.schedule, ScheduleOf(10));
+  EXPECT_EQ(Parsed(R"({"stages": 7, "recipe": "tesseraq-plus"})").rounding.schedule, ScheduleOf(7));
+  EXPECT_EQ(Parsed(R"({"schedule": [0.6, 0.2, 0.01]})").rounding.schedule,
+            (std::vector<double>{0.6, 0.2, 0.01}));
 }
 
 TEST(TesseraqOptionsTest, ARecipeSaysWhatItStartsFrom) {

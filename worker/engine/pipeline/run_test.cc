@@ -65,6 +65,17 @@ const MethodCase kCases[] = {
     {"tesseraq_signround", "llama",
      R"({"tesseraq": {"grid": {"bits": 2, "group_size": 16}, "init": "INIT_SIGNROUND", "stages": 2,
                       "steps_per_stage": 2, "batch_size": 2}})"},
+    {"tesseraq_plus", "llama",
+     R"({"tesseraq": {"recipe": "tesseraq-plus", "grid": {"bits": 2, "group_size": 16},
+                      "stages": 2, "steps_per_stage": 2, "batch_size": 2,
+                      "model_tuning_steps": 2}})"},
+    {"tesseraq_quarot", "llama",
+     R"({"tesseraq": {"grid": {"bits": 4, "group_size": -1}, "init": "INIT_QUAROT",
+                      "activations": {"bits": 4}, "stages": 2, "steps_per_stage": 2,
+                      "batch_size": 2}})"},
+    {"tesseraq_omniquant", "llama",
+     R"({"tesseraq": {"grid": {"bits": 3, "group_size": 16}, "init": "INIT_OMNIQUANT", "stages": 2,
+                      "steps_per_stage": 2, "batch_size": 2}})"},
     {"tesseraq_bfloat16", "qwen3",
      R"({"tesseraq": {"grid": {"bits": 2, "group_size": 16}, "stages": 2, "steps_per_stage": 3,
                       "batch_size": 2, "model_tuning_steps": 2,
@@ -412,6 +423,51 @@ Block WrittenBlock(const Checkpoint& source, const std::string& folder, int inde
   return block;
 }
 
+double LossOf(const at::Tensor& x, const at::Tensor& wanted) {
+  return (x - wanted).square().sum(at::kDouble).item<double>() /
+         static_cast<double>(x.size(0) * x.size(1));
+}
+
+// Losses and perplexity are those of the written weights with the activations
+// asked for, and not what they would be without.
+TEST(RunTest, WhatAJobTellsIsMeasuredWithItsActivations) {
+  const Bench bench({"activations", "llama",
+                     R"({"awq": {"grid": {"bits": 8, "group_size": -1}, "scale_grid_points": 2,
+                                 "activations": {"bits": 3}}})"});
+  bench.Run("whole", at::kCPU);
+  const json manifest = bench.Manifest("whole");
+  const auto source = Checkpoint::Open(bench.File("model"));
+  const std::string folder = bench.File("whole/out/quantry");
+  const auto block = [&](int index, int bits) {
+    Block written = WrittenBlock(*source, folder, index);
+    written.activations.bits = bits;
+    return written;
+  };
+  const RopeTable rope = MakeRopeTable(source->architecture(), source->config(), kLength);
+  const auto windows = [](int count, uint64_t seed) {
+    const auto ids = Tokens(count * kLength, seed).get<std::vector<int64_t>>();
+    return at::tensor(ids, at::kLong).view({count, kLength});
+  };
+  at::Tensor x_fp = Embed(*source, windows(8, 1));
+  at::Tensor x_q = x_fp;
+  for (int index = 0; index < 2; ++index) {
+    x_fp = LoadBlock(*source, index).Forward(x_fp, rope);
+    const double without = LossOf(block(index, 16).Forward(x_q, rope), x_fp);
+    x_q = block(index, 3).Forward(x_q, rope);
+    const double loss = LossOf(x_q, x_fp);
+    EXPECT_NEAR(manifest["blocks"][index]["loss_final"].get<double>(), loss, 1e-3 * loss);
+    EXPECT_GT(std::abs(loss - without), 0.1 * loss);
+  }
+  const auto perplexity = [&](int bits) {
+    return Evaluate(*source, windows(5, 2).narrow(0, 0, 3),
+                    [&](int index) { return block(index, bits); })
+        .perplexity_quantized;
+  };
+  const double told = manifest["quality"]["perplexity"]["quantized"].get<double>();
+  EXPECT_NEAR(told, perplexity(3), 1e-3 * told);
+  EXPECT_GT(std::abs(told - perplexity(16)), 1e-2 * told);
+}
+
 // The losses a job tells are those of the packed blocks on the disk, on the
 // inputs that the packed blocks before them give.
 TEST(RunTest, T19_WrittenBlocksHaveTheLossesTold) {
@@ -437,7 +493,7 @@ TEST(RunTest, T19_WrittenBlocksHaveTheLossesTold) {
       const Block written = WrittenBlock(*source, bench.File("whole/out/quantry"), index);
       x_fp = LoadBlock(*source, index).Forward(x_fp, rope);
       x_q = written.Forward(x_q, rope);
-      const double loss = (x_q - x_fp).square().sum(at::kDouble).item<double>() / (8 * kLength);
+      const double loss = LossOf(x_q, x_fp);
       EXPECT_NEAR(blocks[index]["loss_final"].get<double>(), loss, 1e-4 * loss) << of.name;
     }
   }

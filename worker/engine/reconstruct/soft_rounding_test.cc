@@ -483,9 +483,12 @@ TEST(OrderStatisticTest, TakesMoreThanAQuantileDoes) {
 }
 
 TEST(ScheduleTest, ListsAndInterpolation) {
-  EXPECT_EQ(ScheduleOf(20).size(), 20U);
-  EXPECT_EQ(ScheduleOf(20).front(), 0.80);
-  EXPECT_EQ(ScheduleOf(10).front(), 0.75);
+  // Soft shares of the paper's two schedules.
+  EXPECT_EQ(ScheduleOf(20),
+            (std::vector<double>{0.80, 0.65, 0.50, 0.43, 0.38, 0.34, 0.30, 0.27, 0.24, 0.21,
+                                 0.18, 0.15, 0.12, 0.10, 0.08, 0.06, 0.04, 0.02, 0.01, 0.005}));
+  EXPECT_EQ(ScheduleOf(10),
+            (std::vector<double>{0.75, 0.50, 0.375, 0.25, 0.125, 0.09, 0.06, 0.04, 0.02, 0.005}));
   for (const int stages : {1, 3, 7, 15, 40}) {
     const std::vector<double> schedule = ScheduleOf(stages);
     ASSERT_EQ(schedule.size(), static_cast<size_t>(stages));
