@@ -37,6 +37,7 @@ ELSEWHERE = [
     (r"install -d -m 0755 /srv/models", "tests/operations/test_systemd.py::test_the_programs_start_with_the_files_as_installed"),
     (r"install -D? ?.*(systemd|quantryd|quantry\{d)|systemctl enable", "needs the machine's systemd; the units: "
      "tests/operations/test_systemd.py::test_systemd_accepts_the_unit"),
+    (r"aws s3api", "needs a bucket; the file: tests/operations/test_s3_lifecycle.py::test_the_lifecycle_rule_is_taken"),
     (r"sbatch", "needs Slurm; the script: tests/operations/test_slurm.py::test_it_runs_a_job_and_ends_when_idle"),
     (r"curl .*/v1/traces", "needs a collector; OpenTelemetry's own reader: tests/integration/test_tracing.py::test_the_protocols_own_messages_read_a_trace"),
     (r"QUANTRY_FAULT_SEED=7 \S+python -m pytest tests/faults/test_random.py", "the fault step; tests/faults/test_random.py::test_random_faults"),
