@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How long quantry takes to come back, with the settings users have (lease 30 s, beat 5 s, sweep 5 s).
 
-    .deps/venv/bin/python benchmarks/recovery.py [--rounds N] [--postgres-s N] [--store-s N]
+    .deps/venv/bin/python benchmarks/recovery.py [--rounds N] [--postgres-s N] [--store-s N] [--engine real]
 
 Two servers on one PostgreSQL, two workers with the synthetic engine, loopback. Prints a line a measurement:
   worker killed    SIGKILL of a worker -> its job runs at the other one
@@ -11,7 +11,8 @@ Two servers on one PostgreSQL, two workers with the synthetic engine, loopback. 
   postgres 60 s    PostgreSQL away for 60 s -> first submit that is acknowledged; jobs that failed or moved meanwhile
   store 5 min      the object store of the artifacts away for 300 s -> a job queued meanwhile has its artifact; what became of jobs
                    that went on with a block and that wanted to write their artifact meanwhile (moto behind a relay, SQLite)
-  cancel           acknowledged cancel -> no process of the engine left, for an engine that ends on SIGTERM and one that ignores it
+  cancel           acknowledged cancel -> no process of the engine left, for an engine that ends on SIGTERM and one that ignores it;
+                   with --engine real this alone: quantry-engine quantizing examples/stories260k with tesseraq, one server and its worker
 """
 import argparse
 import pathlib
@@ -23,13 +24,15 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests/support"), str(ROOT / "tests/faults")]
 
+from api import Tenant  # noqa: E402
 from commit import commit  # noqa: E402
 from fleet import QUICK, Fleet, alive  # noqa: E402
 from history import ENDED  # noqa: E402
 from link import Link  # noqa: E402
 from object_store import CREDENTIALS, artifact_root, moto  # noqa: E402
 from postgres import Postgres  # noqa: E402
-from service import find_bin, wait_for  # noqa: E402
+from quantry.v1 import job_pb2  # noqa: E402
+from service import EXAMPLES, Server, find_bin, submit_args, wait_for  # noqa: E402
 
 # As quantryd has them: later flags beat Fleet's.
 USUAL = ["--lease-ttl-s=30", "--heartbeat-interval-s=5", "--sweep-interval-s=5"]
@@ -158,6 +161,28 @@ def cancel(fleet, folder, name, before=""):
     return took
 
 
+def real_cancels(folder, binaries, rounds):
+    """Seconds of each; at another moment of the quantizing stage each time."""
+    server = Server(binaries, folder / "real", local_roots=[EXAMPLES]).start()
+    tenant = Tenant(server.address)
+    try:
+        for number in range(rounds):
+            job = f"real-{number}"
+            server.json(*submit_args(EXAMPLES / "stories260k", "--id", job, method="tesseraq", bits=2, samples=128, length=256))
+            wait_for(lambda: tenant.get(job).progress.stage == job_pb2.STAGE_QUANTIZING, 120, "the quantizing stage")
+            time.sleep(0.3 * number)
+            assert tenant.get(job).progress.stage == job_pb2.STAGE_QUANTIZING, "the job was too quick"
+            pids = server.engine_pids()
+            assert pids
+            tenant.cancel(job)
+            yield until(lambda: not any(map(alive, pids)), 60, "the engine to be gone")
+            wait_for(lambda: tenant.get(job).state == job_pb2.JOB_STATE_CANCELLED, 60, "the end of the job")
+            assert not server.engine_pids()
+    finally:
+        tenant.close()
+        server.stop()
+
+
 def tell(what, times):
     times = sorted(times)
     print(f"{what:34} median {times[len(times) // 2]:6.2f} s   worst {times[-1]:6.2f} s   ({len(times)} runs)", flush=True)
@@ -168,10 +193,14 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--postgres-s", type=int, default=60, help="how long PostgreSQL is away; 0: not at all")
     parser.add_argument("--store-s", type=int, default=300, help="how long the object store is away; 0: not at all")
+    parser.add_argument("--engine", choices=["synthetic", "real"], default="synthetic", help="real: cancels of quantry-engine alone")
     options = parser.parse_args()
     print(f"commit {commit()}", flush=True)
     folder = pathlib.Path(tempfile.mkdtemp(prefix="quantry_recovery_"))
-    binaries, postgres = find_bin(), Postgres()
+    binaries = find_bin()
+    if options.engine == "real":
+        return tell("cancel, quantry-engine", real_cancels(folder, binaries, options.rounds))
+    postgres = Postgres()
     fleet = Fleet(folder / "fleet", binaries, servers=2, postgres=postgres.start(), flags=USUAL)
     try:
         fleet.start(workers=2)

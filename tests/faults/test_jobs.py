@@ -1,4 +1,5 @@
 """F16, F17, F23: cancels at every moment, jobs that poison, tenants that flood."""
+import math
 import random
 import signal
 import statistics
@@ -112,26 +113,36 @@ def test_f17_workers_that_vanish(fleet):
     assert found.state_reason == "POISON_JOB"
 
 
+def percentiles(times):
+    """Of seconds: "p50 3 ms, p99 9 ms, max 12 ms", and the p99."""
+    ordered = sorted(times)
+    p99 = ordered[math.ceil(0.99 * len(ordered)) - 1]
+    return f"p50 {statistics.median(ordered) * 1e3:.0f} ms, p99 {p99 * 1e3:.0f} ms, max {ordered[-1] * 1e3:.0f} ms", p99
+
+
 @pytest.mark.parametrize("flood", [pytest.param(500, id="500"), pytest.param(1_000_000, id="1000000", marks=pytest.mark.full)])
 def test_f23_flood(make_fleet, session_postgres, flood):
     """One tenant queues a flood; the others' calls and jobs stay quick: it has its share of the workers and no more."""
     fleet = make_fleet(postgres=session_postgres, servers=2).start(workers=0)
-    tenant = fleet.api("a")
-    request = quantization_service_pb2.CreateQuantizationJobRequest(
-        parent="tenants/loud", quantization_job=job_pb2.QuantizationJob(spec=fleet.spec()))
     stop = threading.Event()
+
+    def submit_as(tenant, i=0):
+        """Seconds it took at one server or the other; not in the history."""
+        request = quantization_service_pb2.CreateQuantizationJobRequest(
+            parent=f"tenants/{tenant}", quantization_job=job_pb2.QuantizationJob(spec=fleet.spec()), request_id=str(uuid.uuid4()))
+        began = time.monotonic()
+        fleet.api("ab"[i % 2]).jobs.CreateQuantizationJob(request, timeout=20)
+        return time.monotonic() - began
 
     def flood_on(i):
         while not stop.is_set():
-            one = quantization_service_pb2.CreateQuantizationJobRequest()
-            one.CopyFrom(request)
-            one.request_id = str(uuid.uuid4())
             try:
-                fleet.api("ab"[i % 2]).jobs.CreateQuantizationJob(one, timeout=20)
+                submit_as("loud", i)
             except Exception:  # a full queue refuses: that is the point
                 time.sleep(0.01)
 
-    tenant.call(tenant.jobs.CreateQuantizationJob, request)
+    submit_as("loud")
+    before = [submit_as("quiet", number) for number in range(100)]
     session_postgres.copy_jobs("loud", flood, fleet.database)
     floods = [threading.Thread(target=flood_on, args=(i,)) for i in range(2)]
     for thread in floods:
@@ -141,6 +152,7 @@ def test_f23_flood(make_fleet, session_postgres, flood):
     submits, waits = [], []
     try:
         for number in range(8):
+            submits += [submit_as("quiet", i) for i in range(25)]
             began = time.monotonic()
             fleet.submit(f"f23-{number}")
             submits.append(time.monotonic() - began)
@@ -150,9 +162,10 @@ def test_f23_flood(make_fleet, session_postgres, flood):
         stop.set()
         for thread in floods:
             thread.join()
-    print(f"flood of {flood}: submit p50 {statistics.median(submits) * 1e3:.0f} ms, max {max(submits) * 1e3:.0f} ms; "
+    text, p99 = percentiles(submits)
+    print(f"flood of {flood}: {len(submits)} submits of others {text} (without it {percentiles(before)[0]}); "
           f"submit to end p50 {statistics.median(waits) * 1e3:.0f} ms, max {max(waits) * 1e3:.0f} ms")
-    assert max(submits) < 2 and max(waits) < 15
+    assert p99 < 0.5 and max(waits) < 15
     for worker in fleet.workers.values():
         worker.stop(signal.SIGKILL)
     fleet.check()

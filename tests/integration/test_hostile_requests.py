@@ -1,8 +1,10 @@
 """Every rpc of the service descriptors with missing, oversized and hostile requests: a new rpc or service is in here by itself.
 
 Each request is a valid one (tests/support/valid_requests.py) with one hostile field, so that the field meets its own check.
-Whatever arrives, the answer is an error the caller can act on, never INTERNAL or UNKNOWN, and the server stays ready.
+Whatever arrives, the answer is an error the caller can act on, never INTERNAL or UNKNOWN, and the server stays ready: with
+SQLite, and in the full run with PostgreSQL.
 """
+import contextlib
 import functools
 import importlib
 import re
@@ -15,6 +17,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.rpc import error_details_pb2, status_pb2
 
 from conftest import EXAMPLES, ROOT
+from postgres import PASSWORD, running_postgres
 from service import Server
 from valid_requests import ValidRequests
 
@@ -125,9 +128,30 @@ def reason_of(error):
     return ""
 
 
-@pytest.fixture(scope="module")
-def channels(binaries, tmp_path_factory):
-    server = Server(binaries, tmp_path_factory.mktemp("hostile") / "data", "--embedded=false", local_roots=[EXAMPLES]).start()
+@contextlib.contextmanager
+def sqlite(folder):
+    yield []
+
+
+@contextlib.contextmanager
+def postgresql(folder):
+    password = folder / "password"
+    password.write_text(PASSWORD + "\n")
+    password.chmod(0o600)
+    with running_postgres() as store:
+        yield [f"--job-store={store.uri}", f"--job-store-password-file={password}"]
+        assert store.sql("SELECT count(*) > 0 FROM jobs") == "t"
+
+
+@pytest.fixture(scope="module", params=[pytest.param(sqlite, id="sqlite"), pytest.param(postgresql, id="postgresql", marks=pytest.mark.full)])
+def channels(request, binaries, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hostile")
+    with request.param(folder) as store_flags:
+        server = Server(binaries, folder / "data", "--embedded=false", *store_flags, local_roots=[EXAMPLES]).start()
+        yield from channels_of(server)
+
+
+def channels_of(server):
     options = [("grpc.max_send_message_length", -1), ("grpc.max_metadata_size", 1 << 20)]
     with grpc.insecure_channel(server.address, options) as tenant, \
             grpc.insecure_channel(server.worker_address, options) as worker:

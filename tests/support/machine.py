@@ -1,6 +1,7 @@
 """What a test may ask of the machine: a small file system, a network of its own. Skips with the reason where it may not."""
 import ctypes
 import os
+import re
 import subprocess
 import uuid
 
@@ -61,12 +62,29 @@ class Namespace:
         return self._call(*self.run, "ip", *arguments)
 
     def impair(self, *netem):
-        """Every packet, by netem: "delay", "100ms" or "loss", "5%". Needs the kernel's sch_netem."""
-        self._call(*self.run, "tc", "qdisc", "add", "dev", "lo", "root", "netem", *netem)
+        """Every packet, by netem: "delay", "100ms" or "loss", "5%". False: this kernel has no sch_netem."""
+        command = [*self.run, "tc", "qdisc", "add", "dev", "lo", "root", "netem", *netem]
+        return subprocess.run(command, capture_output=True, timeout=20).returncode == 0
+
+    def lose(self, percent):
+        """So many of a hundred packets: by netem, else by nftables as they arrive (of one dropped on its way out the sender would be told)."""
+        if not self.impair("loss", f"{percent}%"):
+            self._call(*self.run, "nft", "add table inet line; add counter inet line lost; "
+                       "add chain inet line arriving { type filter hook input priority 0; }; "
+                       f"add rule inet line arriving numgen random mod 100 < {percent} counter name lost drop")
+
+    def lost(self):
+        """Packets that lose() has lost."""
+        netem = re.search(r"netem.*?dropped (\d+)", self._call(*self.run, "tc", "-s", "qdisc", "show", "dev", "lo"), re.DOTALL)
+        return int((netem or re.search(r"packets (\d+)", self._call(*self.run, "nft", "list", "counter", "inet", "line", "lost")))[1])
 
     def throttle(self, rate):
         """Every packet through a token bucket: "256kbit"."""
         self._call(*self.run, "tc", "qdisc", "add", "dev", "lo", "root", "tbf", "rate", rate, "burst", "8kb", "latency", "2s")
+
+    def throttled(self):
+        """How often a packet had to wait for throttle()."""
+        return int(re.search(r"overlimits (\d+)", self._call(*self.run, "tc", "-s", "qdisc", "show", "dev", "lo"))[1])
 
     def cut(self, to=None, of=None):
         """No TCP packet gets to the port `to`, or away from the port `of`, until heal()."""
