@@ -26,8 +26,8 @@ constexpr std::array kFlags = {
                "grid it fixes"},
     MethodFlag{"--init", "init", "NAME",
                "What tesseraq starts from: awq, omniquant, quarot, signround or none. Default: "
-               "awq, the recipe "
-               "tesseraq-plus signround"},
+               "awq; the recipe tesseraq-plus signround, with activations of 6 bits or "
+               "fewer quarot"},
     MethodFlag{"--budget", "budget", "NAME",
                "full, balanced (a fifth of the steps) or fast (a tenth). Default: full; the "
                "recipe tesseraq-plus fast (a third of its full steps)"},

@@ -16,6 +16,7 @@ constexpr int kMaxBatch = 65536;
 constexpr int kDefaultSamples = 128;
 // Recipes whose options depend on them here (docs/methods).
 constexpr std::string_view kTesseraqPlus = "tesseraq-plus";
+constexpr int kFewActivationBits = 6;  // at most so many, and tesseraq-plus rotates the model
 constexpr std::string_view kPtq161Plus = "ptq161-plus";
 
 // Bits of a recipe for any grid where the job names none.

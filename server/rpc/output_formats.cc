@@ -10,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "common/enum_word.h"
+#include "server/rpc/method_validation.h"
 
 namespace quantry::server {
 namespace {
@@ -86,9 +87,12 @@ bool RotatesOnline(const v1::Method& method, const v1::RecipeDescription* recipe
     return QuantizesActivations(quarot.activations().bits());
   }
   const v1::TesseraqMethod& tesseraq = method.tesseraq();
-  if (tesseraq.init() != v1::TesseraqMethod::INIT_QUAROT) return false;
   const int given = tesseraq.activations().bits();
-  return QuantizesActivations(given != 0 || recipe == nullptr ? given : recipe->activation_bits());
+  const int bits = given != 0 || recipe == nullptr ? given : recipe->activation_bits();
+  if (!QuantizesActivations(bits)) return false;
+  if (tesseraq.init() == v1::TesseraqMethod::INIT_QUAROT) return true;
+  return tesseraq.init() == v1::TesseraqMethod::INIT_UNSPECIFIED &&
+         tesseraq.recipe() == kTesseraqPlus && bits <= kFewActivationBits;
 }
 
 std::string WantedContent(v1::OutputFormat format, const OutputContent& content) {

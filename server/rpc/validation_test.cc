@@ -637,6 +637,7 @@ std::vector<v1::MethodDescription> Offered() {
   recipe->set_group_size(128);
   recipe->set_samples(16);
   tesseraq.add_recipes()->set_name("any");
+  tesseraq.add_recipes()->set_name("tesseraq-plus");
   v1::RecipeDescription* activations = tesseraq.add_recipes();
   activations->set_name("w4a4");
   activations->set_bits(4);
@@ -670,7 +671,7 @@ TEST(ValidateCreate, ARecipeContradictedIsRefused) {
       {"four", 3, "quantization_job.spec.method.tesseraq.grid.bits",
        "wanted 4, which recipe four has, or nothing, got 3"},
       {"best", 0, "quantization_job.spec.method.tesseraq.recipe",
-       "wanted one of four, any, w4a4, got 'best'"},
+       "wanted one of four, any, tesseraq-plus, w4a4, got 'best'"},
       {"any", 5, "quantization_job.spec.method.tesseraq.grid.bits",
        "wanted 2, 3, 4, 6 or 8, got 5"},
   };
@@ -761,6 +762,25 @@ TEST(ValidateCreate, OutputsMustCarryOnlineRotations) {
          Tesseraq(r)->mutable_activations()->set_bits(4);
        },
        true},
+      {"plus",
+       [](Request* r) {
+         Tesseraq(r)->set_recipe("tesseraq-plus");
+         Tesseraq(r)->mutable_activations()->set_bits(6);
+       },
+       true},
+      {"plus_with_activations_of_eight_bits",
+       [](Request* r) {
+         Tesseraq(r)->set_recipe("tesseraq-plus");
+         Tesseraq(r)->mutable_activations()->set_bits(8);
+       },
+       false},
+      {"plus_from_elsewhere",
+       [](Request* r) {
+         Tesseraq(r)->set_recipe("tesseraq-plus");
+         Tesseraq(r)->set_init(v1::TesseraqMethod::INIT_SIGNROUND);
+         Tesseraq(r)->mutable_activations()->set_bits(4);
+       },
+       false},
       {"recipe_of_activations",
        [](Request* r) {
          *r = RecipeRequest("w4a4", 0);

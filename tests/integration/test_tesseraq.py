@@ -303,6 +303,11 @@ def test_w4a4_of_each_start(perplexity, init):
 
 
 @pytest.mark.full
+def test_plus_is_better_than_every_other_tool_with_activations_too(perplexity):
+    assert perplexity("tinystories-656k", 4, grid={"group_size": -1}, activations={"bits": 4}, recipe="tesseraq-plus") < min(W4A4.values())
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("init", list(W3A3))
 def test_w3a3_of_each_start(perplexity, init):
     measured = perplexity("tinystories-656k", 3, grid={"group_size": -1}, activations={"bits": 3},

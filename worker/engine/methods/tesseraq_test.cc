@@ -72,6 +72,19 @@ TEST(TesseraqOptionsTest, ARecipeSaysWhatItStartsFrom) {
   EXPECT_EQ(Parsed(R"({"recipe": "tesseraq-plus", "init": "INIT_AWQ"})").init, RoundingInit::kAwq);
   EXPECT_EQ(Parsed(R"({"recipe": "tesseraq-plus", "init": "INIT_NONE"})").init,
             RoundingInit::kNone);
+  EXPECT_EQ(Parsed(R"({"activations": {"bits": 4}})").init, RoundingInit::kAwq);
+  const std::pair<int, RoundingInit> plus[] = {{4, RoundingInit::kQuarot},
+                                               {6, RoundingInit::kQuarot},
+                                               {8, RoundingInit::kSignround},
+                                               {16, RoundingInit::kSignround}};
+  for (const auto& [bits, init] : plus) {
+    const nlohmann::json message = {{"recipe", "tesseraq-plus"}, {"activations", {{"bits", bits}}}};
+    EXPECT_EQ(Parsed(message.dump().c_str()).init, init) << bits;
+    JsonObject options(message, "tesseraq");
+    ActivationSpec activations;
+    activations.bits = bits;
+    EXPECT_EQ(TesseraqRotation(options, activations).enabled, init == RoundingInit::kQuarot);
+  }
 }
 
 TEST(TesseraqOptionsTest, ScalesAreTunedUnlessDisabled) {

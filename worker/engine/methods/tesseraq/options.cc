@@ -169,8 +169,18 @@ ActivationSpec TesseraqActivations(JsonObject& options) {
                  StrCat("left out, or ", spec.bits, " bits as recipe ", recipe->name, " has it"));
 }
 
+// What the message says, else the recipe for such activations.
+RoundingInit InitOf(JsonObject& options, const TesseraqRecipe& recipe,
+                    const ActivationSpec& activations) {
+  const bool few = activations.bits <= kFewActivationBits;
+  return ParseInit(options,
+                   few ? recipe.init_of_few_activation_bits.value_or(recipe.init) : recipe.init);
+}
+
 RotationSpec TesseraqRotation(JsonObject& options, const ActivationSpec& activations) {
-  if (ParseInit(options, {}) != RoundingInit::kQuarot) return {};
+  const TesseraqRecipe* named = FindRecipe(options);
+  const TesseraqRecipe recipe = named == nullptr ? TesseraqRecipe() : *named;
+  if (InitOf(options, recipe, activations) != RoundingInit::kQuarot) return {};
   return {true, activations.enabled()};
 }
 
@@ -178,7 +188,7 @@ TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
   const TesseraqRecipe* named = FindRecipe(options);
   const TesseraqRecipe recipe = named == nullptr ? TesseraqRecipe() : *named;
   TesseraqOptions result;
-  result.init = ParseInit(options, recipe.init);
+  result.init = InitOf(options, recipe, ParseActivations(options, TesseraqActivations(options)));
   const GridSpec grid = ParseTesseraqGrid(options);
   result.bits = grid.bits;
   result.group_size = grid.group_size;

@@ -47,6 +47,9 @@ struct TesseraqBudget {
   int64_t awq_search_tokens;  // see AwqOptions::search_tokens
 };
 
+// Fewer than the 8 bits that common engines quantize activations to.
+constexpr int kFewActivationBits = 6;
+
 // One row of the recipes (docs/methods/tesseraq.md): what the other fields of
 // the message leave open.
 struct TesseraqRecipe {
@@ -63,6 +66,7 @@ struct TesseraqRecipe {
   StreamShape calibration = {512, 2048};
   ModelTuningOptions tuning = {};  // but for its steps
   RoundingInit init = RoundingInit::kAwq;
+  std::optional<RoundingInit> init_of_few_activation_bits = {};  // of kFewActivationBits at most
 
   bool fixes_activations() const { return activation_bits < 16; }
 };

@@ -14,6 +14,7 @@ TesseraqRecipe TesseraqPlus() {
   plus.default_budget = 2;
   plus.calibration = {128, 2048};
   plus.init = RoundingInit::kSignround;
+  plus.init_of_few_activation_bits = RoundingInit::kQuarot;
   plus.tuning.scale_rate = 0.01;
   plus.tuning.dense_rate = 0.003;
   return plus;
