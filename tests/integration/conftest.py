@@ -1,9 +1,11 @@
 """Fixtures that run the real binaries: quantryd, quantry-worker, quantry-engine, quantry.
 
 QUANTRY_BIN   folder with the binaries (default: build/release/bin, then build/dev/bin)
-QUANTRY_DATA  folder with more models and texts (tests that need it skip without)
+QUANTRY_DATA  folder with models and texts that are not shipped, models/NAME and text/NAME (tests that need it skip without)
+QUANTRY_SMOLLM2  folder with SmolLM2-135M, which also needs QUANTRY_DATA (the same)
 QUANTRY_FULL  set: run the slow tests too
 """
+import os
 import pathlib
 import shutil
 import sys
@@ -23,6 +25,22 @@ def binaries() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def stories() -> pathlib.Path:
     return EXAMPLES / "stories260k"
+
+
+def folder_of(variable) -> pathlib.Path:
+    if not os.environ.get(variable):
+        pytest.skip(f"{variable} is not set")
+    return pathlib.Path(os.environ[variable])
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> pathlib.Path:
+    return folder_of("QUANTRY_DATA")
+
+
+@pytest.fixture(scope="session")
+def smollm2_dir() -> pathlib.Path:
+    return folder_of("QUANTRY_SMOLLM2")
 
 
 @pytest.fixture

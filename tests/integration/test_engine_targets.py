@@ -1,12 +1,10 @@
 """Acceptance of RTN, AWQ and the baselines: perplexities of the authors' code and other tools, reached or beaten.
 
 Protocol: the first 128 contiguous windows of 256 tokens for calibration, all windows of 256 tokens
-for evaluation. Models and texts that are not shipped come from QUANTRY_DATA_DIR, a folder with
+for evaluation. Models and texts that are not shipped come from QUANTRY_DATA, a folder with
 models/NAME and text/tinystories_{train_0,val_a}.txt; without it these tests are skipped.
 """
 import json
-import os
-import pathlib
 import subprocess
 
 import pytest
@@ -49,14 +47,6 @@ pytestmark = pytest.mark.full
 
 def cases(table):
     return [(model, bits) for model, row in table.items() for bits in row]
-
-
-@pytest.fixture(scope="session")
-def data_dir():
-    folder = os.environ.get("QUANTRY_DATA_DIR") or os.environ.get("QUANTRY_DATA")
-    if not folder:
-        pytest.skip("QUANTRY_DATA_DIR is not set")
-    return pathlib.Path(folder)
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def model_folder(name, stories, scratch):
     if name == "llama":
         write_random_model(scratch / "llama", name, **SHAPE)
         return scratch / "llama"
-    data = os.environ.get("QUANTRY_DATA_DIR") or os.environ.get("QUANTRY_DATA")
+    data = os.environ.get("QUANTRY_DATA")
     return pathlib.Path(data) / "models" / name if data else None
 
 

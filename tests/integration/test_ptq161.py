@@ -1,11 +1,9 @@
 """PTQ1.61 through quantry-engine: container, unpack, resume, bad input, and the authors' figures.
 
-The figures (QUANTRY_FULL) use the protocol of test_engine_targets.py and its QUANTRY_DATA_DIR.
+The figures (QUANTRY_FULL) use the protocol of test_engine_targets.py and its QUANTRY_DATA.
 """
 import functools
 import json
-import os
-import pathlib
 import signal
 
 import pytest
@@ -234,16 +232,12 @@ def test_restore_through_the_service(server, stories):
 
 
 @pytest.fixture
-def figures(binaries, tmp_path):
+def figures(binaries, data_dir, tmp_path):
     """Runs one model by the protocol of the figures, adapters after the first pass if asked for; perplexity and manifest."""
-    data = os.environ.get("QUANTRY_DATA_DIR") or os.environ.get("QUANTRY_DATA")
-    if not data:
-        pytest.skip("QUANTRY_DATA_DIR is not set")
-    data = pathlib.Path(data)
 
     def run(model, method, outputs=BOTH[:1], lora=None):
-        engine = Engine(binaries / "quantry-engine", data / "models" / model, tmp_path)
-        text = data / "text"
+        engine = Engine(binaries / "quantry-engine", data_dir / "models" / model, tmp_path)
+        text = data_dir / "text"
         train = {"path": str(text / "tinystories_train_0.txt")}
         folder = engine.job(
             "figures", method, outputs=outputs, calibration={"text": train, "samples": 128, "sequence_length": 256},

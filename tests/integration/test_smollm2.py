@@ -3,8 +3,6 @@
 Needs QUANTRY_SMOLLM2: the checkpoint folder, and QUANTRY_DATA: the folder with text/wikitext2_*.
 """
 import json
-import os
-import pathlib
 import shutil
 import subprocess
 import time
@@ -20,10 +18,8 @@ DENSE_PERPLEXITY = 29.353080  # 100 windows of 512 tokens, wikitext2 raw test
 
 
 @pytest.fixture
-def smollm2():
-    if "QUANTRY_SMOLLM2" not in os.environ or "QUANTRY_DATA" not in os.environ:
-        pytest.skip("set QUANTRY_SMOLLM2 and QUANTRY_DATA")
-    return pathlib.Path(os.environ["QUANTRY_SMOLLM2"]), pathlib.Path(os.environ["QUANTRY_DATA"])
+def smollm2(smollm2_dir, data_dir):
+    return smollm2_dir, data_dir
 
 
 def quantize(server, model, data, method, *extra):
