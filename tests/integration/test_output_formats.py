@@ -30,6 +30,20 @@ def last_error(done):
     return json.loads(done.stdout.splitlines()[-1])["error"]
 
 
+def note_words(name, grid):
+    """What the compatibility note of a format has to say (spec: formats.md): who loads it, what to take where nobody does."""
+    bits, symmetric = grid["bits"], grid.get("symmetric", False)
+    if name == "gptq" and symmetric and bits in (4, 8):
+        return ["vLLM (Marlin, Machete)", "GPTQModel"]
+    instead = {2: ["format int4-carrier"], 3: ["format int4-carrier"], 4: ["format awq"], 8: []}
+    return {"gptq": ["GPTQModel", "checkpoint_format gptq_v2", *instead[bits]],
+            "gptq-v1": ["GPTQModel", "stored minus one (checkpoint_format gptq)"],
+            "awq": ["vLLM (Marlin)", "asymmetric 4-bit"],
+            "int4-carrier": [f"Carries the {bits}-bit model without loss", "the memory and speed of 4 bits"],
+            "quantry": ["quantry-engine", "no other engine reads it"],
+            "compressed-tensors": ["vLLM"]}[name]
+
+
 def check_dense_values(out, grid, formats, linears):
     """Every output beside the dense one, which is the first, holds its values."""
     dense = read_safetensors(out / "dense" / "model.safetensors")
@@ -41,7 +55,8 @@ def check_dense_values(out, grid, formats, linears):
         assert len(decoded) == linears
         for module, weight in decoded.items():
             assert np.array_equal(to_bf16(weight), dense[module + ".weight"]), (output["format"], module)
-        assert output["verified"] and output["compatibility"]
+        assert output["verified"]
+        assert all(words in output["compatibility"] for words in note_words(output["format"], grid)), output["compatibility"]
         assert output["bits_per_weight"] >= grid["bits"]
 
 
