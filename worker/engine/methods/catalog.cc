@@ -105,6 +105,9 @@ MethodRow TesseraqRow() {
       {"model_tuning_dense_rate", "double", "0", "Rate of norms and biases there."},
       {"rounding_reach", "int32", "1", "Steps of the grid a rounding may go: 1 or 2."},
       {"whole_epochs", "bool", "false", "Batches take every window once before any comes again."},
+      {"repeat_worse_stages", "bool", "false",
+       "Train a stage again at half the rates where its loss is above the start's. "
+       "tesseraq-plus: true."},
       {"held_out_samples", "int32", "0", "Calibration windows that judge each block's rounding."},
       {"compute_dtype", "enum", "\"COMPUTE_DTYPE_FLOAT32\"",
        "COMPUTE_DTYPE_BFLOAT16: the products of training steps in bfloat16."},

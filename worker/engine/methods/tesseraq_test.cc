@@ -284,6 +284,33 @@ TEST(TesseraqGuardTest, KeepsTheStartWhenLearningIsSabotaged) {
   EXPECT_GT(unguarded.metrics.at("flip_ratio"), 0.05);
 }
 
+TEST(TesseraqGuardTest, StagesWorseThanTheStartAreRepeatedResumedOrNot) {
+  const test::Setting setting("llama");
+  const std::string options = R"({"init": "INIT_NONE", "stages": 6, "steps_per_stage": 4,
+      "learning_rate": 10, "dense_learning_rate": 0.1)";
+  const std::string guarded = options + R"(, "repeat_worse_stages": true})";
+  const MethodResult whole = Result{guarded, setting}.Run();
+  const MethodResult unguarded = Result{options + "}", setting}.Run();
+  EXPECT_GE(whole.metrics.at("retries"), 1);
+  EXPECT_EQ(unguarded.metrics.at("retries"), 0);
+  EXPECT_GT(unguarded.metrics.at("loss_soft"), unguarded.metrics.at("loss_init"));
+  EXPECT_LT(whole.metrics.at("loss_soft"), unguarded.metrics.at("loss_soft"));
+  test::StoppingStore store;
+  store.stop_after = 3;
+  EXPECT_THROW((Result{guarded, setting, &store}.Run()), EngineError);
+  store.stop_after = -1;
+  const MethodResult rest = Result{guarded, setting, &store}.Run();
+  EXPECT_EQ(rest.metrics, whole.metrics);
+  ExpectSame(rest.block, whole.block);
+}
+
+TEST(TesseraqOptionsTest, OnlyPlusRepeatsWorseStagesUnasked) {
+  EXPECT_FALSE(Parsed("{}").repeat_worse_stages);
+  EXPECT_FALSE(Parsed(R"({"recipe": "tesseraq-w2g64"})").repeat_worse_stages);
+  EXPECT_TRUE(Parsed(R"({"repeat_worse_stages": true})").repeat_worse_stages);
+  EXPECT_TRUE(Parsed(R"({"recipe": "tesseraq-plus"})").repeat_worse_stages);
+}
+
 TEST(TesseraqGuardTest, ResumedInsideABlockItGivesTheSameBytes) {
   const test::Setting setting("llama");
   for (const char* rate : {"0.03", "10"}) {  // learned kept, start kept

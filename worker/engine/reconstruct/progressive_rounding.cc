@@ -196,7 +196,8 @@ double ProgressiveRounding::TrainWithRetries(int stage, TrainedBlock& trained,
     ReportBeginning(stage, trained);
     const double loss = Train(stage, trained, steps_told);
     // The loss is that before the last step, which may break down as well.
-    if (std::isfinite(loss) && IsSound(trained)) return loss;
+    if (!std::isfinite(loss) || !IsSound(trained)) continue;
+    if (loss <= options_.most_loss || report.retries >= kMaxRetries) return loss;
   }
   GiveUp(stage);
 }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <map>
 #include <optional>
 #include <string>
@@ -34,6 +35,9 @@ struct ProgressiveRoundingOptions {
   // Steps after the last hardening, for scales and dense tensors alone, rates
   // falling to 0.
   int64_t final_steps = 0;
+  // A stage whose mean loss is above this is trained again at half the rates,
+  // which stay, up to kMaxRetries times a block.
+  double most_loss = std::numeric_limits<double>::infinity();
   uint64_t seed = 0;
 };
 
@@ -66,7 +70,8 @@ class StageStore {
 struct RoundingReport {
   double loss_soft = 0;  // mean training loss of the last stage
   std::vector<double> stage_losses;
-  // Times the rates were halved after a stage whose loss or result was not finite.
+  // Times the rates were halved after a stage whose loss or result was not finite,
+  // or whose loss was above most_loss.
   int retries = 0;
 };
 

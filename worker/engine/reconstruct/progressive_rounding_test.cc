@@ -574,6 +574,37 @@ class NanAfterStage : public Quiet {
   int left_;
 };
 
+TEST(ProgressiveRoundingTest, AStageAboveMostLossIsRepeatedAtHalfTheRates) {
+  const Setting setting;
+  const auto run = [&](double most_loss, double share, RoundingReport& report) {
+    ProgressiveRoundingOptions options = Fast();
+    options.most_loss = most_loss;
+    options.rates.rounding *= share;
+    options.rates.scale *= share;
+    Quiet progress;
+    TrainedBlock trained = setting.Fresh();
+    report = ProgressiveRounding(0, *setting.objective, options, progress).Run(trained, nullptr);
+    EXPECT_EQ(progress.steps, ProgressiveRounding::Steps(options));
+    return trained.linears[0].weight();
+  };
+  RoundingReport unguarded, guarded, repeated, slow;
+  const at::Tensor weight = run(std::numeric_limits<double>::infinity(), 1, unguarded);
+  EXPECT_TRUE(run(setting.NearestLoss(), 1, guarded).equal(weight));
+  EXPECT_EQ(guarded.retries, 0);
+  // No stage reaches 0: the first is repeated three times, and then it is enough. It starts
+  // from stored logits, which give W but for its last bits.
+  const at::Tensor at_once = run(std::numeric_limits<double>::infinity(), 0.125, slow);
+  const at::Tensor same = run(0, 1, repeated).sub(at_once).abs().lt(1e-3);
+  EXPECT_GT(same.to(at::kFloat).mean().item<double>(), 0.98);
+  EXPECT_EQ(repeated.retries, 3);
+  EXPECT_EQ(slow.retries, 0);
+  // Only a late stage is above this one, and the block goes on from before it.
+  const double late = 0.99 * unguarded.stage_losses.back();
+  EXPECT_FALSE(run(late, 1, guarded).equal(weight));
+  EXPECT_GE(guarded.retries, 1);
+  EXPECT_EQ(guarded.stage_losses.front(), unguarded.stage_losses.front());
+}
+
 TEST(ProgressiveRoundingTest, ALastStepThatBreaksDownIsAFailedAttempt) {
   using In = NanAfterStage::In;
   const Setting setting;

@@ -201,6 +201,8 @@ TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
   const int64_t batch = options.Int("batch_size", 0, 0, kMaxBatch);
   if (batch > 0) result.rounding.batch_size = batch;
   result.rounding.whole_epochs = options.Bool("whole_epochs", false);
+  result.repeat_worse_stages =
+      options.Bool("repeat_worse_stages", false) || recipe.repeat_worse_stages;
   result.rounding.held_out = options.Int("held_out_samples", 0, 0, kMaxHeldOut);
   const int64_t reach = options.Int("rounding_reach", 0, 0, RoundingWindow::kMaxReach);
   if (reach > 0) result.rounding_reach = static_cast<int>(reach);

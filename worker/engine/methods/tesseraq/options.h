@@ -34,6 +34,8 @@ struct TesseraqOptions {
   double input_mixing = 0;  // see BlockObjective::MixInputs
   ScaleCurve scale_curve = ScaleCurve::kRectifiedSigmoid;
   int rounding_reach = 1;  // see RoundingWindow
+  // ProgressiveRoundingOptions::most_loss is the loss of the start.
+  bool repeat_worse_stages = false;
   ModelTuningOptions tuning;
   ComputeDtype compute = ComputeDtype::kFloat32;  // of training's products
   StreamShape calibration;                        // what the recipe was made for
@@ -65,6 +67,7 @@ struct TesseraqRecipe {
   int default_budget = 0;  // index into them
   StreamShape calibration = {512, 2048};
   ModelTuningOptions tuning = {};  // but for its steps
+  bool repeat_worse_stages = false;
   RoundingInit init = RoundingInit::kAwq;
   std::optional<RoundingInit> init_of_few_activation_bits = {};  // of kFewActivationBits at most
 

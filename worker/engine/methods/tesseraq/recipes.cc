@@ -15,6 +15,7 @@ TesseraqRecipe TesseraqPlus() {
   plus.calibration = {128, 2048};
   plus.init = RoundingInit::kSignround;
   plus.init_of_few_activation_bits = RoundingInit::kQuarot;
+  plus.repeat_worse_stages = true;
   plus.tuning.scale_rate = 0.01;
   plus.tuning.dense_rate = 0.003;
   return plus;

@@ -184,6 +184,7 @@ MethodResult Tesseraq::Quantize(const BlockTask& task, ProgressSink& progress) c
   TrainedBlock trained = Trained(task, start);
   ProgressiveRoundingOptions rounding = options_.rounding;
   rounding.seed = task.seed;
+  if (options_.repeat_worse_stages) rounding.most_loss = result.metrics.at("loss_init");
   const RoundingReport report = ProgressiveRounding(task.block.index, objective, rounding, progress)
                                     .Run(trained, task.stages);
   result.metrics["loss_soft"] = report.loss_soft;
