@@ -244,6 +244,18 @@ void ExpectSame(const QuantizedBlock& a, const QuantizedBlock& b) {
   for (const auto& [name, tensor] : a.dense) EXPECT_TRUE(tensor.equal(b.dense.at(name))) << name;
 }
 
+// Stopped after three stages it goes on to what `whole` is.
+void ExpectSameWhenResumed(const std::string& options, const test::Setting& setting,
+                           const MethodResult& whole) {
+  test::StoppingStore store;
+  store.stop_after = 3;
+  EXPECT_THROW((Result{options, setting, &store}.Run()), EngineError);
+  store.stop_after = -1;
+  const MethodResult rest = Result{options, setting, &store}.Run();
+  EXPECT_EQ(rest.metrics, whole.metrics);
+  ExpectSame(rest.block, whole.block);
+}
+
 TEST(TesseraqStartTest, TunedRangesAreABetterStartThanMinAndMax) {
   const test::Setting setting("llama");
   const std::string steps = R"(, "stages": 2, "steps_per_stage": 2})";
@@ -295,13 +307,7 @@ TEST(TesseraqGuardTest, StagesWorseThanTheStartAreRepeatedResumedOrNot) {
   EXPECT_EQ(unguarded.metrics.at("retries"), 0);
   EXPECT_GT(unguarded.metrics.at("loss_soft"), unguarded.metrics.at("loss_init"));
   EXPECT_LT(whole.metrics.at("loss_soft"), unguarded.metrics.at("loss_soft"));
-  test::StoppingStore store;
-  store.stop_after = 3;
-  EXPECT_THROW((Result{guarded, setting, &store}.Run()), EngineError);
-  store.stop_after = -1;
-  const MethodResult rest = Result{guarded, setting, &store}.Run();
-  EXPECT_EQ(rest.metrics, whole.metrics);
-  ExpectSame(rest.block, whole.block);
+  ExpectSameWhenResumed(guarded, setting, whole);
 }
 
 TEST(TesseraqOptionsTest, OnlyPlusRepeatsWorseStagesUnasked) {
@@ -319,13 +325,7 @@ TEST(TesseraqGuardTest, ResumedInsideABlockItGivesTheSameBytes) {
                                 rate + "}";
     const MethodResult whole = Result{options, setting}.Run();
     EXPECT_EQ(whole.metrics.at("init_kept"), std::string(rate) == "10" ? 1 : 0);
-    test::StoppingStore store;
-    store.stop_after = 3;
-    EXPECT_THROW((Result{options, setting, &store}.Run()), EngineError);
-    store.stop_after = -1;
-    const MethodResult rest = Result{options, setting, &store}.Run();
-    EXPECT_EQ(rest.metrics, whole.metrics);
-    ExpectSame(rest.block, whole.block);
+    ExpectSameWhenResumed(options, setting, whole);
   }
 }
 

@@ -119,6 +119,20 @@ StepRates ParseRates(JsonObject& options, double default_rate) {
   return rates;
 }
 
+// Of a message that names none: the defaults.
+TesseraqRecipe TesseraqRecipeOf(JsonObject& options) {
+  const TesseraqRecipe* named = FindRecipe(options);
+  return named == nullptr ? TesseraqRecipe() : *named;
+}
+
+// What the message says, else the recipe for such activations.
+RoundingInit InitOf(JsonObject& options, const ActivationSpec& activations) {
+  const TesseraqRecipe recipe = TesseraqRecipeOf(options);
+  const bool few = activations.bits <= kFewActivationBits;
+  return ParseInit(options,
+                   few ? recipe.init_of_few_activation_bits.value_or(recipe.init) : recipe.init);
+}
+
 }  // namespace
 
 GridSpec ParseTesseraqGrid(JsonObject& options) {
@@ -169,26 +183,15 @@ ActivationSpec TesseraqActivations(JsonObject& options) {
                  StrCat("left out, or ", spec.bits, " bits as recipe ", recipe->name, " has it"));
 }
 
-// What the message says, else the recipe for such activations.
-RoundingInit InitOf(JsonObject& options, const TesseraqRecipe& recipe,
-                    const ActivationSpec& activations) {
-  const bool few = activations.bits <= kFewActivationBits;
-  return ParseInit(options,
-                   few ? recipe.init_of_few_activation_bits.value_or(recipe.init) : recipe.init);
-}
-
 RotationSpec TesseraqRotation(JsonObject& options, const ActivationSpec& activations) {
-  const TesseraqRecipe* named = FindRecipe(options);
-  const TesseraqRecipe recipe = named == nullptr ? TesseraqRecipe() : *named;
-  if (InitOf(options, recipe, activations) != RoundingInit::kQuarot) return {};
+  if (InitOf(options, activations) != RoundingInit::kQuarot) return {};
   return {true, activations.enabled()};
 }
 
 TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
-  const TesseraqRecipe* named = FindRecipe(options);
-  const TesseraqRecipe recipe = named == nullptr ? TesseraqRecipe() : *named;
+  const TesseraqRecipe recipe = TesseraqRecipeOf(options);
   TesseraqOptions result;
-  result.init = InitOf(options, recipe, ParseActivations(options, TesseraqActivations(options)));
+  result.init = InitOf(options, ParseActivations(options, TesseraqActivations(options)));
   const GridSpec grid = ParseTesseraqGrid(options);
   result.bits = grid.bits;
   result.group_size = grid.group_size;
@@ -230,7 +233,7 @@ TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
   result.tuning.compute = result.compute = ParseComputeDtype(options);
   result.input_mixing = options.Number("input_mixing", 0, 0);
   if (result.input_mixing > 1) options.Refuse("input_mixing", "a probability, 0 to 1");
-  if (named != nullptr) result.calibration = recipe.calibration;
+  if (FindRecipe(options) != nullptr) result.calibration = recipe.calibration;
   return result;
 }
 
