@@ -115,7 +115,14 @@ absl::Status CheckEntries(int root_fd, const std::string& relative) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::string> PathOf(const UniqueFd& fd) {
+std::string WithoutSlashes(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  return path;
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> PathOfOpen(const UniqueFd& fd) {
   std::array<char, PATH_MAX> target;
   const std::string link = absl::StrCat("/proc/self/fd/", fd.get());
   const ssize_t size = readlink(link.c_str(), target.data(), target.size());
@@ -123,13 +130,7 @@ absl::StatusOr<std::string> PathOf(const UniqueFd& fd) {
   return std::string(target.data(), static_cast<size_t>(size));
 }
 
-std::string WithoutSlashes(std::string path) {
-  while (path.size() > 1 && path.back() == '/') path.pop_back();
-  return path;
-}
-
-// The part of `path` below `root`; "." for the root itself, "" when outside.
-std::string RelativeTo(std::string_view root, std::string_view path) {
+std::string RelativeToRoot(std::string_view root, std::string_view path) {
   if (path == root) return ".";
   if (root == "/") return std::string(path.substr(1));
   if (path.size() <= root.size() || path.substr(0, root.size()) != root ||
@@ -139,8 +140,6 @@ std::string RelativeTo(std::string_view root, std::string_view path) {
   const size_t begin = path.find_first_not_of('/', root.size());
   return begin == std::string_view::npos ? "." : std::string(path.substr(begin));
 }
-
-}  // namespace
 
 absl::StatusOr<UniqueFd> OpenBeneath(int folder_fd, std::string_view relative, int flags,
                                      Symlinks symlinks, unsigned mode) {
@@ -206,7 +205,7 @@ absl::StatusOr<std::string> LocalRoots::Resolve(std::string_view path) const {
   }
   const std::string clean = WithoutSlashes(std::string(path));
   for (const Root& root : roots_) {
-    const std::string relative = RelativeTo(root.path, clean);
+    const std::string relative = RelativeToRoot(root.path, clean);
     if (relative.empty()) continue;
     const auto opened = OpenBeneath(root.fd.get(), relative, O_PATH, Symlinks::kFollowBeneath);
     if (!opened.ok()) return opened.status();
@@ -216,7 +215,7 @@ absl::StatusOr<std::string> LocalRoots::Resolve(std::string_view path) const {
     if (S_ISDIR(info.st_mode)) {
       if (auto status = CheckEntries(root.fd.get(), relative); !status.ok()) return status;
     }
-    return PathOf(*opened);
+    return PathOfOpen(*opened);
   }
   return absl::PermissionDeniedError(
       absl::StrCat("'", clean, "' is not below an allowed root (",

@@ -1,9 +1,9 @@
 // Opening files below a folder whatever names and symbolic links say: the
 // kernel resolves the path (openat2 with RESOLVE_BENEATH), so nothing can be
-// swapped between check and use. (LocalRoots::Resolve only checks: what an engine may
-// open of the path is decided when it is started, see Sandbox::Prepare.) Where it has no such call
-// (before Linux 5.6, or behind a seccomp filter that hides it) the path is walked by hand, part by
-// part, with the same results (beneath_walk.h).
+// swapped between check and use. Where it has no such call (before Linux 5.6, or
+// behind a seccomp filter that hides it) the path is walked by hand, part by
+// part, with the same results (beneath_walk.h). LocalRoots::Resolve only checks:
+// what of a path an engine may open is decided when it starts (Sandbox::Prepare).
 #pragma once
 
 #include <string>
@@ -28,6 +28,12 @@ absl::StatusOr<UniqueFd> OpenBeneath(int folder_fd, std::string_view relative, i
 
 // Opens a folder by its path, following links: for folders the operator named.
 absl::StatusOr<UniqueFd> OpenFolder(const std::string& path);
+
+// Where an open file or folder lies, every link on its way resolved.
+absl::StatusOr<std::string> PathOfOpen(const UniqueFd& fd);
+
+// The part of `path` below `root`; "." for the root itself, "" when outside.
+std::string RelativeToRoot(std::string_view root, std::string_view path);
 
 // The folders local_path sources may lie below. Immutable, thread-safe.
 class LocalRoots {

@@ -15,10 +15,10 @@
 #include <cstring>
 #include <filesystem>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "common/confined.h"
 #include "common/sandbox/program_files.h"
 
 namespace quantry {
@@ -106,12 +106,10 @@ std::vector<std::string> RealFolders(const std::vector<std::string>& folders) {
 }
 
 bool LiesIn(const std::vector<std::string>& folders, const UniqueFd& fd) {
-  std::error_code error;
-  const std::string path =
-      fs::read_symlink(absl::StrCat("/proc/self/fd/", fd.get()), error).native();
-  return !error && std::any_of(folders.begin(), folders.end(), [&](const std::string& folder) {
-    return folder == "/" || path == folder || absl::StartsWith(path, folder + "/");
-  });
+  const auto path = PathOfOpen(fd);
+  return path.ok() && std::any_of(folders.begin(), folders.end(), [&](const std::string& folder) {
+           return !RelativeToRoot(folder, *path).empty();
+         });
 }
 
 // Rules for `read` and what its links lead to: see Prepare.
