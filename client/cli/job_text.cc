@@ -49,6 +49,12 @@ std::string QualityText(const v1::Perplexity& perplexity) {
              " windows of ", perplexity.sequence_length(), " tokens)");
 }
 
+// The method, and whether adapters restored the model before it: its perplexity compares with no
+// job's without them.
+std::string MethodText(const v1::JobSpec& spec) {
+  return Cat(GridText(spec.method()), spec.has_preprocessing() ? " +lora" : "");
+}
+
 void AddTimes(const v1::QuantizationJob& job, WallTime now, FieldList& fields) {
   const std::string created = Rfc3339(job.create_time());
   if (!created.empty()) {
@@ -125,7 +131,7 @@ FieldList ResultFields(const v1::JobResult& result) {
 std::string JobText(const v1::QuantizationJob& job, WallTime now) {
   std::string head = Cat(ShortId(job.name()), "  ", StateWord(job.state()));
   if (!job.state_reason().empty()) head += Cat("  (", Plain(job.state_reason()), ")");
-  FieldList fields = {{"name", job.name()}, {"method", GridText(job.spec().method())}};
+  FieldList fields = {{"name", job.name()}, {"method", MethodText(job.spec())}};
   if (!job.display_name().empty()) fields.emplace_back("title", Plain(job.display_name()));
   if (!job.labels().empty()) fields.emplace_back("labels", LabelsText(job.labels()));
   if (job.priority() != 0) fields.emplace_back("priority", Cat(job.priority()));
@@ -158,14 +164,14 @@ std::string JobTable(const std::vector<v1::QuantizationJob>& jobs, WallTime now)
       {"ID", "STATE", "METHOD", "AGE", "PROGRESS", "PERPLEXITY", "LABELS"}};
   for (const v1::QuantizationJob& job : jobs) {
     rows.push_back({std::string(ShortId(job.name())), StateWord(job.state()),
-                    GridText(job.spec().method()), Age(job.create_time(), now), ProgressText(job),
+                    MethodText(job.spec()), Age(job.create_time(), now), ProgressText(job),
                     OutcomeText(job), LabelsText(job.labels())});
   }
   return Table(rows);
 }
 
 std::string QuoteText(const v1::Quote& quote, const v1::JobSpec& spec) {
-  FieldList fields = {{"method", GridText(spec.method())}};
+  FieldList fields = {{"method", MethodText(spec)}};
   // A checkpoint that cannot be read has no numbers.
   if (quote.blocks() > 0) fields.emplace_back("blocks", Cat(quote.blocks()));
   if (quote.parameters() > 0) fields.emplace_back("parameters", Cat(quote.parameters()));

@@ -25,8 +25,7 @@ constexpr LoraFlag<int32_t> kIntFlags[] = {
     {"--preprocessing-steps", &v1::LoraOptions::set_steps, "Updates. Default: 10000"},
     {"--preprocessing-accumulation", &v1::LoraOptions::set_accumulation,
      "Windows of each update. Default: 2"},
-    {"--preprocessing-rank", &v1::LoraOptions::set_rank,
-     "Rank of the adapters. Default: 64, or what fits"},
+    {"--preprocessing-rank", &v1::LoraOptions::set_rank, "Rank of the adapters. Default: 64"},
     {"--preprocessing-warmup-steps", &v1::LoraOptions::set_warmup_steps,
      "Updates the learning rate rises over, before it falls along a cosine. Default: a tenth"},
 };
@@ -60,8 +59,8 @@ void AddLoraFlags(CLI::App& command, v1::LoraOptions& lora) {
       .add_option_function<double>(
           "--preprocessing-dropout",
           [&lora](double share) { lora.set_dropout(share == 0 ? kNoDropout : share); },
-          "Share of the adapters' inputs left out at random, below 1; 0 = none. Default: 0.1")
-      ->check(CLI::Range(0.0, 0.999999))
+          "Share of the adapters' inputs left out at random, at most 0.99; 0 = none. Default: 0.1")
+      ->check(CLI::Range(0.0, 0.99))
       ->type_name("X")
       ->group(kGroup);
   command

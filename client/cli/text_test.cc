@@ -112,6 +112,8 @@ TEST(JobText, ARecipeStandsForTheBitsItFixes) {
   method.mutable_grid()->set_group_size(64);
   method.mutable_grid()->set_bits(3);
   expect("tesseraq 3-bit g64 symmetric");
+  job.mutable_spec()->mutable_preprocessing();
+  expect("tesseraq 3-bit g64 symmetric +lora");
 }
 
 TEST(JoinBelow, OnlyPlainRelativeNames) {

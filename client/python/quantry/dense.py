@@ -70,7 +70,8 @@ def _fix_config(path: pathlib.Path, dtype: str) -> None:
         return
     config = json.loads(path.read_text())
     config.pop("quantization_config", None)
-    config["torch_dtype"] = dtype
+    names = [name for name in ("dtype", "torch_dtype") if name in config]  # the newer one is what loaders prefer
+    config.update(dict.fromkeys(names or ["torch_dtype"], dtype))
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 

@@ -23,6 +23,7 @@ from quantry.safetensors import Array, File, FormatError, PathLike, Tensor, floa
 STEM = "model.quantry"
 GRID_SCHEMA = "quantry.container.v1"
 MIXED_SCHEMA = "quantry.container.v2"
+KINDS = {GRID_SCHEMA: "grid", MIXED_SCHEMA: "mixed-binary"}  # of every linear
 
 MAX_SIDE = 1 << 31  # of a weight, as the engine has it
 
@@ -86,33 +87,33 @@ def _is_whole(value: Any, least: int, most: int) -> bool:
     return type(value) is int and least <= value <= most
 
 
-def _is_linear(described: Any) -> bool:
-    """Whether the metadata's word on a linear is complete; its tensors are checked where they are read."""
-    if not isinstance(described, dict):
+def _is_linear(described: Any, kind: str) -> bool:
+    """Whether the metadata's word on a linear of this kind is complete; its tensors are checked where they are read."""
+    if not isinstance(described, dict) or described.get("kind", "grid") != kind:
         return False
     shape = described.get("shape")
     if not isinstance(shape, list) or len(shape) != 2 or not all(_is_whole(side, 1, MAX_SIDE) for side in shape):
         return False
-    if described.get("kind", "grid") == "grid":
+    if kind == "grid":
         group = described.get("group_size")
         return _is_whole(described.get("bits"), 1, 8) and isinstance(described.get("symmetric"), bool) \
             and _is_whole(group, -1, MAX_SIDE) and group != 0
-    return described["kind"] == "mixed-binary" and _is_whole(described.get("salient"), 0, shape[1]) \
-        and isinstance(described.get("mask"), str)
+    return _is_whole(described.get("salient"), 0, shape[1]) and isinstance(described.get("mask"), str)
 
 
 def _described(path: pathlib.Path, text: str) -> tuple[str, dict[str, Any]]:
     """(schema, linears by module) of a file's metadata."""
     found = parse_json(f"{path}: its quantry metadata", text)
-    if not isinstance(found, dict) or found.get("schema") not in (GRID_SCHEMA, MIXED_SCHEMA):
+    if not isinstance(found, dict) or found.get("schema") not in tuple(KINDS):
         schema = found.get("schema") if isinstance(found, dict) else found
         raise FormatError(f"{path}: schema {str(schema)[:200]!r}, this reader knows {GRID_SCHEMA} and {MIXED_SCHEMA}")
     linears = found.get("linears")
     if not isinstance(linears, dict):
         raise FormatError(f"{path}: its quantry metadata has no object of linears, got {str(linears)[:200]}")
+    kind = KINDS[found["schema"]]
     for module, described in linears.items():
-        if not _is_linear(described):
-            raise FormatError(f"{path}: {module} needs the shape and what its kind has, got {str(described)[:200]}")
+        if not _is_linear(described, kind):
+            raise FormatError(f"{path}: {module} needs the shape and what kind {kind} has, got {str(described)[:200]}")
     return found["schema"], linears
 
 

@@ -53,6 +53,15 @@ def test_save_dense(artifact, tmp_path, engine, dtype):
         quantry.save_dense(packed, tmp_path / "dense")
 
 
+@pytest.mark.parametrize("named", [("torch_dtype",), ("dtype",), ("dtype", "torch_dtype"), ()])
+def test_the_config_names_the_new_dtype_alone(tmp_path, named):
+    """Newer checkpoints say `dtype`, and loaders prefer it to `torch_dtype`."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"hidden_size": 64, "quantization_config": {}} | dict.fromkeys(named, "bfloat16")))
+    quantry.dense._fix_config(path, "float32")
+    assert json.loads(path.read_text()) == {"hidden_size": 64} | dict.fromkeys(named or ("torch_dtype",), "float32")
+
+
 def test_write_file_refuses_what_was_not_announced(tmp_path):
     for name, array in (("b", np.zeros(2, np.float32)), ("a", np.zeros(3, np.float32)), ("a", np.zeros(2, np.float16))):
         with pytest.raises(ValueError, match="wanted a F32"):

@@ -108,10 +108,12 @@ GRID_LINEAR = {"bits": 4, "group_size": -1, "symmetric": True, "shape": [2, 8]}
 MIXED_LINEAR = {"kind": "mixed-binary", "shape": [2, 8], "salient": 1, "mask": "m.mask"}
 
 
-def write_container(folder, linear=None, schema=reader.GRID_SCHEMA, text=None, scale=1.0):
-    """A container of one linear, a row of words for each of its two rows; `text` in place of its description."""
+def write_container(folder, linear=GRID_LINEAR, schema=None, text=None, scale=1.0):
+    """A container of one linear, a row of words for each of its two rows, of the schema its kind has; `text` in place of its
+    description."""
     folder.mkdir(exist_ok=True)
-    described = text if text is not None else json.dumps({"schema": schema, "linears": {"m": linear or GRID_LINEAR}})
+    schema = schema or (reader.MIXED_SCHEMA if "salient" in linear or "mask" in linear else reader.GRID_SCHEMA)
+    described = text if text is not None else json.dumps({"schema": schema, "linears": {"m": linear}})
     write_file(folder / "model.quantry.safetensors",
                {"m.codes": ("I32", (2, 1)), "m.scales": ("F16", (2, 1))},
                [("m.codes", np.zeros((2, 1), np.int32)), ("m.scales", np.full((2, 1), scale, np.float16))],
@@ -152,6 +154,14 @@ def test_metadata_that_describes_nothing(tmp_path, text):
 def test_linears_described_in_part(tmp_path, linear):
     with pytest.raises(FormatError):
         read_all(write_container(tmp_path / "c", linear))
+
+
+@pytest.mark.parametrize("schema, linear", [(reader.MIXED_SCHEMA, GRID_LINEAR), (reader.MIXED_SCHEMA, {**GRID_LINEAR, "kind": "grid"}),
+                                            (reader.GRID_SCHEMA, MIXED_LINEAR)])
+def test_linears_of_another_kind_than_the_schema_has(tmp_path, schema, linear):
+    """As the engine: v1 has grids alone, v2 none."""
+    with pytest.raises(FormatError, match=f"needs the shape and what kind {reader.KINDS[schema]} has"):
+        read_all(write_container(tmp_path / "c", linear, schema=schema))
 
 
 def test_linears_whose_tensors_are_not_there(tmp_path):

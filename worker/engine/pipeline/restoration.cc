@@ -15,6 +15,7 @@
 #include "worker/engine/pipeline/checkpoints.h"
 #include "worker/engine/pipeline/save_pace.h"
 #include "worker/engine/pipeline/streams.h"
+#include "worker/engine/pipeline/warnings.h"
 #include "worker/engine/reconstruct/lora.h"
 
 namespace quantry::engine {
@@ -127,6 +128,7 @@ class Restoration : public LoraStore {
                          task_.device,
                          job.activations};
     MethodResult result = job.method->FirstPass().Quantize(task, task_.progress);
+    CheckStorage(result);
     BlockReport report;
     report.index = index;
     report.metrics = std::move(result.metrics);
@@ -142,13 +144,18 @@ class Restoration : public LoraStore {
     task_.progress.FirstPassBlock(task_.clock() - began);
   }
 
-  // The first pass's model, fp32.
+  // The first pass's model, fp32. Warns of what its storage could not hold.
   std::vector<Block> Blocks() const {
     std::vector<Block> quantized;
+    std::vector<BlockReport> reports;
     for (int index = 0; index < blocks(); ++index) {
-      quantized.push_back(Rebuild(LoadBlock(original(), index, task_.device),
-                                  checkpoints_.Load(index).block, task_.job.activations));
+      const StoredBlock stored = checkpoints_.Load(index);
+      quantized.push_back(
+          Rebuild(LoadBlock(original(), index, task_.device), stored.block, task_.job.activations));
+      reports.push_back(stored.report);
     }
+    const std::string clipped = ClippedWarning(reports);
+    if (!clipped.empty()) task_.warn("preprocessing's first pass: " + clipped);
     return quantized;
   }
 

@@ -29,7 +29,6 @@
 #include "worker/engine/pipeline/streams.h"
 #include "worker/engine/pipeline/trace.h"
 #include "worker/engine/pipeline/warnings.h"
-#include "worker/engine/quant/grid.h"
 #include "worker/engine/reconstruct/model_tuning.h"
 
 namespace quantry::engine {
@@ -320,12 +319,7 @@ void Run::QuantizeBlock(int index) {
                        FirstPassOf(index)};
   MethodResult result = job_.method->Quantize(task, *progress_);
   ReturnFreedMemory();
-  for (const QuantizedLinear& linear : result.block.linears) {
-    CheckStorable(linear);
-    if (const int64_t clipped = ClippedScales(linear)) {
-      result.metrics[kClippedMetric + linear.name] = static_cast<double>(clipped);
-    }
-  }
+  CheckStorage(result);
   BlockReport report;
   report.index = index;
   report.metrics = std::move(result.metrics);

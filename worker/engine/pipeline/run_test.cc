@@ -643,6 +643,24 @@ TEST(RunTest, GainsBeyondFp16AreTold) {
   EXPECT_EQ(bench.Manifest("stopped")["warnings"].dump(), told);
 }
 
+// The first pass of preprocessing is told of too, by a resumed run as well: its adapters are
+// trained on what was stored, and may leave the second pass nothing to clip.
+TEST(RunTest, GainsBeyondFp16OfTheFirstPassAreTold) {
+  const MethodCase& of = CaseOf("ptq161_restored");
+  const Bench bench(of);
+  const std::string told =
+      WarningsAfter(bench, of, [](const std::string& name, at::Tensor& weight) {
+        if (name.find("layers.1.fc2") != std::string::npos) weight.mul_(1e6);
+      });
+  EXPECT_NE(told.find("preprocessing's first pass: gains and scales beyond fp16"),
+            std::string::npos)
+      << told;
+  EXPECT_NE(told.find("of block 1's fc2"), std::string::npos) << told;
+  bench.Run("stopped", at::kCPU, [&] { return bench.Has("stopped", "streams-00001.safetensors"); });
+  bench.Run("stopped", at::kCPU);
+  EXPECT_EQ(bench.Manifest("stopped")["warnings"].dump(), told);
+}
+
 // A grid's scales end at fp16's largest as well, whatever the method.
 TEST(RunTest, ScalesBeyondFp16AreTold) {
   const MethodCase& of = CaseOf("rtn");

@@ -1,7 +1,7 @@
 #include "worker/engine/pipeline/warnings.h"
 
 #include "worker/engine/base/strings.h"
-#include "worker/engine/methods/method.h"
+#include "worker/engine/quant/grid.h"
 
 namespace quantry::engine {
 namespace {
@@ -36,6 +36,15 @@ std::string PrunedWarning(const MethodRow& method, const Checkpoint& checkpoint)
                 " gives every weight a sign: zeros become as large as their neighbours, and the "
                 "result means little; quantize the model as it was before pruning, or take a "
                 "method with a grid (`quantry methods`)");
+}
+
+void CheckStorage(MethodResult& result) {
+  for (const QuantizedLinear& linear : result.block.linears) {
+    CheckStorable(linear);
+    if (const int64_t clipped = ClippedScales(linear)) {
+      result.metrics[kClippedMetric + linear.name] = static_cast<double>(clipped);
+    }
+  }
 }
 
 std::string ClippedWarning(const std::vector<BlockReport>& blocks) {

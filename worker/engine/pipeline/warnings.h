@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "worker/engine/methods/catalog.h"
+#include "worker/engine/methods/method.h"
 #include "worker/engine/model/checkpoint.h"
 #include "worker/engine/pipeline/events.h"
 
@@ -15,6 +16,10 @@ namespace quantry::engine {
 // A model pruned before: zeros among the weights to be quantized, for methods
 // that have none among their levels. Reads them all, in their storage dtype.
 std::string PrunedWarning(const MethodRow& method, const Checkpoint& checkpoint);
+
+// Throws CheckStorable's error for a block that no output could hold, and counts
+// its grids' scales at the end of their storage in the metrics (kClippedMetric).
+void CheckStorage(MethodResult& result);
 
 // Gains and scales that their storage could not hold (kClippedMetric).
 std::string ClippedWarning(const std::vector<BlockReport>& blocks);

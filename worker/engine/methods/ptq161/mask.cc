@@ -11,8 +11,13 @@
 namespace quantry::engine {
 namespace {
 
-// A channel that never speaks counts as this loud.
+// A channel that never speaks counts as this loud (spec: ptq161.md 2.2). Sensitivities have no
+// least: theirs is no unit of inputs, and a single loud column may leave all others far below any.
 constexpr double kLeastStatistic = 1e-5;
+
+double Least(Ptq161Options::Statistic statistic) {
+  return statistic == Ptq161Options::Statistic::kSensitivity ? 0 : kLeastStatistic;
+}
 
 int64_t Promoted(const Ptq161Options& options, int64_t count, int64_t in_features) {
   if (options.salient_multiple > 1) {
@@ -54,10 +59,8 @@ at::Tensor Salience(const Block& block, const Ptq161Options& options, const Bloc
     saved += ErrorSaved(block.linears[i].weight, options.centered_gain);
   }
   at::Tensor score = saved.clamp_min_(0).mul_(statistic);
-  const double mean = score.mean().item<double>();
-  // Free of the weights' and inputs' units: kLeastStatistic means the same everywhere.
-  if (std::isfinite(mean) && mean > 0) return score.div_(mean);
-  return statistic;
+  const double most = score.max().item<double>();
+  return std::isfinite(most) && most > 0 ? score : statistic;
 }
 
 at::Tensor Combine(const std::vector<at::Tensor>& batches, Ptq161Options::Statistic statistic,
@@ -110,7 +113,7 @@ int64_t SalientCount(const Ptq161Options& options, int64_t in_features) {
 at::Tensor SelectSalient(const Ptq161Options& options, const at::Tensor& statistic) {
   if (!options.mask) return at::empty({0}, at::kInt);
   const int64_t columns = statistic.size(0);
-  const at::Tensor loud = statistic.to(at::kFloat).clamp_min(kLeastStatistic);
+  const at::Tensor loud = statistic.to(at::kFloat).clamp_min(Least(options.statistic));
   const auto [sorted, order] = at::sort(loud, /*stable=*/true, /*dim=*/0, /*descending=*/true);
   int64_t count = SalientCount(options, columns);
   if (!options.exact_top_k) {

@@ -58,6 +58,10 @@ INSTANTIATE_TEST_SUITE_P(
                  {5, 4, 3, 2, 1},
                  With([](auto& o) { o.salient_multiple = 8; }),
                  {0, 1, 2, 3, 4}},
+        MaskCase{"sensitivities_far_apart",
+                 {1e9, 1e-9, 3e-9, 2e-9, 1e-10},
+                 With([](auto& o) { o.statistic = Ptq161Options::Statistic::kSensitivity; }),
+                 {0, 2}},
         MaskCase{"half", {5, 4, 3, 2}, With([](auto& o) { o.salient_ratio = 0.5; }), {0, 1, 2}},
         MaskCase{"no_mask", {5, 4, 3}, With([](auto& o) { o.mask = false; }), {}}),
     [](const auto& param_info) { return std::string(param_info.param.name); });

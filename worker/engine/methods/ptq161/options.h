@@ -53,6 +53,8 @@ struct Ptq161Options {
   double rounding_scale_rate = 1e-2;
 
   ComputeDtype compute = ComputeDtype::kFloat32;  // of training's products
+
+  bool operator==(const Ptq161Options&) const = default;
 };
 
 }  // namespace quantry::engine
