@@ -43,7 +43,10 @@ std::optional<JobState> FromProto(v1::JobState state) {
   return static_cast<JobState>(state);
 }
 
-std::string EtagOf(const Job& job) { return "\"" + std::to_string(job.version) + "\""; }
+std::string EtagOf(const Job& job) {
+  constexpr size_t kUidDigits = 8;
+  return "\"" + job.uid.substr(0, kUidDigits) + "-" + std::to_string(job.version) + "\"";
+}
 
 std::string MethodName(const v1::Method& method) {
   const auto* field = v1::Method::descriptor()->FindFieldByNumber(method.kind_case());

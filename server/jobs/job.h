@@ -83,7 +83,8 @@ struct Job {
   std::optional<Time> expire_time;
 };
 
-// RFC 7232 form of the version: "\"7\"".
+// RFC 7232 form of the beginning of the uid, as a name may be used again, and
+// the version: "\"0c1f3a52-7\"".
 std::string EtagOf(const Job& job);
 
 // The set oneof field of a method: "awq"; "" when none is set.

@@ -115,6 +115,9 @@ struct LeaseToken {
   std::string session;
   JobKey job;
   int64_t epoch = 0;
+  // Of the job leased: a name may be used again, and its epochs begin at 1 then.
+  // "" = not compared.
+  std::string uid = {};
 };
 
 // Events of an attempt, numbered by the worker from 0: `events[i]` has number
@@ -131,6 +134,7 @@ struct Beat {
   int64_t epoch = 0;
   v1::JobProgress progress;
   AttemptEvents events;
+  std::string uid = {};  // as in LeaseToken
 };
 
 // One heartbeat of a worker.
@@ -147,6 +151,7 @@ struct BeatReply {
   v1::Directive directive = v1::DIRECTIVE_CONTINUE;
   Duration ttl{};
   int64_t next_event_offset = 0;  // send from here
+  std::string uid = {};           // the beat's
 };
 
 struct HeartbeatReply {

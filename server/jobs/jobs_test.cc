@@ -116,10 +116,11 @@ TEST(JobTest, MethodName) {
   EXPECT_EQ(MethodName(method), "awq");
 }
 
-TEST(JobTest, EtagIsAQuotedVersion) {
+TEST(JobTest, EtagIsOfTheJobAndItsVersion) {
   Job job;
+  job.uid = "0c1f3a52-8a7e-4d7c-9d8e-0123456789ab";
   job.version = 12;
-  EXPECT_EQ(EtagOf(job), "\"12\"");
+  EXPECT_EQ(EtagOf(job), "\"0c1f3a52-12\"");
 }
 
 TEST(BackoffTest, DoublesUpToTheCapWithJitter) {

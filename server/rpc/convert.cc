@@ -197,22 +197,28 @@ v1::HeartbeatResponse ToProto(const HeartbeatReply& reply) {
     directive.set_directive(job.directive);
     *directive.mutable_ttl() = ToProto(job.ttl);
     directive.set_next_event_offset(job.next_event_offset);
+    directive.set_job_uid(job.uid);
   }
   proto.set_worker(reply.worker);
   return proto;
 }
 
 absl::StatusOr<LeaseToken> LeaseFromProto(const std::string& session, const std::string& job,
-                                          int64_t epoch) {
+                                          int64_t epoch, const std::string& uid) {
   auto name = ParseJobName(job);
   if (!name.ok()) return name.status();
-  return LeaseToken{.session = session, .job = {name->tenant, name->id}, .epoch = epoch};
+  return LeaseToken{
+      .session = session, .job = {name->tenant, name->id}, .epoch = epoch, .uid = uid};
 }
 
 absl::StatusOr<Beat> FromProto(const v1::JobBeat& beat, Violations* left_out) {
-  auto lease = LeaseFromProto("", beat.job(), beat.epoch());
+  auto lease = LeaseFromProto("", beat.job(), beat.epoch(), beat.job_uid());
   if (!lease.ok()) return lease.status();
-  Beat result{.job = lease->job, .epoch = beat.epoch(), .progress = beat.progress(), .events = {}};
+  Beat result{.job = lease->job,
+              .epoch = beat.epoch(),
+              .progress = beat.progress(),
+              .events = {},
+              .uid = beat.job_uid()};
   KeepMetricsInBounds("progress.metrics", result.progress.mutable_metrics(), left_out);
   if (beat.event_offset() < 0) {
     // The answer says where to go on.

@@ -31,7 +31,7 @@ v1::HeartbeatResponse ToProto(const HeartbeatReply& reply);
 
 // INVALID_ARGUMENT when something is out of its bounds.
 absl::StatusOr<LeaseToken> LeaseFromProto(const std::string& session, const std::string& job,
-                                          int64_t epoch);
+                                          int64_t epoch, const std::string& uid);
 // Only a bad name makes a beat invalid. Whatever else is out of its bounds is left
 // out and told in `left_out`: it is no reason to lose a lease. Events beyond
 // what one call may bring are for the next one.

@@ -124,6 +124,7 @@ class WorkerCalls : public v1::WorkerService::CallbackService, private ServiceBa
     lost.set_job(beat.job());
     lost.set_epoch(beat.epoch());
     lost.set_directive(v1::DIRECTIVE_LOST);
+    lost.set_job_uid(beat.job_uid());
   }
 
   // What of a call was not taken. A worker repeats it with every beat: told once
@@ -149,9 +150,19 @@ class WorkerCalls : public v1::WorkerService::CallbackService, private ServiceBa
     return events;
   }
 
+  template <class Request>
+  static absl::StatusOr<LeaseToken> LeaseOf(const Request& request) {
+    return LeaseFromProto(request.session(), request.job(), request.epoch(), request.job_uid());
+  }
+
+  // Whether `job`, which has the name now, is the one leased, in that attempt.
+  static bool IsLeasedOne(const Job& job, const LeaseToken& lease) {
+    return job.epoch == lease.epoch && (lease.uid.empty() || lease.uid == job.uid);
+  }
+
   absl::Status Checkpoint(const v1::CommitCheckpointRequest& request,
                           v1::CommitCheckpointResponse*) {
-    auto lease = LeaseFromProto(request.session(), request.job(), request.epoch());
+    auto lease = LeaseOf(request);
     if (!lease.ok()) return lease.status();
     if (absl::Status status = CheckCheckpoint(request.checkpoint()); !status.ok()) return status;
     if (absl::Status status = CheckPlace(*lease, request.checkpoint().uri()); !status.ok()) {
@@ -169,7 +180,7 @@ class WorkerCalls : public v1::WorkerService::CallbackService, private ServiceBa
     // Deleted, or another attempt's by now: for the store to refuse.
     if (HasReason(job.status(), Reason::kJobNotFound)) return absl::OkStatus();
     if (!job.ok()) return job.status();
-    if (job->epoch != lease.epoch) return absl::OkStatus();
+    if (!IsLeasedOne(*job, lease)) return absl::OkStatus();
     const std::string place =
         context_->artifacts->CheckpointUri(lease.job.tenant, job->uid, lease.epoch);
     if (LiesBelow(place, uri)) return absl::OkStatus();
@@ -179,7 +190,7 @@ class WorkerCalls : public v1::WorkerService::CallbackService, private ServiceBa
   }
 
   absl::Status Complete(const v1::CompleteJobRequest& request, v1::CompleteJobResponse*) {
-    auto lease = LeaseFromProto(request.session(), request.job(), request.epoch());
+    auto lease = LeaseOf(request);
     if (!lease.ok()) return lease.status();
     if (!IsSha256Hex(request.manifest_sha256())) {
       return MakeError(Reason::kInvalidArgument,
@@ -196,8 +207,10 @@ class WorkerCalls : public v1::WorkerService::CallbackService, private ServiceBa
                              .result = request.result(),
                              .events = *std::move(events)};
     complete.result.set_artifact_uri(complete.artifact_uri);
+    // The files are counted of this job; the name may be another's before that is done.
+    if (lease->uid.empty()) complete.lease.uid = job->uid;
     // A stale epoch is refused by the store; it need not have its files.
-    if (job->epoch == request.epoch() && !IsEnded(job->state)) {
+    if (IsLeasedOne(*job, *lease) && !IsEnded(job->state)) {
       const OneCheck check(&checks_, absl::StrCat(job->uid, "/", request.epoch()));
       if (!check.first()) return CheckGoesOn(request.job());
       if (absl::Status status = CountArtifact(&complete); !status.ok()) return status;
@@ -272,7 +285,7 @@ class WorkerCalls : public v1::WorkerService::CallbackService, private ServiceBa
   }
 
   absl::Status Fail(const v1::FailJobRequest& request, v1::FailJobResponse* response) {
-    auto lease = LeaseFromProto(request.session(), request.job(), request.epoch());
+    auto lease = LeaseOf(request);
     if (!lease.ok()) return lease.status();
     if (request.log_tail().size() > kMaxLogTailBytes ||
         request.error().message().size() > kMaxErrorMessageBytes) {
@@ -302,7 +315,7 @@ class WorkerCalls : public v1::WorkerService::CallbackService, private ServiceBa
   }
 
   absl::Status Release(const v1::ReleaseJobRequest& request, v1::ReleaseJobResponse*) {
-    auto lease = LeaseFromProto(request.session(), request.job(), request.epoch());
+    auto lease = LeaseOf(request);
     if (!lease.ok()) return lease.status();
     return context_->store->Release(*lease, Utf8Prefix(request.reason(), kMaxReasonBytes),
                                     context_->clock->Now());

@@ -219,6 +219,7 @@ v1::HeartbeatResponse FakeWorker::Beat(const v1::Lease& lease, std::int64_t step
   request.set_session(session_);
   v1::JobBeat& beat = *request.add_jobs();
   beat.set_job(lease.job());
+  beat.set_job_uid(lease.job_uid());
   beat.set_epoch(lease.epoch());
   beat.mutable_progress()->set_stage(v1::STAGE_QUANTIZING);
   beat.mutable_progress()->set_steps_done(steps_done);
@@ -245,6 +246,7 @@ v1::CompleteJobRequest FakeWorker::WriteArtifact(const v1::Lease& lease) {
   v1::CompleteJobRequest request;
   request.set_session(session_);
   request.set_job(lease.job());
+  request.set_job_uid(lease.job_uid());
   request.set_epoch(lease.epoch());
   request.set_manifest_sha256(Sha256Hex(json));
   request.set_file_count(3);
@@ -265,6 +267,7 @@ grpc::Status FakeWorker::Fail(const v1::Lease& lease, bool cancelled,
   v1::FailJobRequest request;
   request.set_session(session_);
   request.set_job(lease.job());
+  request.set_job_uid(lease.job_uid());
   request.set_epoch(lease.epoch());
   request.set_cancelled(cancelled);
   request.mutable_error()->set_failure_class(v1::FAILURE_CLASS_USER);

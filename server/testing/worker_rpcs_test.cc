@@ -220,6 +220,32 @@ TEST_F(WorkerRpcs, AStaleWorkerChangesNothing) {
   EXPECT_EQ(server_.Metric("quantry_stale_writes_rejected_total{op=\"complete\"}"), 1);
 }
 
+// Epochs of a name that is used again begin at 1 again, and the worker may be the same one.
+TEST_F(WorkerRpcs, AnAttemptOfADeletedJobChangesNothingOfTheNextOfItsName) {
+  server_.Create("job-a");
+  FakeWorker worker(&server_, "w1");
+  const v1::Lease old = worker.Acquire();
+  const v1::CompleteJobRequest late = worker.WriteArtifact(old);
+  v1::FailJobResponse failed;
+  ASSERT_TRUE(worker.Fail(old, /*cancelled=*/false, &failed).ok());
+  grpc::ClientContext context;
+  v1::DeleteQuantizationJobRequest remove;
+  remove.set_name(old.job());
+  google::protobuf::Empty nothing;
+  ASSERT_TRUE(server_.jobs->DeleteQuantizationJob(&context, remove, &nothing).ok());
+  server_.Create("job-a");
+  const v1::Lease lease = worker.Acquire();
+  ASSERT_EQ(lease.epoch(), old.epoch());
+  ASSERT_NE(lease.job_uid(), old.job_uid());
+  EXPECT_TRUE(HasReason(FromGrpc(worker.Complete(late)), Reason::kLeaseLost));
+  EXPECT_TRUE(HasReason(FromGrpc(worker.Fail(old, false, &failed)), Reason::kLeaseLost));
+  const v1::JobDirective lost = worker.Beat(old, 5).jobs(0);
+  EXPECT_EQ(lost.directive(), v1::DIRECTIVE_LOST);
+  EXPECT_EQ(lost.job_uid(), old.job_uid()) << "whose it is, as the name and epoch do not tell";
+  EXPECT_EQ(worker.Beat(lease, 1).jobs(0).directive(), v1::DIRECTIVE_CONTINUE);
+  EXPECT_EQ(server_.Get("job-a").state(), v1::JOB_STATE_RUNNING);
+}
+
 TEST_F(WorkerRpcs, CompleteTakesOnlyWholeArtifacts) {
   server_.Create("job-a");
   FakeWorker worker(&server_, "w1");

@@ -135,7 +135,7 @@ class JobStoreSuite : public testing::TestWithParam<JobStoreFactory> {
     auto grant = TryAcquire(session);
     EXPECT_TRUE(grant.has_value()) << "nothing to acquire";
     if (!grant) return {session, Key("none"), 0};
-    return {session, grant->job.key, grant->job.epoch};
+    return {session, grant->job.key, grant->job.epoch, grant->job.uid};
   }
   // Waits out the backoff first.
   LeaseToken AcquireAgain(const std::string& session) {
@@ -147,6 +147,7 @@ class JobStoreSuite : public testing::TestWithParam<JobStoreFactory> {
     Beat beat;
     beat.job = lease.job;
     beat.epoch = lease.epoch;
+    beat.uid = lease.uid;
     beat.progress.set_steps_done(steps);
     return beat;
   }

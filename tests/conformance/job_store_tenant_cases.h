@@ -226,7 +226,7 @@ TEST_P(JobStoreSuite, DeleteRemovesEndedJobsOnly) {
   LeaseToken lease = Acquire(session);
   EXPECT_EQ(Outcome(store().Delete({Key("job-one"), ""}, now())), "JOB_NOT_ENDED");
   ASSERT_EQ(Complete(lease), "OK");
-  EXPECT_EQ(Outcome(store().Delete({Key("job-one"), "\"1\""}, now())), "ETAG_MISMATCH");
+  EXPECT_EQ(Outcome(store().Delete({Key("job-one"), EtagOf(job)}, now())), "ETAG_MISMATCH");
   auto deleted = store().Delete({Key("job-one"), ""}, now());
   ASSERT_EQ(Outcome(deleted), "OK");
   EXPECT_EQ(deleted->uid, job.uid);
@@ -325,7 +325,7 @@ TEST_P(JobStoreSuite, RetryIsIdempotentByRequestId) {
 }
 
 TEST_P(JobStoreSuite, ALateRepeatOfARetryQueuesNothing) {
-  Submit("job-one");
+  const std::string first_etag = EtagOf(Submit("job-one"));
   const auto cancelled_after = [&](const std::string& retry) {
     ASSERT_EQ(Outcome(store().Retry({Key("job-one"), retry}, now())), "OK");
     ASSERT_EQ(Outcome(store().Cancel({Key("job-one"), "", ""}, now())), "OK");
@@ -336,7 +336,7 @@ TEST_P(JobStoreSuite, ALateRepeatOfARetryQueuesNothing) {
   const Job cancelled = Get("job-one");
   for (const char* repeat : {"r1", "r2", "r3"}) {
     // With the etag of its first time.
-    auto repeated = store().Retry({Key("job-one"), repeat, "\"1\""}, now());
+    auto repeated = store().Retry({Key("job-one"), repeat, first_etag}, now());
     ASSERT_EQ(Outcome(repeated), "OK");
     EXPECT_EQ(repeated->state, JobState::kCancelled);
     EXPECT_EQ(repeated->version, cancelled.version);

@@ -642,4 +642,44 @@ TEST_P(JobStoreSuite, ListWorkersGoesOnAfterAnId) {
   EXPECT_TRUE(ids("w5", 2).empty());
 }
 
+// A name is used again, and epochs begin at 1 again: what the first job's attempt and its reader
+// still say is not about the second.
+TEST_P(JobStoreSuite, AJobOfAUsedNameIsAnotherOne) {
+  const std::string session = Register("w1");
+  Submit("job-one");
+  const LeaseToken old = Acquire(session);
+  ASSERT_EQ(Outcome(store().Fail(Failure(old, v1::FAILURE_CLASS_USER), now())), "OK");
+  const std::string old_etag = EtagOf(Get("job-one"));
+  ASSERT_EQ(Outcome(store().Delete({Key("job-one"), old_etag}, now())), "OK");
+  Submit("job-one");
+  const LeaseToken lease = Acquire(session);
+  ASSERT_EQ(lease.epoch, old.epoch);
+
+  const BeatReply lost = SendBeat(old);
+  EXPECT_EQ(lost.directive, v1::DIRECTIVE_LOST);
+  EXPECT_EQ(lost.uid, old.uid);
+  EXPECT_EQ(Outcome(store().CommitCheckpoint({old, {}, {}}, now())), "LEASE_LOST");
+  EXPECT_EQ(Complete(old), "LEASE_LOST");
+  EXPECT_EQ(Outcome(store().Fail(Failure(old), now())), "LEASE_LOST");
+  EXPECT_EQ(Outcome(store().Release(old, "", now())), "LEASE_LOST");
+  EXPECT_EQ(StateOf("job-one"), JobState::kRunning);
+  EXPECT_EQ(SendBeat(lease).directive, v1::DIRECTIVE_CONTINUE);
+
+  EXPECT_EQ(Complete(lease), "OK");
+  EXPECT_EQ(Complete(lease), "OK") << "a repeat";
+  EXPECT_EQ(Complete(old), "LEASE_LOST")
+      << "no repeat, though name, epoch and manifest are the same";
+  EXPECT_EQ(Outcome(store().Delete({Key("job-one"), old_etag}, now())), "ETAG_MISMATCH");
+}
+
+// A worker of before this was told apart.
+TEST_P(JobStoreSuite, ALeaseWithoutAUidIsNotCompared) {
+  Submit("job-one");
+  LeaseToken lease = Acquire(Register("w1"));
+  lease.uid.clear();
+  EXPECT_EQ(SendBeat(lease).directive, v1::DIRECTIVE_CONTINUE);
+  EXPECT_EQ(Complete(lease), "OK");
+  EXPECT_EQ(Complete(lease), "OK");
+}
+
 }  // namespace quantry::server

@@ -6,6 +6,7 @@
 
 #include "common/ids.h"
 #include "common/log.h"
+#include "worker/agent/name_attempt.h"
 
 namespace quantry::agent {
 namespace {
@@ -177,8 +178,7 @@ void Agent::ReturnUnwanted(const std::string& acquire_id) {
   const auto answer = client_.Acquire(acquire_id, milliseconds(0), {});
   if (!answer.ok() || !answer->has_lease()) return;
   v1::ReleaseJobRequest request;
-  request.set_job(answer->lease().job());
-  request.set_epoch(answer->lease().epoch());
+  NameAttempt(answer->lease(), &request);
   request.set_reason("the worker stops");
   (void)client_.Release(request, [] { return false; });
 }

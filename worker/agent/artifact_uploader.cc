@@ -4,6 +4,7 @@
 #include "common/errors.h"
 #include "google/protobuf/util/json_util.h"
 #include "worker/agent/engine_file.h"
+#include "worker/agent/name_attempt.h"
 
 namespace quantry::agent {
 namespace {
@@ -121,8 +122,7 @@ absl::StatusOr<v1::CompleteJobRequest> UploadArtifact(const v1::Lease& lease,
   if (check) {
     if (auto status = check(static_cast<std::int64_t>(json->size())); !status.ok()) return status;
   }
-  request.set_job(lease.job());
-  request.set_epoch(lease.epoch());
+  NameAttempt(lease, &request);
   request.set_manifest_sha256(digest);
   request.set_total_bytes(request.total_bytes() + static_cast<std::int64_t>(json->size()));
   request.set_file_count(manifest->files_size() + 1);

@@ -10,6 +10,7 @@
 #include "common/log.h"
 #include "common/trace_context.h"
 #include "worker/agent/engine_file.h"
+#include "worker/agent/name_attempt.h"
 
 namespace quantry::agent {
 namespace {
@@ -226,8 +227,7 @@ absl::Status CheckpointUploader::Upload(const Staged& staged, const std::stop_to
   auto storage = OpenStorage(uri_);
   if (!storage.ok()) return storage.status();
   v1::CommitCheckpointRequest request;
-  request.set_job(session_.job());
-  request.set_epoch(session_.epoch());
+  NameAttempt(session_, &request);
   v1::CheckpointRef& ref = *request.mutable_checkpoint();
   ref.set_uri(uri_);
   ref.set_blocks_done(staged.checkpoint.blocks_done());

@@ -10,6 +10,7 @@
 #include "worker/agent/artifact_uploader.h"
 #include "worker/agent/failure.h"
 #include "worker/agent/job_series.h"
+#include "worker/agent/name_attempt.h"
 #include "worker/agent/path_scrubber.h"
 #include "worker/agent/utf8.h"
 
@@ -301,8 +302,7 @@ void JobRunner::Finish(Attempt& attempt, const absl::Status& status) {
 
 void JobRunner::Fail(Attempt& attempt, const absl::Status& status, bool cancelled) {
   v1::FailJobRequest request;
-  request.set_job(attempt.lease.job());
-  request.set_epoch(attempt.lease.epoch());
+  NameAttempt(attempt.lease, &request);
   request.set_cancelled(cancelled);
   request.set_exit_code(attempt.outcome.exit_code);
   request.set_exit_signal(attempt.outcome.exit_signal);
@@ -333,8 +333,7 @@ void JobRunner::Fail(Attempt& attempt, const absl::Status& status, bool cancelle
 
 void JobRunner::Release(Attempt& attempt) {
   v1::ReleaseJobRequest request;
-  request.set_job(attempt.lease.job());
-  request.set_epoch(attempt.lease.epoch());
+  NameAttempt(attempt.lease, &request);
   request.set_reason("the worker stops");
   const auto status = parts_.client.Release(
       request, [&attempt] { return attempt.stop_reason() != StopReason::kLost; });

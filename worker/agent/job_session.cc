@@ -5,6 +5,7 @@
 
 #include "common/utf8_prefix.h"
 #include "google/protobuf/util/time_util.h"
+#include "worker/agent/name_attempt.h"
 
 namespace quantry::agent {
 namespace {
@@ -40,6 +41,7 @@ void AddMetric(const std::string& name, double value, Metrics* metrics) {
 
 JobSession::JobSession(const v1::Lease& lease, MonotonicTime granted)
     : job_(lease.job()),
+      job_uid_(lease.job_uid()),
       epoch_(lease.epoch()),
       margin_(std::min<MonotonicTime::duration>(ToDuration(lease.ttl()) / 5, kMaxMargin)),
       ttl_(ToDuration(lease.ttl())),
@@ -201,8 +203,7 @@ void JobSession::AddEvents(std::size_t events, std::size_t bytes, v1::JobBeat* b
 v1::JobBeat JobSession::MakeBeat(std::size_t room) {
   const std::lock_guard lock(mutex_);
   v1::JobBeat beat;
-  beat.set_job(job_);
-  beat.set_epoch(epoch_);
+  NameAttempt(*this, &beat);
   *beat.mutable_progress() = progress_;
   AddEvents(kMaxEventsPerBeat, std::min(room, kMaxBeatBytes), &beat);
   progress_changed_ = false;
@@ -231,7 +232,9 @@ v1::JobBeat JobSession::PendingEvents() const {
 
 void JobSession::OnAnswer(const v1::JobDirective& directive, MonotonicTime sent) {
   const std::lock_guard lock(mutex_);
-  if (directive.epoch() != epoch_) return;
+  // An older server does not say which job of the name it means.
+  const bool other = !directive.job_uid().empty() && directive.job_uid() != job_uid_;
+  if (directive.epoch() != epoch_ || other) return;
   while (!events_.empty() && first_event_ < directive.next_event_offset()) {
     pending_bytes_ -= events_.front().ByteSizeLong();
     events_.pop_front();

@@ -38,6 +38,7 @@ class JobSession {
   JobSession(const v1::Lease& lease, MonotonicTime granted);
 
   const std::string& job() const { return job_; }
+  const std::string& job_uid() const { return job_uid_; }
   std::int64_t epoch() const { return epoch_; }
 
   // Called (without locks held) whenever there is something to send.
@@ -108,6 +109,7 @@ class JobSession {
   void Wake();
 
   const std::string job_;
+  const std::string job_uid_;
   const std::int64_t epoch_;
   const MonotonicTime::duration margin_;
 

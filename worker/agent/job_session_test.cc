@@ -58,6 +58,23 @@ TEST_F(JobSessionTest, AnswersForAnotherEpochAreIgnored) {
   EXPECT_EQ(session.stop_reason(start_), StopReason::kNone);
 }
 
+// A name may be another job's by the time an answer comes, in an epoch of the same number.
+TEST_F(JobSessionTest, AnswersForAnotherJobOfTheNameAreIgnored) {
+  lease_.set_job_uid("uid-1");
+  JobSession session(lease_, start_);
+  EXPECT_EQ(session.MakeBeat().job_uid(), "uid-1");
+  auto answer = Answer(v1::DIRECTIVE_LOST, 0);
+  answer.set_job_uid("uid-2");
+  session.OnAnswer(answer, start_);
+  EXPECT_EQ(session.stop_reason(start_), StopReason::kNone);
+  for (const char* uid : {"", "uid-1"}) {  // "": an older server
+    JobSession other(lease_, start_);
+    answer.set_job_uid(uid);
+    other.OnAnswer(answer, start_);
+    EXPECT_EQ(other.stop_reason(start_), StopReason::kLost);
+  }
+}
+
 TEST_F(JobSessionTest, LeaseCountsFromTheSendTimeOfAnsweredBeats) {
   JobSession session(lease_, start_);
   const auto margin = seconds(2);  // a fifth of 10 s

@@ -18,6 +18,22 @@ absl::StatusOr<JobState> EndCancelled(const Context& context, const QueueRow& ro
   return JobState::kCancelled;
 }
 
+// The job a lease names, while it is that job: another may have its name by now.
+std::optional<QueueRow> LockLeased(Database& db, const LeaseToken& lease) {
+  return sql::QueueRowIn(db.Query("SELECT " QUANTRY_QUEUE_COLUMNS
+                                  " FROM queue q JOIN jobs j ON j.pk = q.pk"
+                                  " WHERE j.tenant = $1 AND j.id = $2"
+                                  " AND $3::text IN ('', j.uid) FOR UPDATE OF q",
+                                  lease.job.tenant, lease.job.id, lease.uid));
+}
+
+bool IsThere(Database& db, const LeaseToken& lease) {
+  return db
+      .Query("SELECT 1 FROM jobs WHERE tenant = $1 AND id = $2 AND $3::text IN ('', uid)",
+             lease.job.tenant, lease.job.id, lease.uid)
+      .Next();
+}
+
 absl::StatusOr<JobState> End(const Context& context, const QueueRow& row, JobState to,
                              const absl::Status& error, Duration delay) {
   StateChange change{.pk = row.pk,
@@ -36,9 +52,9 @@ absl::StatusOr<JobState> End(const Context& context, const QueueRow& row, JobSta
 
 absl::StatusOr<QueueRow> CheckLease(const Context& context, const WorkerRow& worker,
                                     const LeaseToken& lease) {
-  std::optional<QueueRow> row = LockQueueRow(context.db, lease.job);
+  std::optional<QueueRow> row = LockLeased(context.db, lease);
   if (!row) {
-    const bool known = FindJob(context.db, lease.job).has_value();
+    const bool known = IsThere(context.db, lease);
     return LeaseLost(lease.job, lease.epoch, known ? "the job has ended" : "the job is gone");
   }
   absl::Status held = CheckLeaseRow(lease, *row, worker.worker_id);

@@ -36,8 +36,8 @@ void RenewWithProgress(const Context& context, const QueueRow& row,
 // `durable` is set when the beat brought events: those must not be taken back.
 absl::StatusOr<BeatReply> BeatOne(const Context& context, const WorkerRow& worker, const Beat& beat,
                                   bool* durable) {
-  BeatReply reply{beat.job, beat.epoch};
-  auto row = CheckLease(context, worker, {worker.session, beat.job, beat.epoch});
+  BeatReply reply{.job = beat.job, .epoch = beat.epoch, .uid = beat.uid};
+  auto row = CheckLease(context, worker, {worker.session, beat.job, beat.epoch, beat.uid});
   if (HasReason(row.status(), Reason::kLeaseLost)) {
     reply.directive = v1::DIRECTIVE_LOST;
     return reply;
@@ -66,8 +66,9 @@ bool SameCheckpoint(const Context& context, const QueueRow& row,
 bool IsRepeat(const Context& context, const CompleteRequest& request) {
   Rows rows = context.db.Query(
       "SELECT 1 FROM artifacts a JOIN jobs j ON j.pk = a.pk WHERE j.tenant = $1 AND j.id = $2"
-      " AND a.epoch = $3 AND a.manifest_sha256 = $4",
-      request.lease.job.tenant, request.lease.job.id, request.lease.epoch, request.manifest_sha256);
+      " AND a.epoch = $3 AND a.manifest_sha256 = $4 AND $5::text IN ('', j.uid)",
+      request.lease.job.tenant, request.lease.job.id, request.lease.epoch, request.manifest_sha256,
+      request.lease.uid);
   return rows.Next();
 }
 

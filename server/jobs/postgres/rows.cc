@@ -89,13 +89,6 @@ std::optional<QueueRow> LockQueueRow(Database& db, int64_t pk) {
       db.Query("SELECT " QUANTRY_QUEUE_COLUMNS " FROM queue q WHERE q.pk = $1 FOR UPDATE", pk));
 }
 
-std::optional<QueueRow> LockQueueRow(Database& db, const JobKey& key) {
-  return sql::QueueRowIn(db.Query("SELECT " QUANTRY_QUEUE_COLUMNS
-                                  " FROM queue q JOIN jobs j ON j.pk = q.pk"
-                                  " WHERE j.tenant = $1 AND j.id = $2 FOR UPDATE OF q",
-                                  key.tenant, key.id));
-}
-
 std::vector<QueueRow> ReadLeased(Database& db) {
   return sql::QueueRowsIn(db.Query("SELECT " QUANTRY_QUEUE_COLUMNS
                                    " FROM queue q WHERE q.worker_id IS NOT NULL ORDER BY q.pk"));

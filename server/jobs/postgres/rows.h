@@ -51,7 +51,6 @@ JobKey ReadKey(Database& db, int64_t pk);
 
 // Locked.
 std::optional<QueueRow> LockQueueRow(Database& db, int64_t pk);
-std::optional<QueueRow> LockQueueRow(Database& db, const JobKey& key);
 // Not locked.
 std::vector<QueueRow> ReadLeased(Database& db);
 // Locked.

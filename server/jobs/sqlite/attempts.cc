@@ -31,6 +31,14 @@ absl::StatusOr<JobState> End(const Context& context, const QueueRow& row, JobSta
   return to;
 }
 
+// The job a lease names, while it is that job: another may have its name by now.
+std::optional<int64_t> FindLeased(Database& db, const LeaseToken& lease) {
+  Rows rows = db.Query("SELECT pk FROM jobs WHERE tenant = ? AND id = ? AND ? IN ('', uid)",
+                       lease.job.tenant, lease.job.id, lease.uid);
+  if (!rows.Next()) return std::nullopt;
+  return rows.Int(0);
+}
+
 int64_t Count(Database& db, std::string_view sql, int64_t pk) {
   Rows rows = db.Query(sql, pk);
   return rows.Next() ? rows.Int(0) : 0;
@@ -41,7 +49,7 @@ int64_t Count(Database& db, std::string_view sql, int64_t pk) {
 absl::StatusOr<QueueRow> CheckLease(const Context& context, const LeaseToken& lease) {
   std::optional<WorkerRow> worker = FindWorkerBySession(context.db, lease.session);
   if (!worker) return UnknownWorker();
-  std::optional<int64_t> pk = FindJob(context.db, lease.job);
+  std::optional<int64_t> pk = FindLeased(context.db, lease);
   if (!pk) return LeaseLost(lease.job, lease.epoch, "the job is gone");
   std::optional<QueueRow> row = LockQueueRow(context.db, *pk);
   if (!row) return LeaseLost(lease.job, lease.epoch, "the job has ended");

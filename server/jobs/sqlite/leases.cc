@@ -32,8 +32,8 @@ void StoreProgress(const Context& context, const QueueRow& row, const v1::JobPro
 
 absl::StatusOr<BeatReply> BeatOne(const Context& context, const WorkerRow& worker,
                                   const Beat& beat) {
-  BeatReply reply{beat.job, beat.epoch};
-  auto row = CheckLease(context, {worker.session, beat.job, beat.epoch});
+  BeatReply reply{.job = beat.job, .epoch = beat.epoch, .uid = beat.uid};
+  auto row = CheckLease(context, {worker.session, beat.job, beat.epoch, beat.uid});
   if (HasReason(row.status(), Reason::kLeaseLost)) {
     reply.directive = v1::DIRECTIVE_LOST;
     return reply;
@@ -61,8 +61,9 @@ bool SameCheckpoint(const Context& context, const QueueRow& row,
 bool IsRepeat(const Context& context, const CompleteRequest& request) {
   Rows rows = context.db.Query(
       "SELECT 1 FROM artifacts a JOIN jobs j USING (pk) WHERE j.tenant = ? AND j.id = ?"
-      " AND a.epoch = ? AND a.manifest_sha256 = ?",
-      request.lease.job.tenant, request.lease.job.id, request.lease.epoch, request.manifest_sha256);
+      " AND a.epoch = ? AND a.manifest_sha256 = ? AND ? IN ('', j.uid)",
+      request.lease.job.tenant, request.lease.job.id, request.lease.epoch, request.manifest_sha256,
+      request.lease.uid);
   return rows.Next();
 }
 
