@@ -35,7 +35,7 @@ uint32_t BigEndian32(const uint8_t* from) {
 
 std::array<uint32_t, 64> Schedule(const uint8_t* block) {
   std::array<uint32_t, 64> w;
-  for (int i = 0; i < 16; ++i) w[i] = BigEndian32(block + 4 * i);
+  for (size_t i = 0; i < 16; ++i) w[i] = BigEndian32(block + 4 * i);
   for (int i = 16; i < 64; ++i) {
     const uint32_t a = w[i - 15];
     const uint32_t b = w[i - 2];

@@ -26,7 +26,7 @@ QUANTRY_AVX2_INLINE void LoadColumns(const TokenRows& x, int v, int64_t j, int64
   __m256 rows[4];
   for (int s = 0; s < 4; ++s) {
     __m128 halves[2];
-    for (int h = 0; h < 2; ++h) {
+    for (int64_t h = 0; h < 2; ++h) {
       const int64_t token = v * 8 + h * 4 + s;
       const float* from = x.data + token * x.row + j;
       halves[h] = token >= x.count ? _mm_setzero_ps()
@@ -53,8 +53,8 @@ QUANTRY_AVX2_INLINE __m256 StoreSums(const __m256 x[kSignsPerCode], float* sums)
                          low_sum};
   const __m256 high[4] = {_mm256_sub_ps(zero, high_sum), high_gap, _mm256_sub_ps(zero, high_gap),
                           high_sum};
-  for (int h = 0; h < 4; ++h) {
-    for (int l = 0; l < 4; ++l) {
+  for (int64_t h = 0; h < 4; ++h) {
+    for (int64_t l = 0; l < 4; ++l) {
       _mm256_storeu_ps(sums + (h * 4 + l) * kSignTokens, _mm256_add_ps(high[h], low[l]));
     }
   }
@@ -68,34 +68,34 @@ QUANTRY_AVX2_INLINE void AddSums(const SignCodes& signs, int64_t first, int64_t 
   const uint8_t* codes = signs.codes + first;
   for (int64_t i = 0; i < signs.rows; ++i, codes += stride, tile += kSignTokens) {
     Vectors row;
-    for (int v = 0; v < kVectors; ++v) {
+    for (int64_t v = 0; v < kVectors; ++v) {
       row[v] = first == 0 ? _mm256_setzero_ps() : _mm256_loadu_ps(tile + v * 8);
     }
     const float* table = sums;
     for (int64_t g = 0; g < groups; ++g, table += kSums * kSignTokens) {
       const float* at = table + static_cast<int64_t>(codes[g]) * kSignTokens;
-      for (int v = 0; v < kVectors; ++v)
+      for (int64_t v = 0; v < kVectors; ++v)
         row[v] = _mm256_add_ps(row[v], _mm256_loadu_ps(at + v * 8));
     }
-    for (int v = 0; v < kVectors; ++v) _mm256_storeu_ps(tile + v * 8, row[v]);
+    for (int64_t v = 0; v < kVectors; ++v) _mm256_storeu_ps(tile + v * 8, row[v]);
   }
 }
 
 // Rows i .. i + 7 of a tile for tokens 8 v .. 8 v + 7, turned: out[token], lanes are rows.
-QUANTRY_AVX2_INLINE void LoadTurned(const float* tile, int64_t i, int v, __m256 out[8]) {
+QUANTRY_AVX2_INLINE void LoadTurned(const float* tile, int64_t i, int64_t v, __m256 out[8]) {
   __m256 x[8], y[8];
-  for (int r = 0; r < 8; ++r) x[r] = _mm256_loadu_ps(tile + (i + r) * kSignTokens + v * 8);
-  for (int r = 0; r < 8; r += 2) {
+  for (int64_t r = 0; r < 8; ++r) x[r] = _mm256_loadu_ps(tile + (i + r) * kSignTokens + v * 8);
+  for (int64_t r = 0; r < 8; r += 2) {
     y[r] = _mm256_unpacklo_ps(x[r], x[r + 1]);
     y[r + 1] = _mm256_unpackhi_ps(x[r], x[r + 1]);
   }
-  for (int r = 0; r < 8; r += 4) {
+  for (int64_t r = 0; r < 8; r += 4) {
     x[r] = _mm256_shuffle_ps(y[r], y[r + 2], 0x44);
     x[r + 1] = _mm256_shuffle_ps(y[r], y[r + 2], 0xEE);
     x[r + 2] = _mm256_shuffle_ps(y[r + 1], y[r + 3], 0x44);
     x[r + 3] = _mm256_shuffle_ps(y[r + 1], y[r + 3], 0xEE);
   }
-  for (int r = 0; r < 4; ++r) {
+  for (int64_t r = 0; r < 4; ++r) {
     out[r] = _mm256_permute2f128_ps(x[r], x[r + 4], 0x20);
     out[r + 4] = _mm256_permute2f128_ps(x[r], x[r + 4], 0x31);
   }
@@ -107,7 +107,7 @@ QUANTRY_AVX2_INLINE void AddToOutputs(const SignScales& scales, const float* til
   for (int64_t i = 0; i < rows; i += 8) {
     const int64_t left = rows - i;
     const __m256 gain = Load(scales.gain + i, left), offset = Load(scales.offset + i, left);
-    for (int v = 0; v < kVectors; ++v) {
+    for (int64_t v = 0; v < kVectors; ++v) {
       __m256 turned[8];
       LoadTurned(tile, i, v, turned);
       const int64_t tokens = std::min<int64_t>(8, y.count - v * 8);
@@ -130,7 +130,7 @@ QUANTRY_AVX2_INLINE void InputSlopes(const SignScales& scales, const float* tile
     const int64_t left = columns - j;
     const __m256 column = Load(scales.column + j, left);
     __m256 sum = _mm256_setzero_ps();
-    for (int v = 0; v < kVectors; ++v) {
+    for (int64_t v = 0; v < kVectors; ++v) {
       __m256 turned[8];
       LoadTurned(tile, j, v, turned);
       const int64_t tokens = std::min<int64_t>(8, x.count - v * 8);
@@ -150,10 +150,10 @@ QUANTRY_AVX2_INLINE void InputSlopes(const SignScales& scales, const float* tile
 // One group's columns 8 v of x, times r2, to its sums; adds them to `total`.
 QUANTRY_AVX2_INLINE void ScaledSums(const SignScales& scales, const TokenRows& x, int64_t j,
                                     int64_t left, float* sums, float* total) {
-  for (int v = 0; v < kVectors; ++v) {
+  for (int64_t v = 0; v < kVectors; ++v) {
     __m256 columns[kSignsPerCode];
     LoadColumns(x, v, j, left, columns);
-    for (int b = 0; b < kSignsPerCode && b < left; ++b) {
+    for (int64_t b = 0; b < kSignsPerCode && b < left; ++b) {
       columns[b] = _mm256_mul_ps(columns[b], _mm256_broadcast_ss(scales.column + j + b));
     }
     const __m256 all = StoreSums(columns, sums + v * 8);
@@ -167,8 +167,8 @@ QUANTRY_AVX2_INLINE void SlopeSums(const SignScales& scales, const TokenRows& g,
                                    float* shift, const SignSlopes& slopes) {
   const int64_t count = std::min<int64_t>(left, kSignsPerCode);
   __m256 gain[kSignsPerCode], offset[kSignsPerCode];
-  for (int b = 0; b < kSignsPerCode; ++b) gain[b] = offset[b] = _mm256_setzero_ps();
-  for (int v = 0; v < kVectors; ++v) {
+  for (int64_t b = 0; b < kSignsPerCode; ++b) gain[b] = offset[b] = _mm256_setzero_ps();
+  for (int64_t v = 0; v < kVectors; ++v) {
     __m256 columns[kSignsPerCode];
     LoadColumns(g, v, i, left, columns);
     __m256 shifted = _mm256_loadu_ps(shift + v * 8);
