@@ -409,6 +409,46 @@ TEST_F(AgentTest, ACommitThatAStoppingServerEndedIsRepeated) {
   EXPECT_EQ(state.completed[0].manifest_sha256(), state.completed[1].manifest_sha256());
 }
 
+// Of a server with a full disk, or too many calls: it took nothing, so the attempt is not over.
+TEST_F(AgentTest, AnEndThatTheServerHasNoRoomForIsToldAgain) {
+  const absl::Status refusals[] = {MakeError(Reason::kDiskFull, "no space left in /data"),
+                                   MakeDetailedError(Reason::kResourceLimit, "too many calls wait",
+                                                     {.retry_after = std::chrono::seconds(1)})};
+  int epoch = 0;
+  for (const absl::Status& refusal : refusals) {
+    for (const std::string script : {kWholeScript, "block\nexit 3\n"}) {
+      SCOPED_TRACE(std::string(refusal.message()) + " " + script);
+      server_.With([&](State& state) {
+        state = State();
+        state.heartbeat_interval_ms = 50;
+        state.end_refusal = refusal;
+        state.end_refusals = 1'000'000;
+      });
+      Queue(Lease(script, ++epoch));
+      Start();
+      ASSERT_TRUE(server_.WaitFor([](const State& state) { return state.ends_refused >= 2; }));
+      const int beats = Result().beats;
+      EXPECT_TRUE(server_.WaitFor([&](const State& state) { return state.beats > beats + 1; }));
+      server_.With([](State& state) { state.end_refusals = 0; });
+      ASSERT_TRUE(server_.WaitFor([](const State& state) { return state.AnyEnd(); }));
+      EXPECT_TRUE(agent_->End().ok());
+      EXPECT_EQ(Result().completed.size(), script == kWholeScript ? 1u : 0u);
+      EXPECT_EQ(Result().failed.size(), script == kWholeScript ? 0u : 1u);
+    }
+  }
+}
+
+// gRPC's word for a message that is too large; it would be so again.
+TEST_F(AgentTest, AnEndThatIsRefusedForItselfIsNotRepeated) {
+  server_.With([](State& state) {
+    state.end_refusal = absl::ResourceExhaustedError("Received message larger than max");
+    state.end_refusals = 1;
+  });
+  RunJob(Lease(kWholeScript));
+  EXPECT_TRUE(Result().completed.empty());
+  EXPECT_EQ(Result().failed.size(), 1u);
+}
+
 TEST_F(AgentTest, ForgottenSessionRegistersAgain) {
   server_.With([](State& state) { state.forget_session_once = true; });
   Queue(Lease("wait " + Path("go") + "\n" + kWholeScript));

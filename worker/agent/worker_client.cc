@@ -38,10 +38,17 @@ absl::Status FromGrpc(const grpc::Status& status) {
   return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
 }
 
+// The server took nothing, for want of room or of threads. RESOURCE_EXHAUSTED says as much
+// of a message that is too large, which will be so again.
+bool NoRoomNow(const absl::Status& status) {
+  if (HasReason(status, Reason::kDiskFull)) return true;
+  return HasReason(status, Reason::kResourceLimit) && RetryAfterOf(status).has_value();
+}
+
 bool WorthRepeating(const absl::Status& status) {
   // A renewed token file counts at the next try, and the lease ends it if none
   // comes: no result is lost for it.
-  if (absl::IsUnauthenticated(status)) return true;
+  if (absl::IsUnauthenticated(status) || NoRoomNow(status)) return true;
   return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsAborted(status);
 }
 

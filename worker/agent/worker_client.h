@@ -33,9 +33,10 @@ inline DoublingWait WaitForServer() {
 using KeepTrying = std::function<bool()>;
 
 // The worker's side of WorkerService. Thread-safe. Every call has a deadline;
-// calls that are idempotent by design are repeated on UNAVAILABLE and
-// DEADLINE_EXCEEDED with full jitter. UNKNOWN_WORKER (the server forgot the
-// session) registers again and repeats the call once, unseen by the caller.
+// calls that are idempotent by design are repeated with full jitter on UNAVAILABLE,
+// DEADLINE_EXCEEDED, ABORTED, UNAUTHENTICATED, DISK_FULL and a RESOURCE_LIMIT that
+// says when to come again. UNKNOWN_WORKER (the server forgot the session) registers
+// again and repeats the call once, unseen by the caller.
 // Errors carry the server's reason and details (common/errors.h).
 class WorkerClient {
  public:

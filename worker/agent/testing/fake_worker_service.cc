@@ -56,6 +56,15 @@ grpc::Status FakeWorkerService::CheckLease(const std::string& session, const std
   return ToGrpc(MakeError(Reason::kLeaseLost, "another epoch runs"));
 }
 
+grpc::Status FakeWorkerService::CheckEnd(const std::string& session, const std::string& job,
+                                         std::int64_t epoch) {
+  if (auto status = CheckLease(session, job, epoch); !status.ok()) return status;
+  if (state_.end_refusals == 0) return grpc::Status::OK;
+  --state_.end_refusals;
+  ++state_.ends_refused;
+  return ToGrpc(state_.end_refusal);
+}
+
 void FakeWorkerService::Keep(const std::string& job, std::int64_t offset,
                              const google::protobuf::RepeatedPtrField<v1::JobEvent>& events) {
   std::int64_t& next = state_.next_event[job];
@@ -164,7 +173,7 @@ grpc::Status FakeWorkerService::CompleteJob(grpc::ServerContext*,
                                             const v1::CompleteJobRequest* request,
                                             v1::CompleteJobResponse*) {
   const std::lock_guard lock(mutex_);
-  auto status = CheckLease(request->session(), request->job(), request->epoch());
+  auto status = CheckEnd(request->session(), request->job(), request->epoch());
   if (status.ok()) {
     Keep(request->job(), request->event_offset(), request->events());
     state_.completed.push_back(*request);
@@ -180,7 +189,7 @@ grpc::Status FakeWorkerService::CompleteJob(grpc::ServerContext*,
 grpc::Status FakeWorkerService::FailJob(grpc::ServerContext*, const v1::FailJobRequest* request,
                                         v1::FailJobResponse* response) {
   const std::lock_guard lock(mutex_);
-  auto status = CheckLease(request->session(), request->job(), request->epoch());
+  auto status = CheckEnd(request->session(), request->job(), request->epoch());
   if (status.ok()) {
     Keep(request->job(), request->event_offset(), request->events());
     state_.failed.push_back(*request);
@@ -196,7 +205,7 @@ grpc::Status FakeWorkerService::ReleaseJob(grpc::ServerContext*,
                                            const v1::ReleaseJobRequest* request,
                                            v1::ReleaseJobResponse*) {
   const std::lock_guard lock(mutex_);
-  auto status = CheckLease(request->session(), request->job(), request->epoch());
+  auto status = CheckEnd(request->session(), request->job(), request->epoch());
   if (status.ok()) state_.released.push_back(*request);
   changed_.notify_all();
   return status;

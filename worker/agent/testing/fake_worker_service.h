@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "grpcpp/grpcpp.h"
 #include "quantry/v1/worker_service.grpc.pb.h"
 
@@ -31,10 +32,13 @@ class FakeWorkerService : public v1::WorkerService::Service {
     std::string refusal;  // of the last heartbeat
     int registrations = 0;
     int beats = 0;
-    int repeated_events = 0;  // came again with numbers already known
-    int lose_replies = 0;     // heartbeats processed but not answered
-    int ended_commits = 0;    // commits that count, ended as by a server that stops
-    bool silent = false;      // heartbeats neither processed nor answered
+    int repeated_events = 0;   // came again with numbers already known
+    int lose_replies = 0;      // heartbeats processed but not answered
+    int ended_commits = 0;     // commits that count, ended as by a server that stops
+    bool silent = false;       // heartbeats neither processed nor answered
+    absl::Status end_refusal;  // of calls that end an attempt
+    int end_refusals = 0;      // so many of them are left
+    int ends_refused = 0;
     bool forget_session_once = false;
     std::vector<v1::CommitCheckpointRequest> checkpoints;
     std::vector<v1::CompleteJobRequest> completed;
@@ -73,6 +77,8 @@ class FakeWorkerService : public v1::WorkerService::Service {
   // All need mutex_.
   grpc::Status CheckSession(const std::string& session);
   grpc::Status CheckLease(const std::string& session, const std::string& job, std::int64_t epoch);
+  // The same for a call that ends an attempt, which may be refused.
+  grpc::Status CheckEnd(const std::string& session, const std::string& job, std::int64_t epoch);
   void Keep(const std::string& job, std::int64_t offset,
             const google::protobuf::RepeatedPtrField<v1::JobEvent>& events);
 
