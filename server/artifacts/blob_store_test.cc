@@ -323,6 +323,53 @@ TEST_P(BlobStoreTest, PlacesTheHeadOfLargeFilesOfWeights) {
   EXPECT_EQ(read.back(), GetParam() == Store::kLocal ? 'w' : '\0');
 }
 
+// Root may write whatever a file's mode says; this test is an ordinary user for a while.
+class OrdinaryUser {
+ public:
+  OrdinaryUser() : was_root_(geteuid() == 0), done_(!was_root_ || seteuid(kNobody) == 0) {}
+  ~OrdinaryUser() {
+    if (was_root_ && done_ && seteuid(0) != 0) std::abort();
+  }
+  bool ok() const { return done_; }
+
+ private:
+  static constexpr uid_t kNobody = 65534;
+  const bool was_root_;
+  const bool done_;
+};
+
+// Its server was killed when the file could not be written to any more and had no name yet.
+TEST(LocalBlobStoreTest, AnUploadThatEndedWhileItWasFinishedGoesOn) {
+  const OrdinaryUser user;
+  if (!user.ok()) GTEST_SKIP() << "root here is no root";
+  const std::string root = testing::TempDir() + "unfinished-blobs-" + std::to_string(getpid());
+  const BlobId blob = IdOf("all of it");
+  const fs::path partial = root + "/t/.partial/" + blob.sha256;
+  const auto is = [&](const fs::path& path, unsigned mode) {
+    return fs::status(path).permissions() == static_cast<fs::perms>(mode);
+  };
+  for (const std::int64_t offset : {blob.size_bytes, std::int64_t{0}}) {
+    auto store = *OpenLocalBlobStore(root);
+    auto killed = store->Begin("t", blob, 0);
+    ASSERT_TRUE((*killed)->Append("all of it").ok());
+    fs::permissions(partial, fs::perms(0440));
+    EXPECT_TRUE(HasReason(store->Begin("t", blob, 0).status(), Reason::kResourceLimit));
+    EXPECT_TRUE(is(partial, 0440)) << "it is being finished";
+    killed->reset();
+
+    store = *OpenLocalBlobStore(root);
+    auto upload = store->Begin("t", blob, offset);
+    ASSERT_TRUE(upload.ok()) << upload.status();
+    if (offset == 0) {
+      ASSERT_TRUE((*upload)->Append("all of it").ok());
+    }
+    EXPECT_TRUE((*upload)->Finish().ok());
+    EXPECT_TRUE(store->Find("t", blob)->complete);
+    EXPECT_TRUE(is(root + "/t/" + blob.sha256, 0440));
+    fs::remove_all(root);
+  }
+}
+
 // An object store over a folder, whose files' times a test can set.
 class ObjectBlobStoreTest : public testing::Test {
  protected:

@@ -34,6 +34,32 @@ absl::Status Busy(const BlobId& blob) {
       {.metadata = {{"sha256", blob.sha256}}, .retry_after = std::chrono::seconds(1)});
 }
 
+UniqueFd OpenOnce(const std::string& path) {
+  return UniqueFd(open(path.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, S_IRUSR | S_IWUSR));
+}
+
+// Gives its owner the right to write back, unless an upload has the file: that one may be about
+// to give it its name. A shared lock, which a network's file system grants to readers.
+absl::Status MakeWritable(const std::string& path, const BlobId& blob) {
+  const UniqueFd fd(open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC));
+  if (!fd.ok()) return errno == ENOENT ? absl::OkStatus() : DiskError("open", path, errno);
+  if (flock(fd.get(), LOCK_SH | LOCK_NB) != 0 || !IsAt(fd.get(), path)) return Busy(blob);
+  if (fchmod(fd.get(), S_IRUSR | S_IWUSR) != 0) return DiskError("chmod", path, errno);
+  return absl::OkStatus();
+}
+
+// Who finishes an upload takes the right to write away before the file gets its name: a server
+// that was killed between the two, or failed, leaves it so.
+absl::StatusOr<UniqueFd> OpenToWrite(const std::string& path, const BlobId& blob) {
+  UniqueFd fd = OpenOnce(path);
+  if (!fd.ok() && errno == EACCES) {
+    if (absl::Status status = MakeWritable(path, blob); !status.ok()) return status;
+    fd = OpenOnce(path);
+  }
+  if (!fd.ok()) return DiskError("create", path, errno);
+  return fd;
+}
+
 absl::Status Over(const BlobId& blob) {
   return MakeError(Reason::kInternal, absl::StrCat("the upload of blob ", blob.sha256, " is over"));
 }
@@ -48,12 +74,12 @@ std::int64_t PartialUpload::CommittedBytes(const std::string& path, const BlobId
 
 absl::StatusOr<PartialUpload> PartialUpload::Open(const std::string& path, const BlobId& blob,
                                                   std::int64_t offset) {
-  UniqueFd fd(open(path.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, S_IRUSR | S_IWUSR));
-  if (!fd.ok()) return DiskError("create", path, errno);
-  if (flock(fd.get(), LOCK_EX | LOCK_NB) != 0 || !IsAt(fd.get(), path)) return Busy(blob);
+  auto fd = OpenToWrite(path, blob);
+  if (!fd.ok()) return fd.status();
+  if (flock(fd->get(), LOCK_EX | LOCK_NB) != 0 || !IsAt(fd->get(), path)) return Busy(blob);
   const std::int64_t committed = CommittedBytes(path, blob);
   if (offset != 0 && offset != committed) return OffsetError(committed, offset);
-  PartialUpload upload(blob, path, std::move(fd));
+  PartialUpload upload(blob, path, *std::move(fd));
   if (absl::Status status = upload.Resume(offset); !status.ok()) return status;
   return upload;
 }
