@@ -28,6 +28,16 @@ std::string_view SchemeOf(std::string_view uri) {
   return colon == std::string_view::npos ? std::string_view() : uri.substr(0, colon);
 }
 
+// "7-0": as PendingFile names its file.
+bool IsProcessAndCount(std::string_view text) {
+  const auto is_number = [](std::string_view part) {
+    return !part.empty() && part.find_first_not_of("0123456789") == part.npos;
+  };
+  const std::size_t hyphen = text.find('-');
+  return hyphen != text.npos && is_number(text.substr(0, hyphen)) &&
+         is_number(text.substr(hyphen + 1));
+}
+
 }  // namespace
 
 std::string JoinUri(std::string_view uri, std::string_view relative) {
@@ -60,6 +70,11 @@ absl::Status CheckRelativePath(std::string_view path) {
 
 std::string_view TemporaryOf(std::string_view path) {
   using storage_internal::kTemporaryPrefix;
+  const std::string_view name = path.substr(path.rfind('/') + 1);
+  if (name.starts_with(kTemporaryPrefix) &&
+      IsProcessAndCount(name.substr(kTemporaryPrefix.size()))) {
+    return path;
+  }
   for (std::size_t begin = 0, end = 0; (end = path.find('/', begin)) != path.npos;
        begin = end + 1) {
     const std::string_view part = path.substr(begin, end - begin);

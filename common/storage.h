@@ -89,8 +89,9 @@ class Storage {
   virtual std::string local_root() const { return ""; }
 };
 
-// The folder an object lies in until it becomes another, or because the upload did not
-// end: "a/.tmp-UUID" of "a/.tmp-UUID/name"; "" for all other objects.
+// What holds an object until it becomes another, or because the upload did not end: of an
+// object store's "a/.tmp-UUID/name" the folder "a/.tmp-UUID", of a folder's "a/.tmp-7-0" (a
+// process and a count) the file itself; "" for all other objects.
 std::string_view TemporaryOf(std::string_view path);
 
 // INVALID_ARGUMENT for a URI that is not a folder of a known scheme. s3, gs and

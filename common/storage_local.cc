@@ -184,6 +184,16 @@ class LocalStorage : public Storage {
   }
 
   absl::StatusOr<std::vector<StoredFile>> List(std::string_view prefix) override {
+    auto files = ListAll(prefix);
+    if (!files.ok()) return files;
+    std::erase_if(*files, [](const StoredFile& file) {
+      const std::size_t name = file.path.rfind('/') + 1;
+      return std::string_view(file.path).substr(name).starts_with(kTemporaryPrefix);
+    });
+    return files;
+  }
+
+  absl::StatusOr<std::vector<StoredFile>> ListAll(std::string_view prefix) override {
     auto full = Folder(prefix);
     if (!full.ok()) return full.status();
     std::vector<StoredFile> files;
@@ -191,7 +201,6 @@ class LocalStorage : public Storage {
     fs::recursive_directory_iterator it(*full, error), end;
     for (; !error && it != end; it.increment(error)) {
       std::error_code ignored;  // a file may go while we look
-      if (it->path().filename().native().starts_with(kTemporaryPrefix)) continue;
       struct stat info;
       if (lstat(it->path().c_str(), &info) != 0 || !S_ISREG(info.st_mode)) continue;
       files.push_back({fs::relative(it->path(), root_, ignored).generic_string(), info.st_size,

@@ -152,6 +152,22 @@ TEST_P(StorageTest, StoppedTransferKeepsWhatWasThere) {
   EXPECT_EQ(storage_->ListAll("")->size(), 1u) << "a temporary is left";
 }
 
+// As a process that is killed leaves it.
+TEST(LocalStorageTest, OnlyListAllShowsAFileThatWasNotFinished) {
+  const fs::path root = testing::TempDir() + "unfinished-" + std::to_string(getpid());
+  fs::create_directories(root / "a");
+  std::ofstream(root / "a/.tmp-7-0") << "hel";
+  std::ofstream(root / "a/whole") << "hello";
+  const auto storage = *OpenStorage(root.native());
+  const auto all = storage->ListAll("");
+  ASSERT_TRUE(all.ok() && all->size() == 2) << all.status();
+  EXPECT_EQ(all->front().path, "a/.tmp-7-0");
+  EXPECT_EQ(all->front().size_bytes, 3);
+  ASSERT_EQ(storage->List("")->size(), 1u);
+  EXPECT_EQ(storage->List("")->front().path, "a/whole");
+  fs::remove_all(root);
+}
+
 TEST_P(StorageTest, ReadersSeeTheOldOrTheNew) {
   const std::string old(100, 'o');
   const std::string fresh(100, 'n');
@@ -403,8 +419,11 @@ TEST(StorageUriTest, Temporaries) {
   const std::string folder = "a/.tmp-" + NewUuid4();
   EXPECT_EQ(TemporaryOf(folder + "/name"), folder);
   EXPECT_EQ(TemporaryOf(folder.substr(2) + "/name"), folder.substr(2));
-  for (const std::string& path : {folder, "x" + folder.substr(2) + "/name", folder + "x/name",
-                                  std::string(".tmp-mine/name"), std::string()}) {
+  for (const std::string file : {".tmp-7-0", "a/.tmp-123-45"}) EXPECT_EQ(TemporaryOf(file), file);
+  for (const std::string& path :
+       {folder, "x" + folder.substr(2) + "/name", folder + "x/name", std::string(".tmp-mine/name"),
+        std::string(".tmp-7-0/name"), std::string("a/.tmp-7"), std::string("a/.tmp-7-"),
+        std::string("a/.tmp-7-0-0"), std::string("a/x.tmp-7-0"), std::string()}) {
     EXPECT_EQ(TemporaryOf(path), "") << path;
   }
 }

@@ -146,7 +146,8 @@ class Collector {
   // What an upload that did not end has left.
   absl::Status TakeTemporary(Storage& storage, const StoredFile& file) {
     if (!options_.dry_run) {
-      auto status = storage.DeleteTree(TemporaryOf(file.path));
+      const std::string_view held = TemporaryOf(file.path);
+      auto status = held == file.path ? storage.Delete(held) : storage.DeleteTree(held);
       if (!status.ok()) return status;
     }
     Count(file);

@@ -1,5 +1,5 @@
-// Finds and removes what no job needs: uploads that nothing names, and what
-// attempts wrote that never became an artifact.
+// Finds and removes what no job needs: uploads that nothing names, what attempts
+// wrote that never became an artifact, and files that were not finished.
 #pragma once
 
 #include <cstdint>

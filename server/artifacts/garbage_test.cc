@@ -307,6 +307,24 @@ TEST_F(GarbageTest, JobsThatAreGoneNeedNothing) {
   EXPECT_FALSE(Exists(artifacts_->OutputUri("acme", uid, 7)));
 }
 
+// Of a worker that was killed in the middle of a file: as large as the file was to be.
+TEST_F(GarbageTest, AFileThatWasNotFinishedGoes) {
+  const Job job = Submit("job-one");
+  Acquire();
+  const std::string needed = artifacts_->OutputUri("acme", job.uid, 1);
+  const std::string dead = artifacts_->OutputUri("acme", NewUuid4(), 1);
+  for (const std::string& output : {needed, dead}) Write(output, ".tmp-7-0");
+  now_ = SystemClock().Now() + std::chrono::hours(23);
+  EXPECT_EQ(Collect().objects, 0) << "somebody may be writing it";
+  now_ = SystemClock().Now() + std::chrono::hours(48);
+  EXPECT_EQ(Collect(/*dry_run=*/true).objects, 2);
+  const GarbageReport report = Collect();
+  EXPECT_EQ(report.objects, 2);
+  EXPECT_EQ(report.bytes, 10);
+  for (const std::string& output : {needed, dead}) EXPECT_FALSE(Exists(output + "/.tmp-7-0"));
+  EXPECT_TRUE(Exists(needed + "/model"));
+}
+
 TEST_F(GarbageTest, OtherFilesAreNotTouched) {
   for (const char* path : {"artifacts/README", "artifacts/acme/notes/1/x", "blobs/acme/notes",
                            "artifacts/acme/11111111-1111-4111-8111-111111111111/x/y"}) {
