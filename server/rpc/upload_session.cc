@@ -48,8 +48,10 @@ absl::Status UploadSession::Header(const v1::UploadBlobRequest& request) {
   if (!state.ok()) return state.status();
   tenant_ = *std::move(tenant);
   if (state->complete) return absl::OkStatus();  // chunks are taken and dropped
-  absl::Status room = rules_.room(tenant_, blob_.size_bytes - state->committed_bytes);
-  if (!room.ok()) return room;
+  // One that has all its bytes takes no more room, whatever the quota has become.
+  if (const std::int64_t left = blob_.size_bytes - state->committed_bytes; left > 0) {
+    if (absl::Status room = rules_.room(tenant_, left); !room.ok()) return room;
+  }
   auto upload = blobs_->Begin(tenant_, blob_, header.write_offset());
   if (!upload.ok()) return upload.status();
   upload_ = *std::move(upload);
@@ -75,7 +77,8 @@ absl::Status UploadSession::Chunk(const v1::UploadBlobRequest::Chunk& chunk) {
   rules_.count(bytes);
   // Uploads side by side each looked before they began.
   unchecked_ += bytes;
-  if (unchecked_ < kQuotaStride) return absl::OkStatus();
+  const bool whole = upload_->committed_bytes() == blob_.size_bytes;
+  if (unchecked_ < kQuotaStride || whole) return absl::OkStatus();
   unchecked_ = 0;
   return rules_.room(tenant_, 0);
 }
