@@ -73,7 +73,17 @@ constexpr Duration kSharedWatchPoll = std::chrono::seconds(1);
 
 class App : public ServerApp {
  public:
-  explicit App(const v1::ServerConfig& config) : config_(config) {}
+  App(const v1::ServerConfig& config, const Clock* wall_clock)
+      : config_(config),
+        runtime_{.wall_clock = wall_clock,
+                 .metrics = &metrics_,
+                 .tenant = &tenant_executor_,
+                 .worker = &worker_executor_,
+                 .streams = &stream_executor_,
+                 .artifacts = &artifact_executor_,
+                 .commits = &commit_executor_,
+                 .slow = &slow_executor_,
+                 .timer = &timer_} {}
 
   ~App() override {
     runtime_.Drain();
@@ -431,7 +441,7 @@ class App : public ServerApp {
 
   // Destroyed from the bottom up: threads first, what they use last.
   const v1::ServerConfig config_;
-  FollowingClock clock_;
+  FollowingClock clock_;  // the job store's
   ServerMetrics metrics_{AllMethodNames(), QuantizationMethods()};
   WakeupHub hub_;
   JobStoreSetup setup_;
@@ -453,15 +463,7 @@ class App : public ServerApp {
   Executor commit_executor_{kCommitThreads, kCommitQueue};
   Executor slow_executor_{kSlowThreads, kSlowQueue};
   Timer timer_;
-  RpcRuntime runtime_{.clock = &clock_,
-                      .metrics = &metrics_,
-                      .tenant = &tenant_executor_,
-                      .worker = &worker_executor_,
-                      .streams = &stream_executor_,
-                      .artifacts = &artifact_executor_,
-                      .commits = &commit_executor_,
-                      .slow = &slow_executor_,
-                      .timer = &timer_};
+  RpcRuntime runtime_;
   std::unique_ptr<Authenticator> auth_;
   std::unique_ptr<CheckedCertificates> identity_;   // null: no TLS
   std::unique_ptr<CheckedCertificates> client_ca_;  // null: no client certificates
@@ -477,8 +479,10 @@ class App : public ServerApp {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ServerApp>> ServerApp::Start(const v1::ServerConfig& config) {
-  auto app = std::make_unique<App>(config);
+absl::StatusOr<std::unique_ptr<ServerApp>> ServerApp::Start(const v1::ServerConfig& config,
+                                                            const Clock* wall_clock) {
+  static const SystemClock system_clock;
+  auto app = std::make_unique<App>(config, wall_clock == nullptr ? &system_clock : wall_clock);
   if (absl::Status status = app->Open(); !status.ok()) return status;
   return app;
 }

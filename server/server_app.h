@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "absl/status/statusor.h"
+#include "common/clock.h"
 #include "quantry/v1/config.pb.h"
 #include "server/rpc/rpc_server.h"
 
@@ -13,7 +14,9 @@ class ServerApp {
  public:
   // Opens the stores, binds the ports, writes the address files, starts the
   // background loops and (embedded) the agent. Any failure undoes all of it.
-  static absl::StatusOr<std::unique_ptr<ServerApp>> Start(const v1::ServerConfig& config);
+  // Credentials are judged by `wall_clock`, which outlives it: null for the system's.
+  static absl::StatusOr<std::unique_ptr<ServerApp>> Start(const v1::ServerConfig& config,
+                                                          const Clock* wall_clock = nullptr);
 
   virtual ~ServerApp() = default;
   virtual const RpcServer::Addresses& addresses() const = 0;

@@ -125,7 +125,7 @@ absl::Status Call::Admit(const google::protobuf::Message* request) {
     return MakeError(Reason::kInternal, absl::StrCat(method_, " has no row of permissions"));
   }
   generation_ = runtime_->auth->generation();
-  auto principal = runtime_->auth->Authenticate(presented_, runtime_->clock->Now());
+  auto principal = runtime_->auth->Authenticate(presented_, runtime_->wall_clock->Now());
   if (!principal.ok()) return principal.status();
   principal_ = *std::move(principal);
   if (request != nullptr) {
@@ -145,7 +145,7 @@ absl::Status Call::AdmitName(const google::protobuf::Message& request) {
 
 absl::Status Call::Standing() {
   if (!principal_) return absl::OkStatus();
-  const Time now = runtime_->clock->Now();
+  const Time now = runtime_->wall_clock->Now();
   const bool ended = principal_->expire_time && *principal_->expire_time <= now;
   const std::uint64_t generation = runtime_->auth->generation();
   if (!ended && generation == generation_) return absl::OkStatus();
@@ -164,7 +164,7 @@ absl::Status Call::Standing() {
 
 std::optional<Duration> Call::credential_left() const {
   if (!principal_ || !principal_->expire_time) return std::nullopt;
-  return *principal_->expire_time - runtime_->clock->Now();
+  return *principal_->expire_time - runtime_->wall_clock->Now();
 }
 
 absl::Status Call::Awaited() const {

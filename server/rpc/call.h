@@ -109,7 +109,9 @@ using UnaryBody = std::function<absl::Status(const Request&, Response*, const Ca
 
 // Shared by all services of a process. Everything pointed at outlives it.
 struct RpcRuntime {
-  const Clock* clock;
+  // By it credentials begin and end: that of who issued them. A job store's clock may be another
+  // one, or have stayed behind a step of this machine's.
+  const Clock* wall_clock;
   ServerMetrics* metrics;
   Executor* tenant;   // short calls of tenants
   Executor* worker;   // calls of workers: never behind a tenant's

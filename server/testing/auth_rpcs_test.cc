@@ -26,6 +26,7 @@
 #include "server/rpc/service_context.h"
 #include "server/rpc/watch.h"
 #include "server/testing/test_server.h"
+#include "tests/support/test_jwt.h"
 
 namespace quantry::server::testing {
 namespace {
@@ -458,6 +459,43 @@ TEST_F(AuthWatch, AStreamEndsWithItsCredential) {
   }
   const absl::Status expired = WatchAs("qtk_brief", [] {});
   EXPECT_EQ(MetadataOf(expired, "cause"), "expired") << expired;
+}
+
+class TwoHoursAhead : public SystemClock {
+ public:
+  Time Now() const override { return SystemClock::Now() + std::chrono::hours(2); }
+};
+
+// The job store's clock is two hours behind: this machine's was set right after the server began,
+// or the database's is wrong.
+TEST(AuthClock, CredentialsCountByTheWallClock) {
+  const TwoHoursAhead wall_clock;
+  TestServer server("auth_clock");
+  std::filesystem::create_directories(server.root());
+  const quantry::testing::JwtKey key(quantry::testing::JwtKey::Kind::kEc);
+  std::ofstream(server.root() + "/jwks") << R"({"keys":[)" << key.Jwk("e") << "]}";
+  server.config().set_jwks_file(server.root() + "/jwks");
+  server.config().set_jwt_issuer("https://issuer");
+  server.config().set_jwt_audience("quantry");
+  server.wall_clock = &wall_clock;
+  server.Start();
+  const auto call = [&](std::int64_t nbf, std::int64_t exp) {
+    const std::string claims = absl::StrCat(
+        R"({"iss":"https://issuer","aud":"quantry","sub":"ann","quantry_role":"viewer",)",
+        R"("quantry_tenant":"acme","nbf":)", nbf, R"(,"exp":)", exp, "}");
+    grpc::ClientContext context;
+    context.AddMetadata("authorization",
+                        "Bearer " + key.Sign(R"({"alg":"ES256","kid":"e"})", claims));
+    v1::ListQuantizationJobsRequest request;
+    request.set_parent("tenants/acme");
+    v1::ListQuantizationJobsResponse response;
+    return FromGrpc(server.jobs->ListQuantizationJobs(&context, request, &response));
+  };
+  const std::int64_t now = ToUnixMicros(wall_clock.Now()) / 1'000'000;
+  const absl::Status begun = call(now, now + 600);
+  EXPECT_TRUE(begun.ok()) << begun;
+  const absl::Status ended = call(now - 7200, now - 3600);
+  EXPECT_EQ(MetadataOf(ended, "cause"), "expired") << ended;
 }
 
 }  // namespace

@@ -88,7 +88,7 @@ TestServer::~TestServer() {
 
 void TestServer::Start() {
   ASSERT_TRUE(FinishServerConfig(&config_).ok());
-  auto started = ServerApp::Start(config_);
+  auto started = ServerApp::Start(config_, wall_clock);
   ASSERT_TRUE(started.ok()) << started.status();
   app_ = *std::move(started);
   // A fresh connection for each server: a cached one would be backing off.

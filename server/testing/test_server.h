@@ -31,6 +31,7 @@ class TestServer {
   void Stop() { app_.reset(); }
   ServerApp& app() { return *app_; }
   v1::ServerConfig& config() { return config_; }
+  const Clock* wall_clock = nullptr;  // null: the system's
   const std::string& root() const { return root_; }
 
   // GET on the admin port; the whole response.
