@@ -19,7 +19,7 @@ using std::chrono::steady_clock;
 constexpr auto kBetweenSends = milliseconds(50);
 constexpr auto kBetweenClockReadings = std::chrono::seconds(5);
 constexpr auto kReconnect = milliseconds(500);
-// A reading that took longer says little about when it was taken.
+// A reading that took longer says little about when it was taken, but that the clock stepped.
 constexpr auto kGoodReading = milliseconds(50);
 constexpr size_t kMaxJobsNamed = 1000;
 constexpr size_t kMaxPayloadBytes = 7000;  // PostgreSQL's limit is 8000
@@ -199,9 +199,13 @@ void Peers::ReadClock(pqxx::connection& connection, bool first) {
   const auto there =
       session.exec1("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")[0]
           .as<int64_t>();
-  const auto after = steady_clock::now();
-  if (!first && after - before > kGoodReading) return;
-  options_.clock->Follow(FromUnixMicros(there), before + (after - before) / 2);
+  const auto trip = steady_clock::now() - before;
+  const Time read = FromUnixMicros(there);
+  const auto stepped = [&] {
+    const Duration since = std::chrono::duration_cast<Duration>(trip / 2);
+    return std::chrono::abs(options_.clock->Now() - since - read) > trip;
+  };
+  if (first || trip <= kGoodReading || stepped()) options_.clock->Follow(read, before + trip / 2);
 }
 
 absl::StatusOr<std::string> SharedSecret(const std::string& conninfo, const std::string& name,

@@ -26,7 +26,8 @@ namespace quantry::server::postgres {
 // everybody is woken.
 //
 // The clock is the database's: read at the start and every few seconds, so
-// that leases do not depend on the servers' clocks.
+// that leases do not depend on the servers' clocks. Of slow readings only those
+// count that show a step of it.
 class Peers {
  public:
   struct Options {

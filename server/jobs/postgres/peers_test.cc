@@ -4,6 +4,7 @@
 
 #include <condition_variable>
 #include <csignal>
+#include <thread>
 
 #include "common/errors.h"
 #include "server/jobs/postgres/conninfo.h"
@@ -121,6 +122,31 @@ TEST(PeersTest, TheClockIsTheDatabases) {
   Heard a(PostgresServer::Shared().NewUri());
   const Duration apart = a.clock.Now() - SystemClock().Now();
   EXPECT_LT(std::chrono::abs(apart), std::chrono::seconds(1));
+}
+
+// A server far from its database, whose readings of the clock all take long. The schema's own
+// clock_timestamp() goes before the database's.
+TEST(PeersTest, AStepOfTheClockIsSeenFromFarAway) {
+  const PostgresServer& server = PostgresServer::Shared();
+  const std::string uri = PostgresServer::Shared().NewUri();
+  const std::string schema = uri.substr(uri.rfind("%3D") + 3);
+  server.Execute("CREATE TABLE " + schema + ".step AS SELECT interval '0' AS ahead");
+  server.Execute("CREATE FUNCTION " + schema +
+                 ".clock_timestamp() RETURNS timestamptz LANGUAGE plpgsql AS $$"
+                 "DECLARE read timestamptz; BEGIN PERFORM pg_sleep(0.04);"
+                 "read := pg_catalog.clock_timestamp() + (SELECT ahead FROM " +
+                 schema + ".step); PERFORM pg_sleep(0.04); RETURN read; END $$");
+  Heard a(uri + ",pg_catalog");
+  const auto apart = [&] { return a.clock.Now() - SystemClock().Now(); };
+  for (const int hours : {1, -1}) {
+    server.Execute("UPDATE " + schema + ".step SET ahead = '" + std::to_string(hours) + " h'");
+    const auto patience = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    const auto off = [&] { return std::chrono::abs(apart() - std::chrono::hours(hours)); };
+    while (off() > std::chrono::seconds(1) && std::chrono::steady_clock::now() < patience) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+    EXPECT_LT(off(), std::chrono::seconds(1)) << hours;
+  }
 }
 
 TEST(PeersTest, NobodyThere) {
