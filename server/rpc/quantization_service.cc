@@ -120,21 +120,27 @@ class JobCalls : public v1::QuantizationService::CallbackService, private Servic
            !RecipeName(request.quantization_job().spec().method()).empty();
   }
 
-  // What the engine offers; nothing while it does not say. Which formats a method
-  // writes is not worth a wait: the engine looks once more.
-  EngineCapabilities EngineFor(const v1::CreateQuantizationJobRequest& request) const {
+  // What the engine offers; nothing of one that failed. Without its answer a recipe would mean
+  // another job than with it: UNAVAILABLE until it is there. A result is then not shared, and which
+  // formats a method writes is not worth a wait: the engine looks once more.
+  absl::StatusOr<EngineCapabilities> EngineFor(
+      const v1::CreateQuantizationJobRequest& request) const {
     const bool needed = NeedsEngine(request);
-    if (!needed && request.quantization_job().spec().outputs().empty()) return {};
+    const v1::JobSpec& spec = request.quantization_job().spec();
+    if (!needed && spec.outputs().empty()) return EngineCapabilities();
     auto known = context_->capabilities->Get(needed ? kCapabilitiesWait : std::chrono::seconds(0));
-    return known.ok() ? *std::move(known) : EngineCapabilities();
+    const bool unanswered = absl::IsUnavailable(known.status());
+    if (known.ok() || (unanswered && !RecipeName(spec.method()).empty())) return known;
+    return EngineCapabilities();
   }
 
   absl::Status Create(const v1::CreateQuantizationJobRequest& request,
                       v1::CreateQuantizationJobResponse* response, const Call& call) {
-    const EngineCapabilities engine = EngineFor(request);
-    auto submit = ValidateCreate(request, context_->limits, engine.methods);
+    const auto engine = EngineFor(request);
+    if (!engine.ok()) return engine.status();
+    auto submit = ValidateCreate(request, context_->limits, engine->methods);
     if (!submit.ok()) return submit.status();
-    submit->engine_version = engine.version;
+    submit->engine_version = engine->version;
     absl::Status sources = CheckSources(submit->key.tenant, submit->spec);
     if (request.validate_only()) {
       if (sources.ok()) sources = Quote(*submit, response, call);

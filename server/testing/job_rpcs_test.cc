@@ -156,6 +156,26 @@ TEST_F(JobRpcs, ARecipeContradictedIsRefusedAtSubmit) {
   EXPECT_EQ(methods.methods(0).recipes(0).name(), "two");
 }
 
+// Right after a start: what the recipe says would be missing, and the job another one.
+TEST_F(JobRpcs, ARecipeWaitsForTheEngine) {
+  UseScript("exec sleep 60");
+  v1::CreateQuantizationJobRequest request = server_.JobRequest("early");
+  v1::JobSpec* spec = request.mutable_quantization_job()->mutable_spec();
+  *spec->mutable_calibration()->mutable_source()->mutable_blob() = server_.Upload("text", "words");
+  spec->mutable_method()->mutable_tesseraq()->set_recipe("two");
+  EXPECT_EQ(Create(request).code(), absl::StatusCode::kUnavailable);
+  v1::ListQuantizationJobsRequest list;
+  list.set_parent("tenants/acme");
+  v1::ListQuantizationJobsResponse jobs;
+  ASSERT_TRUE(List(list, &jobs).ok());
+  EXPECT_EQ(jobs.quantization_jobs_size(), 0);
+  spec->mutable_method()->mutable_tesseraq()->clear_recipe();
+  spec->mutable_method()->mutable_tesseraq()->mutable_grid()->set_bits(2);
+  const absl::Status taken = Create(request);
+  EXPECT_TRUE(taken.ok()) << taken;
+  EXPECT_TRUE(Create(Reusing("reusing")).ok());
+}
+
 TEST_F(JobRpcs, AFormatThatTheMethodDoesNotWriteIsRefusedAtSubmit) {
   v1::CreateQuantizationJobRequest request = server_.JobRequest("bad-job");
   request.mutable_quantization_job()->mutable_spec()->add_outputs()->set_format(
