@@ -74,6 +74,14 @@ void GiveAway(const fs::path& path, const Identity& account, std::error_code& er
   for (const fs::path& entry : Folders(path)) GiveAway(entry, account, error);
 }
 
+// A running attempt has its text folder, made before its checkpoint folder; a kept one was
+// stripped of it. One that cannot be looked at is no kept one: the disk may be in trouble.
+bool IsKept(const fs::path& attempt) {
+  std::error_code error;
+  const bool begun = fs::exists(attempt / "checkpoint", error);
+  return !error && begun && !fs::exists(attempt / "text", error) && !error;
+}
+
 void RemoveIfEmpty(const fs::path& folder) {
   std::error_code ignored;
   fs::remove(folder, ignored);  // fails on a folder that holds something
@@ -144,7 +152,7 @@ absl::StatusOr<AttemptDir> WorkDir::CreateAttempt(std::string_view job_uid,
   Remove(attempt.root);  // same epoch again: an agent restarted within the lease
   std::error_code error;
   for (const std::string& folder :
-       {attempt.root, attempt.checkpoint(), attempt.text(), attempt.output()}) {
+       {attempt.root, attempt.text(), attempt.checkpoint(), attempt.output()}) {
     fs::create_directories(folder, error);
     if (error) {
       return MakeError(
@@ -173,10 +181,7 @@ void WorkDir::RemoveOtherAttempts(const AttemptDir& attempt) const {
 void WorkDir::RemoveKeptCheckpoints() const {
   for (const fs::path& job : Folders(jobs())) {
     for (const fs::path& attempt : Folders(job)) {
-      // A running attempt has its text folder; a kept one was stripped of it.
-      // One that cannot be looked at stays: the disk may be in trouble.
-      std::error_code error;
-      if (!fs::exists(attempt / "text", error) && !error) Remove(attempt);
+      if (IsKept(attempt)) Remove(attempt);
     }
     RemoveIfEmpty(job);
   }

@@ -5,6 +5,8 @@
 #include <filesystem>
 #include <fstream>
 #include <optional>
+#include <stop_token>
+#include <thread>
 
 #include "common/errors.h"
 #include "gtest/gtest.h"
@@ -58,6 +60,23 @@ TEST_F(WorkDirTest, LeftoversButYoungCheckpointsGo) {
   EXPECT_FALSE(fs::exists(fs::path(empty.root).parent_path()));
   dir->RemoveKeptCheckpoints();
   EXPECT_FALSE(fs::exists(young.root));
+}
+
+// A slot looks for room while another one begins an attempt.
+TEST_F(WorkDirTest, AnAttemptThatBeginsIsNoKeptOne) {
+  const auto dir = WorkDir::Open(root_);
+  ASSERT_TRUE(dir.ok());
+  Touch(root_ / "jobs/job/begun/text/x");  // so that {job uid} is never empty
+  const std::jthread other([&](const std::stop_token& stop) {
+    while (!stop.stop_requested()) dir->RemoveKeptCheckpoints();
+  });
+  for (int epoch = 0; epoch < 500; ++epoch) {
+    const auto attempt = dir->CreateAttempt("job", epoch);
+    ASSERT_TRUE(attempt.ok()) << attempt.status();
+    for (const std::string& folder : {attempt->text(), attempt->checkpoint(), attempt->output()}) {
+      ASSERT_TRUE(fs::exists(folder)) << folder;
+    }
+  }
 }
 
 // An exception on a slot's thread would end the agent and all its jobs.
