@@ -151,7 +151,9 @@ class App : public ServerApp {
     for (const std::string& folder : {config_.run_dir(), data + "/tmp", data + "/worker"}) {
       if (absl::Status status = MakeFolders(folder); !status.ok()) return status;
     }
-    RemoveAddresses();  // of an earlier process that was killed
+    // Of an earlier process that was killed.
+    RemoveAddresses();
+    RemoveQuotes();
     auto allowed = TenantSources::Open({config_.local_roots().begin(), config_.local_roots().end()},
                                        config_.tenant_sources_file());
     if (!allowed.ok()) return allowed.status();
@@ -342,6 +344,16 @@ class App : public ServerApp {
     std::error_code ignored;
     for (const char* name : {"tenant", "worker", "admin", "agent-token"}) {
       fs::remove(absl::StrCat(config_.run_dir(), "/", name), ignored);
+    }
+  }
+
+  // What calls for a quote put there (EngineTool, Sources).
+  void RemoveQuotes() {
+    std::error_code error;
+    fs::directory_iterator it(config_.data_dir() + "/tmp", error);
+    for (; !error && it != fs::directory_iterator(); it.increment(error)) {
+      std::error_code ignored;
+      if (it->path().filename().native().starts_with("quote-")) fs::remove_all(*it, ignored);
     }
   }
 

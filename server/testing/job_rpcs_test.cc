@@ -280,6 +280,22 @@ TEST_F(JobRpcs, AQuoteThatTheServerCannotMakeNamesNoPlaceOnIt) {
   }
 }
 
+TEST_F(JobRpcs, WhatQuotesOfAKilledServerLeftGoesAtTheNextStart) {
+  namespace fs = std::filesystem;
+  server_.Stop();
+  const fs::path tmp = server_.root() + "/data/tmp";
+  fs::create_directories(tmp / "quote-1/model");
+  std::ofstream(tmp / "quote-1/model/config.json") << "{}";
+  std::ofstream(tmp / "quote-2.json") << "{}";
+  fs::create_symlink(server_.root(), tmp / "quote-1/link");
+  std::ofstream(tmp / "mine") << "text";
+  server_.Start();
+  EXPECT_FALSE(fs::exists(tmp / "quote-1"));
+  EXPECT_FALSE(fs::exists(tmp / "quote-2.json"));
+  EXPECT_TRUE(fs::exists(tmp / "mine"));
+  EXPECT_TRUE(fs::exists(server_.root() + "/data"));
+}
+
 TEST_F(JobRpcs, TheTraceStaysWithTheJobAndABadOneIsIgnored) {
   const std::string good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
   const std::pair<std::string, std::string> cases[] = {
