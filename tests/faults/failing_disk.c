@@ -1,8 +1,9 @@
 /* A disk that fails, for a program that runs with this library in LD_PRELOAD: calls named in the file
-   $QUANTRY_FAULT_FILE answer EIO when they are about a file whose path holds $QUANTRY_FAULT_PATH.
+   $QUANTRY_FAULT_FILE answer EIO (or what is said below) when they are about a file whose path holds $QUANTRY_FAULT_PATH.
 
      pwrite64 pread64 fdatasync fsync ftruncate64    nothing happens
      torn                                            pwrite64 writes half of it
+     full                                            pwrite64 writes nothing and answers ENOSPC
 */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -42,16 +43,19 @@ static int fails(const char* call, int fd) {
   return strstr(text, word) != NULL && is_about(fd, path);
 }
 
-static int io_error(void) {
-  errno = EIO;
+static int failure(int error) {
+  errno = error;
   return -1;
 }
+
+static int io_error(void) { return failure(EIO); }
 
 #define NEXT(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
 ssize_t pwrite64(int fd, const void* data, size_t size, off64_t offset) {
   if (fails("torn", fd)) NEXT(pwrite64)(fd, data, size / 2, offset);
   if (fails("torn", fd) || fails("pwrite64", fd)) return io_error();
+  if (fails("full", fd)) return failure(ENOSPC);
   return NEXT(pwrite64)(fd, data, size, offset);
 }
 

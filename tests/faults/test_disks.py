@@ -10,6 +10,10 @@ from api import errors
 from fleet import QUICK
 from machine import fill, mount_tmpfs
 from service import EXAMPLES, wait_for
+from test_workers import engine_at, waiting_in
+
+REFUSED_ENDS = (r'grpc_server_call_duration_seconds_count\{grpc_method="/quantry.v1.WorkerService/CompleteJob",'
+                r'grpc_status="RESOURCE_EXHAUSTED"\}')
 
 
 def test_f12_disk_full_at_the_worker(make_fleet, tmp_path):
@@ -37,7 +41,7 @@ def test_f12_disk_full_at_the_server(make_fleet, tmp_path):
     """No room for SQLite's log nor for the server's own: submits are refused, what was acknowledged is kept."""
     unmount = mount_tmpfs(tmp_path / "fleet/a", "6m")
     try:
-        fleet = make_fleet().start(workers=1)
+        fleet = make_fleet(flags=[f"--artifact-root=file://{tmp_path}/artifacts"]).start(workers=1)
         fleet.submit("f12-before")
         fleet.wait_end("f12-before")
         filler = tmp_path / "fleet/a/filler"
@@ -140,6 +144,20 @@ def test_f12_io_errors(make_fleet, tmp_path, calls, killed):
         fleet.wait_state(job, "SUCCEEDED", seconds=60)
     fleet.check()
     fleet.stop()
+
+
+def test_f12_no_room_for_an_end(make_fleet, tmp_path):
+    """Full just when an attempt ends: its worker tells the end until there is room, and no attempt is lost for it."""
+    disk = FailingDisk(tmp_path)
+    fleet = make_fleet(env=disk.env).start(workers=1)
+    fleet.submit("f12-ends", waiting_in(tmp_path))
+    engine_at(tmp_path / "at")
+    with disk.fails("full"):
+        (tmp_path / "go").touch()
+        wait_for(lambda: fleet.metric("a", REFUSED_ENDS) >= 3, 20, "the end to be refused three times")
+    assert fleet.wait_end("f12-ends").epoch == 1
+    fleet.wait_state("f12-ends", "SUCCEEDED")
+    fleet.check()
 
 
 @pytest.mark.parametrize("calls", ["pread64", "pwrite64 fdatasync"])
