@@ -88,7 +88,7 @@ arrow::Status UseEnvironment(afs::AzureOptions* options) {
 // Texts of the client's transport, which has no codes.
 bool BrokeOff(const arrow::Status& status, std::chrono::steady_clock::duration took) {
   if (!status.IsIOError()) return false;
-  const std::string text = status.message();
+  const std::string& text = status.message();
   const auto says = [&](const char* words) { return text.find(words) != std::string::npos; };
   if (says("before getting full response")) return true;
   return took < kFirstOwnWait &&

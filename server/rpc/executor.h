@@ -49,7 +49,7 @@ class Timer {
   struct Handle {
     MonotonicTime when{};
     std::uint64_t id = 0;
-    auto operator<=>(const Handle&) const = default;
+    auto operator<=>(const Handle&) const = default;  // NOLINT(modernize-use-nullptr): none here
   };
 
   Timer();

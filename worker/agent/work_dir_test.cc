@@ -70,7 +70,7 @@ TEST_F(WorkDirTest, AnAttemptThatBeginsIsNoKeptOne) {
   const std::jthread other([&](const std::stop_token& stop) {
     while (!stop.stop_requested()) dir->RemoveKeptCheckpoints();
   });
-  for (int epoch = 0; epoch < 500; ++epoch) {
+  for (int epoch = 0; epoch < 100; ++epoch) {
     const auto attempt = dir->CreateAttempt("job", epoch);
     ASSERT_TRUE(attempt.ok()) << attempt.status();
     for (const std::string& folder : {attempt->text(), attempt->checkpoint(), attempt->output()}) {

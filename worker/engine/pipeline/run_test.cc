@@ -743,7 +743,7 @@ at::Tensor EvaluationWindows() {
   return windows;
 }
 
-// A limited evaluation divides by the windows it looked at.
+// A limited evaluation divides by the windows it looked at (spec: ptq161.md 10, trap 8).
 TEST(RunTest, ALimitedEvaluationIsThatOfItsWindows) {
   const Bench bench(CaseOf("rtn"));
   bench.Run("limited", at::kCPU);
@@ -785,9 +785,9 @@ TEST_P(RestoredTest, StoppedWhileAdaptersAreTrainedItGoesOnToTheSameBytes) {
   ExpectSameArtifact(bench, "whole", "stopped");
 }
 
-// The second pass measures the restored model anew: its first block is that of
-// a job that was given this model, from a folder named as the original's, and
-// not the first pass's.
+// Spec: ptq161.md 10, trap 6. The second pass measures the restored model anew: its first block is
+// that of a job that was given this model, from a folder named as the original's, and not the first
+// pass's.
 TEST_P(RestoredTest, TheSecondPassTakesNothingFromTheFirst) {
   const Bench bench(CaseOf("ptq161_restored"));
   bench.Run("restored", device_, [&] { return bench.Has("restored", "state.json"); });
