@@ -12,8 +12,8 @@
   throughput chaos.py --quiet: four servers, PostgreSQL, SeaweedFS, 50 workers for --minutes
   soak       soak.py: memory under two jobs a second for --soak-minutes
 
-All of it takes two to three hours with its defaults, the soak one of them; the store at a million jobs 15 minutes. Nothing else should
-run on the machine. Needs the release build with tests and scripts/bootstrap. Exit status 1 if a part failed; the others still run.
+All of it takes 95 minutes with its defaults on a fast machine of two cores, the soak 60 of them. Nothing else should run on the machine but
+beside the soak. Needs the release build with tests and scripts/bootstrap. Exit status 1 if a part failed; the others still run.
 """
 import argparse
 import os
