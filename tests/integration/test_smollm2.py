@@ -108,13 +108,18 @@ def test_ptq161_is_no_worse_than_the_authors_code_and_its_file_says_the_same(bin
     assert perplexity["quantized"] <= PTQ161_PERPLEXITIES[kind]
     assert bits["linears"] <= PTQ161_BITS
     assert int(output["bytes"]) <= 1.02 * int(bits["theoretical_bytes"])
-    for product in ("auto", "tiles"):
-        done = subprocess.run([binaries / "quantry-engine", "eval", "--model", tmp_path / "out/quantry", "--text", raw,
-                               "--length", "512", "--windows", "100", "--packed-product", product],
-                              capture_output=True, text=True, timeout=3000, check=True)
-        packed = json.loads(done.stdout)["perplexity"]
-        print(json.dumps({"product": product, "perplexity": packed}))
-        assert packed == pytest.approx(perplexity["quantized"], rel=1e-3)
+    engine, container = binaries / "quantry-engine", tmp_path / "out/quantry"
+    subprocess.run([engine, "unpack", "--input", container, "--output", tmp_path / "dense"], timeout=600, check=True)
+
+    def evaluated(folder, *flags):
+        done = subprocess.run([engine, "eval", "--model", folder, "--text", raw, "--length", "512", "--windows", "10",
+                               *flags], capture_output=True, text=True, timeout=3000, check=True)
+        return json.loads(done.stdout)["perplexity"]
+
+    found = {product: evaluated(container, "--packed-product", product) for product in ("auto", "tiles")}
+    found["dense"] = evaluated(tmp_path / "dense")
+    print(json.dumps(found))
+    assert [found["auto"], found["tiles"]] == pytest.approx([found["dense"]] * 2, rel=1e-3)
 
 
 @pytest.mark.parametrize("compute_dtype", ["FLOAT32", "BFLOAT16"])

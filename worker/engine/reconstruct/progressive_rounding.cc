@@ -12,7 +12,11 @@
 namespace quantry::engine {
 namespace {
 
-constexpr int kMaxRetries = 3;
+constexpr int kMaxRetries = 3;  // of a stage
+constexpr int kMaxRepeats = 5;  // of a block's worse stages
+// Stages of 39 blocks of four models that went well rose to 1.7 times the lowest before them at
+// most, those of one that did not to 24 times (docs/methods/tesseraq.md).
+constexpr double kMostRise = 3;
 // Weights one task of StepAll takes.
 constexpr int64_t kTaskWeights = int64_t{1} << 14;
 
@@ -197,9 +201,16 @@ double ProgressiveRounding::TrainWithRetries(int stage, TrainedBlock& trained,
     const double loss = Train(stage, trained, steps_told);
     // The loss is that before the last step, which may break down as well.
     if (!std::isfinite(loss) || !IsSound(trained)) continue;
-    if (loss <= options_.most_loss || report.retries >= kMaxRetries) return loss;
+    const bool enough = attempt == kMaxRetries || report.retries >= kMaxRepeats;
+    if (enough || !IsWorse(loss, report.loss_soft)) return loss;
   }
   GiveUp(stage);
+}
+
+// `before`: loss of the stage before, 0 for the first.
+bool ProgressiveRounding::IsWorse(double loss, double before) const {
+  if (!std::isfinite(options_.most_loss)) return false;
+  return loss > options_.most_loss || (before > 0 && loss > kMostRise * before);
 }
 
 void ProgressiveRounding::ReportBeginning(int stage, const TrainedBlock& trained) {

@@ -35,8 +35,9 @@ struct ProgressiveRoundingOptions {
   // Steps after the last hardening, for scales and dense tensors alone, rates
   // falling to 0.
   int64_t final_steps = 0;
-  // A stage whose mean loss is above this is trained again at half the rates,
-  // which stay, up to kMaxRetries times a block.
+  // Where this is finite, a stage whose mean loss is above it, or above kMostRise
+  // times the stage's before, is trained again at half the rates, which stay, up
+  // to kMaxRetries times a stage and kMaxRepeats times a block.
   double most_loss = std::numeric_limits<double>::infinity();
   uint64_t seed = 0;
 };
@@ -71,7 +72,7 @@ struct RoundingReport {
   double loss_soft = 0;  // mean training loss of the last stage
   std::vector<double> stage_losses;
   // Times the rates were halved after a stage whose loss or result was not finite,
-  // or whose loss was above most_loss.
+  // or was worse (ProgressiveRoundingOptions::most_loss).
   int retries = 0;
 };
 
@@ -102,6 +103,7 @@ class ProgressiveRounding {
   // Mean loss of the stage; not finite when training broke down. Stage
   // `schedule.size()` is the one after the last hardening.
   double Train(int stage, TrainedBlock& trained, int64_t& steps_told);
+  bool IsWorse(double loss, double before) const;
   double TrainWithRetries(int stage, TrainedBlock& trained, RoundingReport& report);
   int64_t TrainingWindows() const { return objective_.windows() - options_.held_out; }
   // Of the random numbers of a step.

@@ -576,33 +576,68 @@ class NanAfterStage : public Quiet {
 
 TEST(ProgressiveRoundingTest, AStageAboveMostLossIsRepeatedAtHalfTheRates) {
   const Setting setting;
-  const auto run = [&](double most_loss, double share, RoundingReport& report) {
+  const auto run = [&](double most_loss, RoundingReport& report) {
     ProgressiveRoundingOptions options = Fast();
     options.most_loss = most_loss;
-    options.rates.rounding *= share;
-    options.rates.scale *= share;
     Quiet progress;
     TrainedBlock trained = setting.Fresh();
     report = ProgressiveRounding(0, *setting.objective, options, progress).Run(trained, nullptr);
     EXPECT_EQ(progress.steps, ProgressiveRounding::Steps(options));
     return trained.linears[0].weight();
   };
-  RoundingReport unguarded, guarded, repeated, slow;
-  const at::Tensor weight = run(std::numeric_limits<double>::infinity(), 1, unguarded);
-  EXPECT_TRUE(run(setting.NearestLoss(), 1, guarded).equal(weight));
+  RoundingReport unguarded, guarded, repeated;
+  const at::Tensor weight = run(std::numeric_limits<double>::infinity(), unguarded);
+  EXPECT_TRUE(run(setting.NearestLoss(), guarded).equal(weight));
   EXPECT_EQ(guarded.retries, 0);
-  // No stage reaches 0: the first is repeated three times, and then it is enough. It starts
-  // from stored logits, which give W but for its last bits.
-  const at::Tensor at_once = run(std::numeric_limits<double>::infinity(), 0.125, slow);
-  const at::Tensor same = run(0, 1, repeated).sub(at_once).abs().lt(1e-3);
-  EXPECT_GT(same.to(at::kFloat).mean().item<double>(), 0.98);
-  EXPECT_EQ(repeated.retries, 3);
-  EXPECT_EQ(slow.retries, 0);
+  // No stage reaches 0: the first is repeated three times, the next two, and then it is enough.
+  run(0, repeated);
+  EXPECT_EQ(repeated.retries, 5);
   // Only a late stage is above this one, and the block goes on from before it.
   const double late = 0.99 * unguarded.stage_losses.back();
-  EXPECT_FALSE(run(late, 1, guarded).equal(weight));
+  EXPECT_FALSE(run(late, guarded).equal(weight));
   EXPECT_GE(guarded.retries, 1);
   EXPECT_EQ(guarded.stage_losses.front(), unguarded.stage_losses.front());
+}
+
+// Makes a norm ten times as large, once, after the first step of the third stage.
+class LeapInThirdStage : public Quiet {
+ public:
+  explicit LeapInThirdStage(TrainedBlock& trained) : trained_(trained) {}
+
+  void Measure(const std::map<std::string, double>& figures) override {
+    Quiet::Measure(figures);
+    const auto step = figures.find("stage_step");
+    if (done_ || step == figures.end() || step->second != 1 || last.at("stage") != 3) return;
+    done_ = true;
+    trained_.dense.at(0).mul_(10);
+  }
+
+ private:
+  TrainedBlock& trained_;
+  bool done_ = false;
+};
+
+TEST(ProgressiveRoundingTest, AStageThatRisesFarAboveTheOneBeforeIsRepeated) {
+  const Setting setting;
+  const auto run = [&](double most_loss) {
+    ProgressiveRoundingOptions options = Fast();
+    options.most_loss = most_loss;
+    options.dense_rate = 1e-3;
+    TrainedBlock trained = setting.Fresh();
+    Block copy = setting.block;
+    for (const at::Tensor* tensor : DenseParameters(copy)) trained.dense.push_back(tensor->clone());
+    LeapInThirdStage leap(trained);
+    const RoundingReport report =
+        ProgressiveRounding(0, *setting.objective, options, leap).Run(trained, nullptr);
+    EXPECT_EQ(leap.steps, ProgressiveRounding::Steps(options));
+    return report;
+  };
+  const RoundingReport unguarded = run(std::numeric_limits<double>::infinity());
+  ASSERT_GT(unguarded.stage_losses.at(2), 3 * unguarded.stage_losses.at(1));
+  EXPECT_EQ(unguarded.retries, 0);
+  const RoundingReport guarded = run(1e30);  // no stage is above that
+  EXPECT_EQ(guarded.retries, 1);
+  EXPECT_LT(guarded.stage_losses.at(2), 3 * guarded.stage_losses.at(1));
 }
 
 TEST(ProgressiveRoundingTest, ALastStepThatBreaksDownIsAFailedAttempt) {
