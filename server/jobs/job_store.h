@@ -23,7 +23,7 @@
 // - `now` is the store's clock: the only one that decides about leases.
 // - A state change and its event are one transaction; a job's events have
 //   sequences 1, 2, 3, ... without gaps.
-// - Worker writes name (job, epoch) of their lease. A stale one gets
+// - Worker writes name (job, its uid, epoch) of their lease. A stale one gets
 //   FAILED_PRECONDITION LEASE_LOST and changes nothing. An unknown session
 //   gets FAILED_PRECONDITION UNKNOWN_WORKER.
 // - Any call: UNAVAILABLE STORE_UNAVAILABLE, RESOURCE_EXHAUSTED DISK_FULL.

@@ -11,7 +11,8 @@ using namespace quantry;
 
 template <class Request>
 void TakeLease(const Request& request) {
-  const auto lease = server::LeaseFromProto(request.session(), request.job(), request.epoch());
+  const auto lease =
+      server::LeaseFromProto(request.session(), request.job(), request.epoch(), request.job_uid());
   if (lease.ok() && lease->job.tenant.empty()) __builtin_trap();
 }
 

@@ -149,6 +149,7 @@ absl::StatusOr<AttemptDir> WorkDir::CreateAttempt(std::string_view job_uid,
     return absl::InvalidArgumentError("job uid \"" + uid + "\" is no plain name");
   }
   AttemptDir attempt{jobs() + "/" + uid + "/" + std::to_string(epoch)};
+  const std::lock_guard lock(*folders_);
   Remove(attempt.root);  // same epoch again: an agent restarted within the lease
   std::error_code error;
   for (const std::string& folder :
@@ -164,6 +165,7 @@ absl::StatusOr<AttemptDir> WorkDir::CreateAttempt(std::string_view job_uid,
 }
 
 void WorkDir::RemoveAttempt(const AttemptDir& attempt, bool keep_checkpoint) const {
+  const std::lock_guard lock(*folders_);
   if (keep_checkpoint) {
     Strip(attempt.root);
   } else {
@@ -179,6 +181,7 @@ void WorkDir::RemoveOtherAttempts(const AttemptDir& attempt) const {
 }
 
 void WorkDir::RemoveKeptCheckpoints() const {
+  const std::lock_guard lock(*folders_);
   for (const fs::path& job : Folders(jobs())) {
     for (const fs::path& attempt : Folders(job)) {
       if (IsKept(attempt)) Remove(attempt);

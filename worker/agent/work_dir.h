@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <string_view>
 
@@ -56,12 +58,15 @@ class WorkDir {
   absl::StatusOr<std::int64_t> FreeBytes() const;
 
  private:
-  WorkDir(std::string path, UniqueFd lock) : path_(std::move(path)), lock_(std::move(lock)) {}
+  WorkDir(std::string path, UniqueFd lock)
+      : path_(std::move(path)), lock_(std::move(lock)), folders_(std::make_unique<std::mutex>()) {}
   std::string jobs() const { return path_ + "/jobs"; }
   void RemoveLeftovers() const;
 
   std::string path_;
   UniqueFd lock_;
+  // Held while folders of attempts are made, judged and removed: slots do so side by side.
+  std::unique_ptr<std::mutex> folders_;
 };
 
 }  // namespace quantry::agent

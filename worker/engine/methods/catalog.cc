@@ -106,7 +106,8 @@ MethodRow TesseraqRow() {
       {"rounding_reach", "int32", "1", "Steps of the grid a rounding may go: 1 or 2."},
       {"whole_epochs", "bool", "false", "Batches take every window once before any comes again."},
       {"repeat_worse_stages", "bool", "false",
-       "Train a stage again at half the rates where its loss is above the start's. "
+       "Train a stage again at half the rates where its loss is above the start's, or far "
+       "above the stage's before. "
        "tesseraq-plus: true."},
       {"held_out_samples", "int32", "0", "Calibration windows that judge each block's rounding."},
       {"compute_dtype", "enum", "\"COMPUTE_DTYPE_FLOAT32\"",

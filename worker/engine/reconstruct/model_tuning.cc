@@ -75,7 +75,7 @@ void Add(Gradients& to, const Gradients& from) {
 class Tuner {
  public:
   Tuner(const ModelTuningTask& task, ComputeDtype compute, std::vector<QuantizedBlock>& blocks)
-      : task_(task), head_(task.checkpoint, task.device), compute_(compute) {
+      : task_(task), head_(task.checkpoint, task.device) {
     for (QuantizedBlock& quantized : blocks) {
       TunedBlock tuned;
       tuned.frame = Rebuild(LoadBlock(task.checkpoint, quantized.index, task.device), quantized,
@@ -91,7 +91,7 @@ class Tuner {
       }
       blocks_.push_back(std::move(tuned));
     }
-    rows_ = Factor(head_.Rows(0, head_.vocab_size()), compute);
+    rows_ = head_.Rows(0, head_.vocab_size());
   }
 
   // Tensors in one list, for the optimizers.
@@ -138,17 +138,14 @@ class Tuner {
   double Divergence(const at::Tensor& outputs, const at::Tensor& wanted, double tokens,
                     at::Tensor& slope) const {
     const at::Tensor teacher = head_.Normalize(wanted).reshape({-1, wanted.size(-1)});
-    const auto log_softmax = [&](const at::Tensor& normed) {
-      return at::log_softmax(Product(Factor(normed, compute_), rows_.t()), -1);
-    };
     const auto chunk = [&](int64_t first, int64_t last, const at::Tensor& student,
                            at::Tensor& student_slope) {
-      const at::Tensor got = log_softmax(student);
-      const at::Tensor log_wanted = log_softmax(teacher.slice(0, first, last));
+      const at::Tensor got = at::log_softmax(at::mm(student, rows_.t()), -1);
+      const at::Tensor log_wanted =
+          at::log_softmax(at::mm(teacher.slice(0, first, last), rows_.t()), -1);
       const at::Tensor probability = log_wanted.exp();
       const double sum = ((log_wanted - got) * probability).sum(at::kDouble).item<double>();
-      const at::Tensor by_logits = got.exp().sub_(probability).div_(tokens);
-      student_slope.copy_(Product(Factor(by_logits, compute_), rows_));
+      student_slope.copy_(at::mm(got.exp().sub_(probability).div_(tokens), rows_));
       return sum;
     };
     return BackwardThroughHead(head_, outputs, chunk, slope) / tokens;
@@ -193,8 +190,7 @@ class Tuner {
   const ModelTuningTask& task_;
   OutputHead head_;
   std::vector<TunedBlock> blocks_;
-  const ComputeDtype compute_;
-  at::Tensor rows_;  // of the vocabulary, a factor, [vocabulary, hidden]
+  at::Tensor rows_;  // of the vocabulary, [vocabulary, hidden]
 };
 
 std::vector<at::Tensor> Flatten(const std::vector<std::vector<at::Tensor>>& lists) {

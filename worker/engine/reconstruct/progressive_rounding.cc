@@ -13,7 +13,7 @@ namespace quantry::engine {
 namespace {
 
 constexpr int kMaxRetries = 3;  // of a stage
-constexpr int kMaxRepeats = 5;  // of a block's worse stages
+constexpr int kMaxRepeats = 5;  // of a block, from which on worse stages stay
 // Stages of 39 blocks of four models that went well rose to 1.7 times the lowest before them at
 // most, those of one that did not to 24 times (docs/methods/tesseraq.md).
 constexpr double kMostRise = 3;
