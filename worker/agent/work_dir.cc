@@ -74,14 +74,6 @@ void GiveAway(const fs::path& path, const Identity& account, std::error_code& er
   for (const fs::path& entry : Folders(path)) GiveAway(entry, account, error);
 }
 
-// A running attempt has its text folder, made before its checkpoint folder; a kept one was
-// stripped of it. One that cannot be looked at is no kept one: the disk may be in trouble.
-bool IsKept(const fs::path& attempt) {
-  std::error_code error;
-  const bool begun = fs::exists(attempt / "checkpoint", error);
-  return !error && begun && !fs::exists(attempt / "text", error) && !error;
-}
-
 void RemoveIfEmpty(const fs::path& folder) {
   std::error_code ignored;
   fs::remove(folder, ignored);  // fails on a folder that holds something
@@ -153,7 +145,7 @@ absl::StatusOr<AttemptDir> WorkDir::CreateAttempt(std::string_view job_uid,
   Remove(attempt.root);  // same epoch again: an agent restarted within the lease
   std::error_code error;
   for (const std::string& folder :
-       {attempt.root, attempt.text(), attempt.checkpoint(), attempt.output()}) {
+       {attempt.root, attempt.checkpoint(), attempt.text(), attempt.output()}) {
     fs::create_directories(folder, error);
     if (error) {
       return MakeError(
@@ -184,7 +176,10 @@ void WorkDir::RemoveKeptCheckpoints() const {
   const std::lock_guard lock(*folders_);
   for (const fs::path& job : Folders(jobs())) {
     for (const fs::path& attempt : Folders(job)) {
-      if (IsKept(attempt)) Remove(attempt);
+      // A running attempt has its text folder; a kept one was stripped of it.
+      // One that cannot be looked at stays: the disk may be in trouble.
+      std::error_code error;
+      if (!fs::exists(attempt / "text", error) && !error) Remove(attempt);
     }
     RemoveIfEmpty(job);
   }

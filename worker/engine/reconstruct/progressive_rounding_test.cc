@@ -592,6 +592,24 @@ TEST(ProgressiveRoundingTest, AStageAboveMostLossIsRepeatedAtHalfTheRates) {
   // No stage reaches 0: the first is repeated three times, the next two, and then it is enough.
   run(0, repeated);
   EXPECT_EQ(repeated.retries, 5);
+  // Half the rates three times, in a block of that stage alone: an eighth of them at once. It
+  // starts from stored logits, which give W but for its last bits.
+  const auto first_stage = [&](double most_loss, double share, int retries) {
+    ProgressiveRoundingOptions options = Fast();
+    options.schedule.resize(1);
+    options.most_loss = most_loss;
+    options.rates.rounding *= share;
+    options.rates.scale *= share;
+    Quiet progress;
+    TrainedBlock trained = setting.Fresh();
+    EXPECT_EQ(
+        ProgressiveRounding(0, *setting.objective, options, progress).Run(trained, nullptr).retries,
+        retries);
+    return trained.linears[0].weight();
+  };
+  const at::Tensor at_once = first_stage(std::numeric_limits<double>::infinity(), 0.125, 0);
+  const at::Tensor same = first_stage(0, 1, 3).sub(at_once).abs().lt(1e-3);
+  EXPECT_GT(same.to(at::kFloat).mean().item<double>(), 0.98);
   // Only a late stage is above this one, and the block goes on from before it.
   const double late = 0.99 * unguarded.stage_losses.back();
   EXPECT_FALSE(run(late, guarded).equal(weight));

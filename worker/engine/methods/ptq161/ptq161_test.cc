@@ -444,6 +444,7 @@ TEST_P(Ptq161Test, EverySwitchChangesTheResult) {
     change(options);
     const MethodResult result = RunMethod(setting.Task(), options);
     EXPECT_FALSE(Same(plain, result)) << name;
+    EXPECT_LT(Loss(setting, result.block), 1e9) << name;
     EXPECT_LE(result.metrics.size(), 64u) << name;
     for (const QuantizedLinear& linear : result.block.linears) {
       if (options.salient_multiple == 0) continue;
