@@ -1,8 +1,15 @@
 // quantryd: reads options, builds the server, runs it until SIGTERM or SIGINT.
+#include <chrono>
+#include <condition_variable>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
+#include <mutex>
+#include <optional>
+#include <stop_token>
 #include <string>
 #include <string_view>
+#include <thread>
 
 #include "common/config_loader.h"
 #include "common/grpc_log.h"
@@ -27,8 +34,29 @@ sigset_t BlockStopSignals() {
   return stop;
 }
 
+// Ends the process, with status 0, unless it has ended by itself by `deadline`: what can take
+// longer (an object store's listing, say) a crash may interrupt as well.
+class LastResort {
+ public:
+  explicit LastResort(std::chrono::steady_clock::time_point deadline)
+      : thread_([this, deadline](const std::stop_token& done) {
+          std::unique_lock lock(mutex_);
+          if (ended_.wait_until(lock, done, deadline, [] { return false; })) return;
+          if (done.stop_requested()) return;
+          quantry::log::Warning("what did not end within --drain-timeout-s is left off");
+          std::_Exit(0);
+        }) {}
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable_any ended_;
+  std::jthread thread_;  // last: it uses the others
+};
+
 // Until a stop signal; the exit status.
 int Serve(const quantry::v1::ServerConfig& config, const sigset_t& stop) {
+  constexpr auto kUndo = std::chrono::seconds(5);  // what comes after the drain
+  std::optional<LastResort> last_resort;           // outlives the app
   auto app = quantry::server::ServerApp::Start(config);
   if (!app.ok()) {
     std::fprintf(stderr, "quantryd: %s\n", std::string(app.status().message()).c_str());
@@ -38,6 +66,8 @@ int Serve(const quantry::v1::ServerConfig& config, const sigset_t& stop) {
   sigwait(&stop, &signal_number);
   // A second signal ends the process at once.
   pthread_sigmask(SIG_UNBLOCK, &stop, nullptr);
+  last_resort.emplace(std::chrono::steady_clock::now() +
+                      std::chrono::seconds(config.drain_timeout_s()) + kUndo);
   (*app)->Drain();
   return 0;
 }

@@ -57,7 +57,6 @@ std::vector<std::string> QuantizationMethods() {
 
 // Store calls wait for fsync; group commit turns many waiting threads into few
 // commits, so there are more threads than cores.
-constexpr int kTenantThreads = 16;
 constexpr int kWorkerThreads = 8;
 constexpr int kStreamThreads = 8;
 constexpr int kArtifactThreads = 16;
@@ -123,7 +122,7 @@ class App : public ServerApp {
       return std::max(milliseconds(0), std::chrono::duration_cast<milliseconds>(
                                            deadline - std::chrono::steady_clock::now()));
     };
-    // In this order: a sweep that does not see the drain yet reports health.
+    // In this order: a sweep that reports health looks for the drain afterwards.
     runtime_.Drain();
     rpc_->SetServing(false);
     garbage_thread_.request_stop();
@@ -420,6 +419,7 @@ class App : public ServerApp {
     // with the process, flood upon flood, however little --call-memory-bytes allows.
     malloc_trim(0);
     if (!runtime_.draining) rpc_->SetServing(report.ok());
+    if (runtime_.draining) rpc_->SetServing(false);  // it may have begun in between
     if (!report.ok()) {
       log::Error("sweep failed", {{"error", std::string(report.status().message())}});
       return;

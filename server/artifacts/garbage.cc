@@ -16,7 +16,7 @@
 namespace quantry::server {
 namespace {
 
-constexpr int kJobsPerPage = 500;
+constexpr int kJobsPerPage = 100;  // each may have a spec of 256 KiB
 constexpr std::string_view kCheckpoints = "checkpoints";
 
 std::vector<std::string> Parts(const std::string& path) {
@@ -85,10 +85,16 @@ struct Needed {
   }
 };
 
-absl::StatusOr<Needed> ReadNeeded(JobStore& store) {
+absl::Status StoppedBy(const std::stop_token& stop) {
+  return stop.stop_requested() ? absl::CancelledError("the collection of garbage was stopped")
+                               : absl::OkStatus();
+}
+
+absl::StatusOr<Needed> ReadNeeded(JobStore& store, const std::stop_token& stop) {
   Needed needed;
   std::string after;
   while (true) {
+    if (absl::Status status = StoppedBy(stop); !status.ok()) return status;
     auto page = store.ListReferences(after, kJobsPerPage);
     if (!page.ok()) return page.status();
     for (JobReferences& job : *page) {
@@ -106,10 +112,7 @@ class Collector {
   Collector(const GarbageOptions& options, Time now, std::stop_token stop)
       : options_(options), oldest_(now - options.grace), stop_(std::move(stop)) {}
 
-  absl::Status Stopped() const {
-    return stop_.stop_requested() ? absl::CancelledError("the collection of garbage was stopped")
-                                  : absl::OkStatus();
-  }
+  absl::Status Stopped() const { return StoppedBy(stop_); }
 
   bool IsOld(const StoredFile& file) const { return file.modified < oldest_; }
 
@@ -231,11 +234,12 @@ absl::StatusOr<GarbageReport> CollectGarbage(JobStore& jobs, const GarbagePlaces
   std::vector<std::pair<Storage*, std::vector<StoredFile>>> uploads;
   for (Storage* storage : {&places.blobs, places.spool}) {
     if (storage == nullptr) continue;
+    if (absl::Status status = StoppedBy(stop); !status.ok()) return status;
     auto files = storage->ListAll("");
     if (!files.ok()) return files.status();
     uploads.emplace_back(storage, *std::move(files));
   }
-  auto needed = ReadNeeded(jobs);
+  auto needed = ReadNeeded(jobs, stop);
   if (!needed.ok()) return needed.status();
   Collector collector(options, now, std::move(stop));
   auto status = CollectTemporaries(places.artifacts, &collector, &*artifact_files);

@@ -22,9 +22,9 @@
 namespace quantry::server {
 namespace {
 
-// A blob that was found counts as new (BlobStore::Find): to this precision, far
-// below any grace period, so that most finds write nothing.
-constexpr auto kFoundPrecision = std::chrono::minutes(10);
+// A blob that was found counts as new (BlobStore::Find): to this precision, below
+// the shortest grace period (a minute), so that not every find writes.
+constexpr auto kFoundPrecision = std::chrono::seconds(20);
 // The store answers each in tens of milliseconds, and a model may have hundreds.
 constexpr size_t kFindsAtOnce = 16;
 // Of a blob up to this size a head is all of it. The engine takes no larger

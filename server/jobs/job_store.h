@@ -69,6 +69,8 @@ struct ListQuery {
   std::map<std::string, std::string> labels;  // all of
   std::string method;                         // "" = all
   int limit = 50;
+  // Fewer jobs, but one, where their specs are larger in all.
+  int64_t max_spec_bytes = int64_t{1} << 20;
   std::optional<Cursor> after;  // last job of the page before
 };
 

@@ -85,10 +85,24 @@ void PullBackoffs(const Context& context, Duration back) {
       back, most, back > Duration(0) ? context.now : most, kParked);
 }
 
+// Whose turn it is: who was served before the step would be served last until now is there again.
+template <class Context>
+void PullTurns(const Context& context, Duration back) {
+  if (back == Duration(0)) return;
+  const std::string pulled =
+      absl::StrCat(" SET last_claim = ", context.db.kLeast, "(last_claim - $2, $1) WHERE ");
+  context.db.Execute(absl::StrCat("UPDATE jobs", pulled, "pk IN (SELECT pk FROM jobs",
+                                  " WHERE last_claim > $1 ORDER BY pk", context.db.kSkipLocked,
+                                  ")"),
+                     context.now, back);
+  context.db.Execute(absl::StrCat("UPDATE turns", pulled, "last_claim > $1"), context.now, back);
+}
+
 template <class Context>
 void PullTimes(const Context& context, Duration back) {
   PullLeases(context, back);
   PullBackoffs(context, back);
+  PullTurns(context, back);
 }
 
 // A lease that had ended at the sweep before was written since, by a server that

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <set>
 #include <string>
 #include <vector>
@@ -28,13 +29,25 @@ std::vector<std::string> TenantsInTurn(Database& db) {
       " CASE WHEN (SELECT count(tenant) FROM waiting) > 1 THEN"
       " (SELECT count(*) FROM queue q WHERE q.tenant = waiting.tenant"
       " AND q.worker_id IS NOT NULL AND q.state <> 1) END,"
-      " coalesce((SELECT max(last_claim) FROM jobs j WHERE j.tenant = waiting.tenant"
-      " AND j.last_claim IS NOT NULL), 0), tenant");
+      " coalesce((SELECT max(served.last_claim) FROM (SELECT max(j.last_claim) AS last_claim"
+      " FROM jobs j WHERE j.tenant = waiting.tenant AND j.last_claim IS NOT NULL"
+      " UNION ALL SELECT t.last_claim FROM turns t WHERE t.tenant = waiting.tenant) served), 0),"
+      " tenant");
   std::vector<std::string> tenants;
   while (rows.Next()) {
     if (!passed_over.contains(rows.Text(0))) tenants.push_back(rows.Text(0));
   }
   return tenants;
+}
+
+// The job is about to go: its tenant was served all the same.
+template <class Database>
+void KeepTurn(Database& db, int64_t pk) {
+  db.Execute(
+      "INSERT INTO turns (tenant, last_claim) SELECT tenant, last_claim FROM jobs"
+      " WHERE pk = $1 AND last_claim IS NOT NULL ON CONFLICT (tenant) DO UPDATE"
+      " SET last_claim = excluded.last_claim WHERE excluded.last_claim > turns.last_claim",
+      pk);
 }
 
 }  // namespace quantry::server::sql

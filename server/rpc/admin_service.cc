@@ -53,11 +53,11 @@ class Service : public v1::AdminService::CallbackService, private ServiceBase<Se
   }
   ServerUnaryReactor* SetQuota(CallbackServerContext* call, const v1::SetQuotaRequest* request,
                                v1::SetQuotaResponse* response) override {
-    return Run("SetQuota", call, request, response, &Service::Quota);
+    return RunOn(runtime_->artifacts, "SetQuota", call, request, response, &Service::Quota);
   }
   ServerUnaryReactor* GetQuota(CallbackServerContext* call, const v1::GetQuotaRequest* request,
                                v1::GetQuotaResponse* response) override {
-    return Run("GetQuota", call, request, response, &Service::ReadQuota);
+    return RunOn(runtime_->artifacts, "GetQuota", call, request, response, &Service::ReadQuota);
   }
   ServerUnaryReactor* CollectGarbage(CallbackServerContext* call,
                                      const v1::CollectGarbageRequest* request,
@@ -189,7 +189,8 @@ class Service : public v1::AdminService::CallbackService, private ServiceBase<Se
       return MakeError(Reason::kInvalidArgument,
                        "grace: wanted at least 60 s: an upload comes before its job");
     }
-    const auto report = context_->garbage->Collect(options);
+    const auto report = context_->garbage->Collect(options, runtime_->stop.get_token());
+    if (absl::IsCancelled(report.status())) return RpcRuntime::Draining();
     if (!report.ok()) return report.status();
     if (report->failures > 0) return Incomplete(*report);
     response->set_objects(report->objects);

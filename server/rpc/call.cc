@@ -164,7 +164,9 @@ absl::Status Call::Standing() {
 
 std::optional<Duration> Call::credential_left() const {
   if (!principal_ || !principal_->expire_time) return std::nullopt;
-  return *principal_->expire_time - runtime_->wall_clock->Now();
+  // Far ends would overflow what is computed with them; by then somebody has looked again.
+  return std::min<Duration>(*principal_->expire_time - runtime_->wall_clock->Now(),
+                            std::chrono::hours(24));
 }
 
 absl::Status Call::Awaited() const {

@@ -13,6 +13,8 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <semaphore>
+#include <stop_token>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -31,6 +33,7 @@ namespace quantry::server {
 
 // A unary call without a deadline of its own gets this one.
 inline constexpr auto kDefaultUnaryDeadline = std::chrono::seconds(10);
+inline constexpr int kTenantThreads = 16;  // of RpcRuntime::tenant
 
 // With the google.rpc.Status in grpc-status-details-bin.
 grpc::Status ToGrpcStatus(const absl::Status& status);
@@ -65,7 +68,7 @@ class Call {
   // For calls that stay open: UNAUTHENTICATED once the credential has ended or
   // was withdrawn. Cheap while nothing changed.
   absl::Status Standing();
-  // How long the credential still lasts; unset = for ever.
+  // How long the credential still lasts, a day at most; unset = for ever.
   std::optional<Duration> credential_left() const;
   // Unset without authentication, and of strangers.
   const std::optional<Principal>& principal() const { return principal_; }
@@ -126,6 +129,9 @@ struct RpcRuntime {
   // null: nobody is asked who he is, and everybody may do everything.
   const Authenticator* auth = nullptr;
   std::atomic<bool> draining{false};
+  std::stop_source stop = {};  // of calls that take minutes and can be left off
+  // Calls on `tenant` that may wait for the object store all the same: half of its threads.
+  std::counting_semaphore<> store_waits{kTenantThreads / 2};
   StreamRegistry open_streams = {};
   StreamCounts watches = {};  // of principals
   StreamCounts tenant_watches = {};
@@ -135,6 +141,7 @@ struct RpcRuntime {
   // Long calls end with UNAVAILABLE from now on; short ones still work.
   void Drain() {
     draining = true;
+    stop.request_stop();
     open_streams.KickAll();
   }
 

@@ -147,7 +147,8 @@ class JobCalls : public v1::QuantizationService::CallbackService, private Servic
       return WithoutPlaces("make a quote", sources);
     }
     if (!sources.ok()) return sources;
-    const auto upload_bytes = UploadBytesToCount(*context_, submit->key.tenant);
+    const auto upload_bytes =
+        UploadBytesToCount(*context_, submit->key.tenant, !HasUploads(submit->spec));
     if (!upload_bytes.ok()) return upload_bytes.status();
     submit->upload_bytes = *upload_bytes;
     submit->traceparent = call.traceparent();

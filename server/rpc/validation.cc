@@ -57,9 +57,11 @@ void CheckLabels(const google::protobuf::Map<std::string, std::string>& labels, 
 std::optional<Time> CheckExpireTime(const v1::QuantizationJob& job, Violations* out) {
   if (!job.has_expire_time()) return std::nullopt;
   constexpr std::int64_t kYear9999 = 253402300799;
-  out->Range("quantization_job.expire_time.seconds", job.expire_time().seconds(), 0, kYear9999);
+  const std::int64_t whole = job.expire_time().seconds();
+  out->Range("quantization_job.expire_time.seconds", whole, 0, kYear9999);
   out->Range("quantization_job.expire_time.nanos", job.expire_time().nanos(), 0, 999'999'999);
-  return FromUnixMicros(0) + std::chrono::seconds(job.expire_time().seconds()) +
+  if (whole < 0 || whole > kYear9999) return std::nullopt;
+  return FromUnixMicros(0) + std::chrono::seconds(whole) +
          std::chrono::microseconds(job.expire_time().nanos() / 1000);
 }
 

@@ -26,6 +26,13 @@ constexpr std::string_view kMethod = "/quantry.v1.QuantizationService/WatchQuant
 // All watches together look for themselves at most once in this time.
 constexpr auto kPollOfEach = std::chrono::milliseconds(2);
 constexpr auto kSlowestPoll = std::chrono::seconds(10);
+constexpr auto kLongestInterval = std::chrono::hours(24);  // longer ones would overflow
+
+Duration IntervalOf(const v1::WatchQuantizationJobRequest& request) {
+  const Duration wanted = FromProto(request.min_interval());  // 0 where there is none
+  if (wanted == Duration(0)) return kDefaultWatchInterval;
+  return std::min<Duration>(wanted, kLongestInterval);
+}
 
 class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<WatchMessage>> {
  public:
@@ -34,8 +41,7 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<WatchMessage>> 
       : SteppedCall(context, context->runtime->streams, kMethod, call, request),
         name_(request.name()),
         after_(request.after_sequence()),
-        interval_(request.has_min_interval() ? FromProto(request.min_interval())
-                                             : Duration(kDefaultWatchInterval)) {
+        interval_(IntervalOf(request)) {
     context_->runtime->metrics->watch_streams.Increment();
     Start();
   }
@@ -78,20 +84,20 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<WatchMessage>> 
 
   void OnEnd() override {
     context_->runtime->metrics->watch_streams.Decrement();
-    if (counted_) context_->runtime->watches.Remove(call_.principal()->name);
+    if (counted_as_) context_->runtime->watches.Remove(*counted_as_);
     if (counted_for_tenant_) context_->runtime->tenant_watches.Remove(key_.tenant);
   }
 
   absl::Status Subscribe() {
     if (const auto& principal = call_.principal()) {
-      counted_ = context_->runtime->watches.Add(principal->name, kWatchesOfOne);
-      if (!counted_) {
+      if (!context_->runtime->watches.Add(principal->name, kWatchesOfOne)) {
         return MakeDetailedError(
             Reason::kResourceLimit,
             absl::StrCat(principal->name, " has ", kWatchesOfOne,
                          " watches open, which is the limit; end some, or list events instead"),
             {.retry_after = std::chrono::seconds(10)});
       }
+      counted_as_ = principal->name;
     }
     auto parsed = ParseJobName(name_);
     if (!parsed.ok()) return parsed.status();
@@ -266,7 +272,7 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<WatchMessage>> 
   std::shared_ptr<SharedJob> shared_;
   MonotonicTime wake_at_ = MonotonicTime::max();
   std::optional<MonotonicTime> failed_at_;  // when the store did not answer
-  bool counted_ = false;                    // among the principal's watches
+  std::optional<std::string> counted_as_;   // the principal, who may get another name
   bool counted_for_tenant_ = false;         // among those of the job's tenant
   bool started_ = false;
   bool ended_ = false;

@@ -37,6 +37,7 @@ using google::protobuf::Message;
 using google::protobuf::MethodDescriptor;
 using google::protobuf::util::TimeUtil;
 
+constexpr auto kLook = std::chrono::milliseconds(10);
 constexpr char kUid[] = "00000000-0000-4000-8000-000000000000";
 
 struct Credential {
@@ -310,6 +311,27 @@ class AuthWatch : public AuthRpcs {
     return FromGrpc(stream->Finish());
   }
 
+  struct Watch {
+    grpc::ClientContext context;
+    std::unique_ptr<grpc::ClientReader<v1::WatchQuantizationJobResponse>> stream;
+  };
+  std::unique_ptr<Watch> Open(const std::string& token) {
+    v1::WatchQuantizationJobRequest request;
+    request.set_name(NameOf("job-1"));
+    auto watch = std::make_unique<Watch>();
+    watch->context.AddMetadata("authorization", "Bearer " + token);
+    watch->stream = server.jobs->WatchQuantizationJob(&watch->context, request);
+    return watch;
+  }
+
+  // The server knows these alone from now on.
+  void Reload(const std::string& principals) {
+    const std::string reloads = R"(quantry_credential_reloads_total{outcome="ok"})";
+    const double before = server.Metric(reloads);
+    WritePrincipals(principals);
+    while (server.Metric(reloads) == before) std::this_thread::sleep_for(kLook);
+  }
+
   void CreateJob(int64_t expire_seconds = 0) {
     v1::BlobFile file;
     const std::string text = "{}";
@@ -365,28 +387,16 @@ TEST_F(AuthWatch, AJobThatExpiresGetsALineInTheAuditLog) {
 
 TEST_F(AuthWatch, OnePrincipalMayNotHoldAllWatches) {
   CreateJob();
-  struct Watch {
-    grpc::ClientContext context;
-    std::unique_ptr<grpc::ClientReader<v1::WatchQuantizationJobResponse>> stream;
-  };
-  v1::WatchQuantizationJobRequest request;
-  request.set_name(NameOf("job-1"));
   v1::WatchQuantizationJobResponse message;
-  const auto open = [&](const std::string& token) {
-    auto watch = std::make_unique<Watch>();
-    watch->context.AddMetadata("authorization", "Bearer " + token);
-    watch->stream = server.jobs->WatchQuantizationJob(&watch->context, request);
-    return watch;
-  };
   std::vector<std::unique_ptr<Watch>> watches;
   for (int i = 0; i < kWatchesOfOne; ++i) {
-    watches.push_back(open("qtk_viewer"));
+    watches.push_back(Open("qtk_viewer"));
     ASSERT_TRUE(watches.back()->stream->Read(&message)) << i;
   }
-  const auto one_more = open("qtk_viewer");
+  const auto one_more = Open("qtk_viewer");
   EXPECT_FALSE(one_more->stream->Read(&message));
   EXPECT_EQ(ReasonOf(FromGrpc(one_more->stream->Finish())), "RESOURCE_LIMIT");
-  const auto another = open("qtk_submitter");
+  const auto another = Open("qtk_submitter");
   EXPECT_TRUE(another->stream->Read(&message)) << "another principal";
   watches[0]->context.TryCancel();
   while (watches[0]->stream->Read(&message)) {
@@ -394,7 +404,7 @@ TEST_F(AuthWatch, OnePrincipalMayNotHoldAllWatches) {
   // Its place is free once the server has seen it go.
   std::unique_ptr<Watch> again;
   do {
-    again = open("qtk_viewer");
+    again = Open("qtk_viewer");
   } while (!again->stream->Read(&message));
   for (const auto& watch : watches) watch->context.TryCancel();
   for (const auto& watch : {again.get(), another.get()}) watch->context.TryCancel();
@@ -453,12 +463,49 @@ TEST_F(AuthWatch, AStreamEndsWithItsCredential) {
   const std::int64_t now = std::chrono::duration_cast<std::chrono::seconds>(
                                std::chrono::system_clock::now().time_since_epoch())
                                .count();
-  const double before = server.Metric(R"(quantry_credential_reloads_total{outcome="ok"})");
-  WritePrincipals(LineOf(kCredentials[1]) + LineOf(brief, now + 4));
-  while (server.Metric(R"(quantry_credential_reloads_total{outcome="ok"})") == before) {
-  }
+  Reload(LineOf(kCredentials[1]) + LineOf(brief, now + 4));
   const absl::Status expired = WatchAs("qtk_brief", [] {});
   EXPECT_EQ(MetadataOf(expired, "cause"), "expired") << expired;
+}
+
+TEST_F(AuthWatch, AStreamRestsUntilItsCredentialEndsHoweverFarThatIs) {
+  CreateJob();
+  constexpr std::int64_t kYear9999 = 253402300799;
+  const Credential lasting = {"qtk_lasting", "viewer", "acme"};
+  Reload(LineOf(lasting, kYear9999));
+  const std::string gets = R"(quantry_store_op_seconds_count{op="get"})";
+  double reads = 0;
+  WatchAs("qtk_lasting", [&] {
+    reads = -server.Metric(gets);
+    std::this_thread::sleep_for(std::chrono::milliseconds(500));
+    reads += server.Metric(gets);
+    Reload("");
+  }).IgnoreError();
+  EXPECT_LT(reads, 20);
+}
+
+TEST_F(AuthWatch, WatchesCountForTheNameTheyBeganUnder) {
+  CreateJob();
+  std::string renamed = LineOf(kCredentials[0]);
+  renamed.replace(renamed.find("viewer"), 6, "onlooker");
+  constexpr int kRounds = 2;  // the first must not take places from the second
+  for (int round = 0; round < kRounds; ++round) {
+    Reload(LineOf(kCredentials[0]));
+    std::vector<std::unique_ptr<Watch>> watches;
+    for (int i = 0; i < kWatchesOfOne; ++i) {
+      watches.push_back(Open("qtk_viewer"));
+      v1::WatchQuantizationJobResponse message;
+      ASSERT_TRUE(watches.back()->stream->Read(&message)) << round << ", " << i;
+    }
+    Reload(renamed);
+    for (const auto& watch : watches) watch->context.TryCancel();
+    for (const auto& watch : watches) {
+      v1::WatchQuantizationJobResponse message;
+      while (watch->stream->Read(&message)) {
+      }
+    }
+    while (server.Metric("quantry_watch_streams") > 0) std::this_thread::sleep_for(kLook);
+  }
 }
 
 class TwoHoursAhead : public SystemClock {

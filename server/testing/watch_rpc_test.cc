@@ -114,12 +114,16 @@ TEST_F(WatchRpc, AnEndedJobEndsAtOnce) {
   EXPECT_TRUE(stream.Finish().ok());
 }
 
-TEST_F(WatchRpc, ProgressIsMergedToTheLatest) {
+// 0: the interval there is without one.
+class WatchIntervals : public WatchRpc, public ::testing::WithParamInterface<int> {};
+INSTANTIATE_TEST_SUITE_P(Milliseconds, WatchIntervals, ::testing::Values(0, 300));
+
+TEST_P(WatchIntervals, ProgressIsMergedToTheLatest) {
   server_.Create("job-a");
   FakeWorker worker(&server_, "w1");
   const v1::Lease lease = worker.Acquire();
   // A long interval: of 200 updates only the first windows' latest get through.
-  Stream stream(&server_, "job-a", 0, /*min_interval_ms=*/300);
+  Stream stream(&server_, "job-a", 0, /*min_interval_ms=*/GetParam());
   EXPECT_TRUE(stream.Next().has_snapshot());
   for (int step = 1; step <= 200; ++step) worker.Beat(lease, step);
   ASSERT_TRUE(worker.Complete(worker.WriteArtifact(lease)).ok());

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <set>
 #include <thread>
 
 #include "server/jobs/rules.h"
@@ -126,6 +127,31 @@ TEST_P(JobStoreSuite, ListPagesNewestFirstWithoutGapsOrRepeats) {
     query.after = page->next;
     Submit("late-" + std::to_string(pages));  // must not disturb later pages
   }
+  EXPECT_EQ(seen.size(), 7u);
+}
+
+TEST_P(JobStoreSuite, APageHoldsNoMoreThanItMay) {
+  SubmitRequest large = Request("job-0");
+  large.spec.mutable_model()->set_local_path("/" + std::string(1000, 'm'));
+  const auto spec_bytes = static_cast<int64_t>(large.spec.ByteSizeLong());
+  for (int i = 0; i < 7; ++i) {
+    large = Request("job-" + std::to_string(i));
+    large.spec.mutable_model()->set_local_path("/" + std::string(1000, 'm'));
+    Submit(large);
+  }
+  ListQuery query;
+  query.tenant = "acme";
+  query.max_spec_bytes = spec_bytes * 5 / 2;  // the third job is the last that begins below it
+  std::vector<size_t> pages;
+  std::set<std::string> seen;
+  do {
+    const auto page = store().List(query);
+    ASSERT_EQ(Outcome(page), "OK");
+    pages.push_back(page->jobs.size());
+    for (const Job& job : page->jobs) seen.insert(job.key.id);
+    query.after = page->next;
+  } while (query.after);
+  EXPECT_EQ(pages, (std::vector<size_t>{3, 3, 1}));
   EXPECT_EQ(seen.size(), 7u);
 }
 

@@ -97,4 +97,25 @@ TEST_P(JobStoreTurns, WhoHasNothingForTheWorkerIsPassedOver) {
   EXPECT_EQ(Claim(2), "a0 b2");
 }
 
+TEST_P(JobStoreTurns, ADeletedJobWasATurn) {
+  SubmitSome('a', 0, 4);
+  SubmitSome('b', 0, 2);
+  EXPECT_EQ(Claim(1), "a0");
+  ASSERT_EQ(Outcome(store().Delete({Of("a0").key, ""}, now())), "OK");
+  EXPECT_EQ(Claim(2), "b0 a1");
+  ASSERT_EQ(Outcome(store().Delete({Of("a1").key, ""}, now())), "OK");
+  EXPECT_EQ(Claim(3), "b1 a2 a3");
+}
+
+TEST_P(JobStoreTurns, AStepBackOfTheClockTakesNobodysTurn) {
+  ASSERT_EQ(Outcome(store().Sweep(now())), "OK");
+  SubmitSome('a', 0, 3);
+  SubmitSome('b', 0, 4);
+  EXPECT_EQ(Claim(1), "a0");
+  ASSERT_EQ(Outcome(store().Sweep(now())), "OK");
+  Advance(Seconds(-3600));
+  ASSERT_EQ(Outcome(store().Sweep(now())), "OK");
+  EXPECT_EQ(Claim(4), "b0 a1 b1 a2");
+}
+
 }  // namespace quantry::server

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from api import errors
+from api import PARENT, admin_service_pb2, errors
 from fault_proxy import BUCKET_REGION, FaultProxy
 from fleet import Fleet
 from object_store import CREDENTIALS, READER, artifact_root, client, keys, moto, seaweedfs
@@ -112,6 +112,59 @@ def test_f13_a_store_that_hangs_stops_nothing_else(store, tmp_path, binaries):
         finally:
             proxy.clear()
             fleet.stop()
+
+
+@pytest.fixture
+def uploads_behind_proxy(store, tmp_path, binaries):
+    """A server whose uploads lie in an object store behind a proxy, and of whose tenant it counts the bytes."""
+    with FaultProxy(store) as proxy:
+        fleet = Fleet(tmp_path / "uploads", binaries, env=CREDENTIALS, ttl_s=5,
+                      flags=[f"--blob-root={artifact_root(proxy.address)}", "--drain-timeout-s=2"])
+        try:
+            yield fleet.start(workers=0), proxy
+        finally:
+            proxy.clear()
+            fleet.stop()
+
+
+def test_f13_quotas_of_a_store_that_hangs_stop_nothing_else(uploads_behind_proxy):
+    """More looks at what a tenant has uploaded than there are threads for short calls, which go on."""
+    fleet, proxy = uploads_behind_proxy
+    tenant = fleet.api("a")
+    fleet.submit("f13-there")
+    tenant.call(tenant.admin.SetQuota, admin_service_pb2.SetQuotaRequest(parent=PARENT, max_stored_bytes=1 << 40))
+    proxy.fail("stall", seconds=30)
+    ask = [lambda: tenant.call(tenant.admin.GetQuota, admin_service_pb2.GetQuotaRequest(parent=PARENT))] * 20
+    submit = [lambda i=i: tenant.submit(f"f13-late-{i}", fleet.spec()) for i in range(20)]
+    calls = [threading.Thread(target=call_quietly, args=(call,)) for call in ask + submit]
+    for call in calls:
+        call.start()
+    for _ in range(5):
+        began = time.monotonic()
+        assert tenant.get("f13-there").name.endswith("f13-there")
+        assert time.monotonic() - began < 3
+        time.sleep(0.5)
+    proxy.clear()
+    for call in calls:
+        call.join()
+
+
+def test_f13_a_drain_does_not_wait_for_a_store_that_hangs(uploads_behind_proxy):
+    """A collection of garbage lists for minutes: the server is gone in its time, with status 0."""
+    fleet, proxy = uploads_behind_proxy
+    tenant = fleet.api("a")
+    fleet.submit("f13-kept")
+    fault = proxy.fail("stall", seconds=60)
+    collect = threading.Thread(target=call_quietly, args=(
+        lambda: tenant.call(tenant.admin.CollectGarbage, admin_service_pb2.CollectGarbageRequest(), timeout=50),))
+    collect.start()
+    wait_for(lambda: fault.hits > 0, 20, "the collection to ask the store")
+    assert fleet.servers["a"].stop(timeout=15) == 0
+    assert "--drain-timeout-s" in fleet.servers["a"].log_text()
+    collect.join()
+    proxy.clear()
+    fleet.servers["a"].start()
+    assert fleet.state("f13-kept") == "QUEUED"
 
 
 def end_all(fleet, jobs):

@@ -25,7 +25,7 @@ def _load_package():
 _load_package()
 
 from quantry import errors  # noqa: E402  before grpc: it sets what grpc reads when it is imported
-from quantry.v1 import (admin_service_pb2_grpc, artifact_service_pb2_grpc, job_pb2, quantization_service_pb2,  # noqa: E402
+from quantry.v1 import (admin_service_pb2, admin_service_pb2_grpc, artifact_service_pb2_grpc, job_pb2, quantization_service_pb2,  # noqa: E402
                         quantization_service_pb2_grpc, worker_service_pb2, worker_service_pb2_grpc)
 
 import grpc  # noqa: E402

@@ -231,9 +231,14 @@ DROP INDEX queue_running;
 CREATE INDEX queue_running ON queue (tenant) WHERE state <> 1;
 )sql";
 
+// When jobs of a tenant that are gone were last claimed (sql_turns.h).
+constexpr const char* kVersion8 = R"sql(
+CREATE TABLE turns (tenant TEXT COLLATE "C" PRIMARY KEY, last_claim BIGINT NOT NULL);
+)sql";
+
 // Step i brings version i to i + 1. Never change a released one: add another.
 constexpr const char* kSteps[] = {kVersion1, kVersion2, kVersion3, kVersion4,
-                                  kVersion5, kVersion6, kVersion7};
+                                  kVersion5, kVersion6, kVersion7, kVersion8};
 constexpr int kNewest = static_cast<int>(std::size(kSteps));
 
 int64_t Version(Database& db) {

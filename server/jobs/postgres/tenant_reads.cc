@@ -26,7 +26,7 @@ struct SqlBuilder {
 
 SqlBuilder ListSql(const ListQuery& query) {
   SqlBuilder where;
-  where.Add("SELECT j.pk FROM jobs j WHERE j.tenant = ?", query.tenant);
+  where.Add("SELECT j.pk, j.create_time, j.uid FROM jobs j WHERE j.tenant = ?", query.tenant);
   if (query.states.size() == 1) {
     where.Add(" AND j.state = ?", static_cast<int>(query.states[0]));
   } else if (!query.states.empty()) {
@@ -76,24 +76,31 @@ absl::StatusOr<Job> Get(Database& db, const JobKey& key) {
   return JobOf(rows);
 }
 
+// The page by its index, then the rest of its few jobs: whatever the planner knows of
+// the tables, and no more of them in memory than the page may have.
 absl::StatusOr<JobPage> List(Database& db, const ListQuery& query) {
-  const SqlBuilder page_keys = ListSql(query);
-  // The page first, by its index, then the rest of its few jobs: whatever the
-  // planner knows of the tables.
-  Rows rows = db.QueryOnce(SelectJobs("WHERE j.pk = ANY (ARRAY(" + page_keys.sql +
-                                      ")) ORDER BY j.create_time DESC, j.uid DESC"),
-                           page_keys.values);
+  const SqlBuilder keys = ListSql(query);
+  Rows found = db.QueryOnce("SELECT k.pk, k.create_time, k.uid, (SELECT length(p.spec)"
+                            " FROM job_payloads p WHERE p.pk = k.pk) FROM (" +
+                                keys.sql + ") k ORDER BY k.create_time DESC, k.uid DESC",
+                            keys.values);
   JobPage page;
-  const auto limit = static_cast<size_t>(query.limit);
-  while (rows.Next()) {
-    if (page.jobs.size() == limit) {
-      if (!page.jobs.empty()) {
-        page.next = Cursor{page.jobs.back().create_time, page.jobs.back().uid};
-      }
+  std::vector<std::string> pks;
+  std::optional<Cursor> last;
+  auto bytes_left = query.max_spec_bytes;
+  while (found.Next()) {
+    if (pks.size() == static_cast<size_t>(query.limit) || bytes_left <= 0) {
+      page.next = last;
       break;
     }
-    page.jobs.push_back(JobOf(rows));
+    pks.push_back(std::to_string(found.Int(0)));
+    last = Cursor{found.At(1), found.Text(2)};
+    bytes_left -= found.Int(3);
   }
+  static const std::string sql =
+      SelectJobs("WHERE j.pk = ANY ($1::bigint[]) ORDER BY j.create_time DESC, j.uid DESC");
+  Rows rows = db.Query(sql, TextArray(pks));
+  while (rows.Next()) page.jobs.push_back(JobOf(rows));
   return page;
 }
 

@@ -4,6 +4,7 @@
 #include "server/jobs/postgres/twins.h"
 #include "server/jobs/rules.h"
 #include "server/jobs/sql_retries.h"
+#include "server/jobs/sql_turns.h"
 
 namespace quantry::server::postgres {
 namespace {
@@ -221,6 +222,7 @@ absl::StatusOr<Job> Retry(const Context& context, const RetryRequest& request) {
 }
 
 void RemoveJob(Database& db, int64_t pk, Time now) {
+  sql::KeepTurn(db, pk);
   LeaveArtifact(db, pk, now);
   // Its own folder goes too, unless its artifact is another job's now.
   db.Execute(

@@ -215,9 +215,14 @@ CREATE INDEX queue_running ON queue (tenant, worker_id) WHERE worker_id IS NOT N
 CREATE INDEX jobs_claimed ON jobs (tenant, last_claim) WHERE last_claim IS NOT NULL;
 )sql";
 
+// When jobs of a tenant that are gone were last claimed (sql_turns.h).
+constexpr const char* kVersion8 = R"sql(
+CREATE TABLE turns (tenant TEXT PRIMARY KEY, last_claim INTEGER NOT NULL) WITHOUT ROWID;
+)sql";
+
 // Step i brings version i to i + 1. Never change a released one: add another.
 constexpr const char* kSteps[] = {kVersion1, kVersion2, kVersion3, kVersion4,
-                                  kVersion5, kVersion6, kVersion7};
+                                  kVersion5, kVersion6, kVersion7, kVersion8};
 constexpr int kNewest = static_cast<int>(std::size(kSteps));
 
 int64_t UserVersion(Database& db) {

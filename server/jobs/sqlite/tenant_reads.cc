@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "server/jobs/rules.h"
 #include "server/jobs/sqlite/rows.h"
 #include "server/jobs/sqlite/tenant_calls.h"
@@ -76,11 +78,13 @@ absl::StatusOr<JobPage> List(Database& db, const ListQuery& query) {
     while (rows.Next()) found.push_back(rows.Int(0));
   }
   JobPage page;
-  auto limit = static_cast<size_t>(query.limit);
-  for (size_t i = 0; i < found.size() && i < limit; ++i) {
-    page.jobs.push_back(ReadJob(db, found[i]));
+  const size_t limit = std::min(found.size(), static_cast<size_t>(query.limit));
+  auto bytes_left = query.max_spec_bytes;
+  while (page.jobs.size() < limit && bytes_left > 0) {
+    page.jobs.push_back(ReadJob(db, found[page.jobs.size()]));
+    bytes_left -= static_cast<int64_t>(page.jobs.back().spec.ByteSizeLong());
   }
-  if (found.size() > limit && !page.jobs.empty()) {
+  if (found.size() > page.jobs.size() && !page.jobs.empty()) {
     page.next = Cursor{page.jobs.back().create_time, page.jobs.back().uid};
   }
   return page;

@@ -2,6 +2,7 @@
 
 #include "server/jobs/rules.h"
 #include "server/jobs/sql_retries.h"
+#include "server/jobs/sql_turns.h"
 #include "server/jobs/sqlite/quotas.h"
 #include "server/jobs/sqlite/rows.h"
 #include "server/jobs/sqlite/tenant_calls.h"
@@ -186,6 +187,7 @@ absl::StatusOr<Job> Retry(Database& db, const JobPolicy& policy, const RetryRequ
 }
 
 void RemoveJob(Database& db, int64_t pk, Time now) {
+  sql::KeepTurn(db, pk);
   LeaveArtifact(db, pk, now);
   // Its own folder goes too, unless its artifact is another job's now.
   db.Execute(
