@@ -17,6 +17,10 @@ constexpr int kMaxRepeats = 5;  // of a block, from which on worse stages stay
 // Stages of 39 blocks of four models that went well rose to 1.7 times the lowest before them at
 // most, those of one that did not to 24 times (docs/methods/tesseraq.md).
 constexpr double kMostRise = 3;
+// Stages after the schedule's, each with so much less soft, and what calls for one.
+constexpr int kMaxFinerStages = 4;
+constexpr double kFiner = 4;
+constexpr double kMostHardRise = 1.5;
 // Weights one task of StepAll takes.
 constexpr int64_t kTaskWeights = int64_t{1} << 14;
 
@@ -25,6 +29,13 @@ TrainableTensors Current(const TrainedBlock& trained) {
   for (const SoftRounding& linear : trained.linears) current.weights.push_back(linear.weight());
   current.dense = trained.dense;
   return current;
+}
+
+TrainableTensors Hard(const TrainedBlock& trained) {
+  TrainableTensors hard;
+  for (const SoftRounding& linear : trained.linears) hard.weights.push_back(linear.HardWeight());
+  hard.dense = trained.dense;
+  return hard;
 }
 
 StageState Snapshot(const TrainedBlock& trained, int stages_done, double share,
@@ -111,7 +122,11 @@ void StepAll(std::vector<SoftRounding>& linears, const std::vector<at::Tensor>& 
 ProgressiveRounding::ProgressiveRounding(int block, const BlockObjective& objective,
                                          const ProgressiveRoundingOptions& options,
                                          ProgressSink& progress)
-    : block_(block), objective_(objective), options_(options), progress_(progress) {}
+    : block_(block),
+      objective_(objective),
+      options_(options),
+      progress_(progress),
+      stages_(static_cast<int>(options.schedule.size())) {}
 
 int64_t ProgressiveRounding::Steps(const ProgressiveRoundingOptions& options) {
   return static_cast<int64_t>(options.schedule.size()) * options.steps_per_stage +
@@ -125,17 +140,16 @@ int64_t ProgressiveRounding::StateBytes(int64_t weights, int64_t groups) {
 }
 
 int64_t ProgressiveRounding::StepsOf(int stage) const {
-  return stage < static_cast<int>(options_.schedule.size()) ? options_.steps_per_stage
-                                                            : options_.final_steps;
+  return stage < stages_ ? options_.steps_per_stage : options_.final_steps;
 }
 
 StepRates ProgressiveRounding::RatesAt(int stage, int64_t step) const {
   StepRates rates = options_.rates;
-  const auto stages = static_cast<double>(options_.schedule.size());
+  const auto stages = static_cast<double>(options_.schedule.size());  // finer ones go on as it ends
   const double place = static_cast<double>(step) / static_cast<double>(StepsOf(stage));
   double share = rate_share_;
-  if (stage < static_cast<int>(options_.schedule.size())) {
-    share *= 1.0 - (1.0 - options_.final_rate_share) * (stage + place) / stages;
+  if (stage < stages_) {
+    share *= 1.0 - (1.0 - options_.final_rate_share) * std::min(1.0, (stage + place) / stages);
   } else {
     share *= options_.final_rate_share * (1.0 - place);
   }
@@ -183,7 +197,10 @@ double ProgressiveRounding::Train(int stage, TrainedBlock& trained, int64_t& ste
 double ProgressiveRounding::TrainWithRetries(int stage, TrainedBlock& trained,
                                              RoundingReport& report) {
   const StageState before = Snapshot(trained, stage, rate_share_, report);
-  int64_t steps_told = 0;
+  // Those of a finer stage are in nobody's count.
+  int64_t steps_told = stage < stages_ && stage >= static_cast<int>(options_.schedule.size())
+                           ? options_.steps_per_stage
+                           : 0;
   for (int attempt = 0; attempt <= kMaxRetries; ++attempt) {
     if (attempt > 0) {
       Restore(before, trained);
@@ -191,8 +208,8 @@ double ProgressiveRounding::TrainWithRetries(int stage, TrainedBlock& trained,
       ++report.retries;
     }
     for (SoftRounding& linear : trained.linears) {
-      if (stage < static_cast<int>(options_.schedule.size())) {
-        linear.Harden(options_.schedule[stage]);
+      if (stage < stages_) {
+        linear.Harden(SoftShare(stage));
       } else {
         linear.HardenAll();
       }
@@ -214,21 +231,35 @@ bool ProgressiveRounding::IsWorse(double loss, double before) const {
 }
 
 void ProgressiveRounding::ReportBeginning(int stage, const TrainedBlock& trained) {
-  const auto stages = static_cast<int>(options_.schedule.size());
-  progress_.Measure({{"stage", std::min(stage + 1, stages)},
-                     {"stages", stages},
+  progress_.Measure({{"stage", std::min(stage + 1, stages_)},
+                     {"stages", stages_},
                      {"stage_step", 0},
                      {"stage_steps", static_cast<double>(StepsOf(stage))},
                      {"hard_fraction", MeanOf(trained.linears, &SoftRounding::hard_fraction)}});
 }
 
+// On the first batch of windows.
+double ProgressiveRounding::LossOf(const TrainableTensors& tensors) const {
+  return objective_.Loss(tensors, std::min(options_.batch_size, TrainingWindows()));
+}
+
+double ProgressiveRounding::SoftShare(int stage) const {
+  const auto given = static_cast<int>(options_.schedule.size());
+  return stage < given ? options_.schedule[stage]
+                       : options_.schedule.back() / std::pow(kFiner, stage - given + 1);
+}
+
+bool ProgressiveRounding::WantsFinerStage(const TrainedBlock& trained) const {
+  const auto given = static_cast<int>(options_.schedule.size());
+  if (!std::isfinite(options_.most_loss) || given == 0 || stages_ == given + kMaxFinerStages) {
+    return false;
+  }
+  return LossOf(Hard(trained)) > kMostHardRise * LossOf(Current(trained));
+}
+
 void ProgressiveRounding::ReportEnd(double loss, const TrainedBlock& trained) {
-  TrainableTensors hard;
-  for (const SoftRounding& linear : trained.linears) hard.weights.push_back(linear.HardWeight());
-  hard.dense = trained.dense;
-  const int64_t windows = std::min(options_.batch_size, TrainingWindows());
   progress_.Measure({{"loss_soft", loss},
-                     {"loss_hard", objective_.Loss(hard, windows)},
+                     {"loss_hard", LossOf(Hard(trained))},
                      {"flip_ratio", MeanOf(trained.linears, &SoftRounding::flip_ratio)}});
 }
 
@@ -245,14 +276,18 @@ RoundingReport ProgressiveRounding::Run(TrainedBlock& trained, StageStore* store
     if (const std::optional<StageState> found = store->Load(block_)) {
       Restore(*found, trained);
       stage = found->stages_done;
+      stages_ = std::max(stages_, stage);
       rate_share_ = found->learning_rate_share;
       report.loss_soft = found->loss_soft;
       report.retries = found->retries;
-      progress_.Advance(stage * options_.steps_per_stage, "taken from the checkpoint");
+      const auto given = static_cast<int>(options_.schedule.size());
+      progress_.Advance(std::min(stage, given) * options_.steps_per_stage,
+                        "taken from the checkpoint");
     }
   }
-  const auto stages = static_cast<int>(options_.schedule.size());
-  for (; stage < stages; ++stage) {
+  for (;; ++stage) {
+    if (stage == stages_ && !WantsFinerStage(trained)) break;
+    stages_ = std::max(stages_, stage + 1);
     const double loss = TrainWithRetries(stage, trained, report);
     report.stage_losses.push_back(loss);
     report.loss_soft = loss;
@@ -260,7 +295,7 @@ RoundingReport ProgressiveRounding::Run(TrainedBlock& trained, StageStore* store
     if (store != nullptr) store->Save(block_, Snapshot(trained, stage + 1, rate_share_, report));
   }
   if (options_.final_steps > 0) {
-    report.loss_soft = TrainWithRetries(stages, trained, report);
+    report.loss_soft = TrainWithRetries(stages_, trained, report);
   } else {
     for (SoftRounding& linear : trained.linears) linear.HardenAll();
   }

@@ -37,7 +37,9 @@ struct ProgressiveRoundingOptions {
   int64_t final_steps = 0;
   // Where this is finite, a stage whose mean loss is above it, or above kMostRise
   // times the stage's before, is trained again at half the rates, which stay, up
-  // to kMaxRetries times a stage and kMaxRepeats times a block.
+  // to kMaxRetries times a stage and kMaxRepeats times a block. And while deciding all that
+  // is soft after the last stage raises the loss by half, another one follows it (kMaxFinerStages
+  // at most) with a quarter as much soft: few weights may carry massive activations.
   double most_loss = std::numeric_limits<double>::infinity();
   uint64_t seed = 0;
 };
@@ -100,8 +102,8 @@ class ProgressiveRounding {
   RoundingReport Run(TrainedBlock& trained, StageStore* store);
 
  private:
-  // Mean loss of the stage; not finite when training broke down. Stage
-  // `schedule.size()` is the one after the last hardening.
+  // Mean loss of the stage; not finite when training broke down. Stage stages_ is the one
+  // after the last hardening.
   double Train(int stage, TrainedBlock& trained, int64_t& steps_told);
   bool IsWorse(double loss, double before) const;
   double TrainWithRetries(int stage, TrainedBlock& trained, RoundingReport& report);
@@ -112,6 +114,10 @@ class ProgressiveRounding {
   std::vector<int64_t> BatchOf(int64_t place) const;
   StepRates RatesAt(int stage, int64_t step) const;
   int64_t StepsOf(int stage) const;
+  // After the stage's hardening.
+  double SoftShare(int stage) const;
+  bool WantsFinerStage(const TrainedBlock& trained) const;
+  double LossOf(const TrainableTensors& tensors) const;
   void ReportBeginning(int stage, const TrainedBlock& trained);
   void ReportEnd(double loss, const TrainedBlock& trained);
   [[noreturn]] void GiveUp(int stage) const;
@@ -121,6 +127,7 @@ class ProgressiveRounding {
   const ProgressiveRoundingOptions& options_;
   ProgressSink& progress_;
   double rate_share_ = 1;
+  int stages_;  // of hardening: the schedule's and the finer ones that a block turned out to want
 };
 
 // The first `count` of a random permutation of 0 .. windows-1: never the same

@@ -596,7 +596,7 @@ TEST(ProgressiveRoundingTest, AStageAboveMostLossIsRepeatedAtHalfTheRates) {
   // starts from stored logits, which give W but for its last bits.
   const auto first_stage = [&](double most_loss, double share, int retries) {
     ProgressiveRoundingOptions options = Fast();
-    options.schedule.resize(1);
+    options.schedule = {options.schedule.back()};  // no finer stage follows
     options.most_loss = most_loss;
     options.rates.rounding *= share;
     options.rates.scale *= share;
@@ -656,6 +656,42 @@ TEST(ProgressiveRoundingTest, AStageThatRisesFarAboveTheOneBeforeIsRepeated) {
   const RoundingReport guarded = run(1e30);  // no stage is above that
   EXPECT_EQ(guarded.retries, 1);
   EXPECT_LT(guarded.stage_losses.at(2), 3 * guarded.stage_losses.at(1));
+}
+
+TEST(ProgressiveRoundingTest, WhereDecidingTheRestCostsMuchFinerStagesFollow) {
+  const Setting setting;
+  ProgressiveRoundingOptions options = Fast();
+  options.schedule = {0.9};
+  const auto run = [&](double most_loss, StageStore* store, RoundingReport* report) {
+    options.most_loss = most_loss;
+    Quiet progress;
+    TrainedBlock trained = setting.Fresh();
+    const RoundingReport told =
+        ProgressiveRounding(0, *setting.objective, options, progress).Run(trained, store);
+    EXPECT_EQ(progress.steps, ProgressiveRounding::Steps(options));
+    if (report != nullptr) *report = told;
+    return trained;
+  };
+  RoundingReport unguarded, guarded;
+  const TrainedBlock at_once =
+      run(std::numeric_limits<double>::infinity(), nullptr, &unguarded);
+  EXPECT_EQ(unguarded.stage_losses.size(), 1U);
+  const TrainedBlock finer = run(1e30, nullptr, &guarded);
+  EXPECT_EQ(guarded.stage_losses.size(), 5U);
+  EXPECT_LT(1.5 * setting.LossOf(finer), setting.LossOf(at_once));
+  // Killed in the middle of them.
+  test::StoppingStore store;
+  store.stop_after = 3;
+  TrainedBlock stopped = setting.Fresh();
+  Quiet progress;
+  EXPECT_THROW(
+      ProgressiveRounding(0, *setting.objective, options, progress).Run(stopped, &store),
+      EngineError);
+  store.stop_after = -1;
+  const TrainedBlock resumed = run(1e30, &store, nullptr);
+  for (size_t i = 0; i < finer.linears.size(); ++i) {
+    EXPECT_TRUE(resumed.linears[i].weight().equal(finer.linears[i].weight())) << i;
+  }
 }
 
 TEST(ProgressiveRoundingTest, ALastStepThatBreaksDownIsAFailedAttempt) {
