@@ -76,7 +76,8 @@ bool IsSha256Hex(std::string_view text) {
          });
 }
 
-absl::StatusOr<FileDigest> Sha256File(const std::string& path) {
+absl::StatusOr<FileDigest> Sha256File(const std::string& path,
+                                      const std::function<absl::Status()>& check) {
   auto fail = [&](int error) {
     Reason reason = error == ENOENT ? Reason::kFileNotFound : Reason::kStorageError;
     return MakeError(reason, "cannot read " + path + ": " + std::strerror(error),
@@ -88,14 +89,17 @@ absl::StatusOr<FileDigest> Sha256File(const std::string& path) {
   FileDigest digest;
   std::vector<char> buffer(kReadBytes);
   ssize_t got = 0;
-  while ((got = read(fd, buffer.data(), buffer.size())) != 0) {
+  absl::Status stopped;
+  while (stopped.ok() && (got = read(fd, buffer.data(), buffer.size())) != 0) {
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) break;
     hash.Update(buffer.data(), static_cast<size_t>(got));
     digest.size_bytes += got;
+    if (check) stopped = check();
   }
   int error = got < 0 ? errno : 0;
   close(fd);
+  if (!stopped.ok()) return stopped;
   if (error != 0) return fail(error);
   digest.sha256 = hash.FinishHex();
   return digest;

@@ -2,10 +2,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
 // SHA-256, the name of every blob and artifact file. Hex is lower case.
@@ -42,8 +44,9 @@ struct FileDigest {
   bool operator==(const FileDigest&) const = default;
 };
 
-// Reads the whole file in 1 MiB steps. Errors: NOT_FOUND FILE_NOT_FOUND,
-// UNAVAILABLE STORAGE_ERROR.
-absl::StatusOr<FileDigest> Sha256File(const std::string& path);
+// Reads the whole file in 1 MiB steps; `check`, called after each, ends that with what it
+// returns unless it is OK. Errors: NOT_FOUND FILE_NOT_FOUND, UNAVAILABLE STORAGE_ERROR.
+absl::StatusOr<FileDigest> Sha256File(const std::string& path,
+                                      const std::function<absl::Status()>& check = {});
 
 }  // namespace quantry

@@ -37,6 +37,18 @@ absl::Status ErrnoStatus(int error, std::string_view action, std::string_view pa
     case ENFILE:
     case ENOMEM:
       return absl::ResourceExhaustedError(message);
+    // What a disk or a network file system says when it is ill: not a bug, and it may get well.
+    case EIO:
+    case ESTALE:
+    case ETIMEDOUT:
+    case ENOTCONN:
+    case ECONNRESET:
+    case EHOSTDOWN:
+    case EHOSTUNREACH:
+    case ENETUNREACH:
+    case EREMOTEIO:
+    case EBUSY:
+      return absl::UnavailableError(message);
     default:
       return absl::InternalError(message);
   }

@@ -37,6 +37,28 @@ def test_f12_disk_full_at_the_worker(make_fleet, tmp_path):
         unmount()
 
 
+def test_f12_a_cache_makes_room_for_what_comes(make_fleet, tmp_path):
+    """A worker's cached uploads fill its disk: those of the last job go when the next one's do not fit beside them."""
+    unmount = mount_tmpfs(tmp_path / "fleet/w1", "16m")
+    try:
+        fleet = make_fleet().start(workers=0)
+        fleet.worker("w1", flags=("--min-free-disk-bytes=1048576",))
+        script = tmp_path / "script"
+        script.write_text(QUICK)
+        for number in range(3):
+            model = tmp_path / f"model-{number}"
+            model.mkdir()
+            (model / "config.json").write_text("{}")
+            (model / "model.safetensors").write_bytes(bytes([number]) * 9_000_000)
+            fleet.servers["a"].cli("submit", model, "--method", "awq", "--bits", 4, "--calibration", script,
+                                   "--id", f"f12-cached-{number}", check=0)
+            found = fleet.wait_state(f"f12-cached-{number}", "SUCCEEDED", "FAILED")
+            assert (found.state_reason, found.epoch) == ("artifact committed", 1), found.error
+    finally:
+        fleet.stop()
+        unmount()
+
+
 def test_f12_disk_full_at_the_server(make_fleet, tmp_path):
     """No room for SQLite's log nor for the server's own: submits are refused, what was acknowledged is kept."""
     unmount = mount_tmpfs(tmp_path / "fleet/a", "6m")

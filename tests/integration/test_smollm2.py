@@ -9,6 +9,9 @@ import time
 
 import pytest
 
+import api  # noqa: F401  finds the package in place
+from quantry.dense import save_dense
+
 pytestmark = pytest.mark.full
 
 # The first block at 2 bits, groups of 64: loss of rounding to nearest (ours), of the AWQ start and after 20 stages of
@@ -109,7 +112,8 @@ def test_ptq161_is_no_worse_than_the_authors_code_and_its_file_says_the_same(bin
     assert bits["linears"] <= PTQ161_BITS
     assert int(output["bytes"]) <= 1.02 * int(bits["theoretical_bytes"])
     engine, container = binaries / "quantry-engine", tmp_path / "out/quantry"
-    subprocess.run([engine, "unpack", "--input", container, "--output", tmp_path / "dense"], timeout=600, check=True)
+    # In float32: where the model is as broken as by the mask alone, bfloat16 moves its perplexity by 0.3 %.
+    save_dense(container, tmp_path / "dense", "float32")
 
     def evaluated(folder, *flags):
         done = subprocess.run([engine, "eval", "--model", folder, "--text", raw, "--length", "512", "--windows", "10",

@@ -1,5 +1,6 @@
 #include "worker/agent/agent.h"
 
+#include <limits>
 #include <optional>
 #include <thread>
 #include <vector>
@@ -35,7 +36,7 @@ Agent::Agent(AgentOptions options, WorkerClient& client, const WorkDir& work_dir
       keeper_(client, [this](v1::WorkerDirective directive) { OnDirective(directive); }),
       parts_{
           client,           keeper_, work_dir, materializer, engine, metrics, std::move(defaults),
-          options_.patience},
+          options_.patience, [this] { FreeDisk(std::numeric_limits<std::int64_t>::max()); }},
       idle_since_(steady_clock::now()) {}
 
 absl::Status Agent::Run() {
@@ -111,12 +112,16 @@ void Agent::WaitForEnd() {
   }
 }
 
+void Agent::FreeDisk(std::int64_t bytes) {
+  work_dir_.RemoveKeptCheckpoints();
+  cache_.Evict(bytes);
+}
+
 bool Agent::MayAcquire() {
   if (quiet_) return false;
   const auto free = work_dir_.FreeBytes();
   if (free.ok() && *free < options_.min_free_disk_bytes) {
-    work_dir_.RemoveKeptCheckpoints();
-    cache_.Evict(options_.min_free_disk_bytes - *free);
+    FreeDisk(options_.min_free_disk_bytes - *free);
   }
   const auto now_free = work_dir_.FreeBytes();
   const bool low = now_free.ok() && *now_free < options_.min_free_disk_bytes;

@@ -53,6 +53,8 @@ class Agent {
   void RunSlot();
   void RunOneJob(const std::string& acquire_id, JobRunner& runner);
   bool MayAcquire();
+  // By what is only kept to save time, until `bytes` of the cache have gone.
+  void FreeDisk(std::int64_t bytes);
   void OnDirective(v1::WorkerDirective directive);
   void ReturnUnwanted(const std::string& acquire_id);
   void WaitForEnd();

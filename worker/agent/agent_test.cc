@@ -438,6 +438,21 @@ TEST_F(AgentTest, AnEndThatTheServerHasNoRoomForIsToldAgain) {
   }
 }
 
+// What gRPC makes of a stream that broke, or of a proxy's answer: not quantryd's word.
+TEST_F(AgentTest, AnEndWhoseAnswerWasLostIsRepeated) {
+  for (const absl::Status& torn :
+       {absl::UnknownError("Stream removed"), absl::InternalError("RST_STREAM")}) {
+    server_.With([&](State& state) {
+      state = {};
+      state.end_refusal = torn;
+      state.end_refusals = 1;
+    });
+    RunJob(Lease(kWholeScript));
+    EXPECT_EQ(Result().completed.size(), 1u) << torn;
+    EXPECT_TRUE(Result().failed.empty()) << torn;
+  }
+}
+
 // gRPC's word for a message that is too large; it would be so again.
 TEST_F(AgentTest, AnEndThatIsRefusedForItselfIsNotRepeated) {
   server_.With([](State& state) {

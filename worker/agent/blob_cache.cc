@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 #include <filesystem>
 #include <mutex>
 #include <vector>
@@ -14,18 +13,29 @@
 #include "common/digest.h"
 #include "common/errors.h"
 #include "common/log.h"
+#include "common/storage_internal.h"
 
 namespace quantry::agent {
 namespace {
 
 namespace fs = std::filesystem;
 
-bool Matches(const std::string& path, const std::string& sha256, std::int64_t size_bytes) {
+// An error only when `check` wants an end.
+absl::StatusOr<bool> Matches(const std::string& path, const std::string& sha256,
+                             std::int64_t size_bytes, const TransferCheck& check) {
   std::error_code error;
   const auto size = fs::file_size(path, error);
   if (error || static_cast<std::int64_t>(size) != size_bytes) return false;
-  const auto digest = Sha256File(path);
+  absl::Status stopped;
+  const auto digest =
+      Sha256File(path, [&] { return stopped = check ? check(0) : absl::OkStatus(); });
+  if (!stopped.ok()) return stopped;
   return digest.ok() && digest->sha256 == sha256;
+}
+
+absl::Status FileError(const std::error_code& error, std::string_view action,
+                       const std::string& path) {
+  return storage_internal::ErrnoStatus(error.value(), action, path);
 }
 
 // Makes `target`, replacing an earlier try's, a link to `file` or a copy of it.
@@ -36,8 +46,7 @@ absl::Status Link(const std::string& file, const std::string& target) {
   if (error) {  // the file system knows no links
     fs::copy_file(file, target, fs::copy_options::overwrite_existing, error);
   }
-  if (error) return absl::InternalError("link " + target + ": " + error.message());
-  return absl::OkStatus();
+  return error ? FileError(error, "link", target) : absl::OkStatus();
 }
 
 // Whether it is a whole one, not on its way here.
@@ -81,7 +90,7 @@ absl::Status BlobCache::Fetch(Storage& blobs, const std::string& sha256, std::in
     return status;
   }
   if (rename(fresh.c_str(), cached.c_str()) != 0) {
-    return absl::InternalError("rename to " + cached + ": " + std::strerror(errno));
+    return storage_internal::ErrnoStatus(errno, "rename to", cached);
   }
   return absl::OkStatus();
 }
@@ -98,7 +107,9 @@ absl::Status BlobCache::Place(Storage& blobs, const std::string& sha256, std::in
   const std::string cached = PathOf(sha256);
   // Linked before it is looked at: what is linked is evicted no more.
   if (fs::exists(cached, ignored) && Link(cached, target).ok()) {
-    if (Matches(target, sha256, size_bytes)) {
+    const auto matches = Matches(target, sha256, size_bytes, check);
+    if (!matches.ok()) return matches.status();
+    if (*matches) {
       // The age that Evict goes by; the owner may set it on a read-only file.
       utimensat(AT_FDCWD, cached.c_str(), nullptr, 0);
       return absl::OkStatus();
@@ -106,7 +117,16 @@ absl::Status BlobCache::Place(Storage& blobs, const std::string& sha256, std::in
     log::Warning("a cached blob is damaged and fetched again", {{"sha256", sha256}});
     unlink(cached.c_str());
   }
+  MakeRoom(size_bytes);
   return Fetch(blobs, sha256, size_bytes, target, check);
+}
+
+void BlobCache::MakeRoom(std::int64_t bytes) {
+  std::error_code error;
+  const fs::space_info space = fs::space(root_, error);
+  if (error) return;
+  const auto missing = bytes + spare_bytes_ - static_cast<std::int64_t>(space.available);
+  if (missing > 0) Evict(missing);
 }
 
 void BlobCache::Evict(std::int64_t bytes) {
@@ -123,6 +143,7 @@ void BlobCache::Evict(std::int64_t bytes) {
        it.increment(error)) {
     std::error_code gone;
     if (!it->is_regular_file(gone) || (!idle && !IsBlob(it->path()))) continue;
+    if (it->hard_link_count(gone) > 1) continue;  // a running job has it: that would free nothing
     entries.push_back(
         {it->last_write_time(gone), it->path(), static_cast<std::int64_t>(it->file_size(gone))});
   }

@@ -16,7 +16,9 @@ namespace quantry::agent {
 // Thread-safe.
 class BlobCache {
  public:
-  explicit BlobCache(std::string root) : root_(std::move(root)) {}
+  // A fetch makes room for the blob and `spare_bytes`.
+  explicit BlobCache(std::string root, std::int64_t spare_bytes = 0)
+      : root_(std::move(root)), spare_bytes_(spare_bytes) {}
 
   const std::string& root() const { return root_; }
 
@@ -26,16 +28,18 @@ class BlobCache {
   absl::Status Place(Storage& blobs, const std::string& sha256, std::int64_t size_bytes,
                      const std::string& target, const TransferCheck& check);
 
-  // Removes blobs, longest unused first, until `bytes` are freed or none is
-  // left; files linked into running jobs stay readable there. Waits for no fetch.
+  // Removes blobs that no running job has, longest unused first, until `bytes` are freed or
+  // none is left. Waits for no fetch.
   void Evict(std::int64_t bytes);
 
  private:
   absl::Status Fetch(Storage& blobs, const std::string& sha256, std::int64_t size_bytes,
                      const std::string& target, const TransferCheck& check);
+  void MakeRoom(std::int64_t bytes);
   std::string PathOf(const std::string& sha256) const;
 
   const std::string root_;
+  const std::int64_t spare_bytes_;
   std::shared_mutex fetching_;  // shared while bytes come in
 };
 

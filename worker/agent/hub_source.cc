@@ -123,9 +123,14 @@ std::string GitId(const std::string& path, std::int64_t size) {
   return hex;
 }
 
-bool IsWhatTheHubLists(const HubFile& file, const std::string& path) {
+// An error only when `check` wants an end.
+absl::StatusOr<bool> IsWhatTheHubLists(const HubFile& file, const std::string& path,
+                                       const TransferCheck& check) {
   if (!file.sha256.empty()) {
-    const auto digest = Sha256File(path);
+    absl::Status stopped;
+    const auto digest =
+        Sha256File(path, [&] { return stopped = check ? check(0) : absl::OkStatus(); });
+    if (!stopped.ok()) return stopped;
     return digest.ok() && digest->sha256 == file.sha256;
   }
   return file.oid.empty() || file.size_bytes > kMaxGitBytes ||
@@ -238,7 +243,10 @@ absl::Status HubSource::Download(const HubListing& listing, const HubFile& file,
                           listing.commit + "/" + Escape(file.path, true);
   for (int tries = 1;; ++tries) {
     absl::Status status = fetcher_.Download(url, target, file.size_bytes, check);
-    if (!status.ok() || IsWhatTheHubLists(file, target)) return status;
+    if (!status.ok()) return status;
+    const auto right = IsWhatTheHubLists(file, target, check);
+    if (!right.ok()) return right.status();
+    if (*right) return absl::OkStatus();
     std::error_code ignored;
     fs::resize_file(target, 0, ignored);
     if (tries < 2) continue;

@@ -39,6 +39,12 @@ std::string FirstLine(const std::string& text) {
   return text.substr(0, std::min<std::size_t>(text.find('\n'), 500));
 }
 
+// This machine's disk, not where artifacts go.
+bool IsFullHere(const v1::EngineError& error) {
+  return error.reason() == ReasonName(Reason::kDiskFull) &&
+         !error.metadata().contains("output_uri");
+}
+
 }  // namespace
 
 struct JobRunner::Attempt {
@@ -82,6 +88,7 @@ struct JobRunner::Attempt {
   std::string method;
   AttemptDir dir;
   EngineOutcome outcome;
+  bool engine_failed = false;  // by itself: outcome.error says why
   bool ended = false;  // as far as this worker knows, nobody runs the job again
 };
 
@@ -236,6 +243,7 @@ absl::Status JobRunner::RunEngine(Attempt& attempt, EngineAccess access,
     case EngineOutcome::Kind::kFailed:
       break;
   }
+  attempt.engine_failed = true;
   // The next attempt goes on from here, so let the last block be kept.
   if (IsRetryable(outcome.error)) uploader.Flush(kFlushTime);
   return absl::UnknownError(outcome.error.message());
@@ -307,8 +315,7 @@ void JobRunner::Fail(Attempt& attempt, const absl::Status& status, bool cancelle
   request.set_exit_code(attempt.outcome.exit_code);
   request.set_exit_signal(attempt.outcome.exit_signal);
   request.set_log_tail(BoundedLogTail(attempt.Clean(attempt.outcome.log_tail, parts_.work_dir)));
-  // UNKNOWN is what RunEngine answers for the engine's own error.
-  v1::EngineError error = absl::IsUnknown(status) ? attempt.outcome.error : ToEngineError(status);
+  v1::EngineError error = attempt.engine_failed ? attempt.outcome.error : ToEngineError(status);
   log::Warning(cancelled ? "job cancelled" : "job failed", {{"job", attempt.lease.job()},
                                                             {"epoch", attempt.lease.epoch()},
                                                             {"reason", error.reason()},
@@ -319,6 +326,8 @@ void JobRunner::Fail(Attempt& attempt, const absl::Status& status, bool cancelle
   }
   request.set_retryable(!cancelled && IsRetryable(error));
   if (!cancelled) *request.mutable_error() = Bounded(std::move(error));
+  // The next attempt, here or of another job, finds all the room that there can be.
+  if (IsFullHere(request.error())) parts_.free_disk();
   const v1::JobBeat last = LastBeat(attempt);
   request.set_event_offset(last.event_offset());
   *request.mutable_events() = last.events();

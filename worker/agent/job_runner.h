@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 
 #include "absl/status/status.h"
@@ -31,6 +32,7 @@ class JobRunner {
     WorkerMetrics& metrics;
     EngineDefaults defaults;
     Patience::Limits patience;
+    std::function<void()> free_disk;  // gives up what is only kept to save time
   };
 
   explicit JobRunner(Parts parts) : parts_(std::move(parts)) {}

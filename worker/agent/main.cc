@@ -238,7 +238,7 @@ absl::Status RunWorker(const v1::WorkerConfig& config) {
   auto credentials = Credentials(config);
   if (!credentials.ok()) return credentials.status();
   WorkerClient client(config.server(), MakeInfo(config, *abilities, *gpus), *credentials);
-  BlobCache cache(work_dir->cache());
+  BlobCache cache(work_dir->cache(), config.min_free_disk_bytes());
   const HubSource hub(HubOptionsOf(config));
   const Materializer materializer(cache, {config.local_roots().begin(), config.local_roots().end()},
                                   &hub);

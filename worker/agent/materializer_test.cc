@@ -201,15 +201,32 @@ TEST_F(MaterializerTest, EvictionFreesTheLongestUnused) {
   AddBlob(lease, "config.json", "{}");
   AddBlob(lease, "model.safetensors", "weights");
   ASSERT_EQ(ReasonFor(lease), "OK");
-  cache_->Evict(1);
-  int left = 0;
-  for (const auto& entry : fs::recursive_directory_iterator(work_->cache())) {
-    left += entry.is_regular_file();
-  }
-  EXPECT_EQ(left, 1);
+  const auto left = [this] {
+    int files = 0;
+    for (const auto& entry : fs::recursive_directory_iterator(work_->cache())) {
+      files += entry.is_regular_file();
+    }
+    return files;
+  };
   cache_->Evict(1 << 20);
-  EXPECT_EQ(ReadFile(fs::path(dir_.model()) / "model.safetensors"), "weights")
-      << "links of running jobs stay";
+  EXPECT_EQ(left(), 2) << "a running job has them";
+  fs::remove_all(dir_.model());
+  cache_->Evict(1);
+  EXPECT_EQ(left(), 1);
+  cache_->Evict(1 << 20);
+  EXPECT_EQ(left(), 0);
+}
+
+TEST_F(MaterializerTest, ACancelIsSeenWhileACachedBlobIsHashed) {
+  auto lease = Lease();
+  AddBlob(lease, "config.json", "{}");
+  AddBlob(lease, "model.safetensors", "weights");
+  ASSERT_EQ(ReasonFor(lease), "OK");
+  auto storage = OpenStorage("file://" + (root_ / "blobs").native());
+  ASSERT_TRUE(storage.ok());
+  const auto status = cache_->Place(**storage, Sha256Hex("{}"), 2, dir_.text() + "/calibration",
+                                    [](std::int64_t) { return absl::CancelledError("stop"); });
+  EXPECT_TRUE(absl::IsCancelled(status)) << status;
 }
 
 // Space is needed while another slot fetches for hours.
@@ -218,6 +235,7 @@ TEST_F(MaterializerTest, EvictionWaitsForNoFetchAndLeavesItAlone) {
   AddBlob(lease, "config.json", "{}");
   AddBlob(lease, "model.safetensors", "weights");
   ASSERT_EQ(ReasonFor(lease), "OK");
+  fs::remove_all(dir_.model());
   const std::string bytes = "bytes that come slowly";
   const std::string sha = Sha256Hex(bytes);
   WriteFile(root_ / "blobs" / sha, bytes);

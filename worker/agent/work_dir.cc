@@ -40,10 +40,15 @@ void Remove(const fs::path& path) {
   }
 }
 
-// Everything but the checkpoint folder; the attempt itself when that is empty.
+// Everything but the files of the checkpoint; the attempt itself when there are none. Folders
+// in there are models made on the way, which the next attempt makes anew.
 void Strip(const fs::path& attempt) {
   for (const fs::path& entry : Folders(attempt)) {
     if (entry.filename() != "checkpoint") Remove(entry);
+  }
+  for (const fs::path& entry : Folders(attempt / "checkpoint")) {
+    std::error_code error;
+    if (fs::is_directory(fs::symlink_status(entry, error))) Remove(entry);
   }
   if (Folders(attempt / "checkpoint").empty()) Remove(attempt);
 }

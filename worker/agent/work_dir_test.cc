@@ -44,6 +44,7 @@ TEST_F(WorkDirTest, LeftoversButYoungCheckpointsGo) {
     ASSERT_TRUE(dir.ok());
     young = *dir->CreateAttempt("young", 3);
     Touch(young.checkpoint() + "/block-0");
+    Touch(young.checkpoint() + "/rotated/model.safetensors");
     Touch(young.model() + "/model.safetensors");
     Touch(young.output() + "/half.safetensors");
     old = *dir->CreateAttempt("old", 1);
@@ -54,6 +55,7 @@ TEST_F(WorkDirTest, LeftoversButYoungCheckpointsGo) {
   const auto dir = WorkDir::Open(root_);
   ASSERT_TRUE(dir.ok());
   EXPECT_TRUE(fs::exists(young.checkpoint() + "/block-0"));
+  EXPECT_FALSE(fs::exists(young.checkpoint() + "/rotated")) << "made anew by the next attempt";
   EXPECT_FALSE(fs::exists(young.model()));
   EXPECT_FALSE(fs::exists(young.output()));
   EXPECT_FALSE(fs::exists(old.root));

