@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import pathlib
+import re
 import stat
 from typing import Iterator
 
@@ -17,7 +18,7 @@ except ImportError:  # Windows
 from quantry import errors
 from quantry._hash import READ_BYTES, sha256_of
 
-NAME_DIGITS = 12  # of the sha256 in a part file's name
+NAME_DIGITS = 16  # of the sha256 in a part file's name; the command line takes up what this client leaves
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -120,6 +121,15 @@ class PartFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def remove_old_parts(target: pathlib.Path) -> None:
+    """Removes what tries of other contents of `target` left beside it. Only while no other pull can be there."""
+    part = re.compile(re.escape(target.name) + r"\.[0-9a-f]{%d}\.part" % NAME_DIGITS)
+    with contextlib.suppress(OSError):
+        for path in target.parent.iterdir():
+            if part.fullmatch(path.name):
+                path.unlink()
 
 
 def holds_exactly(path: pathlib.Path, size: int, sha256: str) -> bool:

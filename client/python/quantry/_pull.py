@@ -17,9 +17,9 @@ from google.protobuf.json_format import Parse, ParseError
 
 from quantry import errors
 from quantry._files import check_name
-from quantry._part_file import PartFile, disk, held, holds_exactly
+from quantry._part_file import PartFile, disk, held, holds_exactly, remove_old_parts
 from quantry._progress import Meter, MeterFactory
-from quantry._retry import MAX_TRIES, Backoff, is_retryable, stream_deadline
+from quantry._retry import MAX_TRIES, Backoff, may_go_on, stream_deadline
 from quantry._transport import Transport
 from quantry._upload import crc32c
 from quantry.artifact import MANIFEST, LocalArtifact
@@ -160,27 +160,40 @@ class Puller:
                     fetched.append(int(file.size_bytes))
         if not ours:
             await run(_write_whole, target, artifact.manifest_sha256, data)
+        for file in files:
+            await run(remove_old_parts, wanted.folder / file.path)
         return fetched
 
     async def _manifest(self, artifact: artifact_pb2.Artifact) -> bytes:
-        request = service_pb2.ReadArtifactRequest(name=artifact.name, path=MANIFEST)
-        for last in (False, True):
-            data = b""
-            stream = self._transport.stream("artifacts", "ReadArtifact", request, 60.0)
+        backoff, tries, wrong = Backoff(), 0, 0
+        while wrong < 2:
             try:
-                async for chunk in stream:
-                    data += chunk.data
-                    if len(data) > MAX_MANIFEST_BYTES:
-                        break
+                data = await self._manifest_once(artifact.name)
             except errors.QuantryError as error:
-                if last or not is_retryable(error):
+                tries += 1
+                if tries >= MAX_TRIES or not may_go_on(error):
                     raise
-            finally:
-                await stream.aclose()
+                await self._transport.sleep(backoff.next())
+                await self._transport.refresh()
+                continue
             if hashlib.sha256(data).hexdigest() == artifact.manifest_sha256:
                 return data
+            wrong += 1
         raise _corrupt(f"{MANIFEST} of {artifact.name} has another sha256 than the server's record "
                        f"{artifact.manifest_sha256}", MANIFEST)
+
+    async def _manifest_once(self, artifact: str) -> bytes:
+        request = service_pb2.ReadArtifactRequest(name=artifact, path=MANIFEST)
+        data = b""
+        stream = self._transport.stream("artifacts", "ReadArtifact", request, 60.0)
+        try:
+            async for chunk in stream:
+                data += chunk.data
+                if len(data) > MAX_MANIFEST_BYTES:
+                    break
+        finally:
+            await stream.aclose()
+        return data
 
     async def _pull_file(self, artifact: str, file: artifact_pb2.ArtifactFile, wanted: Wanted, ours: bool,
                          meter: Meter) -> bool:
@@ -229,7 +242,7 @@ class Puller:
             except errors.CorruptData as error:
                 return error
             except errors.QuantryError as error:
-                if not is_retryable(error):
+                if not may_go_on(error):
                     raise
                 failure = error
             tries = 1 if part.size > before else tries + 1

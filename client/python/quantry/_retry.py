@@ -40,14 +40,18 @@ def is_retryable(error: errors.QuantryError) -> bool:
     return error.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
-def is_break(error: errors.QuantryError) -> bool:
-    """Whether a watch that ended so is worth another try.
+def may_go_on(error: errors.QuantryError) -> bool:
+    """Whether a transfer that ended so may go on where it stopped.
 
-    A torn connection can show as INTERNAL, UNKNOWN or CANCELLED, but then no reason came with it. The one that broke may
-    still count against the quota of watches.
+    A torn connection can show as INTERNAL, UNKNOWN or CANCELLED, but then no reason came with it.
     """
     torn = error.code in ("INTERNAL", "UNKNOWN", "CANCELLED") and not error.reason
-    return torn or is_retryable(error) or error.reason == "QUOTA_WATCHES"
+    return is_retryable(error) or (torn and not isinstance(error, errors.LocalDiskError))
+
+
+def is_break(error: errors.QuantryError) -> bool:
+    """Whether a watch that ended so is worth another try: the one that broke may still count against the quota."""
+    return may_go_on(error) or error.reason == "QUOTA_WATCHES"
 
 
 def stream_deadline(rest: int) -> float:

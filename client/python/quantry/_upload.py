@@ -8,7 +8,7 @@ import google_crc32c
 
 from quantry import errors
 from quantry._files import LocalFile
-from quantry._retry import MAX_HELD_TRIES, MAX_TRIES, Backoff, is_retryable, stream_deadline
+from quantry._retry import MAX_HELD_TRIES, MAX_TRIES, Backoff, may_go_on, stream_deadline
 from quantry._progress import Meter, MeterFactory
 from quantry._transport import Transport
 from quantry.v1 import artifact_service_pb2 as service_pb2, job_pb2
@@ -122,7 +122,7 @@ class Uploader:
                 await self._transport.upload(source, stream_deadline(file.size - offset))
                 return
             except errors.QuantryError as error:
-                broken = is_retryable(error) or error.reason in ("UPLOAD_OFFSET", "CHUNK_CORRUPT")
+                broken = may_go_on(error) or error.reason in ("UPLOAD_OFFSET", "CHUNK_CORRUPT")
                 # What the other call sends is advance too, so a long upload is waited for.
                 if not broken or tries >= (MAX_HELD_TRIES if error.reason == "RESOURCE_LIMIT" else MAX_TRIES):
                     raise
@@ -132,7 +132,7 @@ class Uploader:
             try:
                 missing = await self._missing([blob])
             except errors.QuantryError as error:
-                if not is_retryable(error):
+                if not may_go_on(error):
                     raise
                 meter.add(-source.sent)
                 continue

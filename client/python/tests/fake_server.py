@@ -66,6 +66,7 @@ class Fake(quantization_service_pb2_grpc.QuantizationServiceServicer,
         self.files = {}
         self.manifest = artifact_pb2.Manifest(schema="quantry.manifest.v1", job=JOB, method="rtn")
         self.damage = lambda path, offset, data: data
+        self.tears_with = grpc.StatusCode.UNAVAILABLE  # where damage() gives None
         self.reads = []
         self.info = lambda context: None
         self.remaining = []
@@ -124,7 +125,7 @@ class Fake(quantization_service_pb2_grpc.QuantizationServiceServicer,
             chunk = data[at:at + 1000]
             sent = self.damage(request.path, at, chunk)
             if sent is None:
-                abort(context, grpc.StatusCode.UNAVAILABLE, "torn")
+                abort(context, self.tears_with, "torn")
             yield files_pb2.ReadArtifactResponse(data=sent, crc32c=google_crc32c.value(sent), offset=at)
 
     def FindMissingBlobs(self, request, context):

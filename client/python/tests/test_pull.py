@@ -88,6 +88,26 @@ def test_a_torn_stream_goes_on_where_it_stopped(fake, tmp_path, kind):
     assert (tmp_path / "quantry/model.bin").read_bytes() == BIG
 
 
+@KINDS
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL])
+def test_a_torn_stream_may_show_as_another_code(fake, tmp_path, kind, code):
+    fake.tears_with = code
+    fake.damage = once(lambda path, offset: offset == 4000, lambda data: None)
+    pull(fake, tmp_path, kind)
+    assert [at for path, at in fake.reads if path.endswith("model.bin")] == [0, 4000]
+
+
+@KINDS
+def test_the_manifest_is_waited_for(fake, tmp_path, kind):
+    left = [None] * 5
+
+    def damage(path, offset, data):
+        return left.pop() if path == "manifest.json" and left else data
+
+    fake.damage = damage
+    assert pull(fake, tmp_path, kind).files == 2
+
+
 def test_a_bar_shows_the_bytes(fake, tmp_path, capsys):
     pull(fake, tmp_path, progress=True)
     assert "downloading: 100%" in capsys.readouterr().err
@@ -96,16 +116,24 @@ def test_a_bar_shows_the_bytes(fake, tmp_path, capsys):
 def test_a_part_file_of_an_earlier_try_is_used(fake, tmp_path):
     digest = hashlib.sha256(BIG).hexdigest()
     (tmp_path / "quantry").mkdir()
-    (tmp_path / f"quantry/model.bin.{digest[:12]}.part").write_bytes(BIG[:5000])
+    (tmp_path / f"quantry/model.bin.{digest[:16]}.part").write_bytes(BIG[:5000])
     pull(fake, tmp_path)
     assert ("quantry/model.bin", 5000) in fake.reads and ("quantry/model.bin", 0) not in fake.reads
     assert not list(tmp_path.rglob("*.part"))
 
 
+def test_parts_of_other_contents_go(fake, tmp_path):
+    (tmp_path / "quantry").mkdir()
+    (tmp_path / f"quantry/model.bin.{'0' * 16}.part").write_bytes(BIG[:5000])
+    (tmp_path / "quantry/model.bin.notes.part").write_bytes(b"the user's own")
+    pull(fake, tmp_path)
+    assert [path.name for path in tmp_path.rglob("*.part")] == ["model.bin.notes.part"]
+
+
 def test_a_bad_part_file_is_fetched_anew(fake, tmp_path):
     digest = hashlib.sha256(BIG).hexdigest()
     (tmp_path / "quantry").mkdir()
-    (tmp_path / f"quantry/model.bin.{digest[:12]}.part").write_bytes(b"\0" * 5000)
+    (tmp_path / f"quantry/model.bin.{digest[:16]}.part").write_bytes(b"\0" * 5000)
     pull(fake, tmp_path)
     assert (tmp_path / "quantry/model.bin").read_bytes() == BIG
 
@@ -310,7 +338,8 @@ def test_by_the_artifact_s_own_name(fake, tmp_path):
 
 @KINDS
 @pytest.mark.parametrize("breaks, sent", [([], 3), ([grpc.StatusCode.UNAVAILABLE], 3),
-                                          ([grpc.StatusCode.UNAVAILABLE] * 2, 3)])
+                                          ([grpc.StatusCode.UNAVAILABLE] * 2, 3),
+                                          ([grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL], 3)])
 def test_a_torn_upload_goes_on_where_it_stopped(tmp_path, kind, breaks, sent):
     path = tmp_path / "weights"
     path.write_bytes(os.urandom((1 << 20) + 77))  # three chunks
