@@ -1,4 +1,5 @@
-// Shared by the implementations of Storage and of the cache beside them; not for users of storage.h.
+// Shared by the implementations of Storage and of the cache beside them; not for users of
+// storage.h.
 #pragma once
 
 #include <memory>

@@ -91,10 +91,10 @@ void PullTurns(const Context& context, Duration back) {
   if (back == Duration(0)) return;
   const std::string pulled =
       absl::StrCat(" SET last_claim = ", context.db.kLeast, "(last_claim - $2, $1) WHERE ");
-  context.db.Execute(absl::StrCat("UPDATE jobs", pulled, "pk IN (SELECT pk FROM jobs",
-                                  " WHERE last_claim > $1 ORDER BY pk", context.db.kSkipLocked,
-                                  ")"),
-                     context.now, back);
+  context.db.Execute(
+      absl::StrCat("UPDATE jobs", pulled, "pk IN (SELECT pk FROM jobs",
+                   " WHERE last_claim > $1 ORDER BY pk", context.db.kSkipLocked, ")"),
+      context.now, back);
   context.db.Execute(absl::StrCat("UPDATE turns", pulled, "last_claim > $1"), context.now, back);
 }
 

@@ -34,9 +34,15 @@ Agent::Agent(AgentOptions options, WorkerClient& client, const WorkDir& work_dir
       work_dir_(work_dir),
       cache_(cache),
       keeper_(client, [this](v1::WorkerDirective directive) { OnDirective(directive); }),
-      parts_{
-          client,           keeper_, work_dir, materializer, engine, metrics, std::move(defaults),
-          options_.patience, [this] { FreeDisk(std::numeric_limits<std::int64_t>::max()); }},
+      parts_{client,
+             keeper_,
+             work_dir,
+             materializer,
+             engine,
+             metrics,
+             std::move(defaults),
+             options_.patience,
+             [this] { FreeDisk(std::numeric_limits<std::int64_t>::max()); }},
       idle_since_(steady_clock::now()) {}
 
 absl::Status Agent::Run() {

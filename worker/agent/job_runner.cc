@@ -89,7 +89,7 @@ struct JobRunner::Attempt {
   AttemptDir dir;
   EngineOutcome outcome;
   bool engine_failed = false;  // by itself: outcome.error says why
-  bool ended = false;  // as far as this worker knows, nobody runs the job again
+  bool ended = false;          // as far as this worker knows, nobody runs the job again
 };
 
 void JobRunner::Run(const v1::Lease& lease, MonotonicTime granted) {

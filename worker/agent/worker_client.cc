@@ -50,7 +50,8 @@ bool WorthRepeating(const absl::Status& status) {
   // comes: no result is lost for it.
   if (absl::IsUnauthenticated(status) || NoRoomNow(status)) return true;
   // quantryd gives its errors a reason: this is a torn stream, or something between here and it.
-  if ((absl::IsUnknown(status) || absl::IsInternal(status)) && ReasonOf(status).empty()) return true;
+  if ((absl::IsUnknown(status) || absl::IsInternal(status)) && ReasonOf(status).empty())
+    return true;
   return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsAborted(status);
 }
 

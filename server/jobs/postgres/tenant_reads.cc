@@ -80,10 +80,11 @@ absl::StatusOr<Job> Get(Database& db, const JobKey& key) {
 // the tables, and no more of them in memory than the page may have.
 absl::StatusOr<JobPage> List(Database& db, const ListQuery& query) {
   const SqlBuilder keys = ListSql(query);
-  Rows found = db.QueryOnce("SELECT k.pk, k.create_time, k.uid, (SELECT length(p.spec)"
-                            " FROM job_payloads p WHERE p.pk = k.pk) FROM (" +
-                                keys.sql + ") k ORDER BY k.create_time DESC, k.uid DESC",
-                            keys.values);
+  Rows found = db.QueryOnce(
+      "SELECT k.pk, k.create_time, k.uid, (SELECT length(p.spec)"
+      " FROM job_payloads p WHERE p.pk = k.pk) FROM (" +
+          keys.sql + ") k ORDER BY k.create_time DESC, k.uid DESC",
+      keys.values);
   JobPage page;
   std::vector<std::string> pks;
   std::optional<Cursor> last;

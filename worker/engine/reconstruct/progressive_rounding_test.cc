@@ -673,8 +673,7 @@ TEST(ProgressiveRoundingTest, WhereDecidingTheRestCostsMuchFinerStagesFollow) {
     return trained;
   };
   RoundingReport unguarded, guarded;
-  const TrainedBlock at_once =
-      run(std::numeric_limits<double>::infinity(), nullptr, &unguarded);
+  const TrainedBlock at_once = run(std::numeric_limits<double>::infinity(), nullptr, &unguarded);
   EXPECT_EQ(unguarded.stage_losses.size(), 1U);
   const TrainedBlock finer = run(1e30, nullptr, &guarded);
   ASSERT_GT(guarded.stage_losses.size(), 2U);
@@ -684,9 +683,8 @@ TEST(ProgressiveRoundingTest, WhereDecidingTheRestCostsMuchFinerStagesFollow) {
   store.stop_after = 2;
   TrainedBlock stopped = setting.Fresh();
   Quiet progress;
-  EXPECT_THROW(
-      ProgressiveRounding(0, *setting.objective, options, progress).Run(stopped, &store),
-      EngineError);
+  EXPECT_THROW(ProgressiveRounding(0, *setting.objective, options, progress).Run(stopped, &store),
+               EngineError);
   store.stop_after = -1;
   const TrainedBlock resumed = run(1e30, &store, nullptr);
   for (size_t i = 0; i < finer.linears.size(); ++i) {
