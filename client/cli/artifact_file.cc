@@ -2,6 +2,7 @@
 
 #include <google/protobuf/util/json_util.h>
 
+#include "client/cli/backoff.h"
 #include "client/cli/errors.h"
 #include "client/cli/names.h"
 #include "client/cli/progress.h"
@@ -42,6 +43,14 @@ absl::Status FetchOnce(Connection& connection, const std::string& artifact, cons
   return connection.Explain(reader->Finish());
 }
 
+absl::Status OtherContent(const std::string& artifact, const std::string& path,
+                          const std::string& sha256) {
+  return MakeError(
+      Reason::kArtifactCorrupt,
+      Cat(path, " of ", artifact, " has another sha256 than the record of it, ", sha256),
+      {{"path", path}});
+}
+
 }  // namespace
 
 absl::StatusOr<std::string> FindArtifact(Context& context, Connection& connection,
@@ -70,16 +79,18 @@ absl::StatusOr<v1::Artifact> GetArtifact(Connection& connection, const std::stri
 absl::StatusOr<std::string> FetchFile(Connection& connection, const std::string& artifact,
                                       const std::string& path, const std::string& sha256,
                                       int64_t max_bytes) {
+  Environment& env = connection.env();
+  Backoff backoff(kFirstWait, kLongestWait);
+  int wrong = 0;
   for (int tries = 1;; ++tries) {
     std::string bytes;
     const absl::Status status = FetchOnce(connection, artifact, path, max_bytes, &bytes);
     if (Sha256Hex(bytes) == sha256) return bytes;
-    if (tries <= 1) continue;
-    if (!status.ok()) return status;
-    return MakeError(
-        Reason::kArtifactCorrupt,
-        Cat(path, " of ", artifact, " has another sha256 than the record of it, ", sha256),
-        {{"path", path}});
+    if (!status.ok() && (!IsBreak(status) || tries >= kMaxTries)) return status;
+    if (status.ok() && ++wrong > 1) return OtherContent(artifact, path, sha256);
+    if (status.ok()) continue;
+    env.sleep(backoff.Next(env.random()));
+    connection.Refresh();
   }
 }
 

@@ -22,8 +22,8 @@ absl::StatusOr<std::string> FindArtifact(Context& context, Connection& connectio
 // The server's record of an artifact, by its full name.
 absl::StatusOr<v1::Artifact> GetArtifact(Connection& connection, const std::string& name);
 
-// One small file of an artifact, whole. DATA_LOSS ARTIFACT_CORRUPT when it has
-// another sha256 than `sha256` twice, or more than `max_bytes`.
+// One small file of an artifact, whole, over broken connections. DATA_LOSS ARTIFACT_CORRUPT when it
+// has another sha256 than `sha256` twice, or more than `max_bytes`.
 absl::StatusOr<std::string> FetchFile(Connection& connection, const std::string& artifact,
                                       const std::string& path, const std::string& sha256,
                                       int64_t max_bytes);

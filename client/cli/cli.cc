@@ -174,6 +174,19 @@ int ParseFailed(const CLI::App& app, const CLI::ParseError& error,
                   env);
 }
 
+// What a command throws is a bug of ours, or a disk that failed where none expected it.
+absl::StatusOr<ExitCode> Run(const Action& chosen, bool asks_server, Environment& env,
+                             GlobalOptions& global) {
+  try {
+    absl::Status status = asks_server ? ResolveGlobal(env, &global) : absl::OkStatus();
+    if (!status.ok()) return status;
+    Context context{env, global};
+    return chosen(context);
+  } catch (const std::exception& error) {
+    return absl::InternalError(Cat("the command broke off: ", error.what()));
+  }
+}
+
 }  // namespace
 
 int RunCli(const std::vector<std::string>& arguments, Environment& env) {
@@ -199,13 +212,7 @@ int RunCli(const std::vector<std::string>& arguments, Environment& env) {
   const std::string command = app.get_subcommands().front()->get_name();
   const bool asks =
       std::find(kWithoutServer.begin(), kWithoutServer.end(), command) == kWithoutServer.end();
-  Context context{env, global};
-  absl::StatusOr<ExitCode> code = ExitCode::kOk;
-  if (absl::Status status = asks ? ResolveGlobal(env, &global) : absl::OkStatus(); !status.ok()) {
-    code = status;
-  } else {
-    code = chosen(context);
-  }
+  const absl::StatusOr<ExitCode> code = Run(chosen, asks, env, global);
   if (code.ok()) return static_cast<int>(*code);
   PrintError(code.status(), global.json(), env);
   return static_cast<int>(ExitCodeFor(code.status()));

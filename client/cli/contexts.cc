@@ -1,6 +1,14 @@
 #include "client/cli/contexts.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <array>
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -10,6 +18,7 @@
 #include "client/cli/connection.h"
 #include "client/cli/errors.h"
 #include "client/cli/text.h"
+#include "common/unique_fd.h"
 
 namespace quantry::cli {
 namespace {
@@ -114,6 +123,50 @@ absl::StatusOr<ServerContext> ChooseContext(const Environment& env, const NamedS
   return Find(*contexts, global->context);
 }
 
+// JSON holds no other text. The bytes stay out of the message, which may be JSON too.
+absl::Status CheckText(const Key& key, const std::string& value) {
+  const std::string kept = Json(value).dump(-1, ' ', false, Json::error_handler_t::ignore);
+  if (Json::parse(kept).get<std::string>() == value) return absl::OkStatus();
+  std::string flag = key.name;
+  std::replace(flag.begin(), flag.end(), '_', '-');
+  return WithNext(
+      absl::InvalidArgumentError(Cat("--", flag, ": wanted UTF-8 text, got bytes that are none")),
+      "give the file or its folder a name in UTF-8");
+}
+
+absl::Status CannotWrite(const std::string& path, int error) {
+  return WithNext(
+      absl::FailedPreconditionError(Cat("cannot write \"", path, "\": ", std::strerror(error))),
+      "make room there or choose another XDG_CONFIG_HOME, then run it again");
+}
+
+bool WriteAll(int fd, std::string_view bytes) {
+  while (!bytes.empty()) {
+    const ssize_t put = write(fd, bytes.data(), bytes.size());
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) return false;
+    bytes.remove_prefix(static_cast<size_t>(put));
+  }
+  return true;
+}
+
+// For its owner alone. After a crash the file is the old one or the new one, whole.
+absl::Status WritePrivateFile(const std::string& path, std::string_view bytes) {
+  std::error_code error;
+  fs::create_directories(fs::path(path).parent_path(), error);
+  if (error) return CannotWrite(path, error.value());
+  std::string temporary = path + ".XXXXXX";
+  const UniqueFd fd(mkostemp(temporary.data(), O_CLOEXEC));
+  if (!fd.ok()) return CannotWrite(path, errno);
+  if (WriteAll(fd.get(), bytes) && fsync(fd.get()) == 0 &&
+      rename(temporary.c_str(), path.c_str()) == 0) {
+    return absl::OkStatus();
+  }
+  absl::Status status = CannotWrite(path, errno);
+  (void)unlink(temporary.c_str());
+  return status;
+}
+
 absl::Status TwoServers(const NamedServer& server, const std::string& name,
                         const ServerContext& context) {
   return WithNext(
@@ -168,23 +221,14 @@ absl::Status SaveContexts(const Environment& env, const Contexts& contexts) {
   for (const auto& [name, context] : contexts.all) {
     Json one = Json::object();
     for (const Key& key : kKeys) {
-      if (!(context.*key.member).empty()) one[key.name] = context.*key.member;
+      const std::string& value = context.*key.member;
+      if (absl::Status status = CheckText(key, value); !status.ok()) return status;
+      if (!value.empty()) one[key.name] = value;
     }
     all[name] = std::move(one);
   }
-  std::error_code error;
-  fs::create_directories(fs::path(path).parent_path(), error);
-  const std::string temporary = path + ".new";
-  {
-    std::ofstream out(temporary, std::ios::binary | std::ios::trunc);
-    out << Json{{"current", contexts.current}, {"contexts", std::move(all)}}.dump(2) << "\n";
-    out.flush();
-    if (!out) return absl::FailedPreconditionError(Cat("cannot write \"", temporary, "\""));
-  }
-  fs::permissions(temporary, fs::perms::owner_read | fs::perms::owner_write, error);
-  if (!error) fs::rename(temporary, path, error);
-  if (!error) return absl::OkStatus();
-  return absl::FailedPreconditionError(Cat("cannot write \"", path, "\": ", error.message()));
+  const Json json = {{"current", contexts.current}, {"contexts", std::move(all)}};
+  return WritePrivateFile(path, json.dump(2) + "\n");
 }
 
 absl::Status CheckContextName(const std::string& name) {

@@ -4,8 +4,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <map>
 #include <sstream>
+#include <stdexcept>
 
 #include "client/cli/errors.h"
 #include "client/cli/hints.h"
@@ -169,6 +171,45 @@ TEST_F(ContextsTest, CommandsChangeTheFile) {
   EXPECT_EQ(run({"context", "show"}).code, 4);
   EXPECT_EQ(run({"context", "use", "127.0.0.1"}).code, 4);
   EXPECT_EQ(run({"context", "show", "six"}).code, 0);
+}
+
+TEST_F(ContextsTest, APathThatIsNoTextIsRefused) {
+  const std::string odd = folder.Write("tok\xff\xfe", "qtk_1\n");
+  for (const char* output : {"text", "json"}) {
+    const CliRun run = RunForTest(
+        {"login", "127.0.0.1:1", "--no-check", "--token-file", odd, "--output", output}, variables);
+    EXPECT_EQ(run.code, 2) << run.err;
+    EXPECT_THAT(run.err, HasSubstr("--token-file: wanted UTF-8"));
+  }
+  EXPECT_TRUE(LoadContexts(env)->all.empty());
+}
+
+TEST_F(ContextsTest, ASaveNeedsNoNameThatIsTaken) {
+  folder.Write("config/quantry/config.json.new/x", "");  // another save, for all we know
+  ASSERT_TRUE(SaveContexts(env, {.current = "a", .all = {{"a", {.server = "x:1"}}}}).ok());
+  EXPECT_EQ(LoadContexts(env)->current, "a");
+  const std::filesystem::path config(folder / "config/quantry");
+  EXPECT_EQ(std::filesystem::status(config / "config.json").permissions(),
+            std::filesystem::perms::owner_read | std::filesystem::perms::owner_write);
+  using Iterator = std::filesystem::directory_iterator;
+  EXPECT_EQ(std::distance(Iterator(config), Iterator()), 2) << "the save left something behind";
+}
+
+TEST_F(ContextsTest, ASaveThatFailsKeepsTheFileAndSaysWhy) {
+  folder.Write("config/quantry/config.json/x", "");
+  const absl::Status status = SaveContexts(env, {.current = "a", .all = {}});
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("quantry/config.json\": Is a directory"));
+  const std::filesystem::path config(folder / "config/quantry");
+  using Iterator = std::filesystem::directory_iterator;
+  EXPECT_EQ(std::distance(Iterator(config), Iterator()), 1);
+}
+
+TEST_F(ContextsTest, WhatACommandThrowsIsAnError) {
+  env.variable = [](std::string_view) -> std::string { throw std::runtime_error("broken"); };
+  EXPECT_EQ(RunCli({"context", "list"}, env), 1);
+  EXPECT_THAT(ignored.str(), HasSubstr("quantry: the command broke off: broken\n"));
+  EXPECT_EQ(RunCli({"list"}, env), 1);
 }
 
 TEST(ConnectionHint, ByWhatGrpcSays) {

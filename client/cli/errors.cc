@@ -14,6 +14,7 @@ namespace quantry::cli {
 namespace {
 
 constexpr char kNext[] = "quantry.cli/next";
+constexpr std::string_view kMetadata = "quantry.cli/metadata/";
 
 // Whether the message ends with what is wrong with a field, or lists it.
 bool Tells(const std::string& message, const std::string& description) {
@@ -63,6 +64,13 @@ void AddDetail(const google::protobuf::Any& any, ErrorReport& report) {
   }
 }
 
+// Whether nobody knows what became of the call. A store that is unavailable may have
+// written; an answer with any other reason is a no.
+bool IsUnanswered(const absl::Status& status) {
+  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) ||
+         ReasonOf(status).empty();
+}
+
 }  // namespace
 
 absl::Status FromGrpc(const grpc::Status& status) {
@@ -78,6 +86,20 @@ absl::Status FromGrpc(const grpc::Status& status) {
 absl::Status WithNext(absl::Status status, std::string_view hint) {
   if (!status.ok()) status.SetPayload(kNext, absl::Cord(std::string(hint)));
   return status;
+}
+
+absl::Status WithMetadata(absl::Status status, std::string_view key, std::string_view value) {
+  if (!status.ok()) status.SetPayload(Cat(kMetadata, key), absl::Cord(std::string(value)));
+  return status;
+}
+
+absl::Status NamingRequest(absl::Status status, std::string_view request_id) {
+  if (status.ok() || !IsUnanswered(status)) return status;
+  const std::string next = Describe(status).next;
+  status = WithNext(std::move(status),
+                    Cat(next, next.empty() ? "" : "; ", "repeat the command with --request-id ",
+                        request_id, ", so that it is not done twice"));
+  return WithMetadata(std::move(status), "request_id", request_id);
 }
 
 ErrorReport Describe(const google::rpc::Status& status) {
@@ -96,7 +118,26 @@ ErrorReport Describe(const google::rpc::Status& status) {
 ErrorReport Describe(const absl::Status& status) {
   ErrorReport report = Describe(ToRpcStatus(status));
   if (auto next = status.GetPayload(kNext); next.has_value()) report.next = std::string(*next);
+  status.ForEachPayload([&report](absl::string_view type_url, const absl::Cord& value) {
+    const std::string name(type_url);
+    if (name.rfind(kMetadata, 0) != 0) return;
+    report.metadata[name.substr(kMetadata.size())] = std::string(value);
+  });
   return report;
+}
+
+bool IsBreak(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kUnavailable:
+    case absl::StatusCode::kResourceExhausted:
+    case absl::StatusCode::kDeadlineExceeded:
+      return true;
+    case absl::StatusCode::kInternal:
+    case absl::StatusCode::kUnknown:
+      return ReasonOf(status).empty();
+    default:
+      return false;
+  }
 }
 
 std::string ErrorText(const ErrorReport& report) {

@@ -41,9 +41,21 @@ absl::Status FromGrpc(const grpc::Status& status);
 // The same status with `hint` as its ErrorReport::next.
 absl::Status WithNext(absl::Status status, std::string_view hint);
 
+// The same status with one more value in ErrorReport::metadata.
+absl::Status WithMetadata(absl::Status status, std::string_view key, std::string_view value);
+
+// What a call that makes or queues a job ended with: when the server may have done it
+// all the same, the status tells the request id and to repeat the call with it.
+absl::Status NamingRequest(absl::Status status, std::string_view request_id);
+
 ErrorReport Describe(const absl::Status& status);
 // How a job failed: QuantizationJob.error.
 ErrorReport Describe(const google::rpc::Status& status);
+
+// Whether a call that ended so is worth another try: the server went away, drains or
+// is full. A torn connection can show as INTERNAL or UNKNOWN, but then no reason came
+// with it.
+bool IsBreak(const absl::Status& status);
 
 // Several lines, each ended by "\n", the first starting with "quantry: ". What the
 // message says already is not said again for its field.

@@ -4,10 +4,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <filesystem>
 #include <set>
+#include <thread>
 
 #include "client/cli/oci_layout.h"
+#include "client/cli/pull_folder.h"
 #include "client/cli/testing/fake_server.h"
 #include "client/cli/testing/run.h"
 #include "common/digest.h"
@@ -149,6 +152,35 @@ TEST_F(ExportTest, ALayoutHoldsSeveralTags) {
   for (const json& entry : index.at("manifests")) digests.insert(entry.at("digest"));
   EXPECT_EQ(digests.size(), 2u);
   EXPECT_EQ(VerifyOciLayout(folder / "oci", "dense")->layers.size(), 2u);
+}
+
+TEST_F(ExportTest, TwoExportsAtOnceKeepBothTags) {
+  const std::string pulled = Pulled();
+  ASSERT_EQ(Export(pulled, {"--tag", "first"}).code, 0);
+  const std::string blobs = folder / "oci/blobs/sha256";
+  const auto count = [&blobs] {
+    using Iterator = std::filesystem::directory_iterator;
+    return std::distance(Iterator(blobs), Iterator());
+  };
+  const auto before = count();
+  auto held = PullFolder::Hold(folder / "oci");
+  ASSERT_TRUE(held.ok());
+  std::atomic<bool> ended = false;
+  CliRun run;
+  std::thread other([&] {
+    run = Export(pulled, {"--tag", "dense", "--format", "dense"});
+    ended = true;
+  });
+  // Its weights, its config and its manifest are there: only the index is left.
+  while (!ended && count() < before + 3) std::this_thread::yield();
+  json row = {{"digest", "sha256:0"},
+              {"annotations", {{"org.opencontainers.image.ref.name", "w4"}}}};
+  folder.Write("oci/index.json", json({{"schemaVersion", 2}, {"manifests", {row}}}).dump());
+  held = PullFolder();
+  other.join();
+  EXPECT_EQ(run.code, 0) << run.err;
+  EXPECT_THAT(IndexText(), HasSubstr("\"w4\""));
+  EXPECT_THAT(IndexText(), HasSubstr("\"dense\""));
 }
 
 TEST_F(ExportTest, DamageIsSeen) {

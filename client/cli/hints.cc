@@ -53,7 +53,7 @@ constexpr std::array kReasonHints = {
     ReasonHint{"QUOTA_SUBMIT_RATE", "repeat the command after the time above"},
     ReasonHint{"QUOTA_WATCHES", "end another `quantry watch` of this tenant, or use `quantry get`"},
     ReasonHint{"STORE_UNAVAILABLE",
-               "the server's store is down; the same command may be repeated safely"},
+               "the server's store is down: repeat the command when it is back"},
     ReasonHint{"EVENTS_COMPACTED", "older events are gone; run the command without --after"},
     ReasonHint{"BLOB_MISMATCH", "the file changed while it was sent: run the same command again"},
     ReasonHint{"ARTIFACT_CORRUPT",

@@ -1,5 +1,6 @@
 #include "client/cli/hold.h"
 
+#include <fcntl.h>
 #include <sys/file.h>
 
 #include <cerrno>
@@ -23,6 +24,13 @@ Holder OpenAndHold(const std::string& path, const std::function<int()>& open_pat
     if (flock(fd->get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) return Holder::kOther;
     if (IsAt(fd->get(), path) || last) return Holder::kUs;
   }
+}
+
+UniqueFd WaitAndHold(const std::string& folder) {
+  UniqueFd fd(open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  while (fd.ok() && flock(fd.get(), LOCK_EX) != 0 && errno == EINTR) {
+  }
+  return fd;
 }
 
 }  // namespace quantry::cli

@@ -22,4 +22,7 @@ enum class Holder {
 // (folders on NFS) gives kUs to everybody.
 Holder OpenAndHold(const std::string& path, const std::function<int()>& open_path, UniqueFd* fd);
 
+// Takes `folder` as OpenAndHold does, but waits for its holder's end.
+UniqueFd WaitAndHold(const std::string& folder);
+
 }  // namespace quantry::cli

@@ -12,6 +12,7 @@
 
 #include "client/cli/errors.h"
 #include "client/cli/format.h"
+#include "client/cli/hold.h"
 #include "client/cli/names.h"
 #include "client/cli/part_file.h"
 #include "client/cli/pull.h"
@@ -254,6 +255,15 @@ void SetTag(const std::string& tag, Json descriptor, Json& index) {
   index["manifests"] = std::move(manifests);
 }
 
+// Other exports into the layout wait meanwhile: what they wrote stays.
+absl::Status PutTag(const std::string& layout, const std::string& tag, Json descriptor) {
+  const UniqueFd held = WaitAndHold(layout);
+  auto index = OpenIndex(layout);
+  if (!index.ok()) return index.status();
+  SetTag(tag, std::move(descriptor), *index);
+  return WriteBlob(layout + "/index.json", index->dump(2) + "\n");
+}
+
 // The blob a descriptor names, checked; JSON when asked for.
 absl::StatusOr<FileDigest> CheckBlob(const std::string& layout, const Json& descriptor) {
   const std::string digest = Text(descriptor, "digest");
@@ -356,8 +366,7 @@ absl::StatusOr<OciImage> WriteOciLayout(const OciOptions& options) {
   if (!output.ok()) return output.status();
   const auto found = FindLayers(*artifact, *output, options.folder);
   if (!found.ok()) return found.status();
-  auto index = OpenIndex(options.layout);
-  if (!index.ok()) return index.status();
+  if (absl::Status status = CheckOciLayout(options.layout); !status.ok()) return status;
   absl::Status status = WriteBlob(options.layout + "/oci-layout",
                                   Json({{"imageLayoutVersion", kLayoutVersion}}).dump());
   std::vector<OciLayer> layers;
@@ -380,8 +389,7 @@ absl::StatusOr<OciImage> WriteOciLayout(const OciOptions& options) {
   if (status.ok()) status = WriteBlob(BlobPath(options.layout, Sha256Hex(text)), text);
   Json descriptor = Descriptor(kManifestType, Sha256Hex(text), static_cast<int64_t>(text.size()));
   descriptor["artifactType"] = kModelManifest;
-  SetTag(options.tag, std::move(descriptor), *index);
-  if (status.ok()) status = WriteBlob(options.layout + "/index.json", index->dump(2) + "\n");
+  if (status.ok()) status = PutTag(options.layout, options.tag, std::move(descriptor));
   if (!status.ok()) return status;
   auto image = VerifyOciLayout(options.layout, options.tag);
   if (image.ok()) image->format = output->format();

@@ -109,7 +109,7 @@ void AddGlobalOptions(CLI::App& app, GlobalOptions& options) {
          "--timeout", options.timeout_s,
          "Seconds to wait for an answer to one call; at least 30 where the engine is asked, "
          "90 for a quote. Default: 10")
-      ->check(Positive())
+      ->check(PositiveSeconds())
       ->type_name("SECONDS")
       ->group("Global options");
   app.add_flag("--quiet", options.quiet, "No progress on stderr; lists print ids only")
@@ -127,6 +127,11 @@ CLI::Option* Choices(CLI::Option* option, std::vector<std::string> words) {
 
 ValueCheck Positive() {
   return BoundedNumber("a number above 0", [](double value) { return value > 0; });
+}
+
+ValueCheck PositiveSeconds() {
+  return BoundedNumber("seconds above 0, at most 1000000000",
+                       [](double value) { return value > 0 && value <= kMostSeconds; });
 }
 
 ValueCheck NotNegative() {

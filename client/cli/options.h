@@ -65,10 +65,14 @@ void UseHelpFormat(CLI::App& app);
 // Only these words; they show in --help and in completion.
 CLI::Option* Choices(CLI::Option* option, std::vector<std::string> words);
 
+// 31 years. Clocks count nanoseconds in 64 bits: ten times as long is past their end.
+inline constexpr double kMostSeconds = 1e9;
+
 // For CLI::Option::check: says what is wrong with a flag's value, "" = nothing.
 using ValueCheck = std::function<std::string(const std::string&)>;
-ValueCheck Positive();     // a number above 0
-ValueCheck NotNegative();  // 0 or more
+ValueCheck Positive();         // a number above 0
+ValueCheck PositiveSeconds();  // above 0, at most kMostSeconds
+ValueCheck NotNegative();      // 0 or more
 
 // "128", "-1" or "channel" (= -1). INVALID_ARGUMENT otherwise.
 absl::StatusOr<int> ParseGroupSize(std::string_view text);

@@ -127,12 +127,6 @@ void AllowManyFiles() {
   setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-bool MayPullAgain(const absl::Status& status) {
-  return status.code() == absl::StatusCode::kUnavailable ||
-         status.code() == absl::StatusCode::kDeadlineExceeded ||
-         status.code() == absl::StatusCode::kResourceExhausted;
-}
-
 }  // namespace
 
 absl::StatusOr<std::vector<v1::ArtifactFile>> ChooseFiles(const v1::Manifest& manifest,
@@ -191,7 +185,7 @@ absl::Status Puller::Fill(const std::string& artifact, const v1::ArtifactFile& f
   for (int tries = 1; part.size() < file.size_bytes(); ++tries) {
     const int64_t before = part.size();
     const absl::Status status = FillOnce(artifact, file, part, meter);
-    if (!status.ok() && !MayPullAgain(status)) return status;
+    if (!status.ok() && !IsBreak(status)) return status;
     if (part.size() > before) tries = 0;
     if (part.size() >= file.size_bytes()) break;
     if (tries >= kMaxTries) {

@@ -88,6 +88,25 @@ TEST_F(PullTest, ABrokenStreamGoesOnAtItsOffset) {
   EXPECT_EQ(folder.Read(std::string("out/") + kWeights), weights);
 }
 
+// "Stream removed" and RST_STREAM come so, without a reason of the server's.
+TEST_F(PullTest, ATornConnectionGoesOnAtItsOffset) {
+  server.read_faults = {{FakeServer::ReadFault::kBreak, 5000, grpc::UNKNOWN},
+                        {FakeServer::ReadFault::kBreak, 9000, grpc::INTERNAL}};
+  const CliRun run = Pull({"--path", kWeights});
+  ASSERT_EQ(run.code, 0) << run.err;
+  EXPECT_THAT(server.reads, Contains(Pair(kWeights, 5000)));
+  EXPECT_THAT(server.reads, Contains(Pair(kWeights, 9000)));
+  EXPECT_EQ(folder.Read(std::string("out/") + kWeights), weights);
+}
+
+TEST_F(PullTest, AServerThatComesBackIsWaitedForWithTheManifestToo) {
+  server.manifest_breaks = 5;
+  const CliRun run = Pull();
+  ASSERT_EQ(run.code, 0) << run.err;
+  EXPECT_GT(run.slept, std::chrono::seconds(1));
+  EXPECT_EQ(folder.Read(std::string("out/") + kWeights), weights);
+}
+
 TEST_F(PullTest, AnInterruptedPullResumes) {
   folder.Write(PartName(), weights.substr(0, 9000));
   ASSERT_EQ(Pull().code, 0);

@@ -206,7 +206,8 @@ void AddJobOptions(CLI::App& command, SubmitOptions& o) {
       ->group("Job");
   command
       .add_option("--request-id", o.request_id,
-                  "UUID; the same one again returns the same job. Default: a fresh one, printed")
+                  "UUID; the same one again returns the same job. Default: a fresh one, printed, "
+                  "also when the server did not answer")
       ->type_name("UUID")
       ->group("Job");
   command.add_option("--title", o.title, "Free text shown with the job")
@@ -246,7 +247,7 @@ void AddJobOptions(CLI::App& command, SubmitOptions& o) {
   command
       .add_option("--wait-timeout", o.wait_timeout_s,
                   "Wait, but leave after this many seconds with exit code 8")
-      ->check(Positive())
+      ->check(PositiveSeconds())
       ->type_name("SECONDS")
       ->group("Job");
   command.add_option("--download", o.download, "Wait, then pull the artifact into this folder")

@@ -231,11 +231,17 @@ TEST_F(SubmitTest, AnUploadThatAServerShortOfMemoryEndedGoesOn) {
 }
 
 TEST_F(SubmitTest, ABrokenUploadGoesOnWhereItStopped) {
-  server.upload_breaks_after = 600'000;
-  const CliRun run = RunForTest(Arguments({}));
-  ASSERT_EQ(run.code, 0) << run.err;
-  EXPECT_THAT(server.upload_offsets, testing::Contains(testing::Gt(500'000)));
-  EXPECT_EQ(server.blobs.at(Sha256Hex(std::string(1'500'000, 'w'))).size(), 1'500'000u);
+  for (const grpc::StatusCode code : {grpc::UNAVAILABLE, grpc::UNKNOWN, grpc::INTERNAL}) {
+    folder.Write("model/model.safetensors", std::string(1'500'000 + code, 'w'));
+    server.upload_offsets.clear();
+    server.upload_breaks_after = 600'000;
+    server.upload_breaks_with = code;
+    const CliRun run = RunForTest(Arguments({}));
+    ASSERT_EQ(run.code, 0) << code << run.err;
+    EXPECT_THAT(server.upload_offsets, testing::Contains(testing::Gt(500'000)));
+    EXPECT_THAT(server.blobs,
+                testing::Contains(testing::Key(Sha256Hex(std::string(1'500'000 + code, 'w')))));
+  }
 }
 
 TEST_F(SubmitTest, CollectedBlobsAreSentAgain) {
@@ -263,8 +269,42 @@ TEST_F(SubmitTest, AServerThatKeepsCuttingCallsOffIsUnavailable) {
   const CliRun run = RunForTest(Arguments({"--output", "json"}));
   EXPECT_EQ(run.code, 7) << run.err;
   EXPECT_EQ(server.creates.size(), 4u);
-  EXPECT_EQ(run.json()["error"]["code"], "UNAVAILABLE");
+  const nlohmann::json error = run.json()["error"];
+  EXPECT_EQ(error["code"], "UNAVAILABLE");
+  EXPECT_EQ(error["metadata"].value("request_id", ""), server.creates.back().request_id());
   EXPECT_THAT(run.err, HasSubstr("shutting down"));
+  EXPECT_THAT(run.err, HasSubstr("--request-id " + server.creates.back().request_id()));
+}
+
+TEST_F(SubmitTest, ASubmitThatWasRefusedMadeNoJob) {
+  server.create_status = RpcError(grpc::RESOURCE_EXHAUSTED, "QUOTA_QUEUED", "too many");
+  const CliRun run = RunForTest(Arguments({"--output", "json"}));
+  EXPECT_EQ(run.code, 6) << run.err;
+  EXPECT_FALSE(run.json()["error"]["metadata"].contains("request_id")) << run.out;
+  EXPECT_THAT(run.err, testing::Not(HasSubstr("--request-id")));
+}
+
+TEST_F(SubmitTest, ARetryWithoutAnAnswerTellsItsRequestId) {
+  const CliRun run = RunForTest({"retry", "my-job", "--server", "127.0.0.1:1", "--output", "json"});
+  EXPECT_EQ(run.code, 7) << run.err;
+  EXPECT_EQ(run.json()["error"]["metadata"].value("request_id", "").size(), 36u) << run.out;
+}
+
+TEST_F(SubmitTest, ADownloadThatFailsNamesTheJob) {
+  server.Publish(kJob, {{"config.json", "{}"}});
+  server.watch_calls = {{{End(v1::JOB_STATE_SUCCEEDED)}, grpc::Status::OK}};
+  folder.Write("out/manifest.json", "{}");
+  const CliRun run = RunForTest(
+      Arguments({"--wait", "--download", folder / "out", "--output", "json", "--quiet"}));
+  EXPECT_EQ(run.code, 2) << run.err;
+  EXPECT_EQ(run.json()["error"]["metadata"].value("job", ""), kJob) << run.out;
+}
+
+TEST_F(SubmitTest, AWaitThatBreaksNamesTheJob) {
+  server.watch_calls = {{{}, RpcError(grpc::PERMISSION_DENIED, "PERMISSION_DENIED", "no more")}};
+  const CliRun run = RunForTest(Arguments({"--wait", "--output", "json", "--quiet"}));
+  EXPECT_EQ(run.code, 5) << run.err;
+  EXPECT_EQ(run.json()["error"]["metadata"].value("job", ""), kJob) << run.out;
 }
 
 TEST_F(SubmitTest, WaitSurvivesABrokenConnectionWithoutGapOrRepeat) {

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "client/cli/backoff.h"
+#include "client/cli/errors.h"
 #include "client/cli/format.h"
 #include "client/cli/text.h"
 #include "common/crc32c.h"
@@ -58,15 +59,14 @@ absl::StatusOr<std::string> HashFile(const LocalFile& file, TransferMeter& meter
 // whose end the server has not noticed yet).
 bool IsHeld(const absl::Status& status) { return HasReason(status, Reason::kResourceLimit); }
 
-// gRPC itself ends calls when the server's calls hold too much memory.
-bool IsCrowdedOut(const absl::Status& status) {
-  return absl::IsResourceExhausted(status) && ReasonOf(status).empty();
+// A quota or a full disk, which want somebody to do something. gRPC itself ends calls
+// without a reason when the server's calls hold too much memory.
+bool IsFull(const absl::Status& status) {
+  return absl::IsResourceExhausted(status) && !ReasonOf(status).empty() && !IsHeld(status);
 }
 
 bool MayUploadAgain(const absl::Status& status) {
-  return status.code() == absl::StatusCode::kUnavailable ||
-         status.code() == absl::StatusCode::kDeadlineExceeded || IsHeld(status) ||
-         IsCrowdedOut(status) || HasReason(status, Reason::kUploadOffset) ||
+  return (IsBreak(status) && !IsFull(status)) || HasReason(status, Reason::kUploadOffset) ||
          HasReason(status, Reason::kChunkCorrupt);
 }
 

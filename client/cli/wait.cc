@@ -60,10 +60,8 @@ absl::Status WaitBroke(const absl::Status& status, const std::string& job_name) 
                               "` when it is back"));
 }
 
-}  // namespace
-
-absl::StatusOr<ExitCode> WaitForJob(Context& context, Connection& connection, StatusLine& line,
-                                    const std::string& job_name, const WaitOptions& options) {
+absl::StatusOr<ExitCode> Wait(Context& context, Connection& connection, StatusLine& line,
+                              const std::string& job_name, const WaitOptions& options) {
   WatchLimits limits;
   if (options.timeout_s > 0) {
     limits.wait = std::chrono::milliseconds(static_cast<int64_t>(options.timeout_s * 1000));
@@ -86,6 +84,15 @@ absl::StatusOr<ExitCode> WaitForJob(Context& context, Connection& connection, St
   }
   PrintJob(context, job, options);
   return ExitCodeFor(job.state());
+}
+
+}  // namespace
+
+absl::StatusOr<ExitCode> WaitForJob(Context& context, Connection& connection, StatusLine& line,
+                                    const std::string& job_name, const WaitOptions& options) {
+  absl::StatusOr<ExitCode> code = Wait(context, connection, line, job_name, options);
+  if (code.ok()) return code;
+  return WithMetadata(code.status(), "job", job_name);
 }
 
 absl::StatusOr<PullSummary> PullArtifact(Connection& connection, StatusLine& line,

@@ -17,7 +17,7 @@ struct WaitOptions {
 };
 
 // Follows a job to its end, prints the one JSON object (or the text) that ends
-// submit --wait and watch, and maps the end to an exit code.
+// submit --wait and watch, and maps the end to an exit code. Errors name the job.
 absl::StatusOr<ExitCode> WaitForJob(Context& context, Connection& connection, StatusLine& line,
                                     const std::string& job_name, const WaitOptions& options);
 

@@ -1,5 +1,6 @@
 #include "client/cli/watcher.h"
 
+#include "client/cli/errors.h"
 #include "client/cli/names.h"
 #include "client/cli/text.h"
 #include "common/errors.h"
@@ -13,21 +14,9 @@ constexpr int kLogColumns = 120;
 // The deadline runs on another clock than TimedOut() and must not come first.
 constexpr auto kClockSlack = std::chrono::milliseconds(50);
 
-// Worth another try: the server went away, drains or is full. A torn connection
-// can show as INTERNAL, UNKNOWN or CANCELLED, but then no reason came with it.
-bool IsBreak(const absl::Status& status) {
-  switch (status.code()) {
-    case absl::StatusCode::kUnavailable:
-    case absl::StatusCode::kResourceExhausted:
-    case absl::StatusCode::kDeadlineExceeded:
-      return true;
-    case absl::StatusCode::kInternal:
-    case absl::StatusCode::kUnknown:
-    case absl::StatusCode::kCancelled:
-      return ReasonOf(status).empty();
-    default:
-      return false;
-  }
+// The server ended the call before it stopped. An interrupt looks the same, and is seen there.
+bool EndedThere(const absl::Status& status) {
+  return absl::IsCancelled(status) && ReasonOf(status).empty();
 }
 
 // A server that answers with a limit is there, and says which.
@@ -111,7 +100,7 @@ absl::Status Watcher::AfterBreak(const absl::Status& broken, bool heard) {
     env.sleep(kFirstWait);
     return absl::OkStatus();
   }
-  if (!broken.ok() && !IsBreak(broken)) return broken;
+  if (!broken.ok() && !IsBreak(broken) && !EndedThere(broken)) return broken;
   if (env.ticks() - last_heard_ >= limits_.away) {
     return broken.ok() ? absl::UnavailableError("the watch stream keeps ending without news")
                        : broken;

@@ -5,6 +5,7 @@
 
 #include "client/cli/commands/commands.h"
 #include "client/cli/connection.h"
+#include "client/cli/errors.h"
 #include "client/cli/job_text.h"
 #include "client/cli/json.h"
 #include "client/cli/names.h"
@@ -33,7 +34,7 @@ absl::StatusOr<ExitCode> RunRetry(Context& context, const RetryOptions& options)
   v1::QuantizationJob job;
   absl::Status status =
       connection.Call(connection.jobs(), &Connection::Jobs::RetryQuantizationJob, request, &job);
-  if (!status.ok()) return status;
+  if (!status.ok()) return NamingRequest(std::move(status), request.request_id());
   if (options.wait || options.waiting.timeout_s > 0) {
     StatusLine line(context.env, context.global.quiet);
     return WaitForJob(context, connection, line, *name, options.waiting);
@@ -59,7 +60,7 @@ void AddRetry(CLI::App& app, Action& chosen) {
   command
       ->add_option("--wait-timeout", options->waiting.timeout_s,
                    "Wait, but leave after this many seconds with exit code 8")
-      ->check(Positive())
+      ->check(PositiveSeconds())
       ->type_name("SECONDS");
   command->footer(
       "\nExamples:\n  quantry retry my-job --wait\n  quantry retry my-job --from-start\n");

@@ -185,7 +185,9 @@ absl::StatusOr<v1::CreateQuantizationJobResponse> Create(Connection& connection,
     if (status.ok()) return response;
     // Collected between upload and create: once more.
     if (!HasReason(status, Reason::kSourceMissing) || !submission.uploads() || tries > 1) {
-      return status;
+      return submission.request.validate_only()
+                 ? status
+                 : NamingRequest(std::move(status), submission.request.request_id());
     }
   }
 }

@@ -68,7 +68,7 @@ void AddWatch(CLI::App& app, Action& chosen) {
   command
       ->add_option("--wait-timeout", options->wait.timeout_s,
                    "Leave after this many seconds with exit code 8")
-      ->check(Positive())
+      ->check(PositiveSeconds())
       ->type_name("SECONDS");
   command->add_option("--download", options->wait.download, "Pull the artifact into this folder")
       ->type_name("DIR");

@@ -266,6 +266,10 @@ grpc::Status FakeServer::ReadArtifact(Context*, const v1::ReadArtifactRequest* r
   std::lock_guard lock(mutex_);
   reads.emplace_back(request->path(), request->read_offset());
   const std::string& data = files[request->path()];
+  if (request->path() == "manifest.json" && manifest_breaks > 0) {
+    --manifest_breaks;
+    return {grpc::UNAVAILABLE, "cut"};
+  }
   ReadFault fault{ReadFault::kBreak, -1};
   if (request->path() != "manifest.json" && !read_faults.empty()) {
     fault = read_faults.front();
@@ -275,7 +279,7 @@ grpc::Status FakeServer::ReadArtifact(Context*, const v1::ReadArtifactRequest* r
     v1::ReadArtifactResponse chunk;
     std::string bytes = data.substr(at, kReadChunk);
     const bool now = fault.after_bytes >= 0 && static_cast<int64_t>(at) >= fault.after_bytes;
-    if (now && fault.kind == ReadFault::kBreak) return {grpc::UNAVAILABLE, "cut"};
+    if (now && fault.kind == ReadFault::kBreak) return {fault.breaks_with, "cut"};
     if (now && fault.kind != ReadFault::kBadCrc) bytes[0] = static_cast<char>(bytes[0] ^ 1);
     chunk.set_offset(static_cast<int64_t>(at));
     chunk.set_crc32c(Crc32c(bytes));

@@ -32,6 +32,7 @@ class FakeServer : public v1::QuantizationService::Service,
   struct ReadFault {
     enum Kind { kBreak, kBadCrc, kBadContent, kStayCorrupt } kind = kBreak;
     int64_t after_bytes = 0;
+    grpc::StatusCode breaks_with = grpc::UNAVAILABLE;
   };
 
   FakeServer();
@@ -63,6 +64,7 @@ class FakeServer : public v1::QuantizationService::Service,
   v1::Manifest figures;                      // what a published manifest holds beside its files
   std::map<std::string, std::string> files;  // of the artifact
   std::vector<ReadFault> read_faults;        // one a data-carrying call
+  int manifest_breaks = 0;                   // first reads of the manifest that break
   std::function<void(const std::string& path)> on_read = nullptr;  // before each ReadArtifact
 
   // Record.
