@@ -122,9 +122,8 @@ class App : public ServerApp {
       return std::max(milliseconds(0), std::chrono::duration_cast<milliseconds>(
                                            deadline - std::chrono::steady_clock::now()));
     };
-    // In this order: a sweep that reports health looks for the drain afterwards.
     runtime_.Drain();
-    rpc_->SetServing(false);
+    rpc_->EndServing();
     garbage_thread_.request_stop();
     // The agent still needs the worker port to give its jobs back.
     if (agent_ != nullptr) agent_->Stop(left() * 9 / 10);
@@ -418,8 +417,7 @@ class App : public ServerApp {
     // glibc keeps what is freed between other things. Ended calls' messages would stay
     // with the process, flood upon flood, however little --call-memory-bytes allows.
     malloc_trim(0);
-    if (!runtime_.draining) rpc_->SetServing(report.ok());
-    if (runtime_.draining) rpc_->SetServing(false);  // it may have begun in between
+    rpc_->SetServing(report.ok());
     if (!report.ok()) {
       log::Error("sweep failed", {{"error", std::string(report.status().message())}});
       return;

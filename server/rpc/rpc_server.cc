@@ -120,11 +120,11 @@ class TwoPortServer : public RpcServer {
   const Addresses& addresses() const override { return addresses_; }
 
   void SetServing(bool serving) override {
-    for (const Listener* listener : {&tenant_, &worker_}) {
-      if (auto* health = listener->server->GetHealthCheckService()) {
-        health->SetServingStatus(serving);
-      }
-    }
+    ForEachHealth([serving](auto& health) { health.SetServingStatus(serving); });
+  }
+
+  void EndServing() override {
+    ForEachHealth([](auto& health) { health.Shutdown(); });
   }
 
   void Shutdown(std::chrono::milliseconds grace) override {
@@ -138,6 +138,13 @@ class TwoPortServer : public RpcServer {
   }
 
  private:
+  template <class Say>
+  void ForEachHealth(const Say& say) {
+    for (const Listener* listener : {&tenant_, &worker_}) {
+      if (auto* health = listener->server->GetHealthCheckService()) say(*health);
+    }
+  }
+
   Listener tenant_;
   Listener worker_;
   Addresses addresses_;

@@ -32,6 +32,8 @@ class RpcServer {
   virtual const Addresses& addresses() const = 0;
   // What health checks hear; "" and each service.
   virtual void SetServing(bool serving) = 0;
+  // They hear that it does not serve from now on, whatever SetServing says later.
+  virtual void EndServing() = 0;
   // Refuses new calls, waits for open ones, cancels what is left at the end
   // of `grace`. Returns when no handler runs any more.
   virtual void Shutdown(std::chrono::milliseconds grace) = 0;

@@ -83,11 +83,15 @@ def unknown_dtype(model):
     write_safetensors(path, header, data)
 
 
-def nan_weights(model):
-    path = model / "model.safetensors"
-    header, data = read_safetensors(path)
-    begin, _ = header["model.layers.2.self_attn.q_proj.weight"]["data_offsets"]
-    write_safetensors(path, header, data[:begin] + struct.pack("<f", float("nan")) + data[begin + 4:])
+def nan_in(tensor):
+    """Its last value: of the embedding, in a row that no text uses."""
+    def damage(model):
+        path = model / "model.safetensors"
+        header, data = read_safetensors(path)
+        _, end = header[tensor]["data_offsets"]
+        write_safetensors(path, header, data[:end - 4] + struct.pack("<f", float("nan")) + data[end:])
+    damage.__name__ = "nan_in_" + tensor
+    return damage
 
 
 def shapes_contradict(model):
@@ -122,7 +126,8 @@ BROKEN_MODELS = [
     (header_nested_deep, "INVALID_CHECKPOINT", ["unknown field 'a'"]),
     (overlapping_offsets, "INVALID_CHECKPOINT", ["overlaps"]),
     (unknown_dtype, "INVALID_CHECKPOINT", ["F37"]),
-    (nan_weights, "NON_FINITE_WEIGHTS", ["layers.2.self_attn.q_proj"]),
+    *((nan_in(tensor), "NON_FINITE_WEIGHTS", [tensor]) for tensor in
+      ("model.layers.2.self_attn.q_proj.weight", "model.norm.weight", "model.embed_tokens.weight")),
     (shapes_contradict, "INVALID_CHECKPOINT", ["172", "176"]),
     (small_vocabulary, "INVALID_TOKENIZER", ["256"]),
 ]

@@ -213,6 +213,19 @@ def test_a_quote_counts_the_jobs_threads(engine):
     assert one < two
 
 
+def test_a_quote_counts_texts(engine, tmp_path):
+    """All windows of a text: its size while it is read, its ids then."""
+    small, large = tmp_path / "small.txt", tmp_path / "large.txt"
+    for path, size in ((small, 10**6), (large, 10**8)):
+        with path.open("w") as file:
+            file.write("once upon a time\n" * 100)
+            file.truncate(size)
+    corpus = {"lora": {}, "sequence_length": 256}
+    one, two = (quoted_memory(engine, engine.job(path.stem, preprocessing={**corpus, "text": {"path": str(path)}}))
+                for path in (small, large))
+    assert 8e8 < two - one < 1e9
+
+
 def assert_the_quote_holds(engine, folder):
     """Runs the job of the folder: its peak of memory is what was quoted, or less."""
     quoted = quoted_memory(engine, folder)

@@ -14,6 +14,7 @@
 #include "common/errors.h"
 #include "common/log.h"
 #include "common/storage_internal.h"
+#include "worker/agent/file_check.h"
 
 namespace quantry::agent {
 namespace {
@@ -26,11 +27,7 @@ absl::StatusOr<bool> Matches(const std::string& path, const std::string& sha256,
   std::error_code error;
   const auto size = fs::file_size(path, error);
   if (error || static_cast<std::int64_t>(size) != size_bytes) return false;
-  absl::Status stopped;
-  const auto digest =
-      Sha256File(path, [&] { return stopped = check ? check(0) : absl::OkStatus(); });
-  if (!stopped.ok()) return stopped;
-  return digest.ok() && digest->sha256 == sha256;
+  return HasSha256(path, sha256, check);
 }
 
 absl::Status FileError(const std::error_code& error, std::string_view action,

@@ -17,6 +17,7 @@
 #include "common/unique_fd.h"
 #include "google/protobuf/struct.pb.h"
 #include "google/protobuf/util/json_util.h"
+#include "worker/agent/file_check.h"
 
 namespace quantry::agent {
 namespace {
@@ -126,13 +127,7 @@ std::string GitId(const std::string& path, std::int64_t size) {
 // An error only when `check` wants an end.
 absl::StatusOr<bool> IsWhatTheHubLists(const HubFile& file, const std::string& path,
                                        const TransferCheck& check) {
-  if (!file.sha256.empty()) {
-    absl::Status stopped;
-    const auto digest =
-        Sha256File(path, [&] { return stopped = check ? check(0) : absl::OkStatus(); });
-    if (!stopped.ok()) return stopped;
-    return digest.ok() && digest->sha256 == file.sha256;
-  }
+  if (!file.sha256.empty()) return HasSha256(path, file.sha256, check);
   return file.oid.empty() || file.size_bytes > kMaxGitBytes ||
          GitId(path, file.size_bytes) == file.oid;
 }

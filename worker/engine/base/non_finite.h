@@ -1,10 +1,20 @@
 #pragma once
 
+#include <ATen/ATen.h>
+
+#include <cmath>
 #include <string>
 
 #include "worker/engine/base/error.h"
 
 namespace quantry::engine {
+
+// NaN and infinity pass through aminmax, which copies nothing.
+inline bool AllFinite(const at::Tensor& values) {
+  if (values.numel() == 0) return true;
+  const auto [low, high] = at::aminmax(values);
+  return std::isfinite(low.item<double>()) && std::isfinite(high.item<double>());
+}
 
 // NON_FINITE_LOSS in `step` of a block's work; `what`: what is not finite, and
 // what to do.

@@ -209,6 +209,7 @@ TEST_P(ExporterTest, UnpackGivesTheDenseOutput) {
   for (const bool symmetric : {false, true}) {
     blocks_.clear();
     std::filesystem::remove_all(Source());
+    std::filesystem::remove_all(Folder("unpacked"));
     Open("llama", Held({4, 8, symmetric}, GetParam()));
     for (const std::string& format : {GetParam(), std::string("dense")}) {
       const auto layout = MakeLayout(format);
@@ -314,6 +315,10 @@ TEST_P(ExporterTest, UnpackWantsAnotherFolder) {
   EXPECT_FALSE(std::filesystem::exists(folder + "/dense"));
   if (GetParam() == "dense") return;  // there is nothing to unpack
   EXPECT_NO_THROW(UnpackFolder(folder, folder + "-dense"));
+  const EngineError again = test::ErrorOf([&] { UnpackFolder(folder, folder + "-dense"); });
+  EXPECT_EQ(again.reason, "INVALID_SPEC");
+  EXPECT_TRUE(test::Mentions(again, "without a model") && test::Mentions(again, "remove it"))
+      << again.what();
 }
 
 TEST_P(ExporterTest, ScalesThatAreNotFiniteAreRefused) {

@@ -356,6 +356,20 @@ void CheckOutputFolder(const std::string& input, const std::string& output) {
                   {{"path", output}});
 }
 
+// Shards beside an older model.safetensors would be read by nobody.
+void CheckHasNoModel(const std::string& output) {
+  std::error_code none;
+  for (const auto& entry : std::filesystem::directory_iterator(output, none)) {
+    const std::string name = entry.path().filename().string();
+    const bool weights = name.starts_with("model") && name.ends_with(".safetensors");
+    if (!weights && name != "model.safetensors.index.json") continue;
+    throw UserError("INVALID_SPEC",
+                    StrCat("output must be a folder without a model: ", output, " has ",
+                           Printable(name), "; remove it, or take another folder"),
+                    {{"path", output}});
+  }
+}
+
 }  // namespace
 
 void UnpackFolder(const std::string& input, const std::string& output) {
@@ -372,6 +386,7 @@ void UnpackFolder(const std::string& input, const std::string& output) {
       specs.push_back({step.name, at::kBFloat16, step.shape});
     }
   }
+  CheckHasNoModel(output);
   std::filesystem::create_directories(output);
   ShardedWriter writer(output, "model", specs, [](const std::vector<TensorSpec>&) {
     return std::map<std::string, std::string>{{"format", "pt"}};

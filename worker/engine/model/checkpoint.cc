@@ -292,6 +292,12 @@ at::Tensor Checkpoint::LoadFloat(const std::string& name) const {
   const Entry& entry = Find(name);
   return entry.file->LoadFloat(*entry.info);
 }
+void Checkpoint::CheckFinite() const {
+  for (const std::string& name : names_) {
+    const Entry& entry = Find(name);
+    entry.file->CheckFinite(*entry.info);
+  }
+}
 at::Tensor Checkpoint::View(const std::string& name) const {
   const Entry& entry = Find(name);
   return entry.file->View(*entry.info);

@@ -53,6 +53,8 @@ class Checkpoint {
   bool IsPacked(const std::string& tensor) const;         // P.NAME of a packed module P
   const TensorInfo& Info(const std::string& name) const;  // throws INVALID_CHECKPOINT
   at::Tensor LoadFloat(const std::string& name) const;    // see SafetensorsFile
+  // Of every tensor of names(): throws what LoadFloat would.
+  void CheckFinite() const;
   at::Tensor View(const std::string& name) const;
   void Release(const std::string& name) const;
 

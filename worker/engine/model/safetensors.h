@@ -74,6 +74,9 @@ class SafetensorsFile {
   // INVALID_CHECKPOINT for other dtypes, NON_FINITE_WEIGHTS for NaN and Inf.
   at::Tensor LoadFloat(const TensorInfo& info) const;
 
+  // Throws what LoadFloat would, and holds a few MB for it.
+  void CheckFinite(const TensorInfo& info) const;
+
   // Drops the tensor's pages, and up to 2 MiB around them, from this process'
   // resident set; they come back from the page cache when touched again.
   void Release(const TensorInfo& info) const;
@@ -81,6 +84,8 @@ class SafetensorsFile {
  private:
   struct Mapping;
   SafetensorsFile() = default;
+  void CheckDense(const TensorInfo& info) const;
+  void RefuseNonFinite(const TensorInfo& info, int64_t bad, int64_t all) const;
 
   std::string path_;
   uint64_t size_ = 0;

@@ -119,26 +119,47 @@ at::Tensor SafetensorsFile::View(const TensorInfo& info) const {
       const_cast<char*>(data), info.shape, [keep](void*) {}, options);
 }
 
-at::Tensor SafetensorsFile::LoadFloat(const TensorInfo& info) const {
+void SafetensorsFile::CheckDense(const TensorInfo& info) const {
   const at::ScalarType dtype = info.dtype;
-  if (dtype != at::kFloat && dtype != at::kHalf && dtype != at::kBFloat16 && dtype != at::kDouble) {
-    throw UserError(
-        "INVALID_CHECKPOINT",
-        StrCat("tensor '", Printable(info.name), "' in ", path_, " has dtype ",
-               SafetensorsDtypeName(dtype), ", a dense weight must be F32, F16, BF16 or F64"),
-        {{"tensor", info.name}, {"dtype", std::string(SafetensorsDtypeName(dtype))}});
+  if (dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16 || dtype == at::kDouble) {
+    return;
   }
+  throw UserError(
+      "INVALID_CHECKPOINT",
+      StrCat("tensor '", Printable(info.name), "' in ", path_, " has dtype ",
+             SafetensorsDtypeName(dtype), ", a dense weight must be F32, F16, BF16 or F64"),
+      {{"tensor", info.name}, {"dtype", std::string(SafetensorsDtypeName(dtype))}});
+}
+
+void SafetensorsFile::RefuseNonFinite(const TensorInfo& info, int64_t bad, int64_t all) const {
+  if (bad == 0) return;
+  throw UserError(
+      "NON_FINITE_WEIGHTS",
+      StrCat("tensor '", Printable(info.name), "' in ", path_, " has ", bad, " of ", all,
+             " values which are NaN or infinite (in fp32): the checkpoint is damaged "
+             "or was saved from a diverged run"),
+      {{"tensor", info.name}, {"path", path_}});
+}
+
+at::Tensor SafetensorsFile::LoadFloat(const TensorInfo& info) const {
+  CheckDense(info);
   at::Tensor values = View(info).to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
   Release(info);
-  if (const int64_t bad = CountNonFinite(values); bad > 0) {
-    throw UserError("NON_FINITE_WEIGHTS",
-                    StrCat("tensor '", Printable(info.name), "' in ", path_, " has ", bad, " of ",
-                           values.numel(),
-                           " values which are NaN or infinite (in fp32): the checkpoint is damaged "
-                           "or was saved from a diverged run"),
-                    {{"tensor", info.name}, {"path", path_}});
-  }
+  RefuseNonFinite(info, CountNonFinite(values), values.numel());
   return values;
+}
+
+void SafetensorsFile::CheckFinite(const TensorInfo& info) const {
+  CheckDense(info);
+  constexpr int64_t kAtOnce = int64_t{1} << 20;
+  const at::Tensor values = View(info).view(-1);
+  int64_t bad = 0;
+  for (int64_t first = 0; first < values.numel(); first += kAtOnce) {
+    bad += CountNonFinite(
+        values.slice(0, first, std::min(first + kAtOnce, values.numel())).to(at::kFloat));
+  }
+  Release(info);
+  RefuseNonFinite(info, bad, values.numel());
 }
 
 void SafetensorsFile::Release(const TensorInfo& info) const {

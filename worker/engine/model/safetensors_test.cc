@@ -215,9 +215,11 @@ TEST_F(SafetensorsFileTest, NonFiniteWeightsNameTheTensor) {
       writer.Append("layer.weight", at::tensor({1.0, bad, 2.0}, at::kDouble).to(dtype));
       writer.Finish();
       const auto file = SafetensorsFile::Open(path);
-      const EngineError error = ErrorOf([&] { file->LoadFloat(file->tensors()[0]); });
-      EXPECT_EQ(error.reason, "NON_FINITE_WEIGHTS");
-      EXPECT_TRUE(Mentions(error, "layer.weight") && Mentions(error, "1 of 3")) << error.what();
+      for (const EngineError& error : {ErrorOf([&] { file->LoadFloat(file->tensors()[0]); }),
+                                       ErrorOf([&] { file->CheckFinite(file->tensors()[0]); })}) {
+        EXPECT_EQ(error.reason, "NON_FINITE_WEIGHTS");
+        EXPECT_TRUE(Mentions(error, "layer.weight") && Mentions(error, "1 of 3")) << error.what();
+      }
     }
   }
 }

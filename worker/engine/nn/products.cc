@@ -39,8 +39,8 @@ void ConvertRows(const at::Tensor& from, const at::Tensor& to, const Convert& co
 
 bool HasKernels(const at::Tensor& value) { return value.is_cpu() && simd::HasBfloat16(); }
 
-// A matrix with unit stride along its rows.
-at::Tensor Flat(const at::Tensor& x) { return x.contiguous().view({-1, x.size(-1)}); }
+// A matrix with unit stride along its rows, also one without columns.
+at::Tensor Flat(const at::Tensor& x) { return x.contiguous().flatten(0, -2); }
 
 // to = fp32 `from` rounded to bfloat16; `to` is a matrix in the type of factors.
 void Round(const at::Tensor& from, const at::Tensor& to) {

@@ -39,6 +39,15 @@ TEST(ProductsTest, FactorsAreRoundedOnceAndSumsAreNot) {
   EXPECT_GT(Difference(rough, at::mm(a, b).to(at::kDouble)), 1e-4);
 }
 
+// A linear with only salient columns, or none, has such a factor (methods/ptq161).
+TEST(ProductsTest, AFactorWithoutColumnsMakesZeros) {
+  for (const ComputeDtype dtype : kBoth) {
+    const at::Tensor got =
+        Product(Factor(at::empty({3, 0}), dtype), Factor(at::empty({0, 5}), dtype));
+    EXPECT_TRUE(at::equal(got, at::zeros({3, 5}))) << got;
+  }
+}
+
 // What a device that multiplies bfloat16 is given.
 TEST(ProductsTest, TakesFactorsInBfloat16) {
   const at::Tensor a = at::randn({4, 30}).to(at::kBFloat16),

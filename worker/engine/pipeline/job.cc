@@ -134,6 +134,19 @@ bool Writes(const MethodRow& method, const std::string& format) {
   return std::find(formats.begin(), formats.end(), format) != formats.end();
 }
 
+// As the service chooses (server/rpc/validation.cc).
+const OutputFormatRow* DefaultFormat(const Job& job) {
+  for (const char* name : {"compressed-tensors", "quantry", "dense"}) {
+    for (const OutputFormatRow& row : OutputFormats()) {
+      const bool carries =
+          row.refuses(job.grid).empty() && (row.carries_online_rotation || !job.rotation.online);
+      if (row.name == name && carries && Writes(*job.method_row, row.name)) return &row;
+    }
+  }
+  throw EngineError(FailureClass::kBug, "INTERNAL",
+                    "method " + job.method_row->name + " has no output format");
+}
+
 void ParseOutputs(JsonObject& parent, Job& job) {
   for (JsonObject& output : parent.Objects("outputs")) {
     const std::string wanted = output.String("format", "OUTPUT_FORMAT_UNSPECIFIED");
@@ -155,11 +168,7 @@ void ParseOutputs(JsonObject& parent, Job& job) {
     CheckFormat(*found, job.grid);
     job.outputs.push_back(found);
   }
-  if (!job.outputs.empty()) return;
-  for (const OutputFormatRow& row : OutputFormats()) {
-    if (job.outputs.empty() && Writes(*job.method_row, row.name)) job.outputs.push_back(&row);
-  }
-  CheckFormat(*job.outputs.at(0), job.grid);
+  if (job.outputs.empty()) job.outputs.push_back(DefaultFormat(job));
 }
 
 QualityGate ParseGate(JsonObject& parent) {

@@ -79,6 +79,22 @@ TEST(Job, RotatesOnlineWhereActivationsAreQuantized) {
   EXPECT_FALSE(ParseJob(json).rotation.online);
 }
 
+TEST(Job, WithoutOutputsItHasTheOneThatCarriesIt) {
+  const auto output = [](const char* method) {
+    nlohmann::json json = GoodJob();
+    json.erase("outputs");
+    json["method"] = nlohmann::json::parse(method);
+    const Job job = ParseJob(json);
+    EXPECT_EQ(job.outputs.size(), 1u);
+    return job.outputs.at(0)->name;
+  };
+  EXPECT_EQ(output(R"({"rtn": {"grid": {"bits": 4}}})"), "compressed-tensors");
+  EXPECT_EQ(output(R"({"rtn": {"grid": {"bits": 6}}})"), "quantry");
+  EXPECT_EQ(output(R"({"quarot": {"activations": {"bits": 4}}})"), "quantry");
+  EXPECT_EQ(output(R"({"ptq161": {}})"), "quantry");
+  EXPECT_EQ(output(R"({"billm": {}})"), "dense");
+}
+
 TEST(Job, OnlyQuarotIsToldToLeaveOnlineRotationsOut) {
   nlohmann::json json = GoodJob();
   json["outputs"] = {{{"format", "OUTPUT_FORMAT_GPTQ"}}};
@@ -304,12 +320,13 @@ INSTANTIATE_TEST_SUITE_P(
         BadJob{"nine_bit_activations", R"({"method": {"awq": {"activations": {"bits": 9}}}})",
                "activations.bits must be 2 to 8"},
         BadJob{"six_bits_in_compressed_tensors",
-               R"({"method": {"awq": {"grid": {"bits": 6}}}, "outputs": null})",
+               R"({"method": {"awq": {"grid": {"bits": 6}}},
+                   "outputs": [{"format": "OUTPUT_FORMAT_COMPRESSED_TENSORS"}]})",
                "formats that can hold this: dense, quantry"},
-        BadJob{
-            "online_rotation_in_compressed_tensors",
-            R"({"method": {"awq": null, "quarot": {"activations": {"bits": 4}}}, "outputs": null})",
-            "formats that carry online rotations (dense, quantry)"},
+        BadJob{"online_rotation_in_compressed_tensors",
+               R"({"method": {"awq": null, "quarot": {"activations": {"bits": 4}}},
+                   "outputs": [{"format": "OUTPUT_FORMAT_COMPRESSED_TENSORS"}]})",
+               "formats that carry online rotations (dense, quantry)"},
         BadJob{"quarot_gptq_without_calibration",
                R"({"method": {"awq": null, "quarot": {"gptq": true}}, "calibration": null})",
                "calibration"},

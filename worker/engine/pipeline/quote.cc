@@ -1,7 +1,9 @@
 #include "worker/engine/pipeline/quote.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <nlohmann/json.hpp>
+#include <system_error>
 
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/file.h"
@@ -46,6 +48,26 @@ int64_t BatchBytes(const Checkpoint& checkpoint, const StreamShape& stream,
       std::max({config.intermediate_size, config.hidden_size, config.query_size()});
   return BatchWorkers(config, stream, device) * tokens * widest * kFloatBytes * kAliveActivations +
          kScoreBytes;
+}
+
+// Windows of all texts stay in memory, 8 bytes a token; while one is read, so do it and its ids,
+// twice. A token of real text has two bytes or more.
+int64_t TextBytes(const Job& job) {
+  constexpr int64_t kTextBytesPerToken = 2, kWindowBytes = 8, kReadingBytes = 8;
+  const std::optional<TextJob> corpus =
+      job.preprocessing ? std::optional(job.preprocessing->corpus) : std::nullopt;
+  int64_t windows = 0, reading = 0;
+  for (const auto* text : {&job.calibration, &job.evaluation, &corpus}) {
+    if (!*text) continue;
+    std::error_code unknown;
+    const uintmax_t size = std::filesystem::file_size((*text)->source.path, unknown);
+    const int64_t bytes = unknown ? 0 : static_cast<int64_t>(size);
+    const int64_t tokens = bytes / kTextBytesPerToken;
+    const WindowSpec& spec = (*text)->windows;
+    windows += kWindowBytes * (spec.windows > 0 ? spec.windows * spec.length : tokens);
+    reading = std::max(reading, bytes + kReadingBytes * tokens);
+  }
+  return windows + reading;
 }
 
 StreamShape ShapeOfText(const std::optional<TextJob>& text) {
@@ -175,11 +197,12 @@ Json QuoteJson(const Job& job) {
   if (job.evaluation) evaluation.windows = std::max<int64_t>(evaluation.windows, 1);
   const int64_t on_host = MethodBytes(job, *checkpoint, calibration, at::kCPU);
   const int64_t on_device = MethodBytes(job, *checkpoint, calibration, at::kCUDA);
-  Json quote = {{"steps", PlanSteps(job, *checkpoint, calibration, evaluation, {}).total()},
-                {"blocks", checkpoint->config().num_layers},
-                {"parameters", checkpoint->parameters()},
-                {"host_memory_bytes", HostMemoryBytes(*checkpoint, calibration) + on_host},
-                {"device_memory_bytes", DeviceMemoryBytes(*checkpoint, calibration) + on_device}};
+  Json quote = {
+      {"steps", PlanSteps(job, *checkpoint, calibration, evaluation, {}).total()},
+      {"blocks", checkpoint->config().num_layers},
+      {"parameters", checkpoint->parameters()},
+      {"host_memory_bytes", HostMemoryBytes(*checkpoint, calibration) + on_host + TextBytes(job)},
+      {"device_memory_bytes", DeviceMemoryBytes(*checkpoint, calibration) + on_device}};
   const bool fits = problems.empty();
   quote["outputs"] = fits ? OutputsJson(job, *checkpoint) : Json::array();
   quote["problems"] = problems;

@@ -175,6 +175,7 @@ void Run::Load() {
   ConfigureRuntime(job_.threads);
   device_ = given_ ? *given_ : OpenDevice(job_.device);
   inputs_ = OpenInputs(job_);
+  inputs_.checkpoint->CheckFinite();  // now, and not after hours of other blocks
   scale_dtype_ = ScaleDtypeOf(checkpoint());
   CreateOutputFolder(job_.output_dir);
   if (job_.rotation.enabled) inputs_.source = OpenRotated(job_, inputs_, RotatedDir());

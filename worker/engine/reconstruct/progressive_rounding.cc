@@ -56,19 +56,10 @@ void Restore(const StageState& state, TrainedBlock& trained) {
   for (size_t i = 0; i < trained.dense.size(); ++i) trained.dense[i].copy_(state.dense.at(i));
 }
 
-// NaN and infinity pass through aminmax, which copies nothing.
-bool AllFinite(const at::Tensor& tensor) {
-  const auto [low, high] = at::aminmax(tensor);
-  return std::isfinite(low.item<double>()) && std::isfinite(high.item<double>());
-}
-
-// Whether training can go on from here. A logit that is not a number makes its
-// weight none; those of hard entries may be infinite.
+// Whether training can go on from here.
 bool IsSound(const TrainedBlock& trained) {
   return std::all_of(trained.linears.begin(), trained.linears.end(),
-                     [](const SoftRounding& linear) {
-                       return AllFinite(linear.weight()) && AllFinite(linear.scale_logits());
-                     }) &&
+                     [](const SoftRounding& linear) { return linear.IsSound(); }) &&
          std::all_of(trained.dense.begin(), trained.dense.end(), AllFinite);
 }
 
@@ -126,7 +117,8 @@ ProgressiveRounding::ProgressiveRounding(int block, const BlockObjective& object
       objective_(objective),
       options_(options),
       progress_(progress),
-      stages_(static_cast<int>(options.schedule.size())) {}
+      given_stages_(static_cast<int>(options.schedule.size())),
+      stages_(given_stages_) {}
 
 int64_t ProgressiveRounding::Steps(const ProgressiveRoundingOptions& options) {
   return static_cast<int64_t>(options.schedule.size()) * options.steps_per_stage +
@@ -145,7 +137,7 @@ int64_t ProgressiveRounding::StepsOf(int stage) const {
 
 StepRates ProgressiveRounding::RatesAt(int stage, int64_t step) const {
   StepRates rates = options_.rates;
-  const auto stages = static_cast<double>(options_.schedule.size());  // finer ones go on as it ends
+  const double stages = given_stages_;  // finer ones go on as it ends
   const double place = static_cast<double>(step) / static_cast<double>(StepsOf(stage));
   double share = rate_share_;
   if (stage < stages_) {
@@ -198,9 +190,8 @@ double ProgressiveRounding::TrainWithRetries(int stage, TrainedBlock& trained,
                                              RoundingReport& report) {
   const StageState before = Snapshot(trained, stage, rate_share_, report);
   // Those of a finer stage are in nobody's count.
-  int64_t steps_told = stage < stages_ && stage >= static_cast<int>(options_.schedule.size())
-                           ? options_.steps_per_stage
-                           : 0;
+  const bool finer = stage < stages_ && stage >= given_stages_;
+  int64_t steps_told = finer ? options_.steps_per_stage : 0;
   for (int attempt = 0; attempt <= kMaxRetries; ++attempt) {
     if (attempt > 0) {
       Restore(before, trained);
@@ -244,16 +235,14 @@ double ProgressiveRounding::LossOf(const TrainableTensors& tensors) const {
 }
 
 double ProgressiveRounding::SoftShare(int stage) const {
-  const auto given = static_cast<int>(options_.schedule.size());
-  return stage < given ? options_.schedule[stage]
-                       : options_.schedule.back() / std::pow(kFiner, stage - given + 1);
+  return stage < given_stages_
+             ? options_.schedule[stage]
+             : options_.schedule.back() / std::pow(kFiner, stage - given_stages_ + 1);
 }
 
 bool ProgressiveRounding::WantsFinerStage(const TrainedBlock& trained) const {
-  const auto given = static_cast<int>(options_.schedule.size());
-  if (!std::isfinite(options_.most_loss) || given == 0 || stages_ == given + kMaxFinerStages) {
-    return false;
-  }
+  if (!std::isfinite(options_.most_loss) || given_stages_ == 0) return false;
+  if (stages_ == given_stages_ + kMaxFinerStages) return false;
   return LossOf(Hard(trained)) > kMostHardRise * LossOf(Current(trained));
 }
 
@@ -280,8 +269,7 @@ RoundingReport ProgressiveRounding::Run(TrainedBlock& trained, StageStore* store
       rate_share_ = found->learning_rate_share;
       report.loss_soft = found->loss_soft;
       report.retries = found->retries;
-      const auto given = static_cast<int>(options_.schedule.size());
-      progress_.Advance(std::min(stage, given) * options_.steps_per_stage,
+      progress_.Advance(std::min(stage, given_stages_) * options_.steps_per_stage,
                         "taken from the checkpoint");
     }
   }

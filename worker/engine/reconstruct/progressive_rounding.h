@@ -127,7 +127,8 @@ class ProgressiveRounding {
   const ProgressiveRoundingOptions& options_;
   ProgressSink& progress_;
   double rate_share_ = 1;
-  int stages_;  // of hardening: the schedule's and the finer ones that a block turned out to want
+  const int given_stages_;  // the schedule's
+  int stages_;  // of hardening: those and the finer ones that a block turned out to want
 };
 
 // The first `count` of a random permutation of 0 .. windows-1: never the same

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "worker/engine/base/error.h"
+#include "worker/engine/base/non_finite.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/reconstruct/adam.h"
 #include "worker/engine/reconstruct/group_kernels.h"
@@ -299,6 +300,8 @@ at::Tensor SoftRounding::factors() const {
   }
   return factors;
 }
+
+bool SoftRounding::IsSound() const { return AllFinite(weight_) && AllFinite(scale_logits()); }
 
 at::Tensor SoftRounding::logits() const {
   at::Tensor logits = at::empty(weight_.sizes(), at::kFloat);

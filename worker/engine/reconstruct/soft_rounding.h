@@ -80,6 +80,9 @@ class SoftRounding {
   int64_t columns() const { return weight_.size(1); }
   int64_t live() const { return static_cast<int64_t>(live_.size()); }
   double hard_fraction() const;
+  // Whether training can go on from here. A logit that is not a number makes its
+  // weight none; those of hard entries may be infinite.
+  bool IsSound() const;
   // Share of codes that differ from rounding to nearest on the same grid.
   double flip_ratio() const;
   // f(v) of every group.

@@ -19,7 +19,8 @@ class Tokenizer {
   Tokenizer(const Tokenizer&) = delete;
   Tokenizer& operator=(const Tokenizer&) = delete;
 
-  // Pieces a long text is worked on in; bounds the work space to some 10 MB.
+  // Pieces a long text is worked on in, which bounds the work space to some 10 MB; where a
+  // text cannot be cut it is some 100 bytes a character.
   static constexpr size_t kPieceBytes = 64 << 10;
 
   // Token ids of the whole text, no special tokens added. `text` is UTF-8.

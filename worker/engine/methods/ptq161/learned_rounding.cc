@@ -130,7 +130,7 @@ class BlockRounding {
   }
 
   // Freezes all but `soft_fraction`, then trains; halves `rate_share` and starts
-  // the stage over when a loss is not finite. Returns the mean loss.
+  // the stage over when a loss or what is trained is not finite. Returns the mean loss.
   double RunStage(int stage, double soft_fraction, double& rate_share, ProgressSink& progress) {
     const Snapshot before = Take();
     int64_t told = 0;
@@ -138,11 +138,11 @@ class BlockRounding {
       if (attempt > 0) Restore(before);
       for (SoftRounding& part : parts_) part.Harden(soft_fraction);
       const double loss = Train(stage, rate_share, told, progress);
-      if (std::isfinite(loss)) return loss;
+      if (std::isfinite(loss) && IsSound()) return loss;
     }
     throw NonFiniteLoss(task_.block.index, StrCat("stage ", stage + 1, " of learning signs"),
-                        "the loss is not finite, and lower rates did not help; check the "
-                        "calibration text, or lower rounding_rate");
+                        "the loss or what is trained is not finite, and lower rates did not help; "
+                        "check the calibration text, or lower rounding_rate");
   }
 
   // {signs, codes} that were flipped, as shares.
@@ -164,6 +164,13 @@ class BlockRounding {
     at::Tensor values;
     std::vector<std::pair<at::Tensor, at::Tensor>> logits;
   };
+
+  // Whether training can go on from here: the loss is that before the last step.
+  bool IsSound() const {
+    return AllFinite(buffer_.values()) &&
+           std::all_of(parts_.begin(), parts_.end(),
+                       [](const SoftRounding& part) { return part.IsSound(); });
+  }
 
   Snapshot Take() const {
     Snapshot snapshot{buffer_.values().clone(), {}};

@@ -3,12 +3,16 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <limits>
+#include <string_view>
 #include <tuple>
 
 #include "worker/engine/base/json_object.h"
+#include "worker/engine/base/non_finite.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/methods/block_weights.h"
 #include "worker/engine/methods/ptq161/block_loss.h"
+#include "worker/engine/methods/ptq161/learned_rounding.h"
 #include "worker/engine/methods/ptq161/mask.h"
 #include "worker/engine/methods/ptq161/mixed_linear.h"
 #include "worker/engine/methods/ptq161/parse.h"
@@ -464,6 +468,64 @@ TEST_P(Ptq161Test, Bfloat16TrainsAsFloat32Does) {
     options.compute = ComputeDtype::kBfloat16;
     const double rounded = Loss(setting, RunMethod(setting.Task(), options).block);
     EXPECT_NEAR(rounded, exact, (learn ? 0.1 : 0.01) * exact);
+  }
+}
+
+TEST_P(Ptq161Test, Bfloat16TakesLinearsOfOneKindOfColumn) {
+  const BlockSetting setting(GetParam());
+  Ptq161Options signs_only = Quick(2), codes_only = Quick(2);
+  signs_only.mask = false;
+  codes_only.salient_multiple = 4096;
+  for (Ptq161Options options : {signs_only, codes_only}) {
+    for (const bool learn : {false, true}) {
+      options.learn_rounding = learn;
+      options.rounding_stages = 2;
+      options.compute = ComputeDtype::kFloat32;
+      const double exact = Loss(setting, RunMethod(setting.Task(), options).block);
+      options.compute = ComputeDtype::kBfloat16;
+      const double rounded = Loss(setting, RunMethod(setting.Task(), options).block);
+      EXPECT_NEAR(rounded, exact, 0.1 * exact);
+    }
+  }
+}
+
+// Puts a NaN into what is trained after a step, once.
+class NanAfterStep : public CountingSink {
+ public:
+  NanAfterStep(const ParameterBuffer& buffer, int64_t step) : buffer_(buffer), step_(step) {}
+
+  void Advance(int64_t steps, std::string_view what) override {
+    CountingSink::Advance(steps, what);
+    if (this->steps() == step_) buffer_.values().fill_(std::numeric_limits<float>::quiet_NaN());
+  }
+
+ private:
+  const ParameterBuffer& buffer_;
+  int64_t step_;
+};
+
+// What the last step does is seen by no loss.
+TEST_P(Ptq161Test, ALastStepThatBreaksDownIsAFailedAttempt) {
+  const BlockSetting setting(GetParam());
+  UnderTraining gains(setting.Task(), Quick(1));
+  NanAfterStep last_of_all(gains.buffer, setting.x.size(0));
+  EXPECT_EQ(TrainBlock(setting.Task(), gains.options, gains.survey, gains.linears, gains.buffer,
+                       last_of_all)
+                .retries,
+            1);
+  EXPECT_TRUE(AllFinite(gains.buffer.values()));
+
+  Ptq161Options options = Quick(1);
+  options.learn_rounding = true;
+  options.rounding_stages = 2;
+  options.rounding_steps = 3;
+  for (const int64_t step : {3, 6}) {
+    UnderTraining signs(setting.Task(), options);
+    NanAfterStep last_of_stage(signs.buffer, step);
+    LearnRounding(setting.Task(), options, signs.survey, signs.linears, signs.buffer,
+                  last_of_stage);
+    EXPECT_EQ(last_of_stage.steps(), 6);
+    EXPECT_TRUE(AllFinite(signs.buffer.values()));
   }
 }
 

@@ -62,7 +62,7 @@ class GainTrainer {
         linears_(linears),
         steps_(steps) {}
 
-  // nullopt when a loss was not finite; failed_step() then tells where.
+  // nullopt when a loss or what was trained is not finite; failed_step() then tells where.
   std::optional<TrainingReport> Run(ParameterBuffer& buffer, double rate_scale) {
     Adam adam = OptimizerOf(buffer);
     Random random(task_.seed ^ (uint64_t{0x161} << 32) ^ static_cast<uint64_t>(task_.block.index));
@@ -76,6 +76,7 @@ class GainTrainer {
         break;
       }
     }
+    if (!AllFinite(buffer.values())) return std::nullopt;  // no loss saw what the last step did
     return report;
   }
 
@@ -163,10 +164,11 @@ TrainingReport TrainBlock(const BlockTask& task, const Ptq161Options& options,
     }
     failed = trainer.failed_step();
   }
-  throw NonFiniteLoss(
-      task.block.index, StrCat("training step ", failed, " of ", options.epochs * task.x_q.size(0)),
-      "the loss is not finite, also at a hundredth of the learning rates; check the checkpoint's "
-      "weights and the calibration text, or lower gain_rate and rank_one_rate");
+  throw NonFiniteLoss(task.block.index,
+                      StrCat("training step ", failed, " of ", options.epochs * task.x_q.size(0)),
+                      "the loss or what is trained is not finite, also at a hundredth of the "
+                      "learning rates; check the checkpoint's "
+                      "weights and the calibration text, or lower gain_rate and rank_one_rate");
 }
 
 }  // namespace quantry::engine
