@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "worker/engine/export/layout.h"
-#include "worker/engine/export/sharded_writer.h"
 #include "worker/engine/model/checkpoint.h"
+#include "worker/engine/model/sharded_writer.h"
 #include "worker/engine/quant/quantized_linear.h"
 
 namespace quantry::engine {

@@ -23,8 +23,8 @@
 #include "worker/engine/export/model_files.h"
 #include "worker/engine/export/output_reader.h"
 #include "worker/engine/export/packed_reader.h"
-#include "worker/engine/export/sharded_writer.h"
 #include "worker/engine/model/config.h"
+#include "worker/engine/model/sharded_writer.h"
 
 namespace quantry::engine {
 namespace {

@@ -21,6 +21,10 @@ class ProgressSink {
   virtual ~ProgressSink() = default;
   // `steps` of Method::Steps are done; `what` is shown to the user.
   virtual void Advance(int64_t steps, std::string_view what) = 0;
+  // So many more than Method::Steps said will be done: something starts over, or goes on.
+  virtual void Extend(int64_t) {}
+  // `steps` were done by an earlier run.
+  virtual void TakeOver(int64_t steps) { Advance(steps, "taken from the checkpoint"); }
   // Figures of the work in progress, finite, for whoever watches: they stand
   // beside the next progress until the next block begins or others replace them.
   virtual void Measure(const std::map<std::string, double>&) {}

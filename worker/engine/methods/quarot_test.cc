@@ -69,6 +69,19 @@ TEST_P(RotationTest, Q1LogitsAgree) {
   EXPECT_LT(RelativeError(Logits(*twins_.rotated), Logits(*twins_.plain)), 2e-6);
 }
 
+TEST(Rotation, ALargeTwinIsWrittenInShards) {
+  const Twins twins("llama", json::object(), true);
+  const std::string dir = twins.dir.File("shards");
+  std::filesystem::create_directories(dir);
+  WriteRotatedCheckpoint(*twins.plain, {true, true}, 5, dir, 4096);
+  const auto shards = Checkpoint::Open(dir);
+  EXPECT_GT(shards->files().size(), 2U);
+  EXPECT_EQ(shards->names(), twins.rotated->names());
+  for (const std::string& name : shards->names()) {
+    EXPECT_TRUE(at::equal(shards->View(name), twins.rotated->View(name))) << name;
+  }
+}
+
 // A tied model whose only copy of the embedding is called the head.
 TEST(Rotation, Q1HoldsForAnEmbeddingStoredAsTheHead) {
   test::TinyModel model = test::MakeTinyModel("llama", {{"tie_word_embeddings", true}});

@@ -101,6 +101,8 @@ struct TensorSpec {
   std::vector<int64_t> shape;
 };
 
+uint64_t BytesOf(const TensorSpec& spec);
+
 // Writes one safetensors file as a stream: the header from `specs`, then the
 // data of each tensor in the same order. The bytes go to "PATH.partial"; the
 // file appears under its own name, synced, only in Finish(). A writer dropped

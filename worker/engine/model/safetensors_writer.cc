@@ -15,16 +15,6 @@ EngineError Bug(const std::string& message) {
   return EngineError(FailureClass::kBug, "INTERNAL", message);
 }
 
-uint64_t BytesOf(const TensorSpec& spec) {
-  uint64_t bytes = c10::elementSize(spec.dtype);
-  for (const int64_t n : spec.shape) {
-    const auto product = CheckedMultiply(bytes, static_cast<uint64_t>(n));
-    if (n < 0 || !product) throw Bug(StrCat("shape of '", spec.name, "' overflows"));
-    bytes = *product;
-  }
-  return bytes;
-}
-
 // Length and JSON, padded with spaces so that the data starts at a multiple of
 // eight bytes.
 std::string HeaderBytes(const std::vector<TensorSpec>& specs,
@@ -51,6 +41,16 @@ std::string HeaderBytes(const std::vector<TensorSpec>& specs,
 }
 
 }  // namespace
+
+uint64_t BytesOf(const TensorSpec& spec) {
+  uint64_t bytes = c10::elementSize(spec.dtype);
+  for (const int64_t n : spec.shape) {
+    const auto product = CheckedMultiply(bytes, static_cast<uint64_t>(n));
+    if (n < 0 || !product) throw Bug(StrCat("shape of '", spec.name, "' overflows"));
+    bytes = *product;
+  }
+  return bytes;
+}
 
 SafetensorsWriter::SafetensorsWriter(std::string path, std::vector<TensorSpec> specs,
                                      std::map<std::string, std::string> metadata)

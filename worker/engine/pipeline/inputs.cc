@@ -3,14 +3,18 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "worker/engine/base/error.h"
 #include "worker/engine/base/file.h"
 #include "worker/engine/base/sha256.h"
+#include "worker/engine/base/strings.h"
 #include "worker/engine/export/exporter.h"
 #include "worker/engine/export/model_files.h"
 #include "worker/engine/methods/linear_shapes.h"
+#include "worker/engine/nn/online_rotation.h"
 #include "worker/engine/nn/products.h"
 #include "worker/engine/pipeline/versions.h"
 #include "worker/engine/quant/grid.h"
@@ -69,16 +73,23 @@ std::vector<HashedFile> HashInputs(const Job& job, const Checkpoint& checkpoint)
 constexpr char kOrigin[] = "origin";
 
 std::string MarkOf(const std::string& digest, const std::string& dir) {
-  return digest + "\n" + Sha256OfFile(dir + "/model.safetensors").sha256 + "\n" +
-         Sha256OfFile(dir + "/config.json").sha256 + "\n";
+  std::vector<std::string> files = {dir + "/config.json"};
+  for (const auto& entry : std::filesystem::directory_iterator(dir)) {
+    if (FileName(entry.path()).find(".safetensors") == std::string::npos) continue;
+    files.push_back(entry.path());
+  }
+  std::sort(files.begin() + 1, files.end());
+  std::string mark = digest + "\n";
+  for (const std::string& file : files) mark += Sha256OfFile(file).sha256 + "\n";
+  return mark;
 }
 
 // Whether a whole, unharmed twin made from `digest` lies in `dir`.
 bool IsTwinOf(const std::string& digest, const std::string& dir) {
-  for (const char* name : {kOrigin, "model.safetensors", "config.json"}) {
+  for (const char* name : {kOrigin, "config.json"}) {
     if (!IsRegularFile(dir + "/" + name)) return false;
   }
-  constexpr uint64_t kMostBytes = 4096;
+  constexpr uint64_t kMostBytes = 1 << 20;
   std::error_code error;
   if (std::filesystem::file_size(dir + "/" + kOrigin, error) > kMostBytes || error) return false;
   const std::string mark = ReadFile(dir + "/" + kOrigin, kMostBytes, "INVALID_CHECKPOINT");
@@ -86,6 +97,15 @@ bool IsTwinOf(const std::string& digest, const std::string& dir) {
 }
 
 }  // namespace
+
+void CheckSource(const Checkpoint& checkpoint) {
+  if (!OnlineRotation::IsWanted(checkpoint.config())) return;
+  throw UserError("UNSUPPORTED_ARCHITECTURE",
+                  StrCat(checkpoint.dir(),
+                         " was made with online rotations (quantry_rotation in its config.json): "
+                         "quantize the model that it was made from"),
+                  {{"path", checkpoint.dir()}});
+}
 
 void CheckOutputs(const Job& job, const Checkpoint& checkpoint) {
   const std::vector<PlannedLinear> linears = PlannedLinears(PlanTensors(checkpoint));
@@ -97,6 +117,7 @@ Inputs OpenInputs(const Job& job) {
   Inputs inputs;
   inputs.checkpoint = Checkpoint::Open(job.model_dir);
   const Checkpoint& checkpoint = *inputs.checkpoint;
+  CheckSource(checkpoint);
   CheckGrid(job.grid, LinearWidths(checkpoint.architecture(), checkpoint.config()));
   CheckOutputs(job, checkpoint);
   std::shared_ptr<const Tokenizer> tokenizer;

@@ -43,6 +43,10 @@ std::string Instructions(const Job& job, bool multiplies_bfloat16);
 // Instructions.
 std::string Fingerprint(const Job& job, const Inputs& inputs, const at::Device& device);
 
+// Throws UserError UNSUPPORTED_ARCHITECTURE for a model of which methods and outputs know
+// nothing: one whose inputs are rotated while it runs.
+void CheckSource(const Checkpoint& checkpoint);
+
 // Throws UserError INVALID_SPEC when an output cannot hold the model's shapes,
 // and as CheckModelFiles does.
 void CheckOutputs(const Job& job, const Checkpoint& checkpoint);

@@ -517,6 +517,23 @@ TEST_F(CheckpointsTest, IgnoresForeignAndDamagedOnes) {
   }
 }
 
+// What may be read again tomorrow is not thrown away.
+TEST_F(CheckpointsTest, AFileThatCannotBeReadIsNoReasonToStartOver) {
+  Fill();
+  const std::string block = dir_.File("block-00000.safetensors"), aside = dir_.File("aside");
+  std::filesystem::rename(block, aside);
+  std::filesystem::create_directory(block);  // opens, and does not read
+  const EngineError error = test::ErrorOf([&] { Resume("print"); });
+  EXPECT_EQ(error.reason, "READ_FAILED") << error.what();
+  EXPECT_TRUE(test::Mentions(error, "block-00000")) << error.what();
+  std::filesystem::remove(block);
+  std::filesystem::rename(aside, block);
+  EXPECT_EQ(Resume("print"), 2) << warnings_;
+  std::filesystem::remove(block);
+  EXPECT_EQ(Resume("print"), 0);
+  EXPECT_NE(warnings_.find("block-00000.safetensors is absent"), std::string::npos) << warnings_;
+}
+
 TEST_F(CheckpointsTest, KeepsTheNewestStageOfTheBlockInProgress) {
   const auto state = [](int stages) {
     return StageState{
@@ -715,6 +732,56 @@ TEST(Progress, TellsThePhasesTimeLeftAfterAResume) {
   EXPECT_FALSE(told[0].contains("eta"));
   EXPECT_EQ(told[1].value("eta", ""), "798.0s");
   EXPECT_EQ(told[100].value("eta", ""), "600.0s");
+}
+
+// A block goes on from step 90 of 100: what is left of it says what a whole one costs.
+TEST(Progress, TellsTheTimeLeftAfterAResumeInsideABlock) {
+  double now = 0;
+  StepPlan plan;
+  plan.blocks = 3;
+  plan.per_block = 100;
+  const auto told = Told(plan, now, [&](ProgressTracker& tracker) {
+    tracker.EnterStage(Stage::kQuantizing);
+    tracker.BlockStarted();
+    tracker.TakeOver(90);
+    for (int i = 0; i < 10; ++i) {
+      now += 2;
+      tracker.Advance(1, "learning roundings");
+    }
+    tracker.BlockDone(BlockReport(), 0);
+    tracker.BlockStarted();
+    now += 2;
+    tracker.Advance(1, "learning roundings");
+  });
+  ASSERT_GE(told.size(), 12U);
+  EXPECT_FALSE(told[0].contains("eta"));
+  EXPECT_EQ(told[5].value("eta", ""), "410.0s");  // 5 steps and two blocks of 100, 2 s each
+  EXPECT_EQ(told[10].value("eta", ""), "400.0s");
+  EXPECT_EQ(told.back().value("eta", ""), "398.0s");
+}
+
+// A stage is done again: each step counts, and the total grows by as many.
+TEST(Progress, StepsDoneAgainCount) {
+  double now = 0;
+  StepPlan plan;
+  plan.blocks = 1;
+  plan.per_block = 4;
+  const auto told = Told(plan, now, [&](ProgressTracker& tracker) {
+    tracker.EnterStage(Stage::kQuantizing);
+    tracker.BlockStarted();
+    for (int i = 0; i < 6; ++i) {
+      if (i == 2) tracker.Extend(2);
+      now += 1;
+      tracker.Advance(1, "learning roundings");
+    }
+  });
+  ASSERT_EQ(told.size(), 6U);
+  for (int i = 0; i < 6; ++i) {
+    EXPECT_EQ(told[i].at("steps_done"), i + 1);
+    EXPECT_EQ(told[i].at("steps_total"), i < 2 ? 4 : 6);
+  }
+  EXPECT_EQ(told[2].value("eta", ""), "3.0s");
+  EXPECT_EQ(told[5].at("ratio"), 1);
 }
 
 TEST(SavePace, KeepsEveryHalfMinuteAndNoMoreThanAFewPercentOfTheTime) {

@@ -77,6 +77,20 @@ void ProgressTracker::Advance(int64_t steps, std::string_view) {
   if (clock_() - emitted_at_ >= kSecondsBetweenEvents) Emit();
 }
 
+void ProgressTracker::Extend(int64_t steps) {
+  const std::lock_guard lock(mutex_);
+  plan_.extra += steps;
+  if (in_block_) block_steps_ += steps;
+}
+
+void ProgressTracker::TakeOver(int64_t steps) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (in_block_) block_taken_steps_ += steps;
+  }
+  ProgressSink::TakeOver(steps);
+}
+
 void ProgressTracker::Measure(const std::map<std::string, double>& figures) {
   const std::lock_guard lock(mutex_);
   for (const auto& [name, value] : figures) measured_[name] = value;
@@ -101,7 +115,8 @@ void ProgressTracker::FirstPassBlock(double seconds) {
 
 void ProgressTracker::BlockStarted() {
   block_began_ = clock_();
-  block_done_steps_ = 0;
+  block_steps_ = plan_.per_block;
+  block_done_steps_ = block_taken_steps_ = 0;
   in_block_ = true;
   measured_.clear();
 }
@@ -114,8 +129,11 @@ void ProgressTracker::BlockDone(const BlockReport& report, double stream_seconds
                     .end = clock_(),
                     .figures = {{"loss_rtn", report.loss_rtn}, {"loss_final", report.loss_final}}});
   ++blocks_done_;
-  ++timed_blocks_;
-  timed_seconds_ += clock_() - block_began_;
+  const double worked = 1 - ShareOf(block_taken_steps_);
+  if (worked >= kLeastShare) {
+    ++timed_blocks_;
+    timed_seconds_ += (clock_() - block_began_) / worked;
+  }
   stream_seconds_ = stream_seconds;
   last_ = report;
   for (const auto& [name, value] : report.metrics)
@@ -123,17 +141,20 @@ void ProgressTracker::BlockDone(const BlockReport& report, double stream_seconds
   Emit();
 }
 
+double ProgressTracker::ShareOf(int64_t steps) const {
+  return std::min(
+      1.0, static_cast<double>(steps) / static_cast<double>(std::max<int64_t>(block_steps_, 1)));
+}
+
 // Blocks cost what the blocks before cost, the first one what its steps so far
 // say.
 std::optional<double> ProgressTracker::BlocksLeft() const {
   if (blocks_done_ >= plan_.blocks) return 0.0;
-  const double share =
-      in_block_ ? std::min(1.0, static_cast<double>(block_done_steps_) /
-                                    static_cast<double>(std::max<int64_t>(plan_.per_block, 1)))
-                : 0.0;
-  if (timed_blocks_ == 0 && share < kLeastShare) return std::nullopt;
+  const double share = in_block_ ? ShareOf(block_done_steps_) : 0.0;
+  const double worked = in_block_ ? ShareOf(block_done_steps_ - block_taken_steps_) : 0.0;
+  if (timed_blocks_ == 0 && worked < kLeastShare) return std::nullopt;
   const double block =
-      timed_blocks_ > 0 ? timed_seconds_ / timed_blocks_ : (clock_() - block_began_) / share;
+      timed_blocks_ > 0 ? timed_seconds_ / timed_blocks_ : (clock_() - block_began_) / worked;
   return (plan_.blocks - blocks_done_ - share) * block;
 }
 

@@ -17,7 +17,7 @@ namespace quantry::engine {
 // Seconds since some fixed point; passed in so that tests own the time.
 using Seconds = std::function<double()>;
 
-// Steps of a whole job, fixed before the first block.
+// Steps of a whole job, fixed before the first block but for `extra`.
 struct StepPlan {
   int blocks = 0;
   int64_t preprocessing = 0;
@@ -26,13 +26,14 @@ struct StepPlan {
   int64_t tuning = 0;  // of the whole model, after all blocks
   int64_t packing = 0;
   int64_t evaluating = 0;
+  int64_t extra = 0;  // what turned out to be done again
   // Cost of one evaluating step relative to the forward pass of one block over
   // the calibration stream; for the ETA.
   double evaluating_weight = 0;
   double tuning_weight = 0;  // the same of a tuning step
 
   int64_t total() const {
-    return preprocessing + calibrating + blocks * per_block + tuning + packing + evaluating;
+    return preprocessing + calibrating + blocks * per_block + tuning + packing + evaluating + extra;
   }
 };
 
@@ -58,6 +59,8 @@ class ProgressTracker : public ProgressSink {
   // Blocks taken over from a checkpoint; their steps count as done.
   void Resume(int blocks);
   void Advance(int64_t steps, std::string_view what) override;
+  void Extend(int64_t steps) override;
+  void TakeOver(int64_t steps) override;
   void Measure(const std::map<std::string, double>& figures) override;
   void PhaseStarted(int64_t steps) override;
   // A block of preprocessing's first pass took that long.
@@ -78,6 +81,8 @@ class ProgressTracker : public ProgressSink {
   void Emit();
   std::optional<double> Eta() const;
   std::optional<double> BlocksLeft() const;  // seconds; empty = not known yet
+  // Of the steps of the block in progress.
+  double ShareOf(int64_t steps) const;
   std::optional<double> PhaseLeft() const;
 
   StepPlan plan_;
@@ -95,7 +100,9 @@ class ProgressTracker : public ProgressSink {
   int64_t emitted_ = -1;
   double emitted_at_ = -1e9;
   double block_began_ = 0;
-  int64_t block_done_steps_ = 0;  // of the block in progress
+  int64_t block_steps_ = 0;        // of the block in progress
+  int64_t block_done_steps_ = 0;   // of these
+  int64_t block_taken_steps_ = 0;  // and of those, what an earlier run did
   double phase_began_ = 0;
   int64_t phase_steps_ = 0;  // 0 = in no phase
   int64_t phase_done_ = 0;

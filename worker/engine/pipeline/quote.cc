@@ -95,6 +95,7 @@ void CheckInputs(const Job& job, const Checkpoint& checkpoint, Json& problems) {
       AddProblem(error, problems);
     }
   };
+  note([&] { CheckSource(checkpoint); });
   note([&] {
     CheckGrid(job.grid, LinearWidths(checkpoint.architecture(), checkpoint.config()));
     CheckOutputs(job, checkpoint);

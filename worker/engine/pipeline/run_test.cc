@@ -551,6 +551,18 @@ TEST(RunTest, Bf16InTheConfigDecidesOnScales) {
   }
 }
 
+// Folds before an online rotation would change what the model computes, and no output says
+// that its inputs are to be rotated.
+TEST(RunTest, AModelWithOnlineRotationsIsNoSource) {
+  const Bench bench(CaseOf("awq"), {{"quantry_rotation", {{"online", true}}}});
+  const Job job = ParseJob(bench.JobJson("rotated"));
+  const EngineError error = test::ErrorOf([&] { OpenInputs(job); });
+  EXPECT_EQ(error.reason, "UNSUPPORTED_ARCHITECTURE") << error.what();
+  EXPECT_TRUE(test::Mentions(error, "quantry_rotation")) << error.what();
+  const std::string problems = QuoteJson(job)["problems"].dump();
+  EXPECT_NE(problems.find("online rotations"), std::string::npos) << problems;
+}
+
 // A text's size bounds its tokens before anything is read of it.
 TEST(RunTest, AQuoteTellsOfTextsThatAreTooShort) {
   const Bench bench(CaseOf("awq"));

@@ -163,7 +163,7 @@ std::vector<int64_t> ProgressiveRounding::BatchOf(int64_t place) const {
   return DrawWindows(TrainingWindows(), options_.batch_size, SeedOf(place));
 }
 
-double ProgressiveRounding::Train(int stage, TrainedBlock& trained, int64_t& steps_told) {
+double ProgressiveRounding::Train(int stage, TrainedBlock& trained, int64_t& taken) {
   const TrainableTensors current = Current(trained);
   Adam dense;
   for (const at::Tensor& tensor : trained.dense) dense.Add(tensor, SizeOf(tensor));
@@ -179,8 +179,7 @@ double ProgressiveRounding::Train(int stage, TrainedBlock& trained, int64_t& ste
     StepAll(trained.linears, result.weight_gradients, rates);
     dense.Step(result.dense_gradients, rates.dense);
     progress_.Measure({{"stage_step", static_cast<double>(step + 1)}});
-    if (step < steps_told) continue;  // again, after a retry
-    ++steps_told;
+    ++taken;
     progress_.Advance(1, "learning roundings");
   }
   return sum / static_cast<double>(steps);
@@ -189,12 +188,14 @@ double ProgressiveRounding::Train(int stage, TrainedBlock& trained, int64_t& ste
 double ProgressiveRounding::TrainWithRetries(int stage, TrainedBlock& trained,
                                              RoundingReport& report) {
   const StageState before = Snapshot(trained, stage, rate_share_, report);
-  // Those of a finer stage are in nobody's count.
-  const bool finer = stage < stages_ && stage >= given_stages_;
-  int64_t steps_told = finer ? options_.steps_per_stage : 0;
+  // Steps() knows of no finer stage.
+  if (stage < stages_ && stage >= given_stages_) progress_.Extend(options_.steps_per_stage);
+  int64_t taken = 0;
   for (int attempt = 0; attempt <= kMaxRetries; ++attempt) {
     if (attempt > 0) {
       Restore(before, trained);
+      progress_.Extend(taken);
+      taken = 0;
       rate_share_ /= 2;
       ++report.retries;
     }
@@ -206,7 +207,7 @@ double ProgressiveRounding::TrainWithRetries(int stage, TrainedBlock& trained,
       }
     }
     ReportBeginning(stage, trained);
-    const double loss = Train(stage, trained, steps_told);
+    const double loss = Train(stage, trained, taken);
     // The loss is that before the last step, which may break down as well.
     if (!std::isfinite(loss) || !IsSound(trained)) continue;
     const bool enough = attempt == kMaxRetries || report.retries >= kMaxRepeats;
@@ -269,8 +270,7 @@ RoundingReport ProgressiveRounding::Run(TrainedBlock& trained, StageStore* store
       rate_share_ = found->learning_rate_share;
       report.loss_soft = found->loss_soft;
       report.retries = found->retries;
-      progress_.Advance(std::min(stage, given_stages_) * options_.steps_per_stage,
-                        "taken from the checkpoint");
+      progress_.TakeOver(std::min(stage, given_stages_) * options_.steps_per_stage);
     }
   }
   for (;; ++stage) {

@@ -80,7 +80,7 @@ struct RoundingReport {
 
 // Trains the roundings of all linears of a block together, stage by stage:
 // harden, then `steps_per_stage` Adam steps on random windows. Leaves every
-// entry hard. Advances `progress` by Steps() and measures
+// entry hard. Advances `progress` by Steps(), and what it extends it by, and measures
 //   stage, stages, stage_step, stage_steps  where training is, stages from 1
 //   hard_fraction  of the weights, in this stage
 //   loss_soft      mean training loss of the last finished stage
@@ -102,9 +102,9 @@ class ProgressiveRounding {
   RoundingReport Run(TrainedBlock& trained, StageStore* store);
 
  private:
-  // Mean loss of the stage; not finite when training broke down. Stage stages_ is the one
-  // after the last hardening.
-  double Train(int stage, TrainedBlock& trained, int64_t& steps_told);
+  // Mean loss of the stage; not finite when training broke down, after `taken` steps. Stage
+  // stages_ is the one after the last hardening.
+  double Train(int stage, TrainedBlock& trained, int64_t& taken);
   bool IsWorse(double loss, double before) const;
   double TrainWithRetries(int stage, TrainedBlock& trained, RoundingReport& report);
   int64_t TrainingWindows() const { return objective_.windows() - options_.held_out; }

@@ -29,13 +29,19 @@ namespace {
 
 const GridSpec kTwoBits = {2, -1, false};
 
+// Counts as CountingSink does.
 class Quiet : public ProgressSink {
  public:
-  void Advance(int64_t count, std::string_view) override { steps += count; }
+  void Advance(int64_t count, std::string_view) override {
+    steps += count;
+    ++advances;
+  }
+  void Extend(int64_t count) override { steps -= count; }
   void Measure(const std::map<std::string, double>& figures) override {
     for (const auto& [name, value] : figures) last[name] = value;
   }
   int64_t steps = 0;
+  int64_t advances = 0;
   std::map<std::string, double> last;
 };
 
@@ -582,7 +588,10 @@ TEST(ProgressiveRoundingTest, AStageAboveMostLossIsRepeatedAtHalfTheRates) {
     Quiet progress;
     TrainedBlock trained = setting.Fresh();
     report = ProgressiveRounding(0, *setting.objective, options, progress).Run(trained, nullptr);
-    EXPECT_EQ(progress.steps, ProgressiveRounding::Steps(options));
+    const int64_t steps = ProgressiveRounding::Steps(options);
+    EXPECT_EQ(progress.steps, steps);
+    // Nobody waits in silence for a stage that is repeated.
+    EXPECT_EQ(progress.advances, steps + report.retries * options.steps_per_stage);
     return trained.linears[0].weight();
   };
   RoundingReport unguarded, guarded, repeated;

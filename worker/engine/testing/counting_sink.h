@@ -8,10 +8,11 @@
 
 namespace quantry::engine::test {
 
-// Counts the steps it is told of. Thread-safe.
+// Counts the steps it is told of, less those that came on top. Thread-safe.
 class CountingSink : public ProgressSink {
  public:
   void Advance(int64_t steps, std::string_view) override { steps_ += steps; }
+  void Extend(int64_t steps) override { steps_ -= steps; }
   int64_t steps() const { return steps_; }
 
  private:

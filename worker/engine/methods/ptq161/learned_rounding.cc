@@ -133,11 +133,13 @@ class BlockRounding {
   // the stage over when a loss or what is trained is not finite. Returns the mean loss.
   double RunStage(int stage, double soft_fraction, double& rate_share, ProgressSink& progress) {
     const Snapshot before = Take();
-    int64_t told = 0;
+    int64_t taken = 0;
     for (int attempt = 0; attempt <= kMostStageRetries; ++attempt, rate_share /= 2) {
       if (attempt > 0) Restore(before);
+      progress.Extend(taken);
+      taken = 0;
       for (SoftRounding& part : parts_) part.Harden(soft_fraction);
-      const double loss = Train(stage, rate_share, told, progress);
+      const double loss = Train(stage, rate_share, taken, progress);
       if (std::isfinite(loss) && IsSound()) return loss;
     }
     throw NonFiniteLoss(task_.block.index, StrCat("stage ", stage + 1, " of learning signs"),
@@ -188,9 +190,8 @@ class BlockRounding {
     }
   }
 
-  // Mean loss of a stage; not finite when it broke down. `told`: steps already
-  // reported.
-  double Train(int stage, double rate_share, int64_t& told, ProgressSink& progress) {
+  // Mean loss of a stage; not finite when it broke down, after `taken` steps.
+  double Train(int stage, double rate_share, int64_t& taken, ProgressSink& progress) {
     StepRates rates;
     rates.rounding = options_.rounding_rate * rate_share;
     rates.scale = options_.rounding_scale_rate * rate_share;
@@ -201,8 +202,7 @@ class BlockRounding {
       const double loss = Step(stage * options_.rounding_steps + step, rates, columns, rate_share);
       if (!std::isfinite(loss)) return loss;
       sum += loss;
-      if (step < told) continue;
-      ++told;
+      ++taken;
       progress.Advance(1, "learning signs");
     }
     return sum / static_cast<double>(options_.rounding_steps);

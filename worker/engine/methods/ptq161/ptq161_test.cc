@@ -489,19 +489,21 @@ TEST_P(Ptq161Test, Bfloat16TakesLinearsOfOneKindOfColumn) {
   }
 }
 
-// Puts a NaN into what is trained after a step, once.
+// Puts a NaN into what is trained after a step, counted as they are taken.
 class NanAfterStep : public CountingSink {
  public:
   NanAfterStep(const ParameterBuffer& buffer, int64_t step) : buffer_(buffer), step_(step) {}
 
   void Advance(int64_t steps, std::string_view what) override {
     CountingSink::Advance(steps, what);
-    if (this->steps() == step_) buffer_.values().fill_(std::numeric_limits<float>::quiet_NaN());
+    taken_ += steps;
+    if (taken_ == step_) buffer_.values().fill_(std::numeric_limits<float>::quiet_NaN());
   }
 
  private:
   const ParameterBuffer& buffer_;
   int64_t step_;
+  int64_t taken_ = 0;
 };
 
 // What the last step does is seen by no loss.
@@ -513,6 +515,7 @@ TEST_P(Ptq161Test, ALastStepThatBreaksDownIsAFailedAttempt) {
                        last_of_all)
                 .retries,
             1);
+  EXPECT_EQ(last_of_all.steps(), setting.x.size(0));
   EXPECT_TRUE(AllFinite(gains.buffer.values()));
 
   Ptq161Options options = Quick(1);

@@ -27,24 +27,6 @@ std::vector<int64_t> OrderOf(int64_t windows, bool shuffle, Random& random) {
   return order;
 }
 
-// Passes each step on once, however often the block starts over.
-class StepCounter {
- public:
-  explicit StepCounter(ProgressSink& sink) : sink_(sink) {}
-  void Restart() { done_ = 0; }
-  void Advance(int64_t steps) {
-    done_ += steps;
-    if (done_ <= told_) return;
-    sink_.Advance(done_ - told_, "training scales");
-    told_ = done_;
-  }
-
- private:
-  ProgressSink& sink_;
-  int64_t done_ = 0;
-  int64_t told_ = 0;
-};
-
 // Sums over an epoch.
 struct EpochSums {
   double total = 0, mse = 0, cosine = 0;
@@ -54,13 +36,13 @@ struct EpochSums {
 class GainTrainer {
  public:
   GainTrainer(const BlockTask& task, const Ptq161Options& options, const BlockSurvey& survey,
-              const std::vector<MixedLinear>& linears, StepCounter& steps)
+              const std::vector<MixedLinear>& linears, ProgressSink& progress)
       : task_(task),
         block_(task.block.Computing(options.compute)),
         options_(options),
         survey_(survey),
         linears_(linears),
-        steps_(steps) {}
+        progress_(progress) {}
 
   // nullopt when a loss or what was trained is not finite; failed_step() then tells where.
   std::optional<TrainingReport> Run(ParameterBuffer& buffer, double rate_scale) {
@@ -72,7 +54,7 @@ class GainTrainer {
       if (!sums) return std::nullopt;
       Note(*sums, report);
       if (Stops(report)) {
-        steps_.Advance((options_.epochs - epoch - 1) * windows());
+        Tell((options_.epochs - epoch - 1) * windows());
         break;
       }
     }
@@ -81,9 +63,15 @@ class GainTrainer {
   }
 
   int64_t failed_step() const { return step_; }
+  int64_t told() const { return told_; }
 
  private:
   int64_t windows() const { return task_.x_q.size(0); }
+
+  void Tell(int64_t steps) {
+    told_ += steps;
+    progress_.Advance(steps, "training scales");
+  }
 
   std::optional<EpochSums> RunEpoch(Adam& adam, const at::Tensor& grads, double rate_scale,
                                     Random& random) {
@@ -97,7 +85,7 @@ class GainTrainer {
       sums.mse += loss.mse;
       sums.cosine += loss.cosine;
       sums.turned += loss.turned;
-      steps_.Advance(1);
+      Tell(1);
     }
     return sums;
   }
@@ -140,8 +128,9 @@ class GainTrainer {
   const Ptq161Options& options_;
   const BlockSurvey& survey_;
   const std::vector<MixedLinear>& linears_;
-  StepCounter& steps_;
+  ProgressSink& progress_;
   int64_t step_ = 0;
+  int64_t told_ = 0;  // to progress_
 };
 
 }  // namespace
@@ -150,19 +139,18 @@ TrainingReport TrainBlock(const BlockTask& task, const Ptq161Options& options,
                           const BlockSurvey& survey, const std::vector<MixedLinear>& linears,
                           ParameterBuffer& buffer, ProgressSink& progress) {
   const at::Tensor start = buffer.values().clone();
-  StepCounter steps(progress);
   double rate_scale = 1.0;
   int64_t failed = 0;
   for (int attempt = 0; attempt <= kMostRetries; ++attempt, rate_scale *= kRetryRate) {
     at::Tensor values = buffer.values();
     values.copy_(start);
-    steps.Restart();
-    GainTrainer trainer(task, options, survey, linears, steps);
+    GainTrainer trainer(task, options, survey, linears, progress);
     if (std::optional<TrainingReport> report = trainer.Run(buffer, rate_scale)) {
       report->retries = attempt;
       return *report;
     }
     failed = trainer.failed_step();
+    if (attempt < kMostRetries) progress.Extend(trainer.told());
   }
   throw NonFiniteLoss(task.block.index,
                       StrCat("training step ", failed, " of ", options.epochs * task.x_q.size(0)),

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "worker/engine/base/file.h"
@@ -98,10 +99,14 @@ std::vector<TensorSpec> Specs(const Checkpoint& checkpoint) {
   return specs;
 }
 
-void WriteTensors(const Checkpoint& checkpoint, const Rotation& rotation, const std::string& path) {
+void WriteTensors(const Checkpoint& checkpoint, const Rotation& rotation, const std::string& dir,
+                  uint64_t max_shard_bytes) {
   const std::vector<TensorSpec> specs = Specs(checkpoint);
   Source source(checkpoint, rotation);
-  SafetensorsWriter writer(path, specs);
+  const auto metadata = [](const std::vector<TensorSpec>&) {
+    return std::map<std::string, std::string>{{"format", "pt"}};
+  };
+  ShardedWriter writer(dir, "model", specs, metadata, max_shard_bytes);
   for (const TensorSpec& spec : specs) {
     const auto [block, key] = Locate(checkpoint, spec.name);
     at::Tensor value;
@@ -122,9 +127,9 @@ void WriteTensors(const Checkpoint& checkpoint, const Rotation& rotation, const 
 }  // namespace
 
 void WriteRotatedCheckpoint(const Checkpoint& source, const RotationSpec& spec, uint64_t seed,
-                            const std::string& dir) {
+                            const std::string& dir, uint64_t max_shard_bytes) {
   const Rotation rotation(source.architecture(), source.config(), spec.online, seed);
-  WriteTensors(source, rotation, dir + "/model.safetensors");
+  WriteTensors(source, rotation, dir, max_shard_bytes);
   auto config = nlohmann::ordered_json::parse(source.config().json);
   config["tie_word_embeddings"] = false;
   config["quantry_rotation"] = {{"online", spec.online}, {"seed", seed}};

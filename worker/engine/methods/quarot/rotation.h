@@ -4,8 +4,10 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 
 #include "worker/engine/model/checkpoint.h"
+#include "worker/engine/model/sharded_writer.h"
 #include "worker/engine/nn/block.h"
 #include "worker/engine/nn/hadamard.h"
 #include "worker/engine/nn/online_rotation.h"
@@ -47,12 +49,12 @@ class Rotation {
   at::Tensor signs_;  // fp64 [hidden], the diagonal of D
 };
 
-// Writes the rotated model of `source` below `dir`: config.json and
-// model.safetensors, embedding and head untied, linears in fp32, everything else
-// in the source's dtypes. config.json gets "quantry_rotation", which makes the
+// Writes the rotated model of `source` below `dir`: config.json and weights, in
+// shards where they are large; embedding and head untied, linears in fp32,
+// everything else in the source's dtypes. config.json gets "quantry_rotation", which makes the
 // engine run it with its online rotations. config.json comes last, so a folder
 // that has one is whole.
 void WriteRotatedCheckpoint(const Checkpoint& source, const RotationSpec& spec, uint64_t seed,
-                            const std::string& dir);
+                            const std::string& dir, uint64_t max_shard_bytes = kMaxShardBytes);
 
 }  // namespace quantry::engine

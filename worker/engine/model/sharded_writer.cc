@@ -1,4 +1,4 @@
-#include "worker/engine/export/sharded_writer.h"
+#include "worker/engine/model/sharded_writer.h"
 
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -32,12 +32,6 @@ std::string ShardName(const std::string& stem, size_t index, size_t count) {
 }
 
 }  // namespace
-
-uint64_t BytesOf(const TensorSpec& spec) {
-  uint64_t bytes = c10::elementSize(spec.dtype);
-  for (const int64_t size : spec.shape) bytes *= static_cast<uint64_t>(size);
-  return bytes;
-}
 
 ShardedWriter::ShardedWriter(const std::string& dir, const std::string& stem,
                              std::vector<TensorSpec> specs, const Metadata& metadata,

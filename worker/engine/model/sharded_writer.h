@@ -17,8 +17,6 @@ namespace quantry::engine {
 // shard of its own.
 constexpr uint64_t kMaxShardBytes = 5'000'000'000;
 
-uint64_t BytesOf(const TensorSpec& spec);
-
 // Writes tensors in a planned order into shards, one open at a time:
 // STEM.safetensors, or STEM-00001-of-00003.safetensors .. and
 // STEM.safetensors.index.json. Shards appear under their names when complete.
