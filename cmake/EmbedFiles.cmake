@@ -12,6 +12,8 @@ function(quantry_embed output namespace)
   endforeach()
   set(text "#include <string_view>\n\nnamespace ${namespace} {\n\n")
   string(APPEND text "std::string_view EmbeddedFile(std::string_view name);\n")
+  # As long as the files are.
+  string(APPEND text "// NOLINTNEXTLINE(readability-function-size)\n")
   string(APPEND text "std::string_view EmbeddedFile(std::string_view name) {\n${rows}  return {};\n}\n\n}\n")
   set(old "")
   if(EXISTS "${output}")

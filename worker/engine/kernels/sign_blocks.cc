@@ -27,7 +27,7 @@ QUANTRY_AVX2_INLINE void LoadColumns(const TokenRows& x, int v, int64_t j, int64
   for (int s = 0; s < 4; ++s) {
     __m128 halves[2];
     for (int64_t h = 0; h < 2; ++h) {
-      const int64_t token = v * 8 + h * 4 + s;
+      const int64_t token = int64_t{v} * 8 + h * 4 + s;
       const float* from = x.data + token * x.row + j;
       halves[h] = token >= x.count ? _mm_setzero_ps()
                   : left >= 4      ? _mm_loadu_ps(from)
@@ -72,7 +72,7 @@ QUANTRY_AVX2_INLINE void AddSums(const SignCodes& signs, int64_t first, int64_t 
       row[v] = first == 0 ? _mm256_setzero_ps() : _mm256_loadu_ps(tile + v * 8);
     }
     const float* table = sums;
-    for (int64_t g = 0; g < groups; ++g, table += kSums * kSignTokens) {
+    for (int64_t g = 0; g < groups; ++g, table += int64_t{kSums} * kSignTokens) {
       const float* at = table + static_cast<int64_t>(codes[g]) * kSignTokens;
       for (int64_t v = 0; v < kVectors; ++v)
         row[v] = _mm256_add_ps(row[v], _mm256_loadu_ps(at + v * 8));
