@@ -97,7 +97,7 @@ constexpr ReasonInfo kReasons[] = {
      "too many workers vanished while running the job",
      "look at the workers' logs; resubmit with smaller resources"},
     {Reason::kNoProgress, "NO_PROGRESS", StatusCode::kDeadlineExceeded,
-     "no step was done and no byte fetched or uploaded for longer than max_no_progress",
+     "no step was done and no byte fetched, loaded or uploaded for longer than max_no_progress",
      "raise stop_limits.max_no_progress, or report the hang"},
     {Reason::kWorkerLost, "WORKER_LOST", StatusCode::kUnavailable,
      "the worker stopped reporting; the job is queued again", "nothing: it is retried"},

@@ -17,7 +17,8 @@ constexpr Duration kQuotaRetryAfter = std::chrono::seconds(10);
 // Somebody has to delete something first.
 constexpr Duration kStoredRetryAfter = std::chrono::seconds(60);
 // What the agent calls the bytes it moves, in a job's metrics.
-constexpr std::array kTransferMetrics = {"fetched_bytes", "restored_bytes", "uploaded_bytes"};
+constexpr std::array kByteMetrics = {"fetched_bytes", "restored_bytes", "loaded_bytes",
+                                     "uploaded_bytes"};
 
 std::string NameOf(const JobKey& key) { return FormatJobName(key.tenant, key.id); }
 
@@ -266,18 +267,18 @@ absl::Status CheckLeaseRow(const LeaseToken& lease, const QueueRow& row,
 }
 
 bool MovesFiles(const v1::JobProgress& progress) {
-  return progress.stage() == v1::STAGE_FETCHING || progress.stage() == v1::STAGE_UPLOADING;
+  return progress.stage() == v1::STAGE_FETCHING || progress.stage() == v1::STAGE_LOADING ||
+         progress.stage() == v1::STAGE_UPLOADING;
 }
 
 bool BytesMoved(const v1::JobProgress& before, const v1::JobProgress& now) {
   // Another try counts from 0 again: any difference is bytes that moved.
-  return std::any_of(kTransferMetrics.begin(), kTransferMetrics.end(),
-                     [&](const std::string& name) {
-                       const auto was = before.metrics().find(name);
-                       const auto is = now.metrics().find(name);
-                       return is != now.metrics().end() &&
-                              (was == before.metrics().end() || was->second != is->second);
-                     });
+  return std::any_of(kByteMetrics.begin(), kByteMetrics.end(), [&](const std::string& name) {
+    const auto was = before.metrics().find(name);
+    const auto is = now.metrics().find(name);
+    return is != now.metrics().end() &&
+           (was == before.metrics().end() || was->second != is->second);
+  });
 }
 
 v1::Directive DirectiveFor(const QueueRow& row, const WorkerRow& worker) {
@@ -370,7 +371,7 @@ absl::Status NoProgress(const QueueRow& row) {
   return MakeError(Reason::kNoProgress,
                    "step " + std::to_string(row.steps_done) + " on worker " + row.worker_id +
                        " is the last for more than " + Seconds(row.max_no_progress) +
-                       " s, and no bytes were fetched or uploaded; raise "
+                       " s, and no bytes were fetched, loaded or uploaded; raise "
                        "stop_limits.max_no_progress if such steps are to be expected",
                    {{"steps_done", std::to_string(row.steps_done)},
                     {"worker", row.worker_id},

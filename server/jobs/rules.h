@@ -76,7 +76,7 @@ absl::Status CheckLeaseRow(const LeaseToken& lease, const QueueRow& row,
 // Whether an attempt is at a stage whose steps are bytes: a model that takes an
 // hour to fetch is no hang.
 bool MovesFiles(const v1::JobProgress& progress);
-// Whether it fetched or uploaded any between two beats.
+// Whether it fetched, loaded or uploaded any between two beats.
 bool BytesMoved(const v1::JobProgress& before, const v1::JobProgress& now);
 
 v1::Directive DirectiveFor(const QueueRow& row, const WorkerRow& worker);

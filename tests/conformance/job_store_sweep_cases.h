@@ -145,11 +145,11 @@ TEST_P(JobStoreSuite, BytesThatMoveAreProgressWhileFilesAreMoved) {
     const char* metric;
     bool progress;
   };
-  const Case cases[] = {{v1::STAGE_FETCHING, "fetched_bytes", true},
-                        {v1::STAGE_FETCHING, "restored_bytes", true},
-                        {v1::STAGE_FETCHING, "lookups", false},
-                        {v1::STAGE_QUANTIZING, "fetched_bytes", false},
-                        {v1::STAGE_UPLOADING, "uploaded_bytes", true}};
+  const Case cases[] = {
+      {v1::STAGE_FETCHING, "fetched_bytes", true},    {v1::STAGE_FETCHING, "restored_bytes", true},
+      {v1::STAGE_FETCHING, "lookups", false},         {v1::STAGE_LOADING, "loaded_bytes", true},
+      {v1::STAGE_QUANTIZING, "fetched_bytes", false}, {v1::STAGE_QUANTIZING, "loaded_bytes", false},
+      {v1::STAGE_UPLOADING, "uploaded_bytes", true}};
   int n = 0;
   for (const Case& test : cases) {
     Sweep();

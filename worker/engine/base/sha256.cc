@@ -114,7 +114,7 @@ std::string Sha256OfText(std::string_view text) {
   return hash.Finish();
 }
 
-FileDigest Sha256OfFile(const std::string& path) {
+FileDigest Sha256OfFile(const std::string& path, const OnBytes& on_bytes) {
   const auto fail = [&]() -> EngineError {
     return EngineError(FailureClass::kEnvironment, "READ_FAILED",
                        "reading " + path + " to hash it: " + std::strerror(errno),
@@ -131,6 +131,7 @@ FileDigest Sha256OfFile(const std::string& path) {
     if (got < 0) break;
     hash.Update(buffer.data(), static_cast<size_t>(got));
     digest.bytes += static_cast<uint64_t>(got);
+    if (on_bytes) on_bytes(static_cast<uint64_t>(got));
   }
   const EngineError error = fail();
   close(fd);

@@ -6,6 +6,8 @@
 #include <string>
 #include <string_view>
 
+#include "worker/engine/base/on_bytes.h"
+
 namespace quantry::engine {
 
 // SHA-256 (FIPS 180-4), for the manifest; the engine links no crypto library.
@@ -33,6 +35,6 @@ struct FileDigest {
 };
 
 // Reads the file once, in pieces. Throws EngineError ENVIRONMENT "READ_FAILED".
-FileDigest Sha256OfFile(const std::string& path);
+FileDigest Sha256OfFile(const std::string& path, const OnBytes& on_bytes = {});
 
 }  // namespace quantry::engine

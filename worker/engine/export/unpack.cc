@@ -388,9 +388,7 @@ void UnpackFolder(const std::string& input, const std::string& output) {
   }
   CheckHasNoModel(output);
   std::filesystem::create_directories(output);
-  ShardedWriter writer(output, "model", specs, [](const std::vector<TensorSpec>&) {
-    return std::map<std::string, std::string>{{"format", "pt"}};
-  });
+  ShardedWriter writer(output, "model", specs);
   for (const Step& step : steps) {
     const at::Tensor value = CheckedInput(input, [&] {
       return step.module.empty() ? reader.Read(step.name) : Unpacked(reader, source, step);

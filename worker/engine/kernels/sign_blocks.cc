@@ -12,8 +12,8 @@ namespace {
 
 constexpr int kVectors = kSignTokens / 8;
 constexpr int kSums = 1 << kSignsPerCode;
-// Groups of columns whose sums exist at once: 24 KB, less than a first-level cache.
-constexpr int64_t kGroupsAtOnce = 12;
+// Of the sums that exist at once: less than a first-level cache.
+constexpr int64_t kTableBytes = 24 << 10;
 
 using Vectors = __m256[kVectors];
 
@@ -43,27 +43,134 @@ QUANTRY_AVX2_INLINE void LoadColumns(const TokenRows& x, int v, int64_t j, int64
   out[3] = _mm256_shuffle_ps(b, d, 0xEE);
 }
 
-// The 16 signed sums of four columns to sums[code * kSignTokens]; returns the
-// one of pluses.
-QUANTRY_AVX2_INLINE __m256 StoreSums(const __m256 x[kSignsPerCode], float* sums) {
-  const __m256 zero = _mm256_setzero_ps();
-  const __m256 low_sum = _mm256_add_ps(x[0], x[1]), high_sum = _mm256_add_ps(x[2], x[3]);
-  const __m256 low_gap = _mm256_sub_ps(x[0], x[1]), high_gap = _mm256_sub_ps(x[2], x[3]);
-  const __m256 low[4] = {_mm256_sub_ps(zero, low_sum), low_gap, _mm256_sub_ps(zero, low_gap),
-                         low_sum};
-  const __m256 high[4] = {_mm256_sub_ps(zero, high_sum), high_gap, _mm256_sub_ps(zero, high_gap),
-                          high_sum};
-  for (int64_t h = 0; h < 4; ++h) {
-    for (int64_t l = 0; l < 4; ++l) {
-      _mm256_storeu_ps(sums + (h * 4 + l) * kSignTokens, _mm256_add_ps(high[h], low[l]));
-    }
-  }
-  return _mm256_add_ps(high_sum, low_sum);
+QUANTRY_AVX2_INLINE __m256 SumOf(const __m256 x[kSignsPerCode]) {
+  return _mm256_add_ps(_mm256_add_ps(x[2], x[3]), _mm256_add_ps(x[0], x[1]));
 }
 
+// All signed sums of so many groups of columns, in fp32.
+struct FloatTable {
+  static constexpr int64_t kGroups = kTableBytes / (kSums * kSignTokens * sizeof(float));
+  alignas(64) float sums[kGroups * kSums * kSignTokens];
+
+  QUANTRY_AVX2_INLINE void Begin() {}
+  // The 16 sums of columns x of group g for tokens 8 v .. 8 v + 7.
+  QUANTRY_AVX2_INLINE void Put(int64_t g, int64_t v, const __m256 x[kSignsPerCode]) {
+    const __m256 zero = _mm256_setzero_ps();
+    const __m256 low_sum = _mm256_add_ps(x[0], x[1]), high_sum = _mm256_add_ps(x[2], x[3]);
+    const __m256 low_gap = _mm256_sub_ps(x[0], x[1]), high_gap = _mm256_sub_ps(x[2], x[3]);
+    const __m256 low[4] = {_mm256_sub_ps(zero, low_sum), low_gap, _mm256_sub_ps(zero, low_gap),
+                           low_sum};
+    const __m256 high[4] = {_mm256_sub_ps(zero, high_sum), high_gap, _mm256_sub_ps(zero, high_gap),
+                            high_sum};
+    float* to = sums + g * kSums * kSignTokens + v * 8;
+    for (int64_t h = 0; h < 4; ++h) {
+      for (int64_t l = 0; l < 4; ++l) {
+        _mm256_storeu_ps(to + (h * 4 + l) * kSignTokens, _mm256_add_ps(high[h], low[l]));
+      }
+    }
+  }
+  QUANTRY_AVX2_INLINE void Finish(int64_t) {}
+
+  // row += what the codes of so many groups ask for.
+  QUANTRY_AVX2_INLINE void Add(const uint8_t* codes, int64_t groups, Vectors& row) const {
+    const float* table = sums;
+    for (int64_t g = 0; g < groups; ++g, table += int64_t{kSums} * kSignTokens) {
+      const float* at = table + static_cast<int64_t>(codes[g]) * kSignTokens;
+      for (int64_t v = 0; v < kVectors; ++v)
+        row[v] = _mm256_add_ps(row[v], _mm256_loadu_ps(at + v * 8));
+    }
+  }
+};
+
+// The same of columns rounded to 16-bit fixed point, of one scale for all columns
+// of the table and a token: the largest with which no sum can overflow.
+struct FixedTable {
+  static constexpr int64_t kGroups = kTableBytes / (kSums * kSignTokens * sizeof(int16_t));
+  static constexpr int64_t kColumns = kGroups * kSignsPerCode;
+  // Each column's rounding takes up to a half of what int16 holds.
+  static constexpr float kMost = 32767 - kColumns / 2;
+  // Tokens whose columns are smaller together count as zeros: 1 / scale is no float.
+  static constexpr float kLeast = 1e-30F;
+  alignas(64) int16_t sums[kGroups * kSums * kSignTokens];
+  alignas(64) float columns[kColumns * kSignTokens];
+  alignas(64) float sizes[kSignTokens];  // sum of |x|, then the worth of a unit
+
+  QUANTRY_AVX2_INLINE void Begin() { std::fill(sizes, sizes + kSignTokens, 0.0F); }
+  QUANTRY_AVX2_INLINE void Put(int64_t g, int64_t v, const __m256 x[kSignsPerCode]) {
+    const __m256 sign = _mm256_set1_ps(-0.0F);
+    __m256 size = _mm256_loadu_ps(sizes + v * 8);
+    for (int64_t b = 0; b < kSignsPerCode; ++b) {
+      _mm256_storeu_ps(columns + (g * kSignsPerCode + b) * kSignTokens + v * 8, x[b]);
+      size = _mm256_add_ps(size, _mm256_andnot_ps(sign, x[b]));
+    }
+    _mm256_storeu_ps(sizes + v * 8, size);
+  }
+  // Tokens 16 v .. 16 v + 15 of a column in units of scales[2 v], scales[2 v + 1].
+  QUANTRY_AVX2_INLINE static __m256i Rounded(const float* column, const Vectors& scales,
+                                             int64_t v) {
+    const auto half = [&](int64_t h) __attribute__((target("avx2,fma"), always_inline)) {
+      return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(column + h * 8), scales[h]));
+    };
+    return _mm256_permute4x64_epi64(_mm256_packs_epi32(half(2 * v), half(2 * v + 1)), 0xD8);
+  }
+  QUANTRY_AVX2_INLINE void Finish(int64_t groups) {
+    Vectors scales;
+    for (int64_t v = 0; v < kVectors; ++v) {
+      const __m256 size = _mm256_loadu_ps(sizes + v * 8), most = _mm256_set1_ps(kMost);
+      // NaN stays, and with infinity the worth of a unit is infinite.
+      const __m256 none = _mm256_cmp_ps(size, _mm256_set1_ps(kLeast), _CMP_LT_OQ);
+      scales[v] = _mm256_andnot_ps(none, _mm256_div_ps(most, size));
+      _mm256_storeu_ps(sizes + v * 8, _mm256_div_ps(size, most));
+    }
+    for (int64_t g = 0; g < groups; ++g) {
+      for (int64_t v = 0; v < kVectors / 2; ++v) {
+        __m256i x[kSignsPerCode];
+        for (int64_t b = 0; b < kSignsPerCode; ++b) {
+          x[b] = Rounded(columns + (g * kSignsPerCode + b) * kSignTokens, scales, v);
+        }
+        Store(x, sums + g * kSums * kSignTokens + v * 16);
+      }
+    }
+  }
+  QUANTRY_AVX2_INLINE static void Store(const __m256i x[kSignsPerCode], int16_t* to) {
+    const __m256i zero = _mm256_setzero_si256();
+    const __m256i low_sum = _mm256_add_epi16(x[0], x[1]), high_sum = _mm256_add_epi16(x[2], x[3]);
+    const __m256i low_gap = _mm256_sub_epi16(x[0], x[1]), high_gap = _mm256_sub_epi16(x[2], x[3]);
+    const __m256i low[4] = {_mm256_sub_epi16(zero, low_sum), low_gap,
+                            _mm256_sub_epi16(zero, low_gap), low_sum};
+    const __m256i high[4] = {_mm256_sub_epi16(zero, high_sum), high_gap,
+                             _mm256_sub_epi16(zero, high_gap), high_sum};
+    for (int64_t h = 0; h < 4; ++h) {
+      for (int64_t l = 0; l < 4; ++l) {
+        auto* at = reinterpret_cast<__m256i*>(to + (h * 4 + l) * kSignTokens);
+        _mm256_store_si256(at, _mm256_add_epi16(high[h], low[l]));
+      }
+    }
+  }
+
+  QUANTRY_AVX2_INLINE void Add(const uint8_t* codes, int64_t groups, Vectors& row) const {
+    __m256i sum[kVectors / 2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    const int16_t* table = sums;
+    for (int64_t g = 0; g < groups; ++g, table += int64_t{kSums} * kSignTokens) {
+      const auto* at =
+          reinterpret_cast<const __m256i*>(table + static_cast<int64_t>(codes[g]) * kSignTokens);
+      for (int64_t v = 0; v < kVectors / 2; ++v) {
+        sum[v] = _mm256_add_epi16(sum[v], _mm256_load_si256(at + v));
+      }
+    }
+    for (int64_t v = 0; v < kVectors; ++v) {
+      const __m128i eight =
+          v % 2 == 0 ? _mm256_castsi256_si128(sum[v / 2]) : _mm256_extracti128_si256(sum[v / 2], 1);
+      row[v] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(eight)),
+                               _mm256_loadu_ps(sizes + v * 8), row[v]);
+    }
+  }
+};
+
 // tile[row] (+)= the sums its codes `first` .. `first + groups` ask for.
+template <typename Table>
 QUANTRY_AVX2_INLINE void AddSums(const SignCodes& signs, int64_t first, int64_t groups,
-                                 const float* sums, float* tile) {
+                                 const Table& table, float* tile) {
   const int64_t stride = signs.groups();
   const uint8_t* codes = signs.codes + first;
   for (int64_t i = 0; i < signs.rows; ++i, codes += stride, tile += kSignTokens) {
@@ -71,12 +178,7 @@ QUANTRY_AVX2_INLINE void AddSums(const SignCodes& signs, int64_t first, int64_t 
     for (int64_t v = 0; v < kVectors; ++v) {
       row[v] = first == 0 ? _mm256_setzero_ps() : _mm256_loadu_ps(tile + v * 8);
     }
-    const float* table = sums;
-    for (int64_t g = 0; g < groups; ++g, table += int64_t{kSums} * kSignTokens) {
-      const float* at = table + static_cast<int64_t>(codes[g]) * kSignTokens;
-      for (int64_t v = 0; v < kVectors; ++v)
-        row[v] = _mm256_add_ps(row[v], _mm256_loadu_ps(at + v * 8));
-    }
+    table.Add(codes, groups, row);
     for (int64_t v = 0; v < kVectors; ++v) _mm256_storeu_ps(tile + v * 8, row[v]);
   }
 }
@@ -147,24 +249,27 @@ QUANTRY_AVX2_INLINE void InputSlopes(const SignScales& scales, const float* tile
   }
 }
 
-// One group's columns 8 v of x, times r2, to its sums; adds them to `total`.
-QUANTRY_AVX2_INLINE void ScaledSums(const SignScales& scales, const TokenRows& x, int64_t j,
-                                    int64_t left, float* sums, float* total) {
+// Columns j .. j + 3 of x, times r2, to group g of the table; adds them to `total`.
+template <typename Table>
+QUANTRY_AVX2_INLINE void PutScaled(const SignScales& scales, const TokenRows& x, int64_t j,
+                                   int64_t left, int64_t g, Table& table, float* total) {
   for (int64_t v = 0; v < kVectors; ++v) {
     __m256 columns[kSignsPerCode];
     LoadColumns(x, v, j, left, columns);
     for (int64_t b = 0; b < kSignsPerCode && b < left; ++b) {
       columns[b] = _mm256_mul_ps(columns[b], _mm256_broadcast_ss(scales.column + j + b));
     }
-    const __m256 all = StoreSums(columns, sums + v * 8);
-    _mm256_storeu_ps(total + v * 8, _mm256_add_ps(_mm256_loadu_ps(total + v * 8), all));
+    table.Put(g, v, columns);
+    _mm256_storeu_ps(total + v * 8, _mm256_add_ps(_mm256_loadu_ps(total + v * 8), SumOf(columns)));
   }
 }
 
-// Columns i .. i + 3 of g: their gradients of A and C, C g to `shift`, A g to the sums.
-QUANTRY_AVX2_INLINE void SlopeSums(const SignScales& scales, const TokenRows& g, int64_t i,
-                                   int64_t left, const float* tile, const float* total, float* sums,
-                                   float* shift, const SignSlopes& slopes) {
+// Columns i .. i + 3 of g: their gradients of A and C, C g to `shift`, A g to a group of the table.
+template <typename Table>
+QUANTRY_AVX2_INLINE void PutSlopes(const SignScales& scales, const TokenRows& g, int64_t i,
+                                   int64_t left, const float* tile, const float* total,
+                                   int64_t group, Table& table, float* shift,
+                                   const SignSlopes& slopes) {
   const int64_t count = std::min<int64_t>(left, kSignsPerCode);
   __m256 gain[kSignsPerCode], offset[kSignsPerCode];
   for (int64_t b = 0; b < kSignsPerCode; ++b) gain[b] = offset[b] = _mm256_setzero_ps();
@@ -181,7 +286,7 @@ QUANTRY_AVX2_INLINE void SlopeSums(const SignScales& scales, const TokenRows& g,
       columns[b] = _mm256_mul_ps(columns[b], _mm256_broadcast_ss(scales.gain + i + b));
     }
     _mm256_storeu_ps(shift + v * 8, shifted);
-    StoreSums(columns, sums + v * 8);
+    table.Put(group, v, columns);
   }
   for (int64_t b = 0; b < count; ++b) {
     slopes.gain[i + b] = Sum8(gain[b]);
@@ -189,48 +294,75 @@ QUANTRY_AVX2_INLINE void SlopeSums(const SignScales& scales, const TokenRows& g,
   }
 }
 
-}  // namespace
-
-QUANTRY_AVX2 void SignForwardBlock(const SignCodes& signs, const SignScales& scales,
-                                   const TokenRows& x, const TokenRows& y, float* tile,
-                                   float* total) {
-  alignas(64) float sums[kGroupsAtOnce * kSums * kSignTokens];
+template <typename Table>
+QUANTRY_AVX2_INLINE void ForwardBlock(const SignCodes& signs, const SignScales& scales,
+                                      const TokenRows& x, const TokenRows& y, float* tile,
+                                      float* total) {
+  Table table;
   std::fill(total, total + kSignTokens, 0.0F);
-  for (int64_t first = 0; first < signs.groups(); first += kGroupsAtOnce) {
-    const int64_t groups = std::min(kGroupsAtOnce, signs.groups() - first);
+  for (int64_t first = 0; first < signs.groups(); first += Table::kGroups) {
+    const int64_t groups = std::min(Table::kGroups, signs.groups() - first);
+    table.Begin();
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t j = (first + g) * kSignsPerCode;
-      ScaledSums(scales, x, j, signs.columns - j, sums + g * kSums * kSignTokens, total);
+      PutScaled(scales, x, j, signs.columns - j, g, table, total);
     }
-    AddSums(signs, first, groups, sums, tile);
+    table.Finish(groups);
+    AddSums(signs, first, groups, table, tile);
   }
   AddToOutputs(scales, tile, total, signs.rows, y);
 }
 
-QUANTRY_AVX2 void SignBackwardBlock(const SignCodes& signs, const SignScales& scales,
-                                    const TokenRows& g, const TokenRows& x, const float* tile,
-                                    const float* total, float* scratch, const TokenRows& x_slope,
-                                    const SignSlopes& slopes) {
-  alignas(64) float sums[kGroupsAtOnce * kSums * kSignTokens];
+template <typename Table>
+QUANTRY_AVX2_INLINE void BackwardBlock(const SignCodes& signs, const SignScales& scales,
+                                       const TokenRows& g, const TokenRows& x, const float* tile,
+                                       const float* total, float* scratch, const TokenRows& x_slope,
+                                       const SignSlopes& slopes) {
+  Table table;
   alignas(64) float shift[kSignTokens] = {};
-  for (int64_t first = 0; first < signs.groups(); first += kGroupsAtOnce) {
-    const int64_t groups = std::min(kGroupsAtOnce, signs.groups() - first);
+  for (int64_t first = 0; first < signs.groups(); first += Table::kGroups) {
+    const int64_t groups = std::min(Table::kGroups, signs.groups() - first);
+    table.Begin();
     for (int64_t k = 0; k < groups; ++k) {
       const int64_t i = (first + k) * kSignsPerCode;
-      SlopeSums(scales, g, i, signs.columns - i, tile, total, sums + k * kSums * kSignTokens, shift,
-                slopes);
+      PutSlopes(scales, g, i, signs.columns - i, tile, total, k, table, shift, slopes);
     }
-    AddSums(signs, first, groups, sums, scratch);
+    table.Finish(groups);
+    AddSums(signs, first, groups, table, scratch);
   }
   InputSlopes(scales, scratch, shift, signs.rows, x, x_slope, slopes.column);
 }
 
+}  // namespace
+
+QUANTRY_AVX2 void SignForwardBlock(SignSums sums, const SignCodes& signs, const SignScales& scales,
+                                   const TokenRows& x, const TokenRows& y, float* tile,
+                                   float* total) {
+  if (sums == SignSums::kFloat) {
+    ForwardBlock<FloatTable>(signs, scales, x, y, tile, total);
+  } else {
+    ForwardBlock<FixedTable>(signs, scales, x, y, tile, total);
+  }
+}
+
+QUANTRY_AVX2 void SignBackwardBlock(SignSums sums, const SignCodes& signs, const SignScales& scales,
+                                    const TokenRows& g, const TokenRows& x, const float* tile,
+                                    const float* total, float* scratch, const TokenRows& x_slope,
+                                    const SignSlopes& slopes) {
+  if (sums == SignSums::kFloat) {
+    BackwardBlock<FloatTable>(signs, scales, g, x, tile, total, scratch, x_slope, slopes);
+  } else {
+    BackwardBlock<FixedTable>(signs, scales, g, x, tile, total, scratch, x_slope, slopes);
+  }
+}
+
 #else
 
-void SignForwardBlock(const SignCodes&, const SignScales&, const TokenRows&, const TokenRows&,
-                      float*, float*) {}
-void SignBackwardBlock(const SignCodes&, const SignScales&, const TokenRows&, const TokenRows&,
-                       const float*, const float*, float*, const TokenRows&, const SignSlopes&) {}
+void SignForwardBlock(SignSums, const SignCodes&, const SignScales&, const TokenRows&,
+                      const TokenRows&, float*, float*) {}
+void SignBackwardBlock(SignSums, const SignCodes&, const SignScales&, const TokenRows&,
+                       const TokenRows&, const float*, const float*, float*, const TokenRows&,
+                       const SignSlopes&) {}
 
 #endif
 

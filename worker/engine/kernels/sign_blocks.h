@@ -12,6 +12,12 @@ namespace quantry::engine {
 constexpr int kSignTokens = 32;   // of a block
 constexpr int kSignsPerCode = 4;  // bit b of code g: sign of column 4 g + b, 1 = +1
 
+// How columns are summed. kFixed: rounded to 16-bit integers, which takes half the
+// additions. All columns of a table (96) and a token share a scale, with which the
+// sum of their sizes fills the integers: a rounding is less than 1/65,000 of that sum,
+// for columns of like size about what bfloat16 would round.
+enum class SignSums { kFloat, kFixed };
+
 // A matrix of signs [rows, columns].
 struct SignCodes {
   const uint8_t* codes;  // [rows, groups()]
@@ -40,8 +46,8 @@ struct SignScales {
 
 // tile [SignTileRows(n), kSignTokens] = S (r2 x)^T, total [kSignTokens] = r2 . x,
 // y += A tile^T + total C^T. x [count, m], y [count, n].
-void SignForwardBlock(const SignCodes& signs, const SignScales& scales, const TokenRows& x,
-                      const TokenRows& y, float* tile, float* total);
+void SignForwardBlock(SignSums sums, const SignCodes& signs, const SignScales& scales,
+                      const TokenRows& x, const TokenRows& y, float* tile, float* total);
 
 // What the backward pass of a block leaves; sums over its tokens.
 struct SignSlopes {
@@ -53,8 +59,9 @@ struct SignSlopes {
 // With g = dL/dy [count, n], and tile and total of the forward pass: dL/dx to
 // `x_slope` [count, m] unless its data is null, and the others. `signs` are
 // those of S^T [m, n]; `scratch` is [SignTileRows(m), kSignTokens].
-void SignBackwardBlock(const SignCodes& signs, const SignScales& scales, const TokenRows& g,
-                       const TokenRows& x, const float* tile, const float* total, float* scratch,
-                       const TokenRows& x_slope, const SignSlopes& slopes);
+void SignBackwardBlock(SignSums sums, const SignCodes& signs, const SignScales& scales,
+                       const TokenRows& g, const TokenRows& x, const float* tile,
+                       const float* total, float* scratch, const TokenRows& x_slope,
+                       const SignSlopes& slopes);
 
 }  // namespace quantry::engine

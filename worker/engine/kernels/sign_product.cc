@@ -38,8 +38,9 @@ SignScales PointersOf(const SignProduct::Scales& scales) {
 
 bool SignProduct::Available() { return HasAvx2(); }
 
-SignProduct::SignProduct(const at::Tensor& signs)
-    : rows_(signs.size(0)),
+SignProduct::SignProduct(const at::Tensor& signs, SignSums sums)
+    : sums_(sums),
+      rows_(signs.size(0)),
       columns_(signs.size(1)),
       by_row_(CodesOf(signs)),
       by_column_(CodesOf(signs.t())) {}
@@ -54,7 +55,7 @@ SignProduct::Kept SignProduct::AddTo(const at::Tensor& y, const at::Tensor& x,
   float* tiles = kept.products.mutable_data_ptr<float>();
   float* totals = kept.totals.mutable_data_ptr<float>();
   ForEachIndex(blocks, 1, [&](int64_t block) {
-    SignForwardBlock(signs, numbers, RowsOf(x, block), RowsOf(y, block),
+    SignForwardBlock(sums_, signs, numbers, RowsOf(x, block), RowsOf(y, block),
                      tiles + block * SignTileRows(rows_) * kSignTokens,
                      totals + block * kSignTokens);
   });
@@ -78,7 +79,7 @@ SignProduct::Gradients SignProduct::Backward(const at::Tensor& slope, const at::
     const at::Tensor scratch = at::empty({SignTileRows(columns_), kSignTokens}, x.options());
     for (int64_t block = begin; block < end; ++block) {
       float* at = sums + block * (2 * rows_ + columns_);
-      SignBackwardBlock(signs, numbers, RowsOf(slope, block), RowsOf(x, block),
+      SignBackwardBlock(sums_, signs, numbers, RowsOf(slope, block), RowsOf(x, block),
                         tiles + block * SignTileRows(rows_) * kSignTokens,
                         totals + block * kSignTokens, scratch.mutable_data_ptr<float>(),
                         RowsOf(gradients.x, block), {at, at + rows_, at + 2 * rows_});

@@ -9,15 +9,15 @@ namespace quantry::engine {
 // y += x W^T of W = (A S + C) r2^T, S [n, m] of signs, A and C [n], r2 [m]
 // (spec: ptq161.md 3.4), and its gradients in all but S, in fp32 on the CPU.
 // Equal up to the order of sums to the products with S as a matrix, which it
-// outruns by table lookup (sign_blocks.h). Bytes of a result depend neither on
-// threads nor on how tokens are batched.
+// outruns by table lookup (sign_blocks.h), but for rounding with SignSums::kFixed.
+// Bytes of a result depend neither on threads nor on how tokens are batched.
 class SignProduct {
  public:
   // Whether this CPU runs it (AVX2).
   static bool Available();
 
   // signs: uint8 [n, m], 1 where +1; neither side 0.
-  explicit SignProduct(const at::Tensor& signs);
+  explicit SignProduct(const at::Tensor& signs, SignSums sums = SignSums::kFloat);
 
   // fp32 vectors, contiguous.
   struct Scales {
@@ -46,6 +46,7 @@ class SignProduct {
                      const Kept& kept, bool wants_x) const;
 
  private:
+  SignSums sums_;
   int64_t rows_, columns_;
   at::Tensor by_row_;     // codes of S [n, m / 4]
   at::Tensor by_column_;  // codes of S^T [m, n / 4]

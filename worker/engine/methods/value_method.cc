@@ -29,7 +29,7 @@ Moments Prepare(const at::Tensor& hessian) {
 }
 
 void CheckValues(int block, const QuantizedLinear& linear) {
-  if (linear.values.isfinite().all().item<bool>()) return;
+  if (AllFinite(linear.values)) return;
   throw NonFiniteLoss(block, "values of " + linear.name,
                       "they are not finite: its inputs are too large for the saliency of its "
                       "weights; check the model and the calibration text");

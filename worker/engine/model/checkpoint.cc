@@ -292,10 +292,11 @@ at::Tensor Checkpoint::LoadFloat(const std::string& name) const {
   const Entry& entry = Find(name);
   return entry.file->LoadFloat(*entry.info);
 }
-void Checkpoint::CheckFinite() const {
+void Checkpoint::CheckFinite(const OnBytes& on_bytes) const {
   for (const std::string& name : names_) {
     const Entry& entry = Find(name);
     entry.file->CheckFinite(*entry.info);
+    if (on_bytes) on_bytes(entry.info->end - entry.info->begin);
   }
 }
 at::Tensor Checkpoint::View(const std::string& name) const {

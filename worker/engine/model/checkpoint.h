@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "worker/engine/base/on_bytes.h"
 #include "worker/engine/model/architecture.h"
 #include "worker/engine/model/config.h"
 #include "worker/engine/model/safetensors.h"
@@ -54,7 +55,7 @@ class Checkpoint {
   const TensorInfo& Info(const std::string& name) const;  // throws INVALID_CHECKPOINT
   at::Tensor LoadFloat(const std::string& name) const;    // see SafetensorsFile
   // Of every tensor of names(): throws what LoadFloat would.
-  void CheckFinite() const;
+  void CheckFinite(const OnBytes& on_bytes = {}) const;
   at::Tensor View(const std::string& name) const;
   void Release(const std::string& name) const;
 

@@ -26,8 +26,14 @@ class ShardedWriter {
   using Metadata =
       std::function<std::map<std::string, std::string>(const std::vector<TensorSpec>& specs)>;
 
+  // What transformers wants of every file, and no more.
+  static std::map<std::string, std::string> PlainMetadata(const std::vector<TensorSpec>&) {
+    return {{"format", "pt"}};
+  }
+
   ShardedWriter(const std::string& dir, const std::string& stem, std::vector<TensorSpec> specs,
-                const Metadata& metadata, uint64_t max_shard_bytes = kMaxShardBytes);
+                const Metadata& metadata = PlainMetadata,
+                uint64_t max_shard_bytes = kMaxShardBytes);
 
   // The next tensor of the plan.
   void Append(const std::string& name, const at::Tensor& tensor);

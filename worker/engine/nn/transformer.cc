@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "worker/engine/base/error.h"
+#include "worker/engine/base/non_finite.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/nn/online_rotation.h"
 
@@ -22,7 +23,7 @@ Norm LoadNorm(const Checkpoint& checkpoint, const std::string& prefix, const std
 
 // For weights read by rows; whole tensors are checked where they are loaded.
 void CheckFinite(const at::Tensor& rows, const std::string& name) {
-  if (at::isfinite(rows).all().item<bool>()) return;
+  if (AllFinite(rows)) return;
   throw UserError("NON_FINITE_WEIGHTS",
                   StrCat("tensor '", name,
                          "' has values which are NaN or infinite: the checkpoint "

@@ -35,8 +35,8 @@ bool IsOurs(const std::string& name) {
   return IsPassing(name) || IsBlock(name) || IsTuned(name) || name.rfind(kState, 0) == 0;
 }
 
-HashedFile HashOf(const std::string& dir, const std::string& name) {
-  const FileDigest digest = Sha256OfFile(dir + "/" + name);
+HashedFile HashOf(const std::string& dir, const std::string& name, const OnBytes& on_bytes = {}) {
+  const FileDigest digest = Sha256OfFile(dir + "/" + name, on_bytes);
   return {name, digest.bytes, digest.sha256};
 }
 
@@ -83,11 +83,12 @@ Checkpoints::Checkpoints(std::string dir, std::string fingerprint)
 }
 
 int Checkpoints::Resume(int blocks_total, Streams* streams,
-                        const std::function<void(const std::string&)>& warn) {
+                        const std::function<void(const std::string&)>& warn,
+                        const OnBytes& on_bytes) {
   int done = -1;
   if (IsThere(PathOf(kState))) {
     try {
-      done = Read(blocks_total, streams);
+      done = Read(blocks_total, streams, on_bytes);
     } catch (const Unusable& unusable) {
       warn(StrCat("checkpoint in ", dir_, " is ignored and removed: ", unusable.why));
     } catch (const EngineError& error) {
@@ -107,7 +108,7 @@ int Checkpoints::Resume(int blocks_total, Streams* streams,
   return done;
 }
 
-int Checkpoints::Read(int blocks_total, Streams* streams) {
+int Checkpoints::Read(int blocks_total, Streams* streams, const OnBytes& on_bytes) {
   const auto state =
       nlohmann::json::parse(ReadFile(PathOf(kState), kMaxStateBytes, "CHECKPOINT_CORRUPT"));
   if (state.at("schema") != kCheckpointSchema) throw Unusable{"its schema is another"};
@@ -122,7 +123,7 @@ int Checkpoints::Read(int blocks_total, Streams* streams) {
   for (const nlohmann::json& entry : state.at("files")) {
     const HashedFile wanted = Listed(entry);
     if (!IsThere(PathOf(wanted.path))) throw Unusable{wanted.path + " is absent"};
-    const HashedFile got = HashOf(dir_, wanted.path);
+    const HashedFile got = HashOf(dir_, wanted.path, on_bytes);
     if (got.bytes != wanted.bytes || got.sha256 != wanted.sha256) {
       throw Unusable{wanted.path + " is damaged"};
     }

@@ -31,7 +31,7 @@ class Checkpoints {
   // Blocks done (0 = start over), and the streams after them when `streams` is
   // wanted and not all blocks are done. `warn` hears why a checkpoint is ignored.
   int Resume(int blocks_total, Streams* streams,
-             const std::function<void(const std::string&)>& warn);
+             const std::function<void(const std::string&)>& warn, const OnBytes& on_bytes = {});
 
   // Makes block `index` durable; then (Commit) the checkpoint after it.
   void StoreBlock(const QuantizedBlock& block, const BlockReport& report);
@@ -59,7 +59,7 @@ class Checkpoints {
 
  private:
   std::string PathOf(const std::string& name) const { return dir_ + "/" + name; }
-  int Read(int blocks_total, Streams* streams);
+  int Read(int blocks_total, Streams* streams, const OnBytes& on_bytes);
   void WriteState(int blocks_done);
   const std::vector<HashedFile>& List();
   // Takes the files which `is` names off the list; they go after the next state.

@@ -34,8 +34,8 @@ at::Tensor Windows(const TextJob& text, const Tokenizer* tokenizer, const Checkp
   return CutWindows(tokens, text.windows, text.source);
 }
 
-HashedFile Hash(const std::string& path, const std::string& name) {
-  const FileDigest digest = Sha256OfFile(path);
+HashedFile Hash(const std::string& path, const std::string& name, const OnBytes& on_bytes) {
+  const FileDigest digest = Sha256OfFile(path, on_bytes);
   return {name, digest.bytes, digest.sha256};
 }
 
@@ -45,26 +45,30 @@ std::string FileName(const std::string& path) {
 
 // Names are by role and file name: the same inputs in another place are the
 // same inputs.
-std::vector<HashedFile> HashInputs(const Job& job, const Checkpoint& checkpoint) {
+std::vector<HashedFile> HashInputs(const Job& job, const Checkpoint& checkpoint,
+                                   const OnBytes& on_bytes) {
   std::vector<HashedFile> files;
+  const auto add = [&](const std::string& path, const std::string& name) {
+    files.push_back(Hash(path, name, on_bytes));
+  };
   for (const char* name : {"config.json", "tokenizer.json"}) {
     const std::string path = job.model_dir + "/" + name;
-    if (IsRegularFile(path)) files.push_back(Hash(path, std::string("model/") + name));
+    if (IsRegularFile(path)) add(path, std::string("model/") + name);
   }
   for (const std::string& path : checkpoint.files()) {
-    files.push_back(Hash(path, "model/" + FileName(path)));
+    add(path, "model/" + FileName(path));
   }
   if (job.calibration) {
     const std::string& path = job.calibration->source.path;
-    files.push_back(Hash(path, "calibration/" + FileName(path)));
+    add(path, "calibration/" + FileName(path));
   }
   if (job.evaluation) {
     const std::string& path = job.evaluation->source.path;
-    files.push_back(Hash(path, "evaluation/" + FileName(path)));
+    add(path, "evaluation/" + FileName(path));
   }
   if (job.preprocessing) {
     const std::string& path = job.preprocessing->corpus.source.path;
-    files.push_back(Hash(path, "preprocessing/" + FileName(path)));
+    add(path, "preprocessing/" + FileName(path));
   }
   return files;
 }
@@ -72,7 +76,7 @@ std::vector<HashedFile> HashInputs(const Job& job, const Checkpoint& checkpoint)
 // Marks a rotated twin as whole: what it was made of, and of what files.
 constexpr char kOrigin[] = "origin";
 
-std::string MarkOf(const std::string& digest, const std::string& dir) {
+std::string MarkOf(const std::string& digest, const std::string& dir, const OnBytes& on_bytes) {
   std::vector<std::string> files = {dir + "/config.json"};
   for (const auto& entry : std::filesystem::directory_iterator(dir)) {
     if (FileName(entry.path()).find(".safetensors") == std::string::npos) continue;
@@ -80,12 +84,12 @@ std::string MarkOf(const std::string& digest, const std::string& dir) {
   }
   std::sort(files.begin() + 1, files.end());
   std::string mark = digest + "\n";
-  for (const std::string& file : files) mark += Sha256OfFile(file).sha256 + "\n";
+  for (const std::string& file : files) mark += Sha256OfFile(file, on_bytes).sha256 + "\n";
   return mark;
 }
 
 // Whether a whole, unharmed twin made from `digest` lies in `dir`.
-bool IsTwinOf(const std::string& digest, const std::string& dir) {
+bool IsTwinOf(const std::string& digest, const std::string& dir, const OnBytes& on_bytes) {
   for (const char* name : {kOrigin, "config.json"}) {
     if (!IsRegularFile(dir + "/" + name)) return false;
   }
@@ -93,7 +97,7 @@ bool IsTwinOf(const std::string& digest, const std::string& dir) {
   std::error_code error;
   if (std::filesystem::file_size(dir + "/" + kOrigin, error) > kMostBytes || error) return false;
   const std::string mark = ReadFile(dir + "/" + kOrigin, kMostBytes, "INVALID_CHECKPOINT");
-  return mark.starts_with(digest) && mark == MarkOf(digest, dir);
+  return mark.starts_with(digest) && mark == MarkOf(digest, dir, on_bytes);
 }
 
 }  // namespace
@@ -113,7 +117,7 @@ void CheckOutputs(const Job& job, const Checkpoint& checkpoint) {
   CheckModelFiles(checkpoint.dir());
 }
 
-Inputs OpenInputs(const Job& job) {
+Inputs OpenInputs(const Job& job, const OnBytes& on_bytes) {
   Inputs inputs;
   inputs.checkpoint = Checkpoint::Open(job.model_dir);
   const Checkpoint& checkpoint = *inputs.checkpoint;
@@ -136,25 +140,26 @@ Inputs OpenInputs(const Job& job) {
     CheckLora(job.preprocessing->lora, checkpoint.architecture(), checkpoint.config());
     inputs.corpus = Windows(*corpus, tokenizer.get(), checkpoint);
   }
-  inputs.files = HashInputs(job, checkpoint);
+  inputs.files = HashInputs(job, checkpoint, on_bytes);
   inputs.source = inputs.checkpoint;
   return inputs;
 }
 
 std::shared_ptr<const Checkpoint> OpenRotated(const Job& job, const Inputs& inputs,
-                                              const std::string& dir) {
+                                              const std::string& dir, const OnBytes& on_bytes) {
   nlohmann::ordered_json origin = {
       {"versions", Versions()}, {"seed", job.seed}, {"online", job.rotation.online}};
   for (const HashedFile& file : inputs.files) {
     if (file.path.rfind("model/", 0) == 0) origin[file.path] = file.sha256;
   }
   const std::string digest = Sha256OfText(origin.dump());
-  if (!IsTwinOf(digest, dir)) {
+  if (!IsTwinOf(digest, dir, on_bytes)) {
     std::error_code ignored;
     std::filesystem::remove_all(dir, ignored);
     std::filesystem::create_directories(dir);
-    WriteRotatedCheckpoint(*inputs.checkpoint, job.rotation, static_cast<uint64_t>(job.seed), dir);
-    WriteFileAtomically(dir + "/" + kOrigin, MarkOf(digest, dir));
+    WriteRotatedCheckpoint(*inputs.checkpoint, job.rotation, static_cast<uint64_t>(job.seed), dir,
+                           kMaxShardBytes, on_bytes);
+    WriteFileAtomically(dir + "/" + kOrigin, MarkOf(digest, dir, on_bytes));
   }
   // Always: the mark says nothing of them, and they may have changed since.
   CopyModelFiles(job.model_dir, dir);
@@ -172,7 +177,7 @@ std::string Fingerprint(const Job& job, const Inputs& inputs, const at::Device& 
     if (file.path.rfind("evaluation/", 0) != 0) files.push_back(file.sha256);
   }
   // Goes up when the same job would end in other bits than before.
-  constexpr int kNumerics = 12;
+  constexpr int kNumerics = 13;
   nlohmann::ordered_json all = {{"versions", Versions()},
                                 {"numerics", kNumerics},
                                 {"files", files},

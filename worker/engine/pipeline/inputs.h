@@ -25,13 +25,13 @@ struct Inputs {
 
 // Opens and checks the model, tokenizes both texts, hashes every file read.
 // Throws UserError naming what does not fit.
-Inputs OpenInputs(const Job& job);
+Inputs OpenInputs(const Job& job, const OnBytes& on_bytes = {});
 
 // The rotated twin of `inputs.checkpoint` (job.rotation) in `dir`, with its
 // tokenizer and the like; written anew unless a whole, unharmed one of the same
 // model, seed and engine version lies there.
 std::shared_ptr<const Checkpoint> OpenRotated(const Job& job, const Inputs& inputs,
-                                              const std::string& dir);
+                                              const std::string& dir, const OnBytes& on_bytes = {});
 
 // What of the machine's instruction set the job's numbers depend on; where it
 // asks for bfloat16 products, also whether they are made in that type

@@ -691,16 +691,13 @@ TEST(Progress, GrowsStrictlyAndTellsTheTimeLeft) {
   EXPECT_GT(with_eta, 0);
 }
 
-// What the tracker told while `work` used it, as progress messages.
-std::vector<nlohmann::json> Told(const StepPlan& plan, double& now,
-                                 const std::function<void(ProgressTracker&)>& work) {
+// What `work` wrote of progress.
+std::vector<nlohmann::json> Told(const std::function<void(EventWriter&)>& work) {
   const test::TempDir dir;
   const int fd = open(dir.File("events").c_str(), O_CREAT | O_WRONLY, 0600);
   {
     EventWriter events(fd);
-    ProgressTracker tracker(
-        plan, events, [&] { return now; }, 0, [] { return int64_t{0}; });
-    work(tracker);
+    work(events);
   }
   close(fd);
   std::istringstream lines(ReadFile(dir.File("events"), 1 << 20, "TEST"));
@@ -710,6 +707,33 @@ std::vector<nlohmann::json> Told(const StepPlan& plan, double& now,
     if (event.contains("progress")) told.push_back(event["progress"]);
   }
   return told;
+}
+
+// The same of a tracker that `work` uses.
+std::vector<nlohmann::json> Told(const StepPlan& plan, double& now,
+                                 const std::function<void(ProgressTracker&)>& work) {
+  return Told([&](EventWriter& events) {
+    ProgressTracker tracker(
+        plan, events, [&] { return now; }, 0, [] { return int64_t{0}; });
+    work(tracker);
+  });
+}
+
+// Reading a large model takes longer than a server waits for a step.
+TEST(Progress, TellsTheBytesThatAreLoadedAFewTimesASecond) {
+  double now = 5;
+  const Seconds clock = [&] { return now; };
+  const auto told = Told([&](EventWriter& events) {
+    LoadingMeter meter(events, clock);
+    for (int i = 0; i < 10; ++i) {
+      now += 0.25;
+      meter.Count(100);
+    }
+  });
+  ASSERT_EQ(told.size(), 5U);
+  EXPECT_EQ(told[0].at("stage"), "STAGE_LOADING");
+  EXPECT_EQ(told[0].at("metrics").at("loaded_bytes"), 200);
+  EXPECT_EQ(told[4].at("metrics").at("loaded_bytes"), 1000);
 }
 
 // Adapters go on from step 600 of 1000, 2 s each; no block has been timed.

@@ -26,6 +26,19 @@ std::string SpanName(Stage stage) {
 
 }  // namespace
 
+LoadingMeter::LoadingMeter(EventWriter& events, const Seconds& clock)
+    : events_(events), clock_(clock), told_at_(clock()) {}
+
+void LoadingMeter::Count(uint64_t bytes) {
+  bytes_ += bytes;
+  const double now = clock_();
+  if (now - told_at_ < kSecondsBetweenEvents) return;
+  told_at_ = now;
+  events_.Progress({{"stage", StageName(Stage::kLoading)},
+                    {"peak_rss_bytes", PeakRssBytes()},
+                    {"metrics", {{"loaded_bytes", bytes_}}}});
+}
+
 ProgressTracker::ProgressTracker(const StepPlan& plan, EventWriter& events, Seconds clock,
                                  double began, std::function<int64_t()> device_memory)
     : plan_(plan),

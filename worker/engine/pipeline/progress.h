@@ -46,6 +46,20 @@ struct Span {
   std::map<std::string, double> figures = {};  // "loss_final": ...
 };
 
+// Tells how far files have been read, rotated and hashed before there is a plan of steps: the
+// metric loaded_bytes of the loading stage, at most a few times a second.
+class LoadingMeter {
+ public:
+  LoadingMeter(EventWriter& events, const Seconds& clock);
+  void Count(uint64_t bytes);
+
+ private:
+  EventWriter& events_;
+  const Seconds& clock_;
+  double told_at_;
+  uint64_t bytes_ = 0;
+};
+
 // Counts steps and tells the world: at most a few events a second, at least
 // one a second of steady work, steps_done strictly growing from event to
 // event. Only Advance may be called from several threads at once.

@@ -112,7 +112,7 @@ class Run {
  private:
   void Load();
   void Restore();
-  void Resume();
+  void Resume(const OnBytes& loaded);
   void WarnOfLongWindows();
   void Calibrate();
   void Quantize();
@@ -174,14 +174,17 @@ class Run {
 void Run::Load() {
   ConfigureRuntime(job_.threads);
   device_ = given_ ? *given_ : OpenDevice(job_.device);
-  inputs_ = OpenInputs(job_);
-  inputs_.checkpoint->CheckFinite();  // now, and not after hours of other blocks
+  LoadingMeter meter(events_, clock_);
+  const OnBytes loaded = [&](uint64_t bytes) { meter.Count(bytes); };
+  inputs_ = OpenInputs(job_, loaded);
   scale_dtype_ = ScaleDtypeOf(checkpoint());
   CreateOutputFolder(job_.output_dir);
-  if (job_.rotation.enabled) inputs_.source = OpenRotated(job_, inputs_, RotatedDir());
+  if (job_.rotation.enabled) inputs_.source = OpenRotated(job_, inputs_, RotatedDir(), loaded);
   checkpoints_ =
       std::make_unique<Checkpoints>(CheckpointDir(job_), Fingerprint(job_, inputs_, device_));
-  Resume();
+  Resume(loaded);
+  // Now, and not after hours of other blocks; the fingerprint vouches for those of a resumed job.
+  if (resumed_ == 0) inputs_.checkpoint->CheckFinite(loaded);
   WarnOfLongWindows();
   Warn(PrunedWarning(*job_.method_row, *inputs_.checkpoint));
   progress_ = std::make_unique<ProgressTracker>(
@@ -207,9 +210,10 @@ void Run::WarnOfLongWindows() {
   look("preprocessing", inputs_.corpus);
 }
 
-void Run::Resume() {
-  resumed_ = checkpoints_->Resume(blocks(), inputs_.calibration.defined() ? &streams_ : nullptr,
-                                  [&](const std::string& message) { Warn(message); });
+void Run::Resume(const OnBytes& loaded) {
+  resumed_ = checkpoints_->Resume(
+      blocks(), inputs_.calibration.defined() ? &streams_ : nullptr,
+      [&](const std::string& message) { Warn(message); }, loaded);
   for (int i = 0; i < resumed_; ++i) {
     const StoredBlock stored = checkpoints_->Load(i);
     manifest_.blocks.push_back(stored.report);

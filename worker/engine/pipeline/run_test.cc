@@ -730,9 +730,13 @@ TEST(RunTest, FilesBesideTheWeightsAreLookedAtFirst) {
 TEST(RunTest, ARotatedTwinThatWasDamagedIsMadeAgain) {
   const Bench bench(CaseOf("quarot"));
   const Job job = ParseJob(bench.JobJson("a"));
-  const Inputs inputs = OpenInputs(job);
+  uint64_t read = 0, made = 0;
+  const Inputs inputs = OpenInputs(job, [&](uint64_t bytes) { read += bytes; });
   const std::string dir = bench.File("twin");
-  OpenRotated(job, inputs, dir);
+  OpenRotated(job, inputs, dir, [&](uint64_t bytes) { made += bytes; });
+  EXPECT_GT(read, fs::file_size(bench.File("model/model.safetensors")));
+  // Its tensors as they are rotated, then the file as it is hashed.
+  EXPECT_GT(static_cast<double>(made), 1.8 * fs::file_size(dir + "/model.safetensors"));
   const auto whole = FilesBelow(dir);
   const auto written = fs::last_write_time(dir + "/model.safetensors");
   OpenRotated(job, inputs, dir);

@@ -70,7 +70,7 @@ void ClipBlock(const BlockTask& task, const std::map<int, InputStatistics>& inpu
 }
 
 void CheckFinite(const Block& block, const Linear& linear) {
-  if (at::isfinite(linear.weight).all().item<bool>()) return;
+  if (AllFinite(linear.weight)) return;
   throw NonFiniteLoss(block.index, "clip search of " + linear.name,
                       "the scaled and clipped weight is not finite; check the weights and the "
                       "calibration text, or try method rtn");

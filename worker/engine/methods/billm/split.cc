@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "worker/engine/base/non_finite.h"
 #include "worker/engine/methods/billm/residual.h"
 
 namespace quantry::engine {
@@ -84,7 +85,7 @@ BillmSplit SearchSplit(const at::Tensor& weight, const at::Tensor& diagonal,
                                   : weight;
   const at::Tensor& x = options.domain == BillmOptions::Domain::kSaliency ? saliency : weight;
   BillmSplit split;
-  if (!saliency.isfinite().all().item<bool>()) return split;
+  if (!AllFinite(saliency)) return split;
   const double unit = UnitOf(x);
   const at::Tensor scaled = x / unit;
   SearchColumns(scaled, saliency / UnitOf(saliency), options.salient_limit, &split);

@@ -13,7 +13,7 @@ constexpr double kMaxDamping = 1.0;
 constexpr double kDampingStep = 10.0;
 
 void CheckFinite(const Block& block, int source, const at::Tensor& hessian) {
-  if (at::isfinite(hessian).all().item<bool>()) return;
+  if (AllFinite(hessian)) return;
   throw NonFiniteLoss(block.index, "inputs of " + block.linears[source].name,
                       "their second moments are not finite: activations overflow in this block; "
                       "check the checkpoint's weights and the calibration text");
@@ -28,7 +28,7 @@ at::Tensor TryFactor(const at::Tensor& damped) {
   const at::Tensor identity = at::eye(damped.size(0), damped.options());
   const at::Tensor inverse =
       at::linalg_solve_triangular(lower, identity, /*upper=*/false).flip({0, 1});
-  if (!at::isfinite(inverse).all().item<bool>()) return {};
+  if (!AllFinite(inverse)) return {};
   return inverse.to(at::kFloat).contiguous();
 }
 

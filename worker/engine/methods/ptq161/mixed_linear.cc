@@ -206,7 +206,8 @@ void MixedLinear::SetSigns(const at::Tensor& uint8_signs) {
   signs8 = uint8_signs;
   const bool looked_up = SignProduct::Available() && signs8.is_cpu() && signs8.numel() > 0 &&
                          mean.scalar_type() == at::kFloat;
-  lookup = looked_up ? std::make_shared<SignProduct>(signs8) : nullptr;
+  const SignSums sums = compute == ComputeDtype::kBfloat16 ? SignSums::kFixed : SignSums::kFloat;
+  lookup = looked_up ? std::make_shared<SignProduct>(signs8, sums) : nullptr;
   signs = looked_up ? at::Tensor() : signs8.to(mean.scalar_type()).mul_(2.0).sub_(1.0);
 }
 

@@ -31,7 +31,7 @@ struct MixedLinear {
   at::Tensor signs8;        // uint8 [n, m - k], 1 where +1; set by SetSigns
   at::Tensor mean;          // mu fp32 [n]
   at::Tensor gain_unit;     // fp32 [n]: 1 (0 where alpha0 is), or alpha0 with relative_gain
-  ComputeDtype compute = ComputeDtype::kFloat32;  // of its products, but looked-up ones
+  ComputeDtype compute = ComputeDtype::kFloat32;  // of its products
 
   // Trained, and where the backward pass leaves their gradients.
   Parameter gain;    // [n]

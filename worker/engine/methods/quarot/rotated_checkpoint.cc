@@ -100,13 +100,10 @@ std::vector<TensorSpec> Specs(const Checkpoint& checkpoint) {
 }
 
 void WriteTensors(const Checkpoint& checkpoint, const Rotation& rotation, const std::string& dir,
-                  uint64_t max_shard_bytes) {
+                  uint64_t max_shard_bytes, const OnBytes& on_bytes) {
   const std::vector<TensorSpec> specs = Specs(checkpoint);
   Source source(checkpoint, rotation);
-  const auto metadata = [](const std::vector<TensorSpec>&) {
-    return std::map<std::string, std::string>{{"format", "pt"}};
-  };
-  ShardedWriter writer(dir, "model", specs, metadata, max_shard_bytes);
+  ShardedWriter writer(dir, "model", specs, ShardedWriter::PlainMetadata, max_shard_bytes);
   for (const TensorSpec& spec : specs) {
     const auto [block, key] = Locate(checkpoint, spec.name);
     at::Tensor value;
@@ -120,6 +117,7 @@ void WriteTensors(const Checkpoint& checkpoint, const Rotation& rotation, const 
       value = at::ones(spec.shape);  // the final norm
     }
     writer.Append(spec.name, value.to(spec.dtype));
+    if (on_bytes) on_bytes(value.numel() * at::elementSize(spec.dtype));
   }
   writer.Finish();
 }
@@ -127,9 +125,10 @@ void WriteTensors(const Checkpoint& checkpoint, const Rotation& rotation, const 
 }  // namespace
 
 void WriteRotatedCheckpoint(const Checkpoint& source, const RotationSpec& spec, uint64_t seed,
-                            const std::string& dir, uint64_t max_shard_bytes) {
+                            const std::string& dir, uint64_t max_shard_bytes,
+                            const OnBytes& on_bytes) {
   const Rotation rotation(source.architecture(), source.config(), spec.online, seed);
-  WriteTensors(source, rotation, dir, max_shard_bytes);
+  WriteTensors(source, rotation, dir, max_shard_bytes, on_bytes);
   auto config = nlohmann::ordered_json::parse(source.config().json);
   config["tie_word_embeddings"] = false;
   config["quantry_rotation"] = {{"online", spec.online}, {"seed", seed}};

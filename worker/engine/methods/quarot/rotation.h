@@ -55,6 +55,7 @@ class Rotation {
 // engine run it with its online rotations. config.json comes last, so a folder
 // that has one is whole.
 void WriteRotatedCheckpoint(const Checkpoint& source, const RotationSpec& spec, uint64_t seed,
-                            const std::string& dir, uint64_t max_shard_bytes = kMaxShardBytes);
+                            const std::string& dir, uint64_t max_shard_bytes = kMaxShardBytes,
+                            const OnBytes& on_bytes = {});
 
 }  // namespace quantry::engine
