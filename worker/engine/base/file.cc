@@ -127,6 +127,17 @@ bool IsRegularFile(const std::string& path) {
   return ::stat(path.c_str(), &status) == 0 && S_ISREG(status.st_mode);
 }
 
+bool Exists(const std::string& path) {
+  struct stat status = {};
+  if (::stat(path.c_str(), &status) == 0) return true;
+  if (errno == ENOENT || errno == ENOTDIR) return false;
+  throw EnvironmentError("STORAGE_ERROR", "look at", path, errno);
+}
+
+bool IsOfTheDisk(const EngineError& error) {
+  return error.reason == "READ_FAILED" || error.reason == "STORAGE_ERROR";
+}
+
 void WriteFully(int fd, const void* data, uint64_t bytes, const std::string& path,
                 uint64_t total_bytes) {
   const char* next = static_cast<const char*>(data);

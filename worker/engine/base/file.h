@@ -4,6 +4,8 @@
 #include <string>
 #include <string_view>
 
+#include "worker/engine/base/error.h"
+
 namespace quantry::engine {
 
 // The whole file. `reason` is that of the UserError thrown when the file is
@@ -15,6 +17,12 @@ std::string ReadFile(const std::string& path, uint64_t max_bytes, const std::str
 void CheckReadable(const std::string& path, uint64_t max_bytes, const std::string& reason);
 
 bool IsRegularFile(const std::string& path);
+
+// Whether anything is there. A disk that cannot say is EngineError ENVIRONMENT "STORAGE_ERROR":
+// no reason to take a file for lost.
+bool Exists(const std::string& path);
+// Whether it speaks of the disk rather than of what a file holds.
+bool IsOfTheDisk(const EngineError& error);
 
 // Writes all bytes to an open descriptor. EngineError ENVIRONMENT "DISK_FULL"
 // naming `path` and `total_bytes` (what the whole file wants) when the disk or

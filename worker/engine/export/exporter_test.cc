@@ -331,15 +331,70 @@ TEST_P(ExporterTest, ScalesThatAreNotFiniteAreRefused) {
   const std::string name =
       module + (GetParam() == "compressed-tensors" ? ".weight_scale" : ".scales");
   at::Tensor scales = OutputReader(folder, stem).Read(name).clone();
+  const at::Tensor whole = scales.clone();
   scales.view({-1})[3] = std::numeric_limits<double>::infinity();
-  Replace(folder, stem, name, scales);
-  const auto expect_refused = [&](const auto& read) {
-    const EngineError error = test::ErrorOf(read);
-    EXPECT_EQ(error.reason, "INVALID_CHECKPOINT");
-    EXPECT_TRUE(test::Mentions(error, name + " holds NaN or infinity")) << error.what();
+  for (const auto& [value, why] :
+       {std::pair<at::Tensor, const char*>{scales, " holds NaN or infinity"},
+        {whole.to(at::kFloat8_e4m3fn), ", wanted F16, BF16 or F32"},
+        {whole.to(at::kInt), ", wanted F16, BF16 or F32"}}) {
+    Replace(folder, stem, name, value);
+    const auto expect_refused = [&](const auto& read) {
+      const EngineError error = test::ErrorOf(read);
+      EXPECT_EQ(error.reason, "INVALID_CHECKPOINT");
+      EXPECT_TRUE(test::Mentions(error, name) && test::Mentions(error, why)) << error.what();
+    };
+    expect_refused([&] { UnpackFolder(folder, Folder("unpacked")); });
+    if (GetParam() == "quantry") expect_refused([&] { ContainerReader(folder).Read(module); });
+  }
+}
+
+// Folders of others, whose columns or groups are not as they are written here: taken for ours,
+// most of their weights would be wrong, and of the right shape.
+TEST_P(ExporterTest, UnpackRefusesOrdersAndGroupsItDoesNotKnow) {
+  if (GetParam() != "compressed-tensors") return;
+  Open("llama", Held({4, 8, true}, GetParam()));
+  const auto layout = MakeLayout(GetParam());
+  const std::string folder = Written(*layout), path = folder + "/config.json";
+  const auto whole = nlohmann::json::parse(ReadFile(path, 1 << 20, "TEST"));
+  const auto unpack_with = [&](const std::function<void(nlohmann::json&)>& change) {
+    nlohmann::json config = whole;
+    change(config["quantization_config"]["config_groups"]);
+    WriteFileAtomically(path, config.dump());
+    std::filesystem::remove_all(Folder("unpacked"));
+    UnpackFolder(folder, Folder("unpacked"));
   };
-  expect_refused([&] { UnpackFolder(folder, Folder("unpacked")); });
-  if (GetParam() == "quantry") expect_refused([&] { ContainerReader(folder).Read(module); });
+  const auto ordered = [](const nlohmann::json& order) {
+    return [order](nlohmann::json& groups) { groups["group_0"]["weights"]["actorder"] = order; };
+  };
+  for (const char* order : {"static", "weight"}) EXPECT_NO_THROW(unpack_with(ordered(order)));
+  for (const nlohmann::json& order : {nlohmann::json("group"), nlohmann::json(true)}) {
+    const EngineError error = test::ErrorOf([&] { unpack_with(ordered(order)); });
+    EXPECT_EQ(error.reason, "INVALID_CHECKPOINT") << error.what();
+    EXPECT_TRUE(test::Mentions(error, "actorder")) << error.what();
+  }
+  const EngineError two = test::ErrorOf(
+      [&] { unpack_with([](nlohmann::json& groups) { groups["group_1"] = groups["group_0"]; }); });
+  EXPECT_TRUE(test::Mentions(two, "2 config_groups")) << two.what();
+  const EngineError floats = test::ErrorOf([&] {
+    unpack_with([](nlohmann::json& groups) { groups["group_0"]["weights"]["type"] = "float"; });
+  });
+  EXPECT_TRUE(test::Mentions(floats, "float")) << floats.what();
+}
+
+// What a file says of its linears counts, not config.json beside it.
+TEST_P(ExporterTest, UnpackTakesEachLinearsOwnGrid) {
+  if (GetParam() != "quantry") return;
+  Open("llama", Held({4, 8, false}, GetParam()));
+  const std::string folder = Written(*MakeLayout(GetParam())), path = folder + "/config.json";
+  UnpackFolder(folder, Folder("right"));
+  auto config = nlohmann::json::parse(ReadFile(path, 1 << 20, "TEST"));
+  config["quantization_config"]["symmetric"] = true;
+  WriteFileAtomically(path, config.dump());
+  UnpackFolder(folder, Folder("unpacked"));
+  const OutputReader right(Folder("right"), "model"), unpacked(Folder("unpacked"), "model");
+  for (const std::string& name : right.names()) {
+    EXPECT_TRUE(at::equal(unpacked.Read(name), right.Read(name))) << name;
+  }
 }
 
 // config.json names a schema that this engine knows, the file a newer one.

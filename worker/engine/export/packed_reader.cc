@@ -63,7 +63,15 @@ void FailRead(const std::string& message) {
   throw EngineError(FailureClass::kEnvironment, "OUTPUT_VERIFICATION_FAILED", message);
 }
 
+bool HoldsNumbers(const at::Tensor& values) {
+  const at::ScalarType type = values.scalar_type();
+  return type == at::kHalf || type == at::kBFloat16 || type == at::kFloat;
+}
+
 void CheckFiniteValues(const std::string& name, const at::Tensor& values) {
+  if (!HoldsNumbers(values)) {
+    FailRead(StrCat(name, " is ", Described(values), ", wanted F16, BF16 or F32"));
+  }
   if (values.isfinite().all().item<bool>()) return;
   FailRead(name + " holds NaN or infinity, wanted finite values");
 }

@@ -82,6 +82,22 @@ GptqVersion VersionOf(const std::string& dir, const nlohmann::ordered_json& quan
   return GptqVersion::kV1;
 }
 
+// The grid of a compressed-tensors folder, where one holds for all of it and columns are in order.
+GridSpec CompressedGrid(const std::string& dir, const nlohmann::ordered_json& quantization) {
+  const auto& groups = quantization.at("config_groups");
+  if (groups.size() != 1) Refuse(dir, StrCat("it has ", groups.size(), " config_groups, wanted 1"));
+  const auto& weights = groups.front().at("weights");
+  if (weights.value("type", "int") != "int") {
+    Refuse(dir, "its weights are of type " + Printable(weights.at("type").dump()));
+  }
+  const nlohmann::ordered_json order = weights.value("actorder", nlohmann::ordered_json());
+  if (!order.is_null() && order != "static" && order != "weight") {
+    Refuse(dir, StrCat("its columns are ordered by actorder ", Printable(order.dump()),
+                       ", wanted null, \"static\" or \"weight\""));
+  }
+  return {weights.at("num_bits"), -1, weights.at("symmetric")};
+}
+
 Source Describe(const std::string& dir) {
   const std::string path = dir + "/config.json";
   const std::string text = ReadConfigText(dir, kMaxConfigBytes);
@@ -114,8 +130,7 @@ Source Describe(const std::string& dir) {
       source.parts = &kAwq;
     } else if (quantization.at("format") == "pack-quantized") {
       source.parts = &kCompressedTensors;
-      const auto& weights = quantization.at("config_groups").at("group_0").at("weights");
-      source.grid = {weights.at("num_bits"), -1, weights.at("symmetric")};
+      source.grid = CompressedGrid(dir, quantization);
     }
   } catch (const nlohmann::json::exception& error) {
     Refuse(dir, StrCat("config.json: ", error.what()));
@@ -232,11 +247,33 @@ at::Tensor DenseAwq(const OutputReader& reader, const std::string& module) {
   return linear.Dequantize().to(at::kBFloat16);
 }
 
+// What is written, in order: name, and the module it is unpacked from (empty:
+// copied).
+struct Step {
+  std::string name;
+  std::string module;
+  std::vector<int64_t> shape = {};  // of an unpacked one
+  nlohmann::json described = {};    // the metadata's word on the module
+};
+
+// Of one linear: the file's own word, where it has one.
+GridSpec GridOf(const Source& source, const Step& step) {
+  if (source.parts != &kQuantry) return source.grid;
+  GridSpec grid = source.grid;
+  grid.bits = step.described.at("bits");
+  grid.symmetric = step.described.at("symmetric");
+  if (grid.bits >= 1 && grid.bits <= 8) return grid;
+  throw UserError("INVALID_CHECKPOINT",
+                  StrCat(step.module, ": bits must be 1 to 8, got ", grid.bits));
+}
+
 // (codes - zeros) * scales in bf16, [N, K].
-at::Tensor DenseWeight(const OutputReader& reader, const Source& source, const std::string& module,
-                       int64_t columns) {
+at::Tensor DenseWeight(const OutputReader& reader, const Source& source, const Step& step) {
+  const std::string& module = step.module;
   if (source.parts == &kGptq) return DenseGptq(reader, source, module);
   if (source.parts == &kAwq) return DenseAwq(reader, module);
+  const GridSpec grid = GridOf(source, step);
+  const int64_t columns = step.shape[1];
   QuantizedLinear linear;
   const at::Tensor scales = reader.Read(module + source.parts->scales);
   const at::Tensor packed = reader.Read(module + source.parts->codes);
@@ -247,12 +284,12 @@ at::Tensor DenseWeight(const OutputReader& reader, const Source& source, const s
                            " and scales ", scales.sizes(), " do not fit"));
   }
   CheckFiniteValues(module + source.parts->scales, scales);
-  linear.codes = ReadPackedRows(packed, columns, source.grid.bits);
+  linear.codes = ReadPackedRows(packed, columns, grid.bits);
   linear.scales = scales.to(at::kFloat);
-  linear.zeros = at::full(scales.sizes(), 1 << (source.grid.bits - 1), at::kByte);
-  if (!source.grid.symmetric) {
-    linear.zeros = ReadPackedColumns(reader.Read(module + source.parts->zeros), packed.size(0),
-                                     source.grid.bits);
+  linear.zeros = at::full(scales.sizes(), 1 << (grid.bits - 1), at::kByte);
+  if (!grid.symmetric) {
+    linear.zeros =
+        ReadPackedColumns(reader.Read(module + source.parts->zeros), packed.size(0), grid.bits);
   }
   if (linear.zeros.sizes() != scales.sizes()) {
     throw UserError("INVALID_CHECKPOINT", StrCat(module, ": zero points ", linear.zeros.sizes(),
@@ -274,15 +311,6 @@ at::Tensor DenseMixedWeight(const OutputReader& reader, const std::string& modul
   const auto read = [&](const std::string& name) { return reader.Read(name); };
   return ReadMixedBinary(read, linear).Dequantize().to(at::kBFloat16);
 }
-
-// What is written, in order: name, and the module it is unpacked from (empty:
-// copied).
-struct Step {
-  std::string name;
-  std::string module;
-  std::vector<int64_t> shape = {};  // of an unpacked one
-  nlohmann::json described = {};    // the metadata's word on the module
-};
 
 // Whether a tensor is a part of a linear, its codes apart.
 bool IsPart(const PartNames& parts, const std::string& name) {
@@ -317,7 +345,7 @@ bool IsIdleBias(const OutputReader& reader, const Source& source, const std::str
   const bool has_none =
       std::any_of(without_bias.begin(), without_bias.end(),
                   [&](const std::string& linear) { return EndsWith(module, "." + linear); });
-  return has_none && reader.Has(module + source.parts->codes) &&
+  return has_none && reader.Has(module + source.parts->codes) && HoldsNumbers(reader.Read(name)) &&
          reader.Read(name).count_nonzero().item<int64_t>() == 0;
 }
 
@@ -339,7 +367,7 @@ std::vector<Step> PlanUnpack(const OutputReader& reader, const Source& source) {
 
 at::Tensor Unpacked(const OutputReader& reader, const Source& source, const Step& step) {
   return source.parts == &kMixedBinary ? DenseMixedWeight(reader, step.module, step.described)
-                                       : DenseWeight(reader, source, step.module, step.shape[1]);
+                                       : DenseWeight(reader, source, step);
 }
 
 // Writing into the folder that is read would lose it. Links are followed.

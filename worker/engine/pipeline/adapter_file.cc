@@ -62,7 +62,7 @@ void WriteAdapterFile(const std::string& path, const std::string& fingerprint,
 }
 
 std::optional<LoraState> ReadAdapterFile(const std::string& path, const std::string& fingerprint) {
-  if (!IsRegularFile(path)) return std::nullopt;
+  if (!Exists(path)) return std::nullopt;
   try {
     const auto file = SafetensorsFile::Open(path);
     const auto description = nlohmann::json::parse(file->metadata().at("quantry"));
@@ -79,7 +79,8 @@ std::optional<LoraState> ReadAdapterFile(const std::string& path, const std::str
     if (state.moments.size() != 2 * state.adapters.size()) return std::nullopt;
     if (description.at("digest") != DigestOf(state)) return std::nullopt;
     return state;
-  } catch (const EngineError&) {
+  } catch (const EngineError& error) {
+    if (IsOfTheDisk(error)) throw;
     return std::nullopt;
   } catch (const nlohmann::json::exception&) {
     return std::nullopt;

@@ -45,21 +45,6 @@ struct Unusable {
   std::string why;
 };
 
-// A disk that cannot say is no reason to start over.
-bool IsThere(const std::string& path) {
-  std::error_code error;
-  const fs::file_status status = fs::status(path, error);
-  if (status.type() == fs::file_type::not_found) return false;
-  if (!error) return true;
-  throw EngineError(FailureClass::kEnvironment, "STORAGE_ERROR",
-                    StrCat("cannot look at ", path, ": ", error.message()), {{"path", path}});
-}
-
-// Whether it speaks of the disk rather than of the checkpoint.
-bool IsOfTheDisk(const EngineError& error) {
-  return error.reason == "READ_FAILED" || error.reason == "STORAGE_ERROR";
-}
-
 HashedFile Listed(const nlohmann::json& json) {
   HashedFile file{json.at("path").get<std::string>(), json.at("size_bytes").get<uint64_t>(),
                   json.at("sha256").get<std::string>()};
@@ -86,7 +71,7 @@ int Checkpoints::Resume(int blocks_total, Streams* streams,
                         const std::function<void(const std::string&)>& warn,
                         const OnBytes& on_bytes) {
   int done = -1;
-  if (IsThere(PathOf(kState))) {
+  if (Exists(PathOf(kState))) {
     try {
       done = Read(blocks_total, streams, on_bytes);
     } catch (const Unusable& unusable) {
@@ -122,7 +107,7 @@ int Checkpoints::Read(int blocks_total, Streams* streams, const OnBytes& on_byte
   files_.clear();
   for (const nlohmann::json& entry : state.at("files")) {
     const HashedFile wanted = Listed(entry);
-    if (!IsThere(PathOf(wanted.path))) throw Unusable{wanted.path + " is absent"};
+    if (!Exists(PathOf(wanted.path))) throw Unusable{wanted.path + " is absent"};
     const HashedFile got = HashOf(dir_, wanted.path, on_bytes);
     if (got.bytes != wanted.bytes || got.sha256 != wanted.sha256) {
       throw Unusable{wanted.path + " is damaged"};

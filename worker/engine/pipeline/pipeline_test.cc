@@ -467,6 +467,16 @@ TEST(AdapterFile, RoundTripsAndSeesDamage) {
   EXPECT_FALSE(ReadAdapterFile(path, "print").has_value());
 }
 
+// Hours of adapters are not lost because the disk does not answer.
+TEST(AdapterFile, ADiskThatCannotSayIsNoReasonToStartOver) {
+  const test::TempDir dir;
+  const std::string path = dir.File("adapters");
+  std::filesystem::create_symlink(path, path);  // stat fails, and not with "absent"
+  const EngineError error = test::ErrorOf([&] { ReadAdapterFile(path, "print"); });
+  EXPECT_EQ(error.reason, "STORAGE_ERROR") << error.what();
+  EXPECT_TRUE(test::Mentions(error, "adapters")) << error.what();
+}
+
 class CheckpointsTest : public ::testing::Test {
  protected:
   // Two blocks done of three.

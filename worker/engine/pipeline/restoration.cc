@@ -66,7 +66,12 @@ class Restoration : public LoraStore {
   }
 
   std::optional<LoraState> Load() override {
-    return ReadAdapterFile(dir_ + "/" + kAdapters, fingerprint_);
+    const std::string path = dir_ + "/" + kAdapters;
+    std::optional<LoraState> state = ReadAdapterFile(path, fingerprint_);
+    if (!state && Exists(path)) {
+      task_.warn(path + " is damaged or of another job: the adapters start over");
+    }
+    return state;
   }
 
   void Save(const LoraState& state, bool finished) override {
@@ -87,7 +92,7 @@ class Restoration : public LoraStore {
   std::vector<HashedFile> Files() const {
     std::vector<HashedFile> files = first_files_;
     const std::string path = dir_ + "/" + kAdapters;
-    if (IsRegularFile(path)) {
+    if (Exists(path)) {
       const FileDigest digest = Sha256OfFile(path);
       files.push_back({kAdapters, digest.bytes, digest.sha256});
     }

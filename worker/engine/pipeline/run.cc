@@ -179,12 +179,12 @@ void Run::Load() {
   inputs_ = OpenInputs(job_, loaded);
   scale_dtype_ = ScaleDtypeOf(checkpoint());
   CreateOutputFolder(job_.output_dir);
-  if (job_.rotation.enabled) inputs_.source = OpenRotated(job_, inputs_, RotatedDir(), loaded);
   checkpoints_ =
       std::make_unique<Checkpoints>(CheckpointDir(job_), Fingerprint(job_, inputs_, device_));
   Resume(loaded);
   // Now, and not after hours of other blocks; the fingerprint vouches for those of a resumed job.
   if (resumed_ == 0) inputs_.checkpoint->CheckFinite(loaded);
+  if (job_.rotation.enabled) inputs_.source = OpenRotated(job_, inputs_, RotatedDir(), loaded);
   WarnOfLongWindows();
   Warn(PrunedWarning(*job_.method_row, *inputs_.checkpoint));
   progress_ = std::make_unique<ProgressTracker>(
