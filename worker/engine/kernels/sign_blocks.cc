@@ -49,7 +49,8 @@ QUANTRY_AVX2_INLINE __m256 SumOf(const __m256 x[kSignsPerCode]) {
 
 // All signed sums of so many groups of columns, in fp32.
 struct FloatTable {
-  static constexpr int64_t kGroups = kTableBytes / (kSums * kSignTokens * sizeof(float));
+  static constexpr int64_t kGroups =
+      kTableBytes / (int64_t{kSums} * kSignTokens * int64_t{sizeof(float)});
   alignas(64) float sums[kGroups * kSums * kSignTokens];
 
   QUANTRY_AVX2_INLINE void Begin() {}
@@ -85,11 +86,12 @@ struct FloatTable {
 // The same of columns rounded to 16-bit fixed point, of one scale for all columns
 // of the table and a token: the largest with which no sum can overflow.
 struct FixedTable {
-  static constexpr int64_t kGroups = kTableBytes / (kSums * kSignTokens * sizeof(int16_t));
+  static constexpr int64_t kGroups =
+      kTableBytes / (int64_t{kSums} * kSignTokens * int64_t{sizeof(int16_t)});
   static constexpr int64_t kColumns = kGroups * kSignsPerCode;
-  // Each column's rounding takes up to a half of what int16 holds.
-  static constexpr float kMost = 32767 - kColumns / 2;
-  // Tokens whose columns are smaller together count as zeros: 1 / scale is no float.
+  // In units: each column's rounding may add a half.
+  static constexpr int64_t kMost = 32767 - kColumns / 2;
+  // Tokens whose columns are smaller together count as zeros: their scale might be no float.
   static constexpr float kLeast = 1e-30F;
   alignas(64) int16_t sums[kGroups * kSums * kSignTokens];
   alignas(64) float columns[kColumns * kSignTokens];
@@ -116,7 +118,8 @@ struct FixedTable {
   QUANTRY_AVX2_INLINE void Finish(int64_t groups) {
     Vectors scales;
     for (int64_t v = 0; v < kVectors; ++v) {
-      const __m256 size = _mm256_loadu_ps(sizes + v * 8), most = _mm256_set1_ps(kMost);
+      const __m256 size = _mm256_loadu_ps(sizes + v * 8),
+                   most = _mm256_set1_ps(static_cast<float>(kMost));
       // NaN stays, and with infinity the worth of a unit is infinite.
       const __m256 none = _mm256_cmp_ps(size, _mm256_set1_ps(kLeast), _CMP_LT_OQ);
       scales[v] = _mm256_andnot_ps(none, _mm256_div_ps(most, size));
