@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "worker/engine/base/error.h"
+#include "worker/engine/base/non_finite.h"
 #include "worker/engine/base/parallel.h"
 #include "worker/engine/base/strings.h"
 
@@ -72,7 +73,7 @@ void CheckFiniteValues(const std::string& name, const at::Tensor& values) {
   if (!HoldsNumbers(values)) {
     FailRead(StrCat(name, " is ", Described(values), ", wanted F16, BF16 or F32"));
   }
-  if (values.isfinite().all().item<bool>()) return;
+  if (AllFinite(values)) return;
   FailRead(name + " holds NaN or infinity, wanted finite values");
 }
 

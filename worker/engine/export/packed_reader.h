@@ -33,10 +33,10 @@ std::string CompareScales(const at::Tensor& scales, const QuantizedLinear& expec
 // What a reader was given does not fit: EngineError OUTPUT_VERIFICATION_FAILED.
 [[noreturn]] void FailRead(const std::string& message);
 
-// Refuses NaN and infinity in what a reader multiplies by: scales and gains.
 // Whether they are F16, BF16 or F32, which readers count with.
 bool HoldsNumbers(const at::Tensor& values);
 
+// Refuses other types, NaN and infinity in what a reader multiplies by: scales and gains.
 void CheckFiniteValues(const std::string& name, const at::Tensor& values);
 
 // Whether two tensors have the same dtype, shape and bytes.

@@ -345,8 +345,9 @@ bool IsIdleBias(const OutputReader& reader, const Source& source, const std::str
   const bool has_none =
       std::any_of(without_bias.begin(), without_bias.end(),
                   [&](const std::string& linear) { return EndsWith(module, "." + linear); });
-  return has_none && reader.Has(module + source.parts->codes) && HoldsNumbers(reader.Read(name)) &&
-         reader.Read(name).count_nonzero().item<int64_t>() == 0;
+  if (!has_none || !reader.Has(module + source.parts->codes)) return false;
+  const at::Tensor bias = reader.Read(name);
+  return HoldsNumbers(bias) && bias.count_nonzero().item<int64_t>() == 0;
 }
 
 std::vector<Step> PlanUnpack(const OutputReader& reader, const Source& source) {

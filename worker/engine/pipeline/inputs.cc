@@ -34,11 +34,6 @@ at::Tensor Windows(const TextJob& text, const Tokenizer* tokenizer, const Checkp
   return CutWindows(tokens, text.windows, text.source);
 }
 
-HashedFile Hash(const std::string& path, const std::string& name, const OnBytes& on_bytes) {
-  const FileDigest digest = Sha256OfFile(path, on_bytes);
-  return {name, digest.bytes, digest.sha256};
-}
-
 std::string FileName(const std::string& path) {
   return std::filesystem::path(path).filename().string();
 }
@@ -49,7 +44,8 @@ std::vector<HashedFile> HashInputs(const Job& job, const Checkpoint& checkpoint,
                                    const OnBytes& on_bytes) {
   std::vector<HashedFile> files;
   const auto add = [&](const std::string& path, const std::string& name) {
-    files.push_back(Hash(path, name, on_bytes));
+    const FileDigest digest = Sha256OfFile(path, on_bytes);
+    files.push_back({name, digest.bytes, digest.sha256});
   };
   for (const char* name : {"config.json", "tokenizer.json"}) {
     const std::string path = job.model_dir + "/" + name;
