@@ -15,8 +15,10 @@ constexpr char kDefaultServer[] = "127.0.0.1:7070";
 // Lists without pages (workers) grow with the cluster; gRPC's default is 4 MiB.
 constexpr int kMaxMessageBytes = 64 << 20;
 
-// Retries for the unary calls: creates carry a request id, the rest is
-// idempotent by nature. Streams have retries of their own with a resume point.
+// Retries for the unary calls: creates carry a request id, most others are
+// idempotent by nature. Not those of which a second one is refused because the
+// first, whose answer was lost, was done. Streams have retries of their own with a
+// resume point.
 constexpr char kServiceConfig[] = R"({"methodConfig": [{
   "name": [{"service": "quantry.v1.QuantizationService"}, {"service": "quantry.v1.AdminService"},
            {"service": "quantry.v1.ArtifactService", "method": "FindMissingBlobs"},
@@ -24,7 +26,9 @@ constexpr char kServiceConfig[] = R"({"methodConfig": [{
            {"service": "quantry.v1.ArtifactService", "method": "ListArtifacts"}],
   "retryPolicy": {"maxAttempts": 4, "initialBackoff": "0.1s", "maxBackoff": "1s",
                   "backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"]}}, {
-  "name": [{"service": "quantry.v1.QuantizationService", "method": "WatchQuantizationJob"}]}]})";
+  "name": [{"service": "quantry.v1.QuantizationService", "method": "DeleteQuantizationJob"},
+           {"service": "quantry.v1.QuantizationService", "method": "UpdateQuantizationJob"},
+           {"service": "quantry.v1.QuantizationService", "method": "WatchQuantizationJob"}]}]})";
 
 std::string FirstLine(const std::string& path) {
   std::ifstream in(path);

@@ -32,8 +32,8 @@ struct ServerAddress {
 ServerAddress ResolveServer(const Environment& env, const GlobalOptions& global);
 
 // One channel to one server, with the credentials of `global`. Unary calls get the user's
-// deadline and are repeated when the server is UNAVAILABLE, by gRPC, or cuts them off (each
-// of them is idempotent). Used by one thread; the interrupter cancels from its own.
+// deadline and are repeated when the server is UNAVAILABLE, by gRPC, or cuts them off (those
+// that are idempotent). Used by one thread; the interrupter cancels from its own.
 class Connection {
  public:
   Connection(Environment& env, const GlobalOptions& global);
@@ -78,6 +78,16 @@ class Connection {
       if (!IsCutOff(status) || tries == kMostTries) return Explain(status, timeout);
       env_.sleep(backoff.Next(env_.random()));
     }
+  }
+
+  // The same, tried once: for what is refused when it was done before. The service configuration
+  // knows them too.
+  template <typename Stub, typename Request, typename Response>
+  absl::Status CallOnlyOnce(Stub& stub,
+                            grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&,
+                                                         Response*),
+                            const Request& request, Response* response) {
+    return Ask(stub, method, request, response, timeout_);
   }
 
   // The same, tried once and for `timeout` at most, or the user's deadline if that is shorter: for

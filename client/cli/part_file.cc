@@ -131,6 +131,13 @@ absl::Status RemoveAndSync(const std::string& path) {
   return SyncFolder(std::filesystem::path(path).parent_path().string());
 }
 
+absl::Status RenameAndSync(const std::string& from, const std::string& to) {
+  if (rename(from.c_str(), to.c_str()) != 0) {
+    return errno == ENOENT ? absl::OkStatus() : WriteError(from, errno);
+  }
+  return SyncFolder(std::filesystem::path(to).parent_path().string());
+}
+
 void RemoveOldParts(const std::string& target) {
   const std::filesystem::path path(target);
   const std::string prefix = path.filename().string() + ".";

@@ -51,6 +51,9 @@ class PartFile {
 // Removes a file, if it is there, so that it stays removed after a power loss.
 absl::Status RemoveAndSync(const std::string& path);
 
+// Renames a file within its folder, if it is there, over what has the new name.
+absl::Status RenameAndSync(const std::string& from, const std::string& to);
+
 // Removes what tries of other contents of `target` left beside it. Only while
 // no other pull can be there.
 void RemoveOldParts(const std::string& target);

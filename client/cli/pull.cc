@@ -273,8 +273,9 @@ absl::Status Puller::PutManifest(const std::string& target, const std::string& b
   if (work.ours) return absl::OkStatus();
   absl::StatusOr<PartFile> part = PartOfManifest(target, work.artifact, bytes);
   if (!part.ok()) return part.status();
-  if (!work.at_once()) return part->Commit();
+  const std::string aside = Cat(work.options.folder, "/", kFormerManifestName);
   std::vector<v1::ArtifactFile> former = FormerFiles(target);
+  for (v1::ArtifactFile& file : FormerFiles(aside)) former.push_back(std::move(file));
   std::erase_if(former, [&](const auto& file) { return work.wanted.contains(file.path()); });
   return Replace(
       work.options.folder,

@@ -57,7 +57,8 @@ bool HoldsExactly(const std::string& path, const v1::ArtifactFile& file) {
 }
 
 absl::Status Replace(const std::string& folder, Replacement coming) {
-  absl::Status status = RemoveAndSync(coming.manifest.target());
+  const std::string aside = Cat(folder, "/", kFormerManifestName);
+  absl::Status status = RenameAndSync(coming.manifest.target(), aside);
   for (PartFile& file : coming.files) {
     if (status.ok()) status = file.Commit();
   }
@@ -67,6 +68,7 @@ absl::Status Replace(const std::string& folder, Replacement coming) {
     std::error_code ignored;
     if (HoldsExactly(path, file)) std::filesystem::remove(path, ignored);
   }
+  if (status = RemoveAndSync(aside); !status.ok()) return status;
   return coming.manifest.Commit();
 }
 

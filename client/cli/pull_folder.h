@@ -30,18 +30,22 @@ class PullFolder {
 // Whether a file has this size and sha256.
 bool HoldsExactly(const std::string& path, const v1::ArtifactFile& file);
 
+// What a manifest is called once its artifact makes room, until its files are gone. The Python
+// client reads it too.
+inline constexpr char kFormerManifestName[] = "manifest.json.former";
+
 // An artifact that is complete in part files.
 struct Replacement {
   std::vector<PartFile> files;
   PartFile manifest;
-  // Of the manifest there, those that the new artifact has no file for.
+  // Of the manifest there or one that was making room, those that the new artifact has no file for.
   std::vector<v1::ArtifactFile> former;
 };
 
 // Puts an artifact in the place of what lies in `folder`, by renames alone. The
-// manifest there goes first and the new one comes last; the former files go
-// unless somebody changed them. When it breaks off, the
-// folder has no manifest and the same forced pull ends it.
+// manifest there is renamed first and the new one comes last; the former files
+// go unless somebody changed them. When it breaks off, the folder has no
+// manifest and the same pull ends it.
 absl::Status Replace(const std::string& folder, Replacement coming);
 
 }  // namespace quantry::cli

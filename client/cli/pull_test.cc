@@ -248,6 +248,17 @@ TEST_F(PullTest, AForcedPullThatFailsLeavesTheOldFiles) {
                                         "old/edited", "same"));
 }
 
+TEST_F(PullTest, APullEndsWhatAForcedOneBegan) {
+  server.Publish(kJob, {{"old/edited", "1"}, {"old/shard", "2"}, {"same", "s"}});
+  ASSERT_EQ(Pull().code, 0);
+  folder.Write("out/old/edited", "mine");
+  std::filesystem::rename(folder / "out/manifest.json", folder / "out/manifest.json.former");
+  server.Publish(kJob, {{"another", "new"}, {"same", "s"}});
+  const CliRun run = Pull();
+  EXPECT_EQ(run.code, 0) << run.err;
+  EXPECT_THAT(FilesThere(), ElementsAre("another", "manifest.json", "old/edited", "same"));
+}
+
 TEST_F(PullTest, AFolderInTheWayStopsAForcedPullBeforeItChangesAnything) {
   server.Publish(kJob, {{"a", "old"}});
   ASSERT_EQ(Pull().code, 0);

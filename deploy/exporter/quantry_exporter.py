@@ -45,11 +45,11 @@ def facts(job):
 def result_samples(job):
     labels, quality = facts(job), job.get("quality") or {}
     for weights, value in sorted(quality.get("perplexity", {}).items()):
-        if weights in ("dense", "quantized"):
+        if weights in ("dense", "quantized") and value is not None:  # null: not finite
             yield "quantry_result_perplexity", {**labels, "weights": weights}, value
     for family, key in (("quantry_result_kl_divergence", "kl_divergence"),
                         ("quantry_result_top1_agreement_ratio", "top1_agreement")):
-        if quality.get("perplexity"):
+        if quality.get("perplexity") and quality.get(key, 0) is not None:
             yield family, labels, quality.get(key, 0)
     for scope in ("linears", "file"):
         yield "quantry_result_bitwidth", {**labels, "scope": scope}, job["bits"][scope]

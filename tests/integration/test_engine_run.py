@@ -267,6 +267,14 @@ def test_a_quote_holds_the_peak_of_adapters(engine, tmp_path, length):
     assert_the_quote_holds(engine, folder)
 
 
+def test_a_quote_holds_the_peak_of_a_rotation(engine, tmp_path):
+    """A large vocabulary, stored and rotated, beside which a block is small."""
+    write_random_model(tmp_path / "wide", "llama-gqa-tied", hidden_size=512, num_hidden_layers=1, vocab_size=100_000)
+    folder = engine.job("a", method={"quarot": {"grid": GRID}}, model_dir=str(tmp_path / "wide"), calibration=None,
+                        evaluation=None, outputs=[{"format": "OUTPUT_FORMAT_COMPRESSED_TENSORS"}])
+    assert_the_quote_holds(engine, folder)
+
+
 @pytest.mark.parametrize("command", ["methods", "--version", "inspect", "quote", "eval", "generate"])
 def test_a_result_that_is_lost_is_no_success(engine, command):
     flags = {"inspect": ["--model", engine.model],

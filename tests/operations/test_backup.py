@@ -1,6 +1,11 @@
 """A backup taken while jobs run is a data folder: the finished job is there, the running one ends again."""
+import importlib.machinery
+import importlib.util
 import json
+import pathlib
 import re
+import shutil
+import sqlite3
 import subprocess
 import sys
 
@@ -51,6 +56,32 @@ def test_restore_of_a_live_backup(binaries, tmp_path):
         assert get(binaries, new["tenant"], "running")["user_failures"] == 0
     finally:
         second.stop()
+
+
+def test_folders_that_go_meanwhile(tmp_path, monkeypatch):
+    """A job is deleted while the files of another are copied."""
+    loader = importlib.machinery.SourceFileLoader("quantry_backup", str(SCRIPT))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    loader.exec_module(module)
+    data, copied = tmp_path / "data", []
+    for job in "abc":
+        (data / "artifacts/acme" / job).mkdir(parents=True)
+        (data / "artifacts/acme" / job / "manifest.json").write_text(job)
+    sqlite3.connect(data / "quantry.db").close()
+    copy = module.shutil.copy2
+
+    def copy2(source, target, **options):
+        if not copied and str(source).endswith("manifest.json"):
+            copied.append(pathlib.Path(source).parent)
+            for other in set((data / "artifacts/acme").iterdir()) - set(copied):
+                shutil.rmtree(other)
+        return copy(source, target, **options)
+
+    monkeypatch.setattr(module.shutil, "copy2", copy2)
+    module.back_up(data, tmp_path / "to")
+    monkeypatch.undo()
+    kept = [path for path in (tmp_path / "to/artifacts/acme").glob("*/*")]
+    assert [path.parent.name for path in kept] == [copied[0].name] and kept[0].read_text() == copied[0].name
 
 
 def test_wrong_arguments(tmp_path):

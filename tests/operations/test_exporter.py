@@ -65,3 +65,12 @@ def test_server_away(binaries, capsys):
     assert "quantry_exporter: " in capsys.readouterr().err
     assert source.metrics() == "# HELP quantry_exporter_up " + quantry_exporter.FAMILIES["quantry_exporter_up"] + \
         "\n# TYPE quantry_exporter_up gauge\nquantry_exporter_up 0.0\n"
+
+
+def test_what_is_not_finite_has_no_series():
+    """The command line's JSON says null."""
+    ruined = job()
+    ruined["quality"] = {"perplexity": {"dense": 4.0, "quantized": None}, "kl_divergence": None, "top1_agreement": 0.1}
+    text = "\n".join(lines(succeeded=[ruined]))
+    assert 'weights="dense"' in text and 'weights="quantized"' not in text
+    assert "kl_divergence" not in text and "top1_agreement" in text

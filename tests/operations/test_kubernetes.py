@@ -216,7 +216,8 @@ def test_keda_scales_on_the_queue_and_never_kills_a_running_job():
     assert spec["rollout"]["strategy"] == "gradual" and spec["scalingStrategy"]["strategy"] == "accurate"
     assert spec["jobTargetRef"]["backoffLimit"] == 0 and spec["minReplicaCount"] == 0
     (trigger,) = spec["triggers"]
-    assert trigger["type"] == "prometheus" and metric_names(trigger["metadata"]["query"]) == {"quantry_queue_depth"}
+    assert trigger["type"] == "prometheus" and metric_names(trigger["metadata"]["query"]) == {
+        "quantry_queue_depth", "quantry_queue_paused"}
     worker = next(c for c in spec["jobTargetRef"]["template"]["spec"]["containers"])
     assert "--once" in worker["args"] and any(arg.startswith("--max-idle-s=") for arg in worker["args"])
     assert worker["resources"]["limits"]["nvidia.com/gpu"] == 1 and "worker-cuda" in worker["image"]

@@ -1,5 +1,7 @@
 #include "worker/agent/artifact_uploader.h"
 
+#include <limits>
+
 #include "common/digest.h"
 #include "common/errors.h"
 #include "google/protobuf/util/json_util.h"
@@ -36,6 +38,19 @@ absl::Status StoreError(const std::string& uri, const absl::Status& status) {
                    {{"output_uri", uri}});
 }
 
+// A manifest leaves out figures that are not finite, which no JSON can say. As
+// 0 a ruined model would pass for the best; a perplexity that was measured is 1
+// at least.
+void TellNotFinite(v1::Quality* quality) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  v1::Perplexity* perplexity = quality->mutable_perplexity();
+  if (perplexity->tokens() == 0) return;
+  if (perplexity->dense() == 0) perplexity->set_dense(kInfinity);
+  if (perplexity->quantized() != 0) return;
+  perplexity->set_quantized(kInfinity);
+  if (quality->kl_divergence() == 0) quality->set_kl_divergence(kInfinity);
+}
+
 }  // namespace
 
 absl::StatusOr<v1::Manifest> ParseManifest(const std::string& json) {
@@ -56,7 +71,10 @@ absl::StatusOr<v1::Manifest> ParseManifest(const std::string& json) {
 
 v1::JobResult ResultFromManifest(const v1::Manifest& manifest, const std::string& artifact_uri) {
   v1::JobResult result;
-  if (manifest.has_quality()) *result.mutable_quality() = manifest.quality();
+  if (manifest.has_quality()) {
+    *result.mutable_quality() = manifest.quality();
+    TellNotFinite(result.mutable_quality());
+  }
   if (manifest.has_bits()) *result.mutable_bits() = manifest.bits();
   *result.mutable_outputs() = manifest.outputs();
   *result.mutable_timing() = manifest.timing();

@@ -30,7 +30,8 @@ absl::StatusOr<v1::CompleteJobRequest> UploadArtifact(const v1::Lease& lease,
 // or too many. Fields of a newer engine are passed over; paths are not checked.
 absl::StatusOr<v1::Manifest> ParseManifest(const std::string& json);
 
-// What a job has to show, from its manifest.
+// What a job has to show, from its manifest. Perplexity and KL divergence that
+// were not finite, which a manifest leaves out, are infinity.
 v1::JobResult ResultFromManifest(const v1::Manifest& manifest, const std::string& artifact_uri);
 
 }  // namespace quantry::agent

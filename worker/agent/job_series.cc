@@ -61,6 +61,16 @@ constexpr Figure kFigures[] = {
     {"block_seconds", "quantry_job_block_seconds", "Time the last finished block took."},
 };
 
+// Bytes that move while no step is done, which are progress too (server/jobs/rules.cc).
+struct Moved {
+  const char* metric;
+  const char* what;
+};
+constexpr Moved kMoved[] = {{"fetched_bytes", "fetched"},
+                            {"restored_bytes", "restored"},
+                            {"loaded_bytes", "loaded"},
+                            {"uploaded_bytes", "uploaded"}};
+
 }  // namespace
 
 struct JobSeries::Families {
@@ -81,6 +91,10 @@ struct JobSeries::Families {
                                       "Loss of the last finished block, rounded to nearest.");
   MetricFamily memory = FamilyOf("quantry_job_peak_memory_bytes",
                                  "Largest memory of the job's engine, on the host and on the GPU.");
+  MetricFamily moved =
+      FamilyOf("quantry_job_moved_bytes",
+               "Bytes of inputs fetched, of checkpoints restored, of inputs loaded by the engine, "
+               "and of the artifact uploaded.");
   MetricFamily end =
       FamilyOf("quantry_job_estimated_end_timestamp_seconds",
                "When the job will end as far as its first blocks tell, in Unix time.");
@@ -95,7 +109,7 @@ struct JobSeries::Families {
   std::vector<MetricFamily> All() && {
     std::vector<MetricFamily> all = std::move(figures);
     for (MetricFamily* family : {&info, &stage, &ratio, &blocks_done, &blocks, &steps_done, &steps,
-                                 &loss, &loss_before, &memory, &end}) {
+                                 &loss, &loss_before, &memory, &moved, &end}) {
       all.push_back(std::move(*family));
     }
     return all;
@@ -173,6 +187,12 @@ void JobSeries::AddProgress(const Entry& entry, Families& families) {
                                                            {"gpu", progress.device_memory_bytes()}};
   for (const auto& [memory, bytes] : memories) {
     add(families.memory, static_cast<double>(bytes), {{"memory", memory}});
+  }
+  for (const Moved& moved : kMoved) {
+    const auto found = progress.metrics().find(moved.metric);
+    if (found != progress.metrics().end()) {
+      add(families.moved, found->second, {{"moved", moved.what}});
+    }
   }
   for (std::size_t i = 0; i < std::size(kFigures); ++i) {
     const auto found = progress.metrics().find(kFigures[i].metric);

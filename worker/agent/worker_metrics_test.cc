@@ -66,6 +66,19 @@ TEST_F(WorkerMetricsTest, ANewLeaseHidesTheEndedOneOfItsOwnTenantAlone) {
   EXPECT_TRUE(Scrape().contains(kRatioOfA)) << "the ended one would be gone by now";
 }
 
+// The alert of a job that stands still looks at them.
+TEST_F(WorkerMetricsTest, BytesAJobMovesAreSeries) {
+  const v1::Lease lease = LeaseOf("a");
+  const auto session = std::make_shared<JobSession>(lease, std::chrono::steady_clock::now());
+  metrics_.JobStarted(lease, session);
+  const std::string of_a = "quantry_job_moved_bytes{job_id=\"nightly\",tenant=\"a\",moved=";
+  for (const char* moved : {"fetched", "restored", "loaded", "uploaded"}) {
+    EXPECT_EQ(metrics_.Text().find(of_a + "\"" + moved + "\"}"), std::string::npos);
+    session->SetMetric(std::string(moved) + "_bytes", 4096);
+    EXPECT_TRUE(Scrape().contains(of_a + "\"" + moved + "\"} 4096"));
+  }
+}
+
 // Prometheus takes nothing of a scrape that is not UTF-8.
 TEST_F(WorkerMetricsTest, ALongModelNameIsCutBetweenCharacters) {
   v1::Lease lease = LeaseOf("a");

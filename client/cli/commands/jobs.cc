@@ -132,7 +132,7 @@ absl::StatusOr<ExitCode> RunDelete(Context& context, const DeleteOptions& option
     request.set_name(*name);
     request.set_allow_missing(options.allow_missing);
     google::protobuf::Empty nothing;
-    absl::Status status = connection.Call(
+    absl::Status status = connection.CallOnlyOnce(
         connection.jobs(), &Connection::Jobs::DeleteQuantizationJob, request, &nothing);
     if (!status.ok()) return status;
     deleted.push_back(*name);
@@ -184,8 +184,8 @@ absl::StatusOr<ExitCode> RunUpdate(Context& context, const UpdateOptions& option
   }
   // The etag travels along: somebody else's change in between is not undone.
   *request.mutable_quantization_job() = job;
-  status =
-      connection.Call(connection.jobs(), &Connection::Jobs::UpdateQuantizationJob, request, &job);
+  status = connection.CallOnlyOnce(connection.jobs(), &Connection::Jobs::UpdateQuantizationJob,
+                                   request, &job);
   if (!status.ok()) return status;
   PrintJob(context, job);
   return ExitCode::kOk;

@@ -60,6 +60,8 @@ def _choose(name: str, server_named: bool) -> tuple[str, dict[str, str]]:
 
 def settle(options: Options, tenant: Optional[str], context: Optional[str]) -> tuple[Options, str]:
     """The options with what was left out filled in, and the tenant."""
+    if options.tls_ca == SYSTEM_CAS and options.tls is not False:  # as the command line says it
+        options = dataclasses.replace(options, tls=True, tls_ca=None)
     variable = os.environ.get("QUANTRY_SERVER", "")
     target, source = options.target or "", "connect()"
     if not target and not context and variable:  # the argument is said now, the variable was said some time

@@ -7,14 +7,14 @@ import os
 import pathlib
 import time
 import uuid
-from typing import Any, AsyncGenerator, Iterator, Mapping, Optional, Union
+from typing import Any, AsyncGenerator, Callable, Iterator, Mapping, Optional, Union
 
 from quantry import errors
 from quantry._arguments import Arguments, Submission, prepare
 from quantry._files import artifact_name, check_tenant, job_name
 from quantry._progress import JobBar, JobProgress, TransferProgress, describe, meters
 from quantry._pull import Pulled, Puller, Wanted
-from quantry._retry import FIRST_WAIT, Backoff, is_break
+from quantry._retry import FIRST_WAIT, Backoff, is_break, may_go_on
 from quantry._spec import can_be_quoted, check_offered, check_quote, wrong
 from quantry._transport import Transport
 from quantry._upload import Uploader
@@ -55,8 +55,9 @@ def _naming(request_id: str) -> Iterator[None]:
     """Whether the server has heard an unanswered request is unknown: the error tells its id, to repeat it with."""
     try:
         yield
-    except errors.ServerUnavailable as error:
-        error.metadata["request_id"] = request_id
+    except errors.QuantryError as error:
+        if may_go_on(error):  # a torn connection shows as INTERNAL, too
+            error.metadata["request_id"] = request_id
         raise
 
 
@@ -188,12 +189,12 @@ class Core:
         after_sequence 0 wants the whole history: the stored part is read first, then the stream goes on from there.
         """
         name, view = self.name_of(job), JobView()
+        follower = _Follower(self.transport, name, view, away, timeout)
         if after_sequence is not None:
-            async for event in self.events(name, after_sequence):
+            view.resume(after_sequence)
+            async for event in follower.read(lambda: self.events(name, view.last_sequence)):
                 view.resume(event.sequence)
                 yield event
-            view.resume(max(view.last_sequence, after_sequence))
-        follower = _Follower(self.transport, name, view, away, timeout)
         stream = follower.follow()
         try:
             async for event in stream:
@@ -279,6 +280,22 @@ class _Follower:
             raise errors.WaitTimeout(f"job {job.id or self._name} did not end within {self._timeout:g} s: "
                                      f"{describe(job)}; it goes on", job,
                                      hint="wait() again, or cancel() it")
+
+    async def read(self, events: Callable[[], AsyncGenerator[Event, None]]) -> AsyncGenerator[Event, None]:
+        """All of `events()`, which begins after the last that was seen; over broken connections."""
+        while True:
+            self._check_time()
+            try:
+                async for event in events():
+                    self._news()
+                    yield event
+                self._news()
+                return
+            except errors.QuantryError as error:
+                if error.reason == "EVENTS_COMPACTED":
+                    raise
+                failure = error
+            await self._after_break(failure, False)
 
     async def follow(self) -> AsyncGenerator[Event, None]:
         while True:

@@ -26,15 +26,16 @@ TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-
 DEFAULT_SERVER = "127.0.0.1:7070"
 LOOPBACK = ("127.", "localhost:", "[::1]", "unix:")
 
-# Retries of the unary calls: creates carry a request id, the rest is idempotent by nature. Streams have retries of
-# their own with a resume point.
+# Retries of the unary calls: creates carry a request id, most others are idempotent by nature. Not a delete: a second one
+# is refused because the first, whose answer was lost, was done. Streams have retries of their own with a resume point.
 SERVICE_CONFIG = json.dumps({"methodConfig": [
     {"name": [{"service": "quantry.v1.QuantizationService"},
               *({"service": "quantry.v1.ArtifactService", "method": method}
                 for method in ("FindMissingBlobs", "GetArtifact", "ListArtifacts"))],
      "retryPolicy": {"maxAttempts": 4, "initialBackoff": "0.1s", "maxBackoff": "1s", "backoffMultiplier": 2,
                      "retryableStatusCodes": ["UNAVAILABLE"]}},
-    {"name": [{"service": "quantry.v1.QuantizationService", "method": "WatchQuantizationJob"}]}]})
+    {"name": [{"service": "quantry.v1.QuantizationService", "method": method}
+              for method in ("DeleteQuantizationJob", "UpdateQuantizationJob", "WatchQuantizationJob")]}]})
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from quantry._upload import crc32c
 from quantry.artifact import MANIFEST, LocalArtifact
 from quantry.v1 import artifact_pb2, artifact_service_pb2 as service_pb2
 
+FORMER_MANIFEST = MANIFEST + ".former"  # of an artifact that makes room, until its files are gone; the command line's too
 MAX_MANIFEST_BYTES = 64 << 20
 
 log = logging.getLogger("quantry")
@@ -107,25 +108,34 @@ def _occupied(path: pathlib.Path, what: str) -> errors.QuantryError:
                                   "to replace it")
 
 
+def _former_files(manifest: pathlib.Path) -> list[artifact_pb2.ArtifactFile]:
+    """What lies beside a manifest; nothing when it is of something else."""
+    try:
+        listed = parse_manifest(manifest.read_bytes())
+        _check_entries(listed)
+    except (errors.QuantryError, OSError):
+        return []
+    return list(listed.files)
+
+
 def _make_room(folder: pathlib.Path, coming: set[str]) -> None:
     """Takes another artifact's manifest away and, of the files it lists, those still as listed that nothing replaces.
 
     Otherwise a pull that breaks off would leave a manifest over files of two artifacts, and one that does not old
-    shards beside the new ones.
+    shards beside the new ones. It is only renamed at first, so that the next pull ends what breaks off here.
     """
-    target = folder / MANIFEST
-    try:
-        listed = parse_manifest(target.read_bytes())
-        _check_entries(listed)
-    except (errors.QuantryError, OSError):
-        listed = artifact_pb2.Manifest()  # of something else
+    target, aside = folder / MANIFEST, folder / FORMER_MANIFEST
+    former = _former_files(target) + _former_files(aside)
     with disk(target):
-        target.unlink()
-    for file in listed.files:
+        if os.path.lexists(target):
+            target.replace(aside)
+    for file in former:
         path = folder / file.path
         if file.path not in coming and holds_exactly(path, int(file.size_bytes), file.sha256):
             with disk(path):
                 path.unlink()
+    with disk(aside):
+        aside.unlink()
 
 
 class Puller:
@@ -148,9 +158,9 @@ class Puller:
         run = self._transport.run
         target = wanted.folder / MANIFEST
         ours = await run(holds_exactly, target, len(data), artifact.manifest_sha256)
-        if not ours and os.path.lexists(target):
-            if not wanted.force:
-                raise _occupied(target, "another artifact's manifest")
+        if not ours and os.path.lexists(target) and not wanted.force:
+            raise _occupied(target, "another artifact's manifest")
+        if not ours and (os.path.lexists(target) or os.path.lexists(wanted.folder / FORMER_MANIFEST)):
             await run(_make_room, wanted.folder, {file.path for file in files})
         total = sum(int(file.size_bytes) for file in files)
         fetched: list[int] = []

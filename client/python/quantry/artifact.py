@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 from typing import Any, Iterator, Optional, Union
@@ -91,14 +92,16 @@ class LocalArtifact:
     def row(self) -> Row:
         """The headline as one flat row, ready for pandas.DataFrame([a.row() for a in artifacts])."""
         perplexity = self.manifest.get("quality", {}).get("perplexity", {})
-        dense, quantized = perplexity.get("dense"), perplexity.get("quantized")
+        # A manifest leaves out what is not finite, which no JSON can say.
+        absent = math.inf if perplexity.get("tokens") else None
+        dense, quantized = perplexity.get("dense", absent), perplexity.get("quantized", absent)
         bits, timing = self.manifest.get("bits", {}), self.manifest.get("timing", {})
         quality = self.manifest.get("quality", {})
         return {"job": self.job.rsplit("/", 1)[-1], "method": self.method,
                 "model_type": self.manifest.get("model_type"),
                 "perplexity_dense": dense, "perplexity_quantized": quantized,
                 "perplexity_ratio": quantized / dense if dense and quantized else None,
-                "kl_divergence": quality.get("kl_divergence"), "top1_agreement": quality.get("top1_agreement"),
+                "kl_divergence": quality.get("kl_divergence", absent if quantized == math.inf else None), "top1_agreement": quality.get("top1_agreement"),
                 "bits_linears": bits.get("linears"), "bits_file": bits.get("file"), "run_seconds": timing.get("run_s"),
                 "seed": int(self.manifest.get("seed", 0)), "outputs": ",".join(self.outputs)}
 

@@ -203,7 +203,7 @@ class Job:
         spec = to_dict(self.proto.spec)
         flat = {"method": self.method, "seed": str(self.proto.spec.seed)}
         _flatten("", spec.get("method", {}), flat)
-        for part in ("calibration", "evaluation", "quality_gate", "resources"):
+        for part in ("calibration", "preprocessing", "evaluation", "quality_gate", "resources"):
             fields = {name: value for name, value in spec.get(part, {}).items() if name != "source"}
             _flatten(f"{part}.", fields, flat)
         outputs = [word(job_pb2.OutputFormat, o.format, "OUTPUT_FORMAT_") for o in self.proto.spec.outputs]
@@ -255,7 +255,8 @@ class Event:
     kind      snapshot (first), state, stage, progress, block, log, checkpoint; end (last)
     sequence  1, 2, 3, ... without gaps; 0 for what is not part of the history (snapshot, live progress, end)
     time      when the server stored it; None without a sequence
-    job       the job as it is after this event; None from events()
+    job       the job as it is after this event; None from events() and for what watch(after_sequence=N) reads of the
+              history, which comes before the snapshot
     proto     the message: QuantizationJob, JobEvent or JobProgress
     """
 

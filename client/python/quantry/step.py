@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import pathlib
 import sys
@@ -40,9 +41,11 @@ def exit_code(error: errors.QuantryError) -> int:
 
 
 def outputs_of(job: Job) -> dict[str, str]:
-    """What a step leaves for the next, as text; "" for what was not measured."""
+    """What a step leaves for the next, as text; "" for what was not measured, "inf" for a perplexity that is not finite
+    (in the report, JSON, null)."""
     row = job.row()
-    report = {"job": job.name, "row": row, "blocks": job.block_rows(), "outputs": job.output_rows(),
+    numbers = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
+    report = {"job": job.name, "row": numbers, "blocks": job.block_rows(), "outputs": job.output_rows(),
               "params": job.params()}
 
     def text(name: str) -> str:
@@ -78,13 +81,18 @@ def write_outputs(values: Mapping[str, str], targets: Mapping[str, pathlib.Path]
         target.write_text(values[name])
 
 
+def integer(text: str) -> Optional[int]:
+    """An empty text is none, as templates leave it."""
+    return int(text) if text else None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m quantry.step", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     server = parser.add_argument_group("server")
     server.add_argument("--server", metavar="HOST:PORT", help="default: QUANTRY_SERVER")
     server.add_argument("--tenant", help="default: QUANTRY_TENANT, else the context's, else default")
-    server.add_argument("--tls-ca", metavar="FILE")
+    server.add_argument("--tls-ca", metavar="FILE", help="or system: the CAs of this machine")
     server.add_argument("--tls-cert", metavar="FILE")
     server.add_argument("--tls-key", metavar="FILE")
     server.add_argument("--token-file", metavar="FILE")
@@ -93,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     job.add_argument("--model-path", default="", help="folder on the server")
     job.add_argument("--model-uri", default="")
     job.add_argument("--method", default="")
-    job.add_argument("--bits", type=int)
+    job.add_argument("--bits", type=integer)
     job.add_argument("--group-size", default="", help="columns, or channel")
     job.add_argument("--calibration", default="")
     job.add_argument("--evaluation", default="")

@@ -5,7 +5,7 @@ from concurrent import futures
 
 import google_crc32c
 import grpc
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, empty_pb2
 from google.protobuf.json_format import MessageToJson
 from google.rpc import error_details_pb2, status_pb2
 
@@ -60,6 +60,8 @@ class Fake(quantization_service_pb2_grpc.QuantizationServiceServicer,
 
     def __init__(self):
         self.watches = []
+        self.pages = []
+        self.deletes = []
         self.watch_requests = []
         self.tokens = []
         self.traces = []
@@ -98,6 +100,19 @@ class Fake(quantization_service_pb2_grpc.QuantizationServiceServicer,
         self.creates.append(request)
         self.info(context)
         return jobs_pb2.CreateQuantizationJobResponse(quantization_job=job_pb2.QuantizationJob(name=JOB))
+
+    def DeleteQuantizationJob(self, request, context):
+        self.deletes.pop(0)(context)
+        return empty_pb2.Empty()
+
+    def ListJobEvents(self, request, context):
+        """A script's next page: events, a token for another, or what breaks it."""
+        page = self.pages.pop(0)
+        if callable(page):
+            page(context)
+        events, token = page
+        return jobs_pb2.ListJobEventsResponse(next_page_token=token, events=[
+            found for found in events if found.sequence > request.after_sequence])
 
     def WatchQuantizationJob(self, request, context):
         self.watch_requests.append(request)

@@ -107,6 +107,22 @@ def test_the_trigger_survives_a_restart_and_another_triggerer(module, deferred, 
     assert task.execute_complete({"ti": TASK}, event)["state"] == "succeeded"
 
 
+def test_a_trigger_that_starts_while_the_server_is_away(module, make_server, stories):
+    server = make_server().start()
+    with quantry.connect(server.address) as client:
+        job = client.wait(client.submit(stories, method="rtn", group_size="channel"), timeout=60)
+    server.stop(signal.SIGKILL)
+
+    async def run():
+        event = asyncio.ensure_future(first_event(module.QuantryJobTrigger(job.name, server=server.address)))
+        await asyncio.sleep(1)
+        assert not event.done()
+        await asyncio.to_thread(server.start)
+        return await event
+
+    assert asyncio.run(run())["state"] == "succeeded"
+
+
 def test_without_deferring(module, server, stories):
     result = operator(module, server, stories, deferrable=False).execute(
         {"ti": types.SimpleNamespace(**{**vars(TASK), "run_id": "manual__wait"})})
@@ -120,7 +136,7 @@ def test_a_fixed_folder_run_after_run(module, server, stories, tmp_path):
     assert quantry.LocalArtifact(result["folder"]).verify() > 3
 
 
-def test_what_fails_the_task(module, server, client, stories):
+def test_what_fails_the_task(module, server, client, stories, monkeypatch):
     gated = operator(module, server, stories, deferrable=False, arguments={**MEASURED, "max_perplexity_ratio": 0.5})
     with pytest.raises(module.AirflowException, match="QUALITY_GATE_FAILED"):
         gated.execute({"ti": types.SimpleNamespace(**{**vars(TASK), "run_id": "manual__gate"})})
@@ -130,6 +146,7 @@ def test_what_fails_the_task(module, server, client, stories):
     event = asyncio.run(first_event(module.QuantryJobTrigger(job.name, server=server.address)))
     with pytest.raises(module.AirflowException, match="is cancelled"):
         gated.execute_complete({}, event)
+    monkeypatch.setattr(module, "AWAY", 1)
     away = asyncio.run(first_event(module.QuantryJobTrigger(job.name, server="127.0.0.1:1")))
     with pytest.raises(module.AirflowException, match="no answer from the server"):
         gated.execute_complete({}, away)
@@ -161,6 +178,25 @@ def test_the_tenant_is_the_environment_s(module, monkeypatch):
         asked.append(asyncio.run(module.QuantryJobTrigger("j", **options)._options()))
     assert asked == [(None, None), {"target": None, "tenant": None},
                      ("q:7070", "other"), {"target": "q:7070", "tenant": "other"}]
+
+
+def test_the_tenant_beats_the_connection_s(module, monkeypatch):
+    connection = types.SimpleNamespace(conn_id="quantry", host="q", port=None, password="", extra_dejson={"tenant": "acme"})
+
+    async def found(_):
+        return connection
+
+    hook = types.SimpleNamespace(get_connection=lambda _: connection, aget_connection=found)
+    monkeypatch.setattr(module, "BaseHook", hook)
+    asked = []
+    monkeypatch.setattr(module, "connect", lambda **options: asked.append(options["tenant"]))
+    for tenant in ("", "other"):
+        module.QuantizeOperator(task_id="quantize", quantry_conn_id="quantry", tenant=tenant)._connect()
+        trigger = module.QuantryJobTrigger("j", quantry_conn_id="quantry", tenant=tenant)
+        asked.append(asyncio.run(trigger._options())["tenant"])
+    assert asked == ["acme", "acme", "other", "other"]
+    with pytest.raises(quantry.InvalidRequest, match="wanted one of quantry_conn_id and server"):
+        module.QuantizeOperator(task_id="quantize", quantry_conn_id="quantry", server="q:7070")
 
 
 def test_the_example_dag(module):

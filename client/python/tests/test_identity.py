@@ -10,7 +10,7 @@ import quantry
 from certificates import LOCAL, Authority
 from conftest import EXAMPLES, QUICK, service
 from quantry._contexts import settle
-from quantry._options import Options
+from quantry._options import Address, Options
 
 VARIABLES = ("QUANTRY_SERVER", "QUANTRY_CONTEXT", "QUANTRY_TENANT", "QUANTRY_TLS_CA_FILE", "QUANTRY_TOKEN_FILE",
              "QUANTRY_CLIENT_CERT_FILE", "QUANTRY_CLIENT_KEY_FILE")
@@ -42,6 +42,14 @@ def test_the_current_context(config):
     assert (options.tls_ca, options.token_file, options.secure) == ("/ca.pem", "/token", True)
     web, tenant = settle(Options(), None, "web")
     assert (web.target, web.tls, web.tls_ca, web.token_file, tenant) == ("web:443", True, None, None, "default")
+
+
+def test_the_cas_of_the_system():
+    options, _ = settle(Options("web:443", tls_ca="system"), None, None)
+    assert (options.tls, options.tls_ca) == (True, None)
+    refused, _ = settle(Options("web:443", tls_ca="system", tls=False), None, None)
+    with pytest.raises(quantry.InvalidRequest, match="got tls=False"):
+        refused.check(Address("web:443", "connect()"))
 
 
 def test_a_named_server_gets_nothing_of_the_current_context(config, monkeypatch):

@@ -61,6 +61,24 @@ def test_live_metrics(client, stories, store):
     assert len(progress) >= 2 and progress == sorted(progress)
 
 
+def test_a_run_that_was_left_without_parameters(finished, store, monkeypatch, caplog):
+    from mlflow.exceptions import MlflowException
+    from quantry.integrations.mlflow import run_of
+
+    def away(*_, **__):
+        raise MlflowException("the store is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "log_batch", away)
+        with pytest.raises(MlflowException):
+            run_of(finished, mlflow=store)
+    live = run_of(finished, mlflow=store)
+    assert store.get_run(live.run_id).data.params["method"] == "awq"
+    monkeypatch.setattr(store, "log_batch", away)
+    live(finished)  # an outage does not end the wait
+    assert "progress could not be logged" in caplog.text
+
+
 @pytest.mark.parametrize("error, tag", [(KeyboardInterrupt(), "KeyboardInterrupt"), (ValueError("no\nmore"), "no")])
 def test_an_interrupt_comes_through(finished, store, error, tag):
     from quantry.integrations.mlflow import run_of

@@ -12,7 +12,7 @@ import pytest
 
 import quantry
 from fake_server import ARTIFACT, Fake, serving
-from quantry import _part_file, _retry
+from quantry import _part_file, _pull, _retry
 from quantry._files import LocalFile
 from quantry._progress import Meter
 from quantry._options import Options
@@ -233,6 +233,31 @@ def test_another_artifact_by_force(fake, tmp_path):
     assert pull(other, tmp_path, force=True).artifact.verify() == 2
     found = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
     assert found == {"config.json", "quantry/model.bin", "manifest.json", "old/edited", "notes.txt"}
+
+
+def test_room_that_was_made_by_half(fake, tmp_path, monkeypatch):
+    """Ctrl-C while old files are compared: the next pull takes them away, asked to or not."""
+    for name in ("old/shard", "old/edited"):
+        fake.add_file(name, b"old")
+    pull(fake, tmp_path)
+    other = Fake()
+    other.add_file("config.json", b"{}")
+    compared = _pull.holds_exactly
+
+    def interrupted(path, size, sha256):
+        if path.name == "shard":
+            raise KeyboardInterrupt
+        return compared(path, size, sha256)
+
+    monkeypatch.setattr(_pull, "holds_exactly", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pull(other, tmp_path, force=True)
+    monkeypatch.undo()
+    assert not (tmp_path / "manifest.json").exists() and (tmp_path / "old/shard").exists()
+    (tmp_path / "old/edited").write_text("mine")
+    pull(other, tmp_path)
+    found = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert found == {"config.json", "manifest.json", "old/edited"}
 
 
 def test_two_pulls_into_one_folder(tmp_path):

@@ -9,7 +9,7 @@ import quantry
 from conftest import EXAMPLES
 from quantry._arguments import Arguments, JobArguments, prepare
 from quantry._spec import FORMATS, METHODS, check_offered
-from quantry.v1 import method_pb2, quantization_service_pb2 as service_pb2
+from quantry.v1 import job_pb2, method_pb2, quantization_service_pb2 as service_pb2
 
 TEXT = EXAMPLES / "text/calibration.txt"
 
@@ -237,3 +237,13 @@ def test_a_recipe_is_not_contradicted():
         with pytest.raises(quantry.InvalidRequest, match="wanted") as caught:
             check(recipe, **arguments)
         assert caught.value.violations[0].field == f"quantization_job.spec.method.tesseraq.{field}"
+
+
+def test_params_tell_of_preprocessing():
+    """It makes another model of it."""
+    job = job_pb2.QuantizationJob()
+    job.spec.method.ptq161.SetInParent()
+    job.spec.preprocessing.lora.rank = 64
+    job.spec.preprocessing.source.SetInParent()
+    params = quantry.Job(job).params()
+    assert params["preprocessing.lora.rank"] == "64" and "preprocessing.source" not in str(params)

@@ -1,5 +1,6 @@
 """quantry.step, and the pipelines of integrations/ that run it, against a live quantryd."""
 import json
+import math
 import os
 import pathlib
 import re
@@ -14,6 +15,7 @@ import yaml
 import quantry
 from conftest import EXAMPLES, MEASURED, ROOT, TESTS, wait_for
 from quantry import step
+from quantry.v1 import job_pb2
 
 PIPELINES = ROOT / "integrations"
 QUICK_ARGUMENTS = {"calibration_samples": 8, "calibration_length": 64, "evaluation_length": 64, "evaluation_windows": 8,
@@ -68,6 +70,20 @@ def test_a_pull_over_another_artifact(server, finished, client, stories, tmp_pat
 def test_exit_codes(server, capsys, arguments, code, text):
     assert step.main(["--server", server.address, *arguments]) == code
     assert text in capsys.readouterr().err
+
+
+def test_a_perplexity_that_is_not_finite():
+    """A gate of a pipeline must not take it for a good one, and the report is JSON."""
+    job = job_pb2.QuantizationJob(name="tenants/default/quantizationJobs/j", state=job_pb2.JOB_STATE_SUCCEEDED)
+    perplexity = job.result.quality.perplexity
+    perplexity.dense, perplexity.quantized, perplexity.tokens = 7.1, math.inf, 100
+    outputs = step.outputs_of(quantry.Job(job))
+    assert float(outputs["perplexity_ratio"]) == float(outputs["perplexity_quantized"]) == math.inf
+
+    def no_json(word):
+        raise ValueError(word)
+
+    assert json.loads(outputs["report"], parse_constant=no_json)["row"]["perplexity_ratio"] is None
 
 
 def test_the_tenant_is_the_environment_s(server, monkeypatch):
@@ -136,6 +152,14 @@ def test_argo(rooted, tmp_path):
     # What is retried is what the step calls worth a retry.
     retried = [int(code) for code in re.search(r"in \[(.*)\]", template["retryStrategy"]["expression"]).group(1).split(",")]
     assert retried == [-1, 6, 7, 8] and "6 quota, 7 server unreachable, 8 time over" in (PIPELINES / "README.md").read_text()
+
+
+@pytest.mark.parametrize("parameters, bits, group_size", [
+    ({"method": "ptq161"}, None, None), ({"bits": "3", "group-size": "64"}, 3, "64"), ({}, None, None)])
+def test_argo_gives_a_grid_to_methods_that_have_one(parameters, bits, group_size):
+    command, _ = argo_command({"model-uri": "s3://m", **parameters}, "3f1c", "q:7070", "/nowhere")
+    arguments = step._arguments(step._parser().parse_args(command[3:]))
+    assert (arguments.get("bits"), arguments.get("group_size")) == (bits, group_size)
 
 
 def test_argo_retries_however_long_a_step_ran():
@@ -229,7 +253,10 @@ def test_ci_script(server, client, binaries, stories, tmp_path):
     assert quantry.LocalArtifact(tmp_path / "out").verify() > 3
     assert "succeeded" in summary.read_text().lower()
     assert script(server, binaries, stories).returncode == 2
-    gate = script(server, binaries, stories, text, tmp_path / "gated", *QUICK_FLAGS, "--max-perplexity-ratio", "0.5")
+    nameless = {"GITHUB_SHA": "", "CI_COMMIT_SHA": "", "GIT_COMMIT": "", "GIT_DIR": "/nowhere"}
+    refused = script(server, binaries, stories, text, tmp_path / "out", *QUICK_FLAGS, **nameless)
+    assert refused.returncode == 2 and "RUN_KEY" in refused.stderr
+    gate = script(server, binaries, stories, text, tmp_path / "gated", *QUICK_FLAGS, "--max-perplexity-ratio", "0.5", RUN_KEY="gate")
     assert gate.returncode == 1 and "QUALITY_GATE_FAILED" in gate.stderr
 
 

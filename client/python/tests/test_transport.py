@@ -227,10 +227,11 @@ def test_traces(monkeypatch):
 
 
 @KINDS
-def test_a_submit_without_an_answer_can_be_repeated(kind):
+@pytest.mark.parametrize("code", [grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.INTERNAL])  # late; a reset by a proxy
+def test_a_submit_without_an_answer_can_be_repeated(kind, code):
     """The server has the job, the client has an error: it says with which id to ask again."""
     fake = Fake()
-    fake.info = lambda context: abort(context, grpc.StatusCode.DEADLINE_EXCEEDED, "late")
+    fake.info = lambda context: abort(context, code, "no answer")
 
     def submit(client, **arguments):
         return client.submit(model_path="/m", method="rtn", **arguments)
@@ -240,11 +241,21 @@ def test_a_submit_without_an_answer_can_be_repeated(kind):
             await submit(client)
 
     with serving(fake) as target, quantry.Client(target) as client:
-        with pytest.raises(quantry.ServerUnavailable) as caught:
+        with pytest.raises(quantry.QuantryError) as caught:
             submit(client) if kind == "blocking" else asyncio.run(run())
         fake.info = lambda context: None
         submit(client, request_id=caught.value.metadata["request_id"])
     assert len(fake.creates) == 2 and fake.creates[0] == fake.creates[1]
+
+
+def test_a_delete_is_not_repeated():
+    """The second would be refused: the first, whose answer is lost, was done."""
+    fake = Fake()
+    fake.deletes = [lambda context: abort(context, grpc.StatusCode.UNAVAILABLE, "going down")] * 9
+    with serving(fake) as target, quantry.Client(target) as client:
+        with pytest.raises(quantry.ServerUnavailable):
+            client.delete("fake")
+    assert len(fake.deletes) == 8
 
 
 def test_an_expired_token():

@@ -62,6 +62,17 @@ def test_reattach(kind, scripts, asked):
     assert [request.after_sequence for request in fake.watch_requests] == asked
 
 
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_a_history_that_breaks_off(kind):
+    fake = Fake()
+    stored = [event(n).event for n in (1, 2, 3)]
+    fake.pages = [(stored[:2], "next"), torn(), torn(grpc.StatusCode.INTERNAL, "RST_STREAM"), (stored, "")]
+    fake.watches = [[snapshot(3), event(4), end()]]
+    assert shown(watched(fake, kind, after_sequence=0)) == [
+        ("stage", 1), ("stage", 2), ("stage", 3), ("snapshot", 0), ("stage", 4), ("end", 0)]
+    assert [request.after_sequence for request in fake.watch_requests] == [3]
+
+
 def test_a_compacted_history_shows_as_a_second_snapshot():
     fake = Fake()
     fake.watches = [[snapshot(), event(1), torn()],

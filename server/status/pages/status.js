@@ -265,7 +265,7 @@ function figuresOf(job) {
   if (job.quality) {
     const { perplexity_dense: dense, perplexity_quantized: quantized } = job.quality;
     pairs.push([`${number(dense, 4)} → ${number(quantized, 4)}`, 'perplexity, dense → quantized'],
-      [`× ${number(quantized / dense, 4)}`, 'of the dense perplexity'],
+      [`× ${number(quantized === null ? NaN : quantized / dense, 4)}`, 'of the dense perplexity'],
       [`${number(100 * job.quality.top1_agreement, 4)} %`, 'same most likely token'],
       [number(job.quality.kl_divergence, 3), 'KL divergence, nats a token']);
   }

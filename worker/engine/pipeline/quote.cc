@@ -169,6 +169,15 @@ int64_t MethodBytes(const Job& job, const Checkpoint& checkpoint, const StreamSh
   return most;
 }
 
+// Peak of the host's memory: that of the blocks, or before them that of rotating
+// the model.
+int64_t JobBytes(const Job& job, const Checkpoint& checkpoint, const StreamShape& calibration) {
+  const int64_t blocks = HostMemoryBytes(checkpoint, calibration) +
+                         MethodBytes(job, checkpoint, calibration, at::kCPU);
+  const int64_t rotating = job.rotation.enabled ? kLibraryBytes + RotatingBytes(checkpoint) : 0;
+  return TextBytes(job) + std::max(blocks, rotating);
+}
+
 }  // namespace
 
 int64_t HostMemoryBytes(const Checkpoint& checkpoint, const StreamShape& calibration) {
@@ -196,14 +205,12 @@ Json QuoteJson(const Job& job) {
   // All windows of a text (0) cannot be counted without reading it: at least 1.
   StreamShape evaluation = ShapeOfText(job.evaluation);
   if (job.evaluation) evaluation.windows = std::max<int64_t>(evaluation.windows, 1);
-  const int64_t on_host = MethodBytes(job, *checkpoint, calibration, at::kCPU);
   const int64_t on_device = MethodBytes(job, *checkpoint, calibration, at::kCUDA);
-  Json quote = {
-      {"steps", PlanSteps(job, *checkpoint, calibration, evaluation, {}).total()},
-      {"blocks", checkpoint->config().num_layers},
-      {"parameters", checkpoint->parameters()},
-      {"host_memory_bytes", HostMemoryBytes(*checkpoint, calibration) + on_host + TextBytes(job)},
-      {"device_memory_bytes", DeviceMemoryBytes(*checkpoint, calibration) + on_device}};
+  Json quote = {{"steps", PlanSteps(job, *checkpoint, calibration, evaluation, {}).total()},
+                {"blocks", checkpoint->config().num_layers},
+                {"parameters", checkpoint->parameters()},
+                {"host_memory_bytes", JobBytes(job, *checkpoint, calibration)},
+                {"device_memory_bytes", DeviceMemoryBytes(*checkpoint, calibration) + on_device}};
   const bool fits = problems.empty();
   quote["outputs"] = fits ? OutputsJson(job, *checkpoint) : Json::array();
   quote["problems"] = problems;

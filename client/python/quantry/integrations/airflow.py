@@ -11,13 +11,16 @@ whose worker died finds its own job. A cleared task of the same run does too: gi
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import timedelta
 from typing import Any, AsyncIterator, Mapping, Optional, Sequence
 
 from quantry import aio
-from quantry._core import request_id_for
+from quantry._core import AWAY, request_id_for
+from quantry._retry import Backoff
 from quantry.client import connect
-from quantry.errors import InvalidRequest, JobCancelled, QuantryError
+from quantry.errors import InvalidRequest, JobCancelled, QuantryError, ServerUnavailable
+from quantry.job import Job
 from quantry.step import outputs_of
 
 try:  # Airflow 3
@@ -34,7 +37,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 def options_of(connection: Any) -> dict[str, Any]:
     """An Airflow connection as arguments of connect(): host and port, the token as password, the rest as extra:
-    {"tenant": ..., "tls_ca": FILE, "tls_cert": FILE, "tls_key": FILE, "token_file": FILE}."""
+    {"tenant": ..., "tls_ca": FILE or "system", "tls_cert": FILE, "tls_key": FILE, "token_file": FILE}."""
     extra = dict(connection.extra_dejson or {})
     options: dict[str, Any] = {name: extra[name] for name in ("tenant", "tls", "tls_ca", "tls_cert", "tls_key",
                                                               "tls_server_name", "token_file") if name in extra}
@@ -44,6 +47,10 @@ def options_of(connection: Any) -> dict[str, Any]:
     if connection.password:
         options["token"] = connection.password
     return options
+
+
+def _found(connection: Any, tenant: str) -> dict[str, Any]:
+    return {**options_of(connection), **({"tenant": tenant} if tenant else {})}
 
 
 class QuantryJobTrigger(BaseTrigger):  # type: ignore[misc]
@@ -64,12 +71,23 @@ class QuantryJobTrigger(BaseTrigger):  # type: ignore[misc]
         ask = getattr(BaseHook, "aget_connection", None)
         connection = await ask(self.quantry_conn_id) if ask else \
             await asyncio.to_thread(BaseHook.get_connection, self.quantry_conn_id)
-        return options_of(connection)
+        return _found(connection, self.tenant)
+
+    async def _ended(self) -> Job:
+        """A server that is away when a triggerer takes over may be restarting, as one that goes away later."""
+        backoff, patient_until = Backoff(), time.monotonic() + AWAY
+        while True:
+            try:
+                async with aio.AsyncClient(**await self._options()) as client:
+                    return await client.wait(self.job, raise_on_failure=False)
+            except ServerUnavailable:
+                if time.monotonic() >= patient_until:
+                    raise
+            await asyncio.sleep(backoff.next())
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         try:
-            async with aio.AsyncClient(**await self._options()) as client:
-                ended = await client.wait(self.job, raise_on_failure=False)
+            ended = await self._ended()
             yield TriggerEvent({"job": ended.name, "state": ended.state})
         except QuantryError as error:
             yield TriggerEvent({"job": self.job, "state": "unknown", "error": str(error)})
@@ -78,7 +96,8 @@ class QuantryJobTrigger(BaseTrigger):  # type: ignore[misc]
 class QuantizeOperator(BaseOperator):  # type: ignore[misc]
     """Quantizes a model through quantry; its result (XCom) is what quantry.step gives a next step, and `folder`.
 
-    quantry_conn_id  Airflow connection (see options_of); or `server` and `tenant`, else what connect() finds
+    quantry_conn_id  Airflow connection (see options_of); or `server`, else what connect() finds
+    tenant           instead of the connection's
     model, model_path, model_uri   one of them, as in submit()
     arguments        any other argument of submit(), by its name
     pull_to          folder on the worker for the artifact; `{{ run_id }}` in it gives every run its own
@@ -96,6 +115,8 @@ class QuantizeOperator(BaseOperator):  # type: ignore[misc]
                  quantry_conn_id: str = "", server: str = "", tenant: str = "", deferrable: bool = True,
                  pull_force: bool = False, wait_timeout: Optional[timedelta] = None, cancel_on_kill: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if quantry_conn_id and server:
+            raise InvalidRequest(f"wanted one of quantry_conn_id and server, got \"{quantry_conn_id}\" and \"{server}\"")
         self.model, self.model_path, self.model_uri, self.method = model, model_path, model_uri, method
         self.arguments, self.job_id, self.pull_to, self.attempt = arguments or {}, job_id, pull_to, attempt
         self.quantry_conn_id, self.server, self.tenant = quantry_conn_id, server, tenant
@@ -105,7 +126,7 @@ class QuantizeOperator(BaseOperator):  # type: ignore[misc]
 
     def _connect(self) -> Any:
         if self.quantry_conn_id:
-            return connect(**options_of(BaseHook.get_connection(self.quantry_conn_id)))
+            return connect(**_found(BaseHook.get_connection(self.quantry_conn_id), self.tenant))
         return connect(self.server or None, tenant=self.tenant or None)
 
     def request_id(self, context: Any) -> str:

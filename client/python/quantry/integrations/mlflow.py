@@ -47,7 +47,10 @@ class LiveRun:
         now = int(time.time() * 1000)
         values = {"progress": progress.ratio, "blocks_done": float(progress.blocks_done),
                   **{f"live_{name}": value for name, value in progress.metrics.items()}}
-        self.mlflow.log_batch(self.run_id, metrics=[Metric(key(n), v, now, self._steps) for n, v in values.items()])
+        try:
+            self.mlflow.log_batch(self.run_id, metrics=[Metric(key(n), v, now, self._steps) for n, v in values.items()])
+        except MlflowException as failure:  # must not end the wait for the job
+            log.warning("MLflow run %s: progress could not be logged: %s", self.run_id, failure)
 
     def __enter__(self) -> LiveRun:
         return self
@@ -91,11 +94,10 @@ def run_of(job: Job, *, experiment: str = EXPERIMENT, mlflow: Optional[MlflowCli
         raise InvalidRequest("wanted a job as the server returned it, got one without uid")
     experiment_id = _experiment(mlflow, experiment)
     runs = mlflow.search_runs([experiment_id], f"tags.`{UID_TAG}` = '{job.uid}'", max_results=1)
-    if runs:
-        return LiveRun(mlflow, runs[0].info.run_id)
-    run = mlflow.create_run(experiment_id, run_name=job.id, tags={
+    run = runs[0] if runs else mlflow.create_run(experiment_id, run_name=job.id, tags={
         UID_TAG: job.uid, "quantry.job": job.name, "quantry.spec_digest": job.proto.spec_digest,
         **{f"quantry.label.{name}": value for name, value in job.labels.items()}})
+    # Of a run that was there, too: whoever made it may have broken off here.
     params = [Param(key(name), value[:6000]) for name, value in job.params().items()]
     for at in range(0, len(params), MAX_PARAMS):
         mlflow.log_batch(run.info.run_id, params=params[at:at + MAX_PARAMS])

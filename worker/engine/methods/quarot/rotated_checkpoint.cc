@@ -135,4 +135,12 @@ void WriteRotatedCheckpoint(const Checkpoint& source, const RotationSpec& spec, 
   WriteFileAtomically(dir + "/config.json", config.dump(2) + "\n");
 }
 
+int64_t RotatingBytes(const Checkpoint& source) {
+  constexpr uint64_t kCopies = 2, kRowCopies = 4, kDoubleBytes = 8;
+  const uint64_t stored =
+      std::max(source.Info(source.EmbeddingName()).bytes(), source.Info(source.HeadName()).bytes());
+  const uint64_t rows = kRows * source.config().hidden_size * kDoubleBytes;
+  return static_cast<int64_t>(kCopies * stored + kRowCopies * rows);
+}
+
 }  // namespace quantry::engine

@@ -58,4 +58,8 @@ void WriteRotatedCheckpoint(const Checkpoint& source, const RotationSpec& spec, 
                             const std::string& dir, uint64_t max_shard_bytes = kMaxShardBytes,
                             const OnBytes& on_bytes = {});
 
+// Memory that takes beside its blocks, bytes: the embedding (or the head, where
+// larger) as stored and rotated, and the rows in work in fp64.
+int64_t RotatingBytes(const Checkpoint& source);
+
 }  // namespace quantry::engine
