@@ -143,7 +143,7 @@ void Run(const Flags& flags, JobStore& store) {
     v1::WorkerInfo worker;
     worker.set_worker_id("bench-" + std::to_string(i));
     worker.add_methods("awq");
-    Check(store.RegisterWorker(worker, session_of(i), clock.Now()));
+    Check(store.RegisterWorker(worker, session_of(i), clock.Now()).status());
   }
   const int claims = std::min(flags.claims, flags.depth);
   std::vector<Grant> grants(static_cast<size_t>(claims));

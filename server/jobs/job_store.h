@@ -324,9 +324,9 @@ class JobStore {
   // Worker side ------------------------------------------------------------
   // `session` is a new random name for this registration; it replaces the
   // worker's earlier one. Another incarnation means that the process died:
-  // its leases lapse at once and a drain is forgotten.
-  virtual absl::Status RegisterWorker(const v1::WorkerInfo& worker, const std::string& session,
-                                      Time now) = 0;
+  // its leases lapse at once, so many as are returned, and a drain is forgotten.
+  virtual absl::StatusOr<int> RegisterWorker(const v1::WorkerInfo& worker,
+                                             const std::string& session, Time now) = 0;
   // nullopt = nothing to do (or the worker drains, or the queue is paused).
   // Tenants take turns: the job is of the tenant that runs fewest (RUNNING or
   // CANCELLING), of those with equally many of the one whose last claim is

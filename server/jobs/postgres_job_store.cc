@@ -64,9 +64,9 @@ class PostgresJobStore : public ViewedJobStore {
         [&](Database& db) { return postgres::ListArtifacts(db, tenant, limit, after); });
   }
 
-  absl::Status RegisterWorker(const v1::WorkerInfo& worker, const std::string& session,
-                              Time now) override {
-    return WriteStatus(
+  absl::StatusOr<int> RegisterWorker(const v1::WorkerInfo& worker, const std::string& session,
+                                     Time now) override {
+    return Write<int>(
         now, [&](const Context& c) { return postgres::RegisterWorker(c, worker, session); });
   }
   absl::StatusOr<std::optional<Grant>> Acquire(const AcquireRequest& request, Time now) override {

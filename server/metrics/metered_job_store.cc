@@ -91,9 +91,12 @@ class Metered : public JobStore {
     return Timed("list_artifacts",
                  [&] { return store_->ListArtifacts(tenant, limit, std::move(after)); });
   }
-  absl::Status RegisterWorker(const v1::WorkerInfo& worker, const std::string& session,
-                              Time now) override {
-    return Timed("register_worker", [&] { return store_->RegisterWorker(worker, session, now); });
+  absl::StatusOr<int> RegisterWorker(const v1::WorkerInfo& worker, const std::string& session,
+                                     Time now) override {
+    auto lapsed =
+        Timed("register_worker", [&] { return store_->RegisterWorker(worker, session, now); });
+    if (lapsed.ok()) CountLost(*lapsed);
+    return lapsed;
   }
   absl::StatusOr<std::optional<Grant>> Acquire(const AcquireRequest& request, Time now) override {
     auto result = Timed("acquire", [&] { return store_->Acquire(request, now); });
@@ -162,8 +165,7 @@ class Metered : public JobStore {
     auto result = Timed("sweep", [&] { return store_->Sweep(now); });
     if (!result.ok()) return result;
     metrics_->sweeper_last_run.Set(ToSeconds(now.time_since_epoch()));
-    metrics_->lease_expired.Increment(result->lost);
-    metrics_->job_attempts.With({"lost"}).Increment(result->lost);
+    CountLost(result->lost);
     metrics_->job_attempts.With({"no_progress"}).Increment(result->no_progress);
     for (const JobKey& key : result->changed) {
       const auto job = store_->Get(key);
@@ -189,6 +191,11 @@ class Metered : public JobStore {
   }
 
  private:
+  void CountLost(int leases) {
+    metrics_->lease_expired.Increment(leases);
+    metrics_->job_attempts.With({"lost"}).Increment(leases);
+  }
+
   template <class Call>
   std::invoke_result_t<const Call&> Timed(const std::string& op, const Call& call) {
     const MonotonicTime start = clock_->Monotonic();

@@ -18,6 +18,7 @@ namespace {
 constexpr int kMaxGroupSize = 65536;
 constexpr int kMaxStages = 1000;
 constexpr double kMaxRate = 10;
+constexpr double kMaxEnergyLimit = 1e9;
 
 void CheckGrid(const std::string& field, const v1::WeightGrid& grid, Violations* out) {
   const int bits = grid.bits();
@@ -78,6 +79,11 @@ void CheckSignround(const std::string& field, const v1::JobSpec& spec, Violation
   CheckBatch(field + ".batch_size", signround.batch_size(), spec, out);
   out->Share(field + ".learning_rate", signround.learning_rate());
   out->Share(field + ".range_learning_rate", signround.range_learning_rate());
+  if (const double limit = signround.token_energy_limit();
+      !(limit >= 0 && limit <= kMaxEnergyLimit)) {
+    out->Wanted(field + ".token_energy_limit",
+                absl::StrCat("0 (no limit) or up to ", kMaxEnergyLimit), absl::StrCat(limit));
+  }
 }
 
 // Enumerations are open on the wire: a number that no value has is a mistake.
@@ -206,14 +212,14 @@ void CheckTesseraq(const std::string& field, const v1::JobSpec& spec,
   number("scale_learning_rate", tesseraq.scale_learning_rate(), kMaxRate);
   number("dense_learning_rate", tesseraq.dense_learning_rate(), kMaxRate);
   number("model_tuning_rate", tesseraq.model_tuning_rate(), kMaxRate);
-  const auto switchable = [&](const char* name, double value) {
-    if (value == -1 || (value >= 0 && value <= kMaxRate)) return;
+  const auto switchable = [&](const char* name, double value, double most) {
+    if (value == -1 || (value >= 0 && value <= most)) return;
     out->Wanted(absl::StrCat(field, ".", name),
-                absl::StrCat("-1 (none), 0 (the default) or up to ", kMaxRate),
-                absl::StrCat(value));
+                absl::StrCat("-1 (none), 0 (the default) or up to ", most), absl::StrCat(value));
   };
-  switchable("scale_weight_decay", tesseraq.scale_weight_decay());
-  switchable("model_tuning_dense_rate", tesseraq.model_tuning_dense_rate());
+  switchable("scale_weight_decay", tesseraq.scale_weight_decay(), kMaxRate);
+  switchable("model_tuning_dense_rate", tesseraq.model_tuning_dense_rate(), kMaxRate);
+  switchable("token_energy_limit", tesseraq.token_energy_limit(), kMaxEnergyLimit);
   out->Share(field + ".final_rate_share", tesseraq.final_rate_share());
   out->Share(field + ".input_mixing", tesseraq.input_mixing());
   if (tesseraq.rounding_weight_decay() != 0) {

@@ -313,6 +313,15 @@ const BadCase kBadCases[] = {
      "quantization_job.spec.method.tesseraq.held_out_samples", "at most 8"},
     {"mixing", [](Request* r) { Tesseraq(r)->set_input_mixing(2); },
      "quantization_job.spec.method.tesseraq.input_mixing", "got 2"},
+    {"token_energy_limit", [](Request* r) { Tesseraq(r)->set_token_energy_limit(-2); },
+     "quantization_job.spec.method.tesseraq.token_energy_limit", "got -2"},
+    {"token_energy_limit_of_signround",
+     [](Request* r) {
+       v1::SignroundMethod* signround = Spec(r)->mutable_method()->mutable_signround();
+       signround->mutable_grid()->set_bits(3);
+       signround->set_token_energy_limit(-1);
+     },
+     "quantization_job.spec.method.signround.token_energy_limit", "got -1"},
     {"salient_ratio",
      [](Request* r) { Spec(r)->mutable_method()->mutable_ptq161()->set_salient_ratio(0.6); },
      "quantization_job.spec.method.ptq161.salient_ratio", "0.5"},

@@ -76,12 +76,13 @@ class WorkerCalls : public v1::WorkerService::CallbackService, private ServiceBa
                         v1::RegisterWorkerResponse* response) {
     if (absl::Status status = CheckWorkerInfo(request.worker()); !status.ok()) return status;
     const std::string session = NewUuid4();
-    absl::Status status =
+    const auto lapsed =
         context_->store->RegisterWorker(request.worker(), session, context_->clock->Now());
-    if (!status.ok()) return status;
+    if (!lapsed.ok()) return lapsed.status();
     log::Info("worker registered", {{"worker", request.worker().worker_id()},
                                     {"incarnation", request.worker().incarnation()},
-                                    {"slots", request.worker().slots()}});
+                                    {"slots", request.worker().slots()},
+                                    {"leases_lapsed", *lapsed}});
     response->set_session(session);
     *response->mutable_lease_ttl() = ToProto(context_->lease_ttl);
     *response->mutable_heartbeat_interval() = ToProto(context_->heartbeat_interval);

@@ -49,11 +49,11 @@ class Notifying : public JobStore {
   }
 
   // May give up the leases of the incarnation before.
-  absl::Status RegisterWorker(const v1::WorkerInfo& worker, const std::string& session,
-                              Time now) override {
-    auto status = store_->RegisterWorker(worker, session, now);
-    if (status.ok()) hub_->WorkAvailable();
-    return status;
+  absl::StatusOr<int> RegisterWorker(const v1::WorkerInfo& worker, const std::string& session,
+                                     Time now) override {
+    auto lapsed = store_->RegisterWorker(worker, session, now);
+    if (lapsed.ok()) hub_->WorkAvailable();
+    return lapsed;
   }
   absl::StatusOr<std::optional<Grant>> Acquire(const AcquireRequest& request, Time now) override {
     auto grant = store_->Acquire(request, now);

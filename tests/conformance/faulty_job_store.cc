@@ -50,8 +50,8 @@ absl::StatusOr<ArtifactPage> FaultyJobStore::ListArtifacts(const std::string& te
                                                            std::optional<Cursor> after) {
   return Inject([&] { return store_->ListArtifacts(tenant, limit, after); });
 }
-absl::Status FaultyJobStore::RegisterWorker(const v1::WorkerInfo& worker,
-                                            const std::string& session, Time now) {
+absl::StatusOr<int> FaultyJobStore::RegisterWorker(const v1::WorkerInfo& worker,
+                                                   const std::string& session, Time now) {
   return Inject([&] { return store_->RegisterWorker(worker, session, now); });
 }
 absl::StatusOr<std::optional<Grant>> FaultyJobStore::Acquire(const AcquireRequest& request,

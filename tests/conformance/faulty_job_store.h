@@ -42,8 +42,8 @@ class FaultyJobStore : public JobStore {
   absl::StatusOr<Artifact> GetArtifact(const std::string& tenant, const std::string& uid) override;
   absl::StatusOr<ArtifactPage> ListArtifacts(const std::string& tenant, int limit,
                                              std::optional<Cursor> after) override;
-  absl::Status RegisterWorker(const v1::WorkerInfo& worker, const std::string& session,
-                              Time now) override;
+  absl::StatusOr<int> RegisterWorker(const v1::WorkerInfo& worker, const std::string& session,
+                                     Time now) override;
   absl::StatusOr<std::optional<Grant>> Acquire(const AcquireRequest& request, Time now) override;
   absl::StatusOr<Job> Retry(const RetryRequest& request, Time now) override;
   absl::Status PauseQueue(const std::string& reason, Time now) override;

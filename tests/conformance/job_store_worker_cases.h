@@ -130,7 +130,11 @@ TEST_P(JobStoreSuite, AnotherIncarnationLosesTheLeasesOfTheDeadOne) {
   LeaseToken lease = Acquire(Register("w1"));
   v1::WorkerInfo restarted = Info("w1");
   restarted.set_incarnation("another");
-  std::string session = Register(restarted);
+  const std::string session = "another-session";
+  const auto lapsed = store().RegisterWorker(restarted, session, now());
+  ASSERT_EQ(Outcome(lapsed), "OK");
+  EXPECT_EQ(*lapsed, 1);
+  EXPECT_EQ(store().RegisterWorker(restarted, session, now()).value_or(-1), 0);
   EXPECT_EQ(StateOf("job-one"), JobState::kQueued);
   EXPECT_EQ(Get("job-one").worker_losses, 1);
   lease.session = session;

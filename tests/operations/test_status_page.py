@@ -54,6 +54,11 @@ def test_shows_a_job_from_the_queue_to_its_end(browser, binaries, service):
     assert job.evaluate("document.querySelectorAll('#plot circle.final').length") == 5
     page.wait("document.querySelector('#ended')?.innerText.includes('next-one')", 90)
     assert "SUCCEEDED" in page.evaluate("document.querySelector('#ended').innerText")
+    # What is focused stays so while ages are drawn anew.
+    page.evaluate("document.querySelector('#ended a').focus()")
+    told = page.evaluate("document.querySelector('#ended').innerText")
+    page.wait(f"document.querySelector('#ended').innerText !== {json.dumps(told)}", 30)
+    assert page.evaluate("document.activeElement.matches('#ended a')")
     for one in (page, job):
         assert one.problems == [] and one.overflows() == 0
         assert one.evaluate("document.images.length") == 0 and "owned" not in one.evaluate("document.title")

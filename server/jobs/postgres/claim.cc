@@ -151,24 +151,28 @@ void Touch(const Context& context, const WorkerRow& worker) {
                      worker.worker_id);
 }
 
-// A new incarnation means that the process holding these leases is dead.
-absl::Status LapseLeases(const Context& context, const std::string& worker_id) {
+// A new incarnation means that the process holding these leases is dead. Returns
+// how many there were.
+absl::StatusOr<int> LapseLeases(const Context& context, const std::string& worker_id) {
+  int lapsed = 0;
   for (const QueueRow& row : LockLeasedBy(context.db, worker_id)) {
     auto ended = EndLost(context, row, "was started again");
     if (!ended.ok()) return ended.status();
     context.db.NoteChanged(ReadKey(context.db, row.pk));
+    ++lapsed;
   }
-  return absl::OkStatus();
+  return lapsed;
 }
 
 }  // namespace
 
-absl::Status RegisterWorker(const Context& context, const v1::WorkerInfo& worker,
-                            const std::string& session) {
+absl::StatusOr<int> RegisterWorker(const Context& context, const v1::WorkerInfo& worker,
+                                   const std::string& session) {
   std::optional<WorkerRow> known = LockWorker(context.db, worker.worker_id());
   const bool same = known && known->incarnation == worker.incarnation();
+  absl::StatusOr<int> lapsed = 0;
   if (known && !same) {
-    absl::Status lapsed = LapseLeases(context, worker.worker_id());
+    lapsed = LapseLeases(context, worker.worker_id());
     if (!lapsed.ok()) return lapsed;
   }
   context.db.Execute(
@@ -179,7 +183,7 @@ absl::Status RegisterWorker(const Context& context, const v1::WorkerInfo& worker
       " terminate = excluded.terminate, refusal = ''",
       worker.worker_id(), worker.incarnation(), session, worker, context.now,
       same && known->draining, same && known->terminate);
-  return absl::OkStatus();
+  return lapsed;
 }
 
 absl::StatusOr<std::optional<Grant>> Acquire(const Context& context,

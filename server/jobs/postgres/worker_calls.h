@@ -8,8 +8,8 @@
 // (the List and Stats calls need none).
 namespace quantry::server::postgres {
 
-absl::Status RegisterWorker(const Context& context, const v1::WorkerInfo& worker,
-                            const std::string& session);
+absl::StatusOr<int> RegisterWorker(const Context& context, const v1::WorkerInfo& worker,
+                                   const std::string& session);
 absl::StatusOr<std::optional<Grant>> Acquire(const Context& context, const AcquireRequest& request);
 // Its commit may be late when it brings progress alone.
 absl::StatusOr<HeartbeatReply> Heartbeat(const Context& context, const WorkerBeat& beat);

@@ -20,8 +20,8 @@ struct Context {
   std::mt19937_64& random;
 };
 
-absl::Status RegisterWorker(const Context& context, const v1::WorkerInfo& worker,
-                            const std::string& session);
+absl::StatusOr<int> RegisterWorker(const Context& context, const v1::WorkerInfo& worker,
+                                   const std::string& session);
 absl::StatusOr<std::optional<Grant>> Acquire(const Context& context, const AcquireRequest& request);
 absl::StatusOr<HeartbeatReply> Heartbeat(const Context& context, const WorkerBeat& beat);
 absl::Status CommitCheckpoint(const Context& context, const CheckpointRequest& request);

@@ -4,6 +4,7 @@
 
 const EVERY_MS = 2000;
 const SLOWEST_MS = 30000;
+const ANSWER_MS = 10000;
 const SVG = 'http://www.w3.org/2000/svg';
 const ENDED = ['SUCCEEDED', 'FAILED', 'CANCELLED'];
 const $ = (id) => document.getElementById(id);
@@ -74,13 +75,37 @@ function fields(pairs) {
 }
 
 function tiles(into, pairs) {
-  into.replaceChildren(...pairs.filter(([value]) => value !== '').map(([value, label]) =>
+  redraw(into, ...pairs.filter(([value]) => value !== '').map(([value, label]) =>
     make('div', {}, make('b', {}, value), make('span', {}, label))));
+}
+
+// Makes `old` equal to `fresh` where they differ and nowhere else: what is selected, focused or
+// being pressed stays.
+function morph(old, fresh) {
+  if (old.isEqualNode(fresh)) return;
+  const [mine, theirs] = [[...old.childNodes], [...fresh.childNodes]];
+  if (old.nodeName !== fresh.nodeName || old.nodeType !== Node.ELEMENT_NODE || mine.length !== theirs.length) {
+    old.replaceWith(fresh);
+    return;
+  }
+  for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name)) old.removeAttribute(name);
+  for (const { name, value } of [...fresh.attributes]) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+  mine.forEach((child, i) => morph(child, theirs[i]));
+}
+
+function redraw(into, ...nodes) {
+  const { id } = into;
+  const focused = into.contains(document.activeElement) ? document.activeElement.getAttribute('href') : null;
+  const fresh = into.cloneNode(false);
+  fresh.append(...nodes);
+  morph(into, fresh);
+  if (focused === null || $(id).contains(document.activeElement)) return;
+  [...$(id).querySelectorAll('a')].find((link) => link.getAttribute('href') === focused)?.focus({ preventScroll: true });
 }
 
 function show(id, text) {
   $(id).hidden = !text;
-  $(id).textContent = text || '';
+  if ($(id).textContent !== (text || '')) $(id).textContent = text || '';  // said once by screen readers
 }
 
 // ---- pictures -------------------------------------------------------------
@@ -239,7 +264,7 @@ function showStatus(status) {
     const rows = status[name];
     const order = name === 'ended' ? 'newest' : 'first';
     $(`${name}-count`).textContent = rows.length < total ? `${order} ${rows.length} of ${total}` : rows.length || '';
-    $(name).replaceChildren(table(columns[name], rows, empty[name]));
+    redraw($(name), table(columns[name], rows, empty[name]));
   }
 }
 
@@ -291,15 +316,15 @@ const EVENTS = [
 function showJob(job) {
   document.title = `${job.id} – quantry`;
   $('name').textContent = job.tenant === 'default' ? job.id : `${job.tenant} / ${job.id}`;
-  $('head').replaceChildren(...headOf(job));
+  redraw($('head'), ...headOf(job));
   show('error', job.error ? `${job.error.reason}: ${job.error.message}` : job.quality_gate_failed ? 'The quality gate failed.' : '');
   tiles($('tiles'), figuresOf(job));
   const picture = plot(job.blocks || []);
   $('losses-section').hidden = picture === null;
-  if (picture) $('plot').replaceChildren(picture);
+  if (picture) redraw($('plot'), picture);
   $('outputs-section').hidden = !job.outputs;
-  if (job.outputs) $('outputs').replaceChildren(table(OUTPUTS, job.outputs, 'None.'));
-  $('about').replaceChildren(fields([
+  if (job.outputs) redraw($('outputs'), table(OUTPUTS, job.outputs, 'None.'));
+  redraw($('about'), fields([
     ['title', job.title], ['labels', Object.entries(job.labels || {}).map(([k, v]) => `${k}=${v}`).join(', ')],
     ['priority', job.priority ? String(job.priority) : ''], ['worker', job.worker], ['attempts', String(job.attempts)],
     ['submitted', job.create_time], ['waited', between(job.create_time, job.start_time || job.time)],
@@ -307,33 +332,34 @@ function showJob(job) {
     ['artifact', job.artifact_uri], ['uid', job.uid], ['spec', job.spec_digest]]));
   const events = job.events.slice().reverse();
   $('events-count').textContent = events.length < job.last_sequence ? `newest ${events.length} of ${job.last_sequence}` : events.length;
-  $('events').replaceChildren(table(EVENTS, events, 'None.'));
+  redraw($('events'), table(EVENTS, events, 'None.'));
 }
 
 // ---- the loop -------------------------------------------------------------
 
+// An ended job may be queued again.
 const page = document.body.dataset.page === 'job'
-  ? { url: `${location.pathname}.json`, show: showJob, done: (job) => ENDED.includes(job.state) }
-  : { url: 'status.json', show: showStatus, done: () => false };
+  ? { url: `${location.pathname}.json`, show: showJob, every: (job) => (ENDED.includes(job.state) ? SLOWEST_MS : EVERY_MS) }
+  : { url: 'status.json', show: showStatus, every: () => EVERY_MS };
 let wait = EVERY_MS;
 let updated = null;
 let timer = null;
-let finished = false;
+
+const noAnswer = (error) => error instanceof TypeError || error.name === 'TimeoutError';
 
 async function refresh() {
   timer = null;
   try {
-    const response = await fetch(page.url, { cache: 'no-store' });
+    const response = await fetch(page.url, { cache: 'no-store', signal: AbortSignal.timeout(ANSWER_MS) });
     const json = await response.json();
     if (!response.ok) throw new Error(json.error || response.statusText);
     page.show(json);
     show('problem', '');
     updated = new Date();
-    wait = EVERY_MS;
+    wait = page.every(json);
     $('age').textContent = `as of ${updated.toLocaleTimeString()}`;
-    if (page.done(json)) { finished = true; return; }
   } catch (error) {
-    show('problem', error instanceof TypeError ? 'The server does not answer.' : error.message);
+    show('problem', noAnswer(error) ? 'The server does not answer.' : error.message);
     if (updated === null) $('age').textContent = '';
     wait = Math.min(2 * wait, SLOWEST_MS);
   }
@@ -341,6 +367,6 @@ async function refresh() {
 }
 
 document.addEventListener('visibilitychange', () => {
-  if (!document.hidden && timer === null && !finished) refresh();
+  if (!document.hidden && timer === null) refresh();
 });
 refresh();

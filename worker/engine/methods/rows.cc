@@ -105,6 +105,7 @@ std::unique_ptr<Method> CreateSignround(JsonObject& options) {
   }
   signround.range_learning_rate = Share(options, "range_learning_rate", 0);
   signround.batch_size = Count(options, "batch_size", 0);
+  signround.token_energy_limit = options.Number("token_energy_limit", 0, 0);
   signround.quantized_input = !options.Bool("disable_quantized_input", false);
   return std::make_unique<Signround>(signround);
 }
@@ -215,6 +216,8 @@ MethodRow SignroundRow() {
        {"range_learning_rate", "double", "learning_rate", "First step of a range factor."},
        {"batch_size", "int32", "8", "Windows a step."},
        {"disable_range_tuning", "bool", "false", "Keep min/max ranges."},
+       {"token_energy_limit", "double", "0",
+        "Tokens of more than so many times the median energy count as if they had that."},
        {"disable_quantized_input", "bool", "false",
         "Train on the original model's activations, not the quantized prefix's."}});
   return row;

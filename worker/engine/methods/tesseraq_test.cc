@@ -317,6 +317,15 @@ TEST(TesseraqOptionsTest, OnlyPlusRepeatsWorseStagesUnasked) {
   EXPECT_TRUE(Parsed(R"({"recipe": "tesseraq-plus"})").repeat_worse_stages);
 }
 
+TEST(TesseraqOptionsTest, AnEnergyLimitIsTheRangesToo) {
+  EXPECT_EQ(Parsed("{}").token_energy_limit, 0);
+  const TesseraqOptions limited = Parsed(R"({"token_energy_limit": 7})");
+  EXPECT_EQ(limited.token_energy_limit, 7);
+  EXPECT_EQ(limited.signround.token_energy_limit, 7);
+  EXPECT_EQ(Parsed(R"({"recipe": "tesseraq-plus", "token_energy_limit": -1})").token_energy_limit,
+            0);
+}
+
 TEST(TesseraqGuardTest, ResumedInsideABlockItGivesTheSameBytes) {
   const test::Setting setting("llama");
   for (const char* rate : {"0.03", "10"}) {  // learned kept, start kept

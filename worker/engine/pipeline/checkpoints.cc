@@ -9,6 +9,7 @@
 #include "worker/engine/base/file.h"
 #include "worker/engine/base/sha256.h"
 #include "worker/engine/base/strings.h"
+#include "worker/engine/pipeline/training_file.h"
 
 namespace quantry::engine {
 namespace {
@@ -25,12 +26,21 @@ std::string StreamsFileName(int block) {
   return name;
 }
 
+std::string TuningFileName(int64_t steps) {
+  char name[48];
+  std::snprintf(name, sizeof(name), "tuning-%05lld.safetensors", static_cast<long long>(steps));
+  return name;
+}
+
 bool IsStreams(const std::string& name) { return name.rfind("streams-", 0) == 0; }
 bool IsStage(const std::string& name) { return name.rfind("stage-", 0) == 0; }
+bool IsTuning(const std::string& name) { return name.rfind("tuning-", 0) == 0; }
 bool IsBlock(const std::string& name) { return name.rfind("block-", 0) == 0; }
 bool IsTuned(const std::string& name) { return name.rfind("tuned-", 0) == 0; }
 std::string TunedFileName(int index) { return "tuned" + BlockFileName(index).substr(5); }
-bool IsPassing(const std::string& name) { return IsStreams(name) || IsStage(name); }
+bool IsPassing(const std::string& name) {
+  return IsStreams(name) || IsStage(name) || IsTuning(name);
+}
 bool IsOurs(const std::string& name) {
   return IsPassing(name) || IsBlock(name) || IsTuned(name) || name.rfind(kState, 0) == 0;
 }
@@ -152,16 +162,36 @@ const std::vector<HashedFile>& Checkpoints::Commit(int blocks_done, const Stream
   return List();
 }
 
-const std::vector<HashedFile>& Checkpoints::CommitStage(int blocks_done, const StageState& state) {
-  const std::vector<std::string> old = Drop(IsStage);
-  const std::string name = StageFileName(blocks_done, state.stages_done);
-  WriteStageFile(PathOf(name), blocks_done, state);
+const std::vector<HashedFile>& Checkpoints::CommitPassing(
+    bool (*is)(const std::string& name), const std::string& name, int blocks_done,
+    const std::function<void(const std::string&)>& write) {
+  const std::vector<std::string> old = Drop(is);
+  write(PathOf(name));
   files_.push_back(HashOf(dir_, name));
   WriteState(blocks_done);
   for (const std::string& gone : old) {
     if (gone != name) fs::remove(PathOf(gone));
   }
   return List();
+}
+
+const std::vector<HashedFile>& Checkpoints::CommitStage(int blocks_done, const StageState& state) {
+  return CommitPassing(IsStage, StageFileName(blocks_done, state.stages_done), blocks_done,
+                       [&](const std::string& path) { WriteStageFile(path, blocks_done, state); });
+}
+
+const std::vector<HashedFile>& Checkpoints::CommitTuning(int blocks_done,
+                                                         const TrainingState& state) {
+  return CommitPassing(
+      IsTuning, TuningFileName(state.steps_done), blocks_done,
+      [&](const std::string& path) { WriteTrainingFile(path, fingerprint_, state); });
+}
+
+std::optional<TrainingState> Checkpoints::LoadTuning() const {
+  for (const HashedFile& file : files_) {
+    if (IsTuning(file.path)) return ReadTrainingFile(PathOf(file.path), fingerprint_);
+  }
+  return std::nullopt;
 }
 
 std::optional<StageState> Checkpoints::LoadStage(int block) const {

@@ -9,6 +9,7 @@
 #include "worker/engine/pipeline/events.h"
 #include "worker/engine/pipeline/stage_file.h"
 #include "worker/engine/pipeline/streams.h"
+#include "worker/engine/reconstruct/training_state.h"
 
 namespace quantry::engine {
 
@@ -17,6 +18,7 @@ namespace quantry::engine {
 //   tuned-00000.safetensors ..   the same blocks tuned together, instead of them
 //   streams-00003.safetensors    inputs of block 3, the newest only
 //   stage-00003-007.safetensors  block 3 after 7 of its stages, the newest only
+//   tuning-00040.safetensors     all blocks after 40 steps of tuning, the newest only
 //   state.json                   fingerprint, blocks done, size and sha256 of each file
 // state.json is replaced last, after everything it names is durable, and old
 // streams are removed after that: whatever moment the process dies, the folder
@@ -44,6 +46,10 @@ class Checkpoints {
   // The newest stage of that block; none, or one that cannot be read, is empty.
   std::optional<StageState> LoadStage(int block) const;
 
+  // The same of all blocks while they are tuned together.
+  const std::vector<HashedFile>& CommitTuning(int blocks_done, const TrainingState& state);
+  std::optional<TrainingState> LoadTuning() const;
+
   // All blocks once more, tuned together: replaces every block at once.
   const std::vector<HashedFile>& CommitTuned(const std::vector<StoredBlock>& blocks);
   bool tuned() const;
@@ -62,6 +68,9 @@ class Checkpoints {
   int Read(int blocks_total, Streams* streams, const OnBytes& on_bytes);
   void WriteState(int blocks_done);
   const std::vector<HashedFile>& List();
+  const std::vector<HashedFile>& CommitPassing(
+      bool (*is)(const std::string& name), const std::string& name, int blocks_done,
+      const std::function<void(const std::string&)>& write);
   // Takes the files which `is` names off the list; they go after the next state.
   std::vector<std::string> Drop(bool (*is)(const std::string& name));
   void RemoveStrangers() const;

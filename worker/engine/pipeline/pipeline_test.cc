@@ -12,7 +12,6 @@
 #include <vector>
 
 #include "worker/engine/base/file.h"
-#include "worker/engine/pipeline/adapter_file.h"
 #include "worker/engine/pipeline/block_file.h"
 #include "worker/engine/pipeline/checkpoints.h"
 #include "worker/engine/pipeline/inputs.h"
@@ -20,6 +19,7 @@
 #include "worker/engine/pipeline/manifest.h"
 #include "worker/engine/pipeline/progress.h"
 #include "worker/engine/pipeline/save_pace.h"
+#include "worker/engine/pipeline/training_file.h"
 #include "worker/engine/quant/grid.h"
 #include "worker/engine/testing/errors.h"
 #include "worker/engine/testing/temp_dir.h"
@@ -438,43 +438,43 @@ TEST(BlockFile, RoundTripsMixedWeights) {
   differs([](MixedBinaryWeight& w) { w.column_gain = -w.column_gain; });
 }
 
-TEST(AdapterFile, RoundTripsAndSeesDamage) {
+TEST(TrainingFile, RoundTripsAndSeesDamage) {
   const test::TempDir dir;
   at::manual_seed(4);
-  LoraState state;
+  TrainingState state;
   state.steps_done = 7;
   state.loss_first = 2.5;
   state.loss_last = 1.0 / 3.0;
-  state.adapters = {at::randn({2, 3}), at::randn({4, 2})};
+  state.tensors = {at::randn({2, 3}), at::randn({4, 2})};
   for (int i = 0; i < 4; ++i) state.moments.push_back(at::randn({5}));
-  const std::string path = dir.File("adapters");
-  WriteAdapterFile(path, "print", state);
-  const std::optional<LoraState> read = ReadAdapterFile(path, "print");
+  const std::string path = dir.File("training");
+  WriteTrainingFile(path, "print", state);
+  const std::optional<TrainingState> read = ReadTrainingFile(path, "print");
   ASSERT_TRUE(read.has_value());
   EXPECT_EQ(read->steps_done, 7);
   EXPECT_EQ(read->loss_last, state.loss_last);
-  EXPECT_TRUE(read->adapters.at(1).equal(state.adapters[1]));
+  EXPECT_TRUE(read->tensors.at(1).equal(state.tensors[1]));
   EXPECT_TRUE(read->moments.at(3).equal(state.moments[3]));
-  EXPECT_FALSE(ReadAdapterFile(path, "other").has_value());
-  EXPECT_FALSE(ReadAdapterFile(dir.File("none"), "print").has_value());
+  EXPECT_FALSE(ReadTrainingFile(path, "other").has_value());
+  EXPECT_FALSE(ReadTrainingFile(dir.File("none"), "print").has_value());
   std::string other = ReadFile(path, 1 << 20, "TEST");
   const std::string steps = R"(steps_done\":7)";
   other.replace(other.find(steps), steps.size(), R"(steps_done\":6)");
   WriteFileAtomically(path, other);
-  EXPECT_FALSE(ReadAdapterFile(path, "print").has_value()) << "the progress counts, too";
-  WriteAdapterFile(path, "print", state);
+  EXPECT_FALSE(ReadTrainingFile(path, "print").has_value()) << "the progress counts, too";
+  WriteTrainingFile(path, "print", state);
   Damage(path);
-  EXPECT_FALSE(ReadAdapterFile(path, "print").has_value());
+  EXPECT_FALSE(ReadTrainingFile(path, "print").has_value());
 }
 
 // Hours of adapters are not lost because the disk does not answer.
-TEST(AdapterFile, ADiskThatCannotSayIsNoReasonToStartOver) {
+TEST(TrainingFile, ADiskThatCannotSayIsNoReasonToStartOver) {
   const test::TempDir dir;
-  const std::string path = dir.File("adapters");
+  const std::string path = dir.File("training");
   std::filesystem::create_symlink(path, path);  // stat fails, and not with "absent"
-  const EngineError error = test::ErrorOf([&] { ReadAdapterFile(path, "print"); });
+  const EngineError error = test::ErrorOf([&] { ReadTrainingFile(path, "print"); });
   EXPECT_EQ(error.reason, "STORAGE_ERROR") << error.what();
-  EXPECT_TRUE(test::Mentions(error, "adapters")) << error.what();
+  EXPECT_TRUE(test::Mentions(error, "training")) << error.what();
 }
 
 class CheckpointsTest : public ::testing::Test {
@@ -590,6 +590,31 @@ TEST_F(CheckpointsTest, TunedBlocksReplaceAllOthersAtOnce) {
   EXPECT_TRUE(again.tuned());
   EXPECT_EQ(BlockDigest(again.Load(1).block), BlockDigest(blocks[1].block));
   EXPECT_FALSE(IsRegularFile(dir_.File("block-00000.safetensors")));
+}
+
+TEST_F(CheckpointsTest, KeepsTheNewestStepOfTuning) {
+  Fill();
+  Checkpoints checkpoints(dir_.path(), "print");
+  Streams streams;
+  ASSERT_EQ(checkpoints.Resume(2, &streams, [](const std::string&) {}), 2);
+  EXPECT_FALSE(checkpoints.LoadTuning().has_value());
+  TrainingState state;
+  state.tensors = {at::ones({3})};
+  state.moments = {at::ones({3}), at::ones({3})};
+  for (const int steps : {4, 9}) {
+    state.steps_done = steps;
+    checkpoints.CommitTuning(2, state);
+  }
+  EXPECT_FALSE(IsRegularFile(dir_.File("tuning-00004.safetensors")));
+  Checkpoints again(dir_.path(), "print");
+  ASSERT_EQ(again.Resume(2, &streams, [](const std::string&) {}), 2);
+  EXPECT_TRUE(streams.defined());
+  ASSERT_TRUE(again.LoadTuning().has_value());
+  EXPECT_EQ(again.LoadTuning()->steps_done, 9);
+  std::vector<StoredBlock> blocks;
+  for (const int index : {0, 1}) blocks.push_back(again.Load(index));
+  again.CommitTuned(blocks);
+  EXPECT_FALSE(IsRegularFile(dir_.File("tuning-00009.safetensors")));
 }
 
 TEST_F(CheckpointsTest, ADeathBeforeTheStateLeavesTheOlderCheckpoint) {

@@ -11,10 +11,10 @@
 #include "worker/engine/methods/block_weights.h"
 #include "worker/engine/model/safetensors.h"
 #include "worker/engine/nn/transformer.h"
-#include "worker/engine/pipeline/adapter_file.h"
 #include "worker/engine/pipeline/checkpoints.h"
 #include "worker/engine/pipeline/save_pace.h"
 #include "worker/engine/pipeline/streams.h"
+#include "worker/engine/pipeline/training_file.h"
 #include "worker/engine/pipeline/warnings.h"
 #include "worker/engine/reconstruct/lora.h"
 
@@ -31,7 +31,7 @@ std::vector<HashedFile> Below(const std::vector<HashedFile>& files) {
   return below;
 }
 
-class Restoration : public LoraStore {
+class Restoration : public TrainingStore {
  public:
   explicit Restoration(const RestorationTask& task)
       : task_(task),
@@ -65,18 +65,18 @@ class Restoration : public LoraStore {
     return result;
   }
 
-  std::optional<LoraState> Load() override {
+  std::optional<TrainingState> Load() override {
     const std::string path = dir_ + "/" + kAdapters;
-    std::optional<LoraState> state = ReadAdapterFile(path, fingerprint_);
+    std::optional<TrainingState> state = ReadTrainingFile(path, fingerprint_);
     if (!state && Exists(path)) {
       task_.warn(path + " is damaged or of another job: the adapters start over");
     }
     return state;
   }
 
-  void Save(const LoraState& state, bool finished) override {
+  void Save(const TrainingState& state, bool finished) override {
     pace_.Keep(finished, [&] {
-      WriteAdapterFile(dir_ + "/" + kAdapters, fingerprint_, state);
+      WriteTrainingFile(dir_ + "/" + kAdapters, fingerprint_, state);
       task_.events.Checkpoint(0, Files());
     });
   }

@@ -91,6 +91,26 @@ class StageKeeper : public StageStore {
   SavePace pace_;
 };
 
+// The same for what all blocks have learned together.
+class TuningKeeper : public TrainingStore {
+ public:
+  TuningKeeper(int blocks, Checkpoints& checkpoints, EventWriter& events, const Seconds& clock)
+      : blocks_(blocks), checkpoints_(checkpoints), events_(events), pace_(clock) {}
+
+  std::optional<TrainingState> Load() override { return checkpoints_.LoadTuning(); }
+
+  void Save(const TrainingState& state, bool finished) override {
+    pace_.Keep(finished,
+               [&] { events_.Checkpoint(blocks_, checkpoints_.CommitTuning(blocks_, state)); });
+  }
+
+ private:
+  int blocks_;
+  Checkpoints& checkpoints_;
+  EventWriter& events_;
+  SavePace pace_;
+};
+
 // One job's run; each stage is one method.
 class Run {
  public:
@@ -284,8 +304,8 @@ void Run::Tune() {
                              [this](int block) { return DenseDtypes(checkpoint(), block); }};
   ModelTuningOptions options = *tuning;
   options.seed = static_cast<uint64_t>(job_.seed);
-  progress_->PhaseStarted(options.steps);
-  const ModelTuningReport report = TuneModel(task, options, quantized, *progress_);
+  TuningKeeper keeper(blocks(), *checkpoints_, events_, clock_);
+  const ModelTuningReport report = TuneModel(task, options, &keeper, quantized, *progress_);
   stored.back().report.metrics["tuning_kl_first"] = report.first_loss;
   stored.back().report.metrics["tuning_kl_last"] = report.last_loss;
   for (int index = 0; index < blocks(); ++index) {

@@ -769,6 +769,26 @@ TEST(RunTest, ALimitedEvaluationIsThatOfItsWindows) {
               1e-6 * wanted);
 }
 
+// Killed while all blocks are tuned together: the kept step goes on.
+TEST(RunTest, StoppedWhileTheModelIsTunedItGoesOnToTheSameBytes) {
+  const Bench bench(CaseOf("tesseraq_plus"));
+  bench.Run("whole", at::kCPU);
+  const auto steps = [](const std::vector<json>& events) {
+    int told = 0;
+    for (const json& event : events) {
+      told += event.contains("progress") && event["progress"].contains("metrics") &&
+              event["progress"]["metrics"].contains("tuning_kl");
+    }
+    return told;
+  };
+  const char* file = "tuning-00001.safetensors";
+  bench.Run("stopped", at::kCPU, [&] { return bench.Has("stopped", file); });
+  ASSERT_TRUE(bench.Has("stopped", file));
+  EXPECT_LT(steps(bench.Run("stopped", at::kCPU)), steps(bench.Run("again", at::kCPU)));
+  EXPECT_FALSE(bench.Has("stopped", file));
+  ExpectSameArtifact(bench, "whole", "stopped");
+}
+
 class RestoredTest : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override { QUANTRY_TAKE_DEVICE(device_, GetParam()); }

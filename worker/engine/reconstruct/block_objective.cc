@@ -9,6 +9,7 @@
 #include "worker/engine/methods/batches.h"
 #include "worker/engine/nn/simd_kernels.h"
 #include "worker/engine/reconstruct/over_shares.h"
+#include "worker/engine/reconstruct/token_weights.h"
 
 namespace quantry::engine {
 namespace {
@@ -85,6 +86,8 @@ void BlockObjective::MixInputs(at::Tensor x_fp, double probability) {
   mixing_ = probability;
 }
 
+void BlockObjective::LimitTokens(double limit) { roots_ = RootTokenWeights(targets_, limit); }
+
 at::Tensor BlockObjective::Inputs(const std::vector<int64_t>& windows, uint64_t seed) const {
   const at::Tensor index = at::tensor(windows, at::kLong);
   const at::Tensor input = inputs_.index_select(0, index);
@@ -108,8 +111,11 @@ BlockObjective::Result BlockObjective::Part(const std::vector<int64_t>& windows,
   Leaves leaves(block_, at, device_);
   const at::Tensor output = leaves.block.Forward(input, rope_);
   const at::Tensor error = output.detach() - target;
+  const at::Tensor roots = roots_.defined() ? roots_.index_select(0, index).to(device_) : roots_;
+  if (roots.defined()) error.mul_(roots);
   Result result;
   result.loss = SumOfSquares(error) / tokens;
+  if (roots.defined()) error.mul_(roots);
   output.backward(error.mul_(2.0 / tokens));
   for (const Linear& linear : leaves.block.linears) {
     result.weight_gradients.push_back(GradientOf(linear.weight));
@@ -133,6 +139,7 @@ double BlockObjective::Loss(const TrainableTensors& at, int64_t first, int64_t l
   const StreamShape stream{last - first, inputs_.size(1)};
   const at::Tensor inputs = inputs_.slice(0, first, last);
   const at::Tensor targets = targets_.slice(0, first, last);
+  const at::Tensor roots = roots_.defined() ? roots_.slice(0, first, last) : roots_;
   Block block = block_.Computing(ComputeDtype::kFloat32);
   for (size_t i = 0; i < block.linears.size(); ++i) {
     block.linears[i].weight = at.weights[i].to(device_);
@@ -144,8 +151,9 @@ double BlockObjective::Loss(const TrainableTensors& at, int64_t first, int64_t l
     const c10::AutoGradMode without_gradients(false);
     const at::Tensor output =
         block.Forward(inputs.slice(0, batch.first, batch.last).to(device_), rope_);
-    const at::Tensor target = targets.slice(0, batch.first, batch.last).to(device_);
-    parts[batch.index] = (output - target).square_().sum(at::kDouble).item<double>();
+    const at::Tensor error = output - targets.slice(0, batch.first, batch.last).to(device_);
+    if (roots.defined()) error.mul_(roots.slice(0, batch.first, batch.last).to(device_));
+    parts[batch.index] = error.square().sum(at::kDouble).item<double>();
   });
   double sum = 0;
   for (const double part : parts) sum += part;

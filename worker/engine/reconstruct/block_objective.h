@@ -43,6 +43,10 @@ class BlockObjective {
   // x_fp: inputs through the original blocks, as `inputs`.
   void MixInputs(at::Tensor x_fp, double probability);
 
+  // Tokens of more than `limit` times the median energy count as if they had that
+  // (RootTokenWeights).
+  void LimitTokens(double limit);
+
   // Loss and gradients on the given windows. `seed` decides about mixing.
   Result Gradients(const std::vector<int64_t>& windows, const TrainableTensors& at,
                    uint64_t seed = 0) const;
@@ -65,6 +69,7 @@ class BlockObjective {
   at::Device device_;
   at::Tensor clean_;  // x_fp, when mixed in
   double mixing_ = 0;
+  at::Tensor roots_;  // of the tokens' weights, where they differ
 };
 
 // Norm weights and biases, linears' biases of a block that exist, in a fixed

@@ -266,9 +266,9 @@ void Clip(std::vector<at::Tensor>& gradients, double most) {
   for (at::Tensor& gradient : gradients) gradient.mul_(factor);
 }
 
-void Resume(const std::optional<LoraState>& kept, LoraState& state, Adam& adam) {
-  if (!kept || kept->adapters.size() != state.adapters.size()) return;
-  for (size_t i = 0; i < state.adapters.size(); ++i) state.adapters[i].copy_(kept->adapters[i]);
+void Resume(const std::optional<TrainingState>& kept, TrainingState& state, Adam& adam) {
+  if (!kept || kept->tensors.size() != state.tensors.size()) return;
+  for (size_t i = 0; i < state.tensors.size(); ++i) state.tensors[i].copy_(kept->tensors[i]);
   adam.Restore(kept->steps_done, kept->moments);
   state.steps_done = kept->steps_done;
   state.loss_first = kept->loss_first;
@@ -278,14 +278,14 @@ void Resume(const std::optional<LoraState>& kept, LoraState& state, Adam& adam) 
 }  // namespace
 
 LoraReport TrainLora(const Checkpoint& checkpoint, const RopeTable& rope, const at::Tensor& windows,
-                     const at::Device& device, const LoraOptions& options, LoraStore* store,
+                     const at::Device& device, const LoraOptions& options, TrainingStore* store,
                      std::vector<Block>& blocks, ProgressSink& progress) {
   Trainer trainer(checkpoint, rope, windows, device, options, blocks);
   Adam adam;
   for (const at::Tensor& adapter : trainer.adapters()) adam.Add(adapter, 1);
   WindowOrder order(windows.size(0), Random(options.seed ^ 0x4c6fu).Next());
-  LoraState state;
-  state.adapters = trainer.adapters();
+  TrainingState state;
+  state.tensors = trainer.adapters();
   if (store != nullptr) Resume(store->Load(), state, adam);
   if (state.steps_done > 0) progress.Advance(state.steps_done, "taken from the checkpoint");
   progress.PhaseStarted(options.steps - state.steps_done);

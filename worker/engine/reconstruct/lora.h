@@ -3,13 +3,13 @@
 #include <ATen/ATen.h>
 
 #include <cstdint>
-#include <optional>
 #include <vector>
 
 #include "worker/engine/methods/method.h"
 #include "worker/engine/model/checkpoint.h"
 #include "worker/engine/nn/block.h"
 #include "worker/engine/nn/rope.h"
+#include "worker/engine/reconstruct/training_state.h"
 
 namespace quantry::engine {
 
@@ -29,23 +29,6 @@ struct LoraOptions {
   uint64_t seed = 0;
 };
 
-// Where training stands; the same numbers go on from it.
-struct LoraState {
-  int64_t steps_done = 0;
-  std::vector<at::Tensor> adapters;  // A, B of every adapted linear, fp32
-  std::vector<at::Tensor> moments;   // Adam::Moments
-  double loss_first = 0;             // sums so far, see LoraReport
-  double loss_last = 0;
-};
-
-class LoraStore {
- public:
-  virtual ~LoraStore() = default;
-  virtual std::optional<LoraState> Load() = 0;
-  // After every step; keeping the last one, once `finished`, is a must.
-  virtual void Save(const LoraState& state, bool finished) = 0;
-};
-
 struct LoraReport {
   double loss_first = 0;  // nats a token, mean of the first and last tenth of the steps
   double loss_last = 0;
@@ -58,7 +41,7 @@ struct LoraReport {
 // from the store are a phase. Holds the model in fp32. Deterministic as methods are. Throws
 // EngineError "NON_FINITE_LOSS".
 LoraReport TrainLora(const Checkpoint& checkpoint, const RopeTable& rope, const at::Tensor& windows,
-                     const at::Device& device, const LoraOptions& options, LoraStore* store,
+                     const at::Device& device, const LoraOptions& options, TrainingStore* store,
                      std::vector<Block>& blocks, ProgressSink& progress);
 
 // What it holds at most, on the host with this process's threads: the blocks

@@ -17,6 +17,7 @@
 
 #include "worker/engine/nn/transformer.h"
 #include "worker/engine/reconstruct/model_backward.h"
+#include "worker/engine/reconstruct/testing/one_state.h"
 #include "worker/engine/testing/counting_sink.h"
 #include "worker/engine/testing/devices.h"
 #include "worker/engine/testing/errors.h"
@@ -27,39 +28,17 @@
 namespace quantry::engine {
 namespace {
 
-LoraState Copy(const LoraState& state) {
-  LoraState copy = state;
-  for (auto* list : {&copy.adapters, &copy.moments}) {
-    for (at::Tensor& tensor : *list) tensor = tensor.cpu().clone();
-  }
-  return copy;
-}
-
-// Remembers the state after one step, and hands it out afterwards.
-class OneState : public LoraStore {
- public:
-  explicit OneState(int64_t step) : step_(step) {}
-  std::optional<LoraState> Load() override { return kept_; }
-  void Save(const LoraState& state, bool) override {
-    if (state.steps_done == step_ && !kept_) kept_ = Copy(state);
-  }
-
- private:
-  int64_t step_;
-  std::optional<LoraState> kept_;
-};
-
 // Remembers every state.
-class AllStates : public LoraStore {
+class AllStates : public TrainingStore {
  public:
-  std::optional<LoraState> Load() override { return std::nullopt; }
-  void Save(const LoraState& state, bool) override { states.push_back(Copy(state)); }
+  std::optional<TrainingState> Load() override { return std::nullopt; }
+  void Save(const TrainingState& state, bool) override { states.push_back(test::Copy(state)); }
 
-  std::vector<LoraState> states;
+  std::vector<TrainingState> states;
 };
 
 // Gradient number `tensor` of the update that led to states[i], clipped.
-at::Tensor GradientOf(const std::vector<LoraState>& states, size_t i, size_t tensor) {
+at::Tensor GradientOf(const std::vector<TrainingState>& states, size_t i, size_t tensor) {
   const at::Tensor& now = states[i].moments[tensor];  // mean = 0.9 mean + 0.1 gradient
   return i == 0 ? now / 0.1 : (now - states[i - 1].moments[tensor] * 0.9) / 0.1;
 }
@@ -86,7 +65,7 @@ class LoraTest : public ::testing::TestWithParam<std::tuple<const char*, const c
     return blocks;
   }
 
-  LoraReport Train(std::vector<Block>& blocks, LoraStore* store = nullptr) {
+  LoraReport Train(std::vector<Block>& blocks, TrainingStore* store = nullptr) {
     return TrainLora(*checkpoint_, rope_, windows_, device_, options_, store, blocks, progress_);
   }
 
@@ -103,13 +82,14 @@ class LoraTest : public ::testing::TestWithParam<std::tuple<const char*, const c
 
   // The learning rate of the update that led to states[i], from what it did to
   // the B of the first linear.
-  static double RateOf(const std::vector<LoraState>& states, size_t i, const at::Tensor& before) {
+  static double RateOf(const std::vector<TrainingState>& states, size_t i,
+                       const at::Tensor& before) {
     const double steps = static_cast<double>(i) + 1;
     const size_t moments = states[i].moments.size() / 2;
     const at::Tensor mean = states[i].moments[1] / (1 - std::pow(0.9, steps));
     const at::Tensor square = states[i].moments[moments + 1] / (1 - std::pow(0.999, steps));
     const at::Tensor direction = (mean / (square.sqrt() + 1e-8)).to(at::kDouble);
-    const at::Tensor moved = (before - states[i].adapters[1]).to(at::kDouble);
+    const at::Tensor moved = (before - states[i].tensors[1]).to(at::kDouble);
     return ((moved * direction).sum() / direction.square().sum()).item<double>();
   }
 
@@ -120,9 +100,9 @@ class LoraTest : public ::testing::TestWithParam<std::tuple<const char*, const c
     Train(blocks, &store);
     std::vector<double> rates;
     for (size_t i = 0; i < store.states.size(); ++i) {
-      const at::Tensor& now = store.states[i].adapters[1];
+      const at::Tensor& now = store.states[i].tensors[1];
       rates.push_back(
-          RateOf(store.states, i, i == 0 ? at::zeros_like(now) : store.states[i - 1].adapters[1]));
+          RateOf(store.states, i, i == 0 ? at::zeros_like(now) : store.states[i - 1].tensors[1]));
     }
     return rates;
   }
@@ -133,14 +113,14 @@ class LoraTest : public ::testing::TestWithParam<std::tuple<const char*, const c
     std::vector<Block> blocks = Blocks();
     Train(blocks, &store);
     double squares = 0;
-    for (size_t t = 0; t < store.states[0].adapters.size(); ++t) {
+    for (size_t t = 0; t < store.states[0].tensors.size(); ++t) {
       squares += GradientOf(store.states, 0, t).square().sum(at::kDouble).item<double>();
     }
     return std::sqrt(squares);
   }
 
   // What the job's first step leaves with so many threads.
-  LoraState AfterOneStep(int threads) {
+  TrainingState AfterOneStep(int threads) {
     const test::Threads so_many(threads);
     AllStates store;
     std::vector<Block> blocks = Blocks();
@@ -197,7 +177,7 @@ TEST_P(LoraTest, TheDefaultRankIsTheSameInEveryLinear) {
   const std::vector<Block> before = Blocks();
   std::vector<Block> blocks = Blocks();
   Train(blocks, &store);
-  const std::vector<at::Tensor>& adapters = store.states.back().adapters;
+  const std::vector<at::Tensor>& adapters = store.states.back().tensors;
   size_t next = 0;
   int64_t narrow = 0;
   for (size_t b = 0; b < blocks.size(); ++b) {
@@ -225,7 +205,7 @@ TEST_P(LoraTest, TheFirstLossIsThatOfTheModelItself) {
 
 TEST_P(LoraTest, GoesOnFromAStateWithTheSameBits) {
   std::vector<Block> whole = Blocks();
-  OneState store(17);
+  test::OneState store(17);
   const LoraReport undisturbed = Train(whole, &store);
   std::vector<Block> resumed = Blocks();
   const LoraReport report = Train(resumed, &store);
@@ -251,7 +231,7 @@ class PhaseSink : public ProgressSink {
 };
 
 TEST_P(LoraTest, StepsOfAStateAreNoneOfThePhases) {
-  OneState store(17);
+  test::OneState store(17);
   for (const int64_t resumed : {0, 17}) {
     PhaseSink sink;
     std::vector<Block> blocks = Blocks();
@@ -370,7 +350,7 @@ TEST_P(LoraTest, WhatDropoutLeavesOutIsAWindowsOwn) {
   options_.warmup_steps = 0;
   options_.dropout = 0.5;
   options_.accumulation = windows_.size(0);
-  const LoraState together = AfterOneStep(1), halves = AfterOneStep(2);
+  const TrainingState together = AfterOneStep(1), halves = AfterOneStep(2);
   for (size_t i = 0; i < together.moments.size() / 2; ++i) {  // the gradients
     EXPECT_TRUE(at::allclose(together.moments[i], halves.moments[i], 1e-3, 1e-7)) << i;
   }
@@ -389,9 +369,9 @@ TEST_P(LoraTest, AnUpdateTakesAFewWindowsAtATime) {
   options_.warmup_steps = 0;
   options_.dropout = 0;
   options_.accumulation = 1;
-  const LoraState once = AfterOneStep(1);
+  const TrainingState once = AfterOneStep(1);
   options_.accumulation = 2;
-  const LoraState twice = AfterOneStep(1);
+  const TrainingState twice = AfterOneStep(1);
   for (size_t i = 0; i < once.moments.size() / 2; ++i) {
     EXPECT_TRUE(once.moments[i].equal(twice.moments[i])) << i;
   }

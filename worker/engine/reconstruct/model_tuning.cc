@@ -199,20 +199,69 @@ std::vector<at::Tensor> Flatten(const std::vector<std::vector<at::Tensor>>& list
   return flat;
 }
 
+// Everything that is tuned, and where it stands.
+class TunedTensors {
+ public:
+  TunedTensors(const Tuner& tuner, const ModelTuningOptions& options)
+      : options_(options), logs_(tuner.Logs()), dense_(tuner.Dense()) {
+    for (const at::Tensor& tensor : logs_) log_adam_.Add(tensor, 1);
+    for (const at::Tensor& tensor : dense_) dense_adam_.Add(tensor, SizeOf(tensor));
+    state_.tensors = logs_;
+    state_.tensors.insert(state_.tensors.end(), dense_.begin(), dense_.end());
+  }
+
+  int64_t steps_done() const { return state_.steps_done; }
+  ModelTuningReport report() const { return {state_.loss_first, state_.loss_last}; }
+
+  // Goes on from what was kept, if that fits.
+  void Resume(const std::optional<TrainingState>& kept) {
+    if (!kept || kept->tensors.size() != state_.tensors.size()) return;
+    for (size_t i = 0; i < state_.tensors.size(); ++i) state_.tensors[i].copy_(kept->tensors[i]);
+    const auto middle = kept->moments.begin() + static_cast<std::ptrdiff_t>(2 * logs_.size());
+    log_adam_.Restore(kept->steps_done, {kept->moments.begin(), middle});
+    dense_adam_.Restore(kept->steps_done, {middle, kept->moments.end()});
+    state_.steps_done = kept->steps_done;
+    state_.loss_first = kept->loss_first;
+    state_.loss_last = kept->loss_last;
+  }
+
+  void Step(const Gradients& gradients) {
+    const int64_t step = state_.steps_done++;
+    const double share = 1.0 - static_cast<double>(step) / static_cast<double>(options_.steps);
+    log_adam_.Step(Flatten(gradients.logs), options_.scale_rate * share);
+    dense_adam_.Step(Flatten(gradients.dense), options_.dense_rate * share);
+    const int64_t tenth = std::max<int64_t>(1, options_.steps / 10);
+    const double mean = gradients.loss / static_cast<double>(tenth);
+    if (step < tenth) state_.loss_first += mean;
+    if (step >= options_.steps - tenth) state_.loss_last += mean;
+  }
+
+  const TrainingState& State() {
+    state_.moments = log_adam_.Moments();
+    for (at::Tensor& moment : dense_adam_.Moments()) state_.moments.push_back(std::move(moment));
+    return state_;
+  }
+
+ private:
+  const ModelTuningOptions& options_;
+  std::vector<at::Tensor> logs_, dense_;
+  Adam log_adam_, dense_adam_;
+  TrainingState state_;
+};
+
 }  // namespace
 
 ModelTuningReport TuneModel(const ModelTuningTask& task, const ModelTuningOptions& options,
-                            std::vector<QuantizedBlock>& blocks, ProgressSink& progress) {
+                            TrainingStore* store, std::vector<QuantizedBlock>& blocks,
+                            ProgressSink& progress) {
   Tuner tuner(task, options.compute, blocks);
-  std::vector<at::Tensor> logs = tuner.Logs();
-  std::vector<at::Tensor> dense = tuner.Dense();
-  Adam log_adam, dense_adam;
-  for (const at::Tensor& tensor : logs) log_adam.Add(tensor, 1);
-  for (const at::Tensor& tensor : dense) dense_adam.Add(tensor, SizeOf(tensor));
-  const int64_t tenth = std::max<int64_t>(1, options.steps / 10);
+  TunedTensors tuned(tuner, options);
+  if (store != nullptr) tuned.Resume(store->Load());
+  if (tuned.steps_done() > 0) progress.Advance(tuned.steps_done(), "taken from the checkpoint");
+  progress.PhaseStarted(options.steps - tuned.steps_done());
   const uint64_t stream = Random(options.seed ^ 0x7475u).Next();
-  ModelTuningReport report;
-  for (int64_t step = 0; step < options.steps; ++step) {
+  while (tuned.steps_done() < options.steps) {
+    const int64_t step = tuned.steps_done();
     const Gradients gradients =
         tuner.Step(DrawWindows(task.windows.size(0), options.batch_size, stream + step));
     if (!std::isfinite(gradients.loss)) {
@@ -221,18 +270,14 @@ ModelTuningReport TuneModel(const ModelTuningTask& task, const ModelTuningOption
                              gradients.loss, "; lower the rates or leave model tuning out"),
                       {{"step", StrCat("model tuning, step ", step)}});
     }
-    const double share = 1.0 - static_cast<double>(step) / static_cast<double>(options.steps);
-    log_adam.Step(Flatten(gradients.logs), options.scale_rate * share);
-    dense_adam.Step(Flatten(gradients.dense), options.dense_rate * share);
-    if (step < tenth) report.first_loss += gradients.loss / static_cast<double>(tenth);
-    if (step >= options.steps - tenth) {
-      report.last_loss += gradients.loss / static_cast<double>(tenth);
-    }
+    tuned.Step(gradients);
     progress.Measure({{"tuning_kl", gradients.loss}});
     progress.Advance(1, "tuning the whole model");
+    // The last one is kept as tuned blocks.
+    if (store != nullptr && tuned.steps_done() < options.steps) store->Save(tuned.State(), false);
   }
   tuner.Finish(blocks);
-  return report;
+  return tuned.report();
 }
 
 int64_t TuningBytes(const ModelTuningOptions& options, const Checkpoint& checkpoint,

@@ -13,6 +13,7 @@
 #include "worker/engine/nn/products.h"
 #include "worker/engine/nn/rope.h"
 #include "worker/engine/quant/quantized_linear.h"
+#include "worker/engine/reconstruct/training_state.h"
 
 namespace quantry::engine {
 
@@ -53,10 +54,11 @@ struct ModelTuningReport {
 };
 
 // Changes scales and dense tensors of `blocks`, every block of the model in
-// order. Advances `progress` by options.steps. Deterministic as methods are.
-// Throws EngineError "NON_FINITE_LOSS".
+// order. Advances `progress` by options.steps; those not taken from the store
+// are a phase. Deterministic as methods are. Throws EngineError "NON_FINITE_LOSS".
 ModelTuningReport TuneModel(const ModelTuningTask& task, const ModelTuningOptions& options,
-                            std::vector<QuantizedBlock>& blocks, ProgressSink& progress);
+                            TrainingStore* store, std::vector<QuantizedBlock>& blocks,
+                            ProgressSink& progress);
 
 // What it holds at most beside four fp32 copies of one block, on the host with
 // this process's threads: a byte a weight and a few floats a scale of all blocks,

@@ -9,6 +9,7 @@
 #include "worker/engine/methods/block_weights.h"
 #include "worker/engine/nn/transformer.h"
 #include "worker/engine/quant/grid.h"
+#include "worker/engine/reconstruct/testing/one_state.h"
 #include "worker/engine/testing/counting_sink.h"
 #include "worker/engine/testing/devices.h"
 #include "worker/engine/testing/temp_dir.h"
@@ -44,11 +45,12 @@ class ModelTuningTest : public ::testing::TestWithParam<std::tuple<const char*, 
     }
   }
 
-  ModelTuningReport Tune(const ModelTuningOptions& options, std::vector<QuantizedBlock>& blocks) {
+  ModelTuningReport Tune(const ModelTuningOptions& options, std::vector<QuantizedBlock>& blocks,
+                         TrainingStore* store = nullptr) {
     const ModelTuningTask task{*checkpoint_, rope_, windows_, outputs_, device_, {}, [](int) {
                                  return std::map<std::string, at::ScalarType>();
                                }};
-    return TuneModel(task, options, blocks, progress_);
+    return TuneModel(task, options, store, blocks, progress_);
   }
 
   at::Device device_ = at::kCPU;
@@ -88,6 +90,26 @@ TEST_P(ModelTuningTest, SameSeedSameBytes) {
   Tune(options, two);
   EXPECT_TRUE(one[0].linears[0].scales.equal(two[0].linears[0].scales));
   EXPECT_FALSE(one[0].linears[0].scales.equal(blocks_[0].linears[0].scales));
+}
+
+TEST_P(ModelTuningTest, GoesOnFromAKeptStateToTheSameBytes) {
+  ModelTuningOptions options;
+  options.steps = 7;
+  options.dense_rate = 3e-3;
+  std::vector<QuantizedBlock> whole = blocks_, resumed = blocks_;
+  test::OneState store(3);
+  const ModelTuningReport report = Tune(options, whole, &store);
+  const ModelTuningReport again = Tune(options, resumed, &store);
+  EXPECT_EQ(again.first_loss, report.first_loss);
+  EXPECT_EQ(again.last_loss, report.last_loss);
+  for (size_t b = 0; b < whole.size(); ++b) {
+    for (size_t i = 0; i < whole[b].linears.size(); ++i) {
+      EXPECT_TRUE(whole[b].linears[i].scales.equal(resumed[b].linears[i].scales));
+    }
+    for (const auto& [name, tensor] : whole[b].dense) {
+      EXPECT_TRUE(tensor.equal(resumed[b].dense.at(name))) << name;
+    }
+  }
 }
 
 // A block of its own for every share that runs beside the first.

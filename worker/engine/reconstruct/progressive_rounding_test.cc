@@ -19,6 +19,7 @@
 #include "worker/engine/quant/grid.h"
 #include "worker/engine/reconstruct/rounding_schedule.h"
 #include "worker/engine/reconstruct/testing/stopping_store.h"
+#include "worker/engine/reconstruct/token_weights.h"
 #include "worker/engine/testing/devices.h"
 #include "worker/engine/testing/temp_dir.h"
 #include "worker/engine/testing/threads.h"
@@ -132,12 +133,14 @@ void ExpectNoisilyIncreasing(const std::vector<double>& losses) {
 
 class ArchitectureTest : public ::testing::TestWithParam<const char*> {};
 
-TEST_P(ArchitectureTest, GradientsMatchFiniteDifferences) {
+// `limit`: of a token's energy, 0 = none.
+void ExpectGradientsOfFiniteDifferences(const std::string& architecture, double limit) {
   // A smooth activation for OPT too: finite differences stumble over ReLU.
-  const bool opt = std::string(GetParam()) == "opt";
+  const bool opt = architecture == "opt";
   const Setting setting(
-      GetParam(), 4,
+      architecture, 4,
       opt ? nlohmann::json{{"activation_function", "gelu"}} : nlohmann::json::object());
+  setting.objective->LimitTokens(limit);
   TrainableTensors at;
   for (const Linear& linear : setting.block.linears) {
     at.weights.push_back(linear.weight + at::randn_like(linear.weight) * 0.05);
@@ -160,6 +163,39 @@ TEST_P(ArchitectureTest, GradientsMatchFiniteDifferences) {
   };
   for (size_t i = 0; i < at.weights.size(); ++i) check(at.weights[i], result.weight_gradients[i]);
   for (size_t i = 0; i < at.dense.size(); ++i) check(at.dense[i], result.dense_gradients[i]);
+}
+
+TEST_P(ArchitectureTest, GradientsMatchFiniteDifferences) {
+  ExpectGradientsOfFiniteDifferences(GetParam(), 0);
+}
+
+TEST_P(ArchitectureTest, GradientsWithLimitedTokensMatchFiniteDifferences) {
+  ExpectGradientsOfFiniteDifferences(GetParam(), 0.5);
+}
+
+TEST(RootTokenWeightsTest, TokensAboveTheLimitCountAsIfAtIt) {
+  at::Tensor targets = at::ones({1, 5, 4});  // norms of 2
+  targets[0][3] *= 50;
+  const at::Tensor roots = RootTokenWeights(targets, 9);  // three times the median norm
+  ASSERT_EQ(roots.sizes(), (at::IntArrayRef{1, 5, 1}));
+  EXPECT_FLOAT_EQ(roots[0][0].item<float>(), 1);
+  EXPECT_FLOAT_EQ(roots[0][3].item<float>(), 6.0F / 100);
+  EXPECT_FALSE(RootTokenWeights(targets, 0).defined());
+  EXPECT_FALSE(RootTokenWeights(targets, 2500).defined()) << "none exceeds it";
+  EXPECT_FALSE(RootTokenWeights(at::zeros({1, 5, 4}), 9).defined());
+}
+
+TEST(BlockObjectiveTest, ATokenAboveTheLimitCountsLess) {
+  const Setting setting("llama", 4);
+  at::Tensor targets = setting.y.clone();
+  targets[1][2] *= 100;
+  BlockObjective objective(setting.block, setting.rope, setting.x, targets, at::kCPU);
+  const TrainableTensors at = setting.Nearest();
+  const double all = objective.Loss(at);
+  objective.LimitTokens(10);
+  EXPECT_LT(objective.Loss(at), 0.1 * all);
+  EXPECT_NEAR(objective.Gradients({0, 1, 2, 3}, at).loss, objective.Loss(at),
+              1e-4 * objective.Loss(at));
 }
 
 // Threads decide how windows are split, so they change the order of sums and nothing else.

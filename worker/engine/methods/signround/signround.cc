@@ -12,6 +12,7 @@
 #include "worker/engine/methods/training/block_loss.h"
 #include "worker/engine/methods/training/trainable_quantize.h"
 #include "worker/engine/methods/working_bytes.h"
+#include "worker/engine/reconstruct/token_weights.h"
 
 namespace quantry::engine {
 namespace {
@@ -37,6 +38,7 @@ class SignTrainer {
         progress_(progress),
         input_(options.quantized_input ? task.x_q : task.x_fp),
         targets_(MakeBlockTargets(task, {}, progress)),
+        roots_(RootTokenWeights(targets_.outputs, options.token_energy_limit)),
         random_(task.seed * 0x100000001b3ULL + task.block.index) {
     for (const Linear& linear : task.block.linears) {
       ranges_.push_back(RangeOfGroups(linear.weight, task.grid));
@@ -133,7 +135,9 @@ class SignTrainer {
       return x.index_select(0, index).to(task_.device);
     };
     const at::Tensor output = Trial().Forward(part(input_), task_.rope);
-    const at::Tensor loss = (output - part(targets_.outputs)).square().mean();
+    at::Tensor error = output - part(targets_.outputs);
+    if (roots_.defined()) error = error * part(roots_);
+    const at::Tensor loss = error.square().mean();
     const auto value = loss.item<double>();
     CheckTrainingLoss(task_.block, "tuning rounding", value);
     if (step == 0) first_loss_ = value;
@@ -173,6 +177,7 @@ class SignTrainer {
   ProgressSink& progress_;
   at::Tensor input_;
   BlockTargets targets_;
+  at::Tensor roots_;  // of the tokens' weights, where they differ
   Random random_;
   std::vector<GroupRange> ranges_;
   std::vector<LinearParameters> current_;

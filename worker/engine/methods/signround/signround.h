@@ -14,7 +14,8 @@ struct SignroundOptions {
   double range_learning_rate = 0;  // of a range factor; 0 = learning_rate
   int batch_size = 0;              // windows a step; 0 = 8, or all where there are fewer
   bool tune_ranges = true;
-  bool quantized_input = true;  // train on the quantized prefix's activations
+  double token_energy_limit = 0;  // see RootTokenWeights
+  bool quantized_input = true;    // train on the quantized prefix's activations
 };
 
 // The grid of each linear of a block.

@@ -233,6 +233,9 @@ TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
   result.tuning.compute = result.compute = ParseComputeDtype(options);
   result.input_mixing = options.Number("input_mixing", 0, 0);
   if (result.input_mixing > 1) options.Refuse("input_mixing", "a probability, 0 to 1");
+  const double limit = ParseSwitchable(options, "token_energy_limit");
+  result.token_energy_limit = limit == 0 ? recipe.token_energy_limit : std::max(limit, 0.0);
+  result.signround.token_energy_limit = result.token_energy_limit;
   if (FindRecipe(options) != nullptr) result.calibration = recipe.calibration;
   return result;
 }

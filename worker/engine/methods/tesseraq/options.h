@@ -31,7 +31,8 @@ struct TesseraqOptions {
   int bits = 4;              // of the grid: they decide how long OmniQuant trains
   int64_t group_size = 128;  // of the grid: memory goes with the number of groups
   ProgressiveRoundingOptions rounding;
-  double input_mixing = 0;  // see BlockObjective::MixInputs
+  double input_mixing = 0;        // see BlockObjective::MixInputs
+  double token_energy_limit = 0;  // see BlockObjective::LimitTokens
   ScaleCurve scale_curve = ScaleCurve::kRectifiedSigmoid;
   int rounding_reach = 1;  // see RoundingWindow
   // ProgressiveRoundingOptions::most_loss is the loss of the start.
@@ -68,6 +69,7 @@ struct TesseraqRecipe {
   StreamShape calibration = {512, 2048};
   ModelTuningOptions tuning = {};  // but for its steps
   bool repeat_worse_stages = false;
+  double token_energy_limit = 0;
   RoundingInit init = RoundingInit::kAwq;
   std::optional<RoundingInit> init_of_few_activation_bits = {};  // of kFewActivationBits at most
 

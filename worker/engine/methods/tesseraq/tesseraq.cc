@@ -176,6 +176,7 @@ MethodResult Tesseraq::Quantize(const BlockTask& task, ProgressSink& progress) c
   const at::Tensor targets = Targets(task, progress);
   const Start start = Initialize(task, progress);
   BlockObjective objective(start.block, task.rope, task.x_q, targets, task.device);
+  objective.LimitTokens(options_.token_energy_limit);
   if (options_.input_mixing > 0) objective.MixInputs(task.x_fp, options_.input_mixing);
   MethodResult result;
   result.metrics = start.metrics;

@@ -1,4 +1,4 @@
-#include "worker/engine/pipeline/adapter_file.h"
+#include "worker/engine/pipeline/training_file.h"
 
 #include <nlohmann/json.hpp>
 
@@ -11,7 +11,7 @@
 namespace quantry::engine {
 namespace {
 
-constexpr char kAdapterSchema[] = "quantry.adapters.v1";
+constexpr char kTrainingSchema[] = "quantry.training.v1";
 
 void Plan(const std::string& name, const std::vector<at::Tensor>& list,
           std::vector<TensorSpec>& specs, std::vector<at::Tensor>& values) {
@@ -30,12 +30,12 @@ std::vector<at::Tensor> List(const SafetensorsFile& file, const std::string& nam
 }
 
 // SHA-256 over the numbers: a flipped bit in one would go on unseen.
-std::string DigestOf(const LoraState& state) {
+std::string DigestOf(const TrainingState& state) {
   Sha256 hash;
   const std::string progress =
       nlohmann::json::array({state.steps_done, state.loss_first, state.loss_last}).dump();
   hash.Update(progress.data(), progress.size());
-  for (const auto* list : {&state.adapters, &state.moments}) {
+  for (const auto* list : {&state.tensors, &state.moments}) {
     for (const at::Tensor& tensor : *list) {
       const at::Tensor flat = tensor.to(at::kCPU).contiguous();
       hash.Update(flat.const_data_ptr(), flat.nbytes());
@@ -46,14 +46,14 @@ std::string DigestOf(const LoraState& state) {
 
 }  // namespace
 
-void WriteAdapterFile(const std::string& path, const std::string& fingerprint,
-                      const LoraState& state) {
+void WriteTrainingFile(const std::string& path, const std::string& fingerprint,
+                       const TrainingState& state) {
   std::vector<TensorSpec> specs;
   std::vector<at::Tensor> values;
-  Plan("adapter", state.adapters, specs, values);
+  Plan("tensor", state.tensors, specs, values);
   Plan("moment", state.moments, specs, values);
   const nlohmann::json description = {
-      {"schema", kAdapterSchema},       {"fingerprint", fingerprint},
+      {"schema", kTrainingSchema},      {"fingerprint", fingerprint},
       {"steps_done", state.steps_done}, {"loss_first", state.loss_first},
       {"loss_last", state.loss_last},   {"digest", DigestOf(state)}};
   SafetensorsWriter writer(path, specs, {{"quantry", description.dump()}});
@@ -61,22 +61,23 @@ void WriteAdapterFile(const std::string& path, const std::string& fingerprint,
   writer.Finish();
 }
 
-std::optional<LoraState> ReadAdapterFile(const std::string& path, const std::string& fingerprint) {
+std::optional<TrainingState> ReadTrainingFile(const std::string& path,
+                                              const std::string& fingerprint) {
   if (!Exists(path)) return std::nullopt;
   try {
     const auto file = SafetensorsFile::Open(path);
     const auto description = nlohmann::json::parse(file->metadata().at("quantry"));
-    if (description.at("schema") != kAdapterSchema ||
+    if (description.at("schema") != kTrainingSchema ||
         description.at("fingerprint") != fingerprint) {
       return std::nullopt;
     }
-    LoraState state;
+    TrainingState state;
     state.steps_done = description.at("steps_done").get<int64_t>();
     state.loss_first = description.at("loss_first").get<double>();
     state.loss_last = description.at("loss_last").get<double>();
-    state.adapters = List(*file, "adapter");
+    state.tensors = List(*file, "tensor");
     state.moments = List(*file, "moment");
-    if (state.moments.size() != 2 * state.adapters.size()) return std::nullopt;
+    if (state.moments.size() != 2 * state.tensors.size()) return std::nullopt;
     if (description.at("digest") != DigestOf(state)) return std::nullopt;
     return state;
   } catch (const EngineError& error) {

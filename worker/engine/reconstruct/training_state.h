@@ -1,0 +1,28 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace quantry::engine {
+
+// Where training of a whole model by Adam stands; the same numbers go on from it.
+struct TrainingState {
+  int64_t steps_done = 0;
+  std::vector<at::Tensor> tensors;  // what is trained, fp32
+  std::vector<at::Tensor> moments;  // Adam::Moments, two of each tensor
+  double loss_first = 0;            // so far, means of the first and of the last tenth of the steps
+  double loss_last = 0;
+};
+
+class TrainingStore {
+ public:
+  virtual ~TrainingStore() = default;
+  virtual std::optional<TrainingState> Load() = 0;
+  // After every step; keeping the last one, once `finished`, is a must.
+  virtual void Save(const TrainingState& state, bool finished) = 0;
+};
+
+}  // namespace quantry::engine
