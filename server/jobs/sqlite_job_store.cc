@@ -93,8 +93,8 @@ class SqliteJobStore : public ViewedJobStore {
 
   absl::StatusOr<int> RegisterWorker(const v1::WorkerInfo& worker, const std::string& session,
                                      Time now) override {
-    return Write<int>(
-        now, [&](const Context& c) { return sqlite::RegisterWorker(c, worker, session); });
+    return Write<int>(now,
+                      [&](const Context& c) { return sqlite::RegisterWorker(c, worker, session); });
   }
   absl::StatusOr<std::optional<Grant>> Acquire(const AcquireRequest& request, Time now) override {
     return Write<std::optional<Grant>>(

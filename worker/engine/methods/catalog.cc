@@ -111,7 +111,7 @@ MethodRow TesseraqRow() {
        "tesseraq-plus: true."},
       {"token_energy_limit", "double", "0",
        "Tokens of more than so many times the median energy count in the losses as if they had "
-       "that; -1 = none."},
+       "that; -1 = none. tesseraq-plus: 300."},
       {"held_out_samples", "int32", "0", "Calibration windows that judge each block's rounding."},
       {"compute_dtype", "enum", "\"COMPUTE_DTYPE_FLOAT32\"",
        "COMPUTE_DTYPE_BFLOAT16: the products of training steps in bfloat16."},

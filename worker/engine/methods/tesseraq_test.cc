@@ -319,6 +319,7 @@ TEST(TesseraqOptionsTest, OnlyPlusRepeatsWorseStagesUnasked) {
 
 TEST(TesseraqOptionsTest, AnEnergyLimitIsTheRangesToo) {
   EXPECT_EQ(Parsed("{}").token_energy_limit, 0);
+  EXPECT_EQ(Parsed(R"({"recipe": "tesseraq-plus"})").token_energy_limit, 300);
   const TesseraqOptions limited = Parsed(R"({"token_energy_limit": 7})");
   EXPECT_EQ(limited.token_energy_limit, 7);
   EXPECT_EQ(limited.signround.token_energy_limit, 7);

@@ -16,6 +16,7 @@ TesseraqRecipe TesseraqPlus() {
   plus.init = RoundingInit::kSignround;
   plus.init_of_few_activation_bits = RoundingInit::kQuarot;
   plus.repeat_worse_stages = true;
+  plus.token_energy_limit = 300;
   plus.tuning.scale_rate = 0.01;
   plus.tuning.dense_rate = 0.003;
   return plus;
