@@ -225,6 +225,16 @@ int ResumedBlocks(const std::vector<json>& events) {
   return -1;
 }
 
+// How many events tell that figure of the work in progress.
+int TimesTold(const std::vector<json>& events, const std::string& figure) {
+  int told = 0;
+  for (const json& event : events) {
+    told += event.contains("progress") && event["progress"].contains("metrics") &&
+            event["progress"]["metrics"].contains(figure);
+  }
+  return told;
+}
+
 void ExpectSameArtifact(const Bench& bench, const std::string& a, const std::string& b) {
   const auto first = bench.Artifact(a), second = bench.Artifact(b);
   ASSERT_FALSE(first.empty());
@@ -773,14 +783,7 @@ TEST(RunTest, ALimitedEvaluationIsThatOfItsWindows) {
 TEST(RunTest, StoppedWhileTheModelIsTunedItGoesOnToTheSameBytes) {
   const Bench bench(CaseOf("tesseraq_plus"));
   bench.Run("whole", at::kCPU);
-  const auto steps = [](const std::vector<json>& events) {
-    int told = 0;
-    for (const json& event : events) {
-      told += event.contains("progress") && event["progress"].contains("metrics") &&
-              event["progress"]["metrics"].contains("tuning_kl");
-    }
-    return told;
-  };
+  const auto steps = [](const std::vector<json>& events) { return TimesTold(events, "tuning_kl"); };
   const char* file = "tuning-00001.safetensors";
   bench.Run("stopped", at::kCPU, [&] { return bench.Has("stopped", file); });
   ASSERT_TRUE(bench.Has("stopped", file));
@@ -803,14 +806,7 @@ TEST_P(RestoredTest, StoppedWhileAdaptersAreTrainedItGoesOnToTheSameBytes) {
   const Bench bench(CaseOf("ptq161_restored"));
   const char* file = "first-pass/adapters.safetensors";
   bench.Run("whole", device_);
-  const auto steps = [](const std::vector<json>& events) {
-    int told = 0;
-    for (const json& event : events) {
-      told += event.contains("progress") && event["progress"].contains("metrics") &&
-              event["progress"]["metrics"].contains("lm_loss");
-    }
-    return told;
-  };
+  const auto steps = [](const std::vector<json>& events) { return TimesTold(events, "lm_loss"); };
   const int before =
       steps(bench.Run("stopped", device_, [&] { return bench.Has("stopped", file); }));
   ASSERT_TRUE(bench.Has("stopped", file));
