@@ -267,12 +267,7 @@ void Clip(std::vector<at::Tensor>& gradients, double most) {
 }
 
 void Resume(const std::optional<TrainingState>& kept, TrainingState& state, Adam& adam) {
-  if (!kept || kept->tensors.size() != state.tensors.size()) return;
-  for (size_t i = 0; i < state.tensors.size(); ++i) state.tensors[i].copy_(kept->tensors[i]);
-  adam.Restore(kept->steps_done, kept->moments);
-  state.steps_done = kept->steps_done;
-  state.loss_first = kept->loss_first;
-  state.loss_last = kept->loss_last;
+  if (state.Resume(kept)) adam.Restore(kept->steps_done, kept->moments);
 }
 
 }  // namespace

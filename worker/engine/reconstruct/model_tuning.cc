@@ -215,14 +215,10 @@ class TunedTensors {
 
   // Goes on from what was kept, if that fits.
   void Resume(const std::optional<TrainingState>& kept) {
-    if (!kept || kept->tensors.size() != state_.tensors.size()) return;
-    for (size_t i = 0; i < state_.tensors.size(); ++i) state_.tensors[i].copy_(kept->tensors[i]);
+    if (!state_.Resume(kept)) return;
     const auto middle = kept->moments.begin() + static_cast<std::ptrdiff_t>(2 * logs_.size());
     log_adam_.Restore(kept->steps_done, {kept->moments.begin(), middle});
     dense_adam_.Restore(kept->steps_done, {middle, kept->moments.end()});
-    state_.steps_done = kept->steps_done;
-    state_.loss_first = kept->loss_first;
-    state_.loss_last = kept->loss_last;
   }
 
   void Step(const Gradients& gradients) {

@@ -15,6 +15,17 @@ struct TrainingState {
   std::vector<at::Tensor> moments;  // Adam::Moments, two of each tensor
   double loss_first = 0;            // so far, means of the first and of the last tenth of the steps
   double loss_last = 0;
+
+  // Takes over what was kept but for the moments, in place; false, and nothing
+  // of it, when there is none or it is of other tensors.
+  bool Resume(const std::optional<TrainingState>& kept) {
+    if (!kept || kept->tensors.size() != tensors.size()) return false;
+    for (size_t i = 0; i < tensors.size(); ++i) tensors[i].copy_(kept->tensors[i]);
+    steps_done = kept->steps_done;
+    loss_first = kept->loss_first;
+    loss_last = kept->loss_last;
+    return true;
+  }
 };
 
 class TrainingStore {
