@@ -12,17 +12,17 @@ using google::protobuf::Message;
 
 constexpr int kPerChannel = -1;
 
-// The message of the method that is set, read by field names.
+// The message of the method that is set, read by field names. Of restore, whose
+// recipes are those of its first pass, that.
 class Options {
  public:
-  explicit Options(const v1::Method& method)
-      : kind_(method.GetReflection()->GetOneofFieldDescriptor(
-            method, v1::Method::descriptor()->FindOneofByName("kind"))),
-        message_(kind_ == nullptr ? nullptr : &method.GetReflection()->GetMessage(method, kind_)) {}
-
-  std::string path(const std::string& field) const {
-    return "method." + (kind_ == nullptr ? "" : kind_->name()) + "." + field;
+  explicit Options(const v1::Method& method) {
+    Enter(method, method.GetReflection()->GetOneofFieldDescriptor(
+                      method, v1::Method::descriptor()->FindOneofByName("kind")));
+    if (const FieldDescriptor* inner = Find("first_pass")) Enter(*message_, inner);
   }
+
+  std::string path(const std::string& field) const { return path_ + "." + field; }
   std::string Text(const char* name) const {
     const FieldDescriptor* field = Find(name);
     if (field == nullptr || field->cpp_type() != FieldDescriptor::CPPTYPE_STRING) return "";
@@ -39,12 +39,18 @@ class Options {
   }
 
  private:
-  const FieldDescriptor* Find(const char* name) const {
-    return kind_ == nullptr ? nullptr : kind_->message_type()->FindFieldByName(name);
+  void Enter(const Message& outer, const FieldDescriptor* field) {
+    if (field == nullptr) return;
+    path_ += "." + field->name();
+    message_ = &outer.GetReflection()->GetMessage(outer, field);
   }
 
-  const FieldDescriptor* kind_;
-  const Message* message_;
+  const FieldDescriptor* Find(const char* name) const {
+    return message_ == nullptr ? nullptr : message_->GetDescriptor()->FindFieldByName(name);
+  }
+
+  std::string path_ = "method";
+  const Message* message_ = nullptr;
 };
 
 std::string Names(const v1::MethodDescription& description) {

@@ -15,7 +15,8 @@ struct RecipeConflict {
   std::string got;
 };
 
-// `recipe` of the method that is set; "" when it names none.
+// `recipe` of the method that is set, of restore that of its first pass; "" when
+// it names none.
 std::string RecipeName(const v1::Method& method);
 
 // The row of the recipe that the method names; nullptr when it names none, or

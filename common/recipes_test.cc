@@ -45,6 +45,9 @@ TEST(RecipesTest, Conflicts) {
        "method.tesseraq.activations.bits: wanted 4, which recipe w4a4 has, or nothing, got 16"},
       {"unknown", "tesseraq { recipe: 'best' grid { bits: 3 } }",
        "method.tesseraq.recipe: wanted one of w2g128, w4a4, plus, got 'best'"},
+      {"of a first pass", "restore { first_pass { recipe: 'plus' } }", ""},
+      {"of a first pass, unknown", "restore { first_pass { recipe: 'best' } }",
+       "method.restore.first_pass.recipe: wanted one of w2g128, w4a4, plus, got 'best'"},
   };
   for (const auto& c : cases) {
     const auto conflicts = FindRecipeConflicts(Parse(c.method), Tesseraq());

@@ -16,17 +16,20 @@ namespace {
 
 using FieldList = std::vector<std::pair<std::string, std::string>>;
 
-// "tesseraq 2-bit g64"; a grid without bits is its recipe's: "tesseraq-w2g64".
+// The recipe, which begins with its method's name but for restore, whose recipes are another's.
+std::string RecipeText(const v1::Method& method) {
+  const std::string name = MethodName(method);
+  const std::string recipe = Plain(RecipeName(method));
+  if (recipe.empty()) return name;
+  return recipe.rfind(name, 0) == 0 ? recipe : Cat(name, " ", recipe);
+}
+
+// "tesseraq-plus 2-bit g64"; a grid without bits is its recipe's: "tesseraq-w2g64".
 std::string GridText(const v1::Method& method) {
-  std::string text = MethodName(method);
+  std::string text = RecipeText(method);
   const v1::WeightGrid* grid = GridOf(method);
   if (grid == nullptr) return text;
-  const std::string recipe = RecipeName(method);
-  if (grid->bits() != 0) {
-    text += Cat(" ", grid->bits(), "-bit");
-  } else if (!recipe.empty()) {
-    text = Plain(recipe);
-  }
+  if (grid->bits() != 0) text += Cat(" ", grid->bits(), "-bit");
   if (grid->group_size() == -1) text += " per channel";
   if (grid->group_size() > 0) text += Cat(" g", grid->group_size());
   if (grid->symmetric()) text += " symmetric";

@@ -100,7 +100,7 @@ std::string MethodsText(const v1::ListMethodsResponse& methods) {
     text +=
         Cat(text.empty() ? "" : "\n", Plain(method.name()), "  ", Plain(method.summary()), "\n");
     text += Fields({{"bits", Joined(method.bits())},
-                    {"calibration", method.needs_calibration() ? "needed" : "not used"},
+                    {"calibration", method.needs_calibration() ? "needed" : "not needed"},
                     {"formats", Joined(method.output_formats())},
                     {"reference", Plain(method.reference())}});
     std::vector<std::pair<std::string, std::string>> recipes;

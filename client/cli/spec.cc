@@ -220,6 +220,11 @@ std::vector<PartFlag> PreprocessingFlags(const SpecFlags& flags) {
 absl::Status SetPreprocessing(const SpecFlags& flags, v1::JobSpec* spec) {
   // The method that is nothing but preprocessing.
   const bool restore = spec->method().has_restore();
+  if (restore && flags.preprocessing == "none") {
+    return absl::InvalidArgumentError(
+        "--method restore is preprocessing, got --preprocessing none: leave it out, or choose "
+        "another method");
+  }
   if (!restore && flags.preprocessing != "lora") {
     return NoneGiven("--preprocessing lora", "", PreprocessingFlags(flags));
   }

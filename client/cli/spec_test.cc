@@ -154,6 +154,10 @@ TEST(BuildSpec, AMethodOfAFileMayBePreprocessing) {
   EXPECT_THAT(std::string(BuildSpec(flags).status().message()),
               HasSubstr("--method restore needs a text to train on"));
   flags.preprocessing_corpus = true;
+  flags.preprocessing = "none";
+  EXPECT_THAT(std::string(BuildSpec(flags).status().message()),
+              HasSubstr("--method restore is preprocessing, got --preprocessing none"));
+  flags.preprocessing.clear();
   flags.preprocessing_length = 64;
   const auto spec = BuildSpec(flags);
   ASSERT_TRUE(spec.ok()) << spec.status();

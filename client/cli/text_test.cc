@@ -111,9 +111,14 @@ TEST(JobText, ARecipeStandsForTheBitsItFixes) {
   expect("tesseraq-w2g64 symmetric");
   method.mutable_grid()->set_group_size(64);
   method.mutable_grid()->set_bits(3);
-  expect("tesseraq 3-bit g64 symmetric");
+  expect("tesseraq-w2g64 3-bit g64 symmetric");
   job.mutable_spec()->mutable_preprocessing();
-  expect("tesseraq 3-bit g64 symmetric +lora");
+  expect("tesseraq-w2g64 3-bit g64 symmetric +lora");
+  job.mutable_spec()->mutable_method()->mutable_ptq161()->set_recipe("ptq161-plus");
+  expect("ptq161-plus +lora");
+  job.mutable_spec()->mutable_method()->mutable_restore()->mutable_first_pass()->set_recipe(
+      "ptq161-plus");
+  expect("restore ptq161-plus +lora");
 }
 
 TEST(JoinBelow, OnlyPlainRelativeNames) {

@@ -4,8 +4,8 @@
 quantryd and the workers export everything else themselves, running jobs
 included. This asks the API through the CLI (`quantry list --output json`), at
 most once in --interval, and needs Python 3.9 alone. Series stay few: the newest
-result of each (model, method, bits), at most --max-results. Read-only; listens
-on loopback unless told otherwise.
+result of each (model, method, recipe, bits), at most --max-results. Read-only;
+listens on loopback unless told otherwise.
 """
 import argparse
 import calendar
@@ -37,9 +37,13 @@ def model_label(model):
 
 
 def facts(job):
-    method, options = next(iter(job["spec"]["method"].items()))
+    """The labels: results that do not compare, of another recipe or of a restored model, are not the same series."""
+    spec = job["spec"]
+    method, options = next(iter(spec["method"].items()))
+    recipe = options.get("first_pass", options).get("recipe", "")  # restore's is its first pass's
     bits = options.get("grid", {}).get("bits")
-    return {"model": model_label(job["spec"]["model"]), "method": method, "bits": str(bits) if bits else "mixed"}
+    return {"model": model_label(spec["model"]), "method": method + ("+lora" if "preprocessing" in spec else ""),
+            "recipe": recipe, "bits": str(bits) if bits else "mixed"}
 
 
 def result_samples(job):

@@ -161,7 +161,8 @@ std::vector<Rule> Ptq161Rules() {
                    With("disable_training")),
       // Learned signs train r2 as well.
       When<Ptq161>([](const Ptq161& m) { return m.disable_training() && !LearnsRounding(m); },
-                   {"rank_one_rate", "compute_dtype"}, With("disable_training")),
+                   {"rank_one_rate", "compute_dtype", "token_energy_limit"},
+                   With("disable_training")),
       // Adam's steps do not depend on the size of a loss of one term.
       When<Ptq161>([](const Ptq161& m) { return m.disable_cosine(); },
                    {"mse_weight", "cosine_weight", "token_cosine"}, With("disable_cosine")),

@@ -62,6 +62,19 @@ void CheckBatch(const std::string& field, int batch, const v1::JobSpec& spec, Vi
   out->Wanted(field, absl::StrCat("at most calibration.samples, ", samples), absl::StrCat(batch));
 }
 
+// 0 is the method's default.
+void CheckNumber(const std::string& field, double value, double most, Violations* out) {
+  if (value >= 0 && value <= most) return;
+  out->Wanted(field, absl::StrCat("0 (the default) to ", most), absl::StrCat(value));
+}
+
+// 0 is the recipe's default, -1 none although the recipe has one.
+void CheckNumberOrNone(const std::string& field, double value, double most, Violations* out) {
+  if (value == -1 || (value >= 0 && value <= most)) return;
+  out->Wanted(field, absl::StrCat("-1 (none), 0 (the default) or up to ", most),
+              absl::StrCat(value));
+}
+
 void CheckOmniquant(const std::string& field, const v1::JobSpec& spec, Violations* out) {
   const v1::OmniquantMethod& omniquant = spec.method().omniquant();
   CheckGrids(field, omniquant, out);
@@ -79,11 +92,7 @@ void CheckSignround(const std::string& field, const v1::JobSpec& spec, Violation
   CheckBatch(field + ".batch_size", signround.batch_size(), spec, out);
   out->Share(field + ".learning_rate", signround.learning_rate());
   out->Share(field + ".range_learning_rate", signround.range_learning_rate());
-  if (const double limit = signround.token_energy_limit();
-      !(limit >= 0 && limit <= kMaxEnergyLimit)) {
-    out->Wanted(field + ".token_energy_limit",
-                absl::StrCat("0 (no limit) or up to ", kMaxEnergyLimit), absl::StrCat(limit));
-  }
+  CheckNumber(field + ".token_energy_limit", signround.token_energy_limit(), kMaxEnergyLimit, out);
 }
 
 // Enumerations are open on the wire: a number that no value has is a mistake.
@@ -105,12 +114,6 @@ void CheckEnums(const std::string& field, const google::protobuf::Message& messa
   }
 }
 
-// 0 is the method's default.
-void CheckNumber(const std::string& field, double value, double most, Violations* out) {
-  if (value >= 0 && value <= most) return;
-  out->Wanted(field, absl::StrCat("0 (the default) to ", most), absl::StrCat(value));
-}
-
 void CheckPtq161(const std::string& field, const v1::Ptq161Method& ptq161, const v1::JobSpec& spec,
                  Violations* out) {
   constexpr double kMostSalient = 0.5;
@@ -128,6 +131,8 @@ void CheckPtq161(const std::string& field, const v1::Ptq161Method& ptq161, const
     out->Wanted(field + ".stop_improvement", "0 (never) or a share below 1",
                 absl::StrCat(ptq161.stop_improvement()));
   }
+  CheckNumberOrNone(field + ".token_energy_limit", ptq161.token_energy_limit(), kMaxEnergyLimit,
+                    out);
   number("rounding_rate", ptq161.rounding_rate(), kMaxRate);
   number("rounding_scale_rate", ptq161.rounding_scale_rate(), kMaxRate);
   if (ptq161.salient_multiple() == 1) {
@@ -212,14 +217,12 @@ void CheckTesseraq(const std::string& field, const v1::JobSpec& spec,
   number("scale_learning_rate", tesseraq.scale_learning_rate(), kMaxRate);
   number("dense_learning_rate", tesseraq.dense_learning_rate(), kMaxRate);
   number("model_tuning_rate", tesseraq.model_tuning_rate(), kMaxRate);
-  const auto switchable = [&](const char* name, double value, double most) {
-    if (value == -1 || (value >= 0 && value <= most)) return;
-    out->Wanted(absl::StrCat(field, ".", name),
-                absl::StrCat("-1 (none), 0 (the default) or up to ", most), absl::StrCat(value));
+  const auto number_or_none = [&](const char* name, double value, double most) {
+    CheckNumberOrNone(absl::StrCat(field, ".", name), value, most, out);
   };
-  switchable("scale_weight_decay", tesseraq.scale_weight_decay(), kMaxRate);
-  switchable("model_tuning_dense_rate", tesseraq.model_tuning_dense_rate(), kMaxRate);
-  switchable("token_energy_limit", tesseraq.token_energy_limit(), kMaxEnergyLimit);
+  number_or_none("scale_weight_decay", tesseraq.scale_weight_decay(), kMaxRate);
+  number_or_none("model_tuning_dense_rate", tesseraq.model_tuning_dense_rate(), kMaxRate);
+  number_or_none("token_energy_limit", tesseraq.token_energy_limit(), kMaxEnergyLimit);
   out->Share(field + ".final_rate_share", tesseraq.final_rate_share());
   out->Share(field + ".input_mixing", tesseraq.input_mixing());
   if (tesseraq.rounding_weight_decay() != 0) {

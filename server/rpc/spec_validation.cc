@@ -135,7 +135,8 @@ void CheckCalibration(const v1::JobSpec& spec, const SpecLimits& limits, Violati
   const std::string field = At("calibration");
   if (!spec.has_calibration()) {
     const v1::Method& method = spec.method();
-    if (method.kind_case() != v1::Method::kRtn && method.kind_case() != v1::Method::KIND_NOT_SET) {
+    const bool turns = method.has_quarot() && !method.quarot().gptq();  // and rounds to nearest
+    if (!turns && !method.has_rtn() && method.kind_case() != v1::Method::KIND_NOT_SET) {
       const std::string& name =
           v1::Method::descriptor()->FindFieldByNumber(method.kind_case())->name();
       out->Wanted(field, absl::StrCat("a text to calibrate with: method ", name, " needs one"),

@@ -241,6 +241,13 @@ const BadCase kBadCases[] = {
      "quantization_job.spec.model.uri", "without %-escapes"},
     {"no_calibration", [](Request* r) { Spec(r)->clear_calibration(); },
      "quantization_job.spec.calibration", "awq needs one"},
+    {"no_calibration_of_quarots_gptq",
+     [](Request* r) {
+       Spec(r)->clear_calibration();
+       Spec(r)->mutable_method()->mutable_quarot()->mutable_grid()->set_bits(4);
+       Spec(r)->mutable_method()->mutable_quarot()->set_gptq(true);
+     },
+     "quantization_job.spec.calibration", "quarot needs one"},
     {"samples", [](Request* r) { Spec(r)->mutable_calibration()->set_samples(-1); },
      "quantization_job.spec.calibration.samples", "got -1"},
     {"length", [](Request* r) { Spec(r)->mutable_calibration()->set_sequence_length(1 << 20); },
@@ -322,6 +329,9 @@ const BadCase kBadCases[] = {
        signround->set_token_energy_limit(-1);
      },
      "quantization_job.spec.method.signround.token_energy_limit", "got -1"},
+    {"token_energy_limit_of_ptq161",
+     [](Request* r) { Spec(r)->mutable_method()->mutable_ptq161()->set_token_energy_limit(-2); },
+     "quantization_job.spec.method.ptq161.token_energy_limit", "got -2"},
     {"salient_ratio",
      [](Request* r) { Spec(r)->mutable_method()->mutable_ptq161()->set_salient_ratio(0.6); },
      "quantization_job.spec.method.ptq161.salient_ratio", "0.5"},

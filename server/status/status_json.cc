@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "common/errors.h"
+#include "common/recipes.h"
 
 namespace quantry::server {
 namespace {
@@ -38,6 +39,17 @@ const v1::WeightGrid* GridOf(const v1::Method& method) {
   if (field == nullptr || field->message_type() != v1::WeightGrid::descriptor()) return nullptr;
   const Message& chosen = method.GetReflection()->GetMessage(method, kind);
   return static_cast<const v1::WeightGrid*>(&chosen.GetReflection()->GetMessage(chosen, field));
+}
+
+// Beside the method's name, what tells its jobs apart: figures of other recipes
+// and of restored models compare with none of its own.
+void AddMethod(const v1::JobSpec& spec, Json& json) {
+  const std::string recipe = RecipeName(spec.method());
+  if (!recipe.empty()) json["recipe"] = recipe;
+  if (const v1::WeightGrid* grid = GridOf(spec.method()); grid != nullptr && grid->bits() > 0) {
+    json["grid"] = {{"bits", grid->bits()}, {"group_size", grid->group_size()}};
+  }
+  if (spec.has_preprocessing()) json["preprocessing"] = "lora";
 }
 
 Json ProgressJson(const v1::JobProgress& progress) {
@@ -188,9 +200,7 @@ Json JobRowJson(const Job& job, const BlockLosses& losses) {
                {"attempts", job.epoch},
                {"worker", job.worker},
                {"create_time", TimeText(job.create_time)}};
-  if (const v1::WeightGrid* grid = GridOf(job.spec.method()); grid != nullptr && grid->bits() > 0) {
-    json["grid"] = {{"bits", grid->bits()}, {"group_size", grid->group_size()}};
-  }
+  AddMethod(job.spec, json);
   if (!job.labels.empty()) json["labels"] = job.labels;
   if (job.start_time) json["start_time"] = TimeText(*job.start_time);
   if (job.end_time) json["end_time"] = TimeText(*job.end_time);

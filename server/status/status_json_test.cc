@@ -42,6 +42,23 @@ TEST(StatusJson, RowsSayWhatAJobIs) {
   EXPECT_FALSE(row.contains("end_time"));
 }
 
+TEST(StatusJson, RecipesAndPreprocessingAreToldApart) {
+  Job job = SmallJob();
+  EXPECT_FALSE(JobRowJson(job, {}).contains("recipe"));
+  EXPECT_FALSE(JobRowJson(job, {}).contains("preprocessing"));
+  job.spec.mutable_method()->mutable_ptq161()->set_recipe("ptq161-plus");
+  job.spec.mutable_preprocessing()->mutable_lora()->set_rank(8);
+  for (const Json& json : {JobRowJson(job, {}), JobPageJson(job, {})}) {
+    EXPECT_EQ(json.at("method"), "ptq161");
+    EXPECT_EQ(json.at("recipe"), "ptq161-plus");
+    EXPECT_EQ(json.at("preprocessing"), "lora");
+    EXPECT_FALSE(json.contains("grid"));
+  }
+  v1::RestoreMethod& restore = *job.spec.mutable_method()->mutable_restore();
+  restore.mutable_first_pass()->set_recipe("ptq161-plus");
+  EXPECT_EQ(JobRowJson(job, {}).at("recipe"), "ptq161-plus");
+}
+
 TEST(StatusJson, PagesHoldResultAndError) {
   Job job = SmallJob();
   job.state = JobState::kFailed;

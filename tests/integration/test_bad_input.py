@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -221,6 +222,36 @@ def test_a_check_refuses_a_text_that_cannot_hold_the_windows(shared_server, stor
     error = json.loads(done.stdout)["error"]
     assert error["reason"] == "INVALID_SPEC"
     assert f"INVALID_{flag[2:].upper()}: {flag[2:]} text has 33 bytes, at most 34 tokens = 0 windows of 128, 32 are asked for" in error["message"]
+
+
+def test_a_check_counts_tokens_where_bytes_leave_a_doubt(shared_server, stories, tmp_path):
+    text = tmp_path / "few.txt"
+    text.write_text("Once upon a time there was a fox. " * 250)  # 8,500 bytes: more than 32 x 128, the tokens are fewer
+    args = submit_args(stories, "--check", "--output", "json")
+    args[args.index("--calibration") + 1] = text
+    with nothing_half_written(shared_server):
+        done = shared_server.cli(*args, check=2)
+    message = json.loads(done.stdout)["error"]["message"]
+    assert re.search(r"INVALID_CALIBRATION: .* has \d+ tokens = \d+ windows of 128, 32 are asked for", message), message
+
+
+def test_a_first_pass_of_no_known_recipe(shared_server, stories, tmp_path):
+    config = tmp_path / "restore.json"
+    config.write_text('{"restore": {"first_pass": {"recipe": "ptq161-pluss"}}}')
+    args = ["submit", stories, "--method-config", config, "--calibration", EXAMPLES / "text" / "calibration.txt",
+            "--preprocessing-corpus", EXAMPLES / "text" / "calibration.txt"]
+    with nothing_half_written(shared_server):
+        done = shared_server.cli(*args, check=2)
+    assert "restore.first_pass.recipe" in done.stderr and "one of ptq161, ptq161-plus, got 'ptq161-pluss'" in done.stderr, done.stderr
+
+
+def test_rotation_alone_needs_no_calibration(shared_server, stories, tmp_path):
+    """As its description says; with gptq it does."""
+    shared_server.cli("submit", stories, "--method", "quarot", "--bits", 4, "--group-size", 64, "--check")
+    config = tmp_path / "gptq.json"
+    config.write_text('{"quarot": {"grid": {"bits": 4, "group_size": 64}, "gptq": true}}')
+    done = shared_server.cli("submit", stories, "--method-config", config, "--check", check=2)
+    assert "quarot needs one" in done.stderr, done.stderr
 
 
 def test_bits_out_of_range(shared_server, stories):

@@ -88,7 +88,8 @@ def test_no_option_is_without_effect(engine):
     for option, value in {"input_mixing": 0.5, "disable_scale_tuning": True, "final_steps": 2,
                           "final_rate_share": 0.3, "scale_curve": "SCALE_CURVE_EXPONENTIAL", "scale_weight_decay": 1,
                           "stages": 3, "schedule": [0.7, 0.1], "batch_size": 2, "dense_learning_rate": 0.01, "model_tuning_steps": 1,
-                          "rounding_reach": 2, "held_out_samples": 4, "whole_epochs": True}.items():
+                          "rounding_reach": 2, "held_out_samples": 4, "whole_epochs": True,
+                          "scale_learning_rate": 0.3, "token_energy_limit": 0.5, "compute_dtype": "COMPUTE_DTYPE_BFLOAT16"}.items():
         assert bytes_of(option, **{option: value}) != plain, option
 
 

@@ -36,8 +36,37 @@ def test_model_label(model, label):
 def test_the_newest_result_of_each_label_set_counts():
     newest_first = [job("new", dense=1.0), job("old", dense=2.0), job("other", bits=3, dense=3.0)]
     dense = [line for line in lines(succeeded=newest_first) if 'weights="dense"' in line]
-    assert dense == ['quantry_result_perplexity{model="llama",method="awq",bits="4",weights="dense"} 1.0',
-                     'quantry_result_perplexity{model="llama",method="awq",bits="3",weights="dense"} 3.0']
+    assert dense == ['quantry_result_perplexity{model="llama",method="awq",recipe="",bits="4",weights="dense"} 1.0',
+                     'quantry_result_perplexity{model="llama",method="awq",recipe="",bits="3",weights="dense"} 3.0']
+
+
+def of_method(name, method, preprocessing=None):
+    made = job(name)
+    made["spec"]["method"] = method
+    if preprocessing is not None:
+        made["spec"]["preprocessing"] = preprocessing
+    return made
+
+
+@pytest.mark.parametrize("method,preprocessing,labels", [
+    ({"ptq161": {}}, None, 'method="ptq161",recipe="",bits="mixed"'),
+    ({"ptq161": {}}, {"lora": {"rank": 8}}, 'method="ptq161+lora",recipe="",bits="mixed"'),
+    ({"ptq161": {}}, {}, 'method="ptq161+lora",recipe="",bits="mixed"'),
+    ({"ptq161": {"recipe": "ptq161-plus"}}, None, 'method="ptq161",recipe="ptq161-plus",bits="mixed"'),
+    ({"tesseraq": {"recipe": "tesseraq-plus", "grid": {"bits": 2}}}, None, 'method="tesseraq",recipe="tesseraq-plus",bits="2"'),
+    ({"restore": {"first_pass": {"recipe": "ptq161-plus"}}}, {}, 'method="restore+lora",recipe="ptq161-plus",bits="mixed"'),
+    ({"restore": {}}, {}, 'method="restore+lora",recipe="",bits="mixed"'),
+])
+def test_labels_of_methods(method, preprocessing, labels):
+    run_seconds = [line for line in lines(succeeded=[of_method("j", method, preprocessing)]) if "run_seconds" in line]
+    assert run_seconds == [f'quantry_result_run_seconds{{model="llama",{labels}}} 12.0']
+
+
+def test_recipes_and_preprocessing_do_not_take_the_place_of_plain_results():
+    """However much newer they are."""
+    newest_first = [of_method("restored", {"ptq161": {}}, {"lora": {}}), of_method("plus", {"ptq161": {"recipe": "ptq161-plus"}}),
+                    of_method("plain", {"ptq161": {}})]
+    assert len([line for line in lines(succeeded=newest_first) if line.startswith("quantry_result_run_seconds")]) == 3
 
 
 def test_results_are_bounded():

@@ -65,6 +65,21 @@ def test_shows_a_job_from_the_queue_to_its_end(browser, binaries, service):
         assert all(url.startswith(f"http://{service['admin']}/") for url in one.urls if url != "about:blank")
 
 
+def test_tells_recipes_and_preprocessing_apart(browser, binaries, service):
+    cli(binaries, service["tenant"], "queue", "pause", "--reason", "tea")
+    text = EXAMPLES / "text/calibration.txt"
+    for name, more in (("plain", []), ("plus", ["--recipe", "ptq161-plus"]),
+                       ("restored", ["--preprocessing", "lora", "--preprocessing-corpus", text])):
+        cli(binaries, service["tenant"], "submit", EXAMPLES / "stories260k", "--id", name, "--method", "ptq161",
+            "--calibration", text, "--calibration-samples", 8, "--calibration-length", 64, *more)
+    page = browser.open(f"http://{service['admin']}/")
+    page.wait("document.querySelectorAll('#waiting tbody tr').length === 3")
+    cells = "[...document.querySelectorAll('#waiting td[data-label=method]')].map((cell) => cell.textContent).sort()"
+    assert page.evaluate(cells) == ["ptq161", "ptq161 +lora", "ptq161-plus"]
+    job = browser.open(f"http://{service['admin']}/jobs/default/restored")
+    job.wait("document.querySelector('#head')?.textContent.includes('ptq161 +lora')")
+
+
 @pytest.mark.parametrize("width,dark", [(390, False), (390, True), (1280, True)])
 def test_fits_a_phone_and_the_night(browser, binaries, service, width, dark):
     name = "a-job-with-a-rather-long-name-that-somebody-found-to-be-useful"

@@ -207,21 +207,24 @@ def check_quote(quote: service_pb2.Quote) -> None:
 
 def _check_recipe(method: method_pb2.Method, row: method_pb2.MethodDescription) -> None:
     """What the method's recipe fixes must not be contradicted (common/recipes.h)."""
+    field = f"method.{row.name}"
     options = getattr(method, row.name)
+    if row.name == "restore":
+        options, field = options.first_pass, f"{field}.first_pass"
     name = getattr(options, "recipe", "")
     if not name or not row.recipes:
         return
     recipe = next((recipe for recipe in row.recipes if recipe.name == name), None)
     if recipe is None:
         raise _invalid(f"recipe: wanted one of {', '.join(r.name for r in row.recipes)}, got \"{name}\"",
-                       f"method.{row.name}.recipe")
+                       f"{field}.recipe")
     grid, activations = _field(method, "grid"), _field(method, "activations")
     for part, fixed, given in (("grid.bits", recipe.bits, grid.bits if grid else 0),
                                ("grid.group_size", recipe.group_size, grid.group_size if grid else 0),
                                ("activations.bits", recipe.activation_bits, activations.bits if activations else 0)):
         if fixed and given and fixed != given:
             raise _invalid(f"{part}: wanted {fixed}, which recipe {name} has, or nothing, got {given}",
-                           f"method.{row.name}.{part}")
+                           f"{field}.{part}")
 
 
 def _invalid(message: str, field: str) -> Exception:

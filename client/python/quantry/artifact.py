@@ -48,6 +48,20 @@ class LocalArtifact:
         return str(self.manifest.get("method", ""))
 
     @property
+    def recipe(self) -> str:
+        """The one the method names, of restore its first pass; "" when none."""
+        try:
+            options = json.loads(self.manifest.get("spec_json") or "{}").get("method", {}).get(self.method, {})
+            return str(options.get("first_pass", options).get("recipe", ""))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CorruptData(f"spec_json in \"{self.folder / MANIFEST}\" is not the JSON of a spec: {error}") from None
+
+    @property
+    def preprocessing(self) -> str:
+        """"lora", or "none": results with it compare with none without."""
+        return "lora" if "preprocessing" in self.manifest else "none"
+
+    @property
     def outputs(self) -> dict[str, pathlib.Path]:
         """Folder of each output layout: {"compressed-tensors": ...}."""
         folders = {output["format"]: output.get("path", "") for output in self.manifest.get("outputs", [])}
@@ -97,7 +111,8 @@ class LocalArtifact:
         dense, quantized = perplexity.get("dense", absent), perplexity.get("quantized", absent)
         bits, timing = self.manifest.get("bits", {}), self.manifest.get("timing", {})
         quality = self.manifest.get("quality", {})
-        return {"job": self.job.rsplit("/", 1)[-1], "method": self.method,
+        return {"job": self.job.rsplit("/", 1)[-1], "method": self.method, "recipe": self.recipe,
+                "preprocessing": self.preprocessing,
                 "model_type": self.manifest.get("model_type"),
                 "perplexity_dense": dense, "perplexity_quantized": quantized,
                 "perplexity_ratio": quantized / dense if dense and quantized else None,

@@ -165,6 +165,17 @@ class Job:
         return str(self.proto.spec.method.WhichOneof("kind") or "")
 
     @property
+    def recipe(self) -> str:
+        """The one the method names, of restore its first pass; "" when none."""
+        options: Any = getattr(self.proto.spec.method, self.method) if self.method else None
+        return str(getattr(getattr(options, "first_pass", options), "recipe", ""))
+
+    @property
+    def preprocessing(self) -> str:
+        """"lora", or "none": results with it compare with none without."""
+        return "lora" if self.proto.spec.HasField("preprocessing") else "none"
+
+    @property
     def labels(self) -> dict[str, str]:
         return dict(self.proto.labels)
 
@@ -214,7 +225,8 @@ class Job:
         """One flat row, ready for pandas.DataFrame([job.row() for job in client.list()])."""
         seconds = (self.end_time - self.start_time).total_seconds() if self.end_time and self.start_time else None
         grid = getattr(getattr(self.proto.spec.method, self.method), "grid", None) if self.method else None
-        return {"id": self.id, "state": self.state, "method": self.method,
+        return {"id": self.id, "state": self.state, "method": self.method, "recipe": self.recipe,
+                "preprocessing": self.preprocessing,
                 "bits": grid.bits if grid is not None else None,
                 "group_size": grid.group_size if grid is not None else None, "seed": self.proto.spec.seed,
                 **_quality_row(self.proto.result.quality, self.proto.result.bits), "run_seconds": seconds,

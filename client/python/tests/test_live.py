@@ -23,6 +23,7 @@ def test_the_whole_way(client, finished, tmp_path):
     assert job.succeeded and job.ended and job.labels == {"team": "a"} and job.error is None
     row = job.row()
     assert row["method"] == "awq" and row["bits"] == 4 and row["state"] == "succeeded"
+    assert row["recipe"] == "" and row["preprocessing"] == "none"
     assert 1 < row["perplexity_ratio"] < 2 and 0 < row["top1_agreement"] <= 1 and 4 < row["bits_linears"] < 5
     assert [block["block"] for block in job.block_rows()] == [0, 1, 2, 3, 4]
     assert all(block["loss_final"] <= block["loss_rtn"] for block in job.block_rows())
@@ -31,7 +32,10 @@ def test_the_whole_way(client, finished, tmp_path):
     assert sequences(client.events(job)) == list(range(1, job.last_sequence + 1))
     pulled = client.pull(job, tmp_path / "out")
     assert pulled.artifact.verify() == pulled.files
-    assert pulled.artifact.row()["perplexity_ratio"] == pytest.approx(row["perplexity_ratio"])
+    pulled_row = pulled.artifact.row()
+    assert pulled_row["perplexity_ratio"] == pytest.approx(row["perplexity_ratio"])
+    assert {name: pulled_row[name] for name in ("method", "recipe", "preprocessing")} == \
+        {name: row[name] for name in ("method", "recipe", "preprocessing")}
     assert [b["loss_final"] for b in pulled.artifact.block_rows()] == [b["loss_final"] for b in job.block_rows()]
     dense = File(pulled.artifact.output("dense") / "model.safetensors")
     loaded = pulled.artifact.load_dense()

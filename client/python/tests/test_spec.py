@@ -3,7 +3,8 @@ import json
 import subprocess
 
 import pytest
-from google.protobuf.json_format import MessageToDict
+from google.protobuf import text_format
+from google.protobuf.json_format import MessageToDict, MessageToJson
 
 import quantry
 from conftest import EXAMPLES
@@ -247,3 +248,35 @@ def test_params_tell_of_preprocessing():
     job.spec.preprocessing.source.SetInParent()
     params = quantry.Job(job).params()
     assert params["preprocessing.lora.rank"] == "64" and "preprocessing.source" not in str(params)
+
+
+@pytest.mark.parametrize("method, recipe", [
+    ("", ""), ("awq { grid { bits: 4 } }", ""), ("ptq161 { }", ""), ("ptq161 { recipe: 'ptq161-plus' }", "ptq161-plus"),
+    ("tesseraq { recipe: 'tesseraq-plus' grid { bits: 2 } }", "tesseraq-plus"),
+    ("restore { }", ""), ("restore { first_pass { recipe: 'ptq161-plus' } }", "ptq161-plus")])
+@pytest.mark.parametrize("preprocessing", ["none", "lora"])
+def test_rows_tell_recipes_and_preprocessing_apart(tmp_path, method, recipe, preprocessing):
+    job = job_pb2.QuantizationJob()
+    text_format.Parse(method, job.spec.method)
+    manifest = {"method": quantry.Job(job).method}
+    if preprocessing == "lora":
+        job.spec.preprocessing.lora.rank = 64
+        manifest["preprocessing"] = {"updates": 1}
+    manifest["spec_json"] = MessageToJson(job.spec, preserving_proto_field_name=True)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    for row in (quantry.Job(job).row(), quantry.LocalArtifact(tmp_path).row()):
+        assert (row["recipe"], row["preprocessing"]) == (recipe, preprocessing)
+
+
+@pytest.mark.parametrize("spec_json", ["{", "[]", 5, "{\"method\": {\"awq\": []}}"])
+def test_a_spec_that_is_none(tmp_path, spec_json):
+    (tmp_path / "manifest.json").write_text(json.dumps({"method": "awq", "spec_json": spec_json}))
+    with pytest.raises(quantry.CorruptData, match="spec_json in .* is not the JSON of a spec"):
+        quantry.LocalArtifact(tmp_path).row()
+
+
+def test_an_artifact_without_a_spec(tmp_path):
+    """As quantry-engine writes it where no server tells one."""
+    (tmp_path / "manifest.json").write_text(json.dumps({"method": "awq", "spec_json": ""}))
+    row = quantry.LocalArtifact(tmp_path).row()
+    assert row["recipe"] == "" and row["preprocessing"] == "none"

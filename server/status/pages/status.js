@@ -50,10 +50,18 @@ function seconds(value) {
 // Ages are told by the server's clock, not by this machine's.
 const between = (from, to) => (from && to ? seconds(Math.max(0, (Date.parse(to) - Date.parse(from)) / 1000)) : '');
 
+// A recipe's name begins with its method's, but for restore, whose recipes are another's.
+const methodName = ({ method, recipe }) =>
+  (!recipe ? method : recipe.startsWith(method) ? recipe : `${method} ${recipe}`);
+
+// "tesseraq-plus 2-bit g64", "ptq161 +lora".
 function methodText(job) {
-  if (!job.grid) return job.method;
-  const group = job.grid.group_size > 0 ? `g${job.grid.group_size}` : 'per channel';
-  return `${job.method} ${job.grid.bits}-bit ${group}`;
+  const words = [methodName(job)];
+  const { bits, group_size: group } = job.grid || {};
+  if (bits) words.push(`${bits}-bit`);
+  if (group) words.push(group > 0 ? `g${group}` : 'per channel');
+  if (job.preprocessing) words.push(`+${job.preprocessing}`);
+  return words.join(' ');
 }
 
 const stateText = (word) => make('span', { class: `state ${word.replace(/[^A-Za-z]/g, '')}` }, word);

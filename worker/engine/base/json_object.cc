@@ -2,6 +2,7 @@
 
 #include <charconv>
 #include <cmath>
+#include <limits>
 
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/strings.h"
@@ -89,6 +90,12 @@ double JsonObject::Number(const std::string& name, double fallback, double lowes
   if (!std::isfinite(number) || number < lowest) {
     Refuse(name, StrCat("a finite number of at least ", lowest));
   }
+  return number;
+}
+
+double JsonObject::NumberOrNone(const std::string& name) {
+  const double number = Number(name, 0, std::numeric_limits<double>::lowest());
+  if (number < 0 && number != -1) Refuse(name, "-1 (none) or above 0 (left out = default)");
   return number;
 }
 

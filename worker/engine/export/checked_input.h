@@ -13,6 +13,9 @@ namespace quantry::engine {
 // Of a config.json or another description of a packed folder.
 inline constexpr uint64_t kMaxConfigBytes = uint64_t{16} << 20;
 
+// Of a dense weight: the bytes of one of this size in both ways still fit.
+inline constexpr int64_t kMostSide = int64_t{1} << 31;
+
 // Runs `body`, which reads a packed folder `dir` of somebody else. What its
 // metadata lacks and tensors that do not fit each other (to the readers they
 // share with verification OUTPUT_VERIFICATION_FAILED) become UserError

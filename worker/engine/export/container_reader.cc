@@ -106,7 +106,8 @@ QuantizedLinear ContainerReader::ReadMixed(const std::string& module,
   planned.salient = described.at("salient");
   const auto mask = described.at("mask").get<std::string>();
   if (!mask.ends_with(kMaskSuffix) || planned.shape.out < 1 || planned.shape.in < 1 ||
-      planned.salient < 0 || planned.salient > planned.shape.in) {
+      planned.shape.out > kMostSide || planned.shape.in > kMostSide || planned.salient < 0 ||
+      planned.salient > planned.shape.in) {
     throw Invalid(dir_, StrCat(module, ": shape ", planned.shape.out, " x ", planned.shape.in, ", ",
                                planned.salient, " salient columns and the mask '", Printable(mask),
                                "' do not fit"));

@@ -30,8 +30,6 @@ namespace quantry::engine {
 namespace {
 
 constexpr int kUsage = 2;
-// Of a dense weight: the bytes of one of this size in both ways still fit.
-constexpr int64_t kMostSide = int64_t{1} << 31;
 
 // Names a layout gives the parts of a linear.
 struct PartNames {

@@ -1,5 +1,8 @@
 #include "worker/engine/inference/generate.h"
 
+#include "worker/engine/base/error.h"
+#include "worker/engine/base/strings.h"
+
 namespace quantry::engine {
 
 GenerationReport GenerateGreedily(Decoder& decoder, const std::vector<int32_t>& prompt,
@@ -12,6 +15,12 @@ GenerationReport GenerateGreedily(Decoder& decoder, const std::vector<int32_t>& 
   at::Tensor logits = decoder.Append(prompt);
   report.prompt_seconds = seconds() - start;
   while (report.new_tokens < max_tokens) {
+    if (!logits.isfinite().all().item<bool>()) {
+      throw UserError("NON_FINITE_WEIGHTS",
+                      StrCat("token ", report.new_tokens + 1,
+                             ": the model's logits are not finite; see what `quantry-engine eval` "
+                             "says of it"));
+    }
     const auto next = static_cast<int32_t>(logits.argmax().item<int64_t>());
     report.stopped = ends.count(next) != 0;
     if (report.stopped) break;

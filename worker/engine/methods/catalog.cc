@@ -1,5 +1,6 @@
 #include "worker/engine/methods/catalog.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "worker/engine/base/json_object.h"
@@ -187,6 +188,8 @@ MethodRow RestoreRow() {
                    CreateRestore,
                    ReferenceGrid};
   row.weights = WeightKind::kValues;
+  for (const std::string& name : Ptq161Recipes())
+    row.recipes.push_back({name});  // its first pass's
   return row;
 }
 
@@ -273,6 +276,11 @@ ComputeDtype ParseComputeDtype(JsonObject& options) {
       "compute_dtype",
       {"COMPUTE_DTYPE_UNSPECIFIED", "COMPUTE_DTYPE_FLOAT32", "COMPUTE_DTYPE_BFLOAT16"}, 0);
   return choice == 2 ? ComputeDtype::kBfloat16 : ComputeDtype::kFloat32;
+}
+
+double ParseTokenEnergyLimit(JsonObject& options, double of_recipe) {
+  const double limit = options.NumberOrNone("token_energy_limit");
+  return limit == 0 ? of_recipe : std::max(limit, 0.0);
 }
 
 RotationSpec ParseRotation(JsonObject& options, const ActivationSpec& activations) {

@@ -51,7 +51,7 @@ struct MethodRow {
   ActivationSpec (*default_activations)(JsonObject& options) = nullptr;
   // Reads how the model is to be rotated first; nullptr: never.
   RotationSpec (*rotation)(JsonObject& options, const ActivationSpec& activations) = nullptr;
-  std::vector<RecipeRow> recipes = {};  // values of its message's `recipe`
+  std::vector<RecipeRow> recipes = {};  // values of its message's `recipe`, or of first_pass.recipe
 };
 
 // What stands in for `grid` with methods that have none: the plain grid their
@@ -73,6 +73,10 @@ ActivationSpec ParseActivations(JsonObject& options, const ActivationSpec& defau
 
 // `compute_dtype` of a method's message; float32 when absent.
 ComputeDtype ParseComputeDtype(JsonObject& options);
+
+// `token_energy_limit` of a method's message; `of_recipe` when absent, 0 when it asks for none.
+// Throws INVALID_SPEC.
+double ParseTokenEnergyLimit(JsonObject& options, double of_recipe);
 
 // `rotation` of a method's message: enabled; online where asked for, by default
 // when activations are quantized. For MethodRow::rotation.

@@ -3,6 +3,7 @@
 #include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <string>
 
 #include "worker/engine/methods/block_weights.h"
@@ -10,6 +11,7 @@
 #include "worker/engine/methods/rtn/rtn.h"
 #include "worker/engine/methods/testing/setting.h"
 #include "worker/engine/methods/training/block_loss.h"
+#include "worker/engine/testing/errors.h"
 
 namespace quantry::engine {
 namespace {
@@ -74,6 +76,28 @@ TEST_P(OmniquantTest, O6TrainingLowersTheLoss) {
     EXPECT_LT(result.last_loss, result.first_loss) << transform;
     EXPECT_EQ(counter.steps(), LearnClippingSteps(options, 2, setting_.stream()));
   }
+}
+
+// Some rate is too high for fp32, and a tenth or a hundredth of it is not.
+TEST(OmniquantRetries, ALossThatIsNotFiniteStartsOverAtATenthOfTheRates) {
+  const Setting setting("llama", nlohmann::json::object(), 8);
+  BlockTask task = setting.Task(kTwoBits);
+  OmniquantOptions options = Short();
+  options.learn_transform = true;
+  OmniquantResult result;
+  for (double rate = 1e18; result.retries == 0 && rate < 1e36; rate *= 10) {
+    options.transform_learning_rate = rate;
+    CountingSink counter;
+    result = LearnClipping(task, options, counter);
+    EXPECT_EQ(counter.steps(), LearnClippingSteps(options, 2, setting.stream())) << rate;
+  }
+  EXPECT_GE(result.retries, 1);
+  EXPECT_TRUE(std::isfinite(result.last_loss));
+  task.x_q = at::full_like(task.x_q, NAN);
+  CountingSink counter;
+  const EngineError error = test::ErrorOf([&] { LearnClipping(task, options, counter); });
+  EXPECT_EQ(error.reason, "NON_FINITE_LOSS");
+  EXPECT_TRUE(test::Mentions(error, "block 0, learning to clip")) << error.what();
 }
 
 TEST_P(OmniquantTest, O8NoLearningIsClippedRounding) {

@@ -2,11 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <string>
 
 #include "worker/engine/methods/block_weights.h"
 #include "worker/engine/methods/rtn/rtn.h"
 #include "worker/engine/methods/testing/setting.h"
+#include "worker/engine/testing/errors.h"
 
 namespace quantry::engine {
 namespace {
@@ -68,6 +70,43 @@ TEST_P(SignroundTest, OffsetsMoveCodesByOneAtMost) {
     moved += step.sum().item<int64_t>();
   }
   EXPECT_GT(moved, 0);
+}
+
+// Of 24 windows one has no finite loss: a step that meets it goes back to the best.
+TEST_P(SignroundTest, ALossThatIsNotFiniteGoesBackToTheBest) {
+  BlockTask task = Task();
+  SignroundOptions options;
+  options.iterations = 20;
+  options.batch_size = 1;
+  CountingSink counter;
+  MethodResult result;
+  for (int64_t window = 0; window < 8 && result.metrics.count("retries") == 0; ++window) {
+    task.x_q = setting_.x.clone();
+    task.x_q[window].fill_(NAN);
+    result = Signround(options).Quantize(task, counter);
+  }
+  EXPECT_GE(result.metrics["retries"], 1);
+  EXPECT_LE(result.metrics.at("best_loss"), result.metrics.at("first_loss"));
+  EXPECT_LT(Error(result.block), 2 * Error(Rtn().Quantize(Task(), counter).block));
+  task.x_q.fill_(NAN);
+  const EngineError error = test::ErrorOf([&] { Signround(options).Quantize(task, counter); });
+  EXPECT_EQ(error.reason, "NON_FINITE_LOSS");
+  EXPECT_TRUE(test::Mentions(error, "block 0, tuning rounding")) << error.what();
+}
+
+// Deleting the limit must not go unseen: a window that is a thousand times as loud decides all
+// signs without it.
+TEST_P(SignroundTest, ALimitOfTokenEnergyIsHeeded) {
+  BlockTask task = Task();
+  task.x_fp = task.x_q = task.x_q.clone();
+  task.x_q[3][0].mul_(1000);
+  SignroundOptions options;
+  options.iterations = 20;
+  CountingSink counter;
+  const MethodResult without = Signround(options).Quantize(task, counter);
+  options.token_energy_limit = 10;
+  const MethodResult with = Signround(options).Quantize(task, counter);
+  EXPECT_NE(with.metrics.at("first_loss"), without.metrics.at("first_loss"));
 }
 
 // The first step is evaluated before anything moves.

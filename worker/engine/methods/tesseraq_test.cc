@@ -315,6 +315,8 @@ TEST(TesseraqOptionsTest, OnlyPlusRepeatsWorseStagesUnasked) {
   EXPECT_FALSE(Parsed(R"({"recipe": "tesseraq-w2g64"})").repeat_worse_stages);
   EXPECT_TRUE(Parsed(R"({"repeat_worse_stages": true})").repeat_worse_stages);
   EXPECT_TRUE(Parsed(R"({"recipe": "tesseraq-plus"})").repeat_worse_stages);
+  EXPECT_FALSE(
+      Parsed(R"({"recipe": "tesseraq-plus", "repeat_worse_stages": false})").repeat_worse_stages);
 }
 
 TEST(TesseraqOptionsTest, AnEnergyLimitIsTheRangesToo) {

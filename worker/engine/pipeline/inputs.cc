@@ -34,6 +34,10 @@ at::Tensor Windows(const TextJob& text, const Tokenizer* tokenizer, const Checkp
   return CutWindows(tokens, text.windows, text.source);
 }
 
+std::shared_ptr<const Tokenizer> LoadTokenizer(const Job& job) {
+  return Tokenizer::Load(job.model_dir + "/tokenizer.json");
+}
+
 std::string FileName(const std::string& path) {
   return std::filesystem::path(path).filename().string();
 }
@@ -98,6 +102,12 @@ bool IsTwinOf(const std::string& digest, const std::string& dir, const OnBytes& 
 
 }  // namespace
 
+void CheckWindows(const Job& job, const TextJob& text, const Checkpoint& checkpoint) {
+  const std::shared_ptr<const Tokenizer> tokenizer =
+      NeedsTokenizer(text) ? LoadTokenizer(job) : nullptr;
+  Windows(text, tokenizer.get(), checkpoint);
+}
+
 void CheckSource(const Checkpoint& checkpoint) {
   if (!OnlineRotation::IsWanted(checkpoint.config())) return;
   throw UserError("UNSUPPORTED_ARCHITECTURE",
@@ -124,7 +134,7 @@ Inputs OpenInputs(const Job& job, const OnBytes& on_bytes) {
   const std::optional<TextJob> corpus =
       job.preprocessing ? std::optional(job.preprocessing->corpus) : std::nullopt;
   if (NeedsTokenizer(job.calibration) || NeedsTokenizer(job.evaluation) || NeedsTokenizer(corpus)) {
-    tokenizer = Tokenizer::Load(job.model_dir + "/tokenizer.json");
+    tokenizer = LoadTokenizer(job);
   }
   if (job.calibration) {
     inputs.calibration = Windows(*job.calibration, tokenizer.get(), checkpoint);

@@ -47,6 +47,9 @@ std::string Fingerprint(const Job& job, const Inputs& inputs, const at::Device& 
 // nothing: one whose inputs are rotated while it runs.
 void CheckSource(const Checkpoint& checkpoint);
 
+// Reads a text and throws as OpenInputs would about it.
+void CheckWindows(const Job& job, const TextJob& text, const Checkpoint& checkpoint);
+
 // Throws UserError INVALID_SPEC when an output cannot hold the model's shapes,
 // and as CheckModelFiles does.
 void CheckOutputs(const Job& job, const Checkpoint& checkpoint);

@@ -87,6 +87,20 @@ void CheckFile(const std::string& what, const std::string& path, Json& problems)
   if (!IsRegularFile(path)) problems.push_back(what + " is not a file: " + path);
 }
 
+// Whether a file's bytes leave no doubt that it holds its windows, or it takes too
+// long to count: real text has fewer than six bytes a token.
+bool NeedsNoCount(const TextJob& text) {
+  constexpr int64_t kAmpleBytesPerToken = 6;
+  constexpr uintmax_t kMostCountedBytes = uintmax_t{4} << 20;
+  const WindowSpec& spec = text.windows;
+  const int64_t wanted =
+      spec.sampling == Sampling::kRandom ? 1 : std::max<int64_t>(spec.windows, 1);
+  std::error_code unknown;
+  const uintmax_t size = std::filesystem::file_size(text.source.path, unknown);
+  return unknown || size > kMostCountedBytes ||
+         size / kAmpleBytesPerToken >= static_cast<uintmax_t>(wanted * spec.length);
+}
+
 void CheckInputs(const Job& job, const Checkpoint& checkpoint, Json& problems) {
   const auto note = [&](const auto& check) {
     try {
@@ -120,6 +134,8 @@ void CheckInputs(const Job& job, const Checkpoint& checkpoint, Json& problems) {
     if ((*text)->source.format == TextFormat::kText) {
       CheckFile("tokenizer", job.model_dir + "/tokenizer.json", problems);
     }
+    if (!problems.empty() || NeedsNoCount(**text)) continue;
+    note([&] { CheckWindows(job, **text, checkpoint); });
   }
 }
 

@@ -93,11 +93,10 @@ Json ReportJson(const Job& job, const Manifest& manifest) {
   };
   if (!manifest.base_model.empty()) report["base_model"] = manifest.base_model;
   for (const char* key : {"model_type", "method"}) take(key);
-  if (job.method_row->weights == WeightKind::kGrid) {
-    report["grid"] = {{"bits", job.grid.bits},
-                      {"group_size", job.grid.group_size},
-                      {"symmetric", job.grid.symmetric}};
-  }
+  report[job.method_row->weights == WeightKind::kGrid ? "grid" : "reference_grid"] = {
+      {"bits", job.grid.bits},
+      {"group_size", job.grid.group_size},
+      {"symmetric", job.grid.symmetric}};
   if (job.rotation.enabled) report["rotation"] = {{"online", job.rotation.online}};
   for (const char* key : {"activation_bits", "quality", "preprocessing", "bits", "outputs"}) {
     take(key);

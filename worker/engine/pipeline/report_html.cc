@@ -77,7 +77,7 @@ std::string Tiles(const Json& report) {
   const auto rows = PerplexityRows(report);
   if (!rows.empty()) {
     html += Tile(rows.front().perplexity + " → " + rows.back().perplexity,
-                 "perplexity, dense → quantized");
+                 StrCat("perplexity, dense → ", rows.back().model));
     html += Tile(rows.back().ratio, "of the dense model's perplexity");
     if (report.at("quality").contains("top1_agreement")) {
       html += Tile(ShortPercent(report.at("quality").at("top1_agreement").get<double>()),

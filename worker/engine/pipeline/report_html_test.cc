@@ -57,10 +57,21 @@ TEST(ReportHtml, TellsPreprocessingApart) {
   Manifest manifest = test::FinishedManifest();
   manifest.preprocessing = test::FinishedRestoration();
   const std::string html = Html(manifest);
-  for (const char* part : {"quantized by the first pass", "dense, restored by preprocessing",
-                           "quantized after preprocessing", "× 1.5000", "× 1.1250"}) {
+  for (const char* part :
+       {"quantized by the first pass", "dense, restored by preprocessing",
+        "perplexity, dense → quantized after preprocessing", "× 1.5000", "× 1.1250",
+        "<title>llama, awq, 3 bits, group size 64, after preprocessing</title>"}) {
     EXPECT_TRUE(HtmlHas(html, part)) << part;
   }
+}
+
+TEST(ReportHtml, TellsTheRecipe) {
+  nlohmann::json json = test::FinishedJobJson();
+  json["method"] = {{"ptq161", {{"recipe", "ptq161-plus"}}}};
+  const Json report = ReportJson(ParseJob(json), test::FinishedManifest());
+  EXPECT_TRUE(HtmlHas(Headline(report), "llama, ptq161 (ptq161-plus), ")) << Headline(report);
+  EXPECT_FALSE(report.contains("grid"));
+  EXPECT_EQ(report.at("reference_grid").at("bits"), 2) << "what loss_rtn is of";
 }
 
 TEST(ReportHtml, GatesThatFailAreSaid) {

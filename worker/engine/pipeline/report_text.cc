@@ -25,6 +25,14 @@ std::string GridWords(const Json& grid) {
   return grid.at("symmetric").get<bool>() ? words + ", symmetric" : words;
 }
 
+// "ptq161 (ptq161-plus)": the method, and its recipe where it says more.
+std::string MethodWords(const Json& report) {
+  const auto method = report.at("method").get<std::string>();
+  const Json& options = report.at("reproduction").at("method").at(method);
+  const std::string recipe = options.value("recipe", "");
+  return recipe.empty() || recipe == method ? method : StrCat(method, " (", recipe, ")");
+}
+
 }  // namespace
 
 std::string ShortNumber(double value) {
@@ -44,14 +52,15 @@ std::string ShortBytes(double bytes) {
 std::string Headline(const Json& report) {
   std::string text = report.contains("base_model") ? report.at("base_model").get<std::string>()
                                                    : report.at("model_type").get<std::string>();
-  text += ", " + report.at("method").get<std::string>();
+  text += ", " + MethodWords(report);
   if (report.contains("grid")) {
     text += GridWords(report.at("grid"));
   } else {
     text += Printed(", %.3g bits", report.at("bits").at("linears").get<double>());
   }
   const int activations = report.at("activation_bits").get<int>();
-  return activations < 16 ? StrCat(text, ", activations of ", activations, " bits") : text;
+  if (activations < 16) text += StrCat(", activations of ", activations, " bits");
+  return report.contains("preprocessing") ? text + ", after preprocessing" : text;
 }
 
 std::vector<PerplexityRow> PerplexityRows(const Json& report) {

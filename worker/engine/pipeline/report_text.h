@@ -11,7 +11,8 @@ std::string ShortNumber(double value);   // "4.1318"
 std::string ShortBytes(double bytes);    // "1.4 MB", powers of 1000
 std::string ShortPercent(double share);  // "98.3 %"
 
-// "llama, awq, 4 bits, group size 128"; what was made, in words.
+// "llama, awq, 4 bits, group size 128", "llama, ptq161 (ptq161-plus), 1.61 bits,
+// after preprocessing"; what was made, in words.
 std::string Headline(const nlohmann::ordered_json& report);
 
 struct PerplexityRow {

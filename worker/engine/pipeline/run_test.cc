@@ -592,6 +592,14 @@ TEST(RunTest, AQuoteTellsOfTextsThatAreTooShort) {
                       "8 windows of 16, 9 are asked for"),
             std::string::npos)
       << nine;
+  // Where bytes leave a doubt, tokens are counted: 80 lines of 14 bytes are 160 tokens.
+  const std::string words = bench.File("words.txt");
+  for (int i = 0; i < 80; ++i) std::ofstream(words, std::ios::app) << "[1,        3]\n";
+  const json few = {{"path", words}, {"format", "TEXT_FORMAT_TOKEN_IDS"}};
+  EXPECT_EQ(told("calibration", {{"samples", 10}, {"text", few}}), "[]");
+  const std::string twelve = told("calibration", {{"samples", 12}, {"text", few}});
+  EXPECT_NE(twelve.find("has 160 tokens = 10 windows of 16, 12 are asked for"), std::string::npos)
+      << twelve;
   const std::string ids = told("evaluation", {{"windows", 4000}});
   EXPECT_NE(ids.find("INVALID_EVALUATION"), std::string::npos) << ids;
   // Random windows overlap: a text holds any number of them, or none.

@@ -135,7 +135,8 @@ BlockObjective::Result BlockObjective::Gradients(const std::vector<int64_t>& win
       [&](const std::vector<int64_t>& share) { return Part(share, tokens, at, seed); }, AddResult);
 }
 
-double BlockObjective::Loss(const TrainableTensors& at, int64_t first, int64_t last) const {
+BlockObjective::Losses BlockObjective::LossesOf(const TrainableTensors& at, int64_t first,
+                                                int64_t last) const {
   const StreamShape stream{last - first, inputs_.size(1)};
   const at::Tensor inputs = inputs_.slice(0, first, last);
   const at::Tensor targets = targets_.slice(0, first, last);
@@ -146,18 +147,25 @@ double BlockObjective::Loss(const TrainableTensors& at, int64_t first, int64_t l
   }
   const std::vector<at::Tensor*> dense = DenseParameters(block);
   for (size_t i = 0; i < at.dense.size(); ++i) *dense[i] = at.dense[i].to(device_);
-  std::vector<double> parts(Batches(stream));
+  std::vector<Losses> parts(Batches(stream));
   ForEachBatch(stream, BatchWorkers(*block.config, stream, device_), [&](int, const Batch& batch) {
     const c10::AutoGradMode without_gradients(false);
     const at::Tensor output =
         block.Forward(inputs.slice(0, batch.first, batch.last).to(device_), rope_);
     const at::Tensor error = output - targets.slice(0, batch.first, batch.last).to(device_);
-    if (roots.defined()) error.mul_(roots.slice(0, batch.first, batch.last).to(device_));
-    parts[batch.index] = error.square().sum(at::kDouble).item<double>();
+    Losses& part = parts[batch.index];
+    part.all = part.limited = error.square().sum(at::kDouble).item<double>();
+    if (!roots.defined()) return;
+    error.mul_(roots.slice(0, batch.first, batch.last).to(device_));
+    part.limited = error.square().sum(at::kDouble).item<double>();
   });
-  double sum = 0;
-  for (const double part : parts) sum += part;
-  return sum / static_cast<double>(stream.windows * stream.length);
+  const auto tokens = static_cast<double>(stream.windows * stream.length);
+  Losses sum;
+  for (const Losses& part : parts) {
+    sum.all += part.all;
+    sum.limited += part.limited;
+  }
+  return {sum.all / tokens, sum.limited / tokens};
 }
 
 }  // namespace quantry::engine

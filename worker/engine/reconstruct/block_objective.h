@@ -50,10 +50,17 @@ class BlockObjective {
   // Loss and gradients on the given windows. `seed` decides about mixing.
   Result Gradients(const std::vector<int64_t>& windows, const TrainableTensors& at,
                    uint64_t seed = 0) const;
-  // Loss on all windows, on the first `windows` of them, or on [first, last).
+  struct Losses {
+    double all = 0;      // of all tokens alike
+    double limited = 0;  // as Gradients counts them: the same without LimitTokens
+  };
+  Losses LossesOf(const TrainableTensors& at, int64_t first, int64_t last) const;
+  // The limited loss on all windows, on the first `windows` of them, or on [first, last).
   double Loss(const TrainableTensors& at) const { return Loss(at, windows()); }
   double Loss(const TrainableTensors& at, int64_t windows) const { return Loss(at, 0, windows); }
-  double Loss(const TrainableTensors& at, int64_t first, int64_t last) const;
+  double Loss(const TrainableTensors& at, int64_t first, int64_t last) const {
+    return LossesOf(at, first, last).limited;
+  }
 
   int64_t windows() const { return inputs_.size(0); }
 

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "worker/engine/base/error.h"
+#include "worker/engine/base/non_finite.h"
 #include "worker/engine/base/random.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/methods/batches.h"
@@ -266,6 +267,13 @@ void Clip(std::vector<at::Tensor>& gradients, double most) {
   for (at::Tensor& gradient : gradients) gradient.mul_(factor);
 }
 
+EngineError AdaptersNotFinite(int64_t step, const std::string& what) {
+  return UserError("NON_FINITE_LOSS",
+                   StrCat("training adapters, step ", step, ": ", what,
+                          "; lower preprocessing.lora.learning_rate or check the corpus"),
+                   {{"step", StrCat("adapters, step ", step)}});
+}
+
 void Resume(const std::optional<TrainingState>& kept, TrainingState& state, Adam& adam) {
   if (state.Resume(kept)) adam.Restore(kept->steps_done, kept->moments);
 }
@@ -289,13 +297,13 @@ LoraReport TrainLora(const Checkpoint& checkpoint, const RopeTable& rope, const 
     const int64_t step = state.steps_done;
     AdapterGradients gradients = trainer.Step(step, order.At(step, options.accumulation));
     if (!std::isfinite(gradients.loss)) {
-      throw UserError("NON_FINITE_LOSS",
-                      StrCat("training adapters, step ", step, ": the loss is ", gradients.loss,
-                             "; lower preprocessing.lora.learning_rate or check the corpus"),
-                      {{"step", StrCat("adapters, step ", step)}});
+      throw AdaptersNotFinite(step, StrCat("the loss is ", gradients.loss));
     }
     Clip(gradients.adapters, options.clip_norm);
     adam.Step(gradients.adapters, RateAt(options, step));
+    if (!std::all_of(state.tensors.begin(), state.tensors.end(), AllFinite)) {
+      throw AdaptersNotFinite(step, "what is trained is not finite");
+    }
     if (step < tenth) state.loss_first += gradients.loss / static_cast<double>(tenth);
     if (step >= options.steps - tenth) {
       state.loss_last += gradients.loss / static_cast<double>(tenth);

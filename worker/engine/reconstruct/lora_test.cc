@@ -251,6 +251,19 @@ TEST_P(LoraTest, RefusesARankNoLinearHolds) {
   CheckLora(options_, checkpoint_->architecture(), checkpoint_->config());
 }
 
+// The loss is that before an update: what the last one did is looked at as well, and not kept.
+TEST_P(LoraTest, ALastUpdateThatIsNotFiniteIsAnError) {
+  options_.steps = 3;
+  test::OneState store(2);
+  std::vector<Block> blocks = Blocks(), again = Blocks();
+  Train(blocks, &store);
+  store.kept().moments[0].fill_(NAN);
+  const EngineError error = test::ErrorOf([&] { Train(again, &store); });
+  EXPECT_EQ(error.reason, "NON_FINITE_LOSS");
+  EXPECT_TRUE(test::Mentions(error, "step 2: what is trained is not finite")) << error.what();
+  EXPECT_EQ(store.kept().steps_done, 2);
+}
+
 // Gradients of every weight against autograd through the whole model at once.
 TEST_P(LoraTest, BlockByBlockGradientsAreTheModels) {
   std::vector<Block> blocks = Blocks();

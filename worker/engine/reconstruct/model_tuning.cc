@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "worker/engine/base/error.h"
+#include "worker/engine/base/non_finite.h"
 #include "worker/engine/base/random.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/methods/block_weights.h"
@@ -232,6 +233,10 @@ class TunedTensors {
     if (step >= options_.steps - tenth) state_.loss_last += mean;
   }
 
+  bool IsFinite() const {
+    return std::all_of(state_.tensors.begin(), state_.tensors.end(), AllFinite);
+  }
+
   const TrainingState& State() {
     state_.moments = log_adam_.Moments();
     for (at::Tensor& moment : dense_adam_.Moments()) state_.moments.push_back(std::move(moment));
@@ -244,6 +249,13 @@ class TunedTensors {
   Adam log_adam_, dense_adam_;
   TrainingState state_;
 };
+
+EngineError TuningNotFinite(int64_t step, const std::string& what) {
+  return UserError("NON_FINITE_LOSS",
+                   StrCat("tuning the whole model, step ", step, ": ", what,
+                          "; lower the rates or leave model tuning out"),
+                   {{"step", StrCat("model tuning, step ", step)}});
+}
 
 }  // namespace
 
@@ -261,12 +273,10 @@ ModelTuningReport TuneModel(const ModelTuningTask& task, const ModelTuningOption
     const Gradients gradients =
         tuner.Step(DrawWindows(task.windows.size(0), options.batch_size, stream + step));
     if (!std::isfinite(gradients.loss)) {
-      throw UserError("NON_FINITE_LOSS",
-                      StrCat("tuning the whole model, step ", step, ": the loss is ",
-                             gradients.loss, "; lower the rates or leave model tuning out"),
-                      {{"step", StrCat("model tuning, step ", step)}});
+      throw TuningNotFinite(step, StrCat("the loss is ", gradients.loss));
     }
     tuned.Step(gradients);
+    if (!tuned.IsFinite()) throw TuningNotFinite(step, "what is tuned is not finite");
     progress.Measure({{"tuning_kl", gradients.loss}});
     progress.Advance(1, "tuning the whole model");
     // The last one is kept as tuned blocks.

@@ -12,6 +12,7 @@
 #include "worker/engine/reconstruct/testing/one_state.h"
 #include "worker/engine/testing/counting_sink.h"
 #include "worker/engine/testing/devices.h"
+#include "worker/engine/testing/errors.h"
 #include "worker/engine/testing/temp_dir.h"
 #include "worker/engine/testing/threads.h"
 #include "worker/engine/testing/tiny_model.h"
@@ -90,6 +91,19 @@ TEST_P(ModelTuningTest, SameSeedSameBytes) {
   Tune(options, two);
   EXPECT_TRUE(one[0].linears[0].scales.equal(two[0].linears[0].scales));
   EXPECT_FALSE(one[0].linears[0].scales.equal(blocks_[0].linears[0].scales));
+}
+
+// The loss is that before a step: what the last one did is looked at as well.
+TEST_P(ModelTuningTest, ALastStepThatIsNotFiniteIsAnError) {
+  ModelTuningOptions options;
+  options.steps = 3;
+  test::OneState store(2);
+  std::vector<QuantizedBlock> once = blocks_, again = blocks_;
+  Tune(options, once, &store);
+  store.kept().moments[0].fill_(NAN);
+  const EngineError error = test::ErrorOf([&] { Tune(options, again, &store); });
+  EXPECT_EQ(error.reason, "NON_FINITE_LOSS");
+  EXPECT_TRUE(test::Mentions(error, "step 2: what is tuned is not finite")) << error.what();
 }
 
 TEST_P(ModelTuningTest, GoesOnFromAKeptStateToTheSameBytes) {

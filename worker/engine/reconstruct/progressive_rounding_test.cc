@@ -180,6 +180,9 @@ TEST(RootTokenWeightsTest, TokensAboveTheLimitCountAsIfAtIt) {
   ASSERT_EQ(roots.sizes(), (at::IntArrayRef{1, 5, 1}));
   EXPECT_FLOAT_EQ(roots[0][0].item<float>(), 1);
   EXPECT_FLOAT_EQ(roots[0][3].item<float>(), 6.0F / 100);
+  EXPECT_FLOAT_EQ(MostTokenEnergy(targets, 9), 36);
+  EXPECT_EQ(MostTokenEnergy(targets, 0), std::numeric_limits<double>::infinity());
+  EXPECT_EQ(MostTokenEnergy(targets, 2500), std::numeric_limits<double>::infinity());
   EXPECT_FALSE(RootTokenWeights(targets, 0).defined());
   EXPECT_FALSE(RootTokenWeights(targets, 2500).defined()) << "none exceeds it";
   EXPECT_FALSE(RootTokenWeights(at::zeros({1, 5, 4}), 9).defined());

@@ -2,8 +2,12 @@
 
 #include <ATen/core/grad_mode.h>
 
+#include <algorithm>
+#include <cmath>
 #include <memory>
+#include <optional>
 
+#include "worker/engine/base/non_finite.h"
 #include "worker/engine/methods/batches.h"
 #include "worker/engine/methods/block_weights.h"
 #include "worker/engine/methods/omniquant/transform.h"
@@ -17,6 +21,8 @@ namespace {
 
 // sigmoid(4) = 0.982: training starts close to min/max.
 constexpr double kFirstLogit = 4.0;
+constexpr int kMostRetries = 2;
+constexpr double kRetryRate = 0.1;
 constexpr int kEpochs = 20;
 constexpr int kEpochsAtTwoBits = 40;
 
@@ -42,34 +48,59 @@ class ClipTrainer {
     BlockTargetOptions targets;
     targets.average_with_prefix = options.augmented_loss.value_or(task.grid.bits <= 2);
     targets_ = MakeBlockTargets(task, targets, progress);
-    if (LearnsTransform(options, task)) {
-      transform_ = std::make_unique<EquivalentTransform>(
-          task.block, targets_.input_max, options.transform_alpha, options.tie_rope_pairs);
-    }
     for (const Linear& linear : task.block.linears) {
-      const GroupRange range = RangeOfGroups(linear.weight, task.grid);
-      if (!transform_) ranges_.push_back(range);
-      const auto logits = [&] { return at::full_like(range.lo, kFirstLogit).requires_grad_(true); };
-      logits_.push_back({logits(), logits()});
-    }
-    for (const ClipFactors& logits : logits_) {
-      adam_.Add(logits.upper, options.learning_rate);
-      adam_.Add(logits.lower, options.learning_rate);
-    }
-    if (!transform_) return;
-    for (const at::Tensor& scale : transform_->parameters()) {
-      adam_.Add(scale, options.transform_learning_rate);
+      ranges_.push_back(RangeOfGroups(linear.weight, task.grid));
     }
   }
 
   OmniquantResult Run() {
+    double rate_scale = 1;
+    for (int attempt = 0; attempt <= kMostRetries; ++attempt, rate_scale *= kRetryRate) {
+      Start(rate_scale);
+      if (std::optional<OmniquantResult> result = Train()) {
+        result->retries = attempt;
+        return *result;
+      }
+      if (attempt < kMostRetries) progress_.Extend(steps_);
+    }
+    throw NonFiniteLoss(task_.block.index, "learning to clip",
+                        "the loss or what is trained is not finite, also at a hundredth of the "
+                        "learning rates; check the checkpoint's weights and the calibration text, "
+                        "or lower learning_rate and transform_learning_rate");
+  }
+
+ private:
+  // Everything that is trained, as it begins.
+  void Start(double rate_scale) {
+    adam_ = Adam();
+    logits_.clear();
+    steps_ = 0;
+    for (const GroupRange& range : ranges_) {
+      const auto logits = [&] { return at::full_like(range.lo, kFirstLogit).requires_grad_(true); };
+      logits_.push_back({logits(), logits()});
+      adam_.Add(logits_.back().upper, options_.learning_rate * rate_scale);
+      adam_.Add(logits_.back().lower, options_.learning_rate * rate_scale);
+    }
+    if (!LearnsTransform(options_, task_)) return;
+    transform_ = std::make_unique<EquivalentTransform>(
+        task_.block, targets_.input_max, options_.transform_alpha, options_.tie_rope_pairs);
+    for (const at::Tensor& scale : transform_->parameters()) {
+      adam_.Add(scale, options_.transform_learning_rate * rate_scale);
+    }
+  }
+
+  // nullopt when a loss or what was trained is not finite.
+  std::optional<OmniquantResult> Train() {
     OmniquantResult result;
     const int epochs = Epochs(options_, task_.grid.bits);
     for (int epoch = 0; epoch < epochs; ++epoch) {
       const double loss = RunEpoch();
+      if (!std::isfinite(loss)) return std::nullopt;
       if (epoch == 0) result.first_loss = loss;
       result.last_loss = loss;
     }
+    const std::vector<at::Tensor> trained = adam_.tensors();
+    if (!std::all_of(trained.begin(), trained.end(), AllFinite)) return std::nullopt;
     const at::NoGradGuard no_grad;
     result.block = transform_ ? transform_->Bake(task_.block, task_.dense_dtypes) : task_.block;
     for (const ClipFactors& logits : logits_) {
@@ -78,14 +109,16 @@ class ClipTrainer {
     return result;
   }
 
- private:
-  // Mean loss of all steps.
+  // Mean loss of all steps; ends at one that is not finite.
   double RunEpoch() {
     const int64_t windows = task_.x_q.size(0);
     double sum = 0;
     for (int64_t first = 0; first < windows; first += options_.batch_size) {
       const int64_t count = std::min<int64_t>(options_.batch_size, windows - first);
-      sum += Step(first, count) * static_cast<double>(count);
+      const double loss = Step(first, count);
+      if (!std::isfinite(loss)) return loss;
+      sum += loss * static_cast<double>(count);
+      ++steps_;
       progress_.Advance(1, "learning to clip");
     }
     return sum / static_cast<double>(windows);
@@ -99,7 +132,7 @@ class ClipTrainer {
     const at::Tensor wanted = targets_.outputs.narrow(0, first, count).to(task_.device);
     const at::Tensor loss = (output - wanted).square().mean();
     const auto value = loss.item<double>();
-    CheckTrainingLoss(task_.block, "learning to clip", value);
+    if (!std::isfinite(value)) return value;
     adam_.Step(Gradients(loss, adam_.tensors()));
     return value;
   }
@@ -123,9 +156,10 @@ class ClipTrainer {
   ProgressSink& progress_;
   BlockTargets targets_;
   std::unique_ptr<EquivalentTransform> transform_;
-  std::vector<GroupRange> ranges_;  // of weights that nothing transforms
+  std::vector<GroupRange> ranges_;  // of weights before anything transforms them
   std::vector<ClipFactors> logits_;
   Adam adam_;
+  int64_t steps_ = 0;  // since the start
 };
 
 }  // namespace
@@ -170,6 +204,7 @@ MethodResult Omniquant::Quantize(const BlockTask& task, ProgressSink& progress) 
   result.block.dense = DenseTensors(learned.block, task.dense_dtypes);
   result.metrics = {{"first_epoch_loss", learned.first_loss},
                     {"last_epoch_loss", learned.last_loss}};
+  if (learned.retries > 0) result.metrics["retries"] = learned.retries;
   for (size_t i = 0; i < learned.clips.size(); ++i) {
     const Linear& linear = learned.block.linears[i];
     const GroupGrid grid =

@@ -33,13 +33,15 @@ struct OmniquantResult {
   std::vector<ClipFactors> clips;  // one a linear, in the block's order
   double first_loss = 0;           // mean squared error over the first epoch
   double last_loss = 0;            // over the last
+  int retries = 0;                 // starts over at a tenth of the rates
 };
 
 // Learns where to clip every group of weights and, if asked for, an equivalent
 // transformation of the block: Adam on the squared error between the quantized
 // block's output on the quantized prefix and the original block's on the
 // original one (Shao et al., arXiv 2308.13137; spec: baselines.md 2). Windows in
-// order, `epochs` times. Throws NON_FINITE_LOSS.
+// order, `epochs` times. Where a loss is not finite it starts over at a tenth of
+// the rates, twice at most; then throws NON_FINITE_LOSS.
 OmniquantResult LearnClipping(const BlockTask& task, const OmniquantOptions& options,
                               ProgressSink& progress);
 

@@ -98,9 +98,13 @@ class TargetTerm {
   void AddErrors(double elements, BlockLoss& loss, TokenFactors* factors) const {
     double total = 0;
     for (int64_t t = 0; t < tokens_; ++t) {
-      total += sums_[t].of[i_].squared_error;
-      factors[t].of_y += 2.0 * options_.mse_weight / elements;
-      factors[t].of_targets[i_] -= 2.0 * options_.mse_weight / elements;
+      const TokenSums::OfTarget& of = sums_[t].of[i_];
+      const double most = options_.most_energy[i_];
+      const double weight = of.target_target > most ? most / of.target_target : 1.0;
+      const double slope = 2.0 * options_.mse_weight * weight / elements;
+      total += weight * of.squared_error;
+      factors[t].of_y += slope;
+      factors[t].of_targets[i_] -= slope;
     }
     loss.mse += total / elements;
   }

@@ -123,6 +123,7 @@ class BlockRounding {
                    task.device),
         linears_(linears),
         buffer_(buffer) {
+    objective_.LimitTokens(options.token_energy_limit);
     parts_.reserve(2 * linears.size());
     for (size_t i = 0; i < linears.size(); ++i) {
       soft_.emplace_back(task.block.linears[i].weight, linears[i], parts_);

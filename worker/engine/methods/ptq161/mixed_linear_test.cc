@@ -262,19 +262,23 @@ TEST(ParameterBuffer, FollowsTheRecurrence) {
   }
 }
 
+const BlockLossOptions kLosses[] = {{}, {0.5, 3, true}, {2, 0, false}, {2, 3, false, {6, 1e9}}};
+
 TEST(TwoTargetLoss, ValueAndGradient) {
   at::manual_seed(9);
-  for (const BlockLossOptions& options :
-       {BlockLossOptions{}, BlockLossOptions{0.5, 3, true}, BlockLossOptions{2, 0, false}}) {
+  for (const BlockLossOptions& options : kLosses) {
     at::Tensor y = at::randn({5, 7}, at::kDouble).requires_grad_();
     const at::Tensor a = at::randn({5, 7}, at::kDouble) + y.detach();
     const at::Tensor b = at::randn({5, 7}, at::kDouble) + y.detach();
     at::Tensor wanted = at::zeros({}, at::kDouble);
-    for (const at::Tensor& target : {a, b}) {
+    for (const auto& [target, most] :
+         {std::pair(a, options.most_energy[0]), std::pair(b, options.most_energy[1])}) {
+      const at::Tensor weights = (most / target.square().sum(1, true)).clamp_max(1);
       const at::Tensor cosine = at::cosine_similarity(y, target, 1);
       const at::Tensor term =
           options.token_cosine ? -cosine.abs().log().mean() : -cosine.mean().abs().log();
-      wanted = wanted + options.mse_weight * at::mse_loss(y, target) + options.cosine_weight * term;
+      wanted = wanted + options.mse_weight * (weights * (y - target).square()).mean() +
+               options.cosine_weight * term;
     }
     wanted.backward();
     const BlockLoss got = TwoTargetLoss(y.detach(), a, b, options);
@@ -286,8 +290,7 @@ TEST(TwoTargetLoss, ValueAndGradient) {
 // fp32 on the CPU takes another way than the fp64 above: the same loss, also over several tasks.
 TEST(TwoTargetLoss, IsTheSameInBothTypes) {
   at::manual_seed(10);
-  for (const BlockLossOptions& options :
-       {BlockLossOptions{}, BlockLossOptions{0.5, 3, true}, BlockLossOptions{2, 0, false}}) {
+  for (const BlockLossOptions& options : kLosses) {
     for (const auto& [tokens, width] : {std::pair<int64_t, int64_t>{1, 3}, {67, 21}, {130, 64}}) {
       const at::Tensor y = at::randn({2, tokens, width});
       const at::Tensor a = y + at::randn_like(y), b = y + 0.3 * at::randn_like(y);

@@ -40,6 +40,9 @@ struct Ptq161Options {
   double mse_weight = 1;
   double cosine_weight = 1;
   bool token_cosine = false;  // mean of the tokens' -log cos instead of -log of the mean
+  // Not in the paper: see MostTokenEnergy; of the squared errors and of learned
+  // rounding's loss. 0 = no limit.
+  double token_energy_limit = 0;
   // An epoch that lowers the loss by a smaller share ends the block; 0 = never.
   double stop_improvement = 0;
 

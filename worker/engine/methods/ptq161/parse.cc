@@ -106,7 +106,9 @@ void ParseTraining(JsonObject& options, Ptq161Options& parsed) {
     options.RefuseIdle({"epochs", "gain_rate", "relative_gain", "shuffle", "mse_weight",
                         "cosine_weight", "disable_cosine", "token_cosine", "stop_improvement"},
                        why);
-    if (!parsed.learn_rounding) options.RefuseIdle({"rank_one_rate", "compute_dtype"}, why);
+    if (!parsed.learn_rounding) {
+      options.RefuseIdle({"rank_one_rate", "compute_dtype", "token_energy_limit"}, why);
+    }
     parsed.epochs = 0;
   }
   const bool cosine = !options.Bool("disable_cosine", false);
@@ -125,6 +127,7 @@ void ParseTraining(JsonObject& options, Ptq161Options& parsed) {
   Override(options, "mse_weight", parsed.mse_weight);
   Override(options, "cosine_weight", parsed.cosine_weight);
   if (!cosine) parsed.cosine_weight = 0;
+  parsed.token_energy_limit = ParseTokenEnergyLimit(options, parsed.token_energy_limit);
   parsed.token_cosine = options.Bool("token_cosine", false);
   Override(options, "stop_improvement", parsed.stop_improvement);
   if (parsed.stop_improvement >= 1) {
@@ -182,6 +185,9 @@ std::vector<ParameterRow> Ptq161Parameters() {
       {"cosine_weight", "double", "1", "Weight of the cosine terms in the loss."},
       {"disable_cosine", "bool", "false", "Leave the cosine terms out."},
       {"token_cosine", "bool", "false", "Mean of the tokens' -log cos, not -log of their mean."},
+      {"token_energy_limit", "double", "0",
+       "Tokens of more than so many times the median energy count in the squared errors as if they "
+       "had that; -1 = none."},
       {"stop_improvement", "double", "0",
        "End a block after an epoch that lowers its loss by a smaller share than this."},
       {"learn_rounding", "bool", "false",

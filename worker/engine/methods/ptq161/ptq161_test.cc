@@ -435,6 +435,7 @@ TEST_P(Ptq161Test, EverySwitchChangesTheResult) {
       {"mse_weight", [](Options& o) { o.mse_weight = 2; }},
       {"cosine_weight", [](Options& o) { o.cosine_weight = 0; }},
       {"token_cosine", [](Options& o) { o.token_cosine = true; }},
+      {"token_energy_limit", [](Options& o) { o.token_energy_limit = 0.5; }},
       {"salient_ratio", [](Options& o) { o.salient_ratio = 0.5; }},
       {"learn_rounding", [](Options& o) { o.learn_rounding = true, o.rounding_stages = 2; }},
       {"compute", [](Options& o) { o.compute = ComputeDtype::kBfloat16; }},
@@ -625,6 +626,8 @@ TEST(Ptq161Parse, RecipePlusAndFieldsOverIt) {
       Parse(R"({"recipe": "ptq161-plus", "shuffle": true, "statistic": "STATISTIC_MAX"})");
   EXPECT_TRUE(other.learn_rounding && other.shuffle && !other.relative_gain);
   EXPECT_EQ(other.statistic, Ptq161Options::Statistic::kMax);
+  EXPECT_EQ(Parse(R"({"token_energy_limit": 300})").token_energy_limit, 300);
+  EXPECT_EQ(Parse(R"({"recipe": "ptq161-plus", "token_energy_limit": -1})").token_energy_limit, 0);
 }
 
 struct BadOption {

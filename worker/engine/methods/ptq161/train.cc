@@ -9,6 +9,7 @@
 #include "worker/engine/base/random.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/methods/ptq161/block_loss.h"
+#include "worker/engine/reconstruct/token_weights.h"
 
 namespace quantry::engine {
 namespace {
@@ -42,7 +43,12 @@ class GainTrainer {
         options_(options),
         survey_(survey),
         linears_(linears),
-        progress_(progress) {}
+        progress_(progress),
+        loss_{options.mse_weight,
+              options.cosine_weight,
+              options.token_cosine,
+              {MostTokenEnergy(survey.target_fp, options.token_energy_limit),
+               MostTokenEnergy(survey.target_q, options.token_energy_limit)}} {}
 
   // nullopt when a loss or what was trained is not finite; failed_step() then tells where.
   std::optional<TrainingReport> Run(ParameterBuffer& buffer, double rate_scale) {
@@ -98,8 +104,7 @@ class GainTrainer {
     const at::Tensor y =
         block_.Forward(window(task_.x_q), task_.rope, MixedForward(block_, linears_));
     BlockLoss loss =
-        TwoTargetLoss(y.detach(), window(survey_.target_fp), window(survey_.target_q),
-                      {options_.mse_weight, options_.cosine_weight, options_.token_cosine});
+        TwoTargetLoss(y.detach(), window(survey_.target_fp), window(survey_.target_q), loss_);
     if (std::isfinite(loss.total)) y.backward(loss.grad);
     return loss;
   }
@@ -129,6 +134,7 @@ class GainTrainer {
   const BlockSurvey& survey_;
   const std::vector<MixedLinear>& linears_;
   ProgressSink& progress_;
+  const BlockLossOptions loss_;
   int64_t step_ = 0;
   int64_t told_ = 0;  // to progress_
 };

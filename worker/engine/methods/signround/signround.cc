@@ -3,10 +3,13 @@
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <vector>
 
+#include "worker/engine/base/non_finite.h"
 #include "worker/engine/base/random.h"
+#include "worker/engine/base/strings.h"
 #include "worker/engine/methods/batches.h"
 #include "worker/engine/methods/block_weights.h"
 #include "worker/engine/methods/training/block_loss.h"
@@ -16,6 +19,8 @@
 
 namespace quantry::engine {
 namespace {
+
+constexpr int kMostRetries = 3;
 
 // Trainables of one linear.
 struct LinearParameters {
@@ -56,7 +61,7 @@ class SignTrainer {
     const double range_rate =
         options_.range_learning_rate > 0 ? options_.range_learning_rate : rate;
     for (int i = 0; i < options_.iterations; ++i) {
-      const double left = 1.0 - static_cast<double>(i) / options_.iterations;
+      const double left = rate_share_ * (1.0 - static_cast<double>(i) / options_.iterations);
       Step(i, rate * left, range_rate * left);
       progress_.Advance(1, "tuning rounding");
     }
@@ -85,15 +90,17 @@ class SignTrainer {
 
   SignroundGrids Grids() const {
     const at::NoGradGuard no_grad;
-    SignroundGrids result = {{}, first_loss_, best_loss_};
+    SignroundGrids result = {{}, first_loss_, best_loss_, retries_};
     for (size_t i = 0; i < best_.size(); ++i) result.grids.push_back(GridOf(i, best_[i]));
     return result;
   }
 
   std::map<std::string, double> Metrics() const {
-    return {{"first_loss", first_loss_},
-            {"best_loss", best_loss_},
-            {"best_step", static_cast<double>(best_step_)}};
+    std::map<std::string, double> metrics = {{"first_loss", first_loss_},
+                                             {"best_loss", best_loss_},
+                                             {"best_step", static_cast<double>(best_step_)}};
+    if (retries_ > 0) metrics["retries"] = retries_;
+    return metrics;
   }
 
  private:
@@ -139,7 +146,7 @@ class SignTrainer {
     if (roots_.defined()) error = error * part(roots_);
     const at::Tensor loss = error.square().mean();
     const auto value = loss.item<double>();
-    CheckTrainingLoss(task_.block, "tuning rounding", value);
+    if (!std::isfinite(value)) return GoBack(value);
     if (step == 0) first_loss_ = value;
     if (value < best_loss_) {
       best_loss_ = value;
@@ -147,6 +154,23 @@ class SignTrainer {
       Keep();
     }
     Move(Gradients(loss, Parameters()), rate, range_rate);
+  }
+
+  // To the best so far, from where steps of half the size go on.
+  void GoBack(double loss) {
+    if (best_loss_ == std::numeric_limits<double>::infinity() || ++retries_ > kMostRetries) {
+      throw NonFiniteLoss(task_.block.index, "tuning rounding",
+                          StrCat("the loss is ", loss,
+                                 ", and lower rates did not help; lower the learning rate, "
+                                 "or check the checkpoint's weights and the calibration text"));
+    }
+    rate_share_ /= 2;
+    const at::NoGradGuard no_grad;
+    for (size_t i = 0; i < current_.size(); ++i) {
+      current_[i].offsets.copy_(best_[i].offsets);
+      current_[i].lower.copy_(best_[i].lower);
+      current_[i].upper.copy_(best_[i].upper);
+    }
   }
 
   void Move(const std::vector<at::Tensor>& gradients, double rate, double range_rate) {
@@ -185,6 +209,8 @@ class SignTrainer {
   double first_loss_ = 0;
   double best_loss_ = std::numeric_limits<double>::infinity();
   int best_step_ = 0;
+  int retries_ = 0;  // times it went back
+  double rate_share_ = 1;
 };
 
 }  // namespace

@@ -23,6 +23,7 @@ struct SignroundGrids {
   std::vector<GroupGrid> grids;
   double first_loss = 0;  // mean squared error of a batch, everything rounded to nearest
   double best_loss = 0;   // the least of any step
+  int retries = 0;        // losses that were not finite
 };
 
 // Tunes the ranges as the method below does, for another method to round on; the

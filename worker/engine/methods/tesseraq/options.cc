@@ -29,13 +29,6 @@ double ParseRate(JsonObject& options, const std::string& name) {
   return rate;
 }
 
-// -1 = none, 0 = not given; nothing else below 0 means anything.
-double ParseSwitchable(JsonObject& options, const std::string& name) {
-  const double value = options.Number(name, 0, -1e30);
-  if (value < 0 && value != -1) options.Refuse(name, "-1 (none) or above 0 (left out = default)");
-  return value;
-}
-
 // The recipe's, of what the message leaves to it.
 TesseraqBudget ParseBudget(JsonObject& options, const TesseraqRecipe& recipe) {
   const int budget = options.Choice(
@@ -104,7 +97,7 @@ StepRates ParseRates(JsonObject& options, double default_rate) {
   rates.rounding = rate > 0 ? rate : default_rate;
   const double scale_rate = ParseRate(options, "scale_learning_rate");
   rates.scale = scale_rate > 0 ? scale_rate : rates.rounding;
-  const double decay = ParseSwitchable(options, "scale_weight_decay");
+  const double decay = options.NumberOrNone("scale_weight_decay");
   rates.scale_weight_decay = decay == 0 ? kDefaultDecay : std::max(decay, 0.0);
   rates.tune_scale = !options.Bool("disable_scale_tuning", false);
   if (!rates.tune_scale) {
@@ -157,7 +150,7 @@ ModelTuningOptions ParseTuning(JsonObject& options, ModelTuningOptions tuning, b
   }
   const double rate = ParseRate(options, "model_tuning_rate");
   if (rate > 0) tuning.scale_rate = rate;
-  const double dense_rate = ParseSwitchable(options, "model_tuning_dense_rate");
+  const double dense_rate = options.NumberOrNone("model_tuning_dense_rate");
   if (dense_rate != 0) tuning.dense_rate = std::max(dense_rate, 0.0);
   if (scales) return tuning;
   tuning.scale_rate = 0;
@@ -204,8 +197,7 @@ TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
   const int64_t batch = options.Int("batch_size", 0, 0, kMaxBatch);
   if (batch > 0) result.rounding.batch_size = batch;
   result.rounding.whole_epochs = options.Bool("whole_epochs", false);
-  result.repeat_worse_stages =
-      options.Bool("repeat_worse_stages", false) || recipe.repeat_worse_stages;
+  result.repeat_worse_stages = options.Bool("repeat_worse_stages", recipe.repeat_worse_stages);
   result.rounding.held_out = options.Int("held_out_samples", 0, 0, kMaxHeldOut);
   const int64_t reach = options.Int("rounding_reach", 0, 0, RoundingWindow::kMaxReach);
   if (reach > 0) result.rounding_reach = static_cast<int>(reach);
@@ -233,8 +225,7 @@ TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
   result.tuning.compute = result.compute = ParseComputeDtype(options);
   result.input_mixing = options.Number("input_mixing", 0, 0);
   if (result.input_mixing > 1) options.Refuse("input_mixing", "a probability, 0 to 1");
-  const double limit = ParseSwitchable(options, "token_energy_limit");
-  result.token_energy_limit = limit == 0 ? recipe.token_energy_limit : std::max(limit, 0.0);
+  result.token_energy_limit = ParseTokenEnergyLimit(options, recipe.token_energy_limit);
   result.signround.token_energy_limit = result.token_energy_limit;
   if (FindRecipe(options) != nullptr) result.calibration = recipe.calibration;
   return result;

@@ -147,6 +147,7 @@ Tesseraq::Start Tesseraq::Initialize(const BlockTask& task, ProgressSink& progre
     clips = std::move(learned.clips);
     start.metrics = {{"clip_loss_first", learned.first_loss},
                      {"clip_loss_last", learned.last_loss}};
+    if (learned.retries > 0) start.metrics["start_retries"] = learned.retries;
   } else {
     AwqBlock found = SearchAwq(task, Switched(options_), task.x_q, progress);
     start.block = std::move(found.block);
@@ -170,6 +171,7 @@ void Tesseraq::TuneStart(const BlockTask& task, Start& start, ProgressSink& prog
   start.grids = std::move(tuned.grids);
   start.metrics["range_loss_first"] = tuned.first_loss;
   start.metrics["range_loss_best"] = tuned.best_loss;
+  if (tuned.retries > 0) start.metrics["start_retries"] = tuned.retries;
 }
 
 MethodResult Tesseraq::Quantize(const BlockTask& task, ProgressSink& progress) const {
@@ -180,12 +182,12 @@ MethodResult Tesseraq::Quantize(const BlockTask& task, ProgressSink& progress) c
   if (options_.input_mixing > 0) objective.MixInputs(task.x_fp, options_.input_mixing);
   MethodResult result;
   result.metrics = start.metrics;
-  MeasureStart(task, start, objective, result.metrics);
+  const double loss_init = MeasureStart(task, start, objective, result.metrics);
   progress.Advance(Batches({task.x_q.size(0), task.x_q.size(1)}), "loss of the start");
   TrainedBlock trained = Trained(task, start);
   ProgressiveRoundingOptions rounding = options_.rounding;
   rounding.seed = task.seed;
-  if (options_.repeat_worse_stages) rounding.most_loss = result.metrics.at("loss_init");
+  if (options_.repeat_worse_stages) rounding.most_loss = loss_init;
   const RoundingReport report = ProgressiveRounding(task.block.index, objective, rounding, progress)
                                     .Run(trained, task.stages);
   result.metrics["loss_soft"] = report.loss_soft;
@@ -213,13 +215,16 @@ TrainedBlock Tesseraq::Trained(const BlockTask& task, const Start& start) const 
   return trained;
 }
 
-void Tesseraq::MeasureStart(const BlockTask& task, const Start& start,
-                            const BlockObjective& objective,
-                            std::map<std::string, double>& metrics) const {
+double Tesseraq::MeasureStart(const BlockTask& task, const Start& start,
+                              const BlockObjective& objective,
+                              std::map<std::string, double>& metrics) const {
   const TrainableTensors nearest = Nearest(task, start.block, start.grids);
-  metrics["loss_init"] = objective.Loss(nearest);
-  if (options_.rounding.held_out == 0) return;
-  metrics["held_out_loss_init"] = HeldOutLoss(objective, nearest);
+  const BlockObjective::Losses losses = objective.LossesOf(nearest, 0, objective.windows());
+  metrics["loss_init"] = losses.all;
+  if (options_.rounding.held_out > 0) {
+    metrics["held_out_loss_init"] = HeldOutLoss(objective, nearest);
+  }
+  return losses.limited;
 }
 
 double Tesseraq::HeldOutLoss(const BlockObjective& objective, const TrainableTensors& at) const {

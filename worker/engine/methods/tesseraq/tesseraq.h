@@ -41,9 +41,11 @@ class Tesseraq : public Method {
   // Grids with ranges tuned by SignRound.
   void TuneStart(const BlockTask& task, Start& start, ProgressSink& progress) const;
   TrainedBlock Trained(const BlockTask& task, const Start& start) const;
-  // Losses of rounding to nearest on the starting grid.
-  void MeasureStart(const BlockTask& task, const Start& start, const BlockObjective& objective,
-                    std::map<std::string, double>& metrics) const;
+  // Puts losses of rounding to nearest on the starting grid into `metrics`. Returns
+  // the one that training lowers: with token_energy_limit not that of all tokens
+  // alike, which reports tell.
+  double MeasureStart(const BlockTask& task, const Start& start, const BlockObjective& objective,
+                      std::map<std::string, double>& metrics) const;
   double HeldOutLoss(const BlockObjective& objective, const TrainableTensors& at) const;
   // Where the windows held out say that what was learned is worse than the
   // start, it is given up.

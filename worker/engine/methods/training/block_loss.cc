@@ -66,12 +66,4 @@ std::vector<at::Tensor> Gradients(const at::Tensor& loss,
                                /*allow_unused=*/true);
 }
 
-void CheckTrainingLoss(const Block& block, const char* step, double loss) {
-  if (std::isfinite(loss)) return;
-  throw NonFiniteLoss(block.index, step,
-                      StrCat("the loss is ", loss,
-                             "; lower the learning rate, or check the checkpoint's weights and the "
-                             "calibration text"));
-}
-
 }  // namespace quantry::engine

@@ -33,7 +33,4 @@ int64_t BlockTargetSteps(const StreamShape& stream);
 std::vector<at::Tensor> Gradients(const at::Tensor& loss,
                                   const std::vector<at::Tensor>& parameters);
 
-// Throws NON_FINITE_LOSS naming the block and the step.
-void CheckTrainingLoss(const Block& block, const char* step, double loss);
-
 }  // namespace quantry::engine

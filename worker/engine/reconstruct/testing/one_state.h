@@ -23,6 +23,8 @@ class OneState : public TrainingStore {
     if (state.steps_done == step_ && !kept_) kept_ = Copy(state);
   }
 
+  TrainingState& kept() { return *kept_; }
+
  private:
   int64_t step_;
   std::optional<TrainingState> kept_;
