@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "common/errors.h"
+#include "common/signal_name.h"
 
 namespace quantry::server {
 namespace {
@@ -131,6 +132,9 @@ class Metered : public JobStore {
     if (result.ok()) {
       const bool cancelled = *result == JobState::kCancelled;
       metrics_->job_attempts.With({cancelled ? "cancelled" : "failed"}).Increment();
+      if (!cancelled && request.exit_signal > 0) {
+        metrics_->engine_signals.With({SignalName(request.exit_signal)}).Increment();
+      }
     }
     return result;
   }

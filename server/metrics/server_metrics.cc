@@ -1,7 +1,9 @@
 #include "server/metrics/server_metrics.h"
 
+#include <csignal>
 #include <utility>
 
+#include "common/signal_name.h"
 #include "prometheus/text_serializer.h"
 #include "server/jobs/job_store.h"
 
@@ -109,6 +111,8 @@ ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
                       "Time from the first claim to the end.", {"method"}, RunBuckets()),
       job_attempts(registry_.get(), "quantry_job_attempts_total", "Attempts that ended.",
                    {"outcome"}),
+      engine_signals(registry_.get(), "quantry_attempt_engine_signals_total",
+                     "Failed attempts whose engine died of a signal.", {"signal"}),
       lease_expired(OneCounter(registry_.get(), "quantry_lease_expired_total",
                                "Leases taken from workers that went silent.")),
       stale_writes_rejected(registry_.get(), "quantry_stale_writes_rejected_total",
@@ -170,6 +174,9 @@ ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
   for (const char* outcome :
        {"succeeded", "failed", "cancelled", "released", "lost", "no_progress"}) {
     job_attempts.With({outcome});
+  }
+  for (const int signal : {SIGKILL, SIGTERM, SIGSEGV, SIGABRT, SIGBUS, SIGFPE, SIGILL}) {
+    engine_signals.With({SignalName(signal)});
   }
   for (const char* outcome : {"hit", "joined", "miss"}) result_cache.With({outcome});
   for (const char* op : {"heartbeat", "commit_checkpoint", "complete", "fail", "release"}) {

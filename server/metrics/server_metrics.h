@@ -90,6 +90,7 @@ class ServerMetrics {
   prometheus::Histogram& job_queue_seconds;
   HistogramVec job_run_seconds;  // method
   CounterVec job_attempts;       // outcome
+  CounterVec engine_signals;     // signal
   prometheus::Counter& lease_expired;
   CounterVec stale_writes_rejected;  // op
   prometheus::Gauge& sweeper_last_run;

@@ -23,6 +23,7 @@ TEST(ServerMetrics, SeriesAreExportedFromZero) {
         "quantry_jobs_finished_total{method=\"awq\",outcome=\"failed\"} 0",
         "quantry_job_queue_seconds_count 0", "quantry_job_run_seconds_count{method=\"rtn\"} 0",
         "quantry_job_attempts_total{outcome=\"lost\"} 0", "quantry_lease_expired_total 0",
+        "quantry_attempt_engine_signals_total{signal=\"SIGSEGV\"} 0",
         "quantry_stale_writes_rejected_total{op=\"complete\"} 0",
         "quantry_sweeper_last_run_timestamp_seconds 0", "quantry_watch_streams 0",
         "quantry_watch_events_sent_total{kind=\"event\"} 0",

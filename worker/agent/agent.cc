@@ -125,6 +125,7 @@ void Agent::FreeDisk(std::int64_t bytes) {
 
 bool Agent::MayAcquire() {
   if (quiet_) return false;
+  cache_.Trim();
   const auto free = work_dir_.FreeBytes();
   if (free.ok() && *free < options_.min_free_disk_bytes) {
     FreeDisk(options_.min_free_disk_bytes - *free);

@@ -122,18 +122,13 @@ void BlobCache::MakeRoom(std::int64_t bytes) {
   std::error_code error;
   const fs::space_info space = fs::space(root_, error);
   if (error) return;
-  const auto missing = bytes + spare_bytes_ - static_cast<std::int64_t>(space.available);
+  const auto missing = bytes + limits_.spare_bytes - static_cast<std::int64_t>(space.available);
   if (missing > 0) Evict(missing);
 }
 
-void BlobCache::Evict(std::int64_t bytes) {
+std::vector<BlobCache::Entry> BlobCache::Unused() {
   // What fetches are writing is left alone; without any, it is a crashed agent's.
   const std::unique_lock idle(fetching_, std::try_to_lock);
-  struct Entry {
-    fs::file_time_type used;
-    fs::path path;
-    std::int64_t size;
-  };
   std::vector<Entry> entries;
   std::error_code error;
   for (fs::recursive_directory_iterator it(root_, error), end; !error && it != end;
@@ -146,6 +141,21 @@ void BlobCache::Evict(std::int64_t bytes) {
   }
   std::sort(entries.begin(), entries.end(),
             [](const Entry& a, const Entry& b) { return a.used < b.used; });
+  return entries;
+}
+
+void BlobCache::Evict(std::int64_t bytes) { Remove(Unused(), bytes); }
+
+void BlobCache::Trim() {
+  if (limits_.max_bytes == 0) return;
+  const std::vector<Entry> entries = Unused();
+  std::int64_t above = -limits_.max_bytes;
+  for (const Entry& entry : entries) above += entry.size;
+  Remove(entries, above);
+}
+
+void BlobCache::Remove(const std::vector<Entry>& entries, std::int64_t bytes) {
+  std::error_code error;
   for (const Entry& entry : entries) {
     if (bytes <= 0) return;
     if (fs::remove(entry.path, error)) bytes -= entry.size;

@@ -1,8 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <shared_mutex>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -16,9 +18,12 @@ namespace quantry::agent {
 // Thread-safe.
 class BlobCache {
  public:
-  // A fetch makes room for the blob and `spare_bytes`.
-  explicit BlobCache(std::string root, std::int64_t spare_bytes = 0)
-      : root_(std::move(root)), spare_bytes_(spare_bytes) {}
+  struct Limits {
+    std::int64_t spare_bytes = 0;  // of the disk, left free by a fetch
+    std::int64_t max_bytes = 0;    // of the blobs that no running job has; 0 = no limit
+  };
+  explicit BlobCache(std::string root) : BlobCache(std::move(root), Limits()) {}
+  BlobCache(std::string root, const Limits& limits) : root_(std::move(root)), limits_(limits) {}
 
   const std::string& root() const { return root_; }
 
@@ -32,14 +37,26 @@ class BlobCache {
   // none is left. Waits for no fetch.
   void Evict(std::int64_t bytes);
 
+  // Removes as many of them as are above the limit.
+  void Trim();
+
  private:
+  struct Entry {
+    std::filesystem::file_time_type used;
+    std::filesystem::path path;
+    std::int64_t size;
+  };
+  // What no running job has, longest unused first.
+  std::vector<Entry> Unused();
+  // The first of `entries` until `bytes` are freed.
+  static void Remove(const std::vector<Entry>& entries, std::int64_t bytes);
   absl::Status Fetch(Storage& blobs, const std::string& sha256, std::int64_t size_bytes,
                      const std::string& target, const TransferCheck& check);
   void MakeRoom(std::int64_t bytes);
   std::string PathOf(const std::string& sha256) const;
 
   const std::string root_;
-  const std::int64_t spare_bytes_;
+  const Limits limits_;
   std::shared_mutex fetching_;  // shared while bytes come in
 };
 

@@ -111,13 +111,15 @@ absl::Status FinishConfig(v1::WorkerConfig& config) {
                      "threads: wanted 1 or more, got " + std::to_string(config.threads()));
   }
   if (auto status = CheckDevice(config.device()); !status.ok()) return status;
-  if (config.store_patience_s() < 0) {
-    return MakeError(Reason::kInvalidConfig, "store_patience_s: wanted 0 or more, got " +
-                                                 std::to_string(config.store_patience_s()));
-  }
-  if (config.engine_max_file_bytes() < 0) {
-    return MakeError(Reason::kInvalidConfig, "engine_max_file_bytes: wanted 0 or more, got " +
-                                                 std::to_string(config.engine_max_file_bytes()));
+  const std::pair<const char*, std::int64_t> numbers[] = {
+      {"store_patience_s", config.store_patience_s()},
+      {"min_free_disk_bytes", config.min_free_disk_bytes()},
+      {"max_cache_bytes", config.max_cache_bytes()},
+      {"engine_max_file_bytes", config.engine_max_file_bytes()}};
+  for (const auto& [name, value] : numbers) {
+    if (value >= 0) continue;
+    return MakeError(Reason::kInvalidConfig,
+                     std::string(name) + ": wanted 0 or more, got " + std::to_string(value));
   }
   // Said now, not by the hundredth try to connect.
   if (auto made = Credentials(config); !made.ok()) return made.status();
@@ -238,7 +240,8 @@ absl::Status RunWorker(const v1::WorkerConfig& config) {
   auto credentials = Credentials(config);
   if (!credentials.ok()) return credentials.status();
   WorkerClient client(config.server(), MakeInfo(config, *abilities, *gpus), *credentials);
-  BlobCache cache(work_dir->cache(), config.min_free_disk_bytes());
+  BlobCache cache(work_dir->cache(), {.spare_bytes = config.min_free_disk_bytes(),
+                                      .max_bytes = config.max_cache_bytes()});
   const HubSource hub(HubOptionsOf(config));
   const Materializer materializer(cache, {config.local_roots().begin(), config.local_roots().end()},
                                   &hub);

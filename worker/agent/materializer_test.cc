@@ -217,6 +217,28 @@ TEST_F(MaterializerTest, EvictionFreesTheLongestUnused) {
   EXPECT_EQ(left(), 0);
 }
 
+TEST_F(MaterializerTest, NoMoreIsKeptThanTheLimitWhenNoJobHasIt) {
+  auto lease = Lease();
+  AddBlob(lease, "config.json", "{}");
+  AddBlob(lease, "model.safetensors", "weights");
+  ASSERT_EQ(ReasonFor(lease), "OK");
+  const std::string config = Sha256Hex("{}"), weights = Sha256Hex("weights");
+  const auto has = [&](const std::string& sha) {
+    return fs::exists(fs::path(work_->cache()) / sha.substr(0, 2) / sha);
+  };
+  const auto aged = fs::path(work_->cache()) / config.substr(0, 2) / config;
+  fs::last_write_time(aged, fs::last_write_time(aged) - std::chrono::hours(1));
+  BlobCache limited(work_->cache(), {.spare_bytes = 0, .max_bytes = 7});
+  limited.Trim();
+  EXPECT_TRUE(has(config) && has(weights)) << "a running job has them";
+  fs::remove_all(dir_.model());
+  cache_->Trim();
+  EXPECT_TRUE(has(config) && has(weights)) << "no limit";
+  limited.Trim();
+  EXPECT_FALSE(has(config)) << "the longest unused";
+  EXPECT_TRUE(has(weights)) << "as large as the limit";
+}
+
 TEST_F(MaterializerTest, ACancelIsSeenWhileACachedBlobIsHashed) {
   auto lease = Lease();
   AddBlob(lease, "config.json", "{}");

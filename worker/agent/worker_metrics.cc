@@ -8,8 +8,8 @@
 #include <prometheus/text_serializer.h>
 
 #include <csignal>
-#include <cstring>
 
+#include "common/signal_name.h"
 #include "worker/agent/job_series.h"
 
 namespace quantry::agent {
@@ -23,9 +23,7 @@ const prometheus::Histogram::BucketBoundaries kBlockSeconds = {0.05, 0.1, 0.25, 
                                                                10,   30,  60,   120, 300, 600};
 
 std::string SignalLabel(int signal) {
-  if (signal == 0) return "none";
-  const char* name = sigabbrev_np(signal);
-  return name == nullptr ? std::to_string(signal) : std::string("SIG") + name;
+  return signal == 0 ? "none" : SignalName(signal);
 }
 
 // GPU readings, taken when scraped.

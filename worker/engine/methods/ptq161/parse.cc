@@ -28,6 +28,7 @@ Ptq161Options Plus() {
   plus.learn_rounding = true;
   plus.rounding_rate = 3e-2;
   plus.epochs = 2;  // little is left for the gains
+  plus.token_energy_limit = 300;
   return plus;
 }
 
@@ -187,7 +188,7 @@ std::vector<ParameterRow> Ptq161Parameters() {
       {"token_cosine", "bool", "false", "Mean of the tokens' -log cos, not -log of their mean."},
       {"token_energy_limit", "double", "0",
        "Tokens of more than so many times the median energy count in the squared errors as if they "
-       "had that; -1 = none."},
+       "had that; -1 = none. ptq161-plus: 300."},
       {"stop_improvement", "double", "0",
        "End a block after an epoch that lowers its loss by a smaller share than this."},
       {"learn_rounding", "bool", "false",

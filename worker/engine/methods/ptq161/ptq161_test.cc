@@ -619,6 +619,7 @@ TEST(Ptq161Parse, RecipePlusAndFieldsOverIt) {
   EXPECT_FALSE(plus.salient_grid || plus.centered_gain || plus.relative_gain || plus.shuffle);
   EXPECT_EQ(plus.rounding_stages, 7);
   EXPECT_EQ(plus.epochs, 2);
+  EXPECT_EQ(plus.token_energy_limit, 300);
   EXPECT_EQ(Parse(R"({"recipe": "ptq161-plus", "epochs": 9})").epochs, 9);
   EXPECT_FALSE(Parse(R"({"recipe": "ptq161"})").learn_rounding);
   EXPECT_EQ(plus.statistic, Ptq161Options::Statistic::kSensitivity);
