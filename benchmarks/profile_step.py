@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Where the time of a TesseraQ step goes: perf's samples of quantry_reconstruction_step by function, one core.
+"""Where the time of a step of TesseraQ and of PTQ1.61 goes: perf's samples of quantry_reconstruction_step and
+quantry_ptq161_step by function, one core.
 
     .deps/venv/bin/python benchmarks/profile_step.py            # writes benchmarks/profiles/*.txt
-    .deps/venv/bin/python benchmarks/profile_step.py --core 1 --seconds 60
+    .deps/venv/bin/python benchmarks/profile_step.py --core 1 --seconds 60 --smollm2 FOLDER
 
+PTQ1.61's step takes a checkpoint: the examples' and, where its folder is given, SmolLM2-135M.
 Needs perf (Debian: linux-perf) and the release build. Kernels that oneDNN makes at run time are named through its own
 map for perf; those of one kind are added up.
 """
@@ -19,7 +21,8 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PROFILES = ROOT / "benchmarks" / "profiles"
 # Size, products' type, milliseconds a step about, to fill the seconds.
-CASES = [("SmolLM2-135M", "float32", 500), ("SmolLM2-135M", "bfloat16", 275), ("tiny1m", "bfloat16", 11.5)]
+TESSERAQ = [("SmolLM2-135M", "float32", 500), ("SmolLM2-135M", "bfloat16", 275), ("tiny1m", "bfloat16", 11.5)]
+ROUNDS = 3  # of quantry_ptq161_step over its windows
 WIDTH = 100
 
 
@@ -61,10 +64,10 @@ def samples(data, command):
     return seen
 
 
-def profile(binary, size, dtype, steps, core):
+def profile(command, core):
+    """What the program said, and its samples."""
     with tempfile.TemporaryDirectory() as scratch:
         data = os.path.join(scratch, "perf.data")
-        command = [binary, "--alone", "--size", size, "--compute-dtype", dtype, "1", str(steps)]
         # 2: a map of what oneDNN compiles, for perf.
         process = subprocess.Popen(["taskset", "-c", str(core), "perf", "record", "-q", "-F", "999", "-o", data, *command],
                                    env={**os.environ, "OMP_NUM_THREADS": "1", "ONEDNN_JIT_PROFILE": "2"},
@@ -72,7 +75,24 @@ def profile(binary, size, dtype, steps, core):
         said = process.communicate()[0]
         if process.returncode != 0:
             raise SystemExit(f"perf record failed with {process.returncode}")
-        return said.strip(), samples(data, binary.name)
+        return said.strip(), samples(data, command[0].name)
+
+
+def commands(binaries, smollm2, seconds):
+    """Name of the profile -> command."""
+    found = {}
+    for size, dtype, milliseconds in TESSERAQ:
+        found[f"tesseraq-step-{size}-{dtype}"] = [binaries / "quantry_reconstruction_step", "--alone", "--size", size, "--compute-dtype", dtype,
+                                                  "1", str(int(1000 * seconds / milliseconds))]
+    models = [("tinystories-656k", ROOT / "examples" / "tinystories-656k", 256, 5)]
+    if smollm2:
+        models.append(("SmolLM2-135M", smollm2, 512, 80))
+    for name, folder, length, milliseconds in models:
+        for dtype in ("float32", "bfloat16"):
+            windows = max(1, int(1000 * seconds / milliseconds / ROUNDS))
+            found[f"ptq161-step-{name}-{dtype}"] = [binaries / "quantry_ptq161_step", "--alone", "--compute-dtype", dtype, folder,
+                                                    str(length), str(windows), "1"]
+    return found
 
 
 def processor():
@@ -97,16 +117,20 @@ def main():
     parser.add_argument("--bin", type=pathlib.Path, default=os.environ.get("QUANTRY_BIN", ROOT / "build/release/bin"),
                         help="folder of the release build's programs (default: QUANTRY_BIN, else build/release/bin)")
     parser.add_argument("--output", type=pathlib.Path, default=PROFILES)
+    parser.add_argument("--only", default="", help="profiles whose names begin so: tesseraq, ptq161")
+    parser.add_argument("--smollm2", type=pathlib.Path, default=os.environ.get("QUANTRY_SMOLLM2"),
+                        help="folder of SmolLM2-135M (default: QUANTRY_SMOLLM2)")
     parser.add_argument("--core", type=int, default=0, help="of the CPU, for all of it")
     parser.add_argument("--seconds", type=float, default=30, help="of each profile, about")
     parser.add_argument("--top", type=int, default=25, help="functions that are listed")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    for size, dtype, milliseconds in CASES:
-        steps = int(1000 * options.seconds / milliseconds)
-        said, seen = profile(options.bin / "quantry_reconstruction_step", size, dtype, steps, options.core)
-        path = options.output / f"tesseraq-step-{size}-{dtype}.txt"
-        path.write_text(report(said, seen, options.top))
+    for name, command in commands(options.bin, options.smollm2, options.seconds).items():
+        if not name.startswith(options.only):
+            continue
+        said, seen = profile(command, options.core)
+        path = options.output / f"{name}.txt"
+        path.write_text(report(f"{name}: {said}", seen, options.top))
         print(path.name, said)
 
 

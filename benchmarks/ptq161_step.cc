@@ -1,8 +1,9 @@
 // Time of one training step of PTQ1.61 on block 0 of a checkpoint, beside the
 // plain product the authors' machine was measured with (2048 x 576 x 1536), so
 // that figures of different machines can be set against each other.
-//   quantry_ptq161_step [--device cpu] [--compute-dtype float32|bfloat16] MODEL_DIR LENGTH WINDOWS
-//   THREADS
+//   quantry_ptq161_step [--device cpu] [--compute-dtype float32|bfloat16] [--alone] MODEL_DIR
+//   LENGTH WINDOWS THREADS
+// --alone: no product beside it, for a profiler.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
@@ -49,8 +50,21 @@ double StepFlops(const Block& block, int64_t tokens) {
   return 4.0 * weights * static_cast<double>(tokens);
 }
 
-void Measure(const at::Device& device, ComputeDtype compute, const std::string& model,
-             int64_t length, int64_t windows) {
+struct Request {
+  std::string model;
+  int64_t length, windows;
+  ComputeDtype compute;
+  bool alone;  // without at::mm
+};
+
+void PrintShare(const at::Device& device, double flops, double step) {
+  const double rate = ProductRate(device);
+  std::printf(", %.0f %% of mm's rate; mm 2048x576x1536: %.1f GFLOP/s",
+              100 * flops / step / 1e9 / rate, rate);
+}
+
+void Measure(const at::Device& device, const Request& request) {
+  const auto& [model, length, windows, compute, alone] = request;
   const auto checkpoint = Checkpoint::Open(model);
   const Block block = LoadBlock(*checkpoint, 0, device);
   const RopeTable rope =
@@ -80,30 +94,30 @@ void Measure(const at::Device& device, ComputeDtype compute, const std::string& 
     best = std::min(best, SecondsWhenIdle(device) - begin);
   }
   const double step = best / static_cast<double>(windows);
-  const double rate = ProductRate(device);
   const double flops = StepFlops(block, length);
-  std::printf(
-      "%s, 1 x %lld tokens, %s, %d threads: %.2f ms a step (%.2f GFLOP in products, %.0f %% of "
-      "mm's rate); mm 2048x576x1536: %.1f GFLOP/s; peak RSS %.0f MB\n",
-      model.substr(model.rfind('/') + 1).c_str(), static_cast<long long>(length),
-      DescribeDevice(device).c_str(), at::get_num_threads(), step * 1e3, flops / 1e9,
-      100 * flops / step / 1e9 / rate, rate, static_cast<double>(PeakRssBytes()) / 1e6);
+  std::printf("%s, 1 x %lld tokens, %s, %d threads: %.2f ms a step (%.2f GFLOP in products)",
+              model.substr(model.rfind('/') + 1).c_str(), static_cast<long long>(length),
+              DescribeDevice(device).c_str(), at::get_num_threads(), step * 1e3, flops / 1e9);
+  if (!alone) PrintShare(device, flops, step);
+  std::printf("; peak RSS %.0f MB\n", static_cast<double>(PeakRssBytes()) / 1e6);
 }
 
 int Main(int argc, char** argv) {
   KeepFreedMemory();
   const std::string device = TakeDevice(argc, argv);
   const ComputeDtype compute = TakeComputeDtype(argc, argv);
+  const bool alone = TakeFlag(argc, argv, "--alone");
   if (argc != 5) {
     std::fprintf(
         stderr,
         "usage: quantry_ptq161_step [--device cpu|cuda] [--compute-dtype float32|bfloat16] "
-        "MODEL_DIR LENGTH WINDOWS THREADS\n");
+        "[--alone] MODEL_DIR LENGTH WINDOWS THREADS\n");
     return 2;
   }
   try {
     ConfigureRuntime(std::atoi(argv[4]));
-    Measure(OpenDevice(device), compute, argv[1], std::atoll(argv[2]), std::atoll(argv[3]));
+    Measure(OpenDevice(device),
+            {argv[1], std::atoll(argv[2]), std::atoll(argv[3]), compute, alone});
   } catch (const EngineError& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

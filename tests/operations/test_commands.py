@@ -211,8 +211,10 @@ def test_the_profile_of_a_step(binaries, tmp_path):
     subprocess.run([ROOT / ".deps/venv/bin/python", ROOT / "benchmarks/profile_step.py", "--bin", binaries, "--output", tmp_path / "profiles",
                     "--seconds=0.5"], timeout=300, check=True)
     written = {path.name: path.read_text() for path in (tmp_path / "profiles").iterdir()}
-    assert written.keys() == {path.name for path in (ROOT / "benchmarks/profiles").iterdir()}
-    assert all("percent  where" in text and "SoftRounding" in text for text in written.values())
+    shipped = {path.name for path in (ROOT / "benchmarks/profiles").iterdir()}
+    assert written.keys() == {name for name in shipped if os.environ.get("QUANTRY_SMOLLM2") or not name.startswith("ptq161-step-SmolLM2")}
+    for name, text in written.items():
+        assert "percent  where" in text and ("SoftRounding" if name.startswith("tesseraq") else "SignForwardBlock") in text, name
 
 
 def where_of(text):

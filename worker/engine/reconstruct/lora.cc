@@ -292,7 +292,6 @@ LoraReport TrainLora(const Checkpoint& checkpoint, const RopeTable& rope, const 
   if (store != nullptr) Resume(store->Load(), state, adam);
   if (state.steps_done > 0) progress.Advance(state.steps_done, "taken from the checkpoint");
   progress.PhaseStarted(options.steps - state.steps_done);
-  const int64_t tenth = std::max<int64_t>(1, options.steps / 10);
   while (state.steps_done < options.steps) {
     const int64_t step = state.steps_done;
     AdapterGradients gradients = trainer.Step(step, order.At(step, options.accumulation));
@@ -304,11 +303,7 @@ LoraReport TrainLora(const Checkpoint& checkpoint, const RopeTable& rope, const 
     if (!std::all_of(state.tensors.begin(), state.tensors.end(), AllFinite)) {
       throw AdaptersNotFinite(step, "what is trained is not finite");
     }
-    if (step < tenth) state.loss_first += gradients.loss / static_cast<double>(tenth);
-    if (step >= options.steps - tenth) {
-      state.loss_last += gradients.loss / static_cast<double>(tenth);
-    }
-    ++state.steps_done;
+    state.Count(gradients.loss, options.steps);
     progress.Measure({{"lm_loss", gradients.loss}});
     progress.Advance(1, "training adapters");
     const bool finished = state.steps_done == options.steps;

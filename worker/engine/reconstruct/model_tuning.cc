@@ -223,14 +223,11 @@ class TunedTensors {
   }
 
   void Step(const Gradients& gradients) {
-    const int64_t step = state_.steps_done++;
-    const double share = 1.0 - static_cast<double>(step) / static_cast<double>(options_.steps);
+    const double share =
+        1.0 - static_cast<double>(state_.steps_done) / static_cast<double>(options_.steps);
     log_adam_.Step(Flatten(gradients.logs), options_.scale_rate * share);
     dense_adam_.Step(Flatten(gradients.dense), options_.dense_rate * share);
-    const int64_t tenth = std::max<int64_t>(1, options_.steps / 10);
-    const double mean = gradients.loss / static_cast<double>(tenth);
-    if (step < tenth) state_.loss_first += mean;
-    if (step >= options_.steps - tenth) state_.loss_last += mean;
+    state_.Count(gradients.loss, options_.steps);
   }
 
   bool IsFinite() const {

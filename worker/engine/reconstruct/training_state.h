@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -25,6 +26,15 @@ struct TrainingState {
     loss_first = kept->loss_first;
     loss_last = kept->loss_last;
     return true;
+  }
+
+  // One more of `steps` steps is done; `loss` was that before it.
+  void Count(double loss, int64_t steps) {
+    const int64_t tenth = std::max<int64_t>(1, steps / 10);
+    const double share = loss / static_cast<double>(tenth);
+    if (steps_done < tenth) loss_first += share;
+    if (steps_done >= steps - tenth) loss_last += share;
+    ++steps_done;
   }
 };
 
