@@ -22,9 +22,7 @@ using prometheus::MetricType;
 const prometheus::Histogram::BucketBoundaries kBlockSeconds = {0.05, 0.1, 0.25, 0.5, 1,   2.5, 5,
                                                                10,   30,  60,   120, 300, 600};
 
-std::string SignalLabel(int signal) {
-  return signal == 0 ? "none" : SignalName(signal);
-}
+std::string SignalLabel(int signal) { return signal == 0 ? "none" : SignalName(signal); }
 
 // GPU readings, taken when scraped.
 class GpuSeries : public prometheus::Collectable {
