@@ -4,10 +4,6 @@
 
 #include <torch/csrc/autograd/autograd.h>
 
-#include <cmath>
-
-#include "worker/engine/base/non_finite.h"
-#include "worker/engine/base/strings.h"
 #include "worker/engine/methods/awq/inputs.h"
 #include "worker/engine/methods/batches.h"
 
