@@ -33,13 +33,13 @@ def write_sparse_model(folder, stories):
     assert path.stat().st_size > 13.4e9 and path.stat().st_blocks * 512 < 1e6
     (folder / "config.json").write_text(json.dumps(LLAMA_7B))
     shutil.copy(stories / "tokenizer.json", folder)
+    (folder / "text.txt").write_bytes(16 * (EXAMPLES / "text/calibration.txt").read_bytes())  # enough for 256 windows
     return folder
 
 
 def quote(binaries, folder, method, formats, samples=128):
     job = {"model_dir": str(folder), "output_dir": str(folder / "out"), "method": method,
-           "calibration": {"text": {"path": str(EXAMPLES / "text/calibration.txt")}, "samples": samples,
-                           "sequence_length": 2048},
+           "calibration": {"text": {"path": str(folder / "text.txt")}, "samples": samples, "sequence_length": 2048},
            "outputs": [{"format": f"OUTPUT_FORMAT_{name}"} for name in formats]}
     (folder / "job.json").write_text(json.dumps(job))
     done = subprocess.run([binaries / "quantry-engine", "quote", "--job", folder / "job.json"], capture_output=True,
