@@ -51,7 +51,7 @@ class BlobUpload {
 enum class BlobPart {
   kWhole,
   kHead,  // of a file of weights its header: a quote reads no more
-  kSize,  // nothing but how long it is: a quote holds a text's size against its windows
+  kSize,  // nothing but how long it is: all that a quote looks at of a large text
 };
 
 class BlobStore {

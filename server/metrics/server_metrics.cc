@@ -175,7 +175,8 @@ ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
        {"succeeded", "failed", "cancelled", "released", "lost", "no_progress"}) {
     job_attempts.With({outcome});
   }
-  for (const int signal : {SIGKILL, SIGTERM, SIGSEGV, SIGABRT, SIGBUS, SIGFPE, SIGILL}) {
+  for (const int signal : {0, SIGKILL, SIGTERM, SIGSEGV, SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGTRAP,
+                           SIGSYS, SIGXCPU, SIGXFSZ}) {  // 0 is "other"
     engine_signals.With({SignalName(signal)});
   }
   for (const char* outcome : {"hit", "joined", "miss"}) result_cache.With({outcome});

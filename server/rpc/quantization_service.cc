@@ -26,8 +26,8 @@ namespace {
 using grpc::CallbackServerContext;
 using grpc::ServerUnaryReactor;
 
-// A quote reads headers only; a checkpoint with many shards still takes time. A
-// caller who waits for less ends it sooner.
+// A quote reads headers and counts short texts; a checkpoint with many shards still
+// takes time. A caller who waits for less ends it sooner.
 constexpr auto kQuoteTime = std::chrono::seconds(60);
 // Right after a start the engine may still be loading.
 constexpr auto kCapabilitiesWait = std::chrono::seconds(5);

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "common/counted_text.h"
 #include "common/engine_job.h"
 #include "common/errors.h"
 #include "common/ids.h"
@@ -190,7 +191,9 @@ absl::StatusOr<std::unique_ptr<Sources::LocalJob>> Sources::Materialise(
     if (text.has_blob()) {
       out->set_path(absl::StrCat(folder, "/", name));
       local->names.emplace_back(out->path(), text.blob().path());
-      return PlaceBlob(tenant, text.blob(), BlobPart::kSize, out->path());
+      const bool counted = text.blob().size_bytes() <= kMostCountedTextBytes;
+      return PlaceBlob(tenant, text.blob(), counted ? BlobPart::kWhole : BlobPart::kSize,
+                       out->path());
     }
     if (!text.has_uri()) return absl::OkStatus();
     if (text.uri().rfind(kFileScheme, 0) != 0) return NoQuoteFor(name);

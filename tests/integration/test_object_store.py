@@ -153,6 +153,25 @@ def test_uploads_in_an_object_store(two_servers, s3, stories):
     assert int(b.json("gc")["blobs"]) == 0, "it is new"
 
 
+def test_a_quote_counts_a_short_text_in_an_object_store(two_servers, stories, tmp_path):
+    """Of a long one it knows the size alone (above); both servers say the same of what either of them has taken."""
+    a, b = two_servers
+    ids = tmp_path / "ids.json"
+    ids.write_text("\n".join(json.dumps([(line * token) % 500 for token in range(128)]) for line in range(32)))
+
+    def arguments(samples):
+        args = submit_args(stories, "--calibration-format", "tokens", evaluation=False, samples=samples)
+        args[args.index("--calibration") + 1] = ids
+        return args
+
+    a.cli("queue", "pause", check=0)
+    a.cli(*arguments(32), check=0)
+    for server in (a, b):
+        assert not server.json(*quote_args(arguments(32))).get("problems")
+        (problem,) = json.loads(server.cli(*quote_args(arguments(33)), "--output", "json", check=2).stdout)["problems"]
+        assert "has 4096 tokens = 32 windows of 128, 33 are asked for" in problem
+
+
 def test_a_blob_that_rots_in_the_object_store(two_servers, s3, stories):
     """Wrong bytes in the store never reach an engine: the job says so."""
     a, _ = two_servers

@@ -126,15 +126,13 @@ void BlobCache::MakeRoom(std::int64_t bytes) {
   if (missing > 0) Evict(missing);
 }
 
-std::vector<BlobCache::Entry> BlobCache::Unused() {
-  // What fetches are writing is left alone; without any, it is a crashed agent's.
-  const std::unique_lock idle(fetching_, std::try_to_lock);
+std::vector<BlobCache::Entry> BlobCache::Unused(bool parts_too) {
   std::vector<Entry> entries;
   std::error_code error;
   for (fs::recursive_directory_iterator it(root_, error), end; !error && it != end;
        it.increment(error)) {
     std::error_code gone;
-    if (!it->is_regular_file(gone) || (!idle && !IsBlob(it->path()))) continue;
+    if (!it->is_regular_file(gone) || (!parts_too && !IsBlob(it->path()))) continue;
     if (it->hard_link_count(gone) > 1) continue;  // a running job has it: that would free nothing
     entries.push_back(
         {it->last_write_time(gone), it->path(), static_cast<std::int64_t>(it->file_size(gone))});
@@ -144,11 +142,15 @@ std::vector<BlobCache::Entry> BlobCache::Unused() {
   return entries;
 }
 
-void BlobCache::Evict(std::int64_t bytes) { Remove(Unused(), bytes); }
+void BlobCache::Evict(std::int64_t bytes) {
+  // What fetches are writing is left alone; without any, it is of one that broke off.
+  const std::unique_lock idle(fetching_, std::try_to_lock);
+  Remove(Unused(idle.owns_lock()), bytes);
+}
 
 void BlobCache::Trim() {
   if (limits_.max_bytes == 0) return;
-  const std::vector<Entry> entries = Unused();
+  const std::vector<Entry> entries = Unused(false);
   std::int64_t above = -limits_.max_bytes;
   for (const Entry& entry : entries) above += entry.size;
   Remove(entries, above);

@@ -37,7 +37,7 @@ class BlobCache {
   // none is left. Waits for no fetch.
   void Evict(std::int64_t bytes);
 
-  // Removes as many of them as are above the limit.
+  // Removes as many of them as are above the limit, and nothing of which a part has come.
   void Trim();
 
  private:
@@ -46,8 +46,8 @@ class BlobCache {
     std::filesystem::path path;
     std::int64_t size;
   };
-  // What no running job has, longest unused first.
-  std::vector<Entry> Unused();
+  // What no running job has, longest unused first: blobs, and what of others has come so far.
+  std::vector<Entry> Unused(bool parts_too);
   // The first of `entries` until `bytes` are freed.
   static void Remove(const std::vector<Entry>& entries, std::int64_t bytes);
   absl::Status Fetch(Storage& blobs, const std::string& sha256, std::int64_t size_bytes,

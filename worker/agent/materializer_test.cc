@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <filesystem>
+#include <fstream>
 #include <future>
 
 #include "common/digest.h"
@@ -228,6 +229,9 @@ TEST_F(MaterializerTest, NoMoreIsKeptThanTheLimitWhenNoJobHasIt) {
   };
   const auto aged = fs::path(work_->cache()) / config.substr(0, 2) / config;
   fs::last_write_time(aged, fs::last_write_time(aged) - std::chrono::hours(1));
+  const fs::path part = fs::path(work_->cache()) / "hub-parts/half";
+  fs::create_directories(part.parent_path());
+  std::ofstream(part) << "of a file that is still to come";
   BlobCache limited(work_->cache(), {.spare_bytes = 0, .max_bytes = 7});
   limited.Trim();
   EXPECT_TRUE(has(config) && has(weights)) << "a running job has them";
@@ -237,6 +241,7 @@ TEST_F(MaterializerTest, NoMoreIsKeptThanTheLimitWhenNoJobHasIt) {
   limited.Trim();
   EXPECT_FALSE(has(config)) << "the longest unused";
   EXPECT_TRUE(has(weights)) << "as large as the limit";
+  EXPECT_TRUE(fs::exists(part)) << "a fetch goes on from it";
 }
 
 TEST_F(MaterializerTest, ACancelIsSeenWhileACachedBlobIsHashed) {

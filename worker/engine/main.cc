@@ -33,7 +33,7 @@ constexpr int kUsage = 2;
 constexpr char kHelp[] = R"(quantry-engine: quantizes one model, measures it, writes verified files.
 
   quantry-engine run --job FILE      run a job; events as JSON lines on stdout
-  quantry-engine quote --job FILE    what that job would cost, as JSON; reads headers only
+  quantry-engine quote --job FILE    what that job would cost, as JSON; reads headers and short texts
   quantry-engine methods             methods and their parameters as JSON
   quantry-engine eval --model DIR --text FILE [--length 256] [--windows 0] [--device auto]
                                      perplexity of a dense checkpoint or a quantry container

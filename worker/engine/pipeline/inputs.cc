@@ -102,9 +102,9 @@ bool IsTwinOf(const std::string& digest, const std::string& dir, const OnBytes& 
 
 }  // namespace
 
-void CheckWindows(const Job& job, const TextJob& text, const Checkpoint& checkpoint) {
-  const std::shared_ptr<const Tokenizer> tokenizer =
-      NeedsTokenizer(text) ? LoadTokenizer(job) : nullptr;
+void CheckWindows(const Job& job, const TextJob& text, const Checkpoint& checkpoint,
+                  std::shared_ptr<const Tokenizer>& tokenizer) {
+  if (tokenizer == nullptr && NeedsTokenizer(text)) tokenizer = LoadTokenizer(job);
   Windows(text, tokenizer.get(), checkpoint);
 }
 

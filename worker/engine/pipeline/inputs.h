@@ -47,8 +47,10 @@ std::string Fingerprint(const Job& job, const Inputs& inputs, const at::Device& 
 // nothing: one whose inputs are rotated while it runs.
 void CheckSource(const Checkpoint& checkpoint);
 
-// Reads a text and throws as OpenInputs would about it.
-void CheckWindows(const Job& job, const TextJob& text, const Checkpoint& checkpoint);
+// Reads a text and throws as OpenInputs would about it. The first text of words loads the
+// job's tokenizer into `tokenizer`.
+void CheckWindows(const Job& job, const TextJob& text, const Checkpoint& checkpoint,
+                  std::shared_ptr<const Tokenizer>& tokenizer);
 
 // Throws UserError INVALID_SPEC when an output cannot hold the model's shapes,
 // and as CheckModelFiles does.

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <system_error>
 
+#include "common/counted_text.h"
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/file.h"
 #include "worker/engine/export/accounting.h"
@@ -87,18 +88,27 @@ void CheckFile(const std::string& what, const std::string& path, Json& problems)
   if (!IsRegularFile(path)) problems.push_back(what + " is not a file: " + path);
 }
 
+// The size of a file; too large for everything where it has none.
+uintmax_t SizeOf(const std::string& path) {
+  std::error_code unknown;  // the size is then the largest there is
+  return std::filesystem::file_size(path, unknown);
+}
+
 // Whether a file's bytes leave no doubt that it holds its windows, or it takes too
-// long to count: real text has fewer than six bytes a token.
-bool NeedsNoCount(const TextJob& text) {
-  constexpr int64_t kAmpleBytesPerToken = 6;
-  constexpr uintmax_t kMostCountedBytes = uintmax_t{4} << 20;
+// much to count. Real text has fewer than six bytes a token; a token id has up to six
+// digits, a comma and a space, and whoever prints it prettily adds more.
+bool NeedsNoCount(const TextJob& text, const std::string& tokenizer) {
+  constexpr uintmax_t kAmpleBytesPerToken = 6, kAmpleBytesPerId = 12;
+  constexpr uintmax_t kMostTokenizerBytes = uintmax_t{32} << 20;
   const WindowSpec& spec = text.windows;
   const int64_t wanted =
       spec.sampling == Sampling::kRandom ? 1 : std::max<int64_t>(spec.windows, 1);
-  std::error_code unknown;
-  const uintmax_t size = std::filesystem::file_size(text.source.path, unknown);
-  return unknown || size > kMostCountedBytes ||
-         size / kAmpleBytesPerToken >= static_cast<uintmax_t>(wanted * spec.length);
+  const bool words = text.source.format == TextFormat::kText;
+  const uintmax_t size = SizeOf(text.source.path);
+  return size > static_cast<uintmax_t>(kMostCountedTextBytes) ||
+         (words && SizeOf(tokenizer) > kMostTokenizerBytes) ||
+         size / (words ? kAmpleBytesPerToken : kAmpleBytesPerId) >=
+             static_cast<uintmax_t>(wanted * spec.length);
 }
 
 void CheckInputs(const Job& job, const Checkpoint& checkpoint, Json& problems) {
@@ -124,6 +134,8 @@ void CheckInputs(const Job& job, const Checkpoint& checkpoint, Json& problems) {
       CheckLora(job.preprocessing->lora, checkpoint.architecture(), checkpoint.config());
     });
   }
+  const std::string tokenizer_path = job.model_dir + "/tokenizer.json";
+  std::shared_ptr<const Tokenizer> tokenizer;
   for (const auto* text : {&job.calibration, &job.evaluation, &corpus}) {
     if (!*text) continue;
     note([&] {
@@ -132,10 +144,10 @@ void CheckInputs(const Job& job, const Checkpoint& checkpoint, Json& problems) {
     CheckFile((*text)->source.what + " text", (*text)->source.path, problems);
     note([&] { CheckTextSize((*text)->source, (*text)->windows); });
     if ((*text)->source.format == TextFormat::kText) {
-      CheckFile("tokenizer", job.model_dir + "/tokenizer.json", problems);
+      CheckFile("tokenizer", tokenizer_path, problems);
     }
-    if (!problems.empty() || NeedsNoCount(**text)) continue;
-    note([&] { CheckWindows(job, **text, checkpoint); });
+    if (!problems.empty() || NeedsNoCount(**text, tokenizer_path)) continue;
+    note([&] { CheckWindows(job, **text, checkpoint, tokenizer); });
   }
 }
 

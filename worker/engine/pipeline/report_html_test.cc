@@ -72,6 +72,13 @@ TEST(ReportHtml, TellsTheRecipe) {
   EXPECT_TRUE(HtmlHas(Headline(report), "llama, ptq161 (ptq161-plus), ")) << Headline(report);
   EXPECT_FALSE(report.contains("grid"));
   EXPECT_EQ(report.at("reference_grid").at("bits"), 2) << "what loss_rtn is of";
+  json["method"] = {{"restore", {{"first_pass", {{"recipe", "ptq161-plus"}}}}}};
+  json["outputs"] = {{{"format", "OUTPUT_FORMAT_DENSE"}}};
+  json["preprocessing"] = {{"lora", nlohmann::json::object()},
+                           {"text", json["calibration"]["text"]},
+                           {"sequence_length", 16}};
+  const Json restored = ReportJson(ParseJob(json), test::FinishedManifest());
+  EXPECT_TRUE(HtmlHas(Headline(restored), "llama, restore (ptq161-plus), ")) << Headline(restored);
 }
 
 TEST(ReportHtml, GatesThatFailAreSaid) {

@@ -29,7 +29,7 @@ std::string GridWords(const Json& grid) {
 std::string MethodWords(const Json& report) {
   const auto method = report.at("method").get<std::string>();
   const Json& options = report.at("reproduction").at("method").at(method);
-  const std::string recipe = options.value("recipe", "");
+  const std::string recipe = options.value("first_pass", options).value("recipe", "");
   return recipe.empty() || recipe == method ? method : StrCat(method, " (", recipe, ")");
 }
 

@@ -158,7 +158,13 @@ class SignTrainer {
 
   // To the best so far, from where steps of half the size go on.
   void GoBack(double loss) {
-    if (best_loss_ == std::numeric_limits<double>::infinity() || ++retries_ > kMostRetries) {
+    if (best_loss_ == std::numeric_limits<double>::infinity()) {
+      throw NonFiniteLoss(task_.block.index, "tuning rounding",
+                          StrCat("the loss is ", loss,
+                                 " before anything is tuned; check the checkpoint's weights and "
+                                 "the calibration text"));
+    }
+    if (++retries_ > kMostRetries) {
       throw NonFiniteLoss(task_.block.index, "tuning rounding",
                           StrCat("the loss is ", loss,
                                  ", and lower rates did not help; lower the learning rate, "

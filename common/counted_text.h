@@ -1,0 +1,12 @@
+#pragma once
+
+#include <cstdint>
+
+namespace quantry {
+
+// A quote counts the tokens of a text up to this size, where its bytes leave a
+// doubt that it holds the windows asked for. Of a larger one it knows the size
+// alone, and the server places no more of it.
+inline constexpr std::int64_t kMostCountedTextBytes = std::int64_t{256} << 10;
+
+}  // namespace quantry
