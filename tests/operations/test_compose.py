@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import compose_spec
 import pytest
@@ -158,7 +159,7 @@ class Stack:
 
     def __init__(self, binaries, folder, processes, database):
         self.binaries, self.folder, self.processes = binaries, folder, processes
-        self.rewrite, self.servers = Rewrite(folder), {}
+        self.rewrite, self.servers, self.database = Rewrite(folder), {}, database
         while int(self.rewrite.ports["8333"]) > 55000:  # SeaweedFS also listens on port + 10000
             self.rewrite = Rewrite(folder)
         self.rewrite.ports["7432"] = str(database.port)
@@ -201,12 +202,21 @@ class Stack:
     def job(self, name):
         return json.loads(cli(self.binaries, self.rewrite.address(7070), "get", name, "--output", "json"))
 
-    def kill(self, name):
-        """With both servers ready, once the job has a block more than now."""
+    def submit_long_job(self):
+        cli(self.binaries, self.rewrite.address(7070), "submit", EXAMPLES / "stories260k", "--id", "long-job", "--method", "tesseraq", "--group-size", -1,
+            "--stages", 6, "--steps-per-stage", 50, "--calibration", EXAMPLES / "text/calibration.txt", "--calibration-samples", 8,
+            "--calibration-length", 64)
+        return self.processes.start("watch", [self.binaries / "quantry", "--server", self.rewrite.address(7070), "watch", "long-job"])
+
+    def wait_for_a_block(self):
+        """With both servers ready, until the job has a block more than now."""
         for admin in (7082, 7092):
-            wait_for(lambda: http_get(f"http://{self.rewrite.address(admin)}/readyz"), 30, name)  # noqa: B023
+            wait_for(lambda: http_get(f"http://{self.rewrite.address(admin)}/readyz"), 30, "both servers")  # noqa: B023
         before = self.job("long-job")["progress"].get("blocks_done", 0)
         wait_for(lambda: self.job("long-job")["progress"].get("blocks_done", 0) > before, 60, "a block")
+
+    def kill(self, name):
+        self.wait_for_a_block()
         self.servers[name].kill()
         self.servers[name].wait(timeout=10)
 
@@ -249,12 +259,23 @@ def test_the_commands_work_together(stack, binaries, tmp_path):
     assert (tmp_path / "pulled/manifest.json").exists()
     text = http_get(f"http://{stack.rewrite.address(7074)}/metrics")
     assert 'quantry_result_bitwidth{' in text and "quantry_exporter_up 1.0" in text
-    cli(binaries, address, "submit", EXAMPLES / "stories260k", "--id", "long-job", "--method", "tesseraq", "--group-size", -1, "--stages", 6,
-        "--steps-per-stage", 50, "--calibration", EXAMPLES / "text/calibration.txt", "--calibration-samples", 8, "--calibration-length", 64)
-    watch = stack.processes.start("watch", [binaries / "quantry", "--server", address, "watch", "long-job"])
+    watch = stack.submit_long_job()
     stack.kill("quantryd-1")
     stack.start_server("quantryd-1")
     stack.kill("quantryd-2")
     assert watch.wait(timeout=120) == 0, stack.processes.log("watch")
     job = stack.job("long-job")
     assert job["state"] == "SUCCEEDED" and job["user_failures"] == 0
+
+
+def test_a_job_goes_on_while_the_database_is_away(stack):
+    """Longer than its lease: the balancer, to which no server is ready, still lets the worker hear why."""
+    stack.submit_long_job()
+    stack.wait_for_a_block()
+    stack.database.stop()
+    time.sleep(15)
+    stack.database.start()
+    wait_for(lambda: http_get(f"http://{stack.rewrite.address(7072)}/readyz"), 60, "a server to be ready")
+    wait_for(lambda: stack.job("long-job")["state"] not in ("QUEUED", "RUNNING"), 120, "the end")
+    job = stack.job("long-job")
+    assert (job["state"], int(job["epoch"]), int(job.get("worker_losses", 0))) == ("SUCCEEDED", 1, 0), job
