@@ -30,6 +30,9 @@ std::atomic<bool> object_store_used{false};
 
 enum class Store { kS3, kGoogle, kAzure };
 
+// Of an object on its way to S3, held in memory at once.
+constexpr std::int64_t kMostQueuedBytes = std::int64_t{64} << 20;
+
 Store StoreOf(std::string_view uri) {
   if (uri.starts_with("s3:")) return Store::kS3;
   return uri.starts_with("g") ? Store::kGoogle : Store::kAzure;
@@ -161,8 +164,8 @@ class ArrowStorage : public Storage {
   absl::Status DeleteTree(std::string_view prefix) override {
     auto folder = Folder(prefix);
     if (!folder.ok()) return folder.status();
-    // Of Azure with the marker of the folder, which every listing would look into. A bucket stays.
-    const bool with_marker = store_ == Store::kAzure && folder->find('/') != std::string::npos;
+    // With the marker of the folder, which every listing would look into. A bucket stays.
+    const bool with_marker = store_ != Store::kGoogle && folder->find('/') != std::string::npos;
     const auto status = Whole([&] {
       return with_marker ? fs_->DeleteDir(*folder)
                          : fs_->DeleteDirContents(*folder, /*missing_dir_ok=*/true);
@@ -232,6 +235,7 @@ class ArrowStorage : public Storage {
   absl::Status Pump(StoredReader& source, arrow::io::OutputStream& stream, const std::string& name,
                     const TransferCheck& check, Transferred* done) {
     Sha256 hash;
+    std::int64_t queued = 0;
     while (done->size_bytes < source.size_bytes()) {
       auto chunk = source.ReadAt(done->size_bytes, kChunkBytes);
       if (!chunk.ok()) return chunk.status();
@@ -244,6 +248,12 @@ class ArrowStorage : public Storage {
       if (check) {
         if (auto status = check(size); !status.ok()) return status;
       }
+      queued += size;
+      if (store_ != Store::kS3 || queued < kMostQueuedBytes) continue;
+      // Arrow copies what it sends to S3 and sends it later: a disk is faster than a network.
+      const auto sent = Caught([&] { return stream.Flush(); });
+      if (!sent.ok()) return Error(sent, "write", name);
+      queued = 0;
     }
     done->sha256 = hash.FinishHex();
     return absl::OkStatus();

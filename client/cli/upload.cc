@@ -134,7 +134,8 @@ absl::Status Uploader::SendOnce(const LocalFile& file, const v1::BlobFile& blob,
                                 TransferMeter& meter) {
   grpc::ClientContext context;
   connection_.AddMetadata(context);
-  const int64_t slowest_s = 60 + (file.size_bytes - offset) / kSlowestBytesPerSecond;
+  // Of the whole file: whatever is left to send, the server hashes and stores all of it.
+  const int64_t slowest_s = 60 + file.size_bytes / kSlowestBytesPerSecond;
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(slowest_s));
   const Interrupter::Guard guard(connection_.env().interrupter,
                                  [&context] { context.TryCancel(); });

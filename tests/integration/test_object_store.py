@@ -44,6 +44,7 @@ def test_job_with_artifacts_in_an_object_store(make_server, s3, stories, tmp_pat
 
     server.cli("delete", "in-s3", check=0)
     wait_for(lambda: [key for key in keys(s3) if not key.endswith("/")] == ["quantry/quantry-store"], 10, "a bucket with nothing of the job")
+    wait_for(lambda: not [key for key in keys(s3) if job["uid"] in key], 10, "no marker of its folder either")
 
 
 @pytest.fixture

@@ -54,6 +54,6 @@ def is_break(error: errors.QuantryError) -> bool:
     return may_go_on(error) or error.reason == "QUOTA_WATCHES"
 
 
-def stream_deadline(rest: int) -> float:
-    """Seconds a stream of `rest` bytes may take."""
-    return 60.0 + max(0, rest) / SLOWEST_BYTES_PER_SECOND
+def stream_deadline(size: int) -> float:
+    """Seconds a stream that moves `size` bytes may take."""
+    return 60.0 + max(0, size) / SLOWEST_BYTES_PER_SECOND

@@ -119,7 +119,8 @@ class Uploader:
         while True:
             source = BlobSource(self._parent, file, blob, offset, meter)
             try:
-                await self._transport.upload(source, stream_deadline(file.size - offset))
+                # Of the whole file: whatever is left to send, the server hashes and stores all of it.
+                await self._transport.upload(source, stream_deadline(file.size))
                 return
             except errors.QuantryError as error:
                 broken = may_go_on(error) or error.reason in ("UPLOAD_OFFSET", "CHUNK_CORRUPT")
