@@ -77,6 +77,26 @@ def test_f10_server_cut_off_from_the_store(make_fleet, session_postgres):
         fleet.check()
 
 
+def test_f10_a_worker_leaves_a_server_that_is_cut_off(make_fleet, session_postgres):
+    """Behind a load balancer: what stands stays where it is, a new connection leads to the server that is ready."""
+    with Link(f"127.0.0.1:{session_postgres.port}") as link:
+        fleet = make_fleet(postgres=session_postgres, servers=2)
+        reach_store_by(link, fleet.servers["a"], session_postgres)
+        fleet.start(workers=0)
+        with Link(fleet.servers["a"].worker_address) as balancer:
+            fleet.worker("w1", address=balancer.address)
+            fleet.submit("f10-there", server="b")
+            fleet.wait_end("f10-there", server="b")
+            link.cut()
+            balancer.lead_to(fleet.servers["b"].worker_address)
+            fleet.submit("f10-elsewhere", server="b")
+            fleet.wait_end("f10-elsewhere", server="b")
+            link.heal()
+            wait_for(lambda: fleet.submit_for_sure("f10-again"), 10, "the server to be back")
+            fleet.wait_end("f10-again")
+        fleet.check()
+
+
 def test_f10_connections_that_reach_their_age(make_fleet, session_postgres):
     """Every second or two all connections end (GOAWAY, then what is left of streams): leases are kept, watches resumed, no call fails."""
     fleet = make_fleet(postgres=session_postgres, servers=2, flags=["--max-connection-age-s=1"])

@@ -27,8 +27,7 @@ class _Pipe:
 
 class Link:
     def __init__(self, target):
-        host, port = target.rsplit(":", 1)
-        self.target = (host, int(port))
+        self.lead_to(target)
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.address = "127.0.0.1:%d" % self.listener.getsockname()[1]
         self.delay_s = 0.0
@@ -42,6 +41,11 @@ class Link:
         self._selector.register(self.listener, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    def lead_to(self, target):
+        """Of new connections; those that stand stay."""
+        host, port = target.rsplit(":", 1)
+        self.target = (host, int(port))
 
     def hold(self, *directions):
         """Stops what goes "there" and / or comes "back"; the bytes are kept."""

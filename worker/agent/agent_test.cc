@@ -474,6 +474,24 @@ TEST_F(AgentTest, ForgottenSessionRegistersAgain) {
   EXPECT_EQ(Result().completed.size(), 1u);
 }
 
+// One of several servers that is cut off from the database; the others are ready.
+TEST_F(AgentTest, AServerLongWithoutItsStoreIsLeftForANewConnection) {
+  server_.With([](State& state) {
+    state.ttl_ms = 6000;
+    state.heartbeat_interval_ms = 100;
+  });
+  Queue(Lease("wait " + Path("go") + "\n" + kWholeScript));
+  Start();
+  ASSERT_TRUE(server_.WaitFor([](const State& state) { return state.beats >= 2; }));
+  EXPECT_EQ(Result().connections.size(), 1u);
+  server_.With([](State& state) { state.store_away = true; });
+  EXPECT_TRUE(server_.WaitFor([](const State& state) { return state.connections.size() >= 2; }));
+  server_.With([](State& state) { state.store_away = false; });
+  WriteFile(root_ / "go", "");
+  ASSERT_TRUE(server_.WaitFor([](const State& state) { return state.AnyEnd(); }));
+  EXPECT_EQ(Result().completed.size(), 1u) << "the lease was held all the time";
+}
+
 TEST_F(AgentTest, EngineFailuresAreClassified) {
   const struct {
     const char* name;

@@ -100,7 +100,14 @@ struct WorkerClient::Connection {
 
 WorkerClient::WorkerClient(const std::string& address, v1::WorkerInfo info,
                            std::shared_ptr<grpc::ChannelCredentials> credentials)
-    : info_(std::move(info)), connection_(std::make_unique<Connection>()) {
+    : address_(address),
+      info_(std::move(info)),
+      credentials_(credentials ? std::move(credentials) : grpc::InsecureChannelCredentials()),
+      connection_(Connect()) {}
+
+WorkerClient::~WorkerClient() = default;
+
+std::shared_ptr<WorkerClient::Connection> WorkerClient::Connect() const {
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 60000);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20000);
@@ -109,12 +116,40 @@ WorkerClient::WorkerClient(const std::string& address, v1::WorkerInfo info,
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   arguments.SetMaxReceiveMessageSize(kMaxCallBytes);
-  if (credentials == nullptr) credentials = grpc::InsecureChannelCredentials();
-  connection_->channel = grpc::CreateCustomChannel(address, credentials, arguments);
-  connection_->stub = v1::WorkerService::NewStub(connection_->channel);
+  auto channel = grpc::CreateCustomChannel(address_, credentials_, arguments);
+  auto stub = v1::WorkerService::NewStub(channel);
+  return std::make_shared<Connection>(Connection{std::move(channel), std::move(stub)});
 }
 
-WorkerClient::~WorkerClient() = default;
+void WorkerClient::Reconsider(const absl::Status& status) {
+  const std::lock_guard lock(mutex_);
+  if (!HasReason(status, Reason::kStoreUnavailable)) {
+    store_away_since_.reset();
+    return;
+  }
+  const auto now = std::chrono::steady_clock::now();
+  if (!store_away_since_) store_away_since_ = now;
+  if (now - *store_away_since_ < timing_.ttl / 2) return;
+  log::Warning("the server is without its store for long, connecting anew",
+               {{"error", std::string(status.message())}});
+  connection_ = Connect();  // calls that run hold the old one
+  store_away_since_ = now;
+}
+
+template <typename Use>
+absl::Status WorkerClient::Ask(std::stop_token stop, milliseconds deadline, const Use& use) {
+  std::shared_ptr<Connection> connection;
+  {
+    const std::lock_guard lock(mutex_);
+    connection = connection_;
+  }
+  grpc::ClientContext context;
+  const std::stop_callback cancel(stop, [&context] { context.TryCancel(); });
+  context.set_deadline(std::chrono::system_clock::now() + deadline);
+  absl::Status status = UnlessEndedThere(FromGrpc(use(*connection->stub, &context)), stop);
+  Reconsider(status);
+  return status;
+}
 
 std::string WorkerClient::session() const {
   const std::lock_guard lock(mutex_);
@@ -129,12 +164,10 @@ LeaseTiming WorkerClient::timing() const {
 absl::Status WorkerClient::RegisterOnce(std::stop_token stop) {
   v1::RegisterWorkerRequest request;
   *request.mutable_worker() = info_;
-  grpc::ClientContext context;
-  const std::stop_callback cancel(stop, [&context] { context.TryCancel(); });
-  context.set_deadline(std::chrono::system_clock::now() + kUnaryDeadline);
   v1::RegisterWorkerResponse response;
-  const auto status = UnlessEndedThere(
-      FromGrpc(connection_->stub->RegisterWorker(&context, request, &response)), stop);
+  const auto status = Ask(stop, kUnaryDeadline, [&](auto& stub, auto* context) {
+    return stub.RegisterWorker(context, request, &response);
+  });
   if (!status.ok()) return status;
   const std::lock_guard lock(mutex_);
   session_ = response.session();
@@ -170,12 +203,10 @@ absl::StatusOr<Response> WorkerClient::Call(Method method, Request request, mill
   absl::Status status;
   for (int attempt = 0; attempt < 2; ++attempt) {
     request.set_session(session());
-    grpc::ClientContext context;
-    const std::stop_callback cancel(stop, [&context] { context.TryCancel(); });
-    context.set_deadline(std::chrono::system_clock::now() + deadline);
     Response response;
-    status = UnlessEndedThere(
-        FromGrpc((connection_->stub.get()->*method)(&context, request, &response)), stop);
+    status = Ask(stop, deadline, [&](auto& stub, auto* context) {
+      return (stub.*method)(context, request, &response);
+    });
     if (status.ok()) return response;
     if (!HasReason(status, Reason::kUnknownWorker)) return status;
     log::Warning(

@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <stop_token>
 #include <string>
 
@@ -36,7 +37,9 @@ using KeepTrying = std::function<bool()>;
 // calls that are idempotent by design are repeated with full jitter on UNAVAILABLE,
 // DEADLINE_EXCEEDED, ABORTED, UNAUTHENTICATED, DISK_FULL and a RESOURCE_LIMIT that
 // says when to come again. UNKNOWN_WORKER (the server forgot the session) registers
-// again and repeats the call once, unseen by the caller.
+// again and repeats the call once, unseen by the caller. A server that says
+// STORE_UNAVAILABLE for half a lease may be one of several that is cut off alone: the
+// next calls go over a new connection, which a load balancer leads to one that is ready.
 // Errors carry the server's reason and details (common/errors.h).
 class WorkerClient {
  public:
@@ -74,11 +77,19 @@ class WorkerClient {
   absl::StatusOr<Response> CallUntilAnswered(Method method, const Request& request,
                                              const KeepTrying& keep_trying);
   absl::Status RegisterOnce(std::stop_token stop);
+  // One call over the connection of now; `use` gets the stub.
+  template <typename Use>
+  absl::Status Ask(std::stop_token stop, std::chrono::milliseconds deadline, const Use& use);
+  std::shared_ptr<Connection> Connect() const;
+  void Reconsider(const absl::Status& status);
   std::string session() const;
 
+  const std::string address_;
   const v1::WorkerInfo info_;
-  std::unique_ptr<Connection> connection_;
+  const std::shared_ptr<grpc::ChannelCredentials> credentials_;
   mutable std::mutex mutex_;
+  std::shared_ptr<Connection> connection_;
+  std::optional<std::chrono::steady_clock::time_point> store_away_since_;
   std::string session_;
   LeaseTiming timing_;
 };

@@ -43,6 +43,7 @@ bool FakeWorkerService::WaitFor(const std::function<bool(const State&)>& done) {
 }
 
 grpc::Status FakeWorkerService::CheckSession(const std::string& session) {
+  if (state_.store_away) return ToGrpc(MakeError(Reason::kStoreUnavailable, "no database"));
   if (session == "session-" + std::to_string(state_.registrations)) return grpc::Status::OK;
   return ToGrpc(MakeError(Reason::kUnknownWorker, "register again"));
 }
@@ -95,6 +96,7 @@ grpc::Status FakeWorkerService::AcquireJob(grpc::ServerContext* context,
                                            const v1::AcquireJobRequest* request,
                                            v1::AcquireJobResponse* response) {
   std::unique_lock lock(mutex_);
+  state_.connections.insert(context->peer());
   if (auto status = CheckSession(request->session()); !status.ok()) return status;
   const auto end = std::chrono::steady_clock::now() +
                    std::chrono::milliseconds(TimeUtil::DurationToMilliseconds(request->wait()));
@@ -119,9 +121,11 @@ grpc::Status FakeWorkerService::AcquireJob(grpc::ServerContext* context,
   return grpc::Status::OK;
 }
 
-grpc::Status FakeWorkerService::Heartbeat(grpc::ServerContext*, const v1::HeartbeatRequest* request,
+grpc::Status FakeWorkerService::Heartbeat(grpc::ServerContext* context,
+                                          const v1::HeartbeatRequest* request,
                                           v1::HeartbeatResponse* response) {
   const std::lock_guard lock(mutex_);
+  if (state_.connections.insert(context->peer()).second) changed_.notify_all();
   if (state_.silent) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "silent");
   if (state_.forget_session_once) {
     state_.forget_session_once = false;

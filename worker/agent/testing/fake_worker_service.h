@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -40,6 +41,8 @@ class FakeWorkerService : public v1::WorkerService::Service {
     int end_refusals = 0;      // so many of them are left
     int ends_refused = 0;
     bool forget_session_once = false;
+    bool store_away = false;            // every call of an attempt is answered STORE_UNAVAILABLE
+    std::set<std::string> connections;  // from where calls came
     std::vector<v1::CommitCheckpointRequest> checkpoints;
     std::vector<v1::CompleteJobRequest> completed;
     std::vector<v1::FailJobRequest> failed;
