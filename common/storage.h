@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -84,6 +85,9 @@ class Storage {
   // Missing objects are fine in both.
   virtual absl::Status Delete(std::string_view path) = 0;
   virtual absl::Status DeleteTree(std::string_view prefix) = 0;
+
+  // The largest object that can be written; of s3: 10,000 parts of 10 MiB.
+  virtual std::int64_t max_object_bytes() const { return std::numeric_limits<std::int64_t>::max(); }
 
   // The local folder behind a file: URI; "" for object stores.
   virtual std::string local_root() const { return ""; }

@@ -32,6 +32,8 @@ enum class Store { kS3, kGoogle, kAzure };
 
 // Of an object on its way to S3, held in memory at once.
 constexpr std::int64_t kMostQueuedBytes = std::int64_t{64} << 20;
+// S3 takes so many parts of an object, and Arrow's are of one size.
+constexpr std::int64_t kMostS3Bytes = 10'000 * (std::int64_t{10} << 20);
 
 Store StoreOf(std::string_view uri) {
   if (uri.starts_with("s3:")) return Store::kS3;
@@ -171,6 +173,10 @@ class ArrowStorage : public Storage {
                          : fs_->DeleteDirContents(*folder, /*missing_dir_ok=*/true);
     });
     return WentOrWasNotThere(status, *folder);
+  }
+
+  std::int64_t max_object_bytes() const override {
+    return store_ == Store::kS3 ? kMostS3Bytes : Storage::max_object_bytes();
   }
 
  private:

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -72,6 +73,8 @@ class BlobStore {
                                                             std::int64_t offset) = 0;
   // Bytes of all the tenant's blobs, those in progress here too. Lists the folder.
   virtual absl::StatusOr<std::int64_t> StoredBytes(std::string_view tenant) = 0;
+  // The largest blob there is room for by the store's own rules.
+  virtual std::int64_t max_blob_bytes() const { return std::numeric_limits<std::int64_t>::max(); }
   // Folder that holds the tenant's finished blobs, named by sha256.
   virtual std::string Uri(std::string_view tenant) const = 0;
   // Folder of all tenants' blobs.

@@ -129,6 +129,7 @@ class ObjectBlobStore : public BlobStore {
     return bytes;
   }
 
+  std::int64_t max_blob_bytes() const override { return storage_->max_object_bytes(); }
   std::string Uri(std::string_view tenant) const override { return JoinUri(root_uri_, tenant); }
   std::string RootUri() const override { return root_uri_; }
   std::string SpoolUri() const override { return UriFromLocalPath(spool_); }

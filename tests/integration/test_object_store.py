@@ -139,6 +139,9 @@ def test_uploads_in_an_object_store(two_servers, s3, stories):
         assert f"uploads/default/{file['sha256']}" in keys(s3)
     assert not (a.data_dir / "blobs").exists() and not list(a.data_dir.glob("uploads/default/.partial/*"))
 
+    # More parts, and S3 refuses the object when all of it is there.
+    assert int(a.json("server-info")["max_blob_bytes"]) == 10_000 * (10 << 20)
+
     # The other server has them too: for a client, for a quote, for the collection of garbage.
     again = b.cli(*submit_args(stories, "--id", "again", method="rtn"), check=0)
     assert "uploaded nothing" in again.stderr
