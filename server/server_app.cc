@@ -69,6 +69,8 @@ constexpr size_t kCommitQueue = 1024;
 constexpr size_t kSlowQueue = 16;
 // Wake-ups from other servers may be lost.
 constexpr Duration kSharedWatchPoll = std::chrono::seconds(1);
+// A queue that could not be counted for this long is not exported.
+constexpr std::chrono::minutes kQueueNews{1};
 
 class App : public ServerApp {
  public:
@@ -291,7 +293,7 @@ class App : public ServerApp {
     context_.page_tokens = &*setup_.page_tokens;
     context_.sources = &*sources_;
     context_.clock = &clock_;
-    context_.limits.max_blob_bytes = config_.max_blob_bytes();
+    context_.limits.max_blob_bytes = std::min(config_.max_blob_bytes(), blobs_->max_blob_bytes());
     context_.local_roots = {config_.local_roots().begin(), config_.local_roots().end()};
     context_.embedded = config_.embedded();
     context_.hub_sources = !config_.embedded() || !config_.hub_endpoint().empty();
@@ -420,6 +422,7 @@ class App : public ServerApp {
     rpc_->SetServing(report.ok());
     if (!report.ok()) {
       log::Error("sweep failed", {{"error", std::string(report.status().message())}});
+      MissQueue();
       return;
     }
     if (report->lost + report->no_progress + report->over_limit > 0) {
@@ -428,8 +431,20 @@ class App : public ServerApp {
                                                     {"over_limit", report->over_limit}});
     }
     AuditExpired(report->removed);
-    if (const auto stats = store_->Stats(clock_.Now()); stats.ok()) metrics_.SetQueue(*stats);
+    if (const auto stats = store_->Stats(clock_.Now()); stats.ok()) {
+      metrics_.SetQueue(*stats);
+      queue_missed_since_.reset();
+    } else {
+      MissQueue();
+    }
     if (!report->left_to_another) deleted_jobs_->Wake();  // else another server removes them
+  }
+
+  // A gap would start the waits of alerts over: not for an outage of a moment.
+  void MissQueue() {
+    const MonotonicTime now = std::chrono::steady_clock::now();
+    if (!queue_missed_since_) queue_missed_since_ = now;
+    if (now - *queue_missed_since_ >= kQueueNews) metrics_.ForgetQueue();
   }
 
   // Nobody asks for it, so the server is who did it. As with calls, no line
@@ -481,6 +496,7 @@ class App : public ServerApp {
   std::unique_ptr<HttpAdmin> admin_;
   std::optional<CredentialWatcher> watcher_;
   std::optional<Sweeper> sweeper_;
+  std::optional<MonotonicTime> queue_missed_since_;  // the sweeper's thread
   std::jthread sweeper_thread_;
   std::jthread garbage_thread_;
   std::jthread probe_thread_;

@@ -1,6 +1,7 @@
 #include "server/metrics/server_metrics.h"
 
 #include <csignal>
+#include <set>
 #include <utility>
 
 #include "common/signal_name.h"
@@ -29,6 +30,18 @@ const Buckets& RunBuckets() {
   static const Buckets buckets = {10,   30,   60,    300,   900,   1800,
                                   3600, 7200, 14400, 43200, 86400, 172800};
   return buckets;
+}
+
+// What SetQueue sets.
+bool IsOfTheQueue(const prometheus::MetricFamily& family) {
+  static const std::set<std::string> names = {"quantry_jobs",
+                                              "quantry_queue_depth",
+                                              "quantry_queue_oldest_timestamp_seconds",
+                                              "quantry_queue_paused",
+                                              "quantry_workers_live",
+                                              "quantry_store_dead_rows",
+                                              "quantry_store_oldest_snapshot_age_transactions"};
+  return names.contains(family.name);
 }
 
 std::map<std::string, std::string> Labels(const std::vector<std::string>& names,
@@ -207,7 +220,9 @@ ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
 }
 
 std::string ServerMetrics::Render() const {
-  return prometheus::TextSerializer().Serialize(registry_->Collect());
+  auto families = registry_->Collect();
+  if (!queue_known_) std::erase_if(families, IsOfTheQueue);
+  return prometheus::TextSerializer().Serialize(families);
 }
 
 void ServerMetrics::SetQueue(const StoreStats& stats) {
@@ -221,7 +236,10 @@ void ServerMetrics::SetQueue(const StoreStats& stats) {
   workers_live.Set(stats.live_workers);
   store_dead_rows.Set(static_cast<double>(stats.dead_rows));
   store_oldest_snapshot_age.Set(static_cast<double>(stats.oldest_snapshot_age));
+  queue_known_ = true;
 }
+
+void ServerMetrics::ForgetQueue() { queue_known_ = false; }
 
 void ServerMetrics::SetEngineVersion(const std::string& engine_version) {
   build_info_.With({QUANTRY_VERSION, engine_version}).Set(1);

@@ -3,6 +3,7 @@
 // Thread-safe. Names follow gRFC A66 where one exists.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <map>
@@ -117,10 +118,14 @@ class ServerMetrics {
   GaugeVec certificate_expiry;    // certificate
 
   void SetQueue(const StoreStats& stats);
+  // The store does not say: series of the queue are left out until SetQueue. Of several servers
+  // the others' count then, and no number of an hour ago.
+  void ForgetQueue();
   void SetEngineVersion(const std::string& engine_version);
 
  private:
   GaugeVec build_info_;
+  std::atomic<bool> queue_known_ = true;
 };
 
 // "NOT_FOUND", as label value and in logs.

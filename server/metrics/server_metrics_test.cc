@@ -61,6 +61,21 @@ TEST(ServerMetrics, QueueGaugesFollowTheStore) {
   EXPECT_EQ(metrics.queue_paused.Value(), 1);
 }
 
+TEST(ServerMetrics, NothingIsToldOfAQueueThatIsNotKnown) {
+  ServerMetrics metrics({}, {});
+  StoreStats stats;
+  stats.depth = 2;
+  metrics.SetQueue(stats);
+  metrics.ForgetQueue();
+  const std::string without = metrics.Render();
+  for (const char* name : {"quantry_jobs{", "quantry_queue_", "quantry_workers_live"}) {
+    EXPECT_EQ(without.find(name), std::string::npos) << name;
+  }
+  EXPECT_NE(without.find("quantry_jobs_submitted_total 0"), std::string::npos);
+  metrics.SetQueue(stats);
+  EXPECT_NE(metrics.Render().find("quantry_queue_depth 2"), std::string::npos);
+}
+
 TEST(ServerMetrics, PromtoolFindsNothing) {
   if (std::system("command -v promtool > /dev/null") != 0) GTEST_SKIP() << "no promtool";
   ServerMetrics metrics({"/x/Y"}, {"rtn"});
