@@ -55,46 +55,50 @@ def test_f10_flapping(fleet, far_worker):
         fleet.wait_end(f"f10-flap-{number}", seconds=60)
 
 
-def test_f10_server_cut_off_from_the_store(make_fleet, session_postgres):
-    """It says STORE_UNAVAILABLE and is not ready; the other server goes on; healed, it serves again."""
-    with Link(f"127.0.0.1:{session_postgres.port}") as link:
-        fleet = make_fleet(postgres=session_postgres, servers=2)
-        server = fleet.servers["a"]
-        reach_store_by(link, server, session_postgres)
-        fleet.start(workers=0)
-        fleet.worker("w1", "b")
-        fleet.submit("f10-before")
-        fleet.wait_end("f10-before")
-        link.cut()
-        with pytest.raises(errors.ServerUnavailable) as refused:
-            fleet.submit("f10-refused")
-        assert refused.value.reason == "STORE_UNAVAILABLE"
-        fleet.submit("f10-other", server="b")
-        fleet.wait_end("f10-other", server="b")
-        link.heal()
-        wait_for(lambda: fleet.submit_for_sure("f10-healed"), 10, "the server to be back")
-        fleet.wait_end("f10-healed")
-        fleet.check()
-
-
-def test_f10_a_worker_leaves_a_server_that_is_cut_off(make_fleet, session_postgres):
-    """Behind a load balancer: what stands stays where it is, a new connection leads to the server that is ready."""
+@pytest.fixture
+def store_line(make_fleet, session_postgres):
+    """Two servers on one store, no worker yet; the line from the first to the store."""
     with Link(f"127.0.0.1:{session_postgres.port}") as link:
         fleet = make_fleet(postgres=session_postgres, servers=2)
         reach_store_by(link, fleet.servers["a"], session_postgres)
-        fleet.start(workers=0)
-        with Link(fleet.servers["a"].worker_address) as balancer:
-            fleet.worker("w1", address=balancer.address)
-            fleet.submit("f10-there", server="b")
-            fleet.wait_end("f10-there", server="b")
-            link.cut()
-            balancer.lead_to(fleet.servers["b"].worker_address)
-            fleet.submit("f10-elsewhere", server="b")
-            fleet.wait_end("f10-elsewhere", server="b")
-            link.heal()
-            wait_for(lambda: fleet.submit_for_sure("f10-again"), 10, "the server to be back")
-            fleet.wait_end("f10-again")
-        fleet.check()
+        yield fleet.start(workers=0), link
+
+
+def run_on(fleet, server, job):
+    fleet.submit(job, server=server)
+    fleet.wait_end(job, server=server)
+
+
+def heal_and_check(fleet, link):
+    link.heal()
+    wait_for(lambda: fleet.submit_for_sure("f10-healed"), 10, "the server to be back")
+    fleet.wait_end("f10-healed")
+    fleet.check()
+
+
+def test_f10_server_cut_off_from_the_store(store_line):
+    """It says STORE_UNAVAILABLE and is not ready; the other server goes on; healed, it serves again."""
+    fleet, link = store_line
+    fleet.worker("w1", "b")
+    run_on(fleet, "a", "f10-before")
+    link.cut()
+    with pytest.raises(errors.ServerUnavailable) as refused:
+        fleet.submit("f10-refused")
+    assert refused.value.reason == "STORE_UNAVAILABLE"
+    run_on(fleet, "b", "f10-other")
+    heal_and_check(fleet, link)
+
+
+def test_f10_a_worker_leaves_a_server_that_is_cut_off(store_line):
+    """Behind a load balancer: what stands stays where it is, a new connection leads to the server that is ready."""
+    fleet, link = store_line
+    with Link(fleet.servers["a"].worker_address) as balancer:
+        fleet.worker("w1", address=balancer.address)
+        run_on(fleet, "b", "f10-there")
+        link.cut()
+        balancer.lead_to(fleet.servers["b"].worker_address)
+        run_on(fleet, "b", "f10-elsewhere")
+        heal_and_check(fleet, link)
 
 
 def test_f10_connections_that_reach_their_age(make_fleet, session_postgres):
