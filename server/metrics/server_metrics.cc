@@ -1,7 +1,8 @@
 #include "server/metrics/server_metrics.h"
 
+#include <algorithm>
 #include <csignal>
-#include <set>
+#include <iterator>
 #include <utility>
 
 #include "common/signal_name.h"
@@ -30,18 +31,6 @@ const Buckets& RunBuckets() {
   static const Buckets buckets = {10,   30,   60,    300,   900,   1800,
                                   3600, 7200, 14400, 43200, 86400, 172800};
   return buckets;
-}
-
-// What SetQueue sets.
-bool IsOfTheQueue(const prometheus::MetricFamily& family) {
-  static const std::set<std::string> names = {"quantry_jobs",
-                                              "quantry_queue_depth",
-                                              "quantry_queue_oldest_timestamp_seconds",
-                                              "quantry_queue_paused",
-                                              "quantry_workers_live",
-                                              "quantry_store_dead_rows",
-                                              "quantry_store_oldest_snapshot_age_transactions"};
-  return names.contains(family.name);
 }
 
 std::map<std::string, std::string> Labels(const std::vector<std::string>& names,
@@ -95,21 +84,22 @@ prometheus::Gauge& GaugeVec::With(const std::vector<std::string>& values) {
 ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
                              const std::vector<std::string>& quantization_methods)
     : registry_(std::make_shared<prometheus::Registry>()),
+      queue_registry_(std::make_shared<prometheus::Registry>()),
       call_started(registry_.get(), "grpc_server_call_started_total",
                    "RPCs started, whether they finished or not.", {"grpc_method"}),
       call_duration(registry_.get(), "grpc_server_call_duration_seconds",
                     "Time from the start of an RPC to its end.", {"grpc_method", "grpc_status"},
                     RpcBuckets()),
-      jobs(registry_.get(), "quantry_jobs", "Jobs in each state.", {"state"}),
+      jobs(queue_registry_.get(), "quantry_jobs", "Jobs in each state.", {"state"}),
       queue_depth(
-          OneGauge(registry_.get(), "quantry_queue_depth", "Jobs a worker could claim now.")),
+          OneGauge(queue_registry_.get(), "quantry_queue_depth", "Jobs a worker could claim now.")),
       queue_oldest_timestamp(
-          OneGauge(registry_.get(), "quantry_queue_oldest_timestamp_seconds",
+          OneGauge(queue_registry_.get(), "quantry_queue_oldest_timestamp_seconds",
                    "When the job that waits longest was queued; 0 without one.")),
-      queue_paused(OneGauge(registry_.get(), "quantry_queue_paused",
+      queue_paused(OneGauge(queue_registry_.get(), "quantry_queue_paused",
                             "1 while an operator holds the queue.")),
-      workers_live(
-          OneGauge(registry_.get(), "quantry_workers_live", "Workers seen within one lease time.")),
+      workers_live(OneGauge(queue_registry_.get(), "quantry_workers_live",
+                            "Workers seen within one lease time.")),
       jobs_submitted(OneCounter(registry_.get(), "quantry_jobs_submitted_total", "Jobs accepted.")),
       jobs_finished(registry_.get(), "quantry_jobs_finished_total", "Jobs that ended.",
                     {"method", "outcome"}),
@@ -141,11 +131,11 @@ ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
                        {"op"}, RpcBuckets()),
       store_errors(registry_.get(), "quantry_store_errors_total",
                    "Job store calls that failed for a fault of the store.", {"op", "code"}),
-      store_dead_rows(OneGauge(registry_.get(), "quantry_store_dead_rows",
+      store_dead_rows(OneGauge(queue_registry_.get(), "quantry_store_dead_rows",
                                "Old versions of the queue's rows that vacuum has not removed; 0 "
                                "with SQLite.")),
       store_oldest_snapshot_age(
-          OneGauge(registry_.get(), "quantry_store_oldest_snapshot_age_transactions",
+          OneGauge(queue_registry_.get(), "quantry_store_oldest_snapshot_age_transactions",
                    "Transactions since the oldest snapshot that holds vacuum back; 0 with "
                    "SQLite.")),
       artifact_bytes(registry_.get(), "quantry_artifact_bytes_total",
@@ -221,7 +211,7 @@ ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
 
 std::string ServerMetrics::Render() const {
   auto families = registry_->Collect();
-  if (!queue_known_) std::erase_if(families, IsOfTheQueue);
+  if (queue_known_) std::ranges::move(queue_registry_->Collect(), std::back_inserter(families));
   return prometheus::TextSerializer().Serialize(families);
 }
 

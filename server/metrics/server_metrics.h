@@ -66,6 +66,7 @@ class ServerMetrics {
  private:
   // First: the members below register themselves here.
   std::shared_ptr<prometheus::Registry> registry_;
+  const std::shared_ptr<prometheus::Registry> queue_registry_;  // what SetQueue sets
 
  public:
   // `grpc_methods`: full names ("/quantry.v1.AdminService/ListWorkers").
