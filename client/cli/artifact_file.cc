@@ -90,7 +90,7 @@ absl::StatusOr<std::string> FetchFile(Connection& connection, const std::string&
     if (status.ok() && ++wrong > 1) return OtherContent(artifact, path, sha256);
     if (status.ok()) continue;
     env.sleep(backoff.Next(env.random()));
-    connection.Refresh();
+    connection.Refresh(status);
   }
 }
 

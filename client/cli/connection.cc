@@ -6,6 +6,7 @@
 #include "client/cli/contexts.h"
 #include "client/cli/hints.h"
 #include "client/cli/text.h"
+#include "common/errors.h"
 #include "common/grpc_credentials.h"
 
 namespace quantry::cli {
@@ -115,9 +116,9 @@ void Connection::AddMetadata(grpc::ClientContext& context) const {
   context.AddMetadata(kTraceparentKey, FormatTraceparent(trace_));
 }
 
-void Connection::Refresh() {
+void Connection::Refresh(const absl::Status& broken) {
   ServerAddress address = ResolveServer(env_, global_);
-  if (address.target == address_.target) return;
+  if (address.target == address_.target && !HasReason(broken, Reason::kStoreUnavailable)) return;
   address_ = std::move(address);
   Connect();
 }

@@ -55,8 +55,10 @@ class Connection {
   // What every call carries, streams too.
   void AddMetadata(grpc::ClientContext& context) const;
 
-  // Looks the address up again: a restarted local server may have another port.
-  void Refresh();
+  // Before a call that ended as `broken` tells is made again: looks the address up once more, as a
+  // restarted local server may have another port, and connects anew when the server was without its
+  // store, as there may be others behind the address.
+  void Refresh(const absl::Status& broken);
 
   // Until the engine has told what it offers (20 s after a server's start at most), and for its
   // quotes (60 s, after their files are there), calls get at least this long.

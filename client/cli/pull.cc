@@ -195,7 +195,7 @@ absl::Status Puller::Fill(const std::string& artifact, const v1::ArtifactFile& f
                          : status;
     }
     env.sleep(backoff.Next(env.random()));
-    connection_.Refresh();
+    connection_.Refresh(status);
   }
   return absl::OkStatus();
 }

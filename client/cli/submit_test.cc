@@ -323,6 +323,17 @@ TEST_F(SubmitTest, WaitSurvivesABrokenConnectionWithoutGapOrRepeat) {
   EXPECT_THAT(run.err, HasSubstr("connected again"));
 }
 
+TEST_F(SubmitTest, WaitLeavesAServerWithoutItsStoreForANewConnection) {
+  server.watch_calls = {{{Snapshot(v1::JOB_STATE_RUNNING, 3)}, {grpc::UNAVAILABLE, "reset"}},
+                        {{}, RpcError(grpc::UNAVAILABLE, "STORE_UNAVAILABLE", "no database")},
+                        {{End(v1::JOB_STATE_SUCCEEDED)}, grpc::Status::OK}};
+  server.jobs[kJob] = Succeeded();
+  ASSERT_EQ(RunForTest(Arguments({"--wait", "--output", "json"})).code, 0);
+  ASSERT_EQ(server.watched_from.size(), 3u);
+  EXPECT_EQ(server.watched_from[0], server.watched_from[1]) << "a stream may break on a good one";
+  EXPECT_NE(server.watched_from[1], server.watched_from[2]);
+}
+
 TEST_F(SubmitTest, TheJsonThatEndsAWait) {
   server.watch_calls = {{{End(v1::JOB_STATE_SUCCEEDED)}, grpc::Status::OK}};
   server.jobs[kJob] = Succeeded();

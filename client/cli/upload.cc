@@ -172,7 +172,7 @@ absl::Status Uploader::Send(const LocalFile& file, const v1::BlobFile& blob, int
       line_.Say(Cat("quantry: waiting: ", file.name, ": ", std::string(status.message())));
     }
     env.sleep(backoff.Next(env.random()));
-    connection_.Refresh();
+    connection_.Refresh(status);
     const auto missing = Missing({blob});
     if (!missing.ok()) {
       if (!MayUploadAgain(missing.status())) return missing.status();

@@ -108,7 +108,7 @@ absl::Status Watcher::AfterBreak(const absl::Status& broken, bool heard) {
   if (!said_lost_) line_.Say(WhyAgain(broken));
   said_lost_ = true;
   env.sleep(backoff_.Next(env.random()));
-  connection_.Refresh();
+  connection_.Refresh(broken);
   return absl::OkStatus();
 }
 

@@ -94,7 +94,6 @@ milliseconds OrDefault(const google::protobuf::Duration& duration, milliseconds 
 }  // namespace
 
 struct WorkerClient::Connection {
-  std::shared_ptr<grpc::Channel> channel;
   std::unique_ptr<v1::WorkerService::Stub> stub;
 };
 
@@ -116,9 +115,8 @@ std::shared_ptr<WorkerClient::Connection> WorkerClient::Connect() const {
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   arguments.SetMaxReceiveMessageSize(kMaxCallBytes);
-  auto channel = grpc::CreateCustomChannel(address_, credentials_, arguments);
-  auto stub = v1::WorkerService::NewStub(channel);
-  return std::make_shared<Connection>(Connection{std::move(channel), std::move(stub)});
+  return std::make_shared<Connection>(Connection{v1::WorkerService::NewStub(
+      grpc::CreateCustomChannel(address_, credentials_, arguments))});
 }
 
 void WorkerClient::Reconsider(const absl::Status& status) {

@@ -168,12 +168,13 @@ grpc::Status FakeServer::UpdateQuantizationJob(Context*,
 }
 
 grpc::Status FakeServer::WatchQuantizationJob(
-    Context*, const v1::WatchQuantizationJobRequest* request,
+    Context* context, const v1::WatchQuantizationJobRequest* request,
     grpc::ServerWriter<v1::WatchQuantizationJobResponse>* writer) {
   WatchCall call;
   {
     std::lock_guard lock(mutex_);
     watched_after.push_back(request->after_sequence());
+    watched_from.push_back(context->peer());
     call = watch_calls[std::min(watched_after.size(), watch_calls.size()) - 1];
   }
   for (const auto& message : call.messages) writer->Write(message);

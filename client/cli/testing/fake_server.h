@@ -75,6 +75,7 @@ class FakeServer : public v1::QuantizationService::Service,
   std::vector<v1::UpdateQuantizationJobRequest> updates;
   std::vector<v1::RetryQuantizationJobRequest> retries;
   std::vector<int64_t> watched_after;
+  std::vector<std::string> watched_from;  // the client's end of the connection of each watch
   std::vector<int64_t> upload_offsets;
   std::vector<std::pair<std::string, int64_t>> reads;  // path, offset
   std::map<std::string, std::string> blobs;            // complete ones, by sha256

@@ -109,7 +109,15 @@ class _Base:
     def _explain(self, error: Any, timeout: Optional[float]) -> errors.QuantryError:
         if self._closed:  # it is what cut the call: nobody should try again
             return _closed_error()
-        return errors.from_rpc(error, self._address.target, self._address.source, self.options.secure, timeout)
+        explained = errors.from_rpc(error, self._address.target, self._address.source, self.options.secure, timeout)
+        if explained.reason == "STORE_UNAVAILABLE":  # behind the address there may be others, which have theirs
+            self._connect_anew(self._address)
+        return explained
+
+    def _connect_anew(self, address: Address) -> None:
+        """For the calls from now on. The old channel closes with its last call: other threads may be using it."""
+        with self._lock:
+            self._address, self._channel = address, None
 
     def _patience(self, at_least: float, at_most: float) -> float:
         return min(max(self.options.timeout, at_least), at_most)
@@ -119,8 +127,7 @@ class _Base:
         if address.target == self._address.target:
             return
         self.options.check(address)
-        with self._lock:  # the old channel closes with its last call: other threads may be using it
-            self._address, self._channel = address, None
+        self._connect_anew(address)
 
 
 class BlockingTransport(_Base):

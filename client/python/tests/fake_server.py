@@ -63,6 +63,7 @@ class Fake(quantization_service_pb2_grpc.QuantizationServiceServicer,
         self.pages = []
         self.deletes = []
         self.watch_requests = []
+        self.peers = []
         self.tokens = []
         self.traces = []
         self.files = {}
@@ -82,6 +83,7 @@ class Fake(quantization_service_pb2_grpc.QuantizationServiceServicer,
     def GetServerInfo(self, request, context):
         self.tokens.append(dict(context.invocation_metadata()).get("authorization"))
         self.traces.append(dict(context.invocation_metadata()).get("traceparent"))
+        self.peers.append(context.peer())
         self.info(context)
         return jobs_pb2.ServerInfo(version="fake")
 

@@ -258,6 +258,28 @@ def test_a_delete_is_not_repeated():
     assert len(fake.deletes) == 8
 
 
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+@pytest.mark.parametrize("reason, connections", [("STORE_UNAVAILABLE", 2), ("ENGINE_UNAVAILABLE", 1)])
+def test_a_server_without_its_store_is_left_for_a_new_connection(kind, reason, connections):
+    fake = Fake()
+    fake.info = lambda context: len(fake.peers) == 1 and abort(context, grpc.StatusCode.FAILED_PRECONDITION, "no", reason)
+
+    async def run():
+        async with quantry.AsyncClient(target) as client:
+            with pytest.raises(quantry.QuantryError):
+                await client.server_info()
+            await client.server_info()
+
+    with serving(fake) as target, quantry.Client(target) as client:
+        if kind == "asyncio":
+            asyncio.run(run())
+        else:
+            with pytest.raises(quantry.QuantryError):
+                client.server_info()
+            client.server_info()
+    assert len(fake.peers) == 2 and len(set(fake.peers)) == connections
+
+
 def test_an_expired_token():
     fake = Fake()
     fake.info = lambda context: abort(context, grpc.StatusCode.UNAUTHENTICATED, "the token expired", "UNAUTHENTICATED")
