@@ -71,7 +71,8 @@ class BlobStore {
   virtual absl::StatusOr<std::unique_ptr<BlobUpload>> Begin(std::string_view tenant,
                                                             const BlobId& blob,
                                                             std::int64_t offset) = 0;
-  // Bytes of all the tenant's blobs, those in progress here too. Lists the folder.
+  // Bytes of all the tenant's blobs, those in progress here too. Lists the folder; an object
+  // store's, unless this server finished a blob, every 5 s at most.
   virtual absl::StatusOr<std::int64_t> StoredBytes(std::string_view tenant) = 0;
   // The largest blob there is room for by the store's own rules.
   virtual std::int64_t max_blob_bytes() const { return std::numeric_limits<std::int64_t>::max(); }

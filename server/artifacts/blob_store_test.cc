@@ -412,6 +412,19 @@ TEST_F(ObjectBlobStoreTest, AFinishedUploadLeavesNothingBehind) {
   EXPECT_EQ(*store_->StoredBytes("t"), 4);
 }
 
+TEST_F(ObjectBlobStoreTest, OneListingServesManyLooksUntilSomethingIsFinishedHere) {
+  EXPECT_EQ(*store_->StoredBytes("t"), 4);
+  std::ofstream(root_ + "/objects/t/" + IdOf("elsewhere").sha256) << "elsewhere";
+  EXPECT_EQ(*store_->StoredBytes("t"), 4) << "listed a moment ago";
+  EXPECT_EQ(*store_->StoredBytes("other"), 0);
+  auto upload = store_->Begin("t", IdOf("more"), 0);
+  ASSERT_TRUE((*upload)->Append("mo").ok());
+  EXPECT_EQ(*store_->StoredBytes("t"), 6) << "what is in progress here is looked at each time";
+  ASSERT_TRUE((*upload)->Append("re").ok());
+  ASSERT_TRUE((*upload)->Finish().ok());
+  EXPECT_EQ(*store_->StoredBytes("t"), 17);
+}
+
 TEST_F(ObjectBlobStoreTest, WrongBytesInTheStoreAreNotHandedOn) {
   std::ofstream(object_) << "tent";
   const absl::Status status = store_->Place("t", blob_, BlobPart::kWhole, root_ + "/placed");

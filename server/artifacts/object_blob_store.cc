@@ -6,6 +6,8 @@
 #include <atomic>
 #include <chrono>
 #include <filesystem>
+#include <map>
+#include <mutex>
 #include <optional>
 #include <system_error>
 #include <thread>
@@ -25,6 +27,7 @@ namespace {
 // A blob that was found counts as new (BlobStore::Find): to this precision, below
 // the shortest grace period (a minute), so that not every find writes.
 constexpr auto kFoundPrecision = std::chrono::seconds(20);
+constexpr auto kListedFor = std::chrono::seconds(5);
 // The store answers each in tens of milliseconds, and a model may have hundreds.
 constexpr size_t kFindsAtOnce = 16;
 // Of a blob up to this size a head is all of it. The engine takes no larger
@@ -40,12 +43,59 @@ std::int64_t HeadOf(std::string_view begin) {
   return header <= kHeadBytes ? kLengthBytes + static_cast<std::int64_t>(header) : kHeadBytes;
 }
 
+// Bytes of each tenant's finished blobs, as the store listed them a short while ago: every
+// upload asks each 16 MiB, and a listing is a call for each thousand blobs. What other servers
+// finish meanwhile is seen with the next one.
+class FinishedBytes {
+ public:
+  explicit FinishedBytes(Storage* storage) : storage_(storage) {}
+
+  absl::StatusOr<std::int64_t> Of(const std::string& tenant) {
+    const auto now = std::chrono::steady_clock::now();
+    std::int64_t changes = 0;
+    {
+      const std::lock_guard lock(mutex_);
+      const auto known = listed_.find(tenant);
+      if (known != listed_.end() && now - known->second.at < kListedFor) return known->second.bytes;
+      changes = changes_;
+    }
+    const auto files = storage_->List(tenant);
+    if (!files.ok()) return ObjectError(files.status(), tenant);
+    Listing listing{.at = now};
+    for (const StoredFile& file : *files) listing.bytes += file.size_bytes;
+    const std::lock_guard lock(mutex_);
+    std::erase_if(listed_, [&](const auto& old) { return now - old.second.at >= kListedFor; });
+    if (changes == changes_) listed_[tenant] = listing;
+    return listing.bytes;
+  }
+
+  // This server finished a blob.
+  void Changed() {
+    const std::lock_guard lock(mutex_);
+    listed_.clear();
+    ++changes_;
+  }
+
+ private:
+  struct Listing {
+    std::chrono::steady_clock::time_point at;
+    std::int64_t bytes = 0;
+  };
+
+  Storage* const storage_;
+  std::mutex mutex_;
+  std::map<std::string, Listing> listed_;
+  std::int64_t changes_ = 0;  // a listing that saw one begin is not kept
+};
+
 class ObjectUpload : public BlobUpload {
  public:
-  ObjectUpload(PartialUpload partial, BlobId blob, Storage* storage, std::string key)
+  ObjectUpload(PartialUpload partial, BlobId blob, Storage* storage, FinishedBytes* finished,
+               std::string key)
       : partial_(std::move(partial)),
         blob_(std::move(blob)),
         storage_(storage),
+        finished_(finished),
         key_(std::move(key)) {}
 
   std::int64_t committed_bytes() const override { return partial_.committed_bytes(); }
@@ -64,6 +114,7 @@ class ObjectUpload : public BlobUpload {
       storage_->Delete(key_).IgnoreError();  // nobody who checks takes it for the blob
       return partial_.Discard(moved->sha256);
     }
+    finished_->Changed();
     unlink(partial_.path().c_str());
     return absl::OkStatus();
   }
@@ -72,13 +123,17 @@ class ObjectUpload : public BlobUpload {
   PartialUpload partial_;
   const BlobId blob_;
   Storage* const storage_;
+  FinishedBytes* const finished_;
   const std::string key_;
 };
 
 class ObjectBlobStore : public BlobStore {
  public:
   ObjectBlobStore(std::string root_uri, std::unique_ptr<Storage> storage, std::string spool)
-      : root_uri_(std::move(root_uri)), storage_(std::move(storage)), spool_(std::move(spool)) {}
+      : root_uri_(std::move(root_uri)),
+        storage_(std::move(storage)),
+        finished_(storage_.get()),
+        spool_(std::move(spool)) {}
 
   absl::StatusOr<BlobState> Find(std::string_view tenant, const BlobId& blob) override {
     if (absl::Status status = CheckBlobId(tenant, blob); !status.ok()) return status;
@@ -115,18 +170,17 @@ class ObjectBlobStore : public BlobStore {
     if (absl::Status made = MakeFolders(SpoolOf(tenant)); !made.ok()) return made;
     auto partial = PartialUpload::Open(PartialPath(tenant, blob), blob, offset);
     if (!partial.ok()) return partial.status();
-    return std::make_unique<ObjectUpload>(*std::move(partial), blob, storage_.get(),
+    return std::make_unique<ObjectUpload>(*std::move(partial), blob, storage_.get(), &finished_,
                                           Key(tenant, blob));
   }
 
   absl::StatusOr<std::int64_t> StoredBytes(std::string_view tenant) override {
     if (absl::Status status = ValidateTenant(tenant); !status.ok()) return status;
-    const auto files = storage_->List(tenant);
-    if (!files.ok()) return ObjectError(files.status(), tenant);
-    auto bytes = BytesInFolder(SpoolOf(tenant));
-    if (!bytes.ok()) return bytes.status();
-    for (const StoredFile& file : *files) *bytes += file.size_bytes;
-    return bytes;
+    const auto finished = finished_.Of(std::string(tenant));
+    if (!finished.ok()) return finished;
+    const auto partial = BytesInFolder(SpoolOf(tenant));
+    if (!partial.ok()) return partial;
+    return *finished + *partial;
   }
 
   std::int64_t max_blob_bytes() const override { return storage_->max_object_bytes(); }
@@ -200,6 +254,7 @@ class ObjectBlobStore : public BlobStore {
 
   const std::string root_uri_;
   const std::unique_ptr<Storage> storage_;
+  FinishedBytes finished_;
   const std::string spool_;
 };
 
