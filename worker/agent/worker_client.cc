@@ -115,8 +115,8 @@ std::shared_ptr<WorkerClient::Connection> WorkerClient::Connect() const {
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   arguments.SetMaxReceiveMessageSize(kMaxCallBytes);
-  return std::make_shared<Connection>(Connection{v1::WorkerService::NewStub(
-      grpc::CreateCustomChannel(address_, credentials_, arguments))});
+  return std::make_shared<Connection>(Connection{
+      v1::WorkerService::NewStub(grpc::CreateCustomChannel(address_, credentials_, arguments))});
 }
 
 void WorkerClient::Reconsider(const absl::Status& status) {
