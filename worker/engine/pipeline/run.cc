@@ -100,7 +100,8 @@ class TuningKeeper : public TrainingStore {
   std::optional<TrainingState> Load() override { return checkpoints_.LoadTuning(); }
 
   void Save(const TrainingState& state, bool finished) override {
-    pace_.Keep(finished,
+    if (finished) return;  // it is kept as tuned blocks
+    pace_.Keep(false,
                [&] { events_.Checkpoint(blocks_, checkpoints_.CommitTuning(blocks_, state)); });
   }
 
@@ -308,6 +309,7 @@ void Run::Tune() {
   const ModelTuningReport report = TuneModel(task, options, &keeper, quantized, *progress_);
   stored.back().report.metrics["tuning_kl_first"] = report.first_loss;
   stored.back().report.metrics["tuning_kl_last"] = report.last_loss;
+  if (report.retries > 0) stored.back().report.metrics["tuning_retries"] = report.retries;
   for (int index = 0; index < blocks(); ++index) {
     stored[index].block = quantized[index];
     digests_.at(index) = BlockDigest(quantized[index]);

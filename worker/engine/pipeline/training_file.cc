@@ -33,7 +33,8 @@ std::vector<at::Tensor> List(const SafetensorsFile& file, const std::string& nam
 std::string DigestOf(const TrainingState& state) {
   Sha256 hash;
   const std::string progress =
-      nlohmann::json::array({state.steps_done, state.loss_first, state.loss_last}).dump();
+      nlohmann::json::array({state.steps_done, state.retries, state.loss_first, state.loss_last})
+          .dump();
   hash.Update(progress.data(), progress.size());
   for (const auto* list : {&state.tensors, &state.moments}) {
     for (const at::Tensor& tensor : *list) {
@@ -54,8 +55,9 @@ void WriteTrainingFile(const std::string& path, const std::string& fingerprint,
   Plan("moment", state.moments, specs, values);
   const nlohmann::json description = {
       {"schema", kTrainingSchema},      {"fingerprint", fingerprint},
-      {"steps_done", state.steps_done}, {"loss_first", state.loss_first},
-      {"loss_last", state.loss_last},   {"digest", DigestOf(state)}};
+      {"steps_done", state.steps_done}, {"retries", state.retries},
+      {"loss_first", state.loss_first}, {"loss_last", state.loss_last},
+      {"digest", DigestOf(state)}};
   SafetensorsWriter writer(path, specs, {{"quantry", description.dump()}});
   for (size_t i = 0; i < specs.size(); ++i) writer.Append(specs[i].name, values[i]);
   writer.Finish();
@@ -73,6 +75,7 @@ std::optional<TrainingState> ReadTrainingFile(const std::string& path,
     }
     TrainingState state;
     state.steps_done = description.at("steps_done").get<int64_t>();
+    state.retries = description.at("retries").get<int>();
     state.loss_first = description.at("loss_first").get<double>();
     state.loss_last = description.at("loss_last").get<double>();
     state.tensors = List(*file, "tensor");

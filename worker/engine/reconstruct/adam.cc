@@ -59,6 +59,14 @@ std::vector<at::Tensor> Adam::Moments() const {
   return moments;
 }
 
+void Adam::Forget() {
+  steps_ = 0;
+  for (Slot& slot : slots_) {
+    slot.mean.zero_();
+    slot.square.zero_();
+  }
+}
+
 void Adam::Restore(int64_t steps, const std::vector<at::Tensor>& moments) {
   steps_ = steps;
   for (size_t i = 0; i < slots_.size(); ++i) {

@@ -46,6 +46,8 @@ class Adam {
 
   // Both moments of every tensor, means first: all there is beside the steps.
   std::vector<at::Tensor> Moments() const;
+  // Moments and steps are as at the beginning; tensors stay.
+  void Forget();
   // Goes on after `steps` steps.
   void Restore(int64_t steps, const std::vector<at::Tensor>& moments);
 

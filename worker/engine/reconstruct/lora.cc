@@ -9,15 +9,14 @@
 #include <utility>
 
 #include "worker/engine/base/error.h"
-#include "worker/engine/base/non_finite.h"
 #include "worker/engine/base/random.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/methods/batches.h"
 #include "worker/engine/methods/linear_shapes.h"
 #include "worker/engine/nn/transformer.h"
-#include "worker/engine/reconstruct/adam.h"
 #include "worker/engine/reconstruct/model_backward.h"
 #include "worker/engine/reconstruct/over_shares.h"
+#include "worker/engine/reconstruct/whole_model_training.h"
 
 namespace quantry::engine {
 namespace {
@@ -85,20 +84,10 @@ struct Slot {
   double scale = 0;
 };
 
-struct AdapterGradients {
-  double loss = 0;
-  std::vector<at::Tensor> adapters;
-};
-
-void AddGradients(AdapterGradients& to, const AdapterGradients& from) {
-  to.loss += from.loss;
-  for (size_t i = 0; i < to.adapters.size(); ++i) to.adapters[i].add_(from.adapters[i]);
-}
-
-class Trainer {
+class AdaptedModel {
  public:
-  Trainer(const Checkpoint& checkpoint, const RopeTable& rope, const at::Tensor& windows,
-          const at::Device& device, const LoraOptions& options, std::vector<Block>& blocks)
+  AdaptedModel(const Checkpoint& checkpoint, const RopeTable& rope, const at::Tensor& windows,
+               const at::Device& device, const LoraOptions& options, std::vector<Block>& blocks)
       : checkpoint_(checkpoint),
         rope_(rope),
         windows_(windows),
@@ -116,7 +105,7 @@ class Trainer {
 
   std::vector<at::Tensor>& adapters() { return adapters_; }
 
-  AdapterGradients Step(int64_t step, const std::vector<int64_t>& windows) const {
+  TrainingGradients Step(int64_t step, const std::vector<int64_t>& windows) const {
     const auto predicted =
         static_cast<double>(windows.size()) * static_cast<double>(windows_.size(1) - 1);
     return OverShares(
@@ -198,13 +187,14 @@ class Trainer {
   }
 
   // Accumulates a few windows at a time: what is held does not grow with them.
-  AdapterGradients Part(int64_t step, const std::vector<int64_t>& windows, double predicted) const {
+  TrainingGradients Part(int64_t step, const std::vector<int64_t>& windows,
+                         double predicted) const {
     const auto count = static_cast<int64_t>(windows.size());
     const int64_t most = WindowsPerBatch(windows_.size(1));
-    AdapterGradients sum;
+    TrainingGradients sum;
     for (int64_t first = 0; first < count; first += most) {
       const auto begin = windows.begin() + first;
-      AdapterGradients group =
+      TrainingGradients group =
           Together(step, {begin, begin + std::min(most, count - first)}, predicted);
       if (first == 0) {
         sum = std::move(group);
@@ -215,8 +205,8 @@ class Trainer {
     return sum;
   }
 
-  AdapterGradients Together(int64_t step, const std::vector<int64_t>& windows,
-                            double predicted) const {
+  TrainingGradients Together(int64_t step, const std::vector<int64_t>& windows,
+                             double predicted) const {
     const at::Tensor ids = windows_.index_select(0, at::tensor(windows, at::kLong));
     std::vector<at::Tensor> leaves;
     for (const at::Tensor& adapter : adapters_) {
@@ -239,9 +229,9 @@ class Trainer {
       return NextTokenLoss(outputs, ids, predicted, slope);
     };
     pass.collect = [](size_t) {};
-    AdapterGradients result;
+    TrainingGradients result;
     result.loss = BackwardThroughModel(Embed(checkpoint_, ids, device_), blocks_.size(), pass);
-    for (const at::Tensor& leaf : leaves) result.adapters.push_back(leaf.grad());
+    for (const at::Tensor& leaf : leaves) result.tensors.push_back(leaf.grad());
     return result;
   }
 
@@ -267,58 +257,36 @@ void Clip(std::vector<at::Tensor>& gradients, double most) {
   for (at::Tensor& gradient : gradients) gradient.mul_(factor);
 }
 
-EngineError AdaptersNotFinite(int64_t step, const std::string& what) {
-  return UserError("NON_FINITE_LOSS",
-                   StrCat("training adapters, step ", step, ": ", what,
-                          "; lower preprocessing.lora.learning_rate or check the corpus"),
-                   {{"step", StrCat("adapters, step ", step)}});
-}
-
-void Resume(const std::optional<TrainingState>& kept, TrainingState& state, Adam& adam) {
-  if (state.Resume(kept)) adam.Restore(kept->steps_done, kept->moments);
-}
-
 }  // namespace
 
 LoraReport TrainLora(const Checkpoint& checkpoint, const RopeTable& rope, const at::Tensor& windows,
                      const at::Device& device, const LoraOptions& options, TrainingStore* store,
                      std::vector<Block>& blocks, ProgressSink& progress) {
-  Trainer trainer(checkpoint, rope, windows, device, options, blocks);
-  Adam adam;
-  for (const at::Tensor& adapter : trainer.adapters()) adam.Add(adapter, 1);
+  AdaptedModel model(checkpoint, rope, windows, device, options, blocks);
   WindowOrder order(windows.size(0), Random(options.seed ^ 0x4c6fu).Next());
-  TrainingState state;
-  state.tensors = trainer.adapters();
-  if (store != nullptr) Resume(store->Load(), state, adam);
-  if (state.steps_done > 0) progress.Advance(state.steps_done, "taken from the checkpoint");
-  progress.PhaseStarted(options.steps - state.steps_done);
-  while (state.steps_done < options.steps) {
-    const int64_t step = state.steps_done;
-    AdapterGradients gradients = trainer.Step(step, order.At(step, options.accumulation));
-    if (!std::isfinite(gradients.loss)) {
-      throw AdaptersNotFinite(step, StrCat("the loss is ", gradients.loss));
-    }
-    Clip(gradients.adapters, options.clip_norm);
-    adam.Step(gradients.adapters, RateAt(options, step));
-    if (!std::all_of(state.tensors.begin(), state.tensors.end(), AllFinite)) {
-      throw AdaptersNotFinite(step, "what is trained is not finite");
-    }
-    state.Count(gradients.loss, options.steps);
-    progress.Measure({{"lm_loss", gradients.loss}});
-    progress.Advance(1, "training adapters");
-    const bool finished = state.steps_done == options.steps;
-    if (store != nullptr) {
-      state.moments = adam.Moments();
-      store->Save(state, finished);
-    }
-  }
-  return {state.loss_first, state.loss_last, trainer.Merge()};
+  Adam adam;
+  for (const at::Tensor& adapter : model.adapters()) adam.Add(adapter, 1);
+  const TrainingState state = Train(
+      {.doing = "training adapters",
+       .advice = "lower preprocessing.lora.learning_rate or check the corpus",
+       .loss = "lm_loss",
+       .steps = options.steps,
+       .adam = std::move(adam),
+       .rate_at = [&](int64_t step) { return RateAt(options, step); },
+       .gradients_at =
+           [&](int64_t step) {
+             TrainingGradients gradients = model.Step(step, order.At(step, options.accumulation));
+             Clip(gradients.tensors, options.clip_norm);
+             return gradients;
+           }},
+      store, progress);
+  return {state.loss_first, state.loss_last, state.retries, model.Merge()};
 }
 
 int64_t LoraBytes(const LoraOptions& options, const Architecture& architecture,
                   const ModelConfig& config, int64_t length, const at::Device& device) {
-  // A value, two moments; a share's gradients, of all and of the windows in work.
-  constexpr int64_t kFloatsAnEntry = 3, kFloatsAnEntryOfAShare = 2;
+  // A value, how it began, two moments; a share's gradients, of all and of the windows in work.
+  constexpr int64_t kFloatsAnEntry = 4, kFloatsAnEntryOfAShare = 2;
   // A linear's input, what dropout leaves of it and its zeros and ones; hidden
   // states, normalised ones and sums.
   constexpr int64_t kInputs = 3, kHidden = 6;

@@ -32,6 +32,7 @@ struct LoraOptions {
 struct LoraReport {
   double loss_first = 0;  // nats a token, mean of the first and last tenth of the steps
   double loss_last = 0;
+  int retries = 0;             // times training began again, at lower rates
   double relative_change = 0;  // mean over adapted linears of |change| / |weight|, Frobenius
 };
 
@@ -39,7 +40,7 @@ struct LoraReport {
 // them. windows: int64 [windows, length] of the corpus, taken in a shuffled
 // order, again and again. Advances `progress` by options.steps; those not taken
 // from the store are a phase. Holds the model in fp32. Deterministic as methods are. Throws
-// EngineError "NON_FINITE_LOSS".
+// EngineError "NON_FINITE_LOSS" after the retries of retries.h.
 LoraReport TrainLora(const Checkpoint& checkpoint, const RopeTable& rope, const at::Tensor& windows,
                      const at::Device& device, const LoraOptions& options, TrainingStore* store,
                      std::vector<Block>& blocks, ProgressSink& progress);

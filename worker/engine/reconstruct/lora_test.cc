@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <numbers>
 #include <string>
@@ -251,17 +252,48 @@ TEST_P(LoraTest, RefusesARankNoLinearHolds) {
   CheckLora(options_, checkpoint_->architecture(), checkpoint_->config());
 }
 
+// Hands out one state, and remembers another: of the training that began again.
+class SecondTry : public TrainingStore {
+ public:
+  explicit SecondTry(TrainingState state) : given_(std::move(state)) {}
+  std::optional<TrainingState> Load() override { return given_; }
+  void Save(const TrainingState& state, bool) override {
+    if (state.retries == 1 && state.steps_done == 2) kept = test::Copy(state);
+  }
+
+  TrainingState kept;
+
+ private:
+  TrainingState given_;
+};
+
 // The loss is that before an update: what the last one did is looked at as well, and not kept.
-TEST_P(LoraTest, ALastUpdateThatIsNotFiniteIsAnError) {
+TEST_P(LoraTest, ALastUpdateThatIsNotFiniteBeginsAgainAtATenthOfTheRate) {
   options_.steps = 3;
   test::OneState store(2);
-  std::vector<Block> blocks = Blocks(), again = Blocks();
+  std::vector<Block> blocks = Blocks(), again = Blocks(), resumed = Blocks(), slow = Blocks();
   Train(blocks, &store);
   store.kept().moments[0].fill_(NAN);
-  const EngineError error = test::ErrorOf([&] { Train(again, &store); });
+  SecondTry second(store.kept());
+  EXPECT_EQ(Train(again, &second).retries, 1);
+  SecondTry third(second.kept);
+  EXPECT_EQ(Train(resumed, &third).retries, 1);
+  options_.learning_rate /= 10;
+  Train(slow);
+  const at::Tensor weight = again[0].linears[0].weight;
+  EXPECT_TRUE(weight.equal(resumed[0].linears[0].weight)) << "as one that was not interrupted";
+  EXPECT_TRUE(at::allclose(weight, slow[0].linears[0].weight, 1e-6, 1e-7));
+  EXPECT_FALSE(at::allclose(weight, blocks[0].linears[0].weight, 1e-6, 1e-7));
+}
+
+TEST_P(LoraTest, WhatStaysNotFiniteIsAnError) {
+  options_.steps = 3;
+  options_.learning_rate = std::numeric_limits<double>::infinity();
+  std::vector<Block> blocks = Blocks();
+  const EngineError error = test::ErrorOf([&] { Train(blocks); });
   EXPECT_EQ(error.reason, "NON_FINITE_LOSS");
-  EXPECT_TRUE(test::Mentions(error, "step 2: what is trained is not finite")) << error.what();
-  EXPECT_EQ(store.kept().steps_done, 2);
+  EXPECT_TRUE(test::Mentions(error, "training adapters, step ")) << error.what();
+  EXPECT_TRUE(test::Mentions(error, "also at a hundredth of the learning rates")) << error.what();
 }
 
 // Gradients of every weight against autograd through the whole model at once.

@@ -3,10 +3,7 @@
 #include <c10/core/GradMode.h>
 
 #include <algorithm>
-#include <cmath>
 
-#include "worker/engine/base/error.h"
-#include "worker/engine/base/non_finite.h"
 #include "worker/engine/base/random.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/methods/block_weights.h"
@@ -18,6 +15,7 @@
 #include "worker/engine/reconstruct/model_backward.h"
 #include "worker/engine/reconstruct/over_shares.h"
 #include "worker/engine/reconstruct/progressive_rounding.h"
+#include "worker/engine/reconstruct/whole_model_training.h"
 
 namespace quantry::engine {
 namespace {
@@ -59,18 +57,11 @@ Block Materialize(const TunedBlock& tuned, const at::Device& device, bool leaves
   return block;
 }
 
-struct Gradients {
-  double loss = 0;
-  std::vector<std::vector<at::Tensor>> logs;   // [block][linear]
-  std::vector<std::vector<at::Tensor>> dense;  // [block][tensor]
-};
+// A tensor of each linear or dense parameter, block by block.
+using TensorsOfBlocks = std::vector<std::vector<at::Tensor>>;
 
-void Add(Gradients& to, const Gradients& from) {
-  to.loss += from.loss;
-  for (size_t b = 0; b < to.logs.size(); ++b) {
-    for (size_t i = 0; i < to.logs[b].size(); ++i) to.logs[b][i].add_(from.logs[b][i]);
-    for (size_t i = 0; i < to.dense[b].size(); ++i) to.dense[b][i].add_(from.dense[b][i]);
-  }
+void Append(const TensorsOfBlocks& lists, std::vector<at::Tensor>& to) {
+  for (const auto& list : lists) to.insert(to.end(), list.begin(), list.end());
 }
 
 class Tuner {
@@ -95,16 +86,26 @@ class Tuner {
     rows_ = head_.Rows(0, head_.vocab_size());
   }
 
-  // Tensors in one list, for the optimizers.
-  std::vector<at::Tensor> Logs() const { return Flat(&TunedBlock::logs); }
-  std::vector<at::Tensor> Dense() const { return Flat(&TunedBlock::dense); }
+  // What is tuned, with the rates of `options`. Part() gives gradients in this order.
+  Adam Optimizer(const ModelTuningOptions& options) const {
+    Adam adam;
+    for (const TunedBlock& block : blocks_) {
+      for (const at::Tensor& tensor : block.logs) adam.Add(tensor, options.scale_rate);
+    }
+    for (const TunedBlock& block : blocks_) {
+      for (const at::Tensor& tensor : block.dense) {
+        adam.Add(tensor, options.dense_rate * SizeOf(tensor));
+      }
+    }
+    return adam;
+  }
 
-  Gradients Step(const std::vector<int64_t>& windows) const {
+  TrainingGradients Step(const std::vector<int64_t>& windows) const {
     const double tokens =
         static_cast<double>(windows.size()) * static_cast<double>(task_.windows.size(1));
     return OverShares(
         task_.device, windows,
-        [&](const std::vector<int64_t>& share) { return Part(share, tokens); }, Add);
+        [&](const std::vector<int64_t>& share) { return Part(share, tokens); }, AddGradients);
   }
 
   // Writes what was tuned into the blocks, rounded as it is stored.
@@ -126,14 +127,6 @@ class Tuner {
   }
 
  private:
-  std::vector<at::Tensor> Flat(std::vector<at::Tensor> TunedBlock::*list) const {
-    std::vector<at::Tensor> flat;
-    for (const TunedBlock& block : blocks_) {
-      flat.insert(flat.end(), (block.*list).begin(), (block.*list).end());
-    }
-    return flat;
-  }
-
   // KL of the vocabulary's distributions, summed over tokens and divided by
   // `tokens`; its slope by the hidden states through `slope`.
   double Divergence(const at::Tensor& outputs, const at::Tensor& wanted, double tokens,
@@ -152,11 +145,9 @@ class Tuner {
     return BackwardThroughHead(head_, outputs, chunk, slope) / tokens;
   }
 
-  Gradients Part(const std::vector<int64_t>& windows, double tokens) const {
+  TrainingGradients Part(const std::vector<int64_t>& windows, double tokens) const {
     const at::Tensor index = at::tensor(windows, at::kLong);
-    Gradients result;
-    result.logs.resize(blocks_.size());
-    result.dense.resize(blocks_.size());
+    TensorsOfBlocks logs(blocks_.size()), dense(blocks_.size());
     Block block;
     ModelPass pass;
     pass.forward = [&](size_t b, const at::Tensor& hidden) {
@@ -167,25 +158,38 @@ class Tuner {
       return Divergence(outputs, task_.outputs.index_select(0, index).to(task_.device), tokens,
                         slope);
     };
-    pass.collect = [&](size_t b) { Collect(b, block, result); };
+    pass.collect = [&](size_t b) {
+      logs[b] = LogGradients(blocks_[b], block);
+      dense[b] = DenseGradients(block);
+    };
+    TrainingGradients result;
     result.loss = BackwardThroughModel(
         Embed(task_.checkpoint, task_.windows.index_select(0, index), task_.device), blocks_.size(),
         pass);
+    Append(logs, result.tensors);
+    Append(dense, result.tensors);
     return result;
   }
 
-  // Gradients of block `b` from those of its materialized tensors.
-  void Collect(size_t b, Block& block, Gradients& result) const {
+  // From the gradients of the tensors it was materialized into.
+  static std::vector<at::Tensor> LogGradients(const TunedBlock& tuned, const Block& block) {
+    std::vector<at::Tensor> gradients;
     for (size_t i = 0; i < block.linears.size(); ++i) {
-      const at::Tensor offsets = Offsets(blocks_[b].quantized->linears[i]);
+      const at::Tensor offsets = Offsets(tuned.quantized->linears[i]);
       const at::Tensor gradient = block.linears[i].weight.grad().to(at::kCPU).view(offsets.sizes());
-      result.logs[b].push_back((gradient * offsets).sum(-1).mul_(ScalesOf(blocks_[b], i)));
+      gradients.push_back((gradient * offsets).sum(-1).mul_(ScalesOf(tuned, i)));
     }
+    return gradients;
+  }
+
+  static std::vector<at::Tensor> DenseGradients(Block& block) {
+    std::vector<at::Tensor> gradients;
     for (const at::Tensor* tensor : DenseParameters(block)) {
       const at::Tensor& gradient = tensor->grad();
-      result.dense[b].push_back(gradient.defined() ? gradient.to(at::kCPU)
-                                                   : at::zeros_like(*tensor, at::kCPU));
+      gradients.push_back(gradient.defined() ? gradient.to(at::kCPU)
+                                             : at::zeros_like(*tensor, at::kCPU));
     }
+    return gradients;
   }
 
   const ModelTuningTask& task_;
@@ -194,93 +198,29 @@ class Tuner {
   at::Tensor rows_;  // of the vocabulary, [vocabulary, hidden]
 };
 
-std::vector<at::Tensor> Flatten(const std::vector<std::vector<at::Tensor>>& lists) {
-  std::vector<at::Tensor> flat;
-  for (const auto& list : lists) flat.insert(flat.end(), list.begin(), list.end());
-  return flat;
-}
-
-// Everything that is tuned, and where it stands.
-class TunedTensors {
- public:
-  TunedTensors(const Tuner& tuner, const ModelTuningOptions& options)
-      : options_(options), logs_(tuner.Logs()), dense_(tuner.Dense()) {
-    for (const at::Tensor& tensor : logs_) log_adam_.Add(tensor, 1);
-    for (const at::Tensor& tensor : dense_) dense_adam_.Add(tensor, SizeOf(tensor));
-    state_.tensors = logs_;
-    state_.tensors.insert(state_.tensors.end(), dense_.begin(), dense_.end());
-  }
-
-  int64_t steps_done() const { return state_.steps_done; }
-  ModelTuningReport report() const { return {state_.loss_first, state_.loss_last}; }
-
-  // Goes on from what was kept, if that fits.
-  void Resume(const std::optional<TrainingState>& kept) {
-    if (!state_.Resume(kept)) return;
-    const auto middle = kept->moments.begin() + static_cast<std::ptrdiff_t>(2 * logs_.size());
-    log_adam_.Restore(kept->steps_done, {kept->moments.begin(), middle});
-    dense_adam_.Restore(kept->steps_done, {middle, kept->moments.end()});
-  }
-
-  void Step(const Gradients& gradients) {
-    const double share =
-        1.0 - static_cast<double>(state_.steps_done) / static_cast<double>(options_.steps);
-    log_adam_.Step(Flatten(gradients.logs), options_.scale_rate * share);
-    dense_adam_.Step(Flatten(gradients.dense), options_.dense_rate * share);
-    state_.Count(gradients.loss, options_.steps);
-  }
-
-  bool IsFinite() const {
-    return std::all_of(state_.tensors.begin(), state_.tensors.end(), AllFinite);
-  }
-
-  const TrainingState& State() {
-    state_.moments = log_adam_.Moments();
-    for (at::Tensor& moment : dense_adam_.Moments()) state_.moments.push_back(std::move(moment));
-    return state_;
-  }
-
- private:
-  const ModelTuningOptions& options_;
-  std::vector<at::Tensor> logs_, dense_;
-  Adam log_adam_, dense_adam_;
-  TrainingState state_;
-};
-
-EngineError TuningNotFinite(int64_t step, const std::string& what) {
-  return UserError("NON_FINITE_LOSS",
-                   StrCat("tuning the whole model, step ", step, ": ", what,
-                          "; lower the rates or leave model tuning out"),
-                   {{"step", StrCat("model tuning, step ", step)}});
-}
-
 }  // namespace
 
 ModelTuningReport TuneModel(const ModelTuningTask& task, const ModelTuningOptions& options,
                             TrainingStore* store, std::vector<QuantizedBlock>& blocks,
                             ProgressSink& progress) {
-  Tuner tuner(task, options.compute, blocks);
-  TunedTensors tuned(tuner, options);
-  if (store != nullptr) tuned.Resume(store->Load());
-  if (tuned.steps_done() > 0) progress.Advance(tuned.steps_done(), "taken from the checkpoint");
-  progress.PhaseStarted(options.steps - tuned.steps_done());
+  const Tuner tuner(task, options.compute, blocks);
   const uint64_t stream = Random(options.seed ^ 0x7475u).Next();
-  while (tuned.steps_done() < options.steps) {
-    const int64_t step = tuned.steps_done();
-    const Gradients gradients =
-        tuner.Step(DrawWindows(task.windows.size(0), options.batch_size, stream + step));
-    if (!std::isfinite(gradients.loss)) {
-      throw TuningNotFinite(step, StrCat("the loss is ", gradients.loss));
-    }
-    tuned.Step(gradients);
-    if (!tuned.IsFinite()) throw TuningNotFinite(step, "what is tuned is not finite");
-    progress.Measure({{"tuning_kl", gradients.loss}});
-    progress.Advance(1, "tuning the whole model");
-    // The last one is kept as tuned blocks.
-    if (store != nullptr && tuned.steps_done() < options.steps) store->Save(tuned.State(), false);
-  }
+  const auto steps = static_cast<double>(options.steps);
+  const TrainingState state =
+      Train({.doing = "tuning the whole model",
+             .advice = "lower the rates or leave model tuning out",
+             .loss = "tuning_kl",
+             .steps = options.steps,
+             .adam = tuner.Optimizer(options),
+             .rate_at = [&](int64_t step) { return 1.0 - static_cast<double>(step) / steps; },
+             .gradients_at =
+                 [&](int64_t step) {
+                   return tuner.Step(
+                       DrawWindows(task.windows.size(0), options.batch_size, stream + step));
+                 }},
+            store, progress);
   tuner.Finish(blocks);
-  return tuned.report();
+  return {state.loss_first, state.loss_last, state.retries};
 }
 
 int64_t TuningBytes(const ModelTuningOptions& options, const Checkpoint& checkpoint,
@@ -288,8 +228,8 @@ int64_t TuningBytes(const ModelTuningOptions& options, const Checkpoint& checkpo
   const Architecture& architecture = checkpoint.architecture();
   const ModelConfig& config = checkpoint.config();
   constexpr int64_t kFloat = sizeof(float);
-  // Scale, its logarithm and two moments of that, beside a share's gradient.
-  constexpr int64_t kFloatsAScale = 4;
+  // Scale, its logarithm, how that began and two moments of it, beside a share's gradient.
+  constexpr int64_t kFloatsAScale = 5;
   // A share's block with its gradient, and the one before it.
   constexpr int64_t kBlockCopies = 3;
   // Teacher, student, their exponentials and differences.

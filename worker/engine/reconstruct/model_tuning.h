@@ -51,11 +51,13 @@ struct ModelTuningTask {
 struct ModelTuningReport {
   double first_loss = 0;  // mean KL of the first and of the last tenth of the steps
   double last_loss = 0;
+  int retries = 0;  // times tuning began again, at lower rates
 };
 
 // Changes scales and dense tensors of `blocks`, every block of the model in
 // order. Advances `progress` by options.steps; those not taken from the store
-// are a phase. Deterministic as methods are. Throws EngineError "NON_FINITE_LOSS".
+// are a phase. Deterministic as methods are. Throws EngineError
+// "NON_FINITE_LOSS" after the retries of retries.h.
 ModelTuningReport TuneModel(const ModelTuningTask& task, const ModelTuningOptions& options,
                             TrainingStore* store, std::vector<QuantizedBlock>& blocks,
                             ProgressSink& progress);

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <memory>
 #include <string>
 #include <tuple>
@@ -94,16 +95,32 @@ TEST_P(ModelTuningTest, SameSeedSameBytes) {
 }
 
 // The loss is that before a step: what the last one did is looked at as well.
-TEST_P(ModelTuningTest, ALastStepThatIsNotFiniteIsAnError) {
+TEST_P(ModelTuningTest, ALastStepThatIsNotFiniteBeginsAgainAtATenthOfTheRates) {
   ModelTuningOptions options;
   options.steps = 3;
   test::OneState store(2);
-  std::vector<QuantizedBlock> once = blocks_, again = blocks_;
-  Tune(options, once, &store);
+  std::vector<QuantizedBlock> once = blocks_, again = blocks_, slow = blocks_;
+  EXPECT_EQ(Tune(options, once, &store).retries, 0);
   store.kept().moments[0].fill_(NAN);
-  const EngineError error = test::ErrorOf([&] { Tune(options, again, &store); });
+  const int64_t before = progress_.steps();
+  EXPECT_EQ(Tune(options, again, &store).retries, 1);
+  EXPECT_EQ(progress_.steps(), before + 3);
+  options.scale_rate /= 10;
+  Tune(options, slow);
+  const at::Tensor scales = again[0].linears[0].scales;
+  EXPECT_TRUE(scales.equal(slow[0].linears[0].scales));
+  EXPECT_FALSE(scales.equal(once[0].linears[0].scales));
+}
+
+TEST_P(ModelTuningTest, WhatStaysNotFiniteIsAnError) {
+  ModelTuningOptions options;
+  options.steps = 3;
+  options.scale_rate = std::numeric_limits<double>::infinity();
+  std::vector<QuantizedBlock> blocks = blocks_;
+  const EngineError error = test::ErrorOf([&] { Tune(options, blocks); });
   EXPECT_EQ(error.reason, "NON_FINITE_LOSS");
-  EXPECT_TRUE(test::Mentions(error, "step 2: what is tuned is not finite")) << error.what();
+  EXPECT_TRUE(test::Mentions(error, "tuning the whole model, step 0: ")) << error.what();
+  EXPECT_TRUE(test::Mentions(error, "also at a hundredth of the learning rates")) << error.what();
 }
 
 TEST_P(ModelTuningTest, GoesOnFromAKeptStateToTheSameBytes) {

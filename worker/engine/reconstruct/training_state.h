@@ -12,6 +12,7 @@ namespace quantry::engine {
 // Where training of a whole model by Adam stands; the same numbers go on from it.
 struct TrainingState {
   int64_t steps_done = 0;
+  int retries = 0;                  // times it began again, at lower rates (retries.h)
   std::vector<at::Tensor> tensors;  // what is trained, fp32
   std::vector<at::Tensor> moments;  // Adam::Moments, two of each tensor
   double loss_first = 0;            // so far, means of the first and of the last tenth of the steps
@@ -23,6 +24,7 @@ struct TrainingState {
     if (!kept || kept->tensors.size() != tensors.size()) return false;
     for (size_t i = 0; i < tensors.size(); ++i) tensors[i].copy_(kept->tensors[i]);
     steps_done = kept->steps_done;
+    retries = kept->retries;
     loss_first = kept->loss_first;
     loss_last = kept->loss_last;
     return true;

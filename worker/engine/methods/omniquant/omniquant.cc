@@ -15,14 +15,13 @@
 #include "worker/engine/methods/training/trainable_quantize.h"
 #include "worker/engine/methods/working_bytes.h"
 #include "worker/engine/reconstruct/adam.h"
+#include "worker/engine/reconstruct/retries.h"
 
 namespace quantry::engine {
 namespace {
 
 // sigmoid(4) = 0.982: training starts close to min/max.
 constexpr double kFirstLogit = 4.0;
-constexpr int kMostRetries = 2;
-constexpr double kRetryRate = 0.1;
 constexpr int kEpochs = 20;
 constexpr int kEpochsAtTwoBits = 40;
 
@@ -54,15 +53,11 @@ class ClipTrainer {
   }
 
   OmniquantResult Run() {
-    double rate_scale = 1;
-    for (int attempt = 0; attempt <= kMostRetries; ++attempt, rate_scale *= kRetryRate) {
+    const auto attempt = [&](double rate_scale) {
       Start(rate_scale);
-      if (std::optional<OmniquantResult> result = Train()) {
-        result->retries = attempt;
-        return *result;
-      }
-      if (attempt < kMostRetries) progress_.Extend(steps_);
-    }
+      return Train();
+    };
+    if (auto result = AtLowerRates(attempt, [&] { progress_.Extend(steps_); })) return *result;
     throw NonFiniteLoss(task_.block.index, "learning to clip",
                         "the loss or what is trained is not finite, also at a hundredth of the "
                         "learning rates; check the checkpoint's weights and the calibration text, "

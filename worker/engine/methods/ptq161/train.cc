@@ -9,13 +9,11 @@
 #include "worker/engine/base/random.h"
 #include "worker/engine/base/strings.h"
 #include "worker/engine/methods/ptq161/block_loss.h"
+#include "worker/engine/reconstruct/retries.h"
 #include "worker/engine/reconstruct/token_weights.h"
 
 namespace quantry::engine {
 namespace {
-
-constexpr int kMostRetries = 2;
-constexpr double kRetryRate = 0.1;
 
 // The samples of an epoch in the order they are taken.
 std::vector<int64_t> OrderOf(int64_t windows, bool shuffle, Random& random) {
@@ -145,19 +143,17 @@ TrainingReport TrainBlock(const BlockTask& task, const Ptq161Options& options,
                           const BlockSurvey& survey, const std::vector<MixedLinear>& linears,
                           ParameterBuffer& buffer, ProgressSink& progress) {
   const at::Tensor start = buffer.values().clone();
-  double rate_scale = 1.0;
-  int64_t failed = 0;
-  for (int attempt = 0; attempt <= kMostRetries; ++attempt, rate_scale *= kRetryRate) {
+  int64_t failed = 0, told = 0;
+  const auto attempt = [&](double rate_scale) {
     at::Tensor values = buffer.values();
     values.copy_(start);
     GainTrainer trainer(task, options, survey, linears, progress);
-    if (std::optional<TrainingReport> report = trainer.Run(buffer, rate_scale)) {
-      report->retries = attempt;
-      return *report;
-    }
+    std::optional<TrainingReport> report = trainer.Run(buffer, rate_scale);
     failed = trainer.failed_step();
-    if (attempt < kMostRetries) progress.Extend(trainer.told());
-  }
+    told = trainer.told();
+    return report;
+  };
+  if (auto report = AtLowerRates(attempt, [&] { progress.Extend(told); })) return *report;
   throw NonFiniteLoss(task.block.index,
                       StrCat("training step ", failed, " of ", options.epochs * task.x_q.size(0)),
                       "the loss or what is trained is not finite, also at a hundredth of the "
