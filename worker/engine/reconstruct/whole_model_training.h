@@ -27,7 +27,7 @@ struct WholeModelTraining {
   std::string advice;  // for who meets a loss that is not finite
   std::string loss;    // its name among the figures of progress
   int64_t steps = 0;
-  Adam adam;  // has every tensor, with its rate
+  Adam adam;                                    // has every tensor, with its rate
   std::function<double(int64_t step)> rate_at;  // all rates are times this
   std::function<TrainingGradients(int64_t step)> gradients_at;
 };
