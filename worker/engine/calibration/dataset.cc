@@ -112,8 +112,9 @@ std::vector<int32_t> ReadTokens(const TextSource& source, const Tokenizer* token
                     StrCat("the checkpoint has no tokenizer.json, which the ", source.what,
                            " text needs; give token ids instead, or add the file"));
   }
-  tokenizer->CheckFits(vocab_size);
-  return tokenizer->Encode(content);
+  std::vector<int32_t> ids = tokenizer->Encode(content);
+  tokenizer->CheckIds(ids, vocab_size);
+  return ids;
 }
 
 void CheckTextSize(const TextSource& source, const WindowSpec& spec) {

@@ -17,7 +17,8 @@ namespace {
 // few enough that a block's intermediates stay far below the streams.
 constexpr int64_t kBatchTokens = 1024;
 
-int64_t BatchWindows(int64_t length) { return std::max<int64_t>(1, kBatchTokens / length); }
+constexpr int64_t kLeastStreamBytes = int64_t{64} << 20;
+constexpr int64_t kMostStreamBytes = int64_t{1} << 30;
 
 int64_t ChunkWindows(const ModelConfig& config, int64_t windows, int64_t length,
                      bool with_quantized, const EvaluationOptions& options) {
@@ -30,7 +31,7 @@ int64_t ChunkWindows(const ModelConfig& config, int64_t windows, int64_t length,
 // Replaces each window's hidden states by the block's output, in place.
 void Advance(const Block& block, const RopeTable& rope, const at::Device& device,
              at::Tensor* stream) {
-  const int64_t step = BatchWindows(stream->size(1));
+  const int64_t step = EvaluationBatch(stream->size(1));
   for (int64_t i = 0; i < stream->size(0); i += step) {
     at::Tensor part = stream->narrow(0, i, std::min(step, stream->size(0) - i));
     part.copy_(block.Forward(part.to(device), rope));
@@ -39,7 +40,7 @@ void Advance(const Block& block, const RopeTable& rope, const at::Device& device
 
 void AddLosses(const VocabularyLoss& loss, const at::Tensor& dense, const at::Tensor& quantized,
                const at::Tensor& ids, const at::Device& device, LossSums* sums) {
-  const int64_t step = BatchWindows(ids.size(1));
+  const int64_t step = EvaluationBatch(ids.size(1));
   for (int64_t i = 0; i < ids.size(0); i += step) {
     const int64_t n = std::min(step, ids.size(0) - i);
     const auto part = [&](const at::Tensor& t) {
@@ -75,6 +76,13 @@ EvaluationResult Result(const LossSums& sums, int64_t windows, bool with_quantiz
 }
 
 }  // namespace
+
+int64_t EvaluationBatch(int64_t length) { return std::max<int64_t>(1, kBatchTokens / length); }
+
+int64_t EvaluationStreamBytes(int64_t calibration_tokens, int64_t hidden_size) {
+  return std::clamp(2 * calibration_tokens * hidden_size * static_cast<int64_t>(sizeof(float)),
+                    kLeastStreamBytes, kMostStreamBytes);
+}
 
 int64_t EvaluationSteps(const Checkpoint& checkpoint, int64_t windows, int64_t length,
                         bool with_quantized, const EvaluationOptions& options) {

@@ -48,6 +48,13 @@ EvaluationResult Evaluate(const Checkpoint& checkpoint, const at::Tensor& window
                           const BlockProvider& quantized, const EvaluationOptions& options = {},
                           const EvaluationProgress& progress = {});
 
+// Windows of one forward pass through a block.
+int64_t EvaluationBatch(int64_t length);
+
+// A limit for max_stream_bytes of a job whose calibration has so many tokens: what that took
+// anyway, within reason.
+int64_t EvaluationStreamBytes(int64_t calibration_tokens, int64_t hidden_size);
+
 // How many progress steps Evaluate will report: chunks x (blocks + 1).
 int64_t EvaluationSteps(const Checkpoint& checkpoint, int64_t windows, int64_t length,
                         bool with_quantized, const EvaluationOptions& options);

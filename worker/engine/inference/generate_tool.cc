@@ -46,12 +46,12 @@ void AddEnds(const std::string& path, std::set<int32_t>* ends) {
 
 std::vector<int32_t> PromptTokens(const Tokenizer& tokenizer, const ModelConfig& config,
                                   const std::string& prompt) {
-  tokenizer.CheckFits(config.vocab_size);
   if (const int64_t offset = FindInvalidUtf8(prompt); offset >= 0) {
     throw UserError("INVALID_SPEC", StrCat("the prompt is not UTF-8 at byte ", offset),
                     {{"offset", std::to_string(offset)}});
   }
   std::vector<int32_t> ids = tokenizer.EncodePrompt(prompt);
+  tokenizer.CheckIds(ids, config.vocab_size);
   if (ids.empty()) {
     throw UserError("INVALID_SPEC",
                     "the prompt is empty and the tokenizer adds no token of its own: give some "

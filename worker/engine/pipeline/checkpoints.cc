@@ -26,9 +26,11 @@ std::string StreamsFileName(int block) {
   return name;
 }
 
-std::string TuningFileName(int64_t steps) {
-  char name[48];
-  std::snprintf(name, sizeof(name), "tuning-%05lld.safetensors", static_cast<long long>(steps));
+// Never that of another state: the file that the newest state.json names stays as it is.
+std::string TuningFileName(const TrainingState& state) {
+  char name[64];
+  std::snprintf(name, sizeof(name), "tuning-%d-%05lld.safetensors", state.retries,
+                static_cast<long long>(state.steps_done));
   return name;
 }
 
@@ -182,9 +184,9 @@ const std::vector<HashedFile>& Checkpoints::CommitStage(int blocks_done, const S
 
 const std::vector<HashedFile>& Checkpoints::CommitTuning(int blocks_done,
                                                          const TrainingState& state) {
-  return CommitPassing(
-      IsTuning, TuningFileName(state.steps_done), blocks_done,
-      [&](const std::string& path) { WriteTrainingFile(path, fingerprint_, state); });
+  return CommitPassing(IsTuning, TuningFileName(state), blocks_done, [&](const std::string& path) {
+    WriteTrainingFile(path, fingerprint_, state);
+  });
 }
 
 std::optional<TrainingState> Checkpoints::LoadTuning() const {

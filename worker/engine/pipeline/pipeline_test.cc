@@ -605,7 +605,7 @@ TEST_F(CheckpointsTest, KeepsTheNewestStepOfTuning) {
     state.steps_done = steps;
     checkpoints.CommitTuning(2, state);
   }
-  EXPECT_FALSE(IsRegularFile(dir_.File("tuning-00004.safetensors")));
+  EXPECT_FALSE(IsRegularFile(dir_.File("tuning-0-00004.safetensors")));
   Checkpoints again(dir_.path(), "print");
   ASSERT_EQ(again.Resume(2, &streams, [](const std::string&) {}), 2);
   EXPECT_TRUE(streams.defined());
@@ -614,7 +614,7 @@ TEST_F(CheckpointsTest, KeepsTheNewestStepOfTuning) {
   std::vector<StoredBlock> blocks;
   for (const int index : {0, 1}) blocks.push_back(again.Load(index));
   again.CommitTuned(blocks);
-  EXPECT_FALSE(IsRegularFile(dir_.File("tuning-00009.safetensors")));
+  EXPECT_FALSE(IsRegularFile(dir_.File("tuning-0-00009.safetensors")));
 }
 
 TEST_F(CheckpointsTest, ADeathBeforeTheStateLeavesTheOlderCheckpoint) {

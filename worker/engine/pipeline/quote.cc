@@ -8,6 +8,7 @@
 #include "common/counted_text.h"
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/file.h"
+#include "worker/engine/evaluation/evaluator.h"
 #include "worker/engine/export/accounting.h"
 #include "worker/engine/methods/batches.h"
 #include "worker/engine/methods/linear_shapes.h"
@@ -39,16 +40,20 @@ int64_t BlockBytes(const Checkpoint& checkpoint) {
   return weights * kFloatBytes;
 }
 
+// Of `tokens` in a block's forward pass.
+int64_t ActivationBytes(const ModelConfig& config, int64_t tokens) {
+  const int64_t widest =
+      std::max({config.intermediate_size, config.hidden_size, config.query_size()});
+  return tokens * widest * kFloatBytes * kAliveActivations + kScoreBytes;
+}
+
 // Of all batches that are in work side by side on `device`.
 int64_t BatchBytes(const Checkpoint& checkpoint, const StreamShape& stream,
                    const at::Device& device) {
   if (stream.windows == 0) return 0;
   const ModelConfig& config = checkpoint.config();
   const int64_t tokens = WindowsPerBatch(stream.length) * stream.length;
-  const int64_t widest =
-      std::max({config.intermediate_size, config.hidden_size, config.query_size()});
-  return BatchWorkers(config, stream, device) * tokens * widest * kFloatBytes * kAliveActivations +
-         kScoreBytes;
+  return ActivationBytes(config, BatchWorkers(config, stream, device) * tokens);
 }
 
 // Windows of all texts stay in memory, 8 bytes a token; while one is read, so do it and its ids,
@@ -197,13 +202,31 @@ int64_t MethodBytes(const Job& job, const Checkpoint& checkpoint, const StreamSh
   return most;
 }
 
-// Peak of the host's memory: that of the blocks, or before them that of rotating
-// the model.
+// What evaluation takes where `device` computes: copies of a block, a batch's activations, on the
+// host a chunk's streams, and between the passes of preprocessing the whole model.
+int64_t EvaluationBytes(const Job& job, const Checkpoint& checkpoint,
+                        const StreamShape& calibration, const at::Device& device) {
+  if (!job.evaluation) return 0;
+  const ModelConfig& config = checkpoint.config();
+  const int64_t length = job.evaluation->windows.length;
+  const int64_t window = 2 * length * config.hidden_size * kFloatBytes;  // of both chains
+  const int64_t streams = std::max(
+      window, EvaluationStreamBytes(calibration.windows * calibration.length, config.hidden_size));
+  const int64_t blocks = kBlockCopies + (job.preprocessing ? config.num_layers : 0);
+  return blocks * BlockBytes(checkpoint) +
+         ActivationBytes(config, EvaluationBatch(length) * length) +
+         (device.is_cpu() ? streams : 0);
+}
+
+// Peak of the host's memory: that of the blocks, before them that of rotating the model, or
+// that of evaluation.
 int64_t JobBytes(const Job& job, const Checkpoint& checkpoint, const StreamShape& calibration) {
   const int64_t blocks = HostMemoryBytes(checkpoint, calibration) +
                          MethodBytes(job, checkpoint, calibration, at::kCPU);
   const int64_t rotating = job.rotation.enabled ? kLibraryBytes + RotatingBytes(checkpoint) : 0;
-  return TextBytes(job) + std::max(blocks, rotating);
+  const int64_t evaluating =
+      kLibraryBytes + EvaluationBytes(job, checkpoint, calibration, at::kCPU);
+  return TextBytes(job) + std::max({blocks, rotating, evaluating});
 }
 
 }  // namespace
@@ -233,12 +256,14 @@ Json QuoteJson(const Job& job) {
   // All windows of a text (0) cannot be counted without reading it: at least 1.
   StreamShape evaluation = ShapeOfText(job.evaluation);
   if (job.evaluation) evaluation.windows = std::max<int64_t>(evaluation.windows, 1);
-  const int64_t on_device = MethodBytes(job, *checkpoint, calibration, at::kCUDA);
+  const int64_t on_device = std::max(DeviceMemoryBytes(*checkpoint, calibration) +
+                                         MethodBytes(job, *checkpoint, calibration, at::kCUDA),
+                                     EvaluationBytes(job, *checkpoint, calibration, at::kCUDA));
   Json quote = {{"steps", PlanSteps(job, *checkpoint, calibration, evaluation, {}).total()},
                 {"blocks", checkpoint->config().num_layers},
                 {"parameters", checkpoint->parameters()},
                 {"host_memory_bytes", JobBytes(job, *checkpoint, calibration)},
-                {"device_memory_bytes", DeviceMemoryBytes(*checkpoint, calibration) + on_device}};
+                {"device_memory_bytes", on_device}};
   const bool fits = problems.empty();
   quote["outputs"] = fits ? OutputsJson(job, *checkpoint) : Json::array();
   quote["problems"] = problems;

@@ -35,8 +35,6 @@ namespace quantry::engine {
 namespace {
 
 // Hidden-state streams of the evaluation.
-constexpr int64_t kLeastEvaluationBytes = int64_t{64} << 20;
-constexpr int64_t kMostEvaluationBytes = int64_t{1} << 30;
 
 std::string CheckpointDir(const Job& job) {
   return job.checkpoint_dir.empty() ? job.output_dir + "/.checkpoint" : job.checkpoint_dir;
@@ -164,12 +162,9 @@ class Run {
     EvaluationOptions options;
     options.device = device_;
     options.quantized_ends = &checkpoint();
-    // No more memory than calibration had anyway.
     const StreamShape stream = ShapeOfStream(inputs_.calibration);
     options.max_stream_bytes =
-        std::clamp(2 * stream.windows * stream.length * checkpoint().config().hidden_size *
-                       static_cast<int64_t>(sizeof(float)),
-                   kLeastEvaluationBytes, kMostEvaluationBytes);
+        EvaluationStreamBytes(stream.windows * stream.length, checkpoint().config().hidden_size);
     return options;
   }
 

@@ -574,6 +574,20 @@ TEST(RunTest, AModelWithOnlineRotationsIsNoSource) {
   EXPECT_NE(problems.find("online rotations"), std::string::npos) << problems;
 }
 
+// At least one window goes through a block at once, however long it is.
+TEST(RunTest, AQuoteCountsTheWindowsOfTheEvaluation) {
+  const Bench bench(CaseOf("awq"));
+  const auto quoted = [&](const char* place, int64_t length) {
+    json job = bench.JobJson("quoted");
+    job["evaluation"]["sequence_length"] = length;
+    return QuoteJson(ParseJob(job))[place].get<int64_t>();
+  };
+  for (const char* place : {"host_memory_bytes", "device_memory_bytes"}) {
+    EXPECT_LT(quoted(place, 2 * kLength) - quoted(place, kLength), 1000) << place;
+    EXPECT_GT(quoted(place, 1 << 20), quoted(place, 1 << 19) + (1 << 19) * 4) << place;
+  }
+}
+
 // A text's size bounds its tokens before anything is read of it.
 TEST(RunTest, AQuoteTellsOfTextsThatAreTooShort) {
   const Bench bench(CaseOf("awq"));
@@ -796,7 +810,7 @@ TEST(RunTest, StoppedWhileTheModelIsTunedItGoesOnToTheSameBytes) {
   const Bench bench(CaseOf("tesseraq_plus"));
   bench.Run("whole", at::kCPU);
   const auto steps = [](const std::vector<json>& events) { return TimesTold(events, "tuning_kl"); };
-  const char* file = "tuning-00001.safetensors";
+  const char* file = "tuning-0-00001.safetensors";
   bench.Run("stopped", at::kCPU, [&] { return bench.Has("stopped", file); });
   ASSERT_TRUE(bench.Has("stopped", file));
   EXPECT_LT(steps(bench.Run("stopped", at::kCPU)), steps(bench.Run("again", at::kCPU)));

@@ -1,5 +1,6 @@
 #include "worker/engine/tokenizer/tokenizer.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "worker/engine/base/error.h"
@@ -96,14 +97,17 @@ std::string Tokenizer::Decode(const std::vector<int32_t>& ids) const {
   return result;
 }
 
-void Tokenizer::CheckFits(int64_t model_vocab_size) const {
-  if (vocab_size_ <= model_vocab_size) return;
-  throw UserError("INVALID_TOKENIZER",
-                  StrCat(path_, " has ids up to ", vocab_size_ - 1, ", the model's vocabulary (",
-                         "vocab_size in config.json) ends at ", model_vocab_size - 1,
-                         ": tokenizer and weights belong to different models"),
-                  {{"tokenizer_ids", std::to_string(vocab_size_)},
-                   {"vocab_size", std::to_string(model_vocab_size)}});
+void Tokenizer::CheckIds(const std::vector<int32_t>& ids, int64_t model_vocab_size) const {
+  const auto largest = std::max_element(ids.begin(), ids.end());
+  if (largest == ids.end() || *largest < model_vocab_size) return;
+  throw UserError(
+      "INVALID_TOKENIZER",
+      StrCat(path_, " makes the id ", *largest, " of the text, the model's vocabulary (",
+             "vocab_size in config.json) ends at ", model_vocab_size - 1,
+             ": tokenizer and weights belong to different models"),
+      {{"id", std::to_string(*largest)},
+       {"tokenizer_ids", std::to_string(vocab_size_)},
+       {"vocab_size", std::to_string(model_vocab_size)}});
 }
 
 }  // namespace quantry::engine

@@ -39,9 +39,10 @@ class Tokenizer {
   // One more than the largest id, added tokens included.
   int64_t vocab_size() const { return vocab_size_; }
 
-  // Refuses a tokenizer which can yield ids the model's embedding lacks:
-  // UserError INVALID_TOKENIZER.
-  void CheckFits(int64_t model_vocab_size) const;
+  // Refuses ids of a text that the model's embedding lacks: UserError
+  // INVALID_TOKENIZER. Ids that no text has may lie beyond it, such as one for
+  // padding that was added later.
+  void CheckIds(const std::vector<int32_t>& ids, int64_t model_vocab_size) const;
 
  private:
   Tokenizer() = default;
