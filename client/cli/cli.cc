@@ -174,6 +174,24 @@ int ParseFailed(const CLI::App& app, const CLI::ParseError& error,
                   env);
 }
 
+std::string WithoutLeadingZeros(const std::string& text) {
+  const size_t first = text.find_first_not_of("+-");
+  const bool other_base = first != std::string::npos && text[first] == '0' &&
+                          first + 1 < text.size() && text[first + 1] != '.';
+  return other_base ? Cat("wanted a decimal number without leading zeros, got \"", text, "\"") : "";
+}
+
+// CLI11 reads 010 as 8 and 0x10 as 16: a seed that is another one than the same digits in Python.
+void TakeDecimalsAlone(CLI::App& app) {
+  for (CLI::Option* option : app.get_options()) {
+    const std::string type = option->get_type_name();  // with what its checks want
+    if (type == "N" || type.rfind("N:", 0) == 0) option->check(WithoutLeadingZeros);
+  }
+  for (CLI::App* command : app.get_subcommands([](CLI::App*) { return true; })) {
+    TakeDecimalsAlone(*command);
+  }
+}
+
 // What a command throws is a bug of ours, or a disk that failed where none expected it.
 absl::StatusOr<ExitCode> Run(const Action& chosen, bool asks_server, Environment& env,
                              GlobalOptions& global) {
@@ -199,6 +217,7 @@ int RunCli(const std::vector<std::string>& arguments, Environment& env) {
   AddGlobalOptions(app, global);
   Action chosen;
   for (const AddCommand add : kCommands) add(app, chosen);
+  TakeDecimalsAlone(app);
 
   std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());
   try {

@@ -50,6 +50,8 @@ class CompletionTest : public testing::Test {
 };
 
 TEST_F(CompletionTest, Words) {
+  EXPECT_EQ(RunForTest({"completion", "bash", "--output", "json"}).json()["script"],
+            RunForTest({"completion", "bash"}).out);
   EXPECT_THAT(Complete({"quantry", ""}), IsSupersetOf({"submit", "list", "watch", "completion"}));
   EXPECT_THAT(Complete({"quantry", "su"}), ElementsAre("submit"));
   EXPECT_THAT(Complete({"quantry", "workers", ""}), ElementsAre("list", "drain"));

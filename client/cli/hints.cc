@@ -54,6 +54,8 @@ constexpr std::array kReasonHints = {
     ReasonHint{"QUOTA_WATCHES", "end another `quantry watch` of this tenant, or use `quantry get`"},
     ReasonHint{"STORE_UNAVAILABLE",
                "the server's store is down: repeat the command when it is back"},
+    ReasonHint{"STORAGE_ERROR",
+               "repeat the command; if it fails again, the server's operator finds why in its log"},
     ReasonHint{"EVENTS_COMPACTED", "older events are gone; run the command without --after"},
     ReasonHint{"BLOB_MISMATCH", "the file changed while it was sent: run the same command again"},
     ReasonHint{"ARTIFACT_CORRUPT",

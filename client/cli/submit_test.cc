@@ -334,6 +334,16 @@ TEST_F(SubmitTest, WaitLeavesAServerWithoutItsStoreForANewConnection) {
   EXPECT_NE(server.watched_from[1], server.watched_from[2]);
 }
 
+TEST_F(SubmitTest, ADeleteThatBreaksOffTellsWhatIsGone) {
+  server.jobs[kJob] = Succeeded();
+  const std::vector<std::string> arguments = {"--server", server.address(), "--output", "json",
+                                              "delete",   "my-job",         "gone"};
+  const CliRun run = RunForTest(arguments);
+  EXPECT_EQ(run.code, 4) << run.err;
+  EXPECT_EQ(run.json()["error"]["metadata"]["deleted"], kJob) << run.out;
+  EXPECT_EQ(RunForTest(arguments).json()["error"]["metadata"].contains("deleted"), false);
+}
+
 TEST_F(SubmitTest, TheJsonThatEndsAWait) {
   server.watch_calls = {{{End(v1::JOB_STATE_SUCCEEDED)}, grpc::Status::OK}};
   server.jobs[kJob] = Succeeded();

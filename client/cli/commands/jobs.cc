@@ -124,7 +124,7 @@ struct DeleteOptions {
 
 absl::StatusOr<ExitCode> RunDelete(Context& context, const DeleteOptions& options) {
   Connection connection(context.env, context.global);
-  Json deleted = Json::array();
+  std::vector<std::string> deleted;
   for (const std::string& id : options.jobs) {
     const absl::StatusOr<std::string> name = ResolveJob(context.global.tenant, id);
     if (!name.ok()) return name.status();
@@ -134,7 +134,10 @@ absl::StatusOr<ExitCode> RunDelete(Context& context, const DeleteOptions& option
     google::protobuf::Empty nothing;
     absl::Status status = connection.CallOnlyOnce(
         connection.jobs(), &Connection::Jobs::DeleteQuantizationJob, request, &nothing);
-    if (!status.ok()) return status;
+    if (!status.ok()) {
+      return deleted.empty() ? status
+                             : WithMetadata(std::move(status), "deleted", CommaSeparated(deleted));
+    }
     deleted.push_back(*name);
     if (!context.global.json()) context.env.out << "deleted " << *name << "\n";
   }

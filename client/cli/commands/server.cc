@@ -298,13 +298,15 @@ void AddGc(CLI::App& app, Action& chosen) {
 void AddCompletion(CLI::App& app, Action& chosen) {
   CLI::App* family = app.add_subcommand("completion", "Completion script for a shell");
   family->require_subcommand(1);
+  family->fallthrough();
   family->footer("\nExample:\n  source <(quantry completion bash)\n");
   CLI::App* bash = family->add_subcommand("bash", "For bash");
   bash->footer(
       "\nExamples:\n  source <(quantry completion bash)\n"
       "  quantry completion bash > /etc/bash_completion.d/quantry\n");
   Bind(*bash, chosen, [&app](Context& context) {
-    context.env.out << BashCompletion(app);
+    const std::string script = BashCompletion(app);
+    PrintResult(context, {{"script", script}}, script);
     return ExitCode::kOk;
   });
 }

@@ -167,6 +167,14 @@ grpc::Status FakeServer::UpdateQuantizationJob(Context*,
   return grpc::Status::OK;
 }
 
+grpc::Status FakeServer::DeleteQuantizationJob(Context*,
+                                               const v1::DeleteQuantizationJobRequest* request,
+                                               google::protobuf::Empty*) {
+  std::lock_guard lock(mutex_);
+  if (jobs.erase(request->name()) > 0) return grpc::Status::OK;
+  return RpcError(grpc::NOT_FOUND, "JOB_NOT_FOUND", "no such job");
+}
+
 grpc::Status FakeServer::WatchQuantizationJob(
     Context* context, const v1::WatchQuantizationJobRequest* request,
     grpc::ServerWriter<v1::WatchQuantizationJobResponse>* writer) {

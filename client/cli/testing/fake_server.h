@@ -93,6 +93,8 @@ class FakeServer : public v1::QuantizationService::Service,
                                   v1::QuantizationJob*) override;
   grpc::Status ListQuantizationJobs(Context*, const v1::ListQuantizationJobsRequest*,
                                     v1::ListQuantizationJobsResponse*) override;
+  grpc::Status DeleteQuantizationJob(Context*, const v1::DeleteQuantizationJobRequest*,
+                                     google::protobuf::Empty*) override;
   grpc::Status UpdateQuantizationJob(Context*, const v1::UpdateQuantizationJobRequest*,
                                      v1::QuantizationJob*) override;
   grpc::Status RetryQuantizationJob(Context*, const v1::RetryQuantizationJobRequest*,
