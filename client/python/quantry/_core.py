@@ -217,7 +217,12 @@ class Core:
         finally:
             await stream.aclose()
             bar.close()
-        ended = await self.get(job)
+        try:
+            ended = await self.get(job)
+        except errors.QuantryError as error:  # a server that goes down now has told the end already
+            if last is None or not last.ended or not may_go_on(error):
+                raise
+            ended = last
         if raise_on_failure:
             _raise_unless_succeeded(ended)
         return ended
@@ -268,7 +273,7 @@ class _Follower:
         self._timeout = timeout
         self._backoff = Backoff()
         self._heard_at = time.monotonic()
-        self._lost = self._attached = False
+        self._lost, self._attached = False, transport.answered
 
     def _rest(self) -> Optional[float]:
         return None if self._end is None else self._end - time.monotonic()
@@ -343,7 +348,8 @@ class _Follower:
         if failure is not None and not is_break(failure):
             raise failure
         # A server that was never there is told at once, one that went away gets time to come back.
-        if not self._attached or time.monotonic() - self._heard_at >= self._away:
+        there = self._attached or self._transport.answered
+        if not there or time.monotonic() - self._heard_at >= self._away:
             raise failure or errors.ServerUnavailable("the watch stream keeps ending without news", code="UNAVAILABLE")
         if not self._lost:
             log.warning("%s: connection lost, trying again (the job is not affected)", self._name)

@@ -28,6 +28,7 @@ LOOPBACK = ("127.", "localhost:", "[::1]", "unix:")
 
 # Retries of the unary calls: creates carry a request id, most others are idempotent by nature. Not a delete: a second one
 # is refused because the first, whose answer was lost, was done. Streams have retries of their own with a resume point.
+NOT_REPEATED = ("DeleteQuantizationJob", "UpdateQuantizationJob")
 SERVICE_CONFIG = json.dumps({"methodConfig": [
     {"name": [{"service": "quantry.v1.QuantizationService"},
               *({"service": "quantry.v1.ArtifactService", "method": method}
@@ -35,7 +36,7 @@ SERVICE_CONFIG = json.dumps({"methodConfig": [
      "retryPolicy": {"maxAttempts": 4, "initialBackoff": "0.1s", "maxBackoff": "1s", "backoffMultiplier": 2,
                      "retryableStatusCodes": ["UNAVAILABLE"]}},
     {"name": [{"service": "quantry.v1.QuantizationService", "method": method}
-              for method in ("DeleteQuantizationJob", "UpdateQuantizationJob", "WatchQuantizationJob")]}]})
+              for method in (*NOT_REPEATED, "WatchQuantizationJob")]}]})
 
 
 @dataclass(frozen=True)

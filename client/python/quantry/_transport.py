@@ -6,9 +6,11 @@ suspend, so that drive() runs them to their end without an event loop.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import threading
 import time
+import weakref
 from typing import (Any, AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator, Optional, Protocol,
                     TypeVar)
 
@@ -16,10 +18,14 @@ import grpc
 import grpc.aio
 
 from quantry import errors
-from quantry._options import Address, Options, resolve_server
+from quantry._options import NOT_REPEATED, Address, Options, resolve_server
+from quantry._retry import Backoff
 from quantry.v1 import artifact_service_pb2_grpc, quantization_service_pb2_grpc
 
 T = TypeVar("T")
+
+# Of a call that the server cut off.
+CUT_OFF_TRIES = 4
 
 # What grpc.aio says, as INTERNAL, when the call ended under a write: it hides the status. The next try tells it.
 AIO_WRITE_FAILED = "Internal error from Core"
@@ -38,6 +44,11 @@ class Transport(Protocol):
 
     @property
     def address(self) -> Address: ...
+
+    @property
+    def answered(self) -> bool:
+        """Whether a server has ever answered."""
+        ...
 
     async def call(self, service: str, method: str, request: Any, at_least: float = 0.0,
                    at_most: float = math.inf) -> Any:
@@ -61,6 +72,11 @@ class Transport(Protocol):
     async def close(self) -> None: ...
 
 
+def _has_details(error: Any) -> bool:
+    """Whether a quantryd says why."""
+    return any(key == errors.DETAILS_KEY for key, _ in error.trailing_metadata() or ())
+
+
 def _closed_error() -> errors.QuantryError:
     return errors.make_error("FAILED_PRECONDITION", "this client is closed", hint="connect() again")
 
@@ -72,12 +88,17 @@ class _Base:
         options.check(self._address)
         self._stubs: dict[str, Any] = {}
         self._channel: Any = None
-        self._closed = False
+        self._closed = self._answered = False
         self._lock = threading.Lock()
+        self._streams: weakref.WeakSet[Any] = weakref.WeakSet()  # some of channels that were left
 
     @property
     def address(self) -> Address:
         return self._address
+
+    @property
+    def answered(self) -> bool:
+        return self._answered
 
     def _open(self, insecure: Any, secure: Any) -> Any:
         arguments = self.options.arguments(self._address)
@@ -100,15 +121,23 @@ class _Base:
                                "artifacts": files.ArtifactServiceStub(self._channel)}
             return self._stubs[service]
 
+    def _opened(self, call: Any) -> Any:
+        """A stream which close() ends, whichever channel it is of."""
+        self._streams.add(call)
+        return call
+
     def _take_channel(self) -> Any:
         """The channel to close, None without one; from now on there is no other."""
         with self._lock:
             self._closed, channel, self._channel = True, self._channel, None
+            for call in list(self._streams):
+                call.cancel()
             return channel
 
     def _explain(self, error: Any, timeout: Optional[float]) -> errors.QuantryError:
         if self._closed:  # it is what cut the call: nobody should try again
             return _closed_error()
+        self._answered = self._answered or _has_details(error)
         explained = errors.from_rpc(error, self._address.target, self._address.source, self.options.secure, timeout)
         if explained.reason == "STORE_UNAVAILABLE":  # behind the address there may be others, which have theirs
             self._connect_anew(self._address)
@@ -118,6 +147,11 @@ class _Base:
         """For the calls from now on. The old channel closes with its last call: other threads may be using it."""
         with self._lock:
             self._address, self._channel = address, None
+
+    def _may_repeat(self, error: Any, method: str, tries: int, at_most: float) -> bool:
+        """The server ended the call without an answer: it cancels what is still open when its drain takes too long."""
+        return (error.code() is grpc.StatusCode.CANCELLED and not _has_details(error) and not self._closed
+                and tries < CUT_OFF_TRIES and math.isinf(at_most) and method not in NOT_REPEATED)
 
     def _patience(self, at_least: float, at_most: float) -> float:
         return min(max(self.options.timeout, at_least), at_most)
@@ -139,16 +173,25 @@ class BlockingTransport(_Base):
     async def call(self, service: str, method: str, request: Any, at_least: float = 0.0,
                    at_most: float = math.inf) -> Any:
         timeout = self._patience(at_least, at_most)
-        try:
-            return getattr(self._stub(service), method)(request, timeout=timeout, metadata=self.options.metadata())
-        except grpc.RpcError as error:
-            raise self._explain(error, timeout) from None
+        end, backoff = time.monotonic() + timeout, Backoff()
+        for tries in itertools.count(1):
+            try:
+                answer = getattr(self._stub(service), method)(request, timeout=max(0.0, end - time.monotonic()),
+                                                              metadata=self.options.metadata())
+                self._answered = True
+                return answer
+            except grpc.RpcError as error:
+                if not self._may_repeat(error, method, tries, at_most):
+                    raise self._explain(error, timeout) from None
+            await self.sleep(backoff.next())
 
     async def stream(self, service: str, method: str, request: Any,
                      timeout: Optional[float]) -> AsyncGenerator[Any, None]:
-        call = getattr(self._stub(service), method)(request, timeout=timeout, metadata=self.options.metadata())
+        call = self._opened(getattr(self._stub(service), method)(request, timeout=timeout,
+                                                                 metadata=self.options.metadata()))
         try:
             for message in call:
+                self._answered = True
                 yield message
         except grpc.RpcError as error:
             raise self._explain(error, timeout) from None
@@ -183,20 +226,32 @@ class AsyncTransport(_Base):
     async def call(self, service: str, method: str, request: Any, at_least: float = 0.0,
                    at_most: float = math.inf) -> Any:
         timeout = self._patience(at_least, at_most)
-        try:
-            return await getattr(self._stub(service), method)(request, timeout=timeout,
-                                                              metadata=self.options.metadata())
-        except grpc.RpcError as error:
-            raise self._explain(error, timeout) from None
+        end, backoff = time.monotonic() + timeout, Backoff()
+        for tries in itertools.count(1):
+            try:
+                answer = await getattr(self._stub(service), method)(request, timeout=max(0.0, end - time.monotonic()),
+                                                                    metadata=self.options.metadata())
+                self._answered = True
+                return answer
+            except grpc.RpcError as error:
+                if not self._may_repeat(error, method, tries, at_most):
+                    raise self._explain(error, timeout) from None
+            await self.sleep(backoff.next())
 
     async def stream(self, service: str, method: str, request: Any,
                      timeout: Optional[float]) -> AsyncGenerator[Any, None]:
-        call = getattr(self._stub(service), method)(request, timeout=timeout, metadata=self.options.metadata())
+        call = self._opened(getattr(self._stub(service), method)(request, timeout=timeout,
+                                                                 metadata=self.options.metadata()))
         try:
             async for message in call:
+                self._answered = True
                 yield message
         except grpc.RpcError as error:
             raise self._explain(error, timeout) from None
+        except asyncio.CancelledError:
+            if self._closed and call.cancelled():  # by close(), not the caller's task
+                raise _closed_error() from None
+            raise
         finally:
             call.cancel()
 

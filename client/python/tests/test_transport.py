@@ -280,6 +280,23 @@ def test_a_server_without_its_store_is_left_for_a_new_connection(kind, reason, c
     assert len(fake.peers) == 2 and len(set(fake.peers)) == connections
 
 
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_a_call_that_a_draining_server_cut_off_is_made_again(kind):
+    fake = Fake()
+    fake.info = lambda context: len(fake.peers) < 3 and context.abort(grpc.StatusCode.CANCELLED, "")
+    with serving(fake) as target:
+        assert connect(kind, target) == "fake"
+        assert len(fake.peers) == 4, "connecting asks, too"
+        fake.info = lambda context: context.abort(grpc.StatusCode.CANCELLED, "")
+        with pytest.raises(quantry.ServerUnavailable, match="ended the call"):
+            connect(kind, target)
+        assert len(fake.peers) == 8
+        fake.deletes = [lambda context: context.abort(grpc.StatusCode.CANCELLED, "")] * 2
+        with quantry.Client(target) as client, pytest.raises(quantry.ServerUnavailable):
+            client.delete("fake")
+        assert len(fake.deletes) == 1
+
+
 def test_an_expired_token():
     fake = Fake()
     fake.info = lambda context: abort(context, grpc.StatusCode.UNAUTHENTICATED, "the token expired", "UNAUTHENTICATED")

@@ -108,6 +108,37 @@ def test_a_server_that_stays_away():
     assert len(fake.watch_requests) > 2
 
 
+@pytest.mark.parametrize("code, reason", [
+    (grpc.StatusCode.UNAVAILABLE, "SERVER_DRAINING"), (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE"),
+    (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_WATCHES"), (grpc.StatusCode.UNAVAILABLE, "")])
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_a_server_that_has_answered_is_waited_for_at_once(kind, code, reason):
+    """It took the job a moment ago, and refuses the first watch."""
+    fake = Fake()
+    fake.watches = [[torn(code, "not now", reason)], [snapshot(), end()]]
+    with serving(fake) as target:
+        if kind == "blocking":
+            with quantry.Client(target) as client:
+                client.server_info()
+                assert client.wait("fake").succeeded
+        else:
+            async def run():
+                async with quantry.AsyncClient(target) as client:
+                    await client.server_info()
+                    assert (await client.wait("fake")).succeeded
+
+            asyncio.run(run())
+    assert len(fake.watch_requests) == 2
+
+
+def test_a_server_that_goes_down_after_the_end():
+    fake = Fake()
+    fake.watches = [[snapshot(), end()]]
+    fake.GetQuantizationJob = lambda request, context: abort(context, grpc.StatusCode.UNAVAILABLE, "going down")
+    with serving(fake) as target, quantry.Client(target) as client:
+        assert client.wait("fake").succeeded
+
+
 def test_a_server_that_never_was_there():
     with pytest.raises(quantry.ServerUnavailable, match="no answer"), quantry.Client("127.0.0.1:1") as client:
         list(client.watch("fake"))
@@ -163,6 +194,49 @@ def test_close_ends_a_watch_in_another_thread():
         with pytest.raises(quantry.Conflict, match="this client is closed"):
             client.server_info()
     assert len(fake.watch_requests) == 1
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_close_ends_a_watch_of_a_connection_that_was_left(kind):
+    fake = Fake()
+    fake.watches = [[snapshot(), event(1), hang]]
+    fake.info = lambda context: abort(context, grpc.StatusCode.UNAVAILABLE, "no database", "STORE_UNAVAILABLE")
+
+    async def follow(client, seen):
+        async for one in client.watch("fake"):
+            if one.sequence == 1:
+                seen.set()
+
+    async def run():
+        client, seen = quantry.AsyncClient(target), asyncio.Event()
+        watch = asyncio.create_task(follow(client, seen))
+        await asyncio.wait_for(seen.wait(), 10)
+        with pytest.raises(quantry.ServerUnavailable):
+            await client.server_info()
+        await client.close()
+        with pytest.raises(quantry.Conflict, match="this client is closed"):
+            await asyncio.wait_for(watch, 10)
+
+    with serving(fake) as target:
+        if kind == "asyncio":
+            return asyncio.run(run())
+        client, raised, seen = quantry.Client(target), [], threading.Event()
+
+        def watch():
+            with pytest.raises(quantry.Conflict, match="this client is closed"):
+                for one in client.watch("fake"):
+                    if one.sequence == 1:
+                        seen.set()
+            raised.append(True)
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        assert seen.wait(10)
+        with pytest.raises(quantry.ServerUnavailable):
+            client.server_info()
+        client.close()
+        thread.join(10)
+        assert raised
 
 
 def test_leaving_early_cancels_the_stream():

@@ -19,7 +19,7 @@ from quantry import aio
 from quantry._core import AWAY, request_id_for
 from quantry._retry import Backoff
 from quantry.client import connect
-from quantry.errors import InvalidRequest, JobCancelled, QuantryError, ServerUnavailable
+from quantry.errors import InvalidRequest, JobCancelled, QuantryError, QuotaExceeded, ServerUnavailable
 from quantry.job import Job
 from quantry.step import outputs_of
 
@@ -83,6 +83,9 @@ class QuantryJobTrigger(BaseTrigger):  # type: ignore[misc]
             except ServerUnavailable:
                 if time.monotonic() >= patient_until:
                     raise
+            except QuotaExceeded as error:  # of watches: others of this triggerer end, and the job goes on anyway
+                patient_until = time.monotonic() + AWAY
+                await asyncio.sleep(error.retry_after or 0)
             await asyncio.sleep(backoff.next())
 
     async def run(self) -> AsyncIterator[TriggerEvent]:

@@ -137,9 +137,9 @@ def log_job(job: Job, *, folder: Optional[PathLike] = None, model_name: str = ""
     mlflow.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items() if value])
     if folder is not None:
         mlflow.log_artifacts(run_id, os.fspath(folder), "quantry")
+    mlflow.set_terminated(run_id, {"succeeded": "FINISHED", "cancelled": "KILLED"}.get(job.state, "FAILED"))
     if model_name and job.succeeded:
         _register(mlflow, run_id, job, model_name, uploaded=folder is not None)
-    mlflow.set_terminated(run_id, {"succeeded": "FINISHED", "cancelled": "KILLED"}.get(job.state, "FAILED"))
     return run_id
 
 
@@ -155,7 +155,14 @@ def _register(mlflow: MlflowClient, run_id: str, job: Job, name: str, uploaded: 
         return versions[0]
     run = mlflow.get_run(run_id)
     source = f"{run.info.artifact_uri}/quantry" if uploaded else str(job.proto.result.artifact_uri)
-    return mlflow.create_model_version(name, source, run_id, tags={"quantry.job": job.name, "method": job.method})
+    tags = {"quantry.job": job.name, "method": job.method}
+    try:
+        return mlflow.create_model_version(name, source, run_id, tags=tags)
+    except MlflowException as error:
+        if uploaded or not source.startswith("file:"):
+            raise
+        raise InvalidRequest(f"the MLflow server takes no model from {source}, a folder of the quantry server: {error}",
+                             hint="pull the artifact, and log_job(job, folder=..., model_name=...)") from None
 
 
 __all__ = ["LiveRun", "log_job", "run_of"]
