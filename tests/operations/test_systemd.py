@@ -10,7 +10,7 @@ SYSTEMD = DEPLOY / "systemd"
 UNITS = {"quantryd": [], "quantry-worker": [], "quantry-exporter": []}
 EXPOSURES = [(unit, drop_ins) for unit, choices in {
     "quantryd": [(), ("object-store",)], "quantry-worker": [(), ("object-store",), ("gpu",), ("object-store", "gpu")],
-    "quantry-exporter": [()]}.items() for drop_ins in choices]
+    "quantry-exporter": [(), ("exporter-token",)]}.items() for drop_ins in choices]
 LIMIT = 2.0
 
 
@@ -47,7 +47,8 @@ def test_a_bare_unit_is_exposed(tmp_path):
 def test_systemd_accepts_the_unit(tmp_path, binaries, unit):
     for name in UNITS:  # units it orders itself after
         install(name, tmp_path, bin_dir=binaries)
-    path = install(unit, tmp_path, ("gpu", "object-store") if unit == "quantry-worker" else (), bin_dir=binaries)
+    drop_ins = {"quantry-worker": ("gpu", "object-store"), "quantry-exporter": ("exporter-token",)}.get(unit, ())
+    path = install(unit, tmp_path, drop_ins, bin_dir=binaries)
     done = run_tool("systemd-analyze", "verify", "--man=no", path)
     assert done.returncode == 0 and not done.stderr.strip(), done.stderr
 
