@@ -68,6 +68,16 @@ absl::Status CheckRelativePath(std::string_view path) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::vector<StoredFile>> Storage::ListFolder(std::string_view prefix) {
+  auto files = List(prefix);
+  if (!files.ok()) return files;
+  const std::size_t folder = prefix.empty() ? 0 : prefix.size() + 1;
+  std::erase_if(*files, [folder](const StoredFile& file) {
+    return file.path.find('/', folder) != std::string::npos;
+  });
+  return files;
+}
+
 std::string_view TemporaryOf(std::string_view path) {
   using storage_internal::kTemporaryPrefix;
   const std::string_view name = path.substr(path.rfind('/') + 1);

@@ -76,6 +76,9 @@ class Storage {
   // prefix is an empty list.
   virtual absl::StatusOr<std::vector<StoredFile>> List(std::string_view prefix) = 0;
 
+  // Of List only those directly in the folder `prefix`, without what lies deeper.
+  virtual absl::StatusOr<std::vector<StoredFile>> ListFolder(std::string_view prefix);
+
   // List, and what uploads that did not end left behind (TemporaryOf): in a store where objects
   // are made under another name first. Those of uploads in progress too.
   virtual absl::StatusOr<std::vector<StoredFile>> ListAll(std::string_view prefix) {

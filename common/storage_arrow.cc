@@ -139,19 +139,18 @@ class ArrowStorage : public Storage {
     return files;
   }
 
+  // Does not ask the store for more: a bucket may hold millions of objects.
+  absl::StatusOr<std::vector<StoredFile>> ListFolder(std::string_view prefix) override {
+    return Files(prefix, [&](const std::string& folder) {
+      afs::FileSelector selector;
+      selector.base_dir = folder;
+      selector.allow_not_found = true;
+      return Whole([&] { return fs_->GetFileInfo(selector); });
+    });
+  }
+
   absl::StatusOr<std::vector<StoredFile>> ListAll(std::string_view prefix) override {
-    auto folder = Folder(prefix);
-    if (!folder.ok()) return folder.status();
-    auto infos = Below(*folder);
-    if (!infos.ok()) return Error(infos.status(), "list", *folder);
-    std::vector<StoredFile> files;
-    for (const afs::FileInfo& info : *infos) {
-      if (!info.IsFile() || !info.path().starts_with(base_ + "/")) continue;
-      files.push_back({info.path().substr(base_.size() + 1), info.size(), Modified(info)});
-    }
-    std::sort(files.begin(), files.end(),
-              [](const StoredFile& a, const StoredFile& b) { return a.path < b.path; });
-    return files;
+    return Files(prefix, [&](const std::string& folder) { return Below(folder); });
   }
 
   absl::Status Delete(std::string_view path) override {
@@ -263,6 +262,23 @@ class ArrowStorage : public Storage {
     }
     done->sha256 = hash.FinishHex();
     return absl::OkStatus();
+  }
+
+  // Of what `list` finds in the folder `prefix` the objects, sorted by path.
+  template <typename ListOf>
+  absl::StatusOr<std::vector<StoredFile>> Files(std::string_view prefix, const ListOf& list) {
+    auto folder = Folder(prefix);
+    if (!folder.ok()) return folder.status();
+    auto infos = list(*folder);
+    if (!infos.ok()) return Error(infos.status(), "list", *folder);
+    std::vector<StoredFile> files;
+    for (const afs::FileInfo& info : *infos) {
+      if (!info.IsFile() || !info.path().starts_with(base_ + "/")) continue;
+      files.push_back({info.path().substr(base_.size() + 1), info.size(), Modified(info)});
+    }
+    std::sort(files.begin(), files.end(),
+              [](const StoredFile& a, const StoredFile& b) { return a.path < b.path; });
+    return files;
   }
 
   arrow::Result<afs::FileInfoVector> Below(const std::string& folder) {

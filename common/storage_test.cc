@@ -208,6 +208,17 @@ TEST_P(StorageTest, ListIsRecursiveAndSorted) {
   for (const StoredFile& file : *all) names += file.path + " ";
   EXPECT_EQ(names, "a/1 a/2 b c/d/e ");
   EXPECT_EQ(storage_->List("a")->size(), 2u);
+  const auto paths = [&](std::string_view folder) {
+    std::string found;
+    const auto files = storage_->ListFolder(folder);
+    EXPECT_TRUE(files.ok()) << files.status();
+    for (const StoredFile& file : *files) found += file.path + " ";
+    return found;
+  };
+  EXPECT_EQ(paths(""), "b ");
+  EXPECT_EQ(paths("a"), "a/1 a/2 ");
+  EXPECT_EQ(paths("c"), "");
+  EXPECT_EQ(paths("nothing/here"), "");
   ASSERT_TRUE(storage_->DeleteTree("a").ok());
   EXPECT_TRUE(storage_->DeleteTree("a").ok());
   EXPECT_EQ(storage_->List("")->size(), 2u);

@@ -425,10 +425,13 @@ class App : public ServerApp {
       MissQueue();
       return;
     }
-    if (report->lost + report->no_progress + report->over_limit > 0) {
+    if (report->lost + report->no_progress + report->max_run > 0) {
       log::Warning("took jobs from their workers", {{"lost", report->lost},
                                                     {"no_progress", report->no_progress},
-                                                    {"over_limit", report->over_limit}});
+                                                    {"max_run", report->max_run}});
+    }
+    if (report->max_pending > 0) {
+      log::Warning("ended jobs that waited too long", {{"max_pending", report->max_pending}});
     }
     AuditExpired(report->removed);
     if (const auto stats = store_->Stats(clock_.Now()); stats.ok()) {

@@ -123,9 +123,16 @@ absl::StatusOr<std::vector<v1::FindMissingBlobsResponse::Missing>> Uploader::Mis
     digest->set_size_bytes(blob.size_bytes());
   }
   v1::FindMissingBlobsResponse response;
-  absl::Status status = connection_.Call(
-      connection_.artifacts(), &Connection::Artifacts::FindMissingBlobs, request, &response);
-  if (!status.ok()) return status;
+  Environment& env = connection_.env();
+  Backoff backoff(kFirstWait, kLongestWait);
+  for (int tries = 1;; ++tries) {
+    absl::Status status = connection_.Call(
+        connection_.artifacts(), &Connection::Artifacts::FindMissingBlobs, request, &response);
+    if (status.ok()) break;
+    // Others with the same credential ask, too.
+    if (!HasReason(status, Reason::kResourceLimit) || tries >= kMaxTries) return status;
+    env.sleep(backoff.Next(env.random()));
+  }
   return std::vector<v1::FindMissingBlobsResponse::Missing>(response.missing().begin(),
                                                             response.missing().end());
 }

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <string>
@@ -51,9 +52,12 @@ class BlobUpload {
 // What a program on this machine reads of a blob.
 enum class BlobPart {
   kWhole,
-  kHead,  // of a file of weights its header: a quote reads no more
+  kHead,  // of a safetensors file its header: a quote reads no more
   kSize,  // nothing but how long it is: all that a quote looks at of a large text
 };
+
+// Asked between the steps of a call that may take long; not OK ends it.
+using StillWanted = std::function<absl::Status()>;
 
 class BlobStore {
  public:
@@ -64,7 +68,8 @@ class BlobStore {
   virtual absl::StatusOr<BlobState> Find(std::string_view tenant, const BlobId& blob) = 0;
   // Each of them, in order.
   virtual absl::StatusOr<std::vector<BlobState>> FindAll(std::string_view tenant,
-                                                         const std::vector<BlobId>& blobs);
+                                                         const std::vector<BlobId>& blobs,
+                                                         const StillWanted& wanted);
   // OUT_OF_RANGE UPLOAD_OFFSET (metadata "committed") when `offset` is not
   // where the upload stands; 0 always starts over. ABORTED UPLOAD_IN_PROGRESS
   // when somebody else is uploading the same blob.
@@ -84,10 +89,12 @@ class BlobStore {
   // "" when they lie below RootUri().
   virtual std::string SpoolUri() const = 0;
   // Makes `path`, whose folder is there, the finished blob: a link to it, or a
-  // copy of the part. What was not copied reads as zeros. NOT_FOUND;
+  // copy of the part. What was not copied reads as zeros. Returns the bytes copied.
+  // RESOURCE_EXHAUSTED RESOURCE_LIMIT when they would be more than `most`; NOT_FOUND;
   // DATA_LOSS ARTIFACT_CORRUPT when a whole copy has another sha256.
-  virtual absl::Status Place(std::string_view tenant, const BlobId& blob, BlobPart part,
-                             const std::string& path) = 0;
+  virtual absl::StatusOr<std::int64_t> Place(std::string_view tenant, const BlobId& blob,
+                                             BlobPart part, std::int64_t most,
+                                             const std::string& path) = 0;
 };
 
 // {tenant}/{name}: where a marker says when Find() last found a blob whose own

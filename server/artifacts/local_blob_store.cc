@@ -95,15 +95,15 @@ class LocalBlobStore : public BlobStore {
   std::string RootUri() const override { return UriFromLocalPath(root_); }
   std::string SpoolUri() const override { return ""; }
 
-  absl::Status Place(std::string_view tenant, const BlobId& blob, BlobPart,
-                     const std::string& path) override {
+  absl::StatusOr<std::int64_t> Place(std::string_view tenant, const BlobId& blob, BlobPart,
+                                     std::int64_t, const std::string& path) override {
     auto paths = PathsOf(tenant, blob);
     if (!paths.ok()) return paths.status();
     if (access(paths->final.c_str(), F_OK) != 0) {
       return absl::NotFoundError(absl::StrCat("no blob ", blob.sha256));
     }
     if (symlink(paths->final.c_str(), path.c_str()) != 0) return DiskError("link", path, errno);
-    return absl::OkStatus();
+    return 0;
   }
 
  private:

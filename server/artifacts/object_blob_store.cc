@@ -30,8 +30,7 @@ constexpr auto kFoundPrecision = std::chrono::seconds(20);
 constexpr auto kListedFor = std::chrono::seconds(5);
 // The store answers each in tens of milliseconds, and a model may have hundreds.
 constexpr size_t kFindsAtOnce = 16;
-// Of a blob up to this size a head is all of it. The engine takes no larger
-// header of a file of weights, so more of one is never read.
+// The engine takes no larger header of a file of weights, so more of one is never read.
 constexpr std::int64_t kHeadBytes = std::int64_t{64} << 20;
 constexpr std::int64_t kLengthBytes = 8;  // of a safetensors header, before it
 
@@ -145,14 +144,18 @@ class ObjectBlobStore : public BlobStore {
   }
 
   absl::StatusOr<std::vector<BlobState>> FindAll(std::string_view tenant,
-                                                 const std::vector<BlobId>& blobs) override {
+                                                 const std::vector<BlobId>& blobs,
+                                                 const StillWanted& wanted) override {
     std::vector<absl::StatusOr<BlobState>> found(blobs.size(), BlobState{});
     std::atomic<size_t> next = 0;
     {
       std::vector<std::jthread> threads(std::min(blobs.size(), kFindsAtOnce));
       for (std::jthread& thread : threads) {
         thread = std::jthread([&] {
-          for (size_t i = next++; i < blobs.size(); i = next++) found[i] = Find(tenant, blobs[i]);
+          for (size_t i = next++; i < blobs.size(); i = next++) {
+            const absl::Status status = wanted();
+            found[i] = status.ok() ? Find(tenant, blobs[i]) : status;
+          }
         });
       }
     }
@@ -188,15 +191,14 @@ class ObjectBlobStore : public BlobStore {
   std::string RootUri() const override { return root_uri_; }
   std::string SpoolUri() const override { return UriFromLocalPath(spool_); }
 
-  absl::Status Place(std::string_view tenant, const BlobId& blob, BlobPart part,
-                     const std::string& path) override {
+  absl::StatusOr<std::int64_t> Place(std::string_view tenant, const BlobId& blob, BlobPart part,
+                                     std::int64_t most, const std::string& path) override {
     if (absl::Status status = CheckBlobId(tenant, blob); !status.ok()) return status;
-    if (part == BlobPart::kSize || (part == BlobPart::kHead && blob.size_bytes > kHeadBytes)) {
-      return PlacePart(Key(tenant, blob), part, path);
-    }
+    if (part != BlobPart::kWhole) return PlacePart(Key(tenant, blob), part, most, path);
+    if (blob.size_bytes > most) return TooMuch(most);
     const auto moved = storage_->Download(Key(tenant, blob), path, nullptr);
     if (!moved.ok()) return ObjectError(moved.status(), blob.sha256);
-    if (moved->sha256 == blob.sha256) return absl::OkStatus();
+    if (moved->sha256 == blob.sha256) return moved->size_bytes;
     unlink(path.c_str());
     return MakeError(Reason::kArtifactCorrupt,
                      absl::StrCat("blob ", blob.sha256, " has sha256 ", moved->sha256,
@@ -234,22 +236,32 @@ class ObjectBlobStore : public BlobStore {
     return found->has_value();
   }
 
-  static absl::StatusOr<std::string> ReadPart(StoredReader& object, BlobPart part) {
-    if (part == BlobPart::kSize) return "";
-    auto head = object.ReadAt(0, kLengthBytes);
-    if (head.ok() && head->size() == kLengthBytes) head = object.ReadAt(0, HeadOf(*head));
-    return head;
+  static absl::Status TooMuch(std::int64_t most) {
+    return MakeError(Reason::kResourceLimit,
+                     absl::StrCat("wanted files of at most ", most, " more bytes, got more"));
   }
 
-  absl::Status PlacePart(const std::string& key, BlobPart part, const std::string& path) {
+  static absl::StatusOr<std::string> ReadPart(StoredReader& object, BlobPart part,
+                                              std::int64_t most) {
+    if (part == BlobPart::kSize) return "";
+    auto head = object.ReadAt(0, kLengthBytes);
+    if (!head.ok() || head->size() < kLengthBytes) return head;
+    const std::int64_t size = std::min(HeadOf(*head), object.size_bytes());
+    return size > most ? TooMuch(most) : object.ReadAt(0, size);
+  }
+
+  absl::StatusOr<std::int64_t> PlacePart(const std::string& key, BlobPart part, std::int64_t most,
+                                         const std::string& path) {
     auto object = storage_->Open(key);
     if (!object.ok()) return ObjectError(object.status(), key);
-    const auto bytes = ReadPart(**object, part);
+    const auto bytes = ReadPart(**object, part, most);
+    if (HasReason(bytes.status(), Reason::kResourceLimit)) return bytes.status();
     if (!bytes.ok()) return ObjectError(bytes.status(), key);
     if (absl::Status status = WriteFileAtomically(path, *bytes); !status.ok()) return status;
     std::error_code error;
     std::filesystem::resize_file(path, static_cast<std::uintmax_t>((*object)->size_bytes()), error);
-    return error ? DiskError("extend", path, error.value()) : absl::OkStatus();
+    if (error) return DiskError("extend", path, error.value());
+    return static_cast<std::int64_t>(bytes->size());
   }
 
   const std::string root_uri_;

@@ -28,6 +28,8 @@ struct Principal {
   std::string tenant;               // or kAllTenants
   std::optional<Time> expire_time;  // of the credential; unset = never
 
+  // For what is counted of each: names are unique in their tenant.
+  std::string key() const { return tenant + "/" + name; }
   bool all_tenants() const { return tenant == kAllTenants; }
   bool Serves(std::string_view other) const { return all_tenants() || tenant == other; }
 };

@@ -207,7 +207,8 @@ struct SweepReport {
   bool pushed_leases = false;    // the sweeper had stood still; nobody was judged
   int lost = 0;                  // leases that lapsed
   int no_progress = 0;
-  int over_limit = 0;           // max_run, max_pending
+  int max_run = 0;              // attempts that ran longer than they may
+  int max_pending = 0;          // jobs that waited longer than they may
   int waiting = 0;              // queued jobs whose reason to wait is another than before
   std::vector<JobKey> removed;  // ended jobs, at their expire_time
   std::vector<JobKey> changed;  // those, too
@@ -236,11 +237,12 @@ struct QueuePause {
   Time since;
 };
 
-// From maintained counters, never a scan.
+// From maintained counters; only the jobs of tenants with a max_running are counted.
 struct StoreStats {
   std::map<JobState, int64_t> jobs;  // all six states
   int64_t depth = 0;                 // claimable now
   int64_t delayed = 0;               // queued, waiting for their backoff
+  int64_t held = 0;                  // queued and ready, above their tenant's max_running
   std::optional<Time> oldest_queued;
   int known_workers = 0;
   int live_workers = 0;

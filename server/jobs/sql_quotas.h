@@ -63,6 +63,21 @@ TenantUsage ReadUsage(Database& db, const std::string& tenant) {
   return {ReadQuota(db, tenant), queued, RunningJobs(db, tenant), ArtifactBytes(db, tenant)};
 }
 
+// Queued jobs which no worker gets before others of their tenant end, though they are ready.
+template <class Database>
+int64_t HeldJobs(Database& db, Time now) {
+  return One(db.Query(
+      "SELECT CAST(coalesce(sum(CASE WHEN room <= 0 THEN ready WHEN ready > room THEN ready - room"
+      " ELSE 0 END), 0) AS BIGINT) FROM (SELECT"
+      " (SELECT count(*) FROM queue q WHERE q.tenant = t.tenant AND q.state = 1)"
+      " - (SELECT count(*) FROM queue q WHERE q.tenant = t.tenant AND q.state = 1"
+      " AND q.not_before > 0 AND q.not_before > $1) AS ready,"
+      " t.max_running - (SELECT count(*) FROM queue q WHERE q.tenant = t.tenant"
+      " AND q.worker_id IS NOT NULL) AS room"
+      " FROM quotas t WHERE t.max_running > 0) AS limited",
+      now));
+}
+
 template <class Database>
 TenantUsage SetQuota(Database& db, const TenantQuota& quota) {
   db.Execute(

@@ -134,7 +134,7 @@ std::optional<absl::StatusOr<JobState>> Judge(const Context& context, const Queu
       ++report.lost;
       return EndLost(context, row, "did not confirm the cancel");
     case Verdict::kMaxRun:
-      ++report.over_limit;
+      ++report.max_run;
       return EndForGood(context, row, MaxRunExceeded(row));
     case Verdict::kNoProgress:
       ++report.no_progress;
@@ -156,7 +156,7 @@ absl::Status SweepPending(const Context& context, SweepReport& report) {
     if (!row) continue;
     auto ended = EndForGood(context, *row, MaxPendingExceeded(*row));
     if (!ended.ok()) return ended.status();
-    ++report.over_limit;
+    ++report.max_pending;
     report.changed.push_back(ReadKey(context.db, pk));
   }
   return absl::OkStatus();

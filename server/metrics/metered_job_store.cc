@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <functional>
 #include <type_traits>
 #include <utility>
 
@@ -121,9 +122,13 @@ class Metered : public JobStore {
     return Guarded("commit_checkpoint", [&] { return store_->CommitCheckpoint(request, now); });
   }
   absl::Status Complete(const CompleteRequest& request, Time now) override {
-    return CountingEnd(request.lease.job, [&] {
-      return Guarded("complete", [&] { return store_->Complete(request, now); });
-    });
+    return CountingEnd(
+        request.lease.job,
+        [&] { return Guarded("complete", [&] { return store_->Complete(request, now); }); },
+        // Without an artifact it was being cancelled.
+        [&](const Job& job) {
+          metrics_->job_attempts.With({job.has_artifact ? "succeeded" : "cancelled"}).Increment();
+        });
   }
   absl::StatusOr<JobState> Fail(const FailRequest& request, Time now) override {
     auto result = CountingEnd(request.lease.job, [&] {
@@ -171,6 +176,7 @@ class Metered : public JobStore {
     metrics_->sweeper_last_run.Set(ToSeconds(now.time_since_epoch()));
     CountLost(result->lost);
     metrics_->job_attempts.With({"no_progress"}).Increment(result->no_progress);
+    metrics_->job_attempts.With({"max_run"}).Increment(result->max_run);
     for (const JobKey& key : result->changed) {
       const auto job = store_->Get(key);
       if (job.ok() && IsEnded(job->state)) CountEnded(*job, metrics_);
@@ -223,14 +229,16 @@ class Metered : public JobStore {
 
   // Counts a job that ends in this call, and only then: repeats find it ended.
   template <class Call>
-  std::invoke_result_t<const Call&> CountingEnd(const JobKey& key, const Call& call) {
+  std::invoke_result_t<const Call&> CountingEnd(
+      const JobKey& key, const Call& call,
+      const std::function<void(const Job& ended)>& also = [](const Job&) {}) {
     const auto before = store_->Get(key);
     auto result = call();
     if (before.ok() && !IsEnded(before->state)) {
       const auto after = store_->Get(key);
       if (after.ok() && IsEnded(after->state)) {
         CountEnded(*after, metrics_);
-        if (after->has_artifact) metrics_->job_attempts.With({"succeeded"}).Increment();
+        also(*after);
       }
     }
     return result;

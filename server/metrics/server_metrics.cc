@@ -93,6 +93,8 @@ ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
       jobs(queue_registry_.get(), "quantry_jobs", "Jobs in each state.", {"state"}),
       queue_depth(
           OneGauge(queue_registry_.get(), "quantry_queue_depth", "Jobs a worker could claim now.")),
+      queue_held(OneGauge(queue_registry_.get(), "quantry_queue_held",
+                          "Queued jobs above the max_running of their tenant.")),
       queue_oldest_timestamp(
           OneGauge(queue_registry_.get(), "quantry_queue_oldest_timestamp_seconds",
                    "When the job that waits longest was queued; 0 without one.")),
@@ -175,7 +177,7 @@ ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
     job_run_seconds.With({method});
   }
   for (const char* outcome :
-       {"succeeded", "failed", "cancelled", "released", "lost", "no_progress"}) {
+       {"succeeded", "failed", "cancelled", "released", "lost", "no_progress", "max_run"}) {
     job_attempts.With({outcome});
   }
   for (const int signal : {0, SIGKILL, SIGTERM, SIGSEGV, SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGTRAP,
@@ -220,6 +222,7 @@ void ServerMetrics::SetQueue(const StoreStats& stats) {
     jobs.With({std::string(JobStateName(state))}).Set(static_cast<double>(count));
   }
   queue_depth.Set(static_cast<double>(stats.depth));
+  queue_held.Set(static_cast<double>(stats.held));
   queue_oldest_timestamp.Set(
       stats.oldest_queued ? ToSeconds(stats.oldest_queued->time_since_epoch()) : 0);
   queue_paused.Set(stats.pause ? 1 : 0);

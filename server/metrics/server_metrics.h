@@ -83,6 +83,7 @@ class ServerMetrics {
   // Queue
   GaugeVec jobs;  // state
   prometheus::Gauge& queue_depth;
+  prometheus::Gauge& queue_held;
   prometheus::Gauge& queue_oldest_timestamp;
   prometheus::Gauge& queue_paused;
   prometheus::Gauge& workers_live;

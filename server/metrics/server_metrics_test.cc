@@ -46,11 +46,13 @@ TEST(ServerMetrics, QueueGaugesFollowTheStore) {
   StoreStats stats;
   stats.jobs = {{JobState::kQueued, 3}, {JobState::kRunning, 1}};
   stats.depth = 2;
+  stats.held = 1;
   stats.oldest_queued = FromUnixMicros(1'500'000);
   stats.live_workers = 4;
   metrics.SetQueue(stats);
   EXPECT_EQ(metrics.jobs.With({"QUEUED"}).Value(), 3);
   EXPECT_EQ(metrics.queue_depth.Value(), 2);
+  EXPECT_EQ(metrics.queue_held.Value(), 1);
   EXPECT_EQ(metrics.queue_oldest_timestamp.Value(), 1.5);
   EXPECT_EQ(metrics.workers_live.Value(), 4);
   EXPECT_EQ(metrics.queue_paused.Value(), 0);

@@ -19,6 +19,8 @@ using grpc::ServerUnaryReactor;
 
 constexpr char kWorkers[] = "workers";  // scope of its page tokens
 constexpr auto kLeastGrace = std::chrono::seconds(60);
+// More would pass what times of files can tell.
+constexpr auto kMostGrace = std::chrono::hours(24) * 36525;
 
 class Service : public v1::AdminService::CallbackService, private ServiceBase<Service> {
   friend ServiceBase;
@@ -185,9 +187,11 @@ class Service : public v1::AdminService::CallbackService, private ServiceBase<Se
     GarbageOptions options;
     options.dry_run = request.dry_run();
     if (request.has_grace()) options.grace = FromProto(request.grace());
-    if (options.grace < kLeastGrace) {
-      return MakeError(Reason::kInvalidArgument,
-                       "grace: wanted at least 60 s: an upload comes before its job");
+    if (options.grace < kLeastGrace || options.grace > kMostGrace) {
+      return MakeError(
+          Reason::kInvalidArgument,
+          "grace: wanted at least 60 s, as an upload comes before its job, and at most "
+          "100 years");
     }
     const auto report = context_->garbage->Collect(options, runtime_->stop.get_token());
     if (absl::IsCancelled(report.status())) return RpcRuntime::Draining();

@@ -21,6 +21,9 @@ using grpc::CallbackServerContext;
 using grpc::ServerUnaryReactor;
 
 constexpr int kMaxBlobsPerCall = 10000;
+// Calls of one principal in work: each of them asks an object store thousands of times, on
+// threads that everybody's transfers share.
+constexpr int kFindsOfOne = 8;
 
 class ArtifactCalls : public v1::ArtifactService::CallbackService,
                       private ServiceBase<ArtifactCalls> {
@@ -57,7 +60,13 @@ class ArtifactCalls : public v1::ArtifactService::CallbackService,
 
  private:
   absl::Status FindMissing(const v1::FindMissingBlobsRequest& request,
-                           v1::FindMissingBlobsResponse* response) {
+                           v1::FindMissingBlobsResponse* response, const Call& call) {
+    CountedPlace place(&runtime_->blob_finds);
+    if (absl::Status status = place.Take(call.principal(), kFindsOfOne, "FindMissingBlobs in work",
+                                         std::chrono::seconds(1));
+        !status.ok()) {
+      return status;
+    }
     auto tenant = ParseTenantName(request.parent());
     if (!tenant.ok()) return tenant.status();
     if (request.blobs_size() > kMaxBlobsPerCall) {
@@ -69,7 +78,8 @@ class ArtifactCalls : public v1::ArtifactService::CallbackService,
     for (const v1::BlobDigest& blob : request.blobs()) {
       blobs.push_back({blob.sha256(), blob.size_bytes()});
     }
-    const auto states = context_->blobs->FindAll(*tenant, blobs);
+    const auto states =
+        context_->blobs->FindAll(*tenant, blobs, [&call] { return call.Awaited(); });
     if (!states.ok()) return states.status();
     for (int i = 0; i < request.blobs_size(); ++i) {
       const BlobState& state = (*states)[static_cast<size_t>(i)];

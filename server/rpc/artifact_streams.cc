@@ -19,37 +19,10 @@
 namespace quantry::server {
 namespace {
 
-// A stream's place among those of its principal, who is nobody without
-// authentication.
-class Place {
- public:
-  explicit Place(StreamCounts* counts) : counts_(counts) {}
-  Place(const Place&) = delete;
-  Place& operator=(const Place&) = delete;
-  ~Place() { GiveBack(); }
-
-  absl::Status Take(const Call& call) {
-    if (!call.principal()) return absl::OkStatus();
-    if (counts_->Add(call.principal()->name, kArtifactStreamsOfOne)) {
-      name_ = call.principal()->name;
-      return absl::OkStatus();
-    }
-    return MakeDetailedError(
-        Reason::kResourceLimit,
-        absl::StrCat(call.principal()->name, " has ", kArtifactStreamsOfOne,
-                     " uploads and downloads open at this server, which is the limit; go on when "
-                     "one of them is done"),
-        {.retry_after = std::chrono::seconds(1)});
-  }
-  void GiveBack() {
-    if (name_) counts_->Remove(*name_);
-    name_.reset();
-  }
-
- private:
-  StreamCounts* const counts_;
-  std::optional<std::string> name_;  // what is counted: a principal may get another one
-};
+absl::Status TakePlace(CountedPlace& place, const Call& call) {
+  return place.Take(call.principal(), kArtifactStreamsOfOne, "uploads and downloads open",
+                    std::chrono::seconds(1));
+}
 
 // Reads one request at a time; the next read starts when the chunk is on disk.
 class UploadReactor : public grpc::ServerReadReactor<v1::UploadBlobRequest> {
@@ -62,7 +35,7 @@ class UploadReactor : public grpc::ServerReadReactor<v1::UploadBlobRequest> {
         place_(&context->runtime->artifact_streams),
         session_(context->blobs, Rules()) {
     absl::Status admitted = call_.Admit(nullptr);
-    if (admitted.ok()) admitted = place_.Take(call_);
+    if (admitted.ok()) admitted = TakePlace(place_, call_);
     if (!admitted.ok()) {
       Finish(call_.End(admitted));
     } else {
@@ -116,7 +89,7 @@ class UploadReactor : public grpc::ServerReadReactor<v1::UploadBlobRequest> {
   const ServiceContext* const context_;
   v1::UploadBlobResponse* const response_;
   Call call_;
-  Place place_;
+  CountedPlace place_;
   v1::UploadBlobRequest request_;
   UploadSession session_;
 };
@@ -143,7 +116,7 @@ class ReadReactor : public grpc::ServerWriteReactor<v1::ReadArtifactResponse> {
  private:
   void Begin() {
     absl::Status status = call_.Admit(&request_);
-    if (status.ok()) status = place_.Take(call_);
+    if (status.ok()) status = TakePlace(place_, call_);
     if (status.ok()) status = Open();
     if (!status.ok()) return End(status);
     Next();
@@ -239,7 +212,7 @@ class ReadReactor : public grpc::ServerWriteReactor<v1::ReadArtifactResponse> {
   const ServiceContext* const context_;
   const v1::ReadArtifactRequest request_;
   Call call_;
-  Place place_;
+  CountedPlace place_;
   std::unique_ptr<ArtifactReader> reader_;
   std::string sha256_;
   std::int64_t size_bytes_ = -1;  // -1: not known

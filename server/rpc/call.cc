@@ -106,6 +106,24 @@ void StreamCounts::Remove(const std::string& name) {
   if (found != counts_.end() && --found->second == 0) counts_.erase(found);
 }
 
+absl::Status CountedPlace::Take(const std::optional<Principal>& principal, std::int64_t limit,
+                                std::string_view what, Duration retry_after) {
+  if (!principal) return absl::OkStatus();
+  if (!counts_->Add(principal->key(), limit)) {
+    return MakeDetailedError(Reason::kResourceLimit,
+                             absl::StrCat(principal->name, " has ", limit, " ", std::string(what),
+                                          " at this server, which is the limit"),
+                             {.retry_after = retry_after});
+  }
+  counted_as_ = principal->key();
+  return absl::OkStatus();
+}
+
+void CountedPlace::GiveBack() {
+  if (counted_as_) counts_->Remove(*counted_as_);
+  counted_as_.reset();
+}
+
 Call::Call(std::string_view method, const RpcRuntime* runtime, grpc::CallbackServerContext* context)
     : method_(method),
       runtime_(runtime),

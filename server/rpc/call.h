@@ -38,7 +38,7 @@ inline constexpr int kTenantThreads = 16;  // of RpcRuntime::tenant
 // With the google.rpc.Status in grpc-status-details-bin.
 grpc::Status ToGrpcStatus(const absl::Status& status);
 
-// How many streams each principal, or each tenant, has open. Thread-safe.
+// How many streams, or calls of one kind, each principal or each tenant has open. Thread-safe.
 class StreamCounts {
  public:
   // False when `name` has `limit` already; else one more.
@@ -48,6 +48,25 @@ class StreamCounts {
  private:
   std::mutex mutex_;
   std::map<std::string, std::int64_t> counts_;  // guarded by mutex_; no zeros
+};
+
+// A place among those of a principal, who is nobody without authentication.
+class CountedPlace {
+ public:
+  explicit CountedPlace(StreamCounts* counts) : counts_(counts) {}
+  CountedPlace(const CountedPlace&) = delete;
+  CountedPlace& operator=(const CountedPlace&) = delete;
+  ~CountedPlace() { GiveBack(); }
+
+  // RESOURCE_EXHAUSTED RESOURCE_LIMIT, to be tried again after `retry_after`, when the
+  // principal has `limit` already; `what`: "watches open".
+  absl::Status Take(const std::optional<Principal>& principal, std::int64_t limit,
+                    std::string_view what, Duration retry_after);
+  void GiveBack();
+
+ private:
+  StreamCounts* const counts_;
+  std::optional<std::string> counted_as_;  // what is counted: a principal may get another one
 };
 
 struct RpcRuntime;
@@ -136,6 +155,7 @@ struct RpcRuntime {
   StreamCounts watches = {};  // of principals
   StreamCounts tenant_watches = {};
   StreamCounts artifact_streams = {};  // of principals
+  StreamCounts blob_finds = {};        // of principals
   SharedJobs watched_jobs = {};
 
   // Long calls end with UNAVAILABLE from now on; short ones still work.

@@ -230,8 +230,10 @@ bool CapabilitiesCache::Ask(EngineTool& engine, const std::stop_token& stop,
 CapabilitiesCache::Result CapabilitiesCache::Get(milliseconds wait) const {
   std::unique_lock lock(mutex_);
   if (answered_.wait_for(lock, wait, [this] { return result_.has_value(); })) return *result_;
-  return MakeError(Reason::kStorageError,
-                   "quantry-engine has not answered yet; try again in a few seconds");
+  return MakeDetailedError(Reason::kStorageError,
+                           "the server has just started and its quantry-engine has not answered "
+                           "yet; try again in a few seconds",
+                           {.retry_after = std::chrono::seconds(2)});
 }
 
 bool CapabilitiesCache::answered() const {

@@ -30,7 +30,8 @@ using grpc::ServerUnaryReactor;
 // takes time. A caller who waits for less ends it sooner.
 constexpr auto kQuoteTime = std::chrono::seconds(60);
 // Right after a start the engine may still be loading.
-constexpr auto kCapabilitiesWait = std::chrono::seconds(5);
+// After a start alone, and nearly as long as clients wait (kEngineTime of the CLI).
+constexpr auto kCapabilitiesWait = std::chrono::seconds(20);
 
 absl::StatusOr<JobKey> KeyOf(const std::string& name) {
   auto parsed = ParseJobName(name);
@@ -141,7 +142,7 @@ class JobCalls : public v1::QuantizationService::CallbackService, private Servic
     auto submit = ValidateCreate(request, context_->limits, engine->methods);
     if (!submit.ok()) return submit.status();
     submit->engine_version = engine->version;
-    absl::Status sources = CheckSources(submit->key.tenant, submit->spec);
+    absl::Status sources = CheckSources(submit->key.tenant, submit->spec, call);
     if (request.validate_only()) {
       if (sources.ok()) sources = Quote(*submit, response, call);
       return WithoutPlaces("make a quote", sources);
@@ -158,9 +159,10 @@ class JobCalls : public v1::QuantizationService::CallbackService, private Servic
     return absl::OkStatus();
   }
 
-  absl::Status CheckSources(const std::string& tenant, const v1::JobSpec& spec) const {
+  absl::Status CheckSources(const std::string& tenant, const v1::JobSpec& spec,
+                            const Call& call) const {
     if (!context_->hub_sources && IsHubUri(spec.model().uri())) return NoHub();
-    return context_->sources->Check(tenant, spec);
+    return context_->sources->Check(tenant, spec, [&call] { return call.Awaited(); });
   }
 
   static absl::Status NoHub() {
@@ -172,13 +174,13 @@ class JobCalls : public v1::QuantizationService::CallbackService, private Servic
 
   absl::Status Quote(const SubmitRequest& submit, v1::CreateQuantizationJobResponse* response,
                      const Call& call) {
-    auto local = context_->sources->Materialise(submit.key.tenant, submit.spec);
+    const auto wanted = [&call] { return call.Awaited(); };
+    auto local = context_->sources->Materialise(submit.key.tenant, submit.spec, wanted);
     if (!local.ok()) return local.status();
     v1::EngineJob& job = (*local)->job;
     job.set_job(FormatJobName(submit.key.tenant, submit.key.id));
     job.set_job_uid(submit.uid);
-    auto quote = context_->engine->QuoteJob(job, (*local)->folders, kQuoteTime,
-                                            [&call] { return call.Awaited(); });
+    auto quote = context_->engine->QuoteJob(job, (*local)->folders, kQuoteTime, wanted);
     if (!quote.ok()) return (*local)->WithGivenNames(quote.status());
     for (std::string& problem : *quote->mutable_problems()) {
       problem = (*local)->WithGivenNames(problem);
@@ -262,8 +264,8 @@ class JobCalls : public v1::QuantizationService::CallbackService, private Servic
         response);
   }
 
-  absl::Status Retry(const v1::RetryQuantizationJobRequest& request,
-                     v1::QuantizationJob* response) {
+  absl::Status Retry(const v1::RetryQuantizationJobRequest& request, v1::QuantizationJob* response,
+                     const Call& call) {
     auto key = KeyOf(request.name());
     if (!key.ok()) return key.status();
     if (!request.request_id().empty() && !IsUuid(request.request_id())) {
@@ -274,7 +276,7 @@ class JobCalls : public v1::QuantizationService::CallbackService, private Servic
     // What the tenant may read may be less than when the job was submitted. In any
     // other state the job is not retried, or was by this very request.
     if (job->state == JobState::kFailed || job->state == JobState::kCancelled) {
-      absl::Status sources = CheckSources(key->tenant, job->spec);
+      absl::Status sources = CheckSources(key->tenant, job->spec, call);
       if (!sources.ok()) return sources;
     }
     return Answer(context_->store->Retry({.key = *key,
@@ -333,14 +335,13 @@ class JobCalls : public v1::QuantizationService::CallbackService, private Servic
   absl::Status Methods(const v1::ListMethodsRequest&, v1::ListMethodsResponse* response) {
     const auto capabilities = context_->capabilities->Get(kCapabilitiesWait);
     if (!capabilities.ok()) {
+      if (!context_->capabilities->answered()) return capabilities.status();
       // The log has the engine's words, which name places on this machine.
-      const std::string why =
-          context_->capabilities->answered()
-              ? absl::StrCat("it failed (", ReasonOf(capabilities.status()), ", see the log)")
-              : std::string(capabilities.status().message());
       return MakeError(Reason::kStorageError,
-                       absl::StrCat("the engine's methods are not known: ", why,
-                                    "; check --engine-binary of quantryd, which asks it again"));
+                       absl::StrCat("the engine's methods are not known: it failed (",
+                                    ReasonOf(capabilities.status()),
+                                    ", see the log); check --engine-binary of quantryd, which asks "
+                                    "it again"));
     }
     for (const v1::MethodDescription& method : capabilities->methods) {
       *response->add_methods() = method;

@@ -1,8 +1,10 @@
 #include "server/rpc/sources.h"
 
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -97,18 +99,66 @@ absl::Status MissingError(const std::vector<v1::BlobFile>& missing) {
       std::move(details));
 }
 
-absl::Status NoQuoteFor(const std::string& field) {
+absl::Status NoQuoteFor(const std::string& field, const std::string& what) {
   return MakeError(Reason::kUnimplementedRpc,
-                   absl::StrCat(field,
-                                ": quotes for object URIs are not part of this version; "
+                   absl::StrCat(field, ": quotes for ", what,
+                                " are not part of this version; "
                                 "submit the job, or quote a local copy"));
 }
+
+absl::Status NoQuoteForUri(const std::string& field) { return NoQuoteFor(field, "object URIs"); }
+
+// What a quote reads of a file of a model: a tokenizer and all that is JSON are small.
+BlobPart PartOf(const v1::BlobFile& file) {
+  constexpr std::int64_t kMostBytes = std::int64_t{64} << 20;
+  if (file.path().ends_with(".safetensors")) return BlobPart::kHead;
+  return file.size_bytes() <= kMostBytes ? BlobPart::kWhole : BlobPart::kSize;
+}
+
+// Places a tenant's uploads for a quote: each once, its other names are links to the first.
+class Placer {
+ public:
+  Placer(BlobStore* blobs, std::string tenant, std::int64_t most, const StillWanted& wanted)
+      : blobs_(blobs), tenant_(std::move(tenant)), most_(most), wanted_(wanted) {}
+
+  absl::Status Place(const v1::BlobFile& blob, BlobPart part, const std::string& path) {
+    if (absl::Status status = wanted_(); !status.ok()) return status;
+    if (absl::Status made = MakeFolders(fs::path(path).parent_path().string()); !made.ok()) {
+      return made;
+    }
+    const auto [first, is_new] = placed_.try_emplace({blob.sha256(), part}, path);
+    if (!is_new) return Link(first->second, path);
+    const auto bytes =
+        blobs_->Place(tenant_, {blob.sha256(), blob.size_bytes()}, part, left_, path);
+    if (HasReason(bytes.status(), Reason::kResourceLimit)) {
+      return NoQuoteFor(blob.path(),
+                        absl::StrCat("uploads of which more than ", most_, " bytes would be read"));
+    }
+    if (!bytes.ok()) return bytes.status();
+    left_ -= *bytes;
+    return absl::OkStatus();
+  }
+
+ private:
+  static absl::Status Link(const std::string& first, const std::string& path) {
+    std::error_code error;
+    fs::create_hard_link(first, path, error);
+    return error ? DiskError("link", path, error.value()) : absl::OkStatus();
+  }
+
+  BlobStore* const blobs_;
+  const std::string tenant_;
+  const std::int64_t most_;
+  const StillWanted& wanted_;
+  std::map<std::pair<std::string, BlobPart>, std::string> placed_;
+  std::int64_t left_ = most_;
+};
 
 // Where a model lies on this machine; its uploads are placed in `uploaded`.
 absl::StatusOr<std::string> DirOf(const v1::ModelSource& model, const std::string& uploaded) {
   if (model.has_blobs()) return uploaded;
   if (!model.has_uri()) return model.local_path();
-  if (!model.uri().starts_with(kFileScheme)) return NoQuoteFor("model.uri");
+  if (!model.uri().starts_with(kFileScheme)) return NoQuoteForUri("model.uri");
   return model.uri().substr(kFileScheme.size());
 }
 
@@ -116,7 +166,8 @@ absl::StatusOr<std::string> DirOf(const v1::ModelSource& model, const std::strin
 
 bool HasUploads(const v1::JobSpec& spec) { return !BlobsOf(spec).empty(); }
 
-absl::Status Sources::Check(const std::string& tenant, const v1::JobSpec& spec) const {
+absl::Status Sources::Check(const std::string& tenant, const v1::JobSpec& spec,
+                            const StillWanted& wanted) const {
   const Outside outside = OutsideOf(spec);
   for (const Named& named : outside.uris) {
     if (allowed_->MayRead(tenant, named.text)) continue;
@@ -137,7 +188,7 @@ absl::Status Sources::Check(const std::string& tenant, const v1::JobSpec& spec) 
   const std::vector<v1::BlobFile> files = BlobsOf(spec);
   std::vector<BlobId> blobs;
   for (const v1::BlobFile& file : files) blobs.push_back({file.sha256(), file.size_bytes()});
-  const auto found = blobs_->FindAll(tenant, blobs);
+  const auto found = blobs_->FindAll(tenant, blobs, wanted);
   if (!found.ok()) return found.status();
   std::vector<v1::BlobFile> missing;
   for (size_t i = 0; i < files.size(); ++i) {
@@ -167,15 +218,8 @@ absl::Status Sources::LocalJob::WithGivenNames(const absl::Status& status) const
   return FromRpcStatus(named);
 }
 
-absl::Status Sources::PlaceBlob(const std::string& tenant, const v1::BlobFile& blob, BlobPart part,
-                                const std::string& path) const {
-  absl::Status made = MakeFolders(fs::path(path).parent_path().string());
-  if (!made.ok()) return made;
-  return blobs_->Place(tenant, {blob.sha256(), blob.size_bytes()}, part, path);
-}
-
 absl::StatusOr<std::unique_ptr<Sources::LocalJob>> Sources::Materialise(
-    const std::string& tenant, const v1::JobSpec& spec) const {
+    const std::string& tenant, const v1::JobSpec& spec, const StillWanted& wanted) const {
   const std::string folder = absl::StrCat(scratch_dir_, "/quote-", NewUuid4());
   if (absl::Status status = MakeFolders(folder); !status.ok()) return status;
   auto local = std::make_unique<LocalJob>(folder);
@@ -185,6 +229,7 @@ absl::StatusOr<std::unique_ptr<Sources::LocalJob>> Sources::Materialise(
   if (auto blobs = LocalPathFromUri(blobs_->Uri(tenant)); blobs.ok()) {
     local->folders.push_back(*std::move(blobs));
   }
+  Placer placer(blobs_, tenant, most_placed_bytes_, wanted);
   const auto text_path = [&](const v1::TextSource& text, const std::string& name,
                              v1::EngineText* out) -> absl::Status {
     if (text.has_local_path()) out->set_path(text.local_path());
@@ -192,11 +237,10 @@ absl::StatusOr<std::unique_ptr<Sources::LocalJob>> Sources::Materialise(
       out->set_path(absl::StrCat(folder, "/", name));
       local->names.emplace_back(out->path(), text.blob().path());
       const bool counted = text.blob().size_bytes() <= kMostCountedTextBytes;
-      return PlaceBlob(tenant, text.blob(), counted ? BlobPart::kWhole : BlobPart::kSize,
-                       out->path());
+      return placer.Place(text.blob(), counted ? BlobPart::kWhole : BlobPart::kSize, out->path());
     }
     if (!text.has_uri()) return absl::OkStatus();
-    if (text.uri().rfind(kFileScheme, 0) != 0) return NoQuoteFor(name);
+    if (text.uri().rfind(kFileScheme, 0) != 0) return NoQuoteForUri(name);
     out->set_path(text.uri().substr(kFileScheme.size()));
     return absl::OkStatus();
   };
@@ -211,7 +255,7 @@ absl::StatusOr<std::unique_ptr<Sources::LocalJob>> Sources::Materialise(
   }
   for (const v1::BlobFile& blob : spec.model().blobs().files()) {
     absl::Status status =
-        PlaceBlob(tenant, blob, BlobPart::kHead, absl::StrCat(job.model_dir(), "/", blob.path()));
+        placer.Place(blob, PartOf(blob), absl::StrCat(job.model_dir(), "/", blob.path()));
     if (!status.ok()) return status;
   }
   if (job.has_calibration()) {

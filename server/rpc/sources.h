@@ -2,6 +2,7 @@
 // the local file system for a quote. Blocks on the disk. Thread-safe.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
@@ -21,9 +22,16 @@ bool HasUploads(const v1::JobSpec& spec);
 
 class Sources {
  public:
+  // How much of uploads in an object store one quote may copy.
+  static constexpr std::int64_t kMostPlacedBytes = std::int64_t{512} << 20;
+
   // Both outlive the object. `scratch_dir` is for materialised blobs.
-  Sources(const TenantSources* allowed, BlobStore* blobs, std::string scratch_dir)
-      : allowed_(allowed), blobs_(blobs), scratch_dir_(std::move(scratch_dir)) {}
+  Sources(const TenantSources* allowed, BlobStore* blobs, std::string scratch_dir,
+          std::int64_t most_placed_bytes = kMostPlacedBytes)
+      : allowed_(allowed),
+        blobs_(blobs),
+        scratch_dir_(std::move(scratch_dir)),
+        most_placed_bytes_(most_placed_bytes) {}
 
   // Where local paths of the tenant's jobs may lie.
   const std::vector<std::string>& RootsOf(const std::string& tenant) const {
@@ -35,11 +43,13 @@ class Sources {
   // FAILED_PRECONDITION SOURCE_MISSING with all blobs the
   // server lacks, or the local path that does not exist. Whether other URIs exist
   // the worker finds out.
-  absl::Status Check(const std::string& tenant, const v1::JobSpec& spec) const;
+  absl::Status Check(const std::string& tenant, const v1::JobSpec& spec,
+                     const StillWanted& wanted) const;
 
   // A job for `quantry-engine quote`; what that reads of uploaded blobs is placed in
-  // a folder that lives as long as the result: of weights their headers, of texts
-  // only their size. UNIMPLEMENTED for object URIs.
+  // a folder that lives as long as the result: of weights their headers, of large texts
+  // only their size. UNIMPLEMENTED for object URIs, and for uploads of which it would copy more
+  // than it may.
   class LocalJob {
    public:
     explicit LocalJob(std::string folder) : folder_(std::move(folder)) {}
@@ -59,15 +69,14 @@ class Sources {
     std::string folder_;
   };
   absl::StatusOr<std::unique_ptr<LocalJob>> Materialise(const std::string& tenant,
-                                                        const v1::JobSpec& spec) const;
+                                                        const v1::JobSpec& spec,
+                                                        const StillWanted& wanted) const;
 
  private:
-  absl::Status PlaceBlob(const std::string& tenant, const v1::BlobFile& blob, BlobPart part,
-                         const std::string& path) const;
-
   const TenantSources* allowed_;
   BlobStore* blobs_;
   std::string scratch_dir_;
+  std::int64_t most_placed_bytes_;
 };
 
 }  // namespace quantry::server

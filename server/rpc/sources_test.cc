@@ -12,6 +12,7 @@
 #include "common/digest.h"
 #include "common/errors.h"
 #include "common/storage.h"
+#include "server/artifacts/object_blob_store.h"
 
 namespace quantry::server {
 namespace {
@@ -52,7 +53,7 @@ TEST_F(SourcesTest, AnEnginesWordsGetTheNamesThatTheClientGave) {
   *spec.mutable_calibration()->mutable_source()->mutable_blob() = Uploaded("train.txt", "Once");
   spec.mutable_evaluation()->mutable_source()->set_local_path("/texts/test.txt");
   const Sources sources(&*allowed_, blobs_.get(), root_ + "/scratch");
-  const auto local = sources.Materialise("acme", spec);
+  const auto local = sources.Materialise("acme", spec, [] { return absl::OkStatus(); });
   ASSERT_TRUE(local.ok()) << local.status();
   const v1::EngineJob& job = (*local)->job;
   const auto told = [&local](const std::string& words) { return (*local)->WithGivenNames(words); };
@@ -69,6 +70,62 @@ TEST_F(SourcesTest, AnEnginesWordsGetTheNamesThatTheClientGave) {
   EXPECT_EQ(status.message(), "train.txt has 4 bytes");
   EXPECT_EQ(MetadataOf(status, "path"), "train.txt");
   EXPECT_EQ(MetadataOf(status, "got"), "4");
+}
+
+// Uploads in an object store are copied for a quote.
+class CopiedSourcesTest : public SourcesTest {
+ protected:
+  void SetUp() override {
+    SourcesTest::SetUp();
+    std::filesystem::create_directories(root_ + "/spool");
+    const std::string objects = UriFromLocalPath(root_ + "/objects");
+    blobs_ = NewObjectBlobStore(objects, *OpenStorage(objects), root_ + "/spool");
+  }
+  absl::StatusOr<std::unique_ptr<Sources::LocalJob>> Materialise(const StillWanted& wanted) {
+    const Sources sources(&*allowed_, blobs_.get(), root_ + "/scratch", most_);
+    return sources.Materialise("acme", spec_, wanted);
+  }
+  static absl::Status Wanted() { return absl::OkStatus(); }
+
+  v1::JobSpec spec_;
+  std::int64_t most_ = Sources::kMostPlacedBytes;
+};
+
+TEST_F(CopiedSourcesTest, WhatHasManyNamesIsCopiedOnce) {
+  v1::BlobFile file = Uploaded("one.json", "{}");
+  for (const char* path : {"one.json", "two.json", "deep/three.json"}) {
+    file.set_path(path);
+    *spec_.mutable_model()->mutable_blobs()->add_files() = file;
+  }
+  const auto local = Materialise(Wanted);
+  ASSERT_TRUE(local.ok()) << local.status();
+  const std::string folder = (*local)->job.model_dir();
+  for (const char* path : {"/one.json", "/two.json", "/deep/three.json"}) {
+    EXPECT_EQ(std::filesystem::hard_link_count(folder + path), 3u) << path;
+    EXPECT_EQ(std::filesystem::file_size(folder + path), 2u) << path;
+  }
+}
+
+TEST_F(CopiedSourcesTest, AQuoteReadsOnlySoMuch) {
+  auto* blobs = spec_.mutable_model()->mutable_blobs();
+  *blobs->add_files() = Uploaded("config.json", "{\"a\":1}");
+  *blobs->add_files() = Uploaded("tokenizer.json", "{\"b\":2}");
+  most_ = 14;
+  EXPECT_TRUE(Materialise(Wanted).ok());
+  most_ = 13;
+  const absl::Status status = Materialise(Wanted).status();
+  EXPECT_TRUE(absl::IsUnimplemented(status)) << status;
+  EXPECT_NE(status.message().find("tokenizer.json: quotes for uploads"), std::string::npos);
+  EXPECT_TRUE(std::filesystem::is_empty(root_ + "/scratch"));
+  blobs->mutable_files(0)->set_path("model.safetensors");  // begins with no header
+  EXPECT_TRUE(HasReason(Materialise(Wanted).status(), Reason::kUnimplementedRpc));
+}
+
+TEST_F(CopiedSourcesTest, AQuoteEndsWithItsCaller) {
+  *spec_.mutable_model()->mutable_blobs()->add_files() = Uploaded("config.json", "{}");
+  const auto local = Materialise([] { return absl::CancelledError("left"); });
+  EXPECT_TRUE(absl::IsCancelled(local.status())) << local.status();
+  EXPECT_TRUE(std::filesystem::is_empty(root_ + "/scratch"));
 }
 
 }  // namespace

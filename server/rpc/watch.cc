@@ -84,21 +84,14 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<WatchMessage>> 
 
   void OnEnd() override {
     context_->runtime->metrics->watch_streams.Decrement();
-    if (counted_as_) context_->runtime->watches.Remove(*counted_as_);
+    place_.GiveBack();
     if (counted_for_tenant_) context_->runtime->tenant_watches.Remove(key_.tenant);
   }
 
   absl::Status Subscribe() {
-    if (const auto& principal = call_.principal()) {
-      if (!context_->runtime->watches.Add(principal->name, kWatchesOfOne)) {
-        return MakeDetailedError(
-            Reason::kResourceLimit,
-            absl::StrCat(principal->name, " has ", kWatchesOfOne,
-                         " watches open, which is the limit; end some, or list events instead"),
-            {.retry_after = std::chrono::seconds(10)});
-      }
-      counted_as_ = principal->name;
-    }
+    const absl::Status counted =
+        place_.Take(call_.principal(), kWatchesOfOne, "watches open", std::chrono::seconds(10));
+    if (!counted.ok()) return counted;
     auto parsed = ParseJobName(name_);
     if (!parsed.ok()) return parsed.status();
     if (after_ < 0 || interval_ < Duration::zero()) {
@@ -272,8 +265,8 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<WatchMessage>> 
   std::shared_ptr<SharedJob> shared_;
   MonotonicTime wake_at_ = MonotonicTime::max();
   std::optional<MonotonicTime> failed_at_;  // when the store did not answer
-  std::optional<std::string> counted_as_;   // the principal, who may get another name
-  bool counted_for_tenant_ = false;         // among those of the job's tenant
+  CountedPlace place_{&context_->runtime->watches};
+  bool counted_for_tenant_ = false;  // among those of the job's tenant
   bool started_ = false;
   bool ended_ = false;
   std::string uid_;  // of the job: its name may become another one's

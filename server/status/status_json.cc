@@ -159,9 +159,10 @@ std::string TimeText(Time time) {
 Json QueueJson(const StoreStats& stats) {
   Json states = Json::object();
   for (const auto& [state, count] : stats.jobs) states[std::string(JobStateName(state))] = count;
-  Json json = {{"jobs", std::move(states)},      {"depth", stats.depth},
-               {"delayed", stats.delayed},       {"live_workers", stats.live_workers},
-               {"busy_slots", stats.busy_slots}, {"total_slots", stats.total_slots}};
+  Json json = {{"jobs", std::move(states)},          {"depth", stats.depth},
+               {"delayed", stats.delayed},           {"held", stats.held},
+               {"live_workers", stats.live_workers}, {"busy_slots", stats.busy_slots},
+               {"total_slots", stats.total_slots}};
   if (stats.oldest_queued) json["oldest"] = TimeText(*stats.oldest_queued);
   if (stats.pause) {
     json["pause"] = {{"reason", stats.pause->reason}, {"since", TimeText(stats.pause->since)}};

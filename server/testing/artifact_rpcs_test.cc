@@ -84,6 +84,21 @@ class ArtifactRpcs : public ::testing::Test {
   std::string folder_;
 };
 
+// Times of files end in 2262, and begin as long before 1970: a larger grace would turn into none.
+TEST_F(ArtifactRpcs, NoGraceIsTooLongForTheClock) {
+  ASSERT_TRUE(Upload(Sha256Hex("text"), 4, 0, {{"text"}}).ok());
+  for (const std::int64_t hours : {10'000'000LL, 24LL * 36525}) {
+    grpc::ClientContext context;
+    v1::CollectGarbageRequest request;
+    request.mutable_grace()->set_seconds(3600 * hours);
+    v1::CollectGarbageResponse response;
+    const absl::Status status =
+        FromGrpc(server_.admin->CollectGarbage(&context, request, &response));
+    EXPECT_EQ(HasReason(status, Reason::kInvalidArgument), hours == 10'000'000) << status;
+    EXPECT_EQ(Find(Sha256Hex("text"), 4).missing_size(), 0);
+  }
+}
+
 TEST_F(ArtifactRpcs, UploadsResumeAfterABreak) {
   const std::string text(1'000'000, 'q');
   const std::string sha256 = Sha256Hex(text);

@@ -387,6 +387,9 @@ TEST_F(AuthWatch, AJobThatExpiresGetsALineInTheAuditLog) {
 
 TEST_F(AuthWatch, OnePrincipalMayNotHoldAllWatches) {
   CreateJob();
+  std::string namesake = LineOf(kCredentials[4]);  // of another tenant
+  namesake.replace(namesake.find("reader"), 6, "viewer");
+  Reload(LineOf(kCredentials[0]) + LineOf(kCredentials[1]) + namesake);
   v1::WatchQuantizationJobResponse message;
   std::vector<std::unique_ptr<Watch>> watches;
   for (int i = 0; i < kWatchesOfOne; ++i) {
@@ -398,6 +401,8 @@ TEST_F(AuthWatch, OnePrincipalMayNotHoldAllWatches) {
   EXPECT_EQ(ReasonOf(FromGrpc(one_more->stream->Finish())), "RESOURCE_LIMIT");
   const auto another = Open("qtk_submitter");
   EXPECT_TRUE(another->stream->Read(&message)) << "another principal";
+  const auto other_tenants = Open("qtk_reader");
+  EXPECT_TRUE(other_tenants->stream->Read(&message)) << "another one of that name";
   watches[0]->context.TryCancel();
   while (watches[0]->stream->Read(&message)) {
   }
@@ -407,7 +412,9 @@ TEST_F(AuthWatch, OnePrincipalMayNotHoldAllWatches) {
     again = Open("qtk_viewer");
   } while (!again->stream->Read(&message));
   for (const auto& watch : watches) watch->context.TryCancel();
-  for (const auto& watch : {again.get(), another.get()}) watch->context.TryCancel();
+  for (const auto& watch : {again.get(), another.get(), other_tenants.get()}) {
+    watch->context.TryCancel();
+  }
 }
 
 TEST_F(AuthWatch, OnePrincipalMayNotHoldAllUploadsAndDownloads) {

@@ -193,6 +193,22 @@ TEST_F(WorkerRpcs, CancelReachesTheWorker) {
   EXPECT_EQ(failed.state(), v1::JOB_STATE_CANCELLED);
 }
 
+// Cancelled while its worker was done: the attempt counts as the job does.
+TEST_F(WorkerRpcs, AnArtifactThatCameTooLateIsACancelledAttempt) {
+  server_.Create("job-a");
+  FakeWorker worker(&server_, "w1");
+  const v1::Lease lease = worker.Acquire();
+  grpc::ClientContext context;
+  v1::CancelQuantizationJobRequest cancel;
+  cancel.set_name(NameOf("job-a"));
+  v1::QuantizationJob job;
+  ASSERT_TRUE(server_.jobs->CancelQuantizationJob(&context, cancel, &job).ok());
+  EXPECT_FALSE(worker.Complete(worker.WriteArtifact(lease)).ok());
+  EXPECT_EQ(server_.Get("job-a").state(), v1::JOB_STATE_CANCELLED);
+  EXPECT_EQ(server_.Metric("quantry_job_attempts_total{outcome=\"cancelled\"}"), 1);
+  EXPECT_EQ(server_.Metric("quantry_job_attempts_total{outcome=\"succeeded\"}"), 0);
+}
+
 TEST_F(WorkerRpcs, FailuresOfTheUserEndTheJob) {
   server_.Create("job-a");
   FakeWorker worker(&server_, "w1");
@@ -267,6 +283,7 @@ TEST_F(WorkerRpcs, CompleteTakesOnlyWholeArtifacts) {
   EXPECT_EQ(job.result().artifact_uri(), lease.output_uri());
   EXPECT_DOUBLE_EQ(job.result().bits().linears(), 4.5);
   EXPECT_EQ(server_.Metric("quantry_jobs_finished_total{method=\"rtn\",outcome=\"succeeded\"}"), 1);
+  EXPECT_EQ(server_.Metric("quantry_job_attempts_total{outcome=\"succeeded\"}"), 1);
   EXPECT_EQ(server_.Metric("quantry_job_queue_seconds_count"), 1);
 }
 

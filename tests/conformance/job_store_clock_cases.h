@@ -41,7 +41,7 @@ TEST_P(JobStoreSuite, AClaimAtAServerThatLagsBehindAStepHasAWholeLease) {
   const LeaseToken lease = Acquire(session);
   Advance(kClockStep + Seconds(1));
   SweepReport report = Sweep();
-  EXPECT_EQ(report.lost + report.over_limit, 0);
+  EXPECT_EQ(report.lost + report.max_run + report.max_pending, 0);
   EXPECT_EQ(SendBeat(lease).directive, v1::DIRECTIVE_CONTINUE);
   AdvanceSweeping(policy_.lease_ttl - Seconds(1));
   EXPECT_EQ(StateOf("job-one"), JobState::kRunning);

@@ -63,7 +63,7 @@ inline void JobStoreSuite::CheckInvariants() {
   auto stats = store().Stats(now());
   ASSERT_EQ(Outcome(stats), "OK");
   EXPECT_EQ(stats->jobs, counted);
-  EXPECT_EQ(stats->depth + stats->delayed, counted[JobState::kQueued]);
+  EXPECT_EQ(stats->depth + stats->delayed + stats->held, counted[JobState::kQueued]);
   EXPECT_EQ(stats->busy_slots, counted[JobState::kRunning] + counted[JobState::kCancelling]);
 }
 

@@ -214,7 +214,9 @@ TEST_P(JobStoreSuite, MaxRunCountsAllAttempts) {
   lease = Acquire(session);
   run(15);
   EXPECT_EQ(StateOf("job-one"), JobState::kRunning);
-  run(5);
+  SendBeat(lease, 1000);
+  Advance(Seconds(5));
+  EXPECT_EQ(Sweep().max_run, 1);
   EXPECT_EQ(StateOf("job-one"), JobState::kFailed);
   EXPECT_EQ(Get("job-one").state_reason, "MAX_RUN_EXCEEDED");
 }
@@ -251,7 +253,7 @@ TEST_P(JobStoreSuite, ASweepStaysShort) {
   for (int sweeps = 0; sweeps < 8; ++sweeps) {
     Advance(Seconds(5));
     const SweepReport report = Sweep();
-    ended.push_back(report.over_limit);
+    ended.push_back(report.max_pending);
     expired.push_back(report.removed.size());
   }
   EXPECT_EQ(ended, (std::vector<int>{2, 2, 1, 0, 0, 0, 0, 0}));
@@ -427,6 +429,27 @@ TEST_P(JobStoreSuite, StatsCountDelayedAndOldest) {
   stats = store().Stats(now());
   EXPECT_EQ(stats->depth, 2);
   EXPECT_EQ(stats->delayed, 0);
+}
+
+TEST_P(JobStoreSuite, StatsLeaveOutWhatAQuotaHolds) {
+  const auto counted = [&] {
+    const auto stats = store().Stats(now());
+    return std::vector<int64_t>{stats->depth, stats->held, stats->delayed};
+  };
+  for (const char* id : {"job-one", "job-two", "job-three"}) Submit(id);
+  ASSERT_TRUE(store().SetQuota({.tenant = "other", .max_running = 1}).ok());
+  EXPECT_EQ(counted(), (std::vector<int64_t>{3, 0, 0}));
+  ASSERT_TRUE(store().SetQuota({.tenant = "acme", .max_running = 2}).ok());
+  EXPECT_EQ(counted(), (std::vector<int64_t>{2, 1, 0}));
+  const std::string session = Register("w1");
+  const LeaseToken lease = Acquire(session);
+  EXPECT_EQ(counted(), (std::vector<int64_t>{1, 1, 0}));
+  Acquire(Register("w2"));
+  EXPECT_EQ(counted(), (std::vector<int64_t>{0, 1, 0}));
+  ASSERT_TRUE(store().SetQuota({.tenant = "acme", .max_running = 1}).ok());
+  EXPECT_EQ(counted(), (std::vector<int64_t>{0, 1, 0})) << "more run than may";
+  ASSERT_EQ(Outcome(store().Fail(Failure(lease), now())), "OK");
+  EXPECT_EQ(counted(), (std::vector<int64_t>{0, 1, 1}));
 }
 
 TEST_P(JobStoreSuite, OperatorsSeeJobsOfAllTenants) {

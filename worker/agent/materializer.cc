@@ -17,7 +17,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int kMaxModelFiles = 10000;
+constexpr std::size_t kMaxModelFiles = 10000;
 constexpr const char* kIndex = "model.safetensors.index.json";
 constexpr const char* kWhole = "model.safetensors";
 // As the engine's. A larger index would take the agent's memory, which all jobs share.
@@ -186,8 +186,13 @@ absl::StatusOr<std::string> Materializer::RemoteModel(const Context& context,
   }
   auto storage = OpenStorage(uri);
   if (!storage.ok()) return storage.status();
-  auto files = (*storage)->List("");
+  auto files = (*storage)->ListFolder("");
   if (!files.ok()) return files.status();
+  if (files->size() > kMaxModelFiles) {
+    return MakeError(Reason::kInvalidSpec, "model source " + uri + " holds " +
+                                               std::to_string(files->size()) +
+                                               " files, at most 10000 are taken");
+  }
   ModelListing listing;
   for (const StoredFile& file : *files) listing.Add(file.path);
   if (auto status = listing.Check(uri); !status.ok()) return status;
@@ -257,7 +262,7 @@ absl::Status Materializer::HubFiles(const Context& context, const HubListing& li
 
 absl::StatusOr<std::string> Materializer::BlobModel(const Context& context,
                                                     const v1::BlobSet& blobs) const {
-  if (blobs.files_size() > kMaxModelFiles) {
+  if (static_cast<std::size_t>(blobs.files_size()) > kMaxModelFiles) {
     return MakeError(Reason::kInvalidSpec, "the upload names " +
                                                std::to_string(blobs.files_size()) +
                                                " files, at most 10000 are taken");

@@ -111,7 +111,15 @@ class Uploader:
         request = service_pb2.FindMissingBlobsRequest(parent=self._parent)
         for blob in blobs:
             request.blobs.add(sha256=blob.sha256, size_bytes=blob.size_bytes)
-        return list((await self._transport.call("artifacts", "FindMissingBlobs", request)).missing)
+        backoff, tries = Backoff(), 1
+        while True:
+            try:
+                return list((await self._transport.call("artifacts", "FindMissingBlobs", request)).missing)
+            except errors.QuantryError as error:
+                if error.reason != "RESOURCE_LIMIT" or tries >= MAX_TRIES:  # others with the same credential ask, too
+                    raise
+            tries += 1
+            await self._transport.sleep(backoff.next())
 
     async def _send(self, file: LocalFile, blob: job_pb2.BlobFile, offset: int, meter: Meter) -> None:
         """One blob, however often the connection breaks on the way."""

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 import quantry
-from fake_server import ARTIFACT, Fake, serving
+from fake_server import ARTIFACT, Fake, abort, serving
 from quantry import _part_file, _pull, _retry
 from quantry._files import LocalFile
 from quantry._progress import Meter
@@ -423,3 +423,23 @@ def test_a_file_that_changes_while_it_is_sent(tmp_path, kind, monkeypatch):
             drive(Uploader(BlockingTransport(Options(target)), "tenants/default", Meter).upload([file]))
         else:
             asyncio.run(Uploader(AsyncTransport(Options(target)), "tenants/default", Meter).upload([file]))
+
+
+def test_a_search_for_blobs_that_is_one_too_many_is_made_again(tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_text("once upon a time")
+    fake, asked = Fake(), []
+    find = fake.FindMissingBlobs
+
+    def busy(request, context):
+        asked.append(request)
+        if len(asked) == 1:
+            abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "8 in work", "RESOURCE_LIMIT")
+        return find(request, context)
+
+    fake.FindMissingBlobs = busy
+    with serving(fake) as target:
+        transport = BlockingTransport(Options(target))
+        drive(Uploader(transport, "tenants/default", Meter).upload([LocalFile("train.txt", path, path.stat().st_size)]))
+        drive(transport.close())
+    assert len(asked) == 2 and fake.uploads == [b"once upon a time"]

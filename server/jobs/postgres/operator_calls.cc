@@ -168,7 +168,8 @@ StoreStats Stats(Database& db, const JobPolicy& policy, Time now) {
   while (counts.Next()) stats.jobs[static_cast<JobState>(counts.Int(0))] = counts.Int(1);
   stats.delayed = sql::One(db.Query(
       "SELECT count(*) FROM queue WHERE state = 1 AND not_before > 0 AND not_before > $1", now));
-  stats.depth = stats.jobs[JobState::kQueued] - stats.delayed;
+  stats.held = sql::HeldJobs(db, now);
+  stats.depth = stats.jobs[JobState::kQueued] - stats.delayed - stats.held;
   Rows oldest =
       db.Query("SELECT min(enqueue_time) FROM queue WHERE state = 1 AND not_before < $1", kParked);
   if (oldest.Next()) stats.oldest_queued = oldest.MaybeAt(0);

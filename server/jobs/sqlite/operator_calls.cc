@@ -120,7 +120,8 @@ StoreStats Stats(Database& db, const JobPolicy& policy, Time now) {
   }
   stats.delayed = sql::One(db.Query(
       "SELECT count(*) FROM queue WHERE state = 1 AND not_before > 0 AND not_before > ?", now));
-  stats.depth = stats.jobs[JobState::kQueued] - stats.delayed;
+  stats.held = sql::HeldJobs(db, now);
+  stats.depth = stats.jobs[JobState::kQueued] - stats.delayed - stats.held;
   {
     Rows rows =
         db.Query("SELECT min(enqueue_time) FROM queue WHERE state = 1 AND not_before < ?", kParked);

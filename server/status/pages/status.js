@@ -255,6 +255,7 @@ function showStatus(status) {
   tiles($('tiles'), [
     [String(queue.depth), 'jobs ready to run'],
     [queue.delayed ? String(queue.delayed) : '', 'wait for their next attempt'],
+    [queue.held ? String(queue.held) : '', 'wait for others of their tenant to end'],
     [queue.oldest ? between(queue.oldest, status.time) : '', 'the longest wait'],
     [`${queue.busy_slots} of ${queue.total_slots}`, 'slots busy'],
     [String(queue.jobs.SUCCEEDED), 'succeeded'],
