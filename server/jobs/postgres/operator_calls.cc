@@ -4,6 +4,7 @@
 #include "server/jobs/postgres/tenant_calls.h"
 #include "server/jobs/postgres/worker_calls.h"
 #include "server/jobs/rules.h"
+#include "server/jobs/sql_quotas.h"
 #include "server/jobs/sql_rows.h"
 #include "server/jobs/sql_sweep.h"
 

@@ -1,4 +1,5 @@
 #include "server/jobs/rules.h"
+#include "server/jobs/sql_quotas.h"
 #include "server/jobs/sql_rows.h"
 #include "server/jobs/sql_sweep.h"
 #include "server/jobs/sqlite/tenant_calls.h"
