@@ -153,8 +153,26 @@ class _Base:
         return (error.code() is grpc.StatusCode.CANCELLED and not _has_details(error) and not self._closed
                 and tries < CUT_OFF_TRIES and math.isinf(at_most) and method not in NOT_REPEATED)
 
-    def _patience(self, at_least: float, at_most: float) -> float:
-        return min(max(self.options.timeout, at_least), at_most)
+    async def _answer(self, call: Any, request: Any, timeout: float) -> Any:
+        raise NotImplementedError
+
+    async def sleep(self, seconds: float) -> None:
+        raise NotImplementedError
+
+    async def call(self, service: str, method: str, request: Any, at_least: float = 0.0,
+                   at_most: float = math.inf) -> Any:
+        timeout = min(max(self.options.timeout, at_least), at_most)
+        end, backoff = time.monotonic() + timeout, Backoff()
+        for tries in itertools.count(1):
+            try:
+                answer = await self._answer(getattr(self._stub(service), method), request,
+                                            max(0.0, end - time.monotonic()))
+                self._answered = True
+                return answer
+            except grpc.RpcError as error:
+                if not self._may_repeat(error, method, tries, at_most):
+                    raise self._explain(error, timeout) from None
+            await self.sleep(backoff.next())
 
     async def refresh(self) -> None:
         address = resolve_server(self.options.target, self.options.source)
@@ -170,20 +188,8 @@ class BlockingTransport(_Base):
     def _connect(self) -> Any:
         return self._open(grpc.insecure_channel, grpc.secure_channel)
 
-    async def call(self, service: str, method: str, request: Any, at_least: float = 0.0,
-                   at_most: float = math.inf) -> Any:
-        timeout = self._patience(at_least, at_most)
-        end, backoff = time.monotonic() + timeout, Backoff()
-        for tries in itertools.count(1):
-            try:
-                answer = getattr(self._stub(service), method)(request, timeout=max(0.0, end - time.monotonic()),
-                                                              metadata=self.options.metadata())
-                self._answered = True
-                return answer
-            except grpc.RpcError as error:
-                if not self._may_repeat(error, method, tries, at_most):
-                    raise self._explain(error, timeout) from None
-            await self.sleep(backoff.next())
+    async def _answer(self, call: Any, request: Any, timeout: float) -> Any:
+        return call(request, timeout=timeout, metadata=self.options.metadata())
 
     async def stream(self, service: str, method: str, request: Any,
                      timeout: Optional[float]) -> AsyncGenerator[Any, None]:
@@ -223,20 +229,8 @@ class AsyncTransport(_Base):
     def _connect(self) -> Any:
         return self._open(grpc.aio.insecure_channel, grpc.aio.secure_channel)
 
-    async def call(self, service: str, method: str, request: Any, at_least: float = 0.0,
-                   at_most: float = math.inf) -> Any:
-        timeout = self._patience(at_least, at_most)
-        end, backoff = time.monotonic() + timeout, Backoff()
-        for tries in itertools.count(1):
-            try:
-                answer = await getattr(self._stub(service), method)(request, timeout=max(0.0, end - time.monotonic()),
-                                                                    metadata=self.options.metadata())
-                self._answered = True
-                return answer
-            except grpc.RpcError as error:
-                if not self._may_repeat(error, method, tries, at_most):
-                    raise self._explain(error, timeout) from None
-            await self.sleep(backoff.next())
+    async def _answer(self, call: Any, request: Any, timeout: float) -> Any:
+        return await call(request, timeout=timeout, metadata=self.options.metadata())
 
     async def stream(self, service: str, method: str, request: Any,
                      timeout: Optional[float]) -> AsyncGenerator[Any, None]:
