@@ -85,7 +85,7 @@ int Checkpoints::Resume(int blocks_total, Streams* streams,
   int done = -1;
   if (Exists(PathOf(kState))) {
     try {
-      done = Read(blocks_total, streams, on_bytes);
+      done = Read(blocks_total, streams, warn, on_bytes);
     } catch (const Unusable& unusable) {
       warn(StrCat("checkpoint in ", dir_, " is ignored and removed: ", unusable.why));
     } catch (const EngineError& error) {
@@ -105,7 +105,16 @@ int Checkpoints::Resume(int blocks_total, Streams* streams,
   return done;
 }
 
-int Checkpoints::Read(int blocks_total, Streams* streams, const OnBytes& on_bytes) {
+// Empty for a file that is as the list has it.
+std::string Checkpoints::FaultOf(const HashedFile& wanted, const OnBytes& on_bytes) const {
+  if (!Exists(PathOf(wanted.path))) return " is absent";
+  const HashedFile got = HashOf(dir_, wanted.path, on_bytes);
+  return got.bytes == wanted.bytes && got.sha256 == wanted.sha256 ? "" : " is damaged";
+}
+
+int Checkpoints::Read(int blocks_total, Streams* streams,
+                      const std::function<void(const std::string&)>& warn,
+                      const OnBytes& on_bytes) {
   const auto state =
       nlohmann::json::parse(ReadFile(PathOf(kState), kMaxStateBytes, "CHECKPOINT_CORRUPT"));
   if (state.at("schema") != kCheckpointSchema) throw Unusable{"its schema is another"};
@@ -119,12 +128,14 @@ int Checkpoints::Read(int blocks_total, Streams* streams, const OnBytes& on_byte
   files_.clear();
   for (const nlohmann::json& entry : state.at("files")) {
     const HashedFile wanted = Listed(entry);
-    if (!Exists(PathOf(wanted.path))) throw Unusable{wanted.path + " is absent"};
-    const HashedFile got = HashOf(dir_, wanted.path, on_bytes);
-    if (got.bytes != wanted.bytes || got.sha256 != wanted.sha256) {
-      throw Unusable{wanted.path + " is damaged"};
+    const std::string fault = FaultOf(wanted, on_bytes);
+    if (fault.empty()) {
+      files_.push_back(wanted);
+    } else if (IsStage(wanted.path) || IsTuning(wanted.path)) {
+      warn(StrCat(wanted.path, fault, ": what it adds to the blocks is learned again"));
+    } else {
+      throw Unusable{wanted.path + fault};
     }
-    files_.push_back(wanted);
   }
   for (int i = 0; i < done; ++i) Load(i);
   const bool kept = std::any_of(files_.begin(), files_.end(),

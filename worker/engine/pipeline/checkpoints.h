@@ -23,7 +23,8 @@ namespace quantry::engine {
 // state.json is replaced last, after everything it names is durable, and old
 // streams are removed after that: whatever moment the process dies, the folder
 // holds one whole checkpoint. A folder that does not fit is never an error:
-// nothing of it is used, and its files are removed. One process at a time.
+// nothing of it is used, and its files are removed; of a damaged stage or tuning
+// that file alone. One process at a time.
 class Checkpoints {
  public:
   // Creates `dir`. `fingerprint` stands for everything that decides the bytes
@@ -65,7 +66,9 @@ class Checkpoints {
 
  private:
   std::string PathOf(const std::string& name) const { return dir_ + "/" + name; }
-  int Read(int blocks_total, Streams* streams, const OnBytes& on_bytes);
+  int Read(int blocks_total, Streams* streams, const std::function<void(const std::string&)>& warn,
+           const OnBytes& on_bytes);
+  std::string FaultOf(const HashedFile& wanted, const OnBytes& on_bytes) const;
   void WriteState(int blocks_done);
   const std::vector<HashedFile>& List();
   const std::vector<HashedFile>& CommitPassing(

@@ -617,6 +617,33 @@ TEST_F(CheckpointsTest, KeepsTheNewestStepOfTuning) {
   EXPECT_FALSE(IsRegularFile(dir_.File("tuning-0-00009.safetensors")));
 }
 
+// What took hours to learn is not thrown away for what took seconds.
+TEST_F(CheckpointsTest, ADamagedStepOfTuningCostsItselfAlone) {
+  Fill();
+  Checkpoints checkpoints(dir_.path(), "print");
+  Streams streams;
+  const auto warn = [this](const std::string& text) { warnings_ += text; };
+  ASSERT_EQ(checkpoints.Resume(2, &streams, warn), 2);
+  TrainingState state;
+  state.steps_done = 4;
+  state.tensors = {at::ones({3})};
+  state.moments = {at::ones({3}), at::ones({3})};
+  checkpoints.CommitTuning(2, state);
+  const std::string file = "tuning-0-00004.safetensors";
+  for (const bool absent : {false, true}) {
+    absent ? (void)std::filesystem::remove(dir_.File(file))
+           : std::filesystem::resize_file(dir_.File(file), 100);
+    warnings_.clear();
+    Checkpoints again(dir_.path(), "print");
+    ASSERT_EQ(again.Resume(2, &streams, warn), 2);
+    EXPECT_FALSE(again.LoadTuning().has_value());
+    EXPECT_EQ(again.Load(1).block.index, 1);
+    EXPECT_NE(warnings_.find(file + (absent ? " is absent" : " is damaged")), std::string::npos)
+        << warnings_;
+    EXPECT_FALSE(IsRegularFile(dir_.File(file)));
+  }
+}
+
 TEST_F(CheckpointsTest, ADeathBeforeTheStateLeavesTheOlderCheckpoint) {
   Fill();
   Checkpoints checkpoints(dir_.path(), "print");
