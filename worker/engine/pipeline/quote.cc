@@ -208,10 +208,13 @@ int64_t EvaluationBytes(const Job& job, const Checkpoint& checkpoint,
                         const StreamShape& calibration, const at::Device& device) {
   if (!job.evaluation) return 0;
   const ModelConfig& config = checkpoint.config();
-  const int64_t length = job.evaluation->windows.length;
+  const WindowSpec& spec = job.evaluation->windows;
+  const int64_t length = spec.length;
   const int64_t window = 2 * length * config.hidden_size * kFloatBytes;  // of both chains
-  const int64_t streams = std::max(
-      window, EvaluationStreamBytes(calibration.windows * calibration.length, config.hidden_size));
+  int64_t streams =
+      EvaluationStreamBytes(calibration.windows * calibration.length, config.hidden_size);
+  if (spec.windows > 0) streams = std::min(streams, spec.windows * window);
+  streams = std::max(streams, window);
   const int64_t blocks = kBlockCopies + (job.preprocessing ? config.num_layers : 0);
   return blocks * BlockBytes(checkpoint) +
          ActivationBytes(config, EvaluationBatch(length) * length) +
