@@ -62,11 +62,12 @@ class ArtifactCalls : public v1::ArtifactService::CallbackService,
   absl::Status FindMissing(const v1::FindMissingBlobsRequest& request,
                            v1::FindMissingBlobsResponse* response, const Call& call) {
     CountedPlace place(&runtime_->blob_finds);
-    if (absl::Status status = place.Take(call.principal(), kFindsOfOne, "FindMissingBlobs in work",
-                                         std::chrono::seconds(1));
-        !status.ok()) {
-      return status;
-    }
+    const absl::Status counted =
+        place.Take(call.principal(), {.most = kFindsOfOne,
+                                      .what = "FindMissingBlobs in work",
+                                      .advice = "ask again when one of them is done",
+                                      .retry_after = std::chrono::seconds(1)});
+    if (!counted.ok()) return counted;
     auto tenant = ParseTenantName(request.parent());
     if (!tenant.ok()) return tenant.status();
     if (request.blobs_size() > kMaxBlobsPerCall) {

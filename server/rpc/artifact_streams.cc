@@ -20,8 +20,10 @@ namespace quantry::server {
 namespace {
 
 absl::Status TakePlace(CountedPlace& place, const Call& call) {
-  return place.Take(call.principal(), kArtifactStreamsOfOne, "uploads and downloads open",
-                    std::chrono::seconds(1));
+  return place.Take(call.principal(), {.most = kArtifactStreamsOfOne,
+                                       .what = "uploads and downloads open",
+                                       .advice = "go on when one of them is done",
+                                       .retry_after = std::chrono::seconds(1)});
 }
 
 // Reads one request at a time; the next read starts when the chunk is on disk.

@@ -106,14 +106,15 @@ void StreamCounts::Remove(const std::string& name) {
   if (found != counts_.end() && --found->second == 0) counts_.erase(found);
 }
 
-absl::Status CountedPlace::Take(const std::optional<Principal>& principal, std::int64_t limit,
-                                std::string_view what, Duration retry_after) {
+absl::Status CountedPlace::Take(const std::optional<Principal>& principal,
+                                const PlaceLimit& limit) {
   if (!principal) return absl::OkStatus();
-  if (!counts_->Add(principal->key(), limit)) {
-    return MakeDetailedError(Reason::kResourceLimit,
-                             absl::StrCat(principal->name, " has ", limit, " ", std::string(what),
-                                          " at this server, which is the limit"),
-                             {.retry_after = retry_after});
+  if (!counts_->Add(principal->key(), limit.most)) {
+    return MakeDetailedError(
+        Reason::kResourceLimit,
+        absl::StrCat(principal->name, " has ", limit.most, " ", std::string(limit.what),
+                     " at this server, which is the limit; ", std::string(limit.advice)),
+        {.retry_after = limit.retry_after});
   }
   counted_as_ = principal->key();
   return absl::OkStatus();

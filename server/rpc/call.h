@@ -50,6 +50,14 @@ class StreamCounts {
   std::map<std::string, std::int64_t> counts_;  // guarded by mutex_; no zeros
 };
 
+// What one principal may have at a server.
+struct PlaceLimit {
+  std::int64_t most;
+  std::string_view what;    // "watches open"
+  std::string_view advice;  // for who has so many already
+  Duration retry_after;
+};
+
 // A place among those of a principal, who is nobody without authentication.
 class CountedPlace {
  public:
@@ -58,10 +66,8 @@ class CountedPlace {
   CountedPlace& operator=(const CountedPlace&) = delete;
   ~CountedPlace() { GiveBack(); }
 
-  // RESOURCE_EXHAUSTED RESOURCE_LIMIT, to be tried again after `retry_after`, when the
-  // principal has `limit` already; `what`: "watches open".
-  absl::Status Take(const std::optional<Principal>& principal, std::int64_t limit,
-                    std::string_view what, Duration retry_after);
+  // RESOURCE_EXHAUSTED RESOURCE_LIMIT when the principal has limit.most already.
+  absl::Status Take(const std::optional<Principal>& principal, const PlaceLimit& limit);
   void GiveBack();
 
  private:

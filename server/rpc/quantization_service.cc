@@ -29,8 +29,8 @@ using grpc::ServerUnaryReactor;
 // A quote reads headers and counts short texts; a checkpoint with many shards still
 // takes time. A caller who waits for less ends it sooner.
 constexpr auto kQuoteTime = std::chrono::seconds(60);
-// Right after a start the engine may still be loading.
-// After a start alone, and nearly as long as clients wait (kEngineTime of the CLI).
+// Right after a start the engine may still be loading: nearly as long as clients wait
+// (kEngineTime of the CLI).
 constexpr auto kCapabilitiesWait = std::chrono::seconds(20);
 
 absl::StatusOr<JobKey> KeyOf(const std::string& name) {

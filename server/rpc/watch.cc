@@ -90,7 +90,10 @@ class WatchReactor : public SteppedCall<grpc::ServerWriteReactor<WatchMessage>> 
 
   absl::Status Subscribe() {
     const absl::Status counted =
-        place_.Take(call_.principal(), kWatchesOfOne, "watches open", std::chrono::seconds(10));
+        place_.Take(call_.principal(), {.most = kWatchesOfOne,
+                                        .what = "watches open",
+                                        .advice = "end some, or list events instead",
+                                        .retry_after = std::chrono::seconds(10)});
     if (!counted.ok()) return counted;
     auto parsed = ParseJobName(name_);
     if (!parsed.ok()) return parsed.status();

@@ -273,7 +273,7 @@ class _Follower:
         self._timeout = timeout
         self._backoff = Backoff()
         self._heard_at = time.monotonic()
-        self._lost, self._attached = False, transport.answered
+        self._lost = False
 
     def _rest(self) -> Optional[float]:
         return None if self._end is None else self._end - time.monotonic()
@@ -335,7 +335,7 @@ class _Follower:
         self._backoff.reset()
         if self._lost:
             log.info("%s: connected again", self._name)
-        self._lost, self._attached = False, True
+        self._lost = False
 
     async def _after_break(self, failure: Optional[errors.QuantryError], heard: bool) -> None:
         """What to do after a stream that did not end the job: returns to try again."""
@@ -348,8 +348,7 @@ class _Follower:
         if failure is not None and not is_break(failure):
             raise failure
         # A server that was never there is told at once, one that went away gets time to come back.
-        there = self._attached or self._transport.answered
-        if not there or time.monotonic() - self._heard_at >= self._away:
+        if not self._transport.answered or time.monotonic() - self._heard_at >= self._away:
             raise failure or errors.ServerUnavailable("the watch stream keeps ending without news", code="UNAVAILABLE")
         if not self._lost:
             log.warning("%s: connection lost, trying again (the job is not affected)", self._name)

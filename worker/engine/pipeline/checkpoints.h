@@ -18,8 +18,8 @@ namespace quantry::engine {
 //   tuned-00000.safetensors ..   the same blocks tuned together, instead of them
 //   streams-00003.safetensors    inputs of block 3, the newest only
 //   stage-00003-007.safetensors  block 3 after 7 of its stages, the newest only
-//   tuning-0-00040.safetensors   all blocks after 40 steps of the first try to tune them, the
-//   newest only state.json                   fingerprint, blocks done, size and sha256 of each file
+//   tuning-1-00040.safetensors   all blocks after 40 steps of tuning's first retry, newest only
+//   state.json                   fingerprint, blocks done, size and sha256 of each file
 // state.json is replaced last, after everything it names is durable, and old
 // streams are removed after that: whatever moment the process dies, the folder
 // holds one whole checkpoint. A folder that does not fit is never an error:

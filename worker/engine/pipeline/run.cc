@@ -34,8 +34,6 @@
 namespace quantry::engine {
 namespace {
 
-// Hidden-state streams of the evaluation.
-
 std::string CheckpointDir(const Job& job) {
   return job.checkpoint_dir.empty() ? job.output_dir + "/.checkpoint" : job.checkpoint_dir;
 }
