@@ -18,10 +18,10 @@ absl::StatusOr<std::unique_ptr<BlobStore>> OpenBlobStore(const std::string& root
 
 absl::StatusOr<std::vector<BlobState>> BlobStore::FindAll(std::string_view tenant,
                                                           const std::vector<BlobId>& blobs,
-                                                          const StillWanted& wanted) {
+                                                          const Awaited& awaited) {
   std::vector<BlobState> states;
   for (const BlobId& blob : blobs) {
-    if (absl::Status status = wanted(); !status.ok()) return status;
+    if (absl::Status status = awaited(); !status.ok()) return status;
     auto state = Find(tenant, blob);
     if (!state.ok()) return state.status();
     states.push_back(*state);

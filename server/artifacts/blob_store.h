@@ -9,7 +9,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <limits>
 #include <memory>
 #include <string>
@@ -18,6 +17,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/awaited.h"
 #include "common/storage.h"
 
 namespace quantry::server {
@@ -56,9 +56,6 @@ enum class BlobPart {
   kSize,  // nothing but how long it is: all that a quote looks at of a large text
 };
 
-// Asked between the steps of a call that may take long; not OK ends it.
-using StillWanted = std::function<absl::Status()>;
-
 class BlobStore {
  public:
   virtual ~BlobStore() = default;
@@ -69,7 +66,7 @@ class BlobStore {
   // Each of them, in order.
   virtual absl::StatusOr<std::vector<BlobState>> FindAll(std::string_view tenant,
                                                          const std::vector<BlobId>& blobs,
-                                                         const StillWanted& wanted);
+                                                         const Awaited& awaited);
   // OUT_OF_RANGE UPLOAD_OFFSET (metadata "committed") when `offset` is not
   // where the upload stands; 0 always starts over. ABORTED UPLOAD_IN_PROGRESS
   // when somebody else is uploading the same blob.

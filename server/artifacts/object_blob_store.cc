@@ -145,7 +145,7 @@ class ObjectBlobStore : public BlobStore {
 
   absl::StatusOr<std::vector<BlobState>> FindAll(std::string_view tenant,
                                                  const std::vector<BlobId>& blobs,
-                                                 const StillWanted& wanted) override {
+                                                 const Awaited& awaited) override {
     std::vector<absl::StatusOr<BlobState>> found(blobs.size(), BlobState{});
     std::atomic<size_t> next = 0;
     {
@@ -153,7 +153,7 @@ class ObjectBlobStore : public BlobStore {
       for (std::jthread& thread : threads) {
         thread = std::jthread([&] {
           for (size_t i = next++; i < blobs.size(); i = next++) {
-            const absl::Status status = wanted();
+            const absl::Status status = awaited();
             found[i] = status.ok() ? Find(tenant, blobs[i]) : status;
           }
         });

@@ -15,6 +15,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/awaited.h"
 #include "common/engine_child.h"
 #include "quantry/v1/engine.pb.h"
 #include "quantry/v1/quantization_service.pb.h"
@@ -27,9 +28,6 @@ struct EngineCapabilities {
   std::vector<std::string> architectures;  // model_type values
   std::string version;
 };
-
-// OK while somebody waits for an answer; then why nobody does.
-using Awaited = std::function<absl::Status()>;
 
 class EngineTool {
  public:

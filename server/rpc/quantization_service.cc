@@ -174,13 +174,13 @@ class JobCalls : public v1::QuantizationService::CallbackService, private Servic
 
   absl::Status Quote(const SubmitRequest& submit, v1::CreateQuantizationJobResponse* response,
                      const Call& call) {
-    const auto wanted = [&call] { return call.Awaited(); };
-    auto local = context_->sources->Materialise(submit.key.tenant, submit.spec, wanted);
+    const auto awaited = [&call] { return call.Awaited(); };
+    auto local = context_->sources->Materialise(submit.key.tenant, submit.spec, awaited);
     if (!local.ok()) return local.status();
     v1::EngineJob& job = (*local)->job;
     job.set_job(FormatJobName(submit.key.tenant, submit.key.id));
     job.set_job_uid(submit.uid);
-    auto quote = context_->engine->QuoteJob(job, (*local)->folders, kQuoteTime, wanted);
+    auto quote = context_->engine->QuoteJob(job, (*local)->folders, kQuoteTime, awaited);
     if (!quote.ok()) return (*local)->WithGivenNames(quote.status());
     for (std::string& problem : *quote->mutable_problems()) {
       problem = (*local)->WithGivenNames(problem);

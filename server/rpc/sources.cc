@@ -118,11 +118,11 @@ BlobPart PartOf(const v1::BlobFile& file) {
 // Places a tenant's uploads for a quote: each once, its other names are links to the first.
 class Placer {
  public:
-  Placer(BlobStore* blobs, std::string tenant, std::int64_t most, const StillWanted& wanted)
-      : blobs_(blobs), tenant_(std::move(tenant)), most_(most), wanted_(wanted) {}
+  Placer(BlobStore* blobs, std::string tenant, std::int64_t most, const Awaited& awaited)
+      : blobs_(blobs), tenant_(std::move(tenant)), most_(most), awaited_(awaited) {}
 
   absl::Status Place(const v1::BlobFile& blob, BlobPart part, const std::string& path) {
-    if (absl::Status status = wanted_(); !status.ok()) return status;
+    if (absl::Status status = awaited_(); !status.ok()) return status;
     if (absl::Status made = MakeFolders(fs::path(path).parent_path().string()); !made.ok()) {
       return made;
     }
@@ -149,7 +149,7 @@ class Placer {
   BlobStore* const blobs_;
   const std::string tenant_;
   const std::int64_t most_;
-  const StillWanted& wanted_;
+  const Awaited& awaited_;
   std::map<std::pair<std::string, BlobPart>, std::string> placed_;
   std::int64_t left_ = most_;
 };
@@ -167,7 +167,7 @@ absl::StatusOr<std::string> DirOf(const v1::ModelSource& model, const std::strin
 bool HasUploads(const v1::JobSpec& spec) { return !BlobsOf(spec).empty(); }
 
 absl::Status Sources::Check(const std::string& tenant, const v1::JobSpec& spec,
-                            const StillWanted& wanted) const {
+                            const Awaited& awaited) const {
   const Outside outside = OutsideOf(spec);
   for (const Named& named : outside.uris) {
     if (allowed_->MayRead(tenant, named.text)) continue;
@@ -188,7 +188,7 @@ absl::Status Sources::Check(const std::string& tenant, const v1::JobSpec& spec,
   const std::vector<v1::BlobFile> files = BlobsOf(spec);
   std::vector<BlobId> blobs;
   for (const v1::BlobFile& file : files) blobs.push_back({file.sha256(), file.size_bytes()});
-  const auto found = blobs_->FindAll(tenant, blobs, wanted);
+  const auto found = blobs_->FindAll(tenant, blobs, awaited);
   if (!found.ok()) return found.status();
   std::vector<v1::BlobFile> missing;
   for (size_t i = 0; i < files.size(); ++i) {
@@ -219,7 +219,7 @@ absl::Status Sources::LocalJob::WithGivenNames(const absl::Status& status) const
 }
 
 absl::StatusOr<std::unique_ptr<Sources::LocalJob>> Sources::Materialise(
-    const std::string& tenant, const v1::JobSpec& spec, const StillWanted& wanted) const {
+    const std::string& tenant, const v1::JobSpec& spec, const Awaited& awaited) const {
   const std::string folder = absl::StrCat(scratch_dir_, "/quote-", NewUuid4());
   if (absl::Status status = MakeFolders(folder); !status.ok()) return status;
   auto local = std::make_unique<LocalJob>(folder);
@@ -229,7 +229,7 @@ absl::StatusOr<std::unique_ptr<Sources::LocalJob>> Sources::Materialise(
   if (auto blobs = LocalPathFromUri(blobs_->Uri(tenant)); blobs.ok()) {
     local->folders.push_back(*std::move(blobs));
   }
-  Placer placer(blobs_, tenant, most_placed_bytes_, wanted);
+  Placer placer(blobs_, tenant, most_placed_bytes_, awaited);
   const auto text_path = [&](const v1::TextSource& text, const std::string& name,
                              v1::EngineText* out) -> absl::Status {
     if (text.has_local_path()) out->set_path(text.local_path());

@@ -44,7 +44,7 @@ class Sources {
   // server lacks, or the local path that does not exist. Whether other URIs exist
   // the worker finds out.
   absl::Status Check(const std::string& tenant, const v1::JobSpec& spec,
-                     const StillWanted& wanted) const;
+                     const Awaited& awaited) const;
 
   // A job for `quantry-engine quote`; what that reads of uploaded blobs is placed in
   // a folder that lives as long as the result: of weights their headers, of large texts
@@ -70,7 +70,7 @@ class Sources {
   };
   absl::StatusOr<std::unique_ptr<LocalJob>> Materialise(const std::string& tenant,
                                                         const v1::JobSpec& spec,
-                                                        const StillWanted& wanted) const;
+                                                        const Awaited& awaited) const;
 
  private:
   const TenantSources* allowed_;

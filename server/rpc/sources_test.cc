@@ -81,9 +81,9 @@ class CopiedSourcesTest : public SourcesTest {
     const std::string objects = UriFromLocalPath(root_ + "/objects");
     blobs_ = NewObjectBlobStore(objects, *OpenStorage(objects), root_ + "/spool");
   }
-  absl::StatusOr<std::unique_ptr<Sources::LocalJob>> Materialise(const StillWanted& wanted) {
+  absl::StatusOr<std::unique_ptr<Sources::LocalJob>> Materialise(const Awaited& awaited) {
     const Sources sources(&*allowed_, blobs_.get(), root_ + "/scratch", most_);
-    return sources.Materialise("acme", spec_, wanted);
+    return sources.Materialise("acme", spec_, awaited);
   }
   static absl::Status Wanted() { return absl::OkStatus(); }
 
