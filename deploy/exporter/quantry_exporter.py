@@ -11,6 +11,7 @@ import argparse
 import calendar
 import http.server
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -149,17 +150,22 @@ def make_handler(source):
     return Handler
 
 
-def main():
+def parse(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--listen", default="127.0.0.1:7074", help="HTTP address of /metrics (default %(default)s)")
     parser.add_argument("--server", default="127.0.0.1:7070", help="quantryd's tenant address (default %(default)s)")
-    parser.add_argument("--tenant", action="append", help="tenant to ask about; repeatable (default: default)")
+    parser.add_argument("--tenant", action="append", help="tenant to ask about; repeatable (default: $QUANTRY_TENANT, else default)")
     parser.add_argument("--quantry", default="quantry", type=str, help="the CLI (default: found in PATH)")
     parser.add_argument("--interval", default=5.0, type=float, help="seconds between questions (default %(default)s)")
     parser.add_argument("--history", default=200, type=int, help="newest results looked at (default %(default)s)")
     parser.add_argument("--max-results", default=100, type=int, help="results exported (default %(default)s)")
-    options = parser.parse_args()
-    options.tenant = options.tenant or ["default"]
+    options = parser.parse_args(arguments)
+    options.tenant = options.tenant or [os.environ.get("QUANTRY_TENANT") or "default"]
+    return options
+
+
+def main():
+    options = parse()
     host, _, port = options.listen.rpartition(":")
     server = http.server.ThreadingHTTPServer((host, int(port)), make_handler(Source(options)))
     print(f"quantry_exporter: http://{host}:{server.server_port}/metrics", file=sys.stderr, flush=True)

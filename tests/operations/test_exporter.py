@@ -103,3 +103,14 @@ def test_what_is_not_finite_has_no_series():
     text = "\n".join(lines(succeeded=[ruined]))
     assert 'weights="dense"' in text and 'weights="quantized"' not in text
     assert "kl_divergence" not in text and "top1_agreement" in text
+
+
+@pytest.mark.parametrize("arguments, variable, tenants", [
+    ([], None, ["default"]), ([], "", ["default"]), ([], "acme", ["acme"]),
+    (["--tenant=a", "--tenant=b"], "acme", ["a", "b"])])
+def test_whose_results_are_asked_for(monkeypatch, arguments, variable, tenants):
+    """--tenant, else QUANTRY_TENANT, as the drop-in of the token has it."""
+    monkeypatch.delenv("QUANTRY_TENANT", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("QUANTRY_TENANT", variable)
+    assert quantry_exporter.parse(arguments).tenant == tenants

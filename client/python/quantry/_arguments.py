@@ -1,6 +1,7 @@
 """The arguments of submit() and quote(), once: as a dataclass for the code and as keyword types for callers."""
 from __future__ import annotations
 
+import difflib
 import numbers
 import os
 import pathlib
@@ -189,6 +190,17 @@ class Arguments:
             seconds = getattr(self, name)
             if seconds > 0:
                 getattr(spec.stop_limits, name).FromNanoseconds(int(seconds * 1e9))
+
+
+def arguments_of(model: Optional[PathLike], given: Mapping[str, Any]) -> Arguments:
+    """What a call was given. TypeError names an argument that there is not, and what may have been meant."""
+    known = [one.name for one in fields(Arguments)]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known)
+            raise TypeError(f"no argument \"{name}\"" + (f" (nearest: {', '.join(near)})" if near else "") +
+                            f"; a field of the method's own goes into method_options={{\"{name}\": ...}}")
+    return Arguments(model=model, **given)
 
 
 def _check_kinds(arguments: Arguments) -> None:

@@ -14,7 +14,7 @@ from quantry._arguments import Arguments, Submission, prepare
 from quantry._files import artifact_name, check_tenant, job_name
 from quantry._progress import JobBar, JobProgress, TransferProgress, describe, meters
 from quantry._pull import Pulled, Puller, Wanted
-from quantry._retry import FIRST_WAIT, Backoff, is_break, may_go_on
+from quantry._retry import FIRST_WAIT, Backoff, is_break, is_retryable, may_go_on
 from quantry._spec import can_be_quoted, check_offered, check_quote, wrong
 from quantry._transport import Transport
 from quantry._upload import Uploader
@@ -163,6 +163,16 @@ class Core:
     async def server_info(self) -> service_pb2.ServerInfo:
         info: service_pb2.ServerInfo = await self._jobs("GetServerInfo", service_pb2.GetServerInfoRequest())
         return info
+
+    async def check(self) -> None:
+        """A wrong endpoint, a bad credential, and one of another tenant raise; a server that is busy now does not."""
+        await self.server_info()
+        request = service_pb2.ListQuantizationJobsRequest(parent=self.parent, page_size=1)
+        try:
+            await self._jobs("ListQuantizationJobs", request)
+        except errors.QuantryError as error:
+            if not is_retryable(error):
+                raise
 
     # --- steering ---
 

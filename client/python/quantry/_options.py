@@ -24,6 +24,9 @@ log = logging.getLogger("quantry")
 TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 DEFAULT_SERVER = "127.0.0.1:7070"
+# gRPC itself would take port 443 where there is none, look for a host called "http", and cut 70000 to 4464.
+HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+(%\w+)?\]|[^\s:/\[\]]+):([0-9]{1,5})")
+GRPC_NAMES = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:")
 LOOPBACK = ("127.", "localhost:", "[::1]", "unix:")
 
 # Retries of the unary calls: creates carry a request id, most others are idempotent by nature. Not a delete: a second one
@@ -49,10 +52,21 @@ class Address:
         return self.target.startswith(LOOPBACK)
 
 
+def _check_target(target: str, source: str) -> str:
+    match = HOST_PORT.fullmatch(target)
+    if target.startswith(GRPC_NAMES) or match and 0 < int(match.group(3)) < 1 << 16:
+        return target
+    scheme = re.match(r"https?://", target)
+    raise errors.InvalidRequest(
+        f"{source}: wanted HOST:PORT, got \"{target}\"", code="INVALID_ARGUMENT",
+        hint=f"leave {scheme.group()} out; tls_ca=FILE or tls=True asks for TLS" if scheme else
+        "such as 127.0.0.1:7070 or [::1]:7070; a port is 1 to 65535")
+
+
 def resolve_server(target: Optional[str], source: str = "connect()") -> Address:
     """The target, else the address file of an embedded server here, else the default."""
     if target:
-        return Address(target, source)
+        return Address(_check_target(target, source), source)
     folder = os.environ.get("QUANTRY_DATA_DIR") or os.path.join(
         os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state"), "quantry")
     file = os.path.join(folder, "run", "tenant")

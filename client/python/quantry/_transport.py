@@ -138,7 +138,8 @@ class _Base:
         if self._closed:  # it is what cut the call: nobody should try again
             return _closed_error()
         self._answered = self._answered or _has_details(error)
-        explained = errors.from_rpc(error, self._address.target, self._address.source, self.options.secure, timeout)
+        explained = errors.from_rpc(error, self._address.target, self._address.source, self.options.secure, timeout,
+                                    self.options.tls_cert is not None)
         if explained.reason == "STORE_UNAVAILABLE":  # behind the address there may be others, which have theirs
             self._connect_anew(self._address)
         return explained

@@ -107,7 +107,8 @@ class Uploader:
                     await self._send(file, blob, int(entry.committed_bytes), meter)
         return blobs
 
-    async def _missing(self, blobs: Sequence[job_pb2.BlobFile]) -> list[service_pb2.FindMissingBlobsResponse.Missing]:
+    async def _missing(self, blobs: Sequence[job_pb2.BlobFile],
+                       most_tries: int = MAX_TRIES) -> list[service_pb2.FindMissingBlobsResponse.Missing]:
         request = service_pb2.FindMissingBlobsRequest(parent=self._parent)
         for blob in blobs:
             request.blobs.add(sha256=blob.sha256, size_bytes=blob.size_bytes)
@@ -116,7 +117,7 @@ class Uploader:
             try:
                 return list((await self._transport.call("artifacts", "FindMissingBlobs", request)).missing)
             except errors.QuantryError as error:
-                if error.reason != "RESOURCE_LIMIT" or tries >= MAX_TRIES:  # others with the same credential ask, too
+                if error.reason != "RESOURCE_LIMIT" or tries >= most_tries:  # others with the same credential ask, too
                     raise
             tries += 1
             await self._transport.sleep(backoff.next())
@@ -139,7 +140,7 @@ class Uploader:
             await self._transport.refresh()
             tries += 1
             try:
-                missing = await self._missing([blob])
+                missing = await self._missing([blob], most_tries=1)  # this loop waits and counts
             except errors.QuantryError as error:
                 if not may_go_on(error):
                     raise

@@ -11,7 +11,7 @@ import os
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, AsyncIterator, Mapping, Optional, Sequence, Union
 
-from quantry._arguments import Arguments
+from quantry._arguments import arguments_of
 from quantry._contexts import settle
 from quantry._core import AWAY, Core, JobLike
 from quantry._options import Options, Token, Traceparent
@@ -66,11 +66,11 @@ class AsyncClient:
 
     async def submit(self, model: Optional[PathLike] = None, *, progress: TransferProgress = None,
                      **arguments: Unpack[JobArguments]) -> Job:
-        return await self._core.submit(Arguments(model=model, **arguments), progress)
+        return await self._core.submit(arguments_of(model, arguments), progress)
 
     async def quote(self, model: Optional[PathLike] = None, *, progress: TransferProgress = None,
                     **arguments: Unpack[SpecArguments]) -> Quote:
-        return await self._core.quote(Arguments(model=model, **arguments), progress)
+        return await self._core.quote(arguments_of(model, arguments), progress)
 
     async def get(self, job: JobLike) -> Job:
         return await self._core.get(job)
@@ -118,7 +118,7 @@ async def connect(target: Optional[str] = None, *, check: bool = True, **options
     client = AsyncClient(target, **options)
     if check:
         try:
-            await client.server_info()
+            await client._core.check()
         except BaseException:
             await client.close()
             raise

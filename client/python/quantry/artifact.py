@@ -9,10 +9,10 @@ from typing import Any, Iterator, Optional, Union
 
 from quantry._files import check_name
 from quantry._hash import sha256_of
+from quantry._rows import Row, block_row
 from quantry.errors import CorruptData, InvalidRequest, NotFound
 
 PathLike = Union[str, "os.PathLike[str]"]
-Row = dict[str, Any]
 
 MANIFEST = "manifest.json"
 
@@ -121,15 +121,10 @@ class LocalArtifact:
                 "seed": int(self.manifest.get("seed", 0)), "outputs": ",".join(self.outputs)}
 
     def block_rows(self) -> list[Row]:
-        """One flat row a block: block, loss_rtn, loss_final, improvement, seconds, metric_*."""
-        rows = []
-        for block in self.manifest.get("blocks", []):
-            rtn, final = float(block.get("loss_rtn", 0)), float(block.get("loss_final", 0))
-            row: Row = {"block": int(block.get("index", 0)), "loss_rtn": rtn, "loss_final": final,
-                        "improvement": 1 - final / rtn if rtn else 0.0, "seconds": float(block.get("seconds", 0))}
-            row.update((f"metric_{name}", value) for name, value in sorted(block.get("metrics", {}).items()))
-            rows.append(row)
-        return rows
+        """One flat row a block: block, loss_rtn, loss_final, improvement (None where not measured), seconds, metric_*."""
+        return [block_row(int(block.get("index", 0)), (float(block.get("loss_rtn", 0)), float(block.get("loss_final", 0))),
+                          float(block.get("seconds", 0)), block.get("metrics", {}))
+                for block in self.manifest.get("blocks", [])]
 
     def output_rows(self) -> list[Row]:
         """One flat row an output layout: format, path, bytes, bits_per_weight, verified, compatibility."""

@@ -5,7 +5,7 @@ import os
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Iterator, Mapping, Optional, Sequence, Union
 
-from quantry._arguments import Arguments
+from quantry._arguments import arguments_of
 from quantry._contexts import settle
 from quantry._core import AWAY, Core, JobLike
 from quantry._options import Options, Token, Traceparent
@@ -83,12 +83,12 @@ class Client:
         with the same request_id returns the same job. check=True asks for a quote first and raises InvalidRequest
         for a job that could not run.
         """
-        return drive(self._core.submit(Arguments(model=model, **arguments), progress))
+        return drive(self._core.submit(arguments_of(model, arguments), progress))
 
     def quote(self, model: Optional[PathLike] = None, *, progress: TransferProgress = None,
               **arguments: Unpack[SpecArguments]) -> Quote:
         """What submit() with the same arguments would cost, and whether it can run. A folder is uploaded for it."""
-        return drive(self._core.quote(Arguments(model=model, **arguments), progress))
+        return drive(self._core.quote(arguments_of(model, arguments), progress))
 
     def get(self, job: JobLike) -> Job:
         return drive(self._core.get(job))
@@ -153,14 +153,15 @@ class Client:
 
 
 def connect(target: Optional[str] = None, *, check: bool = True, **options: Any) -> Client:
-    """A Client that has spoken with its server: a wrong endpoint, missing TLS or a bad token raises here.
+    """A Client that has spoken with its server: a wrong endpoint, missing TLS, a bad token or one of another tenant
+    raises here.
 
     check=False connects with the first call instead. Options are those of Client.
     """
     client = Client(target, **options)
     if check:
         try:
-            client.server_info()
+            drive(client._core.check())
         except BaseException:
             client.close()
             raise

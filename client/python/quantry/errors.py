@@ -217,6 +217,12 @@ def hint_for(reason: str, code: str) -> str:
     return _HINTS.get(reason) or _CODE_HINTS.get(code, "")
 
 
+def _tenant_hint(message: str) -> str:
+    """For credentials of one tenant that asked for another's."""
+    match = re.search(r", whose tenant is ([a-z][a-z0-9-]*)$", message)
+    return f"give connect() tenant=\"{match.group(1)}\", or set QUANTRY_TENANT" if match else ""
+
+
 def _wanted_got(message: str) -> tuple[str, str]:
     match = re.search(r"wanted (.+?), got ([^;]+)", message, re.DOTALL)
     return (match.group(1), match.group(2)) if match else ("", "")
@@ -273,6 +279,7 @@ def make_error(code: str, message: str, **fields: Any) -> QuantryError:
 def from_status(status: status_pb2.Status) -> QuantryError:
     """The exception for a google.rpc.Status, such as QuantizationJob.error."""
     fields = fields_of(status)
+    fields["hint"] = _tenant_hint(status.message) or fields["hint"]
     return _BY_CODE.get(fields["code"], ServerError)(status.message, **fields)
 
 
@@ -281,20 +288,26 @@ def _last_words(message: str) -> str:
     return re.sub(r" \(\d+\)$", "", message.rsplit(": ", 1)[-1])
 
 
-def _connection_hint(message: str, secure: bool) -> str:
+def _connection_hint(message: str, secure: bool, certified: bool) -> str:
     lower = message.lower()
     if "wrong_version_number" in lower.replace(" ", "_"):
         return "the server does not speak TLS: connect without tls_ca and tls"
     if "certificate" in lower or "ssl" in lower or "handshake" in lower or "peer name" in lower:
         return ("TLS failed: tls_ca must be the CA that signed the server's certificate and the target its name; a "
                 "server that asks for client certificates needs tls_cert and tls_key")
-    if not secure and any(word in lower for word in ("socket closed", "connection reset", "eof", "settings frame")):
+    cut = any(word in lower for word in ("socket closed", "connection reset", "eof", "settings frame", "secure read failed"))
+    if cut and not secure:
         return "somebody listens there but does not answer plain gRPC: does the server want TLS (tls_ca=, tls=True)?"
+    if cut and not certified:
+        return ("somebody listens there but ends the connection: does the server want a client certificate (tls_cert=, "
+                "tls_key=), or is it going down?")
     return _CODE_HINTS["UNAVAILABLE"]
 
 
-def from_rpc(error: Any, target: str, source: str, secure: bool, timeout: Optional[float]) -> QuantryError:
-    """The exception for a grpc.RpcError of either API; a connection failure names the server."""
+def from_rpc(error: Any, target: str, source: str, secure: bool, timeout: Optional[float],
+             certified: bool = False) -> QuantryError:
+    """The exception for a grpc.RpcError of either API; a connection failure names the server. `certified`: this side has
+    a certificate, too."""
     code = error.code().name if error.code() is not None else "UNKNOWN"
     text = error.details() or ""
     blob = next((value for key, value in error.trailing_metadata() or () if key == DETAILS_KEY), None)
@@ -308,7 +321,7 @@ def from_rpc(error: Any, target: str, source: str, secure: bool, timeout: Option
     status.message = text
     if blob is None and code == "UNAVAILABLE":
         return ServerUnavailable(f"no answer from the server at {target} ({source}): {_last_words(text)}", code=code,
-                                 hint=_connection_hint(text, secure), wanted=f"a quantry server at {target}",
+                                 hint=_connection_hint(text, secure, certified), wanted=f"a quantry server at {target}",
                                  got=_last_words(text))
     if blob is None and code == "DEADLINE_EXCEEDED":
         within = f" within {timeout:g} s" if timeout is not None else " in time"

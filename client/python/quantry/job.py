@@ -16,9 +16,9 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from quantry import errors
+from quantry._rows import Row, block_row, losses_of
 from quantry.v1 import artifact_pb2, job_pb2, quantization_service_pb2 as service_pb2
 
-Row = dict[str, Any]
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
 
@@ -54,14 +54,13 @@ def to_dict(message: Message) -> Row:
 
 def block_rows(blocks: Any) -> list[Row]:
     """One flat row a block, ready for pandas.DataFrame: block, loss_rtn, loss_final, improvement, seconds, metrics."""
-    rows = []
-    for block in blocks:
-        row: Row = {"block": block.index, "loss_rtn": block.loss_rtn, "loss_final": block.loss_final,
-                    "improvement": 1 - block.loss_final / block.loss_rtn if block.loss_rtn else 0.0,
-                    "seconds": block.seconds}
-        row.update((f"metric_{name}", value) for name, value in sorted(block.metrics.items()))
-        rows.append(row)
-    return rows
+    return [block_row(block.index, (block.loss_rtn, block.loss_final), block.seconds, block.metrics) for block in blocks]
+
+
+def _block_text(block: artifact_pb2.BlockReport) -> str:
+    rtn, final = losses_of(block.loss_rtn, block.loss_final)
+    losses = "" if final is None else f"loss {rtn:.3g} -> {final:.3g}, "
+    return f"block {block.index}: {losses}{block.seconds:.1f} s"
 
 
 def output_rows(outputs: Any) -> list[Row]:
@@ -233,7 +232,8 @@ class Job:
                 "create_time": self.create_time, "artifact": self.artifact, "reason": self.state_reason}
 
     def block_rows(self) -> list[Row]:
-        """One flat row a block of the result: block, loss_rtn, loss_final, improvement, seconds and metrics."""
+        """One flat row a block of the result: block, loss_rtn, loss_final, improvement (None where not measured, as
+        without calibration), seconds and metrics."""
         return block_rows(self.proto.result.blocks)
 
     def output_rows(self) -> list[Row]:
@@ -297,8 +297,7 @@ class Event:
         if self.kind == "stage":
             return stage_word(event.stage_changed.stage)
         if self.kind == "block":
-            block = event.block_done
-            return f"block {block.index}: loss {block.loss_rtn:.3g} -> {block.loss_final:.3g}, {block.seconds:.1f} s"
+            return _block_text(event.block_done)
         if self.kind == "checkpoint":
             return f"checkpoint after {event.checkpoint.blocks_done} blocks"
         if self.kind == "progress":

@@ -117,12 +117,29 @@ def _described(path: pathlib.Path, text: str) -> tuple[str, dict[str, Any]]:
     return found["schema"], linears
 
 
+def _is_container(folder: pathlib.Path) -> bool:
+    return any((folder / f"{STEM}.safetensors{end}").is_file() for end in ("", ".index.json"))
+
+
+def _not_a_container(folder: pathlib.Path) -> FileNotFoundError:
+    wanted = f"wanted the folder of a quantry container, with {STEM}.safetensors, got "
+    if not (folder / "manifest.json").is_file():
+        return FileNotFoundError(f"{wanted}{folder}" + ("" if folder.is_dir() else ", which is no folder"))
+    found = sorted(entry for entry in folder.iterdir() if (entry / "config.json").is_file() or _is_container(entry))
+    outputs = ", ".join(str(entry) for entry in found if _is_container(entry))
+    told = f"; give one of its outputs: {outputs}" if outputs else \
+        f", whose outputs are {', '.join(entry.name for entry in found) or 'none'}; submit with formats=\"quantry\" for one"
+    return FileNotFoundError(f"{wanted}that of an artifact, {folder}{told}")
+
+
 class Container:
     """A quantry folder, checked against its manifest where there is one. Files are mapped, linears decoded one at
     a time."""
 
     def __init__(self, folder: PathLike, check: bool = True) -> None:
         self.folder = pathlib.Path(folder)
+        if not _is_container(self.folder):
+            raise _not_a_container(self.folder)
         if check:
             check_against_manifest(self.folder)
         self._files: dict[str, File] = {}  # tensor -> its file
@@ -140,9 +157,12 @@ class Container:
             raise FormatError(f"{self.folder}: no file of it describes its linears")
 
     def _shards(self) -> list[pathlib.Path]:
-        index = self.folder / f"{STEM}.safetensors.index.json"
+        single, index = self.folder / f"{STEM}.safetensors", self.folder / f"{STEM}.safetensors.index.json"
         if not index.exists():
-            return [self.folder / f"{STEM}.safetensors"]
+            return [single]
+        if single.exists():
+            raise FormatError(f"{self.folder} holds the same tensors twice, in {single.name} and in the shards of {index.name}: "
+                              "remove the one that is left over")
         found = parse_json(index, index.read_bytes())
         shards = found.get("weight_map") if isinstance(found, dict) else None
         if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):

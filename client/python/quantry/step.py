@@ -157,11 +157,16 @@ def _follow(client: Client, job: Job, timeout: Optional[float]) -> Job:
     return client.wait(job, timeout=timeout, progress=show, raise_on_failure=False)
 
 
+def _connect(options: argparse.Namespace) -> Client:
+    """Empty texts are what was not given, here too."""
+    return connect(options.server, tenant=options.tenant, tls_ca=options.tls_ca or None, tls_cert=options.tls_cert or None,
+                   tls_key=options.tls_key or None, token_file=options.token_file or None)
+
+
 def run(options: argparse.Namespace) -> int:
     arguments, targets = _arguments(options), _targets(options.output_dir, _output_paths(options))
     _make_folders(targets)
-    with connect(options.server, tenant=options.tenant, tls_ca=options.tls_ca, tls_cert=options.tls_cert,
-                 tls_key=options.tls_key, token_file=options.token_file) as client:
+    with _connect(options) as client:
         job = client.submit(arguments.pop("model", None), **{"check": True, **arguments})
         print(f"submitted {job.name}", file=sys.stderr, flush=True)
         ended = _follow(client, job, options.timeout)

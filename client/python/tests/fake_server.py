@@ -54,6 +54,7 @@ class Fake(quantization_service_pb2_grpc.QuantizationServiceServicer,
            artifact_service_pb2_grpc.ArtifactServiceServicer):
     """watches   one script a call: messages, or a function of the context that aborts
     remaining seconds until the deadline of each call of methods(), quote() and submit()
+    list      of the request and context: what aborts a list of jobs; those asked for are in `lists`
     quote     of the context: what a create that only validates answers; those are in `quotes`, others in `creates`
     files     {path: bytes} of the artifact; `damage` is called with (path, offset, data) for each chunk sent
     """
@@ -73,6 +74,8 @@ class Fake(quantization_service_pb2_grpc.QuantizationServiceServicer,
         self.reads = []
         self.info = lambda context: None
         self.remaining = []
+        self.lists = []
+        self.list = lambda request, context: None
         self.creates = []
         self.quotes = []
         self.quote = lambda context: jobs_pb2.Quote()
@@ -93,6 +96,11 @@ class Fake(quantization_service_pb2_grpc.QuantizationServiceServicer,
 
     def GetQuantizationJob(self, request, context):
         return job_pb2.QuantizationJob(name=request.name, state=job_pb2.JOB_STATE_SUCCEEDED, artifact=ARTIFACT)
+
+    def ListQuantizationJobs(self, request, context):
+        self.lists.append(request)
+        self.list(request, context)
+        return jobs_pb2.ListQuantizationJobsResponse()
 
     def CreateQuantizationJob(self, request, context):
         self.remaining.append(context.time_remaining())

@@ -122,3 +122,16 @@ def test_a_server_that_ends_a_call_is_unavailable():
 
     error = errors.from_rpc(Ended(), "127.0.0.1:1", "test", False, 1)
     assert isinstance(error, quantry.ServerUnavailable) and error.code == "UNAVAILABLE"
+
+
+@pytest.mark.parametrize("words", ["Socket closed", "recvmsg:Connection reset by peer", "Secure read failed"])
+@pytest.mark.parametrize("secure, certified, hint", [
+    (False, False, "does the server want TLS"), (True, False, "tls_cert"), (True, True, "")])
+def test_a_connection_that_is_cut(words, secure, certified, hint):
+    class Cut:
+        code = staticmethod(lambda: grpc.StatusCode.UNAVAILABLE)
+        details = staticmethod(lambda: f"failed to connect to all addresses; last error: UNKNOWN: {words}")
+        trailing_metadata = staticmethod(lambda: ())
+
+    error = errors.from_rpc(Cut(), "q:7070", "test", secure, 1, certified)
+    assert error.message.startswith("no answer from the server at q:7070 (test): ") and hint in error.hint

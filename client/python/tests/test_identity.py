@@ -196,6 +196,6 @@ def test_what_the_others_hear(live, config):
     with pytest.raises(quantry.ServerUnavailable) as caught:
         quantry.connect(target, timeout=3)
     assert "TLS" in caught.value.hint
-    with quantry.connect(target, **{**live.options(), "tenant": "other"}) as client:
-        with pytest.raises(quantry.NotFound):
-            list(client.list())
+    with pytest.raises(quantry.NotFound, match="nothing named tenants/other for ci, whose tenant is acme") as caught:
+        quantry.connect(target, **{**live.options(), "tenant": "other"})
+    assert 'tenant="acme"' in caught.value.hint

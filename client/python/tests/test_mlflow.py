@@ -3,6 +3,7 @@ import pytest
 
 import quantry
 from conftest import LONG
+from quantry.v1 import job_pb2
 
 mlflow_tracking = pytest.importorskip("mlflow.tracking", reason="MLflow is not in the default test environment: pip "
                                       "install -r tests/requirements-full.txt (scripts/test --full)")
@@ -47,6 +48,15 @@ def test_a_version_whose_files_stay_on_the_server(finished, store):
     run_id = log_job(finished, model_name="remote", mlflow=store)
     version = store.get_model_version("remote", "1")
     assert version.source == finished.proto.result.artifact_uri and version.run_id == run_id
+
+
+def test_losses_that_were_not_measured_are_no_metrics():
+    from quantry.integrations.mlflow import _metrics
+    job = job_pb2.QuantizationJob()
+    job.result.blocks.add(index=0, seconds=1.5)
+    job.result.blocks.add(index=1, seconds=1.5, loss_rtn=4, loss_final=1)
+    logged = {(metric.key, metric.step) for metric in _metrics(quantry.Job(job)) if metric.key.startswith("block/")}
+    assert logged == {("block/seconds", 0), *((f"block/{name}", 1) for name in ("seconds", "loss_rtn", "loss_final", "improvement"))}
 
 
 def test_live_metrics(client, stories, store):

@@ -443,3 +443,31 @@ def test_a_search_for_blobs_that_is_one_too_many_is_made_again(tmp_path):
         drive(Uploader(transport, "tenants/default", Meter).upload([LocalFile("train.txt", path, path.stat().st_size)]))
         drive(transport.close())
     assert len(asked) == 2 and fake.uploads == [b"once upon a time"]
+
+
+def test_a_blob_that_another_call_holds_is_waited_for_by_one_count(tmp_path):
+    """A server that is busy with both, the upload and the search after it: 60 tries in all, not 20 of each of them."""
+    path = tmp_path / "train.txt"
+    path.write_text("once upon a time")
+    fake, asked, sent = Fake(), [], []
+    find = fake.FindMissingBlobs
+
+    def busy(calls):
+        def answer(request, context):
+            calls.append(request)
+            if calls is asked and len(asked) == 1:
+                return find(request, context)
+            return abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "held by another call", "RESOURCE_LIMIT")
+        return answer
+
+    async def at_once(seconds):
+        pass
+
+    fake.FindMissingBlobs, fake.UploadBlob = busy(asked), busy(sent)
+    with serving(fake) as target:
+        transport = BlockingTransport(Options(target))
+        transport.sleep = at_once
+        with pytest.raises(quantry.QuotaExceeded, match="held by another call"):
+            drive(Uploader(transport, "tenants/default", Meter).upload([LocalFile("train.txt", path, path.stat().st_size)]))
+        drive(transport.close())
+    assert len(sent) == len(asked) == _retry.MAX_HELD_TRIES

@@ -6,6 +6,7 @@ import subprocess
 import numpy as np
 import pytest
 
+import quantry
 from conftest import ROOT
 from quantry import reader
 from quantry.safetensors import File, FormatError, bf16_to_float32, float32_to_bf16, write_file
@@ -189,7 +190,15 @@ def test_data_that_ends_elsewhere_than_the_offsets(tmp_path, change):
 def test_an_index_that_is_none(tmp_path, index):
     folder = write_container(tmp_path / "c")
     (folder / "model.quantry.safetensors.index.json").write_text(index)
-    with pytest.raises(FormatError):
+    (folder / "model.quantry.safetensors").unlink()
+    with pytest.raises(FormatError, match="index.json|describes its linears"):
+        reader.Container(folder)
+
+
+def test_the_same_tensors_twice(tmp_path):
+    folder = write_container(tmp_path / "c")
+    (folder / "model.quantry.safetensors.index.json").write_text('{"weight_map": {"m": "other.safetensors"}}')
+    with pytest.raises(FormatError, match="holds the same tensors twice"):
         reader.Container(folder)
 
 
@@ -222,6 +231,31 @@ def test_a_manifest_of_something_else(artifact, tmp_path, capsys):
     assert reader.Container(tmp_path / "quantry").linears
     (tmp_path / "manifest.json").write_text("{torn")
     assert reader.main([str(tmp_path / "quantry")]) == 1 and "is not JSON" in capsys.readouterr().err
+
+
+def test_the_folder_of_an_artifact(artifact, capsys):
+    """One above the container's: the error names that one."""
+    packed, _ = artifact
+    for call in (quantry.load_dense, reader.Container):
+        with pytest.raises(FileNotFoundError) as caught:
+            call(packed.parent)
+        assert str(caught.value) == (f"wanted the folder of a quantry container, with model.quantry.safetensors, got that of an "
+                                     f"artifact, {packed.parent}; give one of its outputs: {packed}")
+    assert reader.main([str(packed.parent)]) == 1 and str(packed) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names, message", [
+    ([], r"got \S*/a$"), (["no-folder"], "got .*/a/no-folder, which is no folder"),
+    (["manifest.json"], "got that of an artifact, .*, whose outputs are none; submit with formats=\"quantry\""),
+    (["manifest.json", "dense/config.json", "report/blocks.json"], "whose outputs are dense; submit with")])
+def test_folders_without_a_container(tmp_path, names, message):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    for name in names if names != ["no-folder"] else ():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")
+    with pytest.raises(FileNotFoundError, match=message):
+        reader.Container(folder / "no-folder" if names == ["no-folder"] else folder)
 
 
 def test_a_container_pulled_without_its_other_files(artifact, tmp_path):

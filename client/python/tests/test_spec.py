@@ -1,4 +1,5 @@
 """From the arguments of submit() to the job spec: the CLI's defaults, and each wrong argument by its name."""
+import asyncio
 import json
 import subprocess
 
@@ -10,7 +11,7 @@ import quantry
 from conftest import EXAMPLES
 from quantry._arguments import Arguments, JobArguments, prepare
 from quantry._spec import FORMATS, METHODS, check_offered
-from quantry.v1 import job_pb2, method_pb2, quantization_service_pb2 as service_pb2
+from quantry.v1 import artifact_pb2, job_pb2, method_pb2, quantization_service_pb2 as service_pb2
 
 TEXT = EXAMPLES / "text/calibration.txt"
 
@@ -98,9 +99,21 @@ def test_wrong_arguments(arguments, message):
         spec(**arguments)
 
 
-def test_an_unknown_argument_is_a_type_error():
-    with pytest.raises(TypeError, match="group"):
-        quantry.Client("127.0.0.1:1").submit("m", method="rtn", group=3)
+@pytest.mark.parametrize("name, message", [
+    ("group", 'no argument "group" \\(nearest: .*group_size.*\\); a field of the method\'s own goes into '
+     r'method_options=\{"group": ...\}'),
+    ("recipe", r'no argument "recipe".*method_options=\{"recipe": ...\}'), ("zzz", 'no argument "zzz"; a field')])
+@pytest.mark.parametrize("call", ["submit", "quote"])
+def test_an_unknown_argument_is_a_type_error(call, name, message):
+    with quantry.Client("127.0.0.1:1") as client, pytest.raises(TypeError, match=message):
+        getattr(client, call)("m", method="rtn", **{name: 3})
+
+    async def run():
+        async with quantry.AsyncClient("127.0.0.1:1") as client:
+            await getattr(client, call)("m", method="rtn", **{name: 3})
+
+    with pytest.raises(TypeError, match=message):
+        asyncio.run(run())
 
 
 def test_keyword_types_are_the_arguments():
@@ -273,6 +286,28 @@ def test_a_spec_that_is_none(tmp_path, spec_json):
     (tmp_path / "manifest.json").write_text(json.dumps({"method": "awq", "spec_json": spec_json}))
     with pytest.raises(quantry.CorruptData, match="spec_json in .* is not the JSON of a spec"):
         quantry.LocalArtifact(tmp_path).row()
+
+
+@pytest.mark.parametrize("losses, wanted", [
+    ({"loss_rtn": 4.0, "loss_final": 1.0}, (4.0, 1.0, 0.75)), ({}, (None, None, None)),
+    ({"loss_final": 1.0}, (0.0, 1.0, None)), ({"loss_rtn": 4.0}, (None, None, None))])
+def test_losses_that_were_not_measured(tmp_path, losses, wanted):
+    """Without calibration the message holds 0 and the manifest nothing: no loss, not one of 0."""
+    job = job_pb2.QuantizationJob()
+    job.result.blocks.add(index=2, seconds=1.5, metrics={"clipped": 3}, **losses)
+    block = {"index": 2, "seconds": 1.5, "metrics": {"clipped": 3}, **losses}
+    (tmp_path / "manifest.json").write_text(json.dumps({"blocks": [block]}))
+    for row in (*quantry.Job(job).block_rows(), *quantry.LocalArtifact(tmp_path).block_rows()):
+        assert (row["loss_rtn"], row["loss_final"], row["improvement"]) == wanted
+        assert (row["block"], row["seconds"], row["metric_clipped"]) == (2, 1.5, 3)
+
+
+@pytest.mark.parametrize("losses, text", [
+    ({"loss_rtn": 4.0, "loss_final": 1.0}, "block 2: loss 4 -> 1, 1.5 s"), ({}, "block 2: 1.5 s")])
+def test_the_text_of_a_block(losses, text):
+    event = job_pb2.JobEvent(sequence=1)
+    event.block_done.CopyFrom(artifact_pb2.BlockReport(index=2, seconds=1.5, **losses))
+    assert quantry.Event.of(event).text == text
 
 
 def test_an_artifact_without_a_spec(tmp_path):

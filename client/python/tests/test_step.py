@@ -17,7 +17,7 @@ from conftest import EXAMPLES, MEASURED, ROOT, TESTS, wait_for
 from quantry import step
 from quantry.v1 import job_pb2
 
-PIPELINES = ROOT / "integrations"
+PIPELINES, KUBERNETES = ROOT / "integrations", ROOT / "deploy/kubernetes"
 QUICK_ARGUMENTS = {"calibration_samples": 8, "calibration_length": 64, "evaluation_length": 64, "evaluation_windows": 8,
                    "formats": "quantry"}
 TEXTS = ["--calibration", str(EXAMPLES / "text/calibration.txt"), "--evaluation", str(EXAMPLES / "text/evaluation.txt")]
@@ -57,7 +57,7 @@ def test_a_pull_over_another_artifact(server, finished, client, stories, tmp_pat
     (["--method", "rtn", "--model", "/no/such/model"], 2, "does not exist"),
     (["--method", "rtn", "--model-path", "/etc"], 5, "SOURCE_FORBIDDEN"),
     (["--method", "rtn", "--arguments", "[]"], 2, "wanted a JSON object"),
-    (["--method", "rtn", "--model", ".", "--arguments", "{\"colour\": 1}"], 2, "colour"),
+    (["--method", "rtn", "--model", ".", "--arguments", "{\"colour\": 1}"], 2, "no argument \"colour\"; a field of the method's own"),
     (["--method", "rtn", "--model", ".", "--arguments", "{\"bits\": \"4\"}"], 2, "bits: wanted a whole number"),
     (["--method", "rtn", "--model", ".", "--arguments", "{\"seed\": -99999999999999999999999}"], 2, "seed: wanted a whole number"),
     (["--method", "rtn", "--model", ".", "--arguments", "{\"max_run\": 1e400}"], 2, "max_run: wanted a number"),
@@ -66,6 +66,7 @@ def test_a_pull_over_another_artifact(server, finished, client, stories, tmp_pat
     (["--method", "rtn", "--output-dir", "/proc/x"], 2, "wanted a place where job can be written"),
     (["--method", "rtn", "--output", "colour", "x"], 2, "--output: wanted one of job"),
     (["--server", "127.0.0.1:1", "--method", "rtn"], 7, "no answer"),
+    (["--server", "http://127.0.0.1:1", "--method", "rtn"], 2, "wanted HOST:PORT"),
 ])
 def test_exit_codes(server, capsys, arguments, code, text):
     assert step.main(["--server", server.address, *arguments]) == code
@@ -84,6 +85,13 @@ def test_a_perplexity_that_is_not_finite():
         raise ValueError(word)
 
     assert json.loads(outputs["report"], parse_constant=no_json)["row"]["perplexity_ratio"] is None
+
+
+def test_losses_that_were_not_measured_are_null_in_the_report():
+    job = job_pb2.QuantizationJob(name="tenants/default/quantizationJobs/j", state=job_pb2.JOB_STATE_SUCCEEDED)
+    job.result.blocks.add(index=3, seconds=1.5)
+    (block,) = json.loads(step.outputs_of(quantry.Job(job))["report"])["blocks"]
+    assert block == {"block": 3, "loss_rtn": None, "loss_final": None, "improvement": None, "seconds": 1.5}
 
 
 def test_the_tenant_is_the_environment_s(server, monkeypatch):
@@ -120,14 +128,16 @@ def substitute(text, values):
     return re.sub(r"{{([^}]+)}}", lambda match: values[match.group(1)], text)
 
 
-def argo_command(parameters, workflow, server, outputs):
+PLAIN = {"tls-ca": "", "tls-cert": "", "tls-key": ""}  # a server without TLS
+
+
+def argo_command(parameters, workflow, outputs):
     """The container of the template as Argo would start it, with its output folder moved."""
     document = yaml.safe_load((PIPELINES / "argo/quantize.yaml").read_text())
     template = document["spec"]["templates"][0]
     values = {f"inputs.parameters.{p['name']}": p.get("value") for p in template["inputs"]["parameters"]}
     values.update({f"inputs.parameters.{name}": value for name, value in parameters.items()})
-    values.update({f"workflow.parameters.{p['name']}": p["value"] for p in document["spec"]["arguments"]["parameters"]})
-    values.update({"workflow.parameters.server": server, "workflow.uid": workflow})
+    values["workflow.uid"] = workflow
     container = template["container"]
     words = [substitute(word, values).replace("/tmp/outputs", str(outputs)) for word in container["command"] + container["args"]]
     assert words[0] == "python"
@@ -135,10 +145,10 @@ def argo_command(parameters, workflow, server, outputs):
 
 
 def test_argo(rooted, tmp_path):
-    parameters = {"model-uri": f"file://{EXAMPLES / 'stories260k'}", "group-size": "channel",
+    parameters = {"server": rooted.address, **PLAIN, "model-uri": f"file://{EXAMPLES / 'stories260k'}", "group-size": "channel",
                   "calibration": str(EXAMPLES / "text/calibration.txt"),
                   "evaluation": str(EXAMPLES / "text/evaluation.txt"), "arguments": json.dumps(QUICK_ARGUMENTS)}
-    command, template = argo_command(parameters, "3f1c", rooted.address, tmp_path)
+    command, template = argo_command(parameters, "3f1c", tmp_path)
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     files = [p["valueFrom"]["path"] for p in template["outputs"]["parameters"]]
@@ -157,9 +167,50 @@ def test_argo(rooted, tmp_path):
 @pytest.mark.parametrize("parameters, bits, group_size", [
     ({"method": "ptq161"}, None, None), ({"bits": "3", "group-size": "64"}, 3, "64"), ({}, None, None)])
 def test_argo_gives_a_grid_to_methods_that_have_one(parameters, bits, group_size):
-    command, _ = argo_command({"model-uri": "s3://m", **parameters}, "3f1c", "q:7070", "/nowhere")
+    command, _ = argo_command({"model-uri": "s3://m", **parameters}, "3f1c", "/nowhere")
     arguments = step._arguments(step._parser().parse_args(command[3:]))
     assert (arguments.get("bits"), arguments.get("group_size")) == (bits, group_size)
+
+
+def in_the_cluster():
+    """(address of the tenant port, name and files of the clients' Secret), as deploy/kubernetes has them."""
+    service = yaml.safe_load((KUBERNETES / "base/service.yaml").read_text())
+    (port,) = [port["port"] for port in service["spec"]["ports"] if port["name"] == "tenant"]
+    certificates = yaml.safe_load_all((KUBERNETES / "components/cert-manager/certificates.yaml").read_text())
+    secrets = {made["metadata"]["name"]: made["spec"].get("secretName") for made in certificates}
+    return f"{service['metadata']['name']}.quantry.svc:{port}", secrets["quantry-client"]
+
+
+def asked_with(words):
+    """The settings of the connection that a step's command line makes."""
+    options = step._parser().parse_args(words)
+    return options.server, [options.tls_ca, options.tls_cert, options.tls_key], options.token_file
+
+
+CLIENT_FILES = [f"/etc/quantry/client/{name}" for name in ("ca.crt", "tls.crt", "tls.key")]
+
+
+def test_argo_reaches_the_server_of_the_cluster():
+    """At the port of its Service, with the clients' Secret; nothing is an argument of the whole, which no templateRef brings."""
+    command, template = argo_command({"model-uri": "s3://m"}, "3f1c", "/nowhere")
+    address, secret = in_the_cluster()
+    assert asked_with(command[3:]) == (address, CLIENT_FILES, "")
+    (volume,), (mount,) = template["volumes"], template["container"]["volumeMounts"]
+    default = {p["name"]: p.get("value") for p in template["inputs"]["parameters"]}
+    assert volume["secret"]["secretName"] == "{{inputs.parameters.client-secret}}" and default["client-secret"] == secret
+    assert mount["name"] == volume["name"] and mount["mountPath"] == "/etc/quantry/client"
+    text = (PIPELINES / "argo/quantize.yaml").read_text()
+    assert "{{workflow.parameters." not in text and "label quantry/client=true" in text
+
+
+def test_kubeflow_reaches_the_server_of_the_cluster(tmp_path):
+    component = yaml.safe_load((PIPELINES / "kubeflow/quantize.yaml").read_text())
+    inputs = {i["name"]: i.get("default", "x") for i in component["inputs"]}
+    words = [kubeflow_words(part, inputs, tmp_path) for part in component["implementation"]["container"]["command"]]
+    address, secret = in_the_cluster()
+    assert asked_with(words[3:]) == (address, CLIENT_FILES, "")
+    text = (PIPELINES / "kubeflow/quantize.yaml").read_text()
+    assert f'secret_name="{secret}", mount_path="/etc/quantry/client"' in text and "label quantry/client=true" in text
 
 
 def test_argo_retries_however_long_a_step_ran():
@@ -179,7 +230,7 @@ def kubeflow_words(part, inputs, folder):
 def test_kubeflow(rooted, tmp_path):
     component = yaml.safe_load((PIPELINES / "kubeflow/quantize.yaml").read_text())
     inputs = {i["name"]: i.get("default") for i in component["inputs"]}
-    inputs.update(server=rooted.address, model_uri=f"file://{EXAMPLES / 'stories260k'}", run_id="kfp-1", method="rtn",
+    inputs.update(server=rooted.address, tls_ca="", tls_cert="", tls_key="", model_uri=f"file://{EXAMPLES / 'stories260k'}", run_id="kfp-1", method="rtn",
                   group_size="channel", arguments="{\"formats\": \"quantry\"}")
     words = [kubeflow_words(part, inputs, tmp_path) for part in component["implementation"]["container"]["command"]]
     done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, timeout=120, env=ENVIRONMENT)

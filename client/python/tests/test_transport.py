@@ -48,6 +48,24 @@ KINDS = pytest.mark.parametrize("kind", ["blocking", "asyncio"])
 
 
 @KINDS
+@pytest.mark.parametrize("target, hint", [
+    ("http://127.0.0.1:7070", "leave http:// out; tls_ca=FILE or tls=True"), ("https://quantry.example", "leave https:// out"),
+    ("quantry.example", "such as 127.0.0.1:7070"), ("127.0.0.1:70000", "a port is 1 to 65535"), ("127.0.0.1:0", "1 to 65535"),
+    ("127.0.0.1:", "such as"), (":7070", "such as"), ("::1", "[::1]:7070"), ("127.0.0.1:7070/", "such as")])
+def test_targets_that_are_none(kind, target, hint):
+    with pytest.raises(quantry.InvalidRequest) as caught:
+        connect(kind, target)
+    assert caught.value.message == f'connect(): wanted HOST:PORT, got "{target}"' and hint in caught.value.hint
+    assert (caught.value.wanted, caught.value.got) == ("HOST:PORT", f'"{target}"')
+
+
+@pytest.mark.parametrize("target", ["quantry.example:1", "127.0.0.1:65535", "[::1]:7070", "[fe80::1%eth0]:7070", "a_b:80",
+                                    "unix:/run/quantry", "unix:///run/quantry", "unix-abstract:quantry", "dns:///quantry:7070"])
+def test_targets_that_are_some(target):
+    assert resolve_server(target).target == target
+
+
+@KINDS
 def test_nobody_listens(kind):
     target = f"127.0.0.1:{free_port()}"
     with pytest.raises(quantry.ServerUnavailable) as caught:
@@ -175,8 +193,9 @@ def test_mutual_tls(kind, authority):
     cert, key = authority.issue("client")
     with serving(Fake(), server_credentials(authority, mutual=True)) as target:
         assert connect(kind, target, tls_ca=authority.file, tls_cert=cert, tls_key=key) == "fake"
-        with pytest.raises(quantry.ServerUnavailable):
+        with pytest.raises(quantry.ServerUnavailable) as caught:
             connect(kind, target, tls_ca=authority.file)
+        assert "tls_cert" in caught.value.hint and "tls_key" in caught.value.hint
 
 
 def test_no_tls_where_it_is_needed(authority):
@@ -200,7 +219,7 @@ def test_a_certificate_of_another_authority(authority, tmp_path):
 def test_tokens(tmp_path):
     fake, file = Fake(), tmp_path / "token"
     file.write_text("from-file\n")
-    current = iter(["first", "second"])
+    current = iter(["first", "second", "third"])
     with serving(fake) as target:
         connect("blocking", target)
         connect("blocking", target, token="abc")
@@ -208,7 +227,7 @@ def test_tokens(tmp_path):
         with quantry.connect(target, token_file=file) as client:
             file.write_text("renewed")
             client.server_info()
-    assert fake.tokens == [None, None, "Bearer abc", "Bearer abc", "Bearer first", "Bearer second",
+    assert fake.tokens == [None, None, "Bearer abc", "Bearer abc", "Bearer first", "Bearer third",  # the second is of the check for the tenant
                            "Bearer from-file", "Bearer renewed"]
 
 
@@ -303,6 +322,30 @@ def test_an_expired_token():
     with serving(fake) as target, pytest.raises(quantry.AccessDenied, match="expired") as caught:
         quantry.connect(target, token="old")
     assert "renewed" in caught.value.hint and caught.value.reason == "UNAUTHENTICATED"
+
+
+@KINDS
+def test_a_credential_of_another_tenant(kind):
+    """Found by connecting, and the error says which tenant to give."""
+    fake = Fake()
+    fake.list = lambda request, context: request.parent == "tenants/acme" or abort(
+        context, grpc.StatusCode.NOT_FOUND, f"nothing named {request.parent} for ci, whose tenant is acme", "JOB_NOT_FOUND")
+    with serving(fake) as target:
+        with pytest.raises(quantry.NotFound, match="nothing named tenants/default for ci") as caught:
+            connect(kind, target)
+        assert caught.value.hint == 'give connect() tenant="acme", or set QUANTRY_TENANT'
+        assert connect(kind, target, tenant="acme") == connect(kind, target, check=False) == "fake"
+    assert [request.page_size for request in fake.lists] == [1, 1]
+
+
+@KINDS
+@pytest.mark.parametrize("code, reason", [(grpc.StatusCode.RESOURCE_EXHAUSTED, "RESOURCE_LIMIT"),
+                                          (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")])
+def test_a_server_that_is_busy_is_connected_to(kind, code, reason):
+    fake = Fake()
+    fake.list = lambda request, context: abort(context, code, "not now", reason)
+    with serving(fake) as target:
+        assert connect(kind, target) == "fake"
 
 
 @pytest.mark.parametrize("options, message", [

@@ -6,7 +6,8 @@
 
 The worker submits and lets go of its slot; the trigger watches, over broken connections and restarts of the server;
 the worker comes back to pull. The request id comes from DAG, task, map index and run: a task that is tried again or
-whose worker died finds its own job. A cleared task of the same run does too: give `attempt` to start another.
+whose worker died finds its own job, and one that finds it failed queues it again, from its last checkpoint. A cleared
+task of the same run does too: give `attempt` to start another.
 """
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from typing import Any, AsyncIterator, Mapping, Optional, Sequence
 from quantry import aio
 from quantry._core import AWAY, request_id_for
 from quantry._retry import Backoff
-from quantry.client import connect
+from quantry.client import Client, connect
 from quantry.errors import InvalidRequest, JobCancelled, QuantryError, QuotaExceeded, ServerUnavailable
 from quantry.job import Job
 from quantry.step import outputs_of
@@ -127,7 +128,7 @@ class QuantizeOperator(BaseOperator):  # type: ignore[misc]
         self.pull_force = pull_force
         self._job = ""
 
-    def _connect(self) -> Any:
+    def _connect(self) -> Client:
         if self.quantry_conn_id:
             return connect(**_found(BaseHook.get_connection(self.quantry_conn_id), self.tenant))
         return connect(self.server or None, tenant=self.tenant or None)
@@ -137,12 +138,21 @@ class QuantizeOperator(BaseOperator):  # type: ignore[misc]
         return request_id_for("airflow", task.dag_id, task.task_id, task.run_id, getattr(task, "map_index", -1),
                               self.attempt)
 
-    def execute(self, context: Any) -> Any:
+    def _submit(self, client: Client, context: Any) -> Job:
+        """The job of this task's run; one that failed in an earlier try goes on, once in each try."""
         given = {"model_path": self.model_path, "model_uri": self.model_uri, "method": self.method,
                  "job_id": self.job_id}
         arguments = {"check": True, **self.arguments, **{name: value for name, value in given.items() if value}}
+        request_id = self.request_id(context)
+        job = client.submit(self.model or None, request_id=request_id, **arguments)
+        if job.state == "failed":
+            self.log.info("quantry job %s failed (%s): once more", job.name, job.error)
+            job = client.retry(job, request_id=request_id_for(request_id, getattr(context["ti"], "try_number", 1)))
+        return job
+
+    def execute(self, context: Any) -> Any:
         with self._connect() as client:
-            job = client.submit(self.model or None, request_id=self.request_id(context), **arguments)
+            job = self._submit(client, context)
             self._job = job.name
             self.log.info("quantry job %s is %s", job.name, job.state)
             if not self.deferrable:

@@ -105,10 +105,11 @@ def run_of(job: Job, *, experiment: str = EXPERIMENT, mlflow: Optional[MlflowCli
 
 
 def _metrics(job: Job) -> list[Metric]:
-    """Every block as a step, and the headline."""
+    """Every block as a step, and the headline; nothing for what was not measured."""
     now = int(time.time() * 1000)
     metrics = [Metric(key(f"block/{name}"), float(value), now, int(row["block"]))
-               for row in job.block_rows() for name, value in row.items() if name != "block"]
+               for row in job.block_rows() for name, value in row.items()
+               if name != "block" and value is not None]
     headline = {name: value for name, value in job.row().items()
                 if name.startswith(("perplexity", "kl_", "top1_", "bits_", "run_")) and value is not None}
     for output in job.output_rows():
