@@ -153,17 +153,23 @@ def test_what_fails_the_task(module, server, client, stories, monkeypatch):
 
 
 def test_a_failed_job_goes_on_in_the_next_try(module, deferred, server, client, stories):
-    task = operator(module, server, stories, arguments={**MEASURED, "max_perplexity_ratio": 0.5})
-
-    def after_try(number):
+    def after_try(number, **options):
+        task = operator(module, server, stories, arguments={**LONG, **options})
         context = {"ti": types.SimpleNamespace(**{**vars(TASK), "run_id": "manual__again", "try_number": number})}
         with pytest.raises(deferred) as caught:
             task.execute(context)
         return client.wait(caught.value.trigger.job, raise_on_failure=False)
 
-    first, second, died_in_it = after_try(1), after_try(2), after_try(2)
-    assert first.name == second.name == died_in_it.name and second.state == "failed"
+    first, second, died_in_it = (after_try(number, max_run=1) for number in (1, 2, 2))
+    assert first.name == second.name == died_in_it.name and second.error.reason == "MAX_RUN_EXCEEDED"
     assert [job.proto.epoch for job in (first, second, died_in_it)] == [1, 2, 2]
+
+
+def test_a_job_whose_gate_failed_stays_so(module, server, stories):
+    gated = operator(module, server, stories, deferrable=False, arguments={**MEASURED, "max_perplexity_ratio": 0.5})
+    for number in (1, 2):
+        with pytest.raises(module.AirflowException, match="QUALITY_GATE_FAILED"):
+            gated.execute({"ti": types.SimpleNamespace(**{**vars(TASK), "run_id": "manual__gated", "try_number": number})})
 
 
 def test_killed(module, deferred, server, client, stories):

@@ -20,7 +20,7 @@ from quantry import aio
 from quantry._core import AWAY, request_id_for
 from quantry._retry import Backoff
 from quantry.client import Client, connect
-from quantry.errors import InvalidRequest, JobCancelled, QuantryError, QuotaExceeded, ServerUnavailable
+from quantry.errors import Conflict, InvalidRequest, JobCancelled, QuantryError, QuotaExceeded, ServerUnavailable
 from quantry.job import Job
 from quantry.step import outputs_of
 
@@ -145,10 +145,16 @@ class QuantizeOperator(BaseOperator):  # type: ignore[misc]
         arguments = {"check": True, **self.arguments, **{name: value for name, value in given.items() if value}}
         request_id = self.request_id(context)
         job = client.submit(self.model or None, request_id=request_id, **arguments)
-        if job.state == "failed":
-            self.log.info("quantry job %s failed (%s): once more", job.name, job.error)
-            job = client.retry(job, request_id=request_id_for(request_id, getattr(context["ti"], "try_number", 1)))
-        return job
+        if job.state != "failed":
+            return job
+        try:
+            again = client.retry(job, request_id=request_id_for(request_id, getattr(context["ti"], "try_number", 1)))
+        except Conflict as error:
+            if error.reason != "JOB_NOT_RETRYABLE":  # its artifact failed the quality gate, and would again
+                raise
+            return job
+        self.log.info("quantry job %s had failed (%s): once more", job.name, job.error)
+        return again
 
     def execute(self, context: Any) -> Any:
         with self._connect() as client:
