@@ -16,7 +16,8 @@ using std::chrono::milliseconds;
 
 constexpr milliseconds kLookInterval(100);
 
-// Everything but our own settings: they would be read as the agent's.
+}  // namespace
+
 std::vector<std::string> AgentEnvironment() {
   std::vector<std::string> environment;
   for (char** entry = environ; *entry != nullptr; ++entry) {
@@ -27,8 +28,6 @@ std::vector<std::string> AgentEnvironment() {
   }
   return environment;
 }
-
-}  // namespace
 
 EmbeddedAgent::EmbeddedAgent(Options options)
     : options_(std::move(options)), thread_([this] { Loop(); }) {}

@@ -13,6 +13,9 @@
 
 namespace quantry::server {
 
+// The child's environment: ours without our own settings, which would be read as the agent's.
+std::vector<std::string> AgentEnvironment();
+
 class EmbeddedAgent {
  public:
   struct Options {

@@ -17,6 +17,7 @@
 #include "common/storage.h"
 #include "quantry/v1/config.pb.h"
 #include "server/auth/token_command.h"
+#include "server/embedded_worker.h"
 #include "server/server_app.h"
 #include "server/server_config.h"
 
@@ -84,7 +85,8 @@ int main(int argc, char** argv) {
        "quantization service: queue, leases, events, artifacts.\n"
        "`quantryd token create --help` tells how tokens for callers are made."},
       argc, argv, &config, [&config](google::protobuf::Message*) {
-        return quantry::server::FinishServerConfig(&config);
+        const auto finished = quantry::server::FinishServerConfig(&config);
+        return finished.ok() ? quantry::server::CheckEmbeddedWorker(config) : finished;
       });
   if (done) return *done;
   quantry::LogForGrpc();

@@ -32,6 +32,7 @@
 #include "server/auth/credential_watcher.h"
 #include "server/auth/tenant_sources.h"
 #include "server/embedded_agent.h"
+#include "server/embedded_worker.h"
 #include "server/job_store_setup.h"
 #include "server/metrics/metered_job_store.h"
 #include "server/scheduling/notifying_job_store.h"
@@ -375,20 +376,8 @@ class App : public ServerApp {
     }
     if (!config_.embedded()) return;
     EmbeddedAgent::Options agent;
-    agent.argv = {
-        config_.worker_binary(),
-        absl::StrCat("--server=", addresses().agent),
-        absl::StrCat("--work-dir=", config_.data_dir(), "/worker"),
-        absl::StrCat("--worker-id=", EmbeddedWorkerId(config_)),
-        "--admin-listen=127.0.0.1:0",
-        absl::StrCat("--slots=", config_.embedded_slots()),
-        absl::StrCat("--engine-binary=", config_.engine_binary()),
-        absl::StrCat("--engine-confinement=", config_.engine_confinement() ? "true" : "false"),
-        absl::StrCat("--engine-user=", config_.engine_user()),
-        absl::StrCat("--log-format=", config_.log_format()),
-        absl::StrCat("--log-level=", config_.log_level())};
-    if (auth_ != nullptr) agent.argv.push_back(absl::StrCat("--token-file=", AgentTokenFile()));
-    AddHubFlags(agent.argv);
+    agent.argv =
+        EmbeddedWorkerCommand(config_, addresses().agent, auth_ != nullptr ? AgentTokenFile() : "");
     agent.on_restart = [this] { metrics_.agent_restarts.Increment(); };
     agent_ = std::make_unique<EmbeddedAgent>(std::move(agent));
   }
@@ -401,17 +390,6 @@ class App : public ServerApp {
     if (report.ok()) return;
     log::Warning("garbage cannot be collected",
                  {{"error", std::string(report.status().message())}});
-  }
-
-  void AddHubFlags(std::vector<std::string>& argv) const {
-    if (config_.hub_endpoint().empty()) return;
-    argv.push_back(absl::StrCat("--hub-endpoint=", config_.hub_endpoint()));
-    if (!config_.hub_token_file().empty()) {
-      argv.push_back(absl::StrCat("--hub-token-file=", config_.hub_token_file()));
-    }
-    for (const std::string& host : config_.hub_redirect_hosts()) {
-      argv.push_back(absl::StrCat("--hub-redirect-hosts=", host));
-    }
   }
 
   // The sweep's beat also refreshes gauges and health, and wakes who removes deleted jobs.
@@ -434,8 +412,9 @@ class App : public ServerApp {
       log::Warning("ended jobs that waited too long", {{"max_pending", report->max_pending}});
     }
     AuditExpired(report->removed);
-    if (const auto stats = store_->Stats(clock_.Now()); stats.ok()) {
-      metrics_.SetQueue(*stats);
+    const Time now = clock_.Now();
+    if (const auto stats = store_->Stats(now); stats.ok()) {
+      metrics_.SetQueue(*stats, now);
       queue_missed_since_.reset();
     } else {
       MissQueue();

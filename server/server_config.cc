@@ -17,6 +17,7 @@
 #include "common/listen_address.h"
 #include "common/log.h"
 #include "common/storage.h"
+#include "server/artifacts/object_root.h"
 #include "server/job_store_setup.h"
 
 namespace quantry::server {
@@ -127,6 +128,8 @@ absl::Status CheckValues(const v1::ServerConfig& config) {
         CheckRange("garbage_collection_interval_s", config.garbage_collection_interval_s(), 0,
                    std::int64_t{365} * 86400),
         NamingFlag("local_roots", CheckLocalRoots(config)), CheckJobStore(config),
+        CheckRootUri("artifact_root", config.artifact_root()),
+        CheckRootUri("blob_root", BlobRoot(config)),
         log::Configure(config.log_format(), config.log_level())}) {
     if (!status.ok()) return status;
   }

@@ -46,23 +46,30 @@ std::string_view VariablesOf(const std::string& uri) {
   return "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...";
 }
 
+absl::Status Bad(std::string_view option, const std::string& uri, std::string_view why) {
+  return MakeError(Reason::kInvalidConfig,
+                   absl::StrCat(std::string(option), " ", uri, ": ", std::string(why)));
+}
+
 }  // namespace
 
-absl::StatusOr<ObjectRoot> OpenObjectRoot(std::string_view option, const std::string& uri) {
-  const auto bad = [&](std::string_view why) {
-    return MakeError(Reason::kInvalidConfig,
-                     absl::StrCat(std::string(option), " ", uri, ": ", std::string(why)));
-  };
+absl::Status CheckRootUri(std::string_view option, const std::string& uri) {
+  if (uri.starts_with("file:///")) return absl::OkStatus();
   if (uri.find("://") == std::string::npos || uri.find('%') != std::string::npos) {
-    return bad("wanted a URI like s3://bucket/prefix without %-escapes");
+    return Bad(option, uri,
+               "wanted file:///FOLDER or a URI like s3://bucket/prefix without %-escapes");
   }
-  if (HoldsCredentials(uri)) {
-    return MakeError(Reason::kInvalidConfig,
-                     absl::StrCat(std::string(option),
-                                  " holds credentials, which every worker and client would see; "
-                                  "give them by the environment (",
-                                  std::string(VariablesOf(uri)), ")"));
-  }
+  if (!HoldsCredentials(uri)) return absl::OkStatus();
+  return MakeError(Reason::kInvalidConfig,
+                   absl::StrCat(std::string(option),
+                                " holds credentials, which every worker and client would see; "
+                                "give them by the environment (",
+                                std::string(VariablesOf(uri)), ")"));
+}
+
+absl::StatusOr<ObjectRoot> OpenObjectRoot(std::string_view option, const std::string& uri) {
+  if (absl::Status status = CheckRootUri(option, uri); !status.ok()) return status;
+  const auto bad = [&](std::string_view why) { return Bad(option, uri, why); };
   ObjectRoot root{.uri = WithoutSlash(uri), .storage = nullptr};
   auto storage = OpenStorage(root.uri);
   if (!storage.ok()) return bad(std::string(storage.status().message()));

@@ -17,6 +17,10 @@ struct ObjectRoot {
   std::unique_ptr<Storage> storage;
 };
 
+// INVALID_CONFIG where `uri` can be no root: neither file:///FOLDER nor a URI of an object store,
+// or one with credentials. Asks nobody. `option` names it in errors.
+absl::Status CheckRootUri(std::string_view option, const std::string& uri);
+
 // `uri` names bucket and prefix; what follows '?' (endpoint_override, scheme,
 // region) goes with every URI made below it. Credentials come from the store's
 // usual environment variables and files: a URI that holds some is refused,

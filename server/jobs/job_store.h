@@ -47,6 +47,8 @@ struct SubmitRequest {
   std::string engine_version = {};
   // What the tenant's uploads take, for max_stored_bytes.
   int64_t upload_bytes = 0;
+  // Only the job of an earlier call with this request_id; without one NOT_FOUND JOB_NOT_FOUND.
+  bool repeat_only = false;
 };
 
 // What became of reuse_result.

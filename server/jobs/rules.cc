@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/errors.h"
 #include "common/ids.h"
 #include "google/protobuf/util/time_util.h"
@@ -331,10 +333,23 @@ absl::Status ErrorOf(const FailRequest& request) {
   return MakeNamedError(error.reason(), error.message(), std::move(metadata));
 }
 
-absl::Status GateFailed() {
-  return MakeError(Reason::kQualityGateFailed,
-                   "the measured quality is worse than spec.quality_gate allows; the artifact is "
-                   "kept, marked: see result.quality, then loosen the gate or use more bits");
+absl::Status GateFailed(const v1::QualityGate& gate, const v1::Perplexity& measured) {
+  std::map<std::string, std::string> metadata;
+  std::vector<std::string> compared;
+  const auto compare = [&](const std::string& what, double most, double got) {
+    if (most <= 0) return;
+    metadata["wanted_" + what] = absl::StrCat(most);
+    metadata["got_" + what] = absl::StrCat(got);
+    compared.push_back(absl::StrCat("a perplexity ", what, " of at most ", most, ", got ", got));
+  };
+  compare("ratio", gate.max_perplexity_ratio(), measured.quantized() / measured.dense());
+  compare("increase", gate.max_perplexity_increase(), measured.quantized() - measured.dense());
+  return MakeError(
+      Reason::kQualityGateFailed,
+      absl::StrCat("the quality gate wanted ", absl::StrJoin(compared, "; "), " (dense ",
+                   measured.dense(), ", quantized ", measured.quantized(),
+                   "); the artifact is kept, marked: loosen the gate or use more bits"),
+      metadata);
 }
 
 absl::Status WorkerLost(const QueueRow& row, const std::string& why) {

@@ -94,7 +94,7 @@ v1::JobEvent LogTailEvent(const std::string& log);
 // How attempts end ---------------------------------------------------------------
 
 absl::Status ErrorOf(const FailRequest& request);
-absl::Status GateFailed();
+absl::Status GateFailed(const v1::QualityGate& gate, const v1::Perplexity& measured);
 absl::Status WorkerLost(const QueueRow& row, const std::string& why);
 // Whether losing a worker so often ends the job.
 bool IsPoison(const JobPolicy& policy, int64_t distinct_workers, int losses);

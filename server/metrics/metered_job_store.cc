@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cctype>
 #include <functional>
+#include <set>
 #include <type_traits>
 #include <utility>
 
@@ -173,11 +174,13 @@ class Metered : public JobStore {
   absl::StatusOr<SweepReport> Sweep(Time now) override {
     auto result = Timed("sweep", [&] { return store_->Sweep(now); });
     if (!result.ok()) return result;
-    metrics_->sweeper_last_run.Set(ToSeconds(now.time_since_epoch()));
+    metrics_->sweeper_last_run.Set(WallSeconds());
     CountLost(result->lost);
     metrics_->job_attempts.With({"no_progress"}).Increment(result->no_progress);
     metrics_->job_attempts.With({"max_run"}).Increment(result->max_run);
+    const std::set<JobKey> removed(result->removed.begin(), result->removed.end());
     for (const JobKey& key : result->changed) {
+      if (removed.contains(key)) continue;
       const auto job = store_->Get(key);
       if (job.ok() && IsEnded(job->state)) CountEnded(*job, metrics_);
     }

@@ -148,8 +148,8 @@ ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
                           {"outcome"}),
       agent_restarts(OneCounter(registry_.get(), "quantry_agent_restarts_total",
                                 "Times the embedded agent was started again.")),
-      log_errors(OneCounter(registry_.get(), "quantry_server_faults_total",
-                            "Calls that ended with a fault of the server.")),
+      server_faults(registry_.get(), "quantry_server_faults_total",
+                    "Calls that ended with a fault of the server.", {"grpc_method"}),
       calls_denied(registry_.get(), "quantry_calls_denied_total",
                    "Calls of strangers (UNAUTHENTICATED) and of callers without the right "
                    "(PERMISSION_DENIED).",
@@ -168,7 +168,10 @@ ServerMetrics::ServerMetrics(const std::vector<std::string>& grpc_methods,
                          {"certificate"}),
       build_info_(registry_.get(), "quantry_build_info", "Versions; always 1.",
                   {"version", "engine"}) {
-  for (const std::string& method : grpc_methods) call_started.With({method});
+  for (const std::string& method : grpc_methods) {
+    call_started.With({method});
+    server_faults.With({method});
+  }
   for (const JobState state : kAllJobStates) jobs.With({std::string(JobStateName(state))});
   for (const std::string& method : quantization_methods) {
     for (const char* outcome : {"succeeded", "failed", "cancelled"}) {
@@ -217,14 +220,14 @@ std::string ServerMetrics::Render() const {
   return prometheus::TextSerializer().Serialize(families);
 }
 
-void ServerMetrics::SetQueue(const StoreStats& stats) {
+void ServerMetrics::SetQueue(const StoreStats& stats, Time now) {
   for (const auto& [state, count] : stats.jobs) {
     jobs.With({std::string(JobStateName(state))}).Set(static_cast<double>(count));
   }
   queue_depth.Set(static_cast<double>(stats.depth));
   queue_held.Set(static_cast<double>(stats.held));
   queue_oldest_timestamp.Set(
-      stats.oldest_queued ? ToSeconds(stats.oldest_queued->time_since_epoch()) : 0);
+      stats.oldest_queued ? WallSeconds() - ToSeconds(now - *stats.oldest_queued) : 0);
   queue_paused.Set(stats.pause ? 1 : 0);
   workers_live.Set(stats.live_workers);
   store_dead_rows.Set(static_cast<double>(stats.dead_rows));
@@ -236,6 +239,10 @@ void ServerMetrics::ForgetQueue() { queue_known_ = false; }
 
 void ServerMetrics::SetEngineVersion(const std::string& engine_version) {
   build_info_.With({QUANTRY_VERSION, engine_version}).Set(1);
+}
+
+double WallSeconds() {
+  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
 std::string StatusName(absl::StatusCode code) {

@@ -111,7 +111,7 @@ class ServerMetrics {
   CounterVec garbage_collections;  // outcome
   // Embedded agent
   prometheus::Counter& agent_restarts;
-  prometheus::Counter& log_errors;  // calls that ended with a server-side fault
+  CounterVec server_faults;  // grpc_method
   // Identity
   CounterVec calls_denied;        // code
   CounterVec audit_lines;         // outcome
@@ -119,7 +119,8 @@ class ServerMetrics {
   GaugeVec credentials_usable;    // credential
   GaugeVec certificate_expiry;    // certificate
 
-  void SetQueue(const StoreStats& stats);
+  // `now` by the clock that the store's times are of.
+  void SetQueue(const StoreStats& stats, Time now);
   // The store does not say: series of the queue are left out until SetQueue. Of several servers
   // the others' count then, and no number of an hour ago.
   void ForgetQueue();
@@ -139,5 +140,8 @@ const std::vector<absl::StatusCode>& AllStatusCodes();
 const std::vector<std::string>& StoreOps();
 
 double ToSeconds(Duration duration);
+
+// Since 1970 by the machine's clock, as whoever scrapes has it; a store's may be another.
+double WallSeconds();
 
 }  // namespace quantry::server

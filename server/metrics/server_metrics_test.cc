@@ -47,18 +47,19 @@ TEST(ServerMetrics, QueueGaugesFollowTheStore) {
   stats.jobs = {{JobState::kQueued, 3}, {JobState::kRunning, 1}};
   stats.depth = 2;
   stats.held = 1;
-  stats.oldest_queued = FromUnixMicros(1'500'000);
+  const Time now = FromUnixMicros(9'000'000);  // of a store whose clock is another
+  stats.oldest_queued = now - std::chrono::seconds(5);
   stats.live_workers = 4;
-  metrics.SetQueue(stats);
+  metrics.SetQueue(stats, now);
   EXPECT_EQ(metrics.jobs.With({"QUEUED"}).Value(), 3);
   EXPECT_EQ(metrics.queue_depth.Value(), 2);
   EXPECT_EQ(metrics.queue_held.Value(), 1);
-  EXPECT_EQ(metrics.queue_oldest_timestamp.Value(), 1.5);
+  EXPECT_NEAR(metrics.queue_oldest_timestamp.Value(), WallSeconds() - 5, 2);
   EXPECT_EQ(metrics.workers_live.Value(), 4);
   EXPECT_EQ(metrics.queue_paused.Value(), 0);
   stats.pause = QueuePause{"tea", Time()};
   stats.oldest_queued.reset();
-  metrics.SetQueue(stats);
+  metrics.SetQueue(stats, now);
   EXPECT_EQ(metrics.queue_oldest_timestamp.Value(), 0);
   EXPECT_EQ(metrics.queue_paused.Value(), 1);
 }
@@ -67,14 +68,14 @@ TEST(ServerMetrics, NothingIsToldOfAQueueThatIsNotKnown) {
   ServerMetrics metrics({}, {});
   StoreStats stats;
   stats.depth = 2;
-  metrics.SetQueue(stats);
+  metrics.SetQueue(stats, Time());
   metrics.ForgetQueue();
   const std::string without = metrics.Render();
   for (const char* name : {"quantry_jobs{", "quantry_queue_", "quantry_workers_live"}) {
     EXPECT_EQ(without.find(name), std::string::npos) << name;
   }
   EXPECT_NE(without.find("quantry_jobs_submitted_total 0"), std::string::npos);
-  metrics.SetQueue(stats);
+  metrics.SetQueue(stats, Time());
   EXPECT_NE(metrics.Render().find("quantry_queue_depth 2"), std::string::npos);
 }
 

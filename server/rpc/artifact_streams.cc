@@ -104,7 +104,13 @@ class ReadReactor : public grpc::ServerWriteReactor<v1::ReadArtifactResponse> {
         request_(request),
         call_("/quantry.v1.ArtifactService/ReadArtifact", context->runtime, call),
         place_(&context->runtime->artifact_streams) {
-    context_->runtime->artifacts->Post([this] { Begin(); });
+    absl::Status admitted = call_.Admit(&request_);
+    if (admitted.ok()) admitted = TakePlace(place_, call_);
+    if (!admitted.ok()) {
+      Finish(call_.End(admitted));
+    } else {
+      context_->runtime->artifacts->Post([this] { Begin(); });
+    }
   }
 
   void OnWriteDone(bool ok) override {
@@ -117,8 +123,7 @@ class ReadReactor : public grpc::ServerWriteReactor<v1::ReadArtifactResponse> {
 
  private:
   void Begin() {
-    absl::Status status = call_.Admit(&request_);
-    if (status.ok()) status = TakePlace(place_, call_);
+    absl::Status status = call_.Standing();
     if (status.ok()) status = Open();
     if (!status.ok()) return End(status);
     Next();

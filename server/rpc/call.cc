@@ -225,7 +225,7 @@ grpc::Status Call::End(const absl::Status& status) {
   const std::string code = StatusName(status.code());
   runtime_->metrics->call_duration.With({method_, code}).Observe(took.count());
   if (IsServerFault(status)) {
-    runtime_->metrics->log_errors.Increment();
+    runtime_->metrics->server_faults.With({method_}).Increment();
     log::Error("call failed", {{"method", method_},
                                {"code", code},
                                {"reason", ReasonOf(status)},

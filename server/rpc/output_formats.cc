@@ -15,16 +15,6 @@
 namespace quantry::server {
 namespace {
 
-// "GPTQ_V1".
-std::string NameOf(v1::OutputFormat format) {
-  return std::string(absl::StripPrefix(v1::OutputFormat_Name(format), "OUTPUT_FORMAT_"));
-}
-
-// "gptq-v1", as MethodDescription.output_formats has it.
-std::string WordOf(v1::OutputFormat format) {
-  return EnumWord(v1::OutputFormat_Name(format), "OUTPUT_FORMAT_");
-}
-
 template <typename Keep>
 std::string Names(Keep keep) {
   std::vector<std::string> names;
@@ -32,7 +22,7 @@ std::string Names(Keep keep) {
   for (int i = 0; i < type->value_count(); ++i) {
     const auto format = static_cast<v1::OutputFormat>(type->value(i)->number());
     if (format == v1::OUTPUT_FORMAT_UNSPECIFIED || !keep(format)) continue;
-    names.push_back(NameOf(format));
+    names.push_back(WordOf(format));
   }
   return absl::StrJoin(names, ", ");
 }
@@ -93,6 +83,10 @@ bool RotatesOnline(const v1::Method& method, const v1::RecipeDescription* recipe
   if (tesseraq.init() == v1::TesseraqMethod::INIT_QUAROT) return true;
   return tesseraq.init() == v1::TesseraqMethod::INIT_UNSPECIFIED &&
          tesseraq.recipe() == kTesseraqPlus && bits <= kFewActivationBits;
+}
+
+std::string WordOf(v1::OutputFormat format) {
+  return EnumWord(v1::OutputFormat_Name(format), "OUTPUT_FORMAT_");
 }
 
 std::string WantedContent(v1::OutputFormat format, const OutputContent& content) {

@@ -35,7 +35,10 @@ std::string ContentText(const OutputContent& content);
 // Whether the method writes the format; true where the engine does not say.
 bool Writes(const v1::MethodDescription& method, v1::OutputFormat format);
 
-// "COMPRESSED_TENSORS, DENSE, ...": the formats that the method writes and that
+// "gptq-v1": as clients take it, and MethodDescription.output_formats has it.
+std::string WordOf(v1::OutputFormat format);
+
+// "compressed-tensors, dense, ...": the formats that the method writes and that
 // can hold the content.
 std::string FormatsHolding(const OutputContent& content, const v1::MethodDescription& method);
 

@@ -147,7 +147,7 @@ class JobCalls : public v1::QuantizationService::CallbackService, private Servic
       if (sources.ok()) sources = Quote(*submit, response, call);
       return WithoutPlaces("make a quote", sources);
     }
-    if (!sources.ok()) return sources;
+    if (!sources.ok()) return Repeated(*submit, sources, response);
     const auto upload_bytes =
         UploadBytesToCount(*context_, submit->key.tenant, !HasUploads(submit->spec));
     if (!upload_bytes.ok()) return upload_bytes.status();
@@ -156,6 +156,17 @@ class JobCalls : public v1::QuantizationService::CallbackService, private Servic
     auto result = context_->store->Submit(*submit, context_->clock->Now());
     if (!result.ok()) return result.status();
     *response->mutable_quantization_job() = ToProto(result->job);
+    return absl::OkStatus();
+  }
+
+  // Sources may be gone since the first call with this request_id: the repeat is told of its job.
+  absl::Status Repeated(SubmitRequest& submit, const absl::Status& sources,
+                        v1::CreateQuantizationJobResponse* response) {
+    if (submit.request_id.empty() || absl::IsCancelled(sources)) return sources;
+    submit.repeat_only = true;
+    const auto earlier = context_->store->Submit(submit, context_->clock->Now());
+    if (!earlier.ok()) return sources;
+    *response->mutable_quantization_job() = ToProto(earlier->job);
     return absl::OkStatus();
   }
 

@@ -52,7 +52,9 @@ void CheckBlob(const std::string& field, const v1::BlobFile& blob, const SpecLim
   out->Range(field + ".size_bytes", blob.size_bytes(), 0, limits.max_blob_bytes);
 }
 
-void CheckUri(const std::string& field, const std::string& uri, Violations* out) {
+// `hub`: what a model may come from, too.
+void CheckUri(const std::string& field, const std::string& uri, const std::string& hub,
+              Violations* out) {
   // Escapes in a file: URI could name another path here than at the worker.
   if (uri.rfind("file:", 0) == 0 && uri.find('%') != std::string::npos) {
     return out->Wanted(field, "a file: URI without %-escapes; use local_path", "'" + uri + "'");
@@ -63,7 +65,9 @@ void CheckUri(const std::string& field, const std::string& uri, Violations* out)
       return;
     }
   }
-  out->Wanted(field, "file:///, s3://, gs:// or abfs:// and at most 4096 bytes", "'" + uri + "'");
+  out->Wanted(field,
+              absl::StrCat("file:///, s3://, gs://", hub, " or abfs:// and at most 4096 bytes"),
+              "'" + uri + "'");
 }
 
 void CheckHubUri(const std::string& field, const std::string& uri, Violations* out) {
@@ -85,7 +89,7 @@ void CheckModel(const v1::ModelSource& model, const SpecLimits& limits, Violatio
       return CheckLocalPath(field + ".local_path", model.local_path(), out);
     case v1::ModelSource::kUri:
       if (IsHubUri(model.uri())) return CheckHubUri(field + ".uri", model.uri(), out);
-      return CheckUri(field + ".uri", model.uri(), out);
+      return CheckUri(field + ".uri", model.uri(), ", hf://ORG/NAME", out);
     case v1::ModelSource::kBlobs:
       break;
     case v1::ModelSource::KIND_NOT_SET:
@@ -109,7 +113,7 @@ void CheckText(const std::string& field, const v1::TextSource& text, const SpecL
     case v1::TextSource::kLocalPath:
       return CheckLocalPath(field + ".local_path", text.local_path(), out);
     case v1::TextSource::kUri:
-      return CheckUri(field + ".uri", text.uri(), out);
+      return CheckUri(field + ".uri", text.uri(), "", out);
     case v1::TextSource::kBlob:
       return CheckBlob(field + ".blob", text.blob(), limits, out);
     case v1::TextSource::KIND_NOT_SET:
@@ -262,22 +266,21 @@ void CheckOutputs(const v1::JobSpec& spec, const OutputContent& content,
       continue;
     }
     if (!seen.insert(format).second) {
-      out->Wanted(name, "each format once", v1::OutputFormat_Name(format) + " again");
+      out->Wanted(name, "each format once", WordOf(format) + " again");
     }
     if (!Writes(method, format)) {
       out->Wanted(name,
                   absl::StrCat("one that method ", method.name(), " can write (",
                                FormatsHolding(content, method), ")"),
-                  v1::OutputFormat_Name(format));
+                  WordOf(format));
       continue;
     }
     const std::string wanted = WantedContent(format, content);
     if (wanted.empty()) continue;
-    out->Wanted(
-        name,
-        absl::StrCat(wanted, " for ", v1::OutputFormat_Name(format),
-                     " (formats that can hold this: ", FormatsHolding(content, method), ")"),
-        ContentText(content));
+    out->Wanted(name,
+                absl::StrCat(wanted, " for ", WordOf(format), " (formats that can hold this: ",
+                             FormatsHolding(content, method), ")"),
+                ContentText(content));
   }
 }
 

@@ -478,13 +478,13 @@ const BadCase kBadCases[] = {
      },
      "quantization_job.spec.quality_gate.max_perplexity_increase", "finite"},
     {"output_unknown", [](Request* r) { Spec(r)->add_outputs(); },
-     "quantization_job.spec.outputs[0].format", "one of COMPRESSED_TENSORS, DENSE, QUANTRY"},
+     "quantization_job.spec.outputs[0].format", "one of compressed-tensors, dense, quantry"},
     {"awq_of_two_bits",
      [](Request* r) {
        Grid(r)->set_bits(2);
        Spec(r)->add_outputs()->set_format(v1::OUTPUT_FORMAT_AWQ);
      },
-     "quantization_job.spec.outputs[0].format", "DENSE, QUANTRY, GPTQ, INT4_CARRIER"},
+     "quantization_job.spec.outputs[0].format", "dense, quantry, gptq, int4-carrier"},
     {"v1_with_zero_points_of_zero",
      [](Request* r) { Spec(r)->add_outputs()->set_format(v1::OUTPUT_FORMAT_GPTQ_V1); },
      "quantization_job.spec.outputs[0].format", "zero_point_at_least_one"},
@@ -494,37 +494,37 @@ const BadCase kBadCases[] = {
        Spec(r)->add_outputs()->set_format(v1::OUTPUT_FORMAT_COMPRESSED_TENSORS);
      },
      "quantization_job.spec.outputs[0].format",
-     "a grid of 2, 3, 4 or 8 bits for OUTPUT_FORMAT_COMPRESSED_TENSORS (formats that can hold "
+     "a grid of 2, 3, 4 or 8 bits for compressed-tensors (formats that can hold "
      "this: "
-     "DENSE, QUANTRY)"},
+     "dense, quantry)"},
     {"gptq_of_six_bits",
      [](Request* r) {
        Grid(r)->set_bits(6);
        Spec(r)->add_outputs()->set_format(v1::OUTPUT_FORMAT_GPTQ);
      },
-     "quantization_job.spec.outputs[0].format", "2, 3, 4 or 8 bits for OUTPUT_FORMAT_GPTQ "},
+     "quantization_job.spec.outputs[0].format", "2, 3, 4 or 8 bits for gptq "},
     {"gptq_v1_of_six_bits",
      [](Request* r) {
        Grid(r)->set_bits(6);
        Grid(r)->set_symmetric(true);
        Spec(r)->add_outputs()->set_format(v1::OUTPUT_FORMAT_GPTQ_V1);
      },
-     "quantization_job.spec.outputs[0].format", "2, 3, 4 or 8 bits for OUTPUT_FORMAT_GPTQ_V1"},
+     "quantization_job.spec.outputs[0].format", "2, 3, 4 or 8 bits for gptq-v1"},
     {"online_rotation_in_compressed_tensors",
      [](Request* r) {
        Quarot(r)->mutable_activations()->set_bits(4);
        Spec(r)->add_outputs()->set_format(v1::OUTPUT_FORMAT_COMPRESSED_TENSORS);
      },
      "quantization_job.spec.outputs[0].format",
-     "no rotation of activations while the model runs for OUTPUT_FORMAT_COMPRESSED_TENSORS "
+     "no rotation of activations while the model runs for compressed-tensors "
      "(formats "
-     "that can hold this: DENSE, QUANTRY), got 4 bits, asymmetric, activations rotated online"},
+     "that can hold this: dense, quantry), got 4 bits, asymmetric, activations rotated online"},
     {"online_rotation_asked_for",
      [](Request* r) {
        Quarot(r)->mutable_rotation()->set_online(true);
        Spec(r)->add_outputs()->set_format(v1::OUTPUT_FORMAT_AWQ);
      },
-     "quantization_job.spec.outputs[0].format", "can hold this: DENSE, QUANTRY)"},
+     "quantization_job.spec.outputs[0].format", "can hold this: dense, quantry)"},
     {"online_rotation_of_tesseraq",
      [](Request* r) {
        Tesseraq(r)->set_init(v1::TesseraqMethod::INIT_QUAROT);
@@ -534,7 +534,7 @@ const BadCase kBadCases[] = {
      "quantization_job.spec.outputs[0].format", "activations rotated online"},
     {"carrier_of_four_bits",
      [](Request* r) { Spec(r)->add_outputs()->set_format(v1::OUTPUT_FORMAT_INT4_CARRIER); },
-     "quantization_job.spec.outputs[0].format", "GPTQ, AWQ"},
+     "quantization_job.spec.outputs[0].format", "gptq, awq"},
     {"output_twice",
      [](Request* r) {
        Spec(r)->add_outputs()->set_format(v1::OUTPUT_FORMAT_DENSE);
@@ -861,7 +861,7 @@ TEST(ValidateCreate, OutputsMustBeWrittenByTheMethod) {
   ASSERT_EQ(violations.size(), 1u) << submit.status();
   EXPECT_EQ(violations[0].field(), "quantization_job.spec.outputs[0].format");
   EXPECT_EQ(violations[0].description(),
-            "wanted one that method ptq161 can write (DENSE, QUANTRY), got OUTPUT_FORMAT_GPTQ");
+            "wanted one that method ptq161 can write (dense, quantry), got gptq");
 }
 
 TEST(ValidateCreate, TheWordsOfTheEngineAreTheFormats) {
@@ -894,14 +894,14 @@ TEST(ValidateCreate, AGridIsSentToFormatsThatTheMethodWrites) {
   Grid(&request)->set_bits(6);
   Spec(&request)->add_outputs()->set_format(v1::OUTPUT_FORMAT_GPTQ);
   const auto submit = ValidateCreate(request, {}, Writing("awq", {"gptq", "awq", "dense"}));
-  EXPECT_NE(submit.status().message().find("(formats that can hold this: DENSE)"),
+  EXPECT_NE(submit.status().message().find("(formats that can hold this: dense)"),
             std::string::npos)
       << submit.status();
   Spec(&request)->mutable_outputs(0)->set_format(v1::OUTPUT_FORMAT_QUANTRY);
   EXPECT_NE(ValidateCreate(request, {}, Writing("awq", {"gptq", "awq", "dense"}))
                 .status()
                 .message()
-                .find("one that method awq can write (DENSE), got OUTPUT_FORMAT_QUANTRY"),
+                .find("one that method awq can write (dense), got quantry"),
             std::string::npos);
 }
 

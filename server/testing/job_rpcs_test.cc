@@ -194,7 +194,7 @@ TEST_F(JobRpcs, AFormatThatTheMethodDoesNotWriteIsRefusedAtSubmit) {
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
     EXPECT_TRUE(HasReason(status, Reason::kInvalidSpec)) << status;
     EXPECT_NE(status.message().find("outputs[0].format: wanted one that method rtn can write "
-                                    "(DENSE, QUANTRY), got OUTPUT_FORMAT_GPTQ"),
+                                    "(dense, quantry), got gptq"),
               std::string::npos)
         << status;
   }
@@ -660,6 +660,27 @@ TEST_F(JobRpcs, ATenantReadsOnlyWhatIsItsOwn) {
   const v1::Lease lease = worker.Acquire();
   ASSERT_EQ(lease.local_roots_size(), 1);
   EXPECT_EQ(lease.local_roots(0), inputs + "/acme");
+}
+
+TEST_F(JobRpcs, ARepeatFindsItsJobWithoutItsSources) {
+  const std::string folder = server_.root() + "/inputs";
+  std::filesystem::create_directories(folder);
+  server_.Stop();
+  server_.config().add_local_roots(folder);
+  server_.Start();
+  v1::CreateQuantizationJobRequest request = server_.JobRequest("");
+  const std::string model = folder + "/model";
+  std::filesystem::create_directories(model);
+  request.mutable_quantization_job()->mutable_spec()->mutable_model()->set_local_path(model);
+  request.set_request_id(NewUuid4());
+  v1::QuantizationJob first;
+  v1::QuantizationJob second;
+  ASSERT_TRUE(Create(request, &first).ok());
+  std::filesystem::remove(model);
+  ASSERT_TRUE(Create(request, &second).ok());
+  EXPECT_EQ(first.uid(), second.uid());
+  request.set_request_id(NewUuid4());
+  EXPECT_TRUE(HasReason(Create(request), Reason::kSourceMissing));
 }
 
 TEST_F(JobRpcs, RetryAsksForTheSourcesAgain) {

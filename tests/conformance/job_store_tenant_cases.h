@@ -37,6 +37,20 @@ TEST_P(JobStoreSuite, SubmitStoresEverything) {
   }
 }
 
+TEST_P(JobStoreSuite, ASubmitThatMayOnlyRepeatMakesNoJob) {
+  SubmitRequest request = Request("job-one");
+  request.request_id = "r1";
+  request.repeat_only = true;
+  EXPECT_EQ(Outcome(store().Submit(request, now())), "JOB_NOT_FOUND");
+  request.repeat_only = false;
+  const Job first = Submit(request);
+  request.repeat_only = true;
+  auto again = store().Submit(request, now());
+  ASSERT_EQ(Outcome(again), "OK");
+  EXPECT_FALSE(again->created);
+  EXPECT_EQ(again->job.uid, first.uid);
+}
+
 TEST_P(JobStoreSuite, SubmitRepeatedWithTheSamePayloadReturnsTheFirstJob) {
   SubmitRequest request = Request("job-one");
   request.request_id = "r1";

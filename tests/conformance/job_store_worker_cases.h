@@ -277,13 +277,21 @@ TEST_P(JobStoreSuite, CommitAfterAnAcknowledgedCancelIsTooLate) {
 }
 
 TEST_P(JobStoreSuite, FailedQualityGateKeepsTheArtifact) {
-  Job job = Submit("job-one");
+  SubmitRequest submit = Request("job-one");
+  submit.spec.mutable_quality_gate()->set_max_perplexity_ratio(1.1);
+  Job job = Submit(submit);
   LeaseToken lease = Acquire(Register("w1"));
   CompleteRequest request = Completion(lease);
   request.result.set_quality_gate_failed(true);
+  request.result.mutable_quality()->mutable_perplexity()->set_dense(8);
+  request.result.mutable_quality()->mutable_perplexity()->set_quantized(9);
   ASSERT_EQ(Outcome(store().Complete(request, now())), "OK");
   EXPECT_EQ(StateOf("job-one"), JobState::kFailed);
-  EXPECT_EQ(ReasonOf(FromRpcStatus(Get("job-one").error)), "QUALITY_GATE_FAILED");
+  const absl::Status error = FromRpcStatus(Get("job-one").error);
+  EXPECT_EQ(ReasonOf(error), "QUALITY_GATE_FAILED");
+  EXPECT_NE(std::string(error.message()).find("a perplexity ratio of at most 1.1, got 1.125 "),
+            std::string::npos)
+      << error;
   EXPECT_EQ(Outcome(store().GetArtifact("acme", job.uid)), "OK");
   EXPECT_EQ(Outcome(store().Complete(request, now())), "OK") << "a repeat";
 }
@@ -404,6 +412,30 @@ TEST_P(JobStoreSuite, TheNextAttemptResumesFromTheCommittedCheckpoint) {
   auto grant = TryAcquire(session);
   ASSERT_TRUE(grant && grant->resume);
   EXPECT_EQ(grant->resume->SerializeAsString(), checkpoint.SerializeAsString());
+}
+
+TEST_P(JobStoreSuite, ALateRepeatOfACheckpointBringsNothingBack) {
+  std::string session = Register("w1");
+  Submit("job-one");
+  v1::CheckpointRef checkpoint;
+  checkpoint.set_uri("file:///artifacts/1/checkpoint");
+  const auto commit = [&](const LeaseToken& lease, int blocks) {
+    checkpoint.set_blocks_done(blocks);
+    EXPECT_EQ(Outcome(store().CommitCheckpoint({lease, checkpoint, {}}, now())), "OK");
+  };
+  const auto next = [&](const LeaseToken& lease) {
+    EXPECT_EQ(Outcome(store().Release(lease, "", now())), "OK");
+    auto grant = TryAcquire(session);
+    EXPECT_TRUE(grant && grant->resume);
+    const int blocks = grant && grant->resume ? grant->resume->blocks_done() : -1;
+    return std::pair(LeaseToken{session, grant->job.key, grant->job.epoch, grant->job.uid}, blocks);
+  };
+  const LeaseToken first = Acquire(session);
+  for (const int blocks : {2, 3, 2}) commit(first, blocks);
+  const auto [second, kept] = next(first);
+  EXPECT_EQ(kept, 3);
+  commit(second, 1);  // an attempt may begin anew
+  EXPECT_EQ(next(second).second, 1);
 }
 
 TEST_P(JobStoreSuite, EventsOfACheckpointComeBeforeIt) {

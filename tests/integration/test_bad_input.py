@@ -337,6 +337,27 @@ def test_unknown_flag_and_config_key(binaries, tmp_path):
         assert "data_dir" in done.stderr.replace("-", "_")
 
 
+@pytest.mark.parametrize("setting, says", [
+    ("--hub-endpoint=foo", "hub_endpoint: wanted https://HOST"), ("--engine-user=no-such-account", "no-such-account"),
+    ("QUANTRY_MIN_FREE_DISK_BYTES=abc", "abc"), ("--artifact-root=/tmp/foo", "wanted file:///FOLDER"),
+    ("--blob-root=s3://key:secret@bucket/prefix", "holds credentials"), ("--worker-binary=/no/such", "/no/such")])
+def test_settings_of_the_embedded_worker_are_checked(binaries, tmp_path, setting, says):
+    """With a flag of the server or not, --check-config and a start say what the worker would die of."""
+    arguments, environment = ([setting], {}) if setting.startswith("-") else ([], dict([setting.split("=")]))
+    for check in (["--check-config"], []):
+        done = subprocess.run([binaries / "quantryd", f"--data-dir={tmp_path}", *arguments, *check], env={**os.environ, **environment},
+                              capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2 and says in done.stderr, done.stderr
+
+
+def test_a_worker_for_a_gpu_that_is_not_there(binaries, tmp_path):
+    """It would take every job and fail it."""
+    done = subprocess.run([binaries / "quantry-worker", f"--work-dir={tmp_path}", "--admin-listen=127.0.0.1:0", "--device=cuda:99",
+                           "--engine-user=root"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "--device=cuda:99: wanted a device that the engine can use (cpu" in done.stderr, done.stderr
+
+
 def test_workers_of_one_machine_have_ids_of_their_own(binaries, tmp_path):
     """Two processes under one id would take each other's jobs for ever: each looks like the other one's restart."""
     def worker_id(folder):

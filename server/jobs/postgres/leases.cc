@@ -52,14 +52,17 @@ absl::StatusOr<BeatReply> BeatOne(const Context& context, const WorkerRow& worke
   return reply;
 }
 
-bool SameCheckpoint(const Context& context, const QueueRow& row,
-                    const v1::CheckpointRef& checkpoint) {
+// This attempt has committed it, or a later one: a call that was under way for long, whose repeat
+// came first, must not bring back what the worker has removed since.
+bool IsSuperseded(const Context& context, const QueueRow& row,
+                  const v1::CheckpointRef& checkpoint) {
   Rows rows =
       context.db.Query("SELECT epoch, checkpoint FROM job_checkpoints WHERE pk = $1", row.pk);
   if (!rows.Next() || rows.Int(0) != row.epoch) return false;
   v1::CheckpointRef stored;
   rows.Parse(1, &stored);
-  return google::protobuf::util::MessageDifferencer::Equals(stored, checkpoint);
+  return checkpoint.blocks_done() < stored.blocks_done() ||
+         google::protobuf::util::MessageDifferencer::Equals(stored, checkpoint);
 }
 
 // The job ended with exactly this commit: its reply was lost.
@@ -119,7 +122,7 @@ absl::Status CommitCheckpoint(const Context& context, const CheckpointRequest& r
   const v1::CheckpointRef& checkpoint = request.checkpoint;
   Renew(context, *row);
   StoreEvents(context, *row, request.events);
-  if (SameCheckpoint(context, *row, checkpoint)) return absl::OkStatus();
+  if (IsSuperseded(context, *row, checkpoint)) return absl::OkStatus();
   context.db.Execute(
       "INSERT INTO job_checkpoints (pk, epoch, checkpoint) VALUES ($1, $2, $3)"
       " ON CONFLICT (pk) DO UPDATE SET epoch = excluded.epoch, checkpoint = excluded.checkpoint",
@@ -145,7 +148,11 @@ absl::StatusOr<JobState> Complete(const Context& context, const CompleteRequest&
   InsertArtifact(context, *row, request);
   StoreResult(context, *row, request);
   context.db.Execute("DELETE FROM job_checkpoints WHERE pk = $1", row->pk);
-  if (request.result.quality_gate_failed()) return EndForGood(context, *row, GateFailed());
+  if (request.result.quality_gate_failed()) {
+    return EndForGood(context, *row,
+                      GateFailed(ReadJob(context.db, row->pk).spec.quality_gate(),
+                                 request.result.quality().perplexity()));
+  }
   StateChange change{.pk = row->pk,
                      .from = row->state,
                      .to = JobState::kSucceeded,

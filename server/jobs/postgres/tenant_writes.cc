@@ -119,6 +119,7 @@ absl::StatusOr<SubmitResult> Submit(const Context& context, const SubmitRequest&
   auto earlier = FindEarlier(db, request);
   if (!earlier.ok()) return earlier.status();
   if (*earlier) return **std::move(earlier);
+  if (request.repeat_only) return JobNotFound(request.key);
   const sql::QuotaRow quota = LockQuota(db, request.key.tenant);
   const std::optional<sql::Twin> twin = LockTwin(db, request);
   const bool hit = twin && twin->succeeded;

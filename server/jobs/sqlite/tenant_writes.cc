@@ -100,6 +100,7 @@ absl::StatusOr<SubmitResult> Submit(Database& db, const JobPolicy& policy,
   auto repeat = FindRepeat(db, request);
   if (!repeat.ok()) return repeat.status();
   if (*repeat) return **repeat;
+  if (request.repeat_only) return JobNotFound(request.key);
   if (FindJob(db, request.key)) return JobIdTaken(request.key);
   const std::optional<sql::Twin> twin = sql::FindTwin(db, request);
   const bool hit = twin && twin->succeeded;
