@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "common/errors.h"
+#include "google/protobuf/struct.pb.h"
 #include "google/protobuf/util/json_util.h"
 #include "quantry/v1/quantization_service.pb.h"
 #include "worker/agent/engine_runner.h"
@@ -57,6 +58,27 @@ absl::StatusOr<std::vector<std::string>> MethodNames(const std::string& json) {
   std::vector<std::string> names;
   for (const v1::MethodDescription& method : response.methods()) names.push_back(method.name());
   return names;
+}
+
+absl::Status FindDevice(const std::string& device, const std::string& json) {
+  google::protobuf::Struct found;
+  if (!google::protobuf::util::JsonStringToMessage(json, &found).ok()) {
+    return MakeError(
+        Reason::kEngineProtocol,
+        "quantry-engine devices: wanted a JSON object, got \"" + json.substr(0, 100) + "\"");
+  }
+  const std::string wanted = device == "cuda" ? "cuda:0" : device;
+  std::string usable;
+  for (const auto& name : (*found.mutable_fields())["devices"].list_value().values()) {
+    if (name.string_value() == wanted) return absl::OkStatus();
+    usable += (usable.empty() ? "" : ", ") + name.string_value();
+  }
+  const std::string& problem = (*found.mutable_fields())["cuda_problem"].string_value();
+  return MakeError(Reason::kDeviceUnavailable,
+                   "--device=" + device + ": wanted a device that the engine can use (" + usable +
+                       ")" + (problem.empty() ? "" : "; of GPUs it says: " + problem) +
+                       "; with --device=auto the worker computes on what is there",
+                   {{"device", device}});
 }
 
 v1::EngineError ClassifyExit(int exit_code, int exit_signal, bool oom, std::string_view log_tail) {

@@ -250,4 +250,11 @@ absl::StatusOr<EngineAbilities> ProbeEngine(const EngineOptions& options) {
   return abilities;
 }
 
+absl::Status ProbeDevice(const EngineOptions& options, const std::string& device) {
+  if (!device.starts_with("cuda")) return absl::OkStatus();
+  std::string confinement;
+  const auto devices = Capture({options.binary, "devices"}, options.confinement, &confinement);
+  return devices.ok() ? FindDevice(device, *devices) : devices.status();
+}
+
 }  // namespace quantry::agent

@@ -67,6 +67,9 @@ class EngineRunner {
 // ListMethodsResponse and more.
 absl::StatusOr<std::vector<std::string>> MethodNames(const std::string& json);
 
+// OK where `device` (cuda or cuda:N) is among what `quantry-engine devices` prints, else why not.
+absl::Status FindDevice(const std::string& device, const std::string& json);
+
 // What a signal, an exit status or a silent end means; `oom` says that the
 // kernel killed something for memory meanwhile.
 v1::EngineError ClassifyExit(int exit_code, int exit_signal, bool oom, std::string_view log_tail);
@@ -81,5 +84,9 @@ struct EngineAbilities {
   std::string confinement;  // for the log
 };
 absl::StatusOr<EngineAbilities> ProbeEngine(const EngineOptions& options);
+
+// Whether engines can compute on the device that the worker's --device names for every job.
+// Always OK for auto and cpu.
+absl::Status ProbeDevice(const EngineOptions& options, const std::string& device);
 
 }  // namespace quantry::agent

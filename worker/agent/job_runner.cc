@@ -171,7 +171,7 @@ absl::Status JobRunner::Restore(Attempt& attempt) {
   } else if (!status.ok()) {
     return status;
   }
-  parts_.work_dir.RemoveOtherAttempts(attempt.dir);
+  parts_.work_dir.RemoveEarlierAttempts(attempt.dir);
   return absl::OkStatus();
 }
 

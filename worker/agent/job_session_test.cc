@@ -2,6 +2,8 @@
 
 #include <limits>
 
+#include "absl/strings/match.h"
+#include "common/errors.h"
 #include "google/protobuf/util/time_util.h"
 #include "gtest/gtest.h"
 #include "worker/agent/engine_runner.h"
@@ -293,6 +295,20 @@ TEST(EngineContractTest, MethodNames) {
             (std::vector<std::string>{"rtn", "awq"}));
   for (const char* bad : {"", "rtn\nawq\n", "{}", R"({"methods":[]})"}) {
     EXPECT_FALSE(MethodNames(bad).ok()) << bad;
+  }
+}
+
+TEST(EngineContractTest, FindsTheDeviceOfAWorker) {
+  constexpr char kTwo[] = R"({"devices":["cpu","cuda:0","cuda:1"]})";
+  EXPECT_TRUE(FindDevice("cuda", kTwo).ok());
+  EXPECT_TRUE(FindDevice("cuda:1", kTwo).ok());
+  const absl::Status third = FindDevice("cuda:2", kTwo);
+  EXPECT_TRUE(HasReason(third, Reason::kDeviceUnavailable));
+  EXPECT_TRUE(absl::StrContains(third.message(), "(cpu, cuda:0, cuda:1)")) << third;
+  const absl::Status none = FindDevice("cuda", R"({"devices":["cpu"],"cuda_problem":"no driver"})");
+  EXPECT_TRUE(absl::StrContains(none.message(), "no driver")) << none;
+  for (const char* bad : {"", "cpu", "[]"}) {
+    EXPECT_TRUE(HasReason(FindDevice("cuda", bad), Reason::kEngineProtocol)) << bad;
   }
 }
 

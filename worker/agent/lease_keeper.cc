@@ -22,10 +22,13 @@ LeaseKeeper::LeaseKeeper(WorkerClient& client, OnWorkerDirective on_directive)
 
 void LeaseKeeper::Add(std::shared_ptr<JobSession> session) {
   session->SetWake([this] { Wake(); });
+  StopReason stop;
   {
     const std::lock_guard lock(mutex_);
-    sessions_.push_back(std::move(session));
+    sessions_.push_back(session);
+    stop = stop_;
   }
+  if (stop != StopReason::kNone) session->Stop(stop);
   Wake();
 }
 
@@ -44,6 +47,10 @@ void LeaseKeeper::Wake() {
 }
 
 void LeaseKeeper::StopAll(StopReason reason) {
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = reason;
+  }
   for (const auto& session : Sessions()) session->Stop(reason);
 }
 

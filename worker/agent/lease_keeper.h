@@ -30,6 +30,7 @@ class LeaseKeeper {
   void Add(std::shared_ptr<JobSession> session);
   void Remove(const std::shared_ptr<JobSession>& session);
   void Wake();
+  // Sessions that are added later, too.
   void StopAll(StopReason reason);
   // Why this worker takes no new jobs, told with every beat; "" = it does.
   void SetRefusal(const std::string& refusal);
@@ -59,6 +60,7 @@ class LeaseKeeper {
   std::string refusal_;
   bool refusal_changed_ = false;  // since the last beat
   std::vector<std::shared_ptr<JobSession>> sessions_;
+  StopReason stop_ = StopReason::kNone;  // of the last StopAll
 };
 
 }  // namespace quantry::agent

@@ -130,6 +130,12 @@ absl::Status FinishConfig(v1::WorkerConfig& config) {
   if (absl::Status status = CheckHostNames(AdminAccess(config).hosts); !status.ok()) {
     return MakeError(Reason::kInvalidConfig, "--admin-hosts: " + std::string(status.message()));
   }
+  if (absl::Status status = MakeEngineConfinement(config.engine_confinement(), config.engine_user(),
+                                                  config.engine_max_file_bytes())
+                                .status();
+      !status.ok()) {
+    return status;
+  }
   return HubSource::Check(HubOptionsOf(config));
 }
 
@@ -235,6 +241,7 @@ absl::Status RunWorker(const v1::WorkerConfig& config) {
   if (!abilities.ok()) {
     return EngineDoesNotAnswer(abilities.status(), config.engine_binary());
   }
+  if (auto usable = ProbeDevice(engine_options, config.device()); !usable.ok()) return usable;
   const auto gpus = GpuInventory::Open();
   WorkerMetrics metrics(config.slots(), abilities->version, *gpus);
   auto credentials = Credentials(config);

@@ -171,9 +171,13 @@ void WorkDir::RemoveAttempt(const AttemptDir& attempt, bool keep_checkpoint) con
   RemoveIfEmpty(fs::path(attempt.root).parent_path());
 }
 
-void WorkDir::RemoveOtherAttempts(const AttemptDir& attempt) const {
-  for (const fs::path& other : Folders(fs::path(attempt.root).parent_path())) {
-    if (other != fs::path(attempt.root)) Remove(other);
+void WorkDir::RemoveEarlierAttempts(const AttemptDir& attempt) const {
+  const std::lock_guard lock(*folders_);
+  const fs::path own(attempt.root);
+  const std::int64_t epoch = std::atoll(own.filename().c_str());
+  for (const fs::path& other : Folders(own.parent_path())) {
+    // A later one runs in another slot: this attempt has lost its lease and is not told yet.
+    if (std::atoll(other.filename().c_str()) < epoch) Remove(other);
   }
 }
 

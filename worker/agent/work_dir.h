@@ -49,7 +49,7 @@ class WorkDir {
   // Removes the attempt; `keep_checkpoint` leaves its checkpoint folder.
   void RemoveAttempt(const AttemptDir& attempt, bool keep_checkpoint) const;
   // Removes every attempt of the job but this one: its files are taken over.
-  void RemoveOtherAttempts(const AttemptDir& attempt) const;
+  void RemoveEarlierAttempts(const AttemptDir& attempt) const;
   // Removes kept checkpoints of jobs that no attempt runs now.
   void RemoveKeptCheckpoints() const;
 

@@ -105,9 +105,12 @@ TEST_F(WorkDirTest, EpochsDoNotMix) {
   EXPECT_FALSE(fs::exists(second.output() + "/stale"));
   // The same epoch again: an agent that restarted within the lease.
   EXPECT_FALSE(fs::exists(dir->CreateAttempt("job", 1)->output() + "/stale"));
-  dir->RemoveOtherAttempts(second);
+  const AttemptDir third = *dir->CreateAttempt("job", 10);
+  dir->RemoveEarlierAttempts(second);
   EXPECT_FALSE(fs::exists(first.root));
   EXPECT_TRUE(fs::exists(second.root));
+  EXPECT_TRUE(fs::exists(third.root));
+  dir->RemoveAttempt(third, /*keep_checkpoint=*/false);
   dir->RemoveAttempt(second, /*keep_checkpoint=*/false);
   EXPECT_FALSE(fs::exists(fs::path(second.root).parent_path()));
 }

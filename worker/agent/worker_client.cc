@@ -222,7 +222,9 @@ absl::StatusOr<Response> WorkerClient::CallUntilAnswered(Method method, const Re
   DoublingWait wait = WaitForServer();
   while (true) {
     auto response = Call<Response>(method, request, kUnaryDeadline);
-    if (response.ok() || !WorthRepeating(response.status())) return response;
+    // Two threads that register at once replace each other's session.
+    const bool replaced = HasReason(response.status(), Reason::kUnknownWorker);
+    if (response.ok() || !(replaced || WorthRepeating(response.status()))) return response;
     if (!PauseWhile(Jitter(wait.Next()), keep_trying)) return response;
   }
 }
