@@ -87,6 +87,28 @@ const CLI::Option* OptionNamed(const CLI::App& root, const CLI::App& command,
   return option != nullptr ? option : root.get_option_no_throw(name);
 }
 
+bool TakesWholeNumber(const CLI::Option& option) {
+  const std::string type = option.get_type_name();  // with what its checks want
+  return type == "N" || type.rfind("N:", 0) == 0;
+}
+
+// "--bits: wanted a whole number, got \"four\"" for CLI11's "Could not convert: --bits = four"; ""
+// for other errors.
+std::string NotANumber(const CLI::App& root, const CLI::App& command, const std::string& error) {
+  constexpr std::string_view kBegin = "Could not convert: ";
+  const size_t equals = error.find(" = ");
+  if (error.rfind(kBegin, 0) != 0 || equals == std::string::npos) return "";
+  const std::string name = error.substr(kBegin.size(), equals - kBegin.size());
+  const std::string got = error.substr(equals + 3);
+  const CLI::Option* option = OptionNamed(root, command, name);
+  std::string wanted = "a number";
+  if (option != nullptr && TakesWholeNumber(*option)) {
+    const bool digits = got.find_first_not_of("0123456789") == std::string::npos;
+    wanted = digits ? "a smaller number" : "a whole number";
+  }
+  return Cat(name, ": wanted ", wanted, ", got \"", got, "\"");
+}
+
 // What is wrong with the arguments, in our words where CLI11's would puzzle.
 std::string ParseMessage(const CLI::App& root, const CLI::ParseError& error,
                          const std::vector<std::string>& arguments) {
@@ -96,6 +118,8 @@ std::string ParseMessage(const CLI::App& root, const CLI::ParseError& error,
                CommaSeparated(CommandNames(root)));
   }
   const Named named = NamedCommand(root, arguments);
+  const std::string number = NotANumber(root, *named.app, error.what());
+  if (!number.empty()) return number;
   const std::vector<std::string> names = CommandNames(*named.app);
   if (names.empty() || named.app == &root) return error.what();
   return Cat("wanted ", named.path, " and one of ", CommaSeparated(names), ": ", error.what());
@@ -184,8 +208,7 @@ std::string WithoutLeadingZeros(const std::string& text) {
 // CLI11 reads 010 as 8 and 0x10 as 16: a seed that is another one than the same digits in Python.
 void TakeDecimalsAlone(CLI::App& app) {
   for (CLI::Option* option : app.get_options()) {
-    const std::string type = option->get_type_name();  // with what its checks want
-    if (type == "N" || type.rfind("N:", 0) == 0) option->check(WithoutLeadingZeros);
+    if (TakesWholeNumber(*option)) option->check(WithoutLeadingZeros);
   }
   for (CLI::App* command : app.get_subcommands([](CLI::App*) { return true; })) {
     TakeDecimalsAlone(*command);

@@ -161,7 +161,8 @@ absl::Status Connection::Explain(const grpc::Status& status,
     return WithNext(
         absl::UnavailableError(Cat("no answer from the server at ", address_.target, " (",
                                    address_.source, "): ", LastWords(status.error_message()))),
-        ConnectionHint(status.error_message(), !global_.tls_ca.empty()));
+        ConnectionHint(status.error_message(), !global_.tls_ca.empty(),
+                       !global_.client_cert.empty()));
   }
   if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED && !from_server) {
     return absl::DeadlineExceededError(Cat("the server at ", address_.target, " (", address_.source,

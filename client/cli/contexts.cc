@@ -6,13 +6,16 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <charconv>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <initializer_list>
 #include <nlohmann/json.hpp>
 #include <sstream>
+#include <string_view>
 #include <system_error>
 
 #include "client/cli/connection.h"
@@ -98,15 +101,25 @@ NamedServer ServerNamed(const Environment& env, const GlobalOptions& global) {
   return {env.variable("QUANTRY_SERVER"), "QUANTRY_SERVER"};
 }
 
-// gRPC would look for a host called "http".
-absl::Status CheckTarget(const NamedServer& server) {
-  for (const char* scheme : {"http://", "https://"}) {
-    if (server.target.rfind(scheme, 0) != 0) continue;
-    return absl::InvalidArgumentError(Cat(server.source, ": wanted HOST:PORT, got \"",
-                                          server.target, "\"; leave the ", scheme,
-                                          " out (TLS is asked for by --tls-ca)"));
-  }
-  return absl::OkStatus();
+bool StartsWithOne(std::string_view text, std::initializer_list<std::string_view> words) {
+  return std::any_of(words.begin(), words.end(),
+                     [text](std::string_view word) { return text.starts_with(word); });
+}
+
+bool IsPort(std::string_view text) {
+  int port = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), port);
+  return error == std::errc() && end == text.data() + text.size() && port > 0 && port <= 65535;
+}
+
+// "far:7070", "[::1]:7070". Without a port gRPC would take 443.
+bool IsHostAndPort(std::string_view target) {
+  const size_t colon = target.rfind(':');
+  if (colon == std::string_view::npos || colon == 0) return false;
+  const std::string_view host = target.substr(0, colon);
+  const bool bracketed = host.front() == '[' && host.back() == ']';
+  return (bracketed || host.find(':') == std::string_view::npos) &&
+         IsPort(target.substr(colon + 1));
 }
 
 // The context that counts here; empty without one.
@@ -242,9 +255,29 @@ absl::Status CheckContextName(const std::string& name) {
           "\""));
 }
 
+absl::Status CheckServerAddress(std::string_view source, const std::string& target) {
+  // gRPC would look for a host called "http".
+  for (const char* scheme : {"http://", "https://"}) {
+    if (target.rfind(scheme, 0) != 0) continue;
+    return absl::InvalidArgumentError(Cat(source, ": wanted HOST:PORT, got \"", target,
+                                          "\"; leave the ", scheme,
+                                          " out (TLS is asked for by --tls-ca)"));
+  }
+  // What follows gRPC's own schemes is gRPC's to read.
+  if (StartsWithOne(target, {"unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:"})) {
+    return absl::OkStatus();
+  }
+  if (target.empty() || IsHostAndPort(target)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      Cat(source, ": wanted HOST:PORT with a port of 1 to 65535, got \"", target,
+          "\"; quantryd's own is 7070, and an IPv6 address stands in brackets: [::1]:7070"));
+}
+
 absl::Status ResolveGlobal(const Environment& env, GlobalOptions* global) {
   const NamedServer server = ServerNamed(env, *global);
-  if (absl::Status status = CheckTarget(server); !status.ok()) return status;
+  if (absl::Status status = CheckServerAddress(server.source, server.target); !status.ok()) {
+    return status;
+  }
   const auto context = ChooseContext(env, server, global);
   if (!context.ok()) return context.status();
   global->server = server.target;
@@ -255,6 +288,8 @@ absl::Status ResolveGlobal(const Environment& env, GlobalOptions* global) {
     }
     global->server = context->server;
     global->server_source = Cat("context ", global->context);
+    absl::Status status = CheckServerAddress(global->server_source, global->server);
+    if (!status.ok()) return status;
   }
   // Credentials in the environment are for the server in the environment.
   const std::string variable = env.variable("QUANTRY_SERVER");

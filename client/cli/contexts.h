@@ -2,6 +2,7 @@
 
 #include <map>
 #include <string>
+#include <string_view>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -38,11 +39,15 @@ absl::Status SaveContexts(const Environment& env, const Contexts& contexts);
 // 1 to 63 of a-z, A-Z, 0-9, ".", "_" and "-". INVALID_ARGUMENT.
 absl::Status CheckContextName(const std::string& name);
 
+// HOST:PORT, or a target with a scheme of gRPC's ("unix:/run/q.sock"). INVALID_ARGUMENT names
+// `source`, where it was said. Nothing said is fine.
+absl::Status CheckServerAddress(std::string_view source, const std::string& target);
+
 // Fills what the flags left out: the environment first, then the context. A
 // token goes to the server it is for: a context that is named (--context, else
 // QUANTRY_CONTEXT unless --server is given) brings its server, and the current
 // one stands aside when --server or QUANTRY_SERVER names one. INVALID_ARGUMENT
-// for two servers, an unknown context or credentials that cannot be used.
+// for two servers, no HOST:PORT, an unknown context or credentials that cannot be used.
 absl::Status ResolveGlobal(const Environment& env, GlobalOptions* global);
 
 ClientSecurity SecurityOf(const GlobalOptions& global);

@@ -138,6 +138,24 @@ TEST_F(ContextsTest, WhatCannotWorkIsSaidBeforeTheCall) {
   EXPECT_THAT(refused({.tls_ca = "system", .client_cert = "x"}), HasSubstr("together"));
 }
 
+TEST_F(ContextsTest, AnAddressHasAPort) {
+  for (const char* bad : {"far", "far:", ":7070", "far:port", "far:0", "far:65536",
+                          "far:70700000000", "::1:7070", "[::1]", "[::1]:", "far:7070 "}) {
+    GlobalOptions global{.server = bad};
+    EXPECT_THAT(std::string(ResolveGlobal(env, &global).message()),
+                HasSubstr("--server: wanted HOST:PORT with a port of 1 to 65535, got \"" +
+                          std::string(bad) + "\""));
+  }
+  for (const char* good : {"far:7070", "far:65535", "[::1]:7070", "unix:/run/quantry.sock",
+                           "dns:///far:7070", "ipv4:127.0.0.1:7070"}) {
+    EXPECT_EQ(Resolved({.server = good}).server, good);
+  }
+  Write(R"({"current":"lab","contexts":{"lab":{"server":"far"}}})");
+  GlobalOptions global;
+  EXPECT_THAT(std::string(ResolveGlobal(env, &global).message()),
+              HasSubstr("context lab: wanted HOST:PORT"));
+}
+
 TEST_F(ContextsTest, WrongFilesAreNamed) {
   for (const char* json : {"", "{", "[]", R"({"contexts":[]})", R"({"more":1})",
                            R"({"contexts":{"a":{}}})", R"({"contexts":{"a":{"server":7}}})",
@@ -216,19 +234,23 @@ TEST(ConnectionHint, ByWhatGrpcSays) {
   struct Case {
     const char* message;
     bool tls;
+    bool certificate;
     const char* wanted;
   };
   const Case cases[] = {
-      {"... Connection refused", false, "is quantryd running there"},
-      {"... Connection refused", true, "is quantryd running there"},
-      {"Socket closed", false, "does the server want TLS"},
-      {"recvmsg:Connection reset by peer", false, "does the server want TLS"},
-      {"SSL routines::wrong version number", true, "does not speak TLS"},
-      {"Ssl handshake failed: certificate verify failed", true, "the CA that signed"},
-      {"Hostname Verification Check failed.", true, "the CA that signed"},
+      {"... Connection refused", false, false, "is quantryd running there"},
+      {"... Connection refused", true, false, "is quantryd running there"},
+      {"Socket closed", false, false, "does the server want TLS"},
+      {"Socket closed", true, false, "--client-cert and --client-key"},
+      {"Socket closed", true, true, "is quantryd running there"},
+      {"recvmsg:Connection reset by peer", false, false, "does the server want TLS"},
+      {"SSL routines::wrong version number", true, false, "does not speak TLS"},
+      {"Ssl handshake failed: certificate verify failed", true, false, "the CA that signed"},
+      {"Hostname Verification Check failed.", true, true, "the CA that signed"},
   };
   for (const Case& test : cases) {
-    EXPECT_THAT(ConnectionHint(test.message, test.tls), HasSubstr(test.wanted)) << test.message;
+    EXPECT_THAT(ConnectionHint(test.message, test.tls, test.certificate), HasSubstr(test.wanted))
+        << test.message << test.certificate;
   }
 }
 

@@ -111,6 +111,7 @@ ErrorReport Describe(const google::rpc::Status& status) {
   if (const auto cause = report.metadata.find("cause"); cause != report.metadata.end()) {
     report.next = HintForCause(cause->second);
   }
+  if (report.next.empty()) report.next = HintForMessage(report.message, code);
   if (report.next.empty()) report.next = HintFor(report.reason, code);
   return report;
 }

@@ -6,6 +6,8 @@
 #include <initializer_list>
 #include <optional>
 
+#include "client/cli/names.h"
+#include "client/cli/text.h"
 #include "common/errors.h"
 
 namespace quantry::cli {
@@ -79,6 +81,11 @@ constexpr std::array kReasonHints = {
         "or more calibration samples"},
 };
 
+// Without a reason gRPC itself says so: the port has not the service, or not this call.
+constexpr std::string_view kWorkerPort =
+    "is that quantryd's worker port (7071)? commands go to its tenant port (7070); an older "
+    "quantryd may not offer this one";
+
 // Somebody answered: what a code says about servers that do not is wrong here, and
 // the reason's own row knows better.
 bool RowBeatsCode(absl::StatusCode code) {
@@ -93,8 +100,9 @@ std::string_view HintForCode(absl::StatusCode code) {
     case absl::StatusCode::kDeadlineExceeded:
       return "the server did not answer in time: try again, or raise --timeout";
     case absl::StatusCode::kUnauthenticated:
-    case absl::StatusCode::kPermissionDenied:
       return "ask the operator for access to this tenant";
+    case absl::StatusCode::kPermissionDenied:
+      return "ask the operator for credentials that may do this";
     case absl::StatusCode::kResourceExhausted:
       return "wait, then repeat the command";
     case absl::StatusCode::kUnimplemented:
@@ -131,7 +139,34 @@ bool Contains(std::string_view text, std::initializer_list<std::string_view> wor
   });
 }
 
+// What follows the last `words` of the text; "" without them.
+std::string_view After(std::string_view text, std::string_view words) {
+  const size_t at = text.rfind(words);
+  return at == std::string_view::npos ? std::string_view() : text.substr(at + words.size());
+}
+
+// "nothing named tenants/default for ann, whose tenant is acme".
+std::string TenantHint(std::string_view message) {
+  const std::string_view tenant = After(message, ", whose tenant is ");
+  if (!ResolveTenant(tenant).ok()) return "";
+  return Cat("your credentials are for tenant ", tenant, ": add --tenant ", tenant,
+             " (or set QUANTRY_TENANT)");
+}
+
 }  // namespace
+
+std::string HintForMessage(std::string_view message, absl::StatusCode code) {
+  if (code == absl::StatusCode::kNotFound) return TenantHint(message);
+  if (code != absl::StatusCode::kPermissionDenied) return "";
+  if (Contains(message, {": wanted role "})) {
+    return "your role may not do this, whatever the tenant: ask the operator for credentials of "
+           "the role wanted above";
+  }
+  if (Contains(message, {": wanted a principal of all tenants"})) {
+    return "this is for those who run the server: ask the operator";
+  }
+  return "";
+}
 
 std::string HintForCause(std::string_view cause) {
   for (const CauseHint& row : kCauseHints) {
@@ -140,7 +175,7 @@ std::string HintForCause(std::string_view cause) {
   return "";
 }
 
-std::string ConnectionHint(std::string_view message, bool tls) {
+std::string ConnectionHint(std::string_view message, bool tls, bool certificate) {
   std::string lower(message);
   for (char& c : lower) c = c == ' ' ? '_' : static_cast<char>(std::tolower(c));
   if (tls && Contains(lower, {"wrong_version_number"})) {
@@ -151,7 +186,12 @@ std::string ConnectionHint(std::string_view message, bool tls) {
            "server's name one the certificate has; a server that wants client certificates needs "
            "--client-cert and --client-key";
   }
-  if (!tls && Contains(lower, {"socket_closed", "connection_reset", "eof", "settings_frame"})) {
+  const bool closed = Contains(lower, {"socket_closed", "connection_reset", "eof"});
+  if (tls && !certificate && closed) {
+    return "somebody listens there but ended the connection: does the server want your certificate "
+           "(--client-cert and --client-key)?";
+  }
+  if (!tls && (closed || Contains(lower, {"settings_frame"}))) {
     return "somebody listens there but answers no plain gRPC: does the server want TLS "
            "(--tls-ca CA.pem, or --tls-ca system)?";
   }
@@ -162,6 +202,7 @@ std::string HintFor(std::string_view reason, absl::StatusCode code) {
   for (const ReasonHint& row : kReasonHints) {
     if (row.reason == reason) return std::string(row.hint);
   }
+  if (reason.empty() && code == absl::StatusCode::kUnimplemented) return std::string(kWorkerPort);
   const std::optional<Reason> known = FindReason(reason);
   if (known && RowBeatsCode(code)) return std::string(InfoOf(*known).action);
   if (const std::string_view hint = HintForCode(code); !hint.empty()) return std::string(hint);

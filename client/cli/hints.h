@@ -14,7 +14,12 @@ std::string HintFor(std::string_view reason, absl::StatusCode code);
 // The same for an UNAUTHENTICATED error by its metadata "cause"; "" for others.
 std::string HintForCause(std::string_view cause);
 
-// What to do when gRPC could not connect, from its words and whether we spoke TLS.
-std::string ConnectionHint(std::string_view message, bool tls);
+// The same where only the message tells which mistake it was: a tenant that is not the caller's, a
+// role that may not; "" for others.
+std::string HintForMessage(std::string_view message, absl::StatusCode code);
+
+// What to do when gRPC could not connect, from its words, whether we spoke TLS and whether we had a
+// certificate of our own.
+std::string ConnectionHint(std::string_view message, bool tls, bool certificate);
 
 }  // namespace quantry::cli

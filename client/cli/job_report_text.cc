@@ -4,6 +4,7 @@
 #include "client/cli/format.h"
 #include "client/cli/job_report.h"
 #include "client/cli/job_text.h"
+#include "client/cli/progress.h"
 #include "client/cli/text.h"
 
 namespace quantry::cli {
@@ -55,7 +56,7 @@ std::string Ratio(double a, double b) { return a > 0 && b > 0 ? Number(b / a, 4)
 std::string BlockTable(const v1::Manifest& manifest) {
   Rows rows = {{"BLOCK", "NEAREST", "FINAL", "FINAL/NEAREST", "TIME"}};
   for (const v1::BlockReport& block : manifest.blocks()) {
-    const bool measured = block.loss_final() > 0;
+    const bool measured = IsMeasured(block);
     rows.push_back({Cat(block.index()), measured ? Number(block.loss_rtn(), 4) : "",
                     measured ? Number(block.loss_final(), 4) : "",
                     measured ? Ratio(block.loss_rtn(), block.loss_final()) : "",

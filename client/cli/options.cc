@@ -78,6 +78,15 @@ ValueCheck BoundedNumber(const char* wanted, bool (*fits)(double)) {
   };
 }
 
+// "1h" is no number of seconds.
+ValueCheck BoundedSeconds(const char* wanted, bool (*fits)(double)) {
+  return [bounded = BoundedNumber(wanted, fits)](const std::string& text) {
+    double value = 0;
+    if (CLI::detail::lexical_cast(text, value)) return bounded(text);
+    return Cat("wanted a number of seconds, such as 3600 for an hour, got \"", text, "\"");
+  };
+}
+
 }  // namespace
 
 void PrintResult(Context& context, const Json& json, const std::string& text) {
@@ -130,8 +139,18 @@ ValueCheck Positive() {
 }
 
 ValueCheck PositiveSeconds() {
-  return BoundedNumber("seconds above 0, at most 1000000000",
-                       [](double value) { return value > 0 && value <= kMostSeconds; });
+  return BoundedSeconds("seconds above 0, at most 1000000000",
+                        [](double value) { return value > 0 && value <= kMostSeconds; });
+}
+
+ValueCheck NotNegativeSeconds() {
+  return BoundedSeconds("0 seconds or more, at most 1000000000",
+                        [](double value) { return value >= 0 && value <= kMostSeconds; });
+}
+
+ValueCheck Hours() {
+  return BoundedNumber("hours from 0.017 (a minute) to 87600 (ten years), such as 168 for a week",
+                       [](double value) { return value >= 1.0 / 60 && value <= 24.0 * 3650; });
 }
 
 ValueCheck NotNegative() {

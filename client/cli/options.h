@@ -70,9 +70,11 @@ inline constexpr double kMostSeconds = 1e9;
 
 // For CLI::Option::check: says what is wrong with a flag's value, "" = nothing.
 using ValueCheck = std::function<std::string(const std::string&)>;
-ValueCheck Positive();         // a number above 0
-ValueCheck PositiveSeconds();  // above 0, at most kMostSeconds
-ValueCheck NotNegative();      // 0 or more
+ValueCheck Positive();            // a number above 0
+ValueCheck PositiveSeconds();     // above 0, at most kMostSeconds
+ValueCheck NotNegativeSeconds();  // 0 or more, at most kMostSeconds
+ValueCheck Hours();               // a minute to ten years
+ValueCheck NotNegative();         // 0 or more
 
 // "128", "-1" or "channel" (= -1). INVALID_ARGUMENT otherwise.
 absl::StatusOr<int> ParseGroupSize(std::string_view text);

@@ -67,6 +67,13 @@ bool IsEnded(v1::JobState state) {
          state == v1::JOB_STATE_CANCELLED;
 }
 
+bool IsMeasured(const v1::BlockReport& block) { return block.loss_final() > 0; }
+
+std::string LossText(const v1::BlockReport& block) {
+  if (!IsMeasured(block)) return "";
+  return Cat(", loss ", Number(block.loss_rtn(), 3), " -> ", Number(block.loss_final(), 3));
+}
+
 std::string StateWord(v1::JobState state) {
   return EnumWord(v1::JobState_Name(state), "JOB_STATE_");
 }
@@ -130,7 +137,7 @@ std::string JobView::BlockLine(const v1::BlockReport& block) const {
   if (job_.progress().blocks_total() > 0) {
     line += Cat(" (", block.index() + 1, " of ", job_.progress().blocks_total(), ")");
   }
-  line += Cat(", loss ", Number(block.loss_rtn(), 3), " -> ", Number(block.loss_final(), 3));
+  line += LossText(block);
   if (job_.progress().has_eta()) line += Cat(", eta ", Seconds(EtaSeconds(job_.progress())));
   return line;
 }

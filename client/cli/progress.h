@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "quantry/v1/artifact.pb.h"
 #include "quantry/v1/job.pb.h"
 #include "quantry/v1/quantization_service.pb.h"
 
@@ -40,6 +41,10 @@ class JobView {
 // "my-job  quantizing  block 2/5  [======>      ]  42%  loss 0.0123 -> 0.0045
 // eta 12 s", shortened to what `columns` allow.
 std::string ProgressLine(const v1::QuantizationJob& job, int columns);
+
+// Whether the block's losses were measured; without calibration they are not.
+bool IsMeasured(const v1::BlockReport& block);
+std::string LossText(const v1::BlockReport& block);  // ", loss 0.02 -> 0.01"; "" when not measured
 
 bool IsEnded(v1::JobState state);
 std::string StateWord(v1::JobState state);  // "queued"

@@ -67,8 +67,7 @@ TEST(JobView, TellsEachThingOnce) {
   auto block = Event(8);
   block.mutable_event()->mutable_block_done()->set_index(2);
   block.mutable_event()->mutable_block_done()->set_seconds(3);
-  EXPECT_THAT(view.Apply(block),
-              ElementsAre("block 2 done in 3.0 s (3 of 5), loss 0 -> 0, eta 12 s"));
+  EXPECT_THAT(view.Apply(block), ElementsAre("block 2 done in 3.0 s (3 of 5), eta 12 s"));
   EXPECT_THAT(view.Apply(block), IsEmpty());
   EXPECT_EQ(view.job().progress().blocks_done(), 3);
 
@@ -86,6 +85,17 @@ TEST(JobView, TellsEachThingOnce) {
   end.mutable_end()->mutable_job()->set_state(v1::JOB_STATE_SUCCEEDED);
   EXPECT_THAT(view.Apply(end), IsEmpty());
   EXPECT_TRUE(view.ended());
+}
+
+TEST(JobView, LossesThatNobodyMeasuredAreLeftOut) {
+  JobView view;
+  auto block = Event(1);
+  block.mutable_event()->mutable_block_done()->set_seconds(3);
+  EXPECT_THAT(view.Apply(block), ElementsAre("block 0 done in 3.0 s"));
+  block.mutable_event()->set_sequence(2);
+  block.mutable_event()->mutable_block_done()->set_loss_rtn(0.02);
+  block.mutable_event()->mutable_block_done()->set_loss_final(0.01);
+  EXPECT_THAT(view.Apply(block), ElementsAre("block 0 done in 3.0 s, loss 0.02 -> 0.01"));
 }
 
 TEST(JobView, LiveProgressIsTakenAndMovesNothing) {

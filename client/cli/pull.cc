@@ -64,10 +64,11 @@ absl::Status CheckEntries(const v1::Manifest& manifest) {
   return absl::OkStatus();
 }
 
-absl::Status Occupied(const std::string& path, const std::string& what) {
+absl::Status Occupied(const std::string& path, const std::string& what,
+                      const PullOptions& options) {
   return WithNext(absl::FailedPreconditionError(Cat("\"", path, "\" is already there and is ", what,
                                                     ": nothing was overwritten")),
-                  "pull into another folder, or add --force to replace it");
+                  Cat("pull into another folder, or ", options.forced, " to replace it"));
 }
 
 absl::Status InTheWay(const std::string& path) {
@@ -149,6 +150,17 @@ absl::StatusOr<std::vector<v1::ArtifactFile>> ChooseFiles(const v1::Manifest& ma
         Cat("--path: the artifact has no file or folder \"", options.path, "\""));
   }
   return files;
+}
+
+std::vector<v1::OutputSummary> ChooseOutputs(const v1::Manifest& manifest,
+                                             const PullOptions& options) {
+  std::vector<v1::OutputSummary> outputs;
+  for (const v1::OutputSummary& output : manifest.outputs()) {
+    if (!options.format.empty() && output.format() != options.format) continue;
+    if (!options.path.empty() && !IsBelow(output.path(), options.path)) continue;
+    outputs.push_back(output);
+  }
+  return outputs;
 }
 
 absl::Status Puller::FillOnce(const std::string& artifact, const v1::ArtifactFile& file,
@@ -257,7 +269,9 @@ absl::Status Puller::PullFile(const v1::ArtifactFile& file, Work& work) {
       work.meter.Add(file.size_bytes());
       return absl::OkStatus();
     }
-    if (!work.ours && !work.options.force) return Occupied(*target, "not the artifact's file");
+    if (!work.ours && !work.options.force) {
+      return Occupied(*target, "not the artifact's file", work.options);
+    }
     line_.Say(Cat("quantry: \"", *target, "\" differs from the manifest; fetching it again"));
   }
   absl::StatusOr<PartFile> part = Download(file, *target, work);
@@ -297,7 +311,7 @@ absl::StatusOr<PullSummary> Puller::Pull(const v1::Artifact& artifact, const Pul
   if (!held.ok()) return held.status();
   const bool ours = HoldsExactly(target, ManifestEntry(artifact, *bytes));
   if (!ours && std::filesystem::exists(LookAt(target).value_or(*there)) && !options.force) {
-    return Occupied(target, "another artifact's manifest");
+    return Occupied(target, "another artifact's manifest", options);
   }
   int64_t total = 0;
   for (const v1::ArtifactFile& file : *files) total += file.size_bytes();

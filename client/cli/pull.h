@@ -18,6 +18,8 @@ struct PullOptions {
   std::string format = "";  // only this output's files; "" = all
   std::string path = "";    // only this file or folder of the artifact; "" = all
   bool force = false;       // replace files that are not the artifact's
+  // What a user does to have them replaced, for the error's hint.
+  std::string forced = "add --force";
 };
 
 struct PullSummary {
@@ -35,6 +37,10 @@ struct PullSummary {
 // manifest could leave the folder or an entry makes no sense.
 absl::StatusOr<std::vector<v1::ArtifactFile>> ChooseFiles(const v1::Manifest& manifest,
                                                           const PullOptions& options);
+
+// The outputs that such a pull brings whole.
+std::vector<v1::OutputSummary> ChooseOutputs(const v1::Manifest& manifest,
+                                             const PullOptions& options);
 
 // Copies an artifact into a folder and proves it: the manifest by the server's
 // digest of it, every file by the manifest's. manifest.json is written last, so

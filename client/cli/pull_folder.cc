@@ -1,6 +1,7 @@
 #include "client/cli/pull_folder.h"
 
 #include <fcntl.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
@@ -26,6 +27,15 @@ absl::Status Held(const std::string& folder) {
       "wait for its end, then run the same pull again: it verifies what is there");
 }
 
+// The folder, or what is there of the way to it.
+std::filesystem::path NearestThere(const std::string& folder) {
+  std::filesystem::path path = folder;
+  std::error_code ignored;
+  while (!path.empty() && !std::filesystem::exists(path, ignored)) path = path.parent_path();
+  if (path.empty()) path = ".";
+  return path;
+}
+
 }  // namespace
 
 absl::StatusOr<PullFolder> PullFolder::Hold(const std::string& folder) {
@@ -46,6 +56,14 @@ absl::StatusOr<PullFolder> PullFolder::Hold(const std::string& folder) {
       break;
   }
   return Held(folder);
+}
+
+absl::Status PullFolder::Check(const std::string& folder) {
+  const std::filesystem::path there = NearestThere(folder);
+  std::error_code ignored;
+  if (!std::filesystem::is_directory(there, ignored)) return Unusable(folder, ENOTDIR);
+  if (access(there.c_str(), W_OK | X_OK) != 0) return Unusable(folder, errno);
+  return absl::OkStatus();
 }
 
 bool HoldsExactly(const std::string& path, const v1::ArtifactFile& file) {

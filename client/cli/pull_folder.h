@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "client/cli/part_file.h"
 #include "common/unique_fd.h"
@@ -20,6 +21,9 @@ class PullFolder {
   // Makes missing folders. FAILED_PRECONDITION when another pull holds it or it
   // cannot be used.
   static absl::StatusOr<PullFolder> Hold(const std::string& folder);
+  // Whether a pull could make or fill it, as far as a look tells; makes nothing.
+  // FAILED_PRECONDITION when not.
+  static absl::Status Check(const std::string& folder);
 
  private:
   explicit PullFolder(UniqueFd fd) : fd_(std::move(fd)) {}

@@ -291,6 +291,27 @@ TEST_F(PullTest, OneFormatOrOnePath) {
   EXPECT_EQ(Pull({"--path", "nothing"}).code, 2);
 }
 
+TEST_F(PullTest, WhatWasPulledIsListedAndNothingElse) {
+  const std::string out = folder / "out";
+  const auto outputs = [this](const std::vector<std::string>& flags) {
+    std::vector<std::string> all = flags;
+    all.insert(all.end(), {"--output", "json"});
+    std::vector<std::string> formats;
+    const nlohmann::json json = Pull(all).json();
+    for (const auto& output : json["outputs"]) {
+      formats.push_back(output["format"].get<std::string>());
+    }
+    return formats;
+  };
+  EXPECT_EQ(Pull({"--path", kWeights}).out, out + "/" + kWeights + "\n");
+  EXPECT_EQ(Pull({"--path", kWeights, "--output", "json"}).json()["path"], kWeights);
+  EXPECT_THAT(outputs({"--path", kWeights}), testing::IsEmpty());
+  EXPECT_THAT(outputs({"--path", "dense"}), ElementsAre("dense"));
+  EXPECT_EQ(Pull({"--format", "dense"}).out, "dense  " + out + "/dense\n");
+  EXPECT_THAT(outputs({"--format", "dense"}), ElementsAre("dense"));
+  EXPECT_THAT(outputs({}), ElementsAre("compressed-tensors", "dense"));
+}
+
 TEST_F(PullTest, AJobWithoutArtifactSaysWhatToDo) {
   v1::QuantizationJob& job = server.jobs["tenants/default/quantizationJobs/young"];
   job.set_name("tenants/default/quantizationJobs/young");

@@ -44,8 +44,7 @@ std::string WorkerState(const v1::WorkerStatus& status) {
 }
 
 std::string BlockText(const v1::BlockReport& block) {
-  return Cat("block ", block.index(), " done in ", Seconds(block.seconds()), ", loss ",
-             Number(block.loss_rtn(), 3), " -> ", Number(block.loss_final(), 3));
+  return Cat("block ", block.index(), " done in ", Seconds(block.seconds()), LossText(block));
 }
 
 std::string StateText(const v1::StateChanged& change) {

@@ -176,7 +176,7 @@ void AddResourceOptions(CLI::App& command, SubmitOptions& o) {
 void AddStopOptions(CLI::App& command, SubmitOptions& o) {
   const auto add = [&command](const char* flag, double& seconds, const char* help) {
     command.add_option(flag, seconds, help)
-        ->check(CLI::Range(0.0, 1e9))
+        ->check(NotNegativeSeconds())
         ->type_name("SECONDS")
         ->group("Stop limits");
   };

@@ -290,14 +290,86 @@ TEST_F(SubmitTest, ARetryWithoutAnAnswerTellsItsRequestId) {
   EXPECT_EQ(run.json()["error"]["metadata"].value("request_id", "").size(), 36u) << run.out;
 }
 
-TEST_F(SubmitTest, ADownloadThatFailsNamesTheJob) {
+// The job has succeeded all the same.
+TEST_F(SubmitTest, ADownloadThatFailsPrintsTheJob) {
   server.Publish(kJob, {{"config.json", "{}"}});
   server.watch_calls = {{{End(v1::JOB_STATE_SUCCEEDED)}, grpc::Status::OK}};
-  folder.Write("out/manifest.json", "{}");
+  folder.Write("out/config.json", "mine");
   const CliRun run = RunForTest(
       Arguments({"--wait", "--download", folder / "out", "--output", "json", "--quiet"}));
   EXPECT_EQ(run.code, 2) << run.err;
-  EXPECT_EQ(run.json()["error"]["metadata"].value("job", ""), kJob) << run.out;
+  EXPECT_EQ(run.json().value("name", ""), kJob) << run.out;
+  EXPECT_EQ(run.json().value("state", ""), "SUCCEEDED");
+  EXPECT_FALSE(run.json().contains("downloaded_to"));
+  EXPECT_THAT(run.err, HasSubstr("out/config.json\" is already there"));
+  EXPECT_THAT(run.err, HasSubstr("`quantry pull my-job " + (folder / "out") + " --force`"));
+  EXPECT_EQ(folder.Read("out/config.json"), "mine");
+}
+
+TEST_F(SubmitTest, WhereItWasDownloadedToIsToldOnceItWas) {
+  server.watch_calls = {{{End(v1::JOB_STATE_FAILED)}, grpc::Status::OK}};
+  server.jobs[kJob] = Job(v1::JOB_STATE_FAILED);
+  const std::vector<std::string> arguments =
+      Arguments({"--download", folder / "out", "--output", "json"});
+  CliRun run = RunForTest(arguments);
+  EXPECT_EQ(run.code, 1) << run.err;
+  EXPECT_FALSE(run.json().contains("downloaded_to")) << run.out;
+  server.Publish(kJob, {{"config.json", "{}"}});
+  server.watch_calls = {{{End(v1::JOB_STATE_SUCCEEDED)}, grpc::Status::OK}};
+  run = RunForTest(arguments);
+  EXPECT_EQ(run.code, 0) << run.err;
+  EXPECT_EQ(run.json().value("downloaded_to", ""), folder / "out");
+  EXPECT_EQ(folder.Read("out/config.json"), "{}");
+}
+
+TEST_F(SubmitTest, AFolderThatTakesNoDownloadIsRefusedBeforeTheSubmit) {
+  folder.Write("file", "");
+  folder.Write("other/manifest.json", "{}");
+  const struct {
+    std::string into;
+    std::string says;
+  } kCases[] = {
+      {folder / "file", "file\": Not a directory"},
+      {folder / "file/below", "below\": Not a directory"},
+      {folder / std::string(300, 'x'), "File name too long"},
+      {folder / "other", "other/manifest.json\" is already there and is another artifact's"},
+      {folder / "other", "`quantry pull my-job " + (folder / "other") + " --force`"},
+  };
+  for (const auto& c : kCases) {
+    const CliRun run = RunForTest(Arguments({"--download", c.into}));
+    EXPECT_EQ(run.code, 2) << run.err;
+    EXPECT_THAT(run.err, HasSubstr(c.says));
+    EXPECT_TRUE(server.creates.empty());
+    EXPECT_TRUE(server.blobs.empty());
+  }
+}
+
+// Its own artifact may lie there.
+TEST_F(SubmitTest, TheSameRequestMayDownloadIntoItsFolderAgain) {
+  server.Publish(kJob, {{"config.json", "{}"}});
+  server.watch_calls = {{{End(v1::JOB_STATE_SUCCEEDED)}, grpc::Status::OK}};
+  const std::vector<std::string> arguments =
+      Arguments({"--download", folder / "out", "--request-id",
+                 "0a1b2c3d-1111-4222-8333-444455556666", "--output", "json"});
+  for (int tries = 1; tries <= 2; ++tries) {
+    const CliRun run = RunForTest(arguments);
+    EXPECT_EQ(run.code, 0) << run.err;
+    EXPECT_EQ(run.json().value("downloaded_to", ""), folder / "out");
+  }
+}
+
+TEST_F(SubmitTest, AWatchOfAJobThatGoesOnLooksAtTheFolderFirst) {
+  folder.Write("other/manifest.json", "{}");
+  server.jobs[kJob] = Job(v1::JOB_STATE_RUNNING);
+  server.watch_calls = {{{End(v1::JOB_STATE_FAILED)}, grpc::Status::OK}};
+  const std::vector<std::string> arguments = {"watch",          "my-job",   "--download",
+                                              folder / "other", "--server", server.address()};
+  const CliRun run = RunForTest(arguments);
+  EXPECT_EQ(run.code, 2) << run.err;
+  EXPECT_THAT(run.err, HasSubstr("`quantry pull my-job "));
+  EXPECT_TRUE(server.watched_after.empty());
+  server.jobs[kJob] = Job(v1::JOB_STATE_FAILED);
+  EXPECT_EQ(RunForTest(arguments).code, 1) << "there is nothing to download";
 }
 
 TEST_F(SubmitTest, AWaitThatBreaksNamesTheJob) {
@@ -342,6 +414,25 @@ TEST_F(SubmitTest, ADeleteThatBreaksOffTellsWhatIsGone) {
   EXPECT_EQ(run.code, 4) << run.err;
   EXPECT_EQ(run.json()["error"]["metadata"]["deleted"], kJob) << run.out;
   EXPECT_EQ(RunForTest(arguments).json()["error"]["metadata"].contains("deleted"), false);
+}
+
+TEST_F(SubmitTest, AMissingJobIsNotCalledDeleted) {
+  server.jobs[kJob] = Succeeded();
+  std::vector<std::string> arguments = {"delete",          "my-job",   "gone-job",
+                                        "--allow-missing", "--server", server.address()};
+  CliRun run = RunForTest(arguments);
+  EXPECT_EQ(run.code, 0) << run.err;
+  EXPECT_EQ(run.out, std::string("deleted ") + kJob +
+                         "\nnothing named tenants/default/quantizationJobs/gone-job\n");
+  server.jobs[kJob] = Succeeded();
+  arguments.insert(arguments.end(), {"--output", "json"});
+  EXPECT_EQ(RunForTest(arguments).json()["deleted"], nlohmann::json::array({kJob}));
+  EXPECT_EQ(RunForTest(arguments).json()["deleted"], nlohmann::json::array());
+  server.delete_status = RpcError(grpc::NOT_FOUND, "JOB_NOT_FOUND",
+                                  "nothing named that for ann, whose tenant is acme");
+  run = RunForTest(arguments);
+  EXPECT_EQ(run.code, 4) << run.out;
+  EXPECT_THAT(run.err, HasSubstr("add --tenant acme"));
 }
 
 TEST_F(SubmitTest, TheJsonThatEndsAWait) {

@@ -23,6 +23,7 @@
 namespace quantry::cli {
 namespace {
 
+using testing::EndsWith;
 using testing::HasSubstr;
 using testing::Not;
 
@@ -91,6 +92,16 @@ TEST(QueueText, SaysForHowLongItIsPaused) {
   };
   EXPECT_THAT(text(0), HasSubstr("  just now: tea; quantry queue resume\n"));
   EXPECT_THAT(text(12), HasSubstr("  for 12 s: tea; quantry queue resume\n"));
+}
+
+TEST(EventText, ABlockWithAndWithoutMeasuredLosses) {
+  v1::JobEvent event;
+  event.mutable_block_done()->set_index(1);
+  event.mutable_block_done()->set_seconds(2);
+  EXPECT_THAT(EventText(event), EndsWith("  block 1 done in 2.0 s"));
+  event.mutable_block_done()->set_loss_rtn(0.02);
+  event.mutable_block_done()->set_loss_final(0.01);
+  EXPECT_THAT(EventText(event), EndsWith("  block 1 done in 2.0 s, loss 0.02 -> 0.01"));
 }
 
 // A grid that only a recipe fixes has no bits of its own to tell.
@@ -249,6 +260,37 @@ TEST(Hints, OnlySilenceAsksWhetherQuantrydRuns) {
               HasSubstr("fewer samples"));
 }
 
+TEST(Hints, TheMessageTellsAWrongTenantFromALowRole) {
+  const std::string hidden = "nothing named tenants/default for ann, whose tenant is ";
+  const struct {
+    absl::StatusCode code;
+    std::string message;
+    std::string wanted;
+  } kCases[] = {
+      {absl::StatusCode::kNotFound, hidden + "acme", "add --tenant acme (or set QUANTRY_TENANT)"},
+      {absl::StatusCode::kPermissionDenied,
+       "AdminService/SetQuota: wanted role admin or a higher one, got viewer (ann)",
+       "credentials of the role"},
+      {absl::StatusCode::kPermissionDenied,
+       "AdminService/ListWorkers: wanted a principal of all tenants (tenant *), got ann of tenant "
+       "acme",
+       "those who run the server"},
+  };
+  for (const auto& c : kCases) {
+    EXPECT_THAT(HintForMessage(c.message, c.code), HasSubstr(c.wanted)) << c.message;
+    EXPECT_EQ(HintForMessage(c.message, absl::StatusCode::kInternal), "");
+  }
+  EXPECT_EQ(HintForMessage("no job x", absl::StatusCode::kNotFound), "");
+  EXPECT_EQ(HintForMessage(hidden + "a\x1b[31m", absl::StatusCode::kNotFound), "");
+  EXPECT_EQ(HintForMessage("no", absl::StatusCode::kPermissionDenied), "");
+}
+
+TEST(Hints, OnlyGrpcsOwnUnimplementedAsksForThePort) {
+  EXPECT_THAT(HintFor("", absl::StatusCode::kUnimplemented), HasSubstr("worker port (7071)"));
+  EXPECT_THAT(HintFor("UNIMPLEMENTED_RPC", absl::StatusCode::kUnimplemented),
+              Not(HasSubstr("7071")));
+}
+
 TEST(Backoff, DoublesUpToItsLimitAndJitters) {
   using std::chrono::milliseconds;
   Backoff backoff(milliseconds(100), milliseconds(300));
@@ -318,6 +360,19 @@ TEST(RunCli, UsageErrorsAreTwoAndPointToHelp) {
       {{"submit", "--model-path", "/b", "--method", "rtn", "--group-size", "0"}, "--group-size"},
       {{"submit", "--model-path", "/b", "--method", "rtn", "--request-id", "x"}, "a UUID"},
       {{"list", "--server", "http://127.0.0.1:7070"}, "HOST:PORT"},
+      {{"list", "--server", "far"},
+       "--server: wanted HOST:PORT with a port of 1 to 65535, got \"far\""},
+      {{"login", "far:99999", "--no-check"}, "ENDPOINT: wanted HOST:PORT"},
+      {{"submit", "a", "--max-run", "1h"},
+       "--max-run: wanted a number of seconds, such as 3600 for an hour, got \"1h\"\n"},
+      {{"submit", "a", "--max-pending", "-1"},
+       "--max-pending: wanted 0 seconds or more, at most 1000000000, got \"-1\"\n"},
+      {{"watch", "a-job", "--wait-timeout", "5m"}, "--wait-timeout: wanted a number of seconds"},
+      {{"gc", "--older-than", "7d"}, "--older-than: wanted hours from 0.017"},
+      {{"submit", "a", "--bits", "four"}, "--bits: wanted a whole number, got \"four\"\n"},
+      {{"submit", "a", "--threads", "4.5"}, "--threads: wanted a whole number, got \"4.5\"\n"},
+      {{"submit", "a", "--bits", "99999999999"},
+       "--bits: wanted a smaller number, got \"99999999999\"\n"},
   };
   for (const auto& c : kCases) {
     const CliRun run = RunForTest(c.arguments);

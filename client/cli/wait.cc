@@ -1,5 +1,7 @@
 #include "client/cli/wait.h"
 
+#include <algorithm>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <ostream>
 
@@ -11,13 +13,15 @@
 #include "client/cli/names.h"
 #include "client/cli/progress.h"
 #include "client/cli/pull.h"
+#include "client/cli/safe_path.h"
 #include "client/cli/text.h"
 #include "client/cli/watcher.h"
 
 namespace quantry::cli {
 namespace {
 
-void PrintJob(Context& context, const v1::QuantizationJob& job, const WaitOptions& options) {
+void PrintJob(Context& context, const v1::QuantizationJob& job, const WaitOptions& options,
+              bool downloaded) {
   Environment& env = context.env;
   if (!context.global.json()) {
     // Left before the server told anything.
@@ -27,7 +31,7 @@ void PrintJob(Context& context, const v1::QuantizationJob& job, const WaitOption
   }
   Json json = JobJson(job);
   if (!options.request_id.empty()) json["request_id"] = options.request_id;
-  if (!options.download.empty()) json["downloaded_to"] = options.download;
+  if (downloaded) json["downloaded_to"] = options.download;
   env.out << Dump(json, env.out_is_terminal) << std::flush;
 }
 
@@ -46,7 +50,7 @@ ExitCode StillRunning(Context& context, StatusLine& line, const v1::Quantization
                   << "  watch:  quantry watch " << id << "\n"
                   << "  cancel: quantry cancel " << id << "\n"
                   << std::flush;
-  PrintJob(context, job, options);
+  PrintJob(context, job, options, /*downloaded=*/false);
   return end == WaitEnd::kTimedOut ? ExitCode::kWaitTimeout : ExitCode::kInterrupted;
 }
 
@@ -58,6 +62,22 @@ absl::Status WaitBroke(const absl::Status& status, const std::string& job_name) 
   }
   return WithNext(status, Cat("the job is safe on the server: `quantry watch ", ShortId(job_name),
                               "` when it is back"));
+}
+
+// The command that takes what is in the way out of it.
+std::string ForcedPull(std::string_view job, const std::string& folder) {
+  return Cat("run `quantry pull ", job, " ", folder, " --force`");
+}
+
+// The job has succeeded, whatever becomes of the pull.
+ExitCode PullAndPrint(Context& context, Connection& connection, StatusLine& line,
+                      const v1::QuantizationJob& job, const WaitOptions& options) {
+  const std::string forced = ForcedPull(ShortId(job.name()), options.download);
+  const auto pulled = PullArtifact(connection, line, job.artifact(),
+                                   {.folder = options.download, .forced = forced});
+  if (!pulled.ok()) context.env.err << ErrorText(Describe(pulled.status())) << std::flush;
+  PrintJob(context, job, options, pulled.ok());
+  return ExitCodeFor(pulled.status());
 }
 
 absl::StatusOr<ExitCode> Wait(Context& context, Connection& connection, StatusLine& line,
@@ -78,15 +98,26 @@ absl::StatusOr<ExitCode> Wait(Context& context, Connection& connection, StatusLi
   const v1::QuantizationJob job = FullJob(connection, watcher.view().job());
   if (job.state() == v1::JOB_STATE_FAILED) context.env.err << ErrorText(Describe(job.error()));
   if (job.state() == v1::JOB_STATE_SUCCEEDED && !options.download.empty()) {
-    const auto pulled =
-        PullArtifact(connection, line, job.artifact(), PullOptions{.folder = options.download});
-    if (!pulled.ok()) return pulled.status();
+    return PullAndPrint(context, connection, line, job, options);
   }
-  PrintJob(context, job, options);
+  PrintJob(context, job, options, /*downloaded=*/false);
   return ExitCodeFor(job.state());
 }
 
 }  // namespace
+
+absl::Status CheckDownload(const std::string& folder, std::string_view job, bool may_be_there) {
+  const std::string manifest = Cat(folder, "/", kManifestName);
+  const auto there = LookAt(manifest);
+  if (!there.ok()) return there.status();
+  if (!std::filesystem::exists(*there)) return PullFolder::Check(folder);
+  if (may_be_there) return absl::OkStatus();
+  return WithNext(
+      absl::FailedPreconditionError(Cat("--download: \"", manifest,
+                                        "\" is already there and is another artifact's manifest")),
+      Cat("name another folder; or leave --download out and ", ForcedPull(job, folder),
+          " when the job has succeeded"));
+}
 
 absl::StatusOr<ExitCode> WaitForJob(Context& context, Connection& connection, StatusLine& line,
                                     const std::string& job_name, const WaitOptions& options) {

@@ -2,7 +2,9 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "client/cli/connection.h"
 #include "client/cli/options.h"
@@ -16,8 +18,15 @@ struct WaitOptions {
   std::string request_id;  // printed with the result when not empty
 };
 
+// Whether the artifact of a job that has not ended could be pulled into `folder`, as far as it can
+// be told before: FAILED_PRECONDITION says why not. `job` is what the hint calls it. With
+// `may_be_there` the folder may hold the very artifact already.
+absl::Status CheckDownload(const std::string& folder, std::string_view job, bool may_be_there);
+
 // Follows a job to its end, prints the one JSON object (or the text) that ends
-// submit --wait and watch, and maps the end to an exit code. Errors name the job.
+// submit --wait and watch, and maps the end to an exit code. Errors name the job. A
+// download that fails is told on stderr: the job is printed all the same, and the exit
+// code is the download's.
 absl::StatusOr<ExitCode> WaitForJob(Context& context, Connection& connection, StatusLine& line,
                                     const std::string& job_name, const WaitOptions& options);
 

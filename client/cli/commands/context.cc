@@ -120,23 +120,37 @@ std::string NameFor(const std::string& server) {
   return name;
 }
 
+// Whether the server lets these credentials in, and to this tenant.
+absl::Status AskServer(Connection& connection, const std::string& tenant, v1::ServerInfo* info) {
+  absl::Status status = connection.Call(connection.jobs(), &Connection::Jobs::GetServerInfo,
+                                        v1::GetServerInfoRequest(), info);
+  if (!status.ok()) return status;
+  v1::ListQuantizationJobsRequest request;
+  request.set_parent(tenant);
+  request.set_page_size(1);
+  v1::ListQuantizationJobsResponse page;
+  return connection.Call(connection.jobs(), &Connection::Jobs::ListQuantizationJobs, request,
+                         &page);
+}
+
 absl::StatusOr<ExitCode> RunLogin(Context& context, const LoginOptions& options) {
+  absl::Status status = CheckServerAddress("ENDPOINT", options.server);
+  if (!status.ok()) return status;
   GlobalOptions global = context.global;
   if (!global.server.empty() && global.server != options.server) {
     return absl::InvalidArgumentError(Cat("wanted one server, got two: ENDPOINT is ",
                                           options.server, ", --server names ", global.server));
   }
   global.server = options.server;
-  if (absl::Status status = ResolveGlobal(context.env, &global); !status.ok()) return status;
-  if (const auto tenant = ResolveTenant(global.tenant); !tenant.ok()) return tenant.status();
+  if (status = ResolveGlobal(context.env, &global); !status.ok()) return status;
+  const absl::StatusOr<std::string> tenant = ResolveTenant(global.tenant);
+  if (!tenant.ok()) return tenant.status();
   const std::string name = options.name.empty() ? NameFor(options.server) : options.name;
-  if (absl::Status status = CheckContextName(name); !status.ok()) return status;
+  if (status = CheckContextName(name); !status.ok()) return status;
   v1::ServerInfo info;
   if (options.check) {
     Connection connection(context.env, global);
-    absl::Status status = connection.Call(connection.jobs(), &Connection::Jobs::GetServerInfo,
-                                          v1::GetServerInfoRequest(), &info);
-    if (!status.ok()) return status;
+    if (status = AskServer(connection, *tenant, &info); !status.ok()) return status;
   }
   auto contexts = LoadContexts(context.env);
   if (!contexts.ok()) return contexts.status();
@@ -147,7 +161,7 @@ absl::StatusOr<ExitCode> RunLogin(Context& context, const LoginOptions& options)
                          .token_file = Absolute(global.token_file),
                          .tenant = global.tenant};
   contexts->current = name;
-  if (absl::Status status = SaveContexts(context.env, *contexts); !status.ok()) return status;
+  if (status = SaveContexts(context.env, *contexts); !status.ok()) return status;
   Json json = ContextJson(*contexts, name, contexts->all[name]);
   if (options.check) json["version"] = info.version();
   PrintResult(context, json,
@@ -177,7 +191,8 @@ void AddLogin(CLI::App& app, Action& chosen) {
       ->type_name("HOST:PORT");
   command->add_option("--name", options->name, "Name of the context. Default: the host")
       ->type_name("NAME");
-  command->add_flag("!--no-check", options->check, "Do not ask the server whether it lets you in");
+  command->add_flag("!--no-check", options->check,
+                    "Do not ask the server whether it lets you in to the tenant");
   command->footer(
       "\nThe global options --tls-ca, --token-file, --client-cert, --client-key and --tenant are\n"
       "kept: the names of the files, never what is in them. A renewed token counts at once.\n"

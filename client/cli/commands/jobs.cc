@@ -12,6 +12,7 @@
 #include "client/cli/names.h"
 #include "client/cli/spec.h"
 #include "client/cli/text.h"
+#include "common/errors.h"
 
 namespace quantry::cli {
 namespace {
@@ -122,24 +123,38 @@ struct DeleteOptions {
   bool allow_missing = false;
 };
 
+// Whether the job was there. The first call tells; the second, where none need be there, whether it
+// is the job that is missing or the right to see it.
+absl::StatusOr<bool> DeleteOne(Connection& connection, const std::string& name,
+                               bool allow_missing) {
+  v1::DeleteQuantizationJobRequest request;
+  request.set_name(name);
+  google::protobuf::Empty nothing;
+  absl::Status status = connection.CallOnlyOnce(
+      connection.jobs(), &Connection::Jobs::DeleteQuantizationJob, request, &nothing);
+  if (status.ok()) return true;
+  if (!allow_missing || !HasReason(status, Reason::kJobNotFound)) return status;
+  request.set_allow_missing(true);
+  status = connection.CallOnlyOnce(connection.jobs(), &Connection::Jobs::DeleteQuantizationJob,
+                                   request, &nothing);
+  if (!status.ok()) return status;
+  return false;
+}
+
 absl::StatusOr<ExitCode> RunDelete(Context& context, const DeleteOptions& options) {
   Connection connection(context.env, context.global);
   std::vector<std::string> deleted;
   for (const std::string& id : options.jobs) {
     const absl::StatusOr<std::string> name = ResolveJob(context.global.tenant, id);
     if (!name.ok()) return name.status();
-    v1::DeleteQuantizationJobRequest request;
-    request.set_name(*name);
-    request.set_allow_missing(options.allow_missing);
-    google::protobuf::Empty nothing;
-    absl::Status status = connection.CallOnlyOnce(
-        connection.jobs(), &Connection::Jobs::DeleteQuantizationJob, request, &nothing);
-    if (!status.ok()) {
-      return deleted.empty() ? status
-                             : WithMetadata(std::move(status), "deleted", CommaSeparated(deleted));
+    const absl::StatusOr<bool> was_there = DeleteOne(connection, *name, options.allow_missing);
+    if (!was_there.ok()) {
+      return deleted.empty() ? was_there.status()
+                             : WithMetadata(was_there.status(), "deleted", CommaSeparated(deleted));
     }
-    deleted.push_back(*name);
-    if (!context.global.json()) context.env.out << "deleted " << *name << "\n";
+    if (*was_there) deleted.push_back(*name);
+    if (context.global.json()) continue;
+    context.env.out << (*was_there ? "deleted " : "nothing named ") << *name << "\n";
   }
   if (context.global.json()) {
     context.env.out << Dump({{"deleted", deleted}}, context.env.out_is_terminal);

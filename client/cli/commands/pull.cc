@@ -4,6 +4,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <ostream>
+#include <vector>
 
 #include "client/cli/artifact_file.h"
 #include "client/cli/commands/commands.h"
@@ -26,6 +27,7 @@ std::string OutputFolder(const std::string& folder, const v1::OutputSummary& out
 
 void PrintSummary(Context& context, const PullSummary& summary, const std::string& artifact,
                   const PullOptions& options) {
+  const std::vector<v1::OutputSummary> outputs = ChooseOutputs(summary.manifest, options);
   if (context.global.json()) {
     Json json = {{"artifact", artifact},
                  {"folder", options.folder},
@@ -34,12 +36,17 @@ void PrintSummary(Context& context, const PullSummary& summary, const std::strin
                  {"downloaded_files", summary.downloaded},
                  {"downloaded_bytes", summary.downloaded_bytes},
                  {"verified", true}};
-    json["outputs"] = MessageJson(summary.manifest)["outputs"];
+    if (!options.path.empty()) json["path"] = options.path;
+    json["outputs"] = Json::array();
+    for (const v1::OutputSummary& output : outputs) json["outputs"].push_back(MessageJson(output));
     context.env.out << Dump(json, context.env.out_is_terminal);
     return;
   }
-  for (const v1::OutputSummary& output : summary.manifest.outputs()) {
-    if (!options.format.empty() && output.format() != options.format) continue;
+  if (!options.path.empty()) {
+    context.env.out << options.folder << "/" << options.path << "\n";
+    return;
+  }
+  for (const v1::OutputSummary& output : outputs) {
     context.env.out << output.format() << "  " << OutputFolder(options.folder, output) << "\n";
   }
 }
@@ -80,7 +87,8 @@ void AddPull(CLI::App& app, Action& chosen) {
       "there\n"
       "change only when all of the artifact has arrived: it needs room for both.\n\nExamples:\n  "
       "quantry pull my-job ./model-w4\n"
-      "  quantry pull my-job ./model-w4 --format compressed-tensors\n");
+      "  quantry pull my-job ./model-w4 --format compressed-tensors\n"
+      "  quantry pull my-job ./out --path report/report.html\n");
   Bind(*command, chosen, [arguments](Context& context) { return RunPull(context, *arguments); });
 }
 

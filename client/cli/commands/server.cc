@@ -289,7 +289,7 @@ void AddGc(CLI::App& app, Action& chosen) {
   command
       ->add_option("--older-than", options->older_than_h,
                    "Only what did not change for this many hours. Default: 24")
-      ->check(CLI::Range(1.0 / 60, 24.0 * 3650))
+      ->check(Hours())
       ->type_name("HOURS");
   command->footer("\nExamples:\n  quantry gc --dry-run\n  quantry gc --older-than 168\n");
   Bind(*command, chosen, [options](Context& context) { return RunGc(context, *options); });

@@ -192,6 +192,13 @@ absl::StatusOr<v1::CreateQuantizationJobResponse> Create(Connection& connection,
   }
 }
 
+// Before anything is sent. The same request again, or another job's result, may be there already.
+absl::Status CheckFolder(const SubmitOptions& options) {
+  if (options.download.empty() || options.validate_only) return absl::OkStatus();
+  const bool may_be_there = !options.request_id.empty() || options.reuse_result;
+  return CheckDownload(options.download, options.id.empty() ? "JOB" : options.id, may_be_there);
+}
+
 ExitCode PrintQuote(Context& context, const v1::CreateQuantizationJobResponse& response) {
   const v1::Quote& quote = response.quote();
   if (context.global.json()) {
@@ -216,6 +223,7 @@ void PrintSubmitted(Context& context, const v1::QuantizationJob& job,
 absl::StatusOr<ExitCode> RunSubmit(Context& context, const SubmitOptions& options) {
   absl::StatusOr<Submission> submission = Prepare(context.global, options);
   if (!submission.ok()) return submission.status();
+  if (absl::Status status = CheckFolder(options); !status.ok()) return status;
   Connection connection(context.env, context.global);
   if (options.trace) connection.SampleTrace();
   StatusLine line(context.env, context.global.quiet);

@@ -8,6 +8,7 @@
 #include "client/cli/job_text.h"
 #include "client/cli/json.h"
 #include "client/cli/names.h"
+#include "client/cli/progress.h"
 #include "client/cli/wait.h"
 
 namespace quantry::cli {
@@ -23,7 +24,13 @@ absl::StatusOr<ExitCode> RunWatch(Context& context, const WatchOptions& options)
   if (!name.ok()) return name.status();
   Connection connection(context.env, context.global);
   // A server that is not there at all is told at once, not after minutes.
-  if (const auto job = connection.GetJob(*name); !job.ok()) return job.status();
+  const absl::StatusOr<v1::QuantizationJob> job = connection.GetJob(*name);
+  if (!job.ok()) return job.status();
+  if (!options.wait.download.empty() && !IsEnded(job->state())) {
+    absl::Status status =
+        CheckDownload(options.wait.download, ShortId(*name), /*may_be_there=*/false);
+    if (!status.ok()) return status;
+  }
   StatusLine line(context.env, context.global.quiet);
   return WaitForJob(context, connection, line, *name, options.wait);
 }

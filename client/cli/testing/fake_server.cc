@@ -150,6 +150,7 @@ grpc::Status FakeServer::ListQuantizationJobs(Context*,
                                               v1::ListQuantizationJobsResponse* response) {
   std::lock_guard lock(mutex_);
   lists.push_back(*request);
+  if (!list_status.ok()) return list_status;
   const size_t from = request->page_token().empty() ? 0 : std::stoul(request->page_token());
   const size_t page = std::min<size_t>(2, static_cast<size_t>(request->page_size()));
   const size_t to = std::min(listed.size(), from + page);
@@ -171,7 +172,8 @@ grpc::Status FakeServer::DeleteQuantizationJob(Context*,
                                                const v1::DeleteQuantizationJobRequest* request,
                                                google::protobuf::Empty*) {
   std::lock_guard lock(mutex_);
-  if (jobs.erase(request->name()) > 0) return grpc::Status::OK;
+  if (!delete_status.ok()) return delete_status;
+  if (jobs.erase(request->name()) > 0 || request->allow_missing()) return grpc::Status::OK;
   return RpcError(grpc::NOT_FOUND, "JOB_NOT_FOUND", "no such job");
 }
 
@@ -187,6 +189,12 @@ grpc::Status FakeServer::WatchQuantizationJob(
   }
   for (const auto& message : call.messages) writer->Write(message);
   return call.status;
+}
+
+grpc::Status FakeServer::GetServerInfo(Context*, const v1::GetServerInfoRequest*,
+                                       v1::ServerInfo* info) {
+  info->set_version("fake");
+  return grpc::Status::OK;
 }
 
 grpc::Status FakeServer::ListMethods(Context*, const v1::ListMethodsRequest*,

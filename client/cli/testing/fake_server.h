@@ -45,6 +45,8 @@ class FakeServer : public v1::QuantizationService::Service,
   std::chrono::milliseconds engine_takes{0};        // before it tells its methods
   std::map<std::string, v1::QuantizationJob> jobs;  // by name
   std::vector<v1::QuantizationJob> listed;          // pages of two
+  grpc::Status list_status;                         // of every list
+  grpc::Status delete_status;                       // of every delete
   std::vector<v1::WorkerStatus> workers;            // pages of two
   std::vector<WatchCall> watch_calls;               // the last one repeats
   v1::Quote quote;
@@ -101,6 +103,7 @@ class FakeServer : public v1::QuantizationService::Service,
                                     v1::QuantizationJob*) override;
   grpc::Status WatchQuantizationJob(Context*, const v1::WatchQuantizationJobRequest*,
                                     grpc::ServerWriter<v1::WatchQuantizationJobResponse>*) override;
+  grpc::Status GetServerInfo(Context*, const v1::GetServerInfoRequest*, v1::ServerInfo*) override;
   grpc::Status ListMethods(Context*, const v1::ListMethodsRequest*,
                            v1::ListMethodsResponse*) override;
   grpc::Status FindMissingBlobs(Context*, const v1::FindMissingBlobsRequest*,
