@@ -7,6 +7,7 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/memory.h"
@@ -35,6 +36,7 @@ constexpr char kHelp[] = R"(quantry-engine: quantizes one model, measures it, wr
   quantry-engine run --job FILE      run a job; events as JSON lines on stdout
   quantry-engine quote --job FILE    what that job would cost, as JSON; reads headers and short texts
   quantry-engine methods             methods and their parameters as JSON
+  quantry-engine devices             what a job's "device" may name here, and why no GPU if none, as JSON
   quantry-engine eval --model DIR --text FILE [--length 256] [--windows 0] [--device auto]
                                      perplexity of a dense checkpoint or a quantry container
   quantry-engine generate --model DIR --prompt TEXT [--max-tokens 128] [--device auto]
@@ -132,8 +134,22 @@ int PrintMethods() {
   return 0;
 }
 
+int PrintDevices() {
+  nlohmann::json json = {{"devices", nlohmann::json::array()}};
+  for (const at::Device& device : AvailableDevices()) {
+    json["devices"].push_back(DescribeDevice(device));
+  }
+  if (const std::string problem = CudaProblem(); !problem.empty()) json["cuda_problem"] = problem;
+  std::cout << json.dump(2) << "\n";
+  return 0;
+}
+
 int Dispatch(int argc, char** argv) {
   const std::string command = argc > 1 ? argv[1] : "--help";
+  if (argc > 2 && std::string_view(argv[2]) == "--help") {
+    std::cout << kHelp;
+    return 0;
+  }
   if (command == "run") return RunSubcommand(argc - 1, argv + 1);
   if (command == "eval") return RunEval(argc - 1, argv + 1);
   if (command == "generate") return RunGenerate(argc - 1, argv + 1);
@@ -142,6 +158,7 @@ int Dispatch(int argc, char** argv) {
   if (command == "quote") return QuoteSubcommand(argc - 1, argv + 1);
   if (command == "unpack") return RunUnpack(argc - 1, argv + 1);
   if (command == "methods") return PrintMethods();
+  if (command == "devices") return PrintDevices();
   if (command == "--version") {
     std::cout << "quantry-engine " << QUANTRY_VERSION << "\n";
     return 0;

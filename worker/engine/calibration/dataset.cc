@@ -121,6 +121,7 @@ void CheckTextSize(const TextSource& source, const WindowSpec& spec) {
   std::error_code unknown;
   const auto size = static_cast<int64_t>(std::filesystem::file_size(source.path, unknown));
   if (unknown || spec.length < 1) return;
+  CheckReadable(source.path, kMaxTextBytes, source.reason);
   const int64_t most = source.format == TextFormat::kText ? size + 1 : size / 2 + 1;
   CheckHolds(most, StrCat("text has ", size, " bytes, at most ", most, " tokens"), spec, source);
 }

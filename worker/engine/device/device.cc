@@ -97,6 +97,11 @@ std::vector<at::Device> AvailableDevices() {
   return devices;
 }
 
+std::string CudaProblem() {
+  if (!LoadCudaLibrary().empty()) return LoadCudaLibrary();
+  return CudaDeviceCount() > 0 ? "" : "the NVIDIA driver shows no GPU";
+}
+
 void ConfigureRuntime(int threads) {
   const auto cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   at::set_num_threads(threads > 0 ? threads : cores);

@@ -27,6 +27,9 @@ at::Device OpenDevice(std::string_view text);
 // CPU, then every usable GPU: what tests are run over.
 std::vector<at::Device> AvailableDevices();
 
+// Why no GPU can be used: library, driver or hardware that is missing; empty where one can.
+std::string CudaProblem();
+
 // Threads of ATen's kernels (0 = all cores) and deterministic algorithms. Call
 // once, before the first tensor operation: the same inputs, thread count and
 // device type then give the same bytes.

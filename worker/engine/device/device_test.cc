@@ -47,6 +47,10 @@ TEST(DeviceTest, AnAbsentGpuIsAResourceError) {
   EXPECT_TRUE(Mentions(error, text)) << error.what();
 }
 
+TEST(DeviceTest, TellsWhyNoGpuCanBeUsed) {
+  EXPECT_EQ(CudaProblem().empty(), AvailableDevices().size() > 1) << CudaProblem();
+}
+
 TEST(DeviceTest, ThreadsAreAsAsked) {
   ConfigureRuntime(1);
   EXPECT_EQ(at::get_num_threads(), 1);

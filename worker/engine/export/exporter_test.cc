@@ -570,6 +570,16 @@ TEST(OutputReaderTest, RefusesIndicesThatAreNone) {
   }
 }
 
+TEST(OutputReaderTest, RefusesTwoSetsOfFiles) {
+  const test::TempDir dir;
+  for (const char* name : {"model.safetensors", "model.safetensors.index.json"}) {
+    std::ofstream(dir.File(name)) << "{}";
+  }
+  const EngineError error = test::ErrorOf([&] { OutputReader(dir.path(), "model"); });
+  EXPECT_EQ(error.reason, "INVALID_CHECKPOINT");
+  EXPECT_TRUE(test::Mentions(error, "holds the same tensors twice")) << error.what();
+}
+
 TEST_F(CompressedTensorsTest, WritesUsualNamesWhateverTheSourceHas) {
   std::filesystem::create_directories(Source());
   test::TinyModel model = test::MakeTinyModel("llama", {{"tie_word_embeddings", true}});

@@ -37,10 +37,18 @@ std::set<std::string> ShardsOf(const std::string& index_path) {
 }  // namespace
 
 OutputReader::OutputReader(const std::string& dir, const std::string& stem) : dir_(dir) {
-  const std::string index = dir + "/" + stem + ".safetensors.index.json";
+  const std::string single = dir + "/" + stem + ".safetensors";
+  const std::string index = single + ".index.json";
   if (!IsRegularFile(index)) {
-    OpenFile(dir + "/" + stem + ".safetensors");
+    OpenFile(single);
     return;
+  }
+  if (IsRegularFile(single)) {
+    throw UserError("INVALID_CHECKPOINT",
+                    StrCat(dir, " holds the same tensors twice, in ", stem,
+                           ".safetensors and in the shards of ", stem,
+                           ".safetensors.index.json: remove the one that is left over"),
+                    {{"path", single}});
   }
   for (const std::string& shard : ShardsOf(index)) OpenFile(dir + "/" + shard);
 }

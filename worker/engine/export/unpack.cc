@@ -72,9 +72,14 @@ struct Source {
                   {{"path", dir}});
 }
 
-// checkpoint_format of a GPTQ folder; none is the oldest.
+// checkpoint_format of a GPTQ folder, or its newer name, format; none is the oldest.
 GptqVersion VersionOf(const std::string& dir, const nlohmann::ordered_json& quantization) {
-  const std::string format = quantization.value("checkpoint_format", "gptq");
+  const std::string newer = quantization.value("format", "gptq");
+  const std::string format = quantization.value("checkpoint_format", newer);
+  if (quantization.contains("format") && format != newer) {
+    Refuse(dir, StrCat("its checkpoint_format is ", Printable(format), ", its format ",
+                       Printable(newer)));
+  }
   if (format == "gptq_v2") return GptqVersion::kV2;
   if (format != "gptq") Refuse(dir, "its checkpoint_format is " + Printable(format));
   return GptqVersion::kV1;

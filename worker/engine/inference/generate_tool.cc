@@ -1,4 +1,5 @@
 // quantry-engine generate
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <iostream>
@@ -14,6 +15,7 @@
 #include "worker/engine/inference/generate.h"
 #include "worker/engine/inference/runnable_model.h"
 #include "worker/engine/inference/text_stream.h"
+#include "worker/engine/model/config.h"
 #include "worker/engine/tokenizer/tokenizer.h"
 
 namespace quantry::engine {
@@ -70,6 +72,20 @@ void Report(const GenerationReport& report, const RunnableModel& model) {
   std::cerr << StrCat("; peak memory ", PeakRssBytes() >> 20, " MiB\n");
 }
 
+// --max-tokens; by default 128, or what the model has room for after the prompt.
+int64_t MaxTokens(const Options& options, const RunnableModel& model, int64_t prompt) {
+  const int64_t longest =
+      LongestSequence(model.checkpoint()->architecture(), model.checkpoint()->config());
+  const int64_t room = longest - prompt;
+  const int64_t limit =
+      options.Integer("max-tokens", 1, kMaxTokens, std::clamp<int64_t>(room, 1, 128));
+  if (limit <= room) return limit;
+  throw UserError("INVALID_SPEC",
+                  StrCat("the prompt has ", prompt, " tokens and --max-tokens asks for ", limit,
+                         " more; this model takes at most ", longest, " in all"),
+                  {{"wanted", std::to_string(prompt + limit)}, {"limit", std::to_string(longest)}});
+}
+
 void Generate(const Options& options) {
   ConfigureRuntime(static_cast<int>(options.Integer("threads", 0, kMaxThreads, 0)));
   const at::Device device = OpenDevice(options.Text("device", "auto"));
@@ -78,7 +94,7 @@ void Generate(const Options& options) {
   const auto tokenizer = Tokenizer::Load((std::filesystem::path(dir) / "tokenizer.json").string());
   const std::string prompt = options.Text("prompt", "");
   const std::vector<int32_t> ids = PromptTokens(*tokenizer, model->checkpoint()->config(), prompt);
-  const int64_t limit = options.Integer("max-tokens", 1, kMaxTokens, 128);
+  const int64_t limit = MaxTokens(options, *model, static_cast<int64_t>(ids.size()));
   std::set<int32_t> ends;
   AddEnds(dir + "/config.json", &ends);
   AddEnds(dir + "/generation_config.json", &ends);

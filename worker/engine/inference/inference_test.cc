@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <tuple>
 
+#include "worker/engine/calibration/dataset.h"
 #include "worker/engine/export/exporter.h"
 #include "worker/engine/inference/decoder.h"
 #include "worker/engine/inference/generate.h"
@@ -282,6 +283,21 @@ TEST(TextStream, GivesWholeCharactersAndAllTheText) {
       EXPECT_EQ(before + shown, text);
     }
   }
+}
+
+TEST(TextStream, AStrayByteAfterAWholeCharacterCutsNoCharacter) {
+  const auto tokenizer = Tokenizer::Load(QUANTRY_SOURCE_DIR "/examples/stories260k/tokenizer.json");
+  const std::vector<int32_t> face = tokenizer->Encode("\U0001f600");
+  std::vector<int32_t> ids = face;
+  ids.push_back(face.back());  // a byte that starts no character
+  ids.push_back(tokenizer->Encode("a").back());
+  TextStream stream(tokenizer, tokenizer->Encode("x"));
+  std::string shown;
+  for (const int32_t id : ids) shown += stream.Add(id);
+  shown += stream.Finish();
+  EXPECT_EQ(FindInvalidUtf8(shown), -1) << shown;
+  EXPECT_NE(shown.find("\U0001f600"), std::string::npos) << shown;
+  EXPECT_TRUE(shown.ends_with("a")) << shown;
 }
 
 TEST(TextStream, ShowsWhatNeverBecomesACharacter) {

@@ -37,11 +37,11 @@ std::shared_ptr<const RunnableModel> RunnableModel::Open(const std::string& dir,
                                                          PackedProduct product) {
   auto model = std::make_shared<RunnableModel>();
   model->product_ = product;
+  CheckAgainstManifest(dir);
   if (!IsQuantryContainer(dir)) {
     model->checkpoint_ = Checkpoint::Open(dir);
     return model;
   }
-  CheckAgainstManifest(dir);
   model->container_ = std::make_unique<ContainerReader>(dir);
   model->checkpoint_ =
       Checkpoint::OpenPacked(dir, ContainerReader::kStem, model->container_->modules());

@@ -15,6 +15,8 @@ constexpr size_t kMaxPending = 4;
 constexpr size_t kContext = 4;
 constexpr size_t kMostContext = 32;
 
+bool IsContinuation(char byte) { return (static_cast<unsigned char>(byte) & 0xC0) == 0x80; }
+
 }  // namespace
 
 TextStream::TextStream(std::shared_ptr<const Tokenizer> tokenizer, std::vector<int32_t> ids)
@@ -24,7 +26,11 @@ std::string TextStream::Fresh() const {
   const std::string before =
       tokenizer_->Decode(std::vector<int32_t>(ids_.begin(), ids_.begin() + shown_));
   const std::string all = tokenizer_->Decode(ids_);
-  return all.size() > before.size() ? all.substr(before.size()) : "";
+  // A stray byte token turns those before it into U+FFFD, also of characters that were whole and
+  // are shown: what is new then begins at the next character.
+  size_t begin = before.size();
+  while (begin < all.size() && IsContinuation(all[begin])) ++begin;
+  return begin < all.size() ? all.substr(begin) : "";
 }
 
 void TextStream::Keep(size_t shown) {

@@ -267,19 +267,19 @@ ModelConfig ParseModelConfig(std::string_view text, const Architecture** archite
   return config;
 }
 
+int64_t LongestSequence(const Architecture& architecture, const ModelConfig& config) {
+  if (config.sliding_window > 0) return config.sliding_window;
+  return architecture.positions == PositionKind::kLearned ? config.max_positions
+                                                          : std::numeric_limits<int64_t>::max();
+}
+
 void CheckSequenceLength(const Architecture& architecture, const ModelConfig& config,
                          int64_t tokens) {
-  const bool learned = architecture.positions == PositionKind::kLearned;
-  int64_t limit = std::numeric_limits<int64_t>::max();
-  std::string why;
-  if (config.sliding_window > 0) {
-    limit = config.sliding_window;
-    why = "its attention slides over a window (sliding_window)";
-  } else if (learned) {
-    limit = config.max_positions;
-    why = "it has learned positions (max_position_embeddings)";
-  }
+  const int64_t limit = LongestSequence(architecture, config);
   if (tokens <= limit) return;
+  const std::string why = config.sliding_window > 0
+                              ? "its attention slides over a window (sliding_window)"
+                              : "it has learned positions (max_position_embeddings)";
   throw UserError(
       "INVALID_SPEC",
       StrCat("sequences of ", tokens, " tokens are asked for, this model takes at most ", limit,

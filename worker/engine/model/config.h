@@ -61,6 +61,9 @@ std::string ReadConfigText(const std::string& dir, uint64_t max_bytes);
 // UNSUPPORTED_ARCHITECTURE (unknown model_type, a feature the engine lacks).
 ModelConfig ParseModelConfig(std::string_view json, const Architecture** architecture);
 
+// The most tokens a sequence of the model may have; the largest number where none is set.
+int64_t LongestSequence(const Architecture& architecture, const ModelConfig& config);
+
 // Refuses sequences the model cannot take: longer than a sliding window, or
 // than the table of learned positions. UserError INVALID_SPEC.
 void CheckSequenceLength(const Architecture& architecture, const ModelConfig& config,

@@ -14,6 +14,7 @@
 #include "worker/engine/export/exporter.h"
 #include "worker/engine/export/model_files.h"
 #include "worker/engine/methods/linear_shapes.h"
+#include "worker/engine/methods/quarot/rotation.h"
 #include "worker/engine/nn/online_rotation.h"
 #include "worker/engine/nn/products.h"
 #include "worker/engine/pipeline/versions.h"
@@ -129,6 +130,9 @@ Inputs OpenInputs(const Job& job, const OnBytes& on_bytes) {
   const Checkpoint& checkpoint = *inputs.checkpoint;
   CheckSource(checkpoint);
   CheckGrid(job.grid, LinearWidths(checkpoint.architecture(), checkpoint.config()));
+  if (job.rotation.enabled) {
+    Rotation(checkpoint.architecture(), checkpoint.config(), job.rotation.online, 0);
+  }
   CheckOutputs(job, checkpoint);
   std::shared_ptr<const Tokenizer> tokenizer;
   const std::optional<TextJob> corpus =

@@ -262,7 +262,10 @@ Json QuoteJson(const Job& job) {
   const int64_t on_device = std::max(DeviceMemoryBytes(*checkpoint, calibration) +
                                          MethodBytes(job, *checkpoint, calibration, at::kCUDA),
                                      EvaluationBytes(job, *checkpoint, calibration, at::kCUDA));
-  Json quote = {{"steps", PlanSteps(job, *checkpoint, calibration, evaluation, {}).total()},
+  EvaluationOptions measuring;
+  measuring.max_stream_bytes = EvaluationStreamBytes(calibration.windows * calibration.length,
+                                                     checkpoint->config().hidden_size);
+  Json quote = {{"steps", PlanSteps(job, *checkpoint, calibration, evaluation, measuring).total()},
                 {"blocks", checkpoint->config().num_layers},
                 {"parameters", checkpoint->parameters()},
                 {"host_memory_bytes", JobBytes(job, *checkpoint, calibration)},

@@ -17,6 +17,7 @@
 #include "worker/engine/pipeline/training_file.h"
 #include "worker/engine/pipeline/warnings.h"
 #include "worker/engine/reconstruct/lora.h"
+#include "worker/engine/reconstruct/model_backward.h"
 
 namespace quantry::engine {
 namespace {
@@ -253,7 +254,7 @@ int64_t RestorationSteps(const Job& job, const Checkpoint& checkpoint,
           ? 0
           : 2 * EvaluationSteps(checkpoint, evaluation.windows, evaluation.length, false, options);
   return Batches(calibration) + checkpoint.config().num_layers * per_block +
-         job.preprocessing->lora.steps + measured;
+         job.preprocessing->lora.steps * PassSteps(checkpoint.config().num_layers) + measured;
 }
 
 }  // namespace quantry::engine

@@ -4,6 +4,7 @@
 
 #include "worker/engine/methods/batches.h"
 #include "worker/engine/pipeline/restoration.h"
+#include "worker/engine/reconstruct/model_backward.h"
 #include "worker/engine/reconstruct/model_tuning.h"
 
 namespace quantry::engine {
@@ -24,8 +25,9 @@ StepPlan PlanSteps(const Job& job, const Checkpoint& checkpoint, const StreamSha
   plan.per_block = job.method->Steps(checkpoint.architecture(), checkpoint.config(), calibration) +
                    Batches(calibration) + 1;
   if (const ModelTuningOptions* tuning = job.method->Tuning()) {
-    plan.tuning = tuning->steps;
+    plan.tuning = tuning->steps * PassSteps(plan.blocks);
     plan.tuning_weight = kTrainingShare * static_cast<double>(tuning->batch_size * plan.blocks) /
+                         static_cast<double>(PassSteps(plan.blocks)) /
                          static_cast<double>(std::max<int64_t>(calibration.windows, 1));
   }
   plan.packing = 2 * static_cast<int64_t>(job.outputs.size()) * plan.blocks;

@@ -105,12 +105,16 @@ class AdaptedModel {
 
   std::vector<at::Tensor>& adapters() { return adapters_; }
 
-  TrainingGradients Step(int64_t step, const std::vector<int64_t>& windows) const {
+  TrainingGradients Step(int64_t step, const std::vector<int64_t>& windows,
+                         const StepShare& done) const {
     const auto predicted =
         static_cast<double>(windows.size()) * static_cast<double>(windows_.size(1) - 1);
+    OneTells tells(done);
     return OverShares(
         device_, windows,
-        [&](const std::vector<int64_t>& share) { return Part(step, share, predicted); },
+        [&](const std::vector<int64_t>& share) {
+          return Part(step, share, predicted, tells.Ask());
+        },
         AddGradients);
   }
 
@@ -187,15 +191,20 @@ class AdaptedModel {
   }
 
   // Accumulates a few windows at a time: what is held does not grow with them.
-  TrainingGradients Part(int64_t step, const std::vector<int64_t>& windows,
-                         double predicted) const {
+  TrainingGradients Part(int64_t step, const std::vector<int64_t>& windows, double predicted,
+                         const StepShare& done) const {
     const auto count = static_cast<int64_t>(windows.size());
     const int64_t most = WindowsPerBatch(windows_.size(1));
+    const int64_t passes = PassSteps(std::ssize(blocks_)) * ((count + most - 1) / most);
+    int64_t passed = 0;
+    const auto advance = [&] {
+      if (done) done(static_cast<double>(++passed) / static_cast<double>(passes));
+    };
     TrainingGradients sum;
     for (int64_t first = 0; first < count; first += most) {
       const auto begin = windows.begin() + first;
       TrainingGradients group =
-          Together(step, {begin, begin + std::min(most, count - first)}, predicted);
+          Together(step, {begin, begin + std::min(most, count - first)}, predicted, advance);
       if (first == 0) {
         sum = std::move(group);
       } else {
@@ -205,8 +214,8 @@ class AdaptedModel {
     return sum;
   }
 
-  TrainingGradients Together(int64_t step, const std::vector<int64_t>& windows,
-                             double predicted) const {
+  TrainingGradients Together(int64_t step, const std::vector<int64_t>& windows, double predicted,
+                             const std::function<void()>& advance) const {
     const at::Tensor ids = windows_.index_select(0, at::tensor(windows, at::kLong));
     std::vector<at::Tensor> leaves;
     for (const at::Tensor& adapter : adapters_) {
@@ -229,6 +238,7 @@ class AdaptedModel {
       return NextTokenLoss(outputs, ids, predicted, slope);
     };
     pass.collect = [](size_t) {};
+    pass.advance = advance;
     TrainingGradients result;
     result.loss = BackwardThroughModel(Embed(checkpoint_, ids, device_), blocks_.size(), pass);
     for (const at::Tensor& leaf : leaves) result.tensors.push_back(leaf.grad());
@@ -266,20 +276,22 @@ LoraReport TrainLora(const Checkpoint& checkpoint, const RopeTable& rope, const 
   WindowOrder order(windows.size(0), Random(options.seed ^ 0x4c6fu).Next());
   Adam adam;
   for (const at::Tensor& adapter : model.adapters()) adam.Add(adapter, 1);
-  const TrainingState state = Train(
-      {.doing = "training adapters",
-       .advice = "lower preprocessing.lora.learning_rate or check the corpus",
-       .loss = "lm_loss",
-       .steps = options.steps,
-       .adam = std::move(adam),
-       .rate_at = [&](int64_t step) { return RateAt(options, step); },
-       .gradients_at =
-           [&](int64_t step) {
-             TrainingGradients gradients = model.Step(step, order.At(step, options.accumulation));
-             Clip(gradients.tensors, options.clip_norm);
-             return gradients;
-           }},
-      store, progress);
+  const TrainingState state =
+      Train({.doing = "training adapters",
+             .advice = "lower preprocessing.lora.learning_rate or check the corpus",
+             .loss = "lm_loss",
+             .steps = options.steps,
+             .progress_of_step = PassSteps(std::ssize(blocks)),
+             .adam = std::move(adam),
+             .rate_at = [&](int64_t step) { return RateAt(options, step); },
+             .gradients_at =
+                 [&](int64_t step, const StepShare& done) {
+                   TrainingGradients gradients =
+                       model.Step(step, order.At(step, options.accumulation), done);
+                   Clip(gradients.tensors, options.clip_norm);
+                   return gradients;
+                 }},
+            store, progress);
   return {state.loss_first, state.loss_last, state.retries, model.Merge()};
 }
 

@@ -151,7 +151,7 @@ TEST_P(LoraTest, LowersTheLossAndLeavesTheOtherLinears) {
   const std::vector<Block> before = Blocks();
   std::vector<Block> blocks = Blocks();
   const LoraReport report = Train(blocks);
-  EXPECT_EQ(progress_.steps(), options_.steps);
+  EXPECT_EQ(progress_.steps(), options_.steps * PassSteps(std::ssize(blocks)));
   EXPECT_LT(report.loss_last, 0.9 * report.loss_first);
   EXPECT_LT(Loss(blocks, windows_).item<double>(), 0.9 * Loss(before, windows_).item<double>());
   EXPECT_GT(report.relative_change, 0);
@@ -222,12 +222,18 @@ TEST_P(LoraTest, GoesOnFromAStateWithTheSameBits) {
 // Remembers what a phase began with, and the steps told before it.
 class PhaseSink : public ProgressSink {
  public:
-  void Advance(int64_t steps, std::string_view) override { steps_ += steps; }
+  void Advance(int64_t steps, std::string_view) override {
+    steps_ += steps;
+    longest_ = std::max(longest_, steps);
+  }
   void PhaseStarted(int64_t steps) override { began_.emplace_back(steps_, steps); }
   const std::vector<std::pair<int64_t, int64_t>>& began() const { return began_; }
+  int64_t steps() const { return steps_; }
+  int64_t longest() const { return longest_; }
 
  private:
   int64_t steps_ = 0;
+  int64_t longest_ = 0;  // told at once
   std::vector<std::pair<int64_t, int64_t>> began_;
 };
 
@@ -238,7 +244,11 @@ TEST_P(LoraTest, StepsOfAStateAreNoneOfThePhases) {
     std::vector<Block> blocks = Blocks();
     TrainLora(*checkpoint_, rope_, windows_, device_, options_, &store, blocks, sink);
     ASSERT_EQ(sink.began().size(), 1U);
-    EXPECT_EQ(sink.began()[0], std::make_pair(resumed, options_.steps - resumed));
+    const int64_t of_step = PassSteps(std::ssize(blocks));
+    EXPECT_EQ(sink.began()[0],
+              std::make_pair(resumed * of_step, (options_.steps - resumed) * of_step));
+    EXPECT_EQ(sink.steps(), options_.steps * of_step);
+    EXPECT_EQ(sink.longest(), resumed == 0 ? 1 : resumed * of_step) << "within a step, too";
   }
 }
 

@@ -14,6 +14,7 @@ double BackwardThroughModel(const at::Tensor& embedded, size_t blocks, const Mod
     const c10::AutoGradMode without_gradients(false);
     inputs.push_back(hidden);
     hidden = pass.forward(index, hidden);
+    if (pass.advance) pass.advance();
   }
   at::Tensor slope;
   const double loss = pass.loss(hidden, slope);
@@ -26,6 +27,7 @@ double BackwardThroughModel(const at::Tensor& embedded, size_t blocks, const Mod
     pass.collect(index);
     slope = leaf.grad();
     inputs[index] = at::Tensor();
+    if (pass.advance) pass.advance();
   }
   return loss;
 }

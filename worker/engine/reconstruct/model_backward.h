@@ -21,7 +21,12 @@ struct ModelPass {
   std::function<double(const at::Tensor& outputs, at::Tensor& slope)> loss;
   // The gradients of block `index` are there, last block first.
   std::function<void(size_t index)> collect;
+  // A block was run once more, PassSteps() times in all; may be empty.
+  std::function<void()> advance = {};
 };
+
+// Each block runs forward, and once more with its backward pass.
+inline int64_t PassSteps(int64_t blocks) { return 2 * blocks; }
 
 // Logits held at once in one tensor, 64 MiB.
 inline constexpr int64_t kMaxLogits = int64_t{1} << 24;

@@ -100,12 +100,14 @@ class Tuner {
     return adam;
   }
 
-  TrainingGradients Step(const std::vector<int64_t>& windows) const {
+  TrainingGradients Step(const std::vector<int64_t>& windows, const StepShare& done) const {
     const double tokens =
         static_cast<double>(windows.size()) * static_cast<double>(task_.windows.size(1));
+    OneTells tells(done);
     return OverShares(
         task_.device, windows,
-        [&](const std::vector<int64_t>& share) { return Part(share, tokens); }, AddGradients);
+        [&](const std::vector<int64_t>& share) { return Part(share, tokens, tells.Ask()); },
+        AddGradients);
   }
 
   // Writes what was tuned into the blocks, rounded as it is stored.
@@ -145,7 +147,8 @@ class Tuner {
     return BackwardThroughHead(head_, outputs, chunk, slope) / tokens;
   }
 
-  TrainingGradients Part(const std::vector<int64_t>& windows, double tokens) const {
+  TrainingGradients Part(const std::vector<int64_t>& windows, double tokens,
+                         const StepShare& done) const {
     const at::Tensor index = at::tensor(windows, at::kLong);
     TensorsOfBlocks logs(blocks_.size()), dense(blocks_.size());
     Block block;
@@ -162,6 +165,8 @@ class Tuner {
       logs[b] = LogGradients(blocks_[b], block);
       dense[b] = DenseGradients(block);
     };
+    int64_t passed = 0;
+    if (done) pass.advance = [&] { done(ShareOfPass(++passed)); };
     TrainingGradients result;
     result.loss = BackwardThroughModel(
         Embed(task_.checkpoint, task_.windows.index_select(0, index), task_.device), blocks_.size(),
@@ -169,6 +174,10 @@ class Tuner {
     Append(logs, result.tensors);
     Append(dense, result.tensors);
     return result;
+  }
+
+  double ShareOfPass(int64_t steps) const {
+    return static_cast<double>(steps) / static_cast<double>(PassSteps(std::ssize(blocks_)));
   }
 
   // From the gradients of the tensors it was materialized into.
@@ -211,12 +220,13 @@ ModelTuningReport TuneModel(const ModelTuningTask& task, const ModelTuningOption
              .advice = "lower the rates or leave model tuning out",
              .loss = "tuning_kl",
              .steps = options.steps,
+             .progress_of_step = PassSteps(std::ssize(blocks)),
              .adam = tuner.Optimizer(options),
              .rate_at = [&](int64_t step) { return 1.0 - static_cast<double>(step) / steps; },
              .gradients_at =
-                 [&](int64_t step) {
+                 [&](int64_t step, const StepShare& done) {
                    return tuner.Step(
-                       DrawWindows(task.windows.size(0), options.batch_size, stream + step));
+                       DrawWindows(task.windows.size(0), options.batch_size, stream + step), done);
                  }},
             store, progress);
   tuner.Finish(blocks);

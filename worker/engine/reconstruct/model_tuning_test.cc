@@ -10,6 +10,7 @@
 #include "worker/engine/methods/block_weights.h"
 #include "worker/engine/nn/transformer.h"
 #include "worker/engine/quant/grid.h"
+#include "worker/engine/reconstruct/model_backward.h"
 #include "worker/engine/reconstruct/testing/one_state.h"
 #include "worker/engine/testing/counting_sink.h"
 #include "worker/engine/testing/devices.h"
@@ -71,7 +72,7 @@ TEST_P(ModelTuningTest, LowersTheDivergenceAndKeepsTheIntegers) {
   options.dense_rate = 0.001;
   std::vector<QuantizedBlock> tuned = blocks_;
   const ModelTuningReport report = Tune(options, tuned);
-  EXPECT_EQ(progress_.steps(), 60);
+  EXPECT_EQ(progress_.steps(), 60 * PassSteps(std::ssize(tuned)));
   EXPECT_LT(report.last_loss, 0.8 * report.first_loss);
   for (size_t b = 0; b < tuned.size(); ++b) {
     for (size_t i = 0; i < tuned[b].linears.size(); ++i) {
@@ -104,7 +105,7 @@ TEST_P(ModelTuningTest, ALastStepThatIsNotFiniteBeginsAgainAtATenthOfTheRates) {
   store.kept().moments[0].fill_(NAN);
   const int64_t before = progress_.steps();
   EXPECT_EQ(Tune(options, again, &store).retries, 1);
-  EXPECT_EQ(progress_.steps(), before + 3);
+  EXPECT_EQ(progress_.steps(), before + 3 * PassSteps(std::ssize(blocks_)));
   options.scale_rate /= 10;
   Tune(options, slow);
   const at::Tensor scales = again[0].linears[0].scales;

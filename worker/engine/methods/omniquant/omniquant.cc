@@ -16,6 +16,7 @@
 #include "worker/engine/methods/working_bytes.h"
 #include "worker/engine/reconstruct/adam.h"
 #include "worker/engine/reconstruct/retries.h"
+#include "worker/engine/reconstruct/token_weights.h"
 
 namespace quantry::engine {
 namespace {
@@ -47,6 +48,7 @@ class ClipTrainer {
     BlockTargetOptions targets;
     targets.average_with_prefix = options.augmented_loss.value_or(task.grid.bits <= 2);
     targets_ = MakeBlockTargets(task, targets, progress);
+    roots_ = RootTokenWeights(targets_.outputs, options.token_energy_limit);
     for (const Linear& linear : task.block.linears) {
       ranges_.push_back(RangeOfGroups(linear.weight, task.grid));
     }
@@ -125,7 +127,9 @@ class ClipTrainer {
     const at::Tensor output =
         Trial().Forward(task_.x_q.narrow(0, first, count).to(task_.device), task_.rope);
     const at::Tensor wanted = targets_.outputs.narrow(0, first, count).to(task_.device);
-    const at::Tensor loss = (output - wanted).square().mean();
+    at::Tensor error = output - wanted;
+    if (roots_.defined()) error = error * roots_.narrow(0, first, count).to(task_.device);
+    const at::Tensor loss = error.square().mean();
     const auto value = loss.item<double>();
     if (!std::isfinite(value)) return value;
     adam_.Step(Gradients(loss, adam_.tensors()));
@@ -150,6 +154,7 @@ class ClipTrainer {
   const OmniquantOptions& options_;
   ProgressSink& progress_;
   BlockTargets targets_;
+  at::Tensor roots_;  // of the tokens' weights, where they differ
   std::unique_ptr<EquivalentTransform> transform_;
   std::vector<GroupRange> ranges_;  // of weights before anything transforms them
   std::vector<ClipFactors> logits_;

@@ -18,6 +18,7 @@ struct OmniquantOptions {
   double transform_alpha = 0.5;
   std::optional<bool> augmented_loss;  // default: at 2 bits
   int batch_size = 1;                  // windows a step
+  double token_energy_limit = 0;       // see RootTokenWeights
   bool tie_rope_pairs = true;
 };
 

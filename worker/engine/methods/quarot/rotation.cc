@@ -45,7 +45,8 @@ Rotation::Rotation(const Architecture& architecture, const ModelConfig& config, 
     throw UserError("UNSUPPORTED_ARCHITECTURE",
                     StrCat("rotation needs RMSNorm: the LayerNorm of ", architecture.name,
                            " subtracts a mean, which a rotation does not keep. Choose a method "
-                           "without rotation"),
+                           "without rotation; for tesseraq with quantized activations, an init "
+                           "other than quarot"),
                     {{"architecture", architecture.name}});
   }
   if (online) online_ = OnlineRotation::For(config);

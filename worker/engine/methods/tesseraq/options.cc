@@ -227,6 +227,7 @@ TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
   if (result.input_mixing > 1) options.Refuse("input_mixing", "a probability, 0 to 1");
   result.token_energy_limit = ParseTokenEnergyLimit(options, recipe.token_energy_limit);
   result.signround.token_energy_limit = result.token_energy_limit;
+  result.omniquant.token_energy_limit = result.token_energy_limit;
   if (FindRecipe(options) != nullptr) result.calibration = recipe.calibration;
   return result;
 }

@@ -93,7 +93,10 @@ int64_t Tesseraq::StartSteps(const Architecture& architecture, const ModelConfig
 
 int64_t Tesseraq::StartBytes(const Architecture& architecture, const ModelConfig& config,
                              const StreamShape& stream, const at::Device& device) const {
-  if (options_.init == RoundingInit::kOmniquant) return 0;
+  if (options_.init == RoundingInit::kOmniquant) {
+    const int64_t windows = std::min<int64_t>(options_.omniquant.batch_size, stream.windows);
+    return KeptActivationBytes(config, stream, windows) + TargetBytes(config, stream, device);
+  }
   if (options_.init == RoundingInit::kSignround) {
     return TuneRangesBytes(options_.signround, architecture, config, stream, device);
   }
