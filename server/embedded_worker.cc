@@ -62,7 +62,6 @@ absl::Status CheckEmbeddedWorker(const v1::ServerConfig& config) {
   options.argv = EmbeddedWorkerCommand(config, config.worker_listen(), "");
   options.argv.emplace_back("--check-config");
   options.environment = AgentEnvironment();
-  options.capture_stdout = false;
   auto child = ChildProcess::Spawn(options);
   if (!child.ok()) {
     return MakeError(Reason::kInvalidConfig,
@@ -70,13 +69,13 @@ absl::Status CheckEmbeddedWorker(const v1::ServerConfig& config) {
   }
   const auto exit = child->Wait(kCheckTime);
   if (exit && exit->ok()) return absl::OkStatus();
-  std::string said;
+  std::string said = !exit ? absl::StrCat("no answer within ", kCheckTime.count(), " s")
+                           : absl::StrCat("exit status ", exit->code, ", signal ", exit->signal);
   LineReader(child->stderr_fd(), kMaxLine).Drain([&said](std::string_view line, bool) {
     said = std::string(line);
   });
   return MakeError(Reason::kInvalidConfig,
-                   absl::StrCat("the embedded worker cannot run with these settings: ",
-                                said.empty() ? "it did not say why" : said));
+                   absl::StrCat("the embedded worker cannot run with these settings: ", said));
 }
 
 }  // namespace quantry::server

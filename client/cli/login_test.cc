@@ -46,6 +46,12 @@ TEST_F(LoginTest, CredentialsOfAnotherTenantAreToldAtOnce) {
   EXPECT_EQ(Login({"--no-check"}).code, 0);
 }
 
+TEST_F(LoginTest, AServerThatIsBusyNowIsRemembered) {
+  server.list_status = RpcError(grpc::UNAVAILABLE, "STORE_UNAVAILABLE", "the database is away");
+  EXPECT_EQ(Login({}).code, 0);
+  EXPECT_TRUE(Remembered());
+}
+
 TEST_F(LoginTest, WithoutACheckNobodyIsAsked) {
   ASSERT_EQ(Login({"--no-check"}).code, 0);
   EXPECT_TRUE(server.lists.empty());

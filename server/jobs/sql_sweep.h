@@ -144,22 +144,21 @@ std::optional<absl::StatusOr<JobState>> Judge(const Context& context, const Queu
   return std::nullopt;
 }
 
-// Ends jobs that waited longer than they may.
 // When a sweep leaves the rest of a backlog to the next ones: one that took half a lease would read
 // as an outage, and nobody would be judged while the backlog lasts.
-template <class Context>
-std::chrono::steady_clock::time_point EnoughForNow(const Context& context) {
-  return std::chrono::steady_clock::now() + context.policy.lease_ttl / 10;
+inline std::chrono::steady_clock::time_point EnoughForNow(const JobPolicy& policy) {
+  return std::chrono::steady_clock::now() + policy.lease_ttl / 10;
 }
 
+// Ends jobs that waited longer than they may.
 template <class Context>
-absl::Status SweepPending(const Context& context, SweepReport& report) {
+absl::Status SweepPending(const Context& context, std::chrono::steady_clock::time_point enough,
+                          SweepReport& report) {
   const auto overdue = Keys(context.db.Query(
       absl::StrCat("SELECT pk FROM queue WHERE state = 1 AND pending_deadline IS NOT NULL"
                    " AND pending_deadline <= $1 ORDER BY pending_deadline LIMIT $2",
                    context.db.kSkipLocked),
       context.now, context.policy.max_removed_per_sweep));
-  const auto enough = EnoughForNow(context);
   for (int64_t pk : overdue) {
     if (std::chrono::steady_clock::now() > enough) break;
     const std::optional<QueueRow> row = LockQueueRow(context.db, pk);
@@ -173,14 +172,14 @@ absl::Status SweepPending(const Context& context, SweepReport& report) {
 }
 
 template <class Context>
-void SweepExpired(const Context& context, SweepReport& report) {
+void SweepExpired(const Context& context, std::chrono::steady_clock::time_point enough,
+                  SweepReport& report) {
   const auto expired = Keys(context.db.Query(
       absl::StrCat(
           "SELECT pk FROM jobs WHERE expire_time IS NOT NULL AND state >= 4 AND expire_time <= $1"
           " ORDER BY expire_time LIMIT $2",
           context.db.kSkipLocked),
       context.now, context.policy.max_removed_per_sweep));
-  const auto enough = EnoughForNow(context);
   for (int64_t pk : expired) {
     if (std::chrono::steady_clock::now() > enough) break;
     report.removed.push_back(ReadKey(context.db, pk));

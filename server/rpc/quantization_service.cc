@@ -165,7 +165,9 @@ class JobCalls : public v1::QuantizationService::CallbackService, private Servic
     if (submit.request_id.empty() || absl::IsCancelled(sources)) return sources;
     submit.repeat_only = true;
     const auto earlier = context_->store->Submit(submit, context_->clock->Now());
-    if (!earlier.ok()) return sources;
+    const bool none = HasReason(earlier.status(), Reason::kJobNotFound) ||
+                      HasReason(earlier.status(), Reason::kJobIdTaken);
+    if (!earlier.ok()) return none ? sources : earlier.status();
     *response->mutable_quantization_job() = ToProto(earlier->job);
     return absl::OkStatus();
   }

@@ -350,6 +350,12 @@ def test_settings_of_the_embedded_worker_are_checked(binaries, tmp_path, setting
         assert done.returncode == 2 and says in done.stderr, done.stderr
 
 
+def test_a_checked_configuration_is_one_object(binaries, tmp_path):
+    done = subprocess.run([binaries / "quantryd", f"--data-dir={tmp_path}", "--check-config"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["data_dir"] == str(tmp_path)
+
+
 def test_a_worker_for_a_gpu_that_is_not_there(binaries, tmp_path):
     """It would take every job and fail it."""
     done = subprocess.run([binaries / "quantry-worker", f"--work-dir={tmp_path}", "--admin-listen=127.0.0.1:0", "--device=cuda:99",

@@ -156,10 +156,11 @@ EngineOutcome EngineRun::Finish(ExitStatus status) {
 
 // The whole output of a short command.
 absl::StatusOr<std::string> Capture(const std::vector<std::string>& argv,
-                                    const EngineConfinement& confinement, std::string* held) {
+                                    const EngineConfinement& confinement, std::string* held,
+                                    const EngineAccess& access = {}) {
   ChildOptions options{.argv = argv, .environment = {}};
   options.capture_stderr = false;
-  auto child = SpawnEngine(options, confinement, {});
+  auto child = SpawnEngine(options, confinement, access);
   if (!child.ok()) return child.status();
   *held = DescribeConfinement(confinement, *child);
   std::string output;
@@ -253,7 +254,10 @@ absl::StatusOr<EngineAbilities> ProbeEngine(const EngineOptions& options) {
 absl::Status ProbeDevice(const EngineOptions& options, const std::string& device) {
   if (!device.starts_with("cuda")) return absl::OkStatus();
   std::string confinement;
-  const auto devices = Capture({options.binary, "devices"}, options.confinement, &confinement);
+  EngineAccess access;
+  access.gpu = true;
+  const auto devices =
+      Capture({options.binary, "devices"}, options.confinement, &confinement, access);
   return devices.ok() ? FindDevice(device, *devices) : devices.status();
 }
 

@@ -117,8 +117,11 @@ absl::Status JobRunner::Execute(Attempt& attempt) {
   if (!dir.ok()) return dir.status();
   attempt.dir = *std::move(dir);
   JobInputs inputs;
+  const auto stopped = [&] { return attempt.stop_reason() != StopReason::kNone; };
+  // A lease that came as a drain began is given back before its model is fetched.
+  if (stopped()) return absl::CancelledError("told to stop");
   if (auto status = Prepare(attempt, &inputs); !status.ok()) return status;
-  if (attempt.stop_reason() != StopReason::kNone) return absl::CancelledError("told to stop");
+  if (stopped()) return absl::CancelledError("told to stop");
   const v1::EngineJob job = MakeEngineJob(attempt.lease, inputs, attempt.dir, parts_.defaults);
   const auto json = EngineJobJson(job);
   if (!json.ok()) return json.status();

@@ -49,7 +49,7 @@ void LeaseKeeper::Wake() {
 void LeaseKeeper::StopAll(StopReason reason) {
   {
     const std::lock_guard lock(mutex_);
-    stop_ = reason;
+    stop_ = std::max(stop_, reason);
   }
   for (const auto& session : Sessions()) session->Stop(reason);
 }

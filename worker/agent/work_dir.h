@@ -48,7 +48,7 @@ class WorkDir {
   absl::StatusOr<AttemptDir> CreateAttempt(std::string_view job_uid, std::int64_t epoch) const;
   // Removes the attempt; `keep_checkpoint` leaves its checkpoint folder.
   void RemoveAttempt(const AttemptDir& attempt, bool keep_checkpoint) const;
-  // Removes every attempt of the job but this one: its files are taken over.
+  // Removes the job's attempts before this one: their files are taken over.
   void RemoveEarlierAttempts(const AttemptDir& attempt) const;
   // Removes kept checkpoints of jobs that no attempt runs now.
   void RemoveKeptCheckpoints() const;

@@ -120,7 +120,8 @@ std::string NameFor(const std::string& server) {
   return name;
 }
 
-// Whether the server lets these credentials in, and to this tenant.
+// Whether the server lets these credentials in, and to this tenant; one that is busy now is asked
+// the second another time.
 absl::Status AskServer(Connection& connection, const std::string& tenant, v1::ServerInfo* info) {
   absl::Status status = connection.Call(connection.jobs(), &Connection::Jobs::GetServerInfo,
                                         v1::GetServerInfoRequest(), info);
@@ -129,8 +130,9 @@ absl::Status AskServer(Connection& connection, const std::string& tenant, v1::Se
   request.set_parent(tenant);
   request.set_page_size(1);
   v1::ListQuantizationJobsResponse page;
-  return connection.Call(connection.jobs(), &Connection::Jobs::ListQuantizationJobs, request,
-                         &page);
+  status =
+      connection.Call(connection.jobs(), &Connection::Jobs::ListQuantizationJobs, request, &page);
+  return IsBreak(status) ? absl::OkStatus() : status;
 }
 
 absl::StatusOr<ExitCode> RunLogin(Context& context, const LoginOptions& options) {

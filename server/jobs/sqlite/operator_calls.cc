@@ -77,9 +77,10 @@ absl::StatusOr<SweepReport> Sweep(const Context& context) {
   }
   sql::PullTimes(context, last.back);
   absl::Status swept = SweepLeases(context, last.judged, report);
-  if (swept.ok()) swept = sql::SweepPending(context, report);
+  const auto enough = sql::EnoughForNow(context.policy);
+  if (swept.ok()) swept = sql::SweepPending(context, enough, report);
   if (!swept.ok()) return swept;
-  sql::SweepExpired(context, report);
+  sql::SweepExpired(context, enough, report);
   SweepWaiting(context, report);
   sql::ForgetWorkers(context);
   return report;

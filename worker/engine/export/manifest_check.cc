@@ -1,6 +1,7 @@
 #include "worker/engine/export/manifest_check.h"
 
 #include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "worker/engine/base/error.h"
@@ -12,6 +13,7 @@
 namespace quantry::engine {
 namespace {
 
+constexpr size_t kSchemaWithin = 4096;  // bytes of a manifest: its first field
 constexpr uint64_t kMaxManifestBytes = uint64_t{64} << 20;
 
 [[noreturn]] void Refuse(const std::string& path, const std::string& wanted,
@@ -51,6 +53,16 @@ void CheckAgainstManifest(const std::string& dir) {
     const std::string path = listed.is_object() ? TextOf(listed, "path") : "";
     if (path.starts_with(prefix)) CheckFile(folder.parent_path() / path, listed);
   }
+}
+
+bool IsOfArtifact(const std::string& dir) {
+  std::error_code failed;
+  const std::filesystem::path folder = std::filesystem::canonical(dir, failed);
+  if (failed) return false;
+  std::string head(kSchemaWithin, '\0');
+  std::ifstream manifest(folder.parent_path() / "manifest.json");
+  manifest.read(head.data(), static_cast<std::streamsize>(head.size()));
+  return head.find("\"quantry.manifest.") != std::string::npos;
 }
 
 }  // namespace quantry::engine

@@ -9,4 +9,7 @@ namespace quantry::engine {
 // files whole. Throws UserError INVALID_CHECKPOINT naming the file.
 void CheckAgainstManifest(const std::string& dir);
 
+// Whether a manifest.json beside `dir` is an artifact's, and not another program's.
+bool IsOfArtifact(const std::string& dir);
+
 }  // namespace quantry::engine

@@ -37,8 +37,9 @@ std::shared_ptr<const RunnableModel> RunnableModel::Open(const std::string& dir,
                                                          PackedProduct product) {
   auto model = std::make_shared<RunnableModel>();
   model->product_ = product;
-  CheckAgainstManifest(dir);
-  if (!IsQuantryContainer(dir)) {
+  const bool container = IsQuantryContainer(dir);
+  if (container || IsOfArtifact(dir)) CheckAgainstManifest(dir);
+  if (!container) {
     model->checkpoint_ = Checkpoint::Open(dir);
     return model;
   }

@@ -29,6 +29,7 @@
 #include "worker/engine/pipeline/streams.h"
 #include "worker/engine/pipeline/trace.h"
 #include "worker/engine/pipeline/warnings.h"
+#include "worker/engine/reconstruct/model_backward.h"
 #include "worker/engine/reconstruct/model_tuning.h"
 
 namespace quantry::engine {
@@ -281,7 +282,9 @@ std::function<QuantizedBlock()> Run::FirstPassOf(int index) const {
 void Run::Tune() {
   const ModelTuningOptions* tuning = job_.method->Tuning();
   if (tuning == nullptr) return;
-  if (checkpoints_->tuned()) return progress_->Advance(tuning->steps, "taken from the checkpoint");
+  if (checkpoints_->tuned()) {
+    return progress_->Advance(tuning->steps * PassSteps(blocks()), "taken from the checkpoint");
+  }
   streams_.x_q = at::Tensor();  // its last use was the last block
   std::vector<StoredBlock> stored;
   std::vector<QuantizedBlock> quantized;

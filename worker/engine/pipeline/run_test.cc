@@ -818,6 +818,24 @@ TEST(RunTest, StoppedWhileTheModelIsTunedItGoesOnToTheSameBytes) {
   ExpectSameArtifact(bench, "whole", "stopped");
 }
 
+// Killed after that: its steps count as done.
+TEST(RunTest, StoppedAfterTheModelWasTunedAllStepsAreCounted) {
+  const Bench bench(CaseOf("tesseraq_plus"));
+  const auto last = [](const std::vector<json>& events) {
+    int64_t done = 0;
+    for (const json& event : events) {
+      if (event.contains("progress")) done = event["progress"].value("steps_done", int64_t{0});
+    }
+    return done;
+  };
+  const int64_t whole = last(bench.Run("whole", at::kCPU));
+  const char* file = "tuned-00000.safetensors";
+  bench.Run("stopped", at::kCPU, [&] { return bench.Has("stopped", file); });
+  ASSERT_TRUE(bench.Has("stopped", file));
+  EXPECT_EQ(last(bench.Run("stopped", at::kCPU)), whole);
+  ExpectSameArtifact(bench, "whole", "stopped");
+}
+
 class RestoredTest : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override { QUANTRY_TAKE_DEVICE(device_, GetParam()); }

@@ -169,6 +169,12 @@ int64_t LearnClippingSteps(const OmniquantOptions& options, int bits, const Stre
   return BlockTargetSteps(stream) + Epochs(options, bits) * steps;
 }
 
+int64_t LearnClippingBytes(const OmniquantOptions& options, const ModelConfig& config,
+                           const StreamShape& stream, const at::Device& device) {
+  const int64_t windows = std::min<int64_t>(options.batch_size, stream.windows);
+  return KeptActivationBytes(config, stream, windows) + TargetBytes(config, stream, device);
+}
+
 OmniquantResult LearnClipping(const BlockTask& task, const OmniquantOptions& options,
                               ProgressSink& progress) {
   return ClipTrainer(task, options, progress).Run();
@@ -189,8 +195,7 @@ int64_t Omniquant::Steps(const Architecture& architecture, const ModelConfig&,
 // The block, transformed and quantized, and gradients are within four copies of it.
 int64_t Omniquant::WorkingBytes(const Architecture&, const ModelConfig& config,
                                 const StreamShape& stream, const at::Device& device) const {
-  const int64_t windows = std::min<int64_t>(options_.batch_size, stream.windows);
-  return KeptActivationBytes(config, stream, windows) + TargetBytes(config, stream, device);
+  return LearnClippingBytes(options_, config, stream, device);
 }
 
 void Omniquant::Check(const StreamShape& stream) const {

@@ -49,6 +49,10 @@ OmniquantResult LearnClipping(const BlockTask& task, const OmniquantOptions& opt
 // Steps LearnClipping advances by.
 int64_t LearnClippingSteps(const OmniquantOptions& options, int bits, const StreamShape& stream);
 
+// What LearnClipping holds at once on `device`, targets among it.
+int64_t LearnClippingBytes(const OmniquantOptions& options, const ModelConfig& config,
+                           const StreamShape& stream, const at::Device& device);
+
 // The grid of a weight whose ranges are clipped so. Scales are rounded.
 GroupGrid ClippedGrid(const at::Tensor& weight, const ClipFactors& clip, const GridSpec& spec,
                       at::ScalarType scale_dtype);

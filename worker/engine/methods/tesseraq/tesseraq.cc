@@ -94,8 +94,7 @@ int64_t Tesseraq::StartSteps(const Architecture& architecture, const ModelConfig
 int64_t Tesseraq::StartBytes(const Architecture& architecture, const ModelConfig& config,
                              const StreamShape& stream, const at::Device& device) const {
   if (options_.init == RoundingInit::kOmniquant) {
-    const int64_t windows = std::min<int64_t>(options_.omniquant.batch_size, stream.windows);
-    return KeptActivationBytes(config, stream, windows) + TargetBytes(config, stream, device);
+    return LearnClippingBytes(options_.omniquant, config, stream, device);
   }
   if (options_.init == RoundingInit::kSignround) {
     return TuneRangesBytes(options_.signround, architecture, config, stream, device);
