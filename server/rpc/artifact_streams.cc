@@ -19,7 +19,9 @@
 namespace quantry::server {
 namespace {
 
-absl::Status TakePlace(CountedPlace& place, const Call& call) {
+// Admits the caller and takes a place of his. `request`: nullptr where none has come yet.
+absl::Status Enter(Call& call, const google::protobuf::Message* request, CountedPlace& place) {
+  if (absl::Status admitted = call.Admit(request); !admitted.ok()) return admitted;
   return place.Take(call.principal(), {.most = kArtifactStreamsOfOne,
                                        .what = "uploads and downloads open",
                                        .advice = "go on when one of them is done",
@@ -36,8 +38,7 @@ class UploadReactor : public grpc::ServerReadReactor<v1::UploadBlobRequest> {
         call_("/quantry.v1.ArtifactService/UploadBlob", context->runtime, call),
         place_(&context->runtime->artifact_streams),
         session_(context->blobs, Rules()) {
-    absl::Status admitted = call_.Admit(nullptr);
-    if (admitted.ok()) admitted = TakePlace(place_, call_);
+    const absl::Status admitted = Enter(call_, nullptr, place_);
     if (!admitted.ok()) {
       Finish(call_.End(admitted));
     } else {
@@ -104,8 +105,7 @@ class ReadReactor : public grpc::ServerWriteReactor<v1::ReadArtifactResponse> {
         request_(request),
         call_("/quantry.v1.ArtifactService/ReadArtifact", context->runtime, call),
         place_(&context->runtime->artifact_streams) {
-    absl::Status admitted = call_.Admit(&request_);
-    if (admitted.ok()) admitted = TakePlace(place_, call_);
+    const absl::Status admitted = Enter(call_, &request_, place_);
     if (!admitted.ok()) {
       Finish(call_.End(admitted));
     } else {

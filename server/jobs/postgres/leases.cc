@@ -1,7 +1,7 @@
 #include "common/errors.h"
-#include "google/protobuf/util/message_differencer.h"
 #include "server/jobs/postgres/worker_calls.h"
 #include "server/jobs/rules.h"
+#include "server/jobs/sql_checkpoints.h"
 #include "server/jobs/sql_rows.h"
 
 // What a worker says while it holds a lease.
@@ -50,19 +50,6 @@ absl::StatusOr<BeatReply> BeatOne(const Context& context, const WorkerRow& worke
   RenewWithProgress(context, *row, beat.progress);
   reply.directive = DirectiveFor(*row, worker);
   return reply;
-}
-
-// This attempt has committed it, or a later one: a call that was under way for long, whose repeat
-// came first, must not bring back what the worker has removed since.
-bool IsSuperseded(const Context& context, const QueueRow& row,
-                  const v1::CheckpointRef& checkpoint) {
-  Rows rows =
-      context.db.Query("SELECT epoch, checkpoint FROM job_checkpoints WHERE pk = $1", row.pk);
-  if (!rows.Next() || rows.Int(0) != row.epoch) return false;
-  v1::CheckpointRef stored;
-  rows.Parse(1, &stored);
-  return checkpoint.blocks_done() < stored.blocks_done() ||
-         google::protobuf::util::MessageDifferencer::Equals(stored, checkpoint);
 }
 
 // The job ended with exactly this commit: its reply was lost.
@@ -122,7 +109,7 @@ absl::Status CommitCheckpoint(const Context& context, const CheckpointRequest& r
   const v1::CheckpointRef& checkpoint = request.checkpoint;
   Renew(context, *row);
   StoreEvents(context, *row, request.events);
-  if (IsSuperseded(context, *row, checkpoint)) return absl::OkStatus();
+  if (sql::IsSuperseded(context, *row, checkpoint)) return absl::OkStatus();
   context.db.Execute(
       "INSERT INTO job_checkpoints (pk, epoch, checkpoint) VALUES ($1, $2, $3)"
       " ON CONFLICT (pk) DO UPDATE SET epoch = excluded.epoch, checkpoint = excluded.checkpoint",
