@@ -335,6 +335,18 @@ const BadCase kBadCases[] = {
     {"salient_ratio",
      [](Request* r) { Spec(r)->mutable_method()->mutable_ptq161()->set_salient_ratio(0.6); },
      "quantization_job.spec.method.ptq161.salient_ratio", "0.5"},
+    {"salient_ratio_below_zero",
+     [](Request* r) { Spec(r)->mutable_method()->mutable_ptq161()->set_salient_ratio(-0.1); },
+     "quantization_job.spec.method.ptq161.salient_ratio", "got -0.1"},
+    {"salient_ratio_of_no_number",
+     [](Request* r) { Spec(r)->mutable_method()->mutable_ptq161()->set_salient_ratio(std::numeric_limits<double>::quiet_NaN()); },
+     "quantization_job.spec.method.ptq161.salient_ratio", "got nan"},
+    {"salient_ratio_of_a_first_pass",
+     [](Request* r) {
+       Spec(r)->mutable_method()->mutable_restore()->mutable_first_pass()->set_salient_ratio(0.6);
+       Spec(r)->mutable_preprocessing()->mutable_source()->set_local_path("/text");
+     },
+     "quantization_job.spec.method.restore.first_pass.salient_ratio", "0.5"},
     {"rounding_rate",
      [](Request* r) {
        Ptq161(r)->set_learn_rounding(true);

@@ -235,6 +235,21 @@ def test_a_check_counts_tokens_where_bytes_leave_a_doubt(shared_server, stories,
     assert re.search(r"INVALID_CALIBRATION: .* has \d+ tokens = \d+ windows of 128, 32 are asked for", message), message
 
 
+def test_a_check_refuses_a_corpus_and_adapters_that_cannot_work(shared_server, stories, tmp_path):
+    """What preprocessing would fail on, told before it is queued."""
+    short = tmp_path / "short.txt"
+    short.write_text("Once upon a time there was a fox.")
+    corpus = EXAMPLES / "text" / "calibration.txt"
+    args = ["submit", stories, "--method", "ptq161", "--calibration", corpus, "--calibration-samples", 32,
+            "--calibration-length", 128, "--check", "--output", "json"]
+    for flags, words in ((("--preprocessing-corpus", short), "preprocessing text has 33 bytes"),
+                         (("--preprocessing-corpus", corpus, "--preprocessing-rank", 1000), "rank")):
+        with nothing_half_written(shared_server):
+            done = shared_server.cli(*args, *flags, check=2)
+        error = json.loads(done.stdout)["error"]
+        assert error["reason"] == "INVALID_SPEC" and words in error["message"], error
+
+
 def test_a_first_pass_of_no_known_recipe(shared_server, stories, tmp_path):
     config = tmp_path / "restore.json"
     config.write_text('{"restore": {"first_pass": {"recipe": "ptq161-pluss"}}}')

@@ -83,7 +83,8 @@ MethodRow TesseraqRow() {
   const std::vector<ParameterRow> own = {
       {"recipe", "string", "\"\"", "Settings under one name: tesseraq-w2g128, tesseraq-w2g64, ..."},
       {"init", "enum", "\"INIT_AWQ\"",
-       "Start: INIT_NONE, INIT_AWQ, INIT_OMNIQUANT, INIT_QUAROT, INIT_SIGNROUND."},
+       "Start: INIT_NONE, INIT_AWQ, INIT_OMNIQUANT, INIT_QUAROT, INIT_SIGNROUND. tesseraq-plus: "
+       "INIT_SIGNROUND, with 6 activation bits or fewer INIT_QUAROT."},
       {"stages", "int32", "20", "Stages of hardening."},
       {"schedule", "list of double", "[]", "Soft fraction left after each stage, falling."},
       {"steps_per_stage", "int32", "250", "Adam steps of a stage."},
@@ -115,7 +116,8 @@ MethodRow TesseraqRow() {
        "that; -1 = none. tesseraq-plus: 300."},
       {"held_out_samples", "int32", "0", "Calibration windows that judge each block's rounding."},
       {"compute_dtype", "enum", "\"COMPUTE_DTYPE_FLOAT32\"",
-       "COMPUTE_DTYPE_BFLOAT16: the products of training steps in bfloat16."},
+       "COMPUTE_DTYPE_BFLOAT16: the products of training steps in bfloat16. "
+       "tesseraq-plus: that where a CPU multiplies it."},
   };
   row.parameters.insert(row.parameters.end(), own.begin(), own.end());
   row.rotation = TesseraqRotation;
@@ -271,10 +273,11 @@ ActivationSpec ParseActivations(JsonObject& options, const ActivationSpec& defau
   return spec;
 }
 
-ComputeDtype ParseComputeDtype(JsonObject& options) {
+ComputeChoice ParseComputeDtype(JsonObject& options, ComputeChoice of_recipe) {
   const int choice = options.Choice(
       "compute_dtype",
       {"COMPUTE_DTYPE_UNSPECIFIED", "COMPUTE_DTYPE_FLOAT32", "COMPUTE_DTYPE_BFLOAT16"}, 0);
+  if (choice == 0) return of_recipe;
   return choice == 2 ? ComputeDtype::kBfloat16 : ComputeDtype::kFloat32;
 }
 

@@ -71,8 +71,8 @@ GridSpec ParseGrid(JsonObject& options, const GridSpec& defaults = {});
 // `activations` of a method's message; 16 bits when absent. Throws INVALID_SPEC.
 ActivationSpec ParseActivations(JsonObject& options, const ActivationSpec& defaults = {});
 
-// `compute_dtype` of a method's message; float32 when absent.
-ComputeDtype ParseComputeDtype(JsonObject& options);
+// `compute_dtype` of a method's message; `of_recipe` when absent.
+ComputeChoice ParseComputeDtype(JsonObject& options, ComputeChoice of_recipe);
 
 // `token_energy_limit` of a method's message; `of_recipe` when absent, 0 when it asks for none.
 // Throws INVALID_SPEC.

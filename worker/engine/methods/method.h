@@ -92,6 +92,8 @@ class Method {
   // Whether it works, with these options, on a model that preprocessing has
   // restored, and on no other.
   virtual bool NeedsPreprocessing() const { return false; }
+  // What its training steps' products are rounded to.
+  virtual ComputeChoice Compute() const { return ComputeDtype::kFloat32; }
   // What quantizes the model that preprocessing trains adapters on.
   virtual const Method& FirstPass() const { return *this; }
   // Steps one block takes with this calibration: what Quantize reports in

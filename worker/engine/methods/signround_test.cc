@@ -111,6 +111,22 @@ TEST_P(SignroundTest, ALimitOfTokenEnergyIsHeeded) {
   EXPECT_NE(with.metrics.at("first_loss"), without.metrics.at("first_loss"));
 }
 
+// Another type of products must be heeded, and change the first step's loss by its rounding alone.
+TEST_P(SignroundTest, ProductsMayBeInBfloat16) {
+  const BlockTask task = Task();
+  const at::Tensor targets = setting_.block.Forward(setting_.x, setting_.rope);
+  SignroundOptions options;
+  options.iterations = 20;
+  CountingSink counter;
+  const SignroundGrids single = TuneRanges(task, targets, options, counter);
+  EXPECT_EQ(counter.steps(), options.iterations);
+  options.compute = ComputeDtype::kBfloat16;
+  const SignroundGrids half = TuneRanges(task, targets, options, counter);
+  EXPECT_NE(half.first_loss, single.first_loss);
+  EXPECT_NEAR(half.first_loss, single.first_loss, 0.02 * single.first_loss);
+  EXPECT_LT(half.best_loss, half.first_loss);
+}
+
 // The first step is evaluated before anything moves.
 TEST_P(SignroundTest, NoStepOrARateOfZeroIsRounding) {
   SignroundOptions options;

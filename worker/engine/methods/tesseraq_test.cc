@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 
 #include "worker/engine/base/json_object.h"
 #include "worker/engine/methods/rtn/rtn.h"
@@ -22,6 +23,20 @@ TesseraqOptions Parsed(const char* options) {
   const nlohmann::json json = nlohmann::json::parse(options);
   JsonObject object(json, "tesseraq");
   return ParseTesseraqOptions(object);
+}
+
+// Every part that trains heeds the type of products.
+TEST(TesseraqOptionsTest, ComputeDtypeReachesEveryPart) {
+  for (const auto& [name, dtype] :
+       {std::pair{"FLOAT32", ComputeDtype::kFloat32}, {"BFLOAT16", ComputeDtype::kBfloat16}}) {
+    const std::string options =
+        std::string(R"({"recipe": "tesseraq-plus", "compute_dtype": "COMPUTE_DTYPE_)") + name +
+        R"("})";
+    const TesseraqOptions parsed = Parsed(options.c_str());
+    EXPECT_EQ(parsed.compute, dtype) << name;
+    EXPECT_EQ(parsed.signround.compute, dtype) << name;
+    EXPECT_EQ(parsed.tuning.compute, dtype) << name;
+  }
 }
 
 TEST(TesseraqOptionsTest, BudgetsSayHowLongAJobTrains) {

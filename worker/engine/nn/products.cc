@@ -204,6 +204,11 @@ bool MultipliesBfloat16(const at::Device& device) {
   return !device.is_cpu() || simd::HasBfloat16();
 }
 
+ComputeDtype ComputeOn(const at::Device& device, ComputeChoice choice) {
+  const bool fast = device.is_cpu() && MultipliesBfloat16(device);
+  return choice.value_or(fast ? ComputeDtype::kBfloat16 : ComputeDtype::kFloat32);
+}
+
 at::Tensor Factor(const at::Tensor& value, ComputeDtype dtype) {
   if (dtype == ComputeDtype::kFloat32) return value;
   return RoundedTogether({Flat(value)}, 0).view(value.sizes());

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <optional>
 #include <vector>
 
 namespace quantry::engine {
@@ -14,6 +15,11 @@ enum class ComputeDtype { kFloat32, kBfloat16 };
 // does not, factors are rounded to bfloat16 and multiplied in fp32: the same
 // training at no gain in time.
 bool MultipliesBfloat16(const at::Device& device);
+
+// What was asked for; nothing = bfloat16 where a CPU multiplies it, float32 elsewhere: on a GPU
+// too, until somebody has measured one.
+using ComputeChoice = std::optional<ComputeDtype>;
+ComputeDtype ComputeOn(const at::Device& device, ComputeChoice choice);
 
 // `value`, fp32, as a factor of Product: rounded to `dtype`, in that type where
 // the device multiplies it.

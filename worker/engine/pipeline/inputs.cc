@@ -177,8 +177,8 @@ std::shared_ptr<const Checkpoint> OpenRotated(const Job& job, const Inputs& inpu
 }
 
 std::string Instructions(const Job& job, bool multiplies_bfloat16) {
-  const bool asked = job.method_json.find("COMPUTE_DTYPE_BFLOAT16") != std::string::npos;
-  return at::get_cpu_capability() + (asked && multiplies_bfloat16 ? " BF16" : "");
+  const bool may = job.method->Compute() != ComputeDtype::kFloat32;
+  return at::get_cpu_capability() + (may && multiplies_bfloat16 ? " BF16" : "");
 }
 
 std::string Fingerprint(const Job& job, const Inputs& inputs, const at::Device& device) {
@@ -187,7 +187,7 @@ std::string Fingerprint(const Job& job, const Inputs& inputs, const at::Device& 
     if (file.path.rfind("evaluation/", 0) != 0) files.push_back(file.sha256);
   }
   // Goes up when the same job would end in other bits than before.
-  constexpr int kNumerics = 16;
+  constexpr int kNumerics = 17;
   nlohmann::ordered_json all = {{"versions", Versions()},
                                 {"numerics", kNumerics},
                                 {"files", files},

@@ -34,7 +34,7 @@ std::shared_ptr<const Checkpoint> OpenRotated(const Job& job, const Inputs& inpu
                                               const std::string& dir, const OnBytes& on_bytes = {});
 
 // What of the machine's instruction set the job's numbers depend on; where it
-// asks for bfloat16 products, also whether they are made in that type
+// may have bfloat16 products, also whether they are made in that type
 // (MultipliesBfloat16).
 std::string Instructions(const Job& job, bool multiplies_bfloat16);
 

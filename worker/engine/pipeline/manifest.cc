@@ -90,6 +90,7 @@ Json ToJson(const Job& job, const Manifest& manifest) {
   json["outputs"] = List(manifest.outputs);
   json["peak_rss_bytes"] = manifest.peak_rss_bytes;
   json["device"] = manifest.device;
+  if (manifest.compute == ComputeDtype::kBfloat16) json["compute_dtype"] = "bfloat16";
   json["method"] = job.method_row->name;
   json["activation_bits"] = job.activations.bits;
   json["model_type"] = manifest.model_type;

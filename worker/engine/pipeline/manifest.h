@@ -10,6 +10,7 @@
 #include "worker/engine/evaluation/evaluator.h"
 #include "worker/engine/export/accounting.h"
 #include "worker/engine/export/exporter.h"
+#include "worker/engine/nn/products.h"
 #include "worker/engine/pipeline/events.h"
 #include "worker/engine/pipeline/job.h"
 #include "worker/engine/pipeline/restoration.h"
@@ -32,7 +33,8 @@ struct Manifest {
   std::string device;
   std::string device_type;  // "cpu" or "cuda"; of the report, as the next two
   int threads = 0;
-  std::string base_model;  // "org/name" where config.json tells it, else ""
+  ComputeDtype compute = ComputeDtype::kFloat32;  // of training's products
+  std::string base_model;                         // "org/name" where config.json tells it, else ""
   std::string model_type;
   bool quality_gate_failed = false;
   std::vector<std::string> warnings;

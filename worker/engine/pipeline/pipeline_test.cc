@@ -9,9 +9,11 @@
 #include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
+#include <utility>
 #include <vector>
 
 #include "worker/engine/base/file.h"
+#include "worker/engine/base/sha256.h"
 #include "worker/engine/pipeline/block_file.h"
 #include "worker/engine/pipeline/checkpoints.h"
 #include "worker/engine/pipeline/inputs.h"
@@ -228,6 +230,7 @@ TEST(Job, ItsInstructionsTellHowBfloat16IsMultiplied) {
   json["preprocessing"] = {{"text", {{"path", "/p"}}}};
   const auto depends = [&](const char* method) {
     json["method"] = nlohmann::json::parse(method);
+    if (json["method"].contains("tesseraq")) json.erase("preprocessing");
     const Job job = ParseJob(json);
     return Instructions(job, true) != Instructions(job, false);
   };
@@ -236,6 +239,53 @@ TEST(Job, ItsInstructionsTellHowBfloat16IsMultiplied) {
   EXPECT_TRUE(depends(R"({"ptq161": {"compute_dtype": "COMPUTE_DTYPE_BFLOAT16"}})"));
   EXPECT_TRUE(
       depends(R"({"restore": {"first_pass": {"compute_dtype": "COMPUTE_DTYPE_BFLOAT16"}}})"));
+  EXPECT_FALSE(depends(R"({"tesseraq": {}})"));
+  EXPECT_TRUE(depends(R"({"tesseraq": {"recipe": "tesseraq-plus"}})"));
+  EXPECT_FALSE(depends(
+      R"({"tesseraq": {"recipe": "tesseraq-plus", "compute_dtype": "COMPUTE_DTYPE_FLOAT32"}})"));
+}
+
+// Spec: ptq161.md 10, trap 5: no result of other inputs is gone on with.
+TEST(Job, ACheckpointIsKeyedByAllThatDecidesItsBytes) {
+  nlohmann::json json = GoodJob();
+  json["method"] = {{"ptq161", {{"epochs", 3}}}};
+  json["preprocessing"] = {{"text", {{"path", "/p"}}}};
+  Inputs inputs;
+  for (const char* path : {"model/config.json", "model/model.safetensors", "model/tokenizer.json",
+                           "calibration/c", "corpus/p", "evaluation/e"}) {
+    inputs.files.push_back({path, 1, Sha256OfText(path)});
+  }
+  const auto key = [](const nlohmann::json& job, const Inputs& of) {
+    return Fingerprint(ParseJob(job), of, at::kCPU);
+  };
+  const std::string first = key(json, inputs);
+  EXPECT_EQ(key(json, inputs), first);
+  for (size_t i = 0; i < inputs.files.size(); ++i) {
+    Inputs other = inputs;
+    other.files[i].sha256 = Sha256OfText("other");
+    const bool decides = inputs.files[i].path != "evaluation/e";
+    EXPECT_EQ(key(json, other) != first, decides) << inputs.files[i].path;
+  }
+  const std::pair<const char*, nlohmann::json> changes[] = {
+      {"/seed", "7"},
+      {"/method/ptq161/epochs", 4},
+      {"/calibration/samples", 5},
+      {"/calibration/sequence_length", 64},
+      {"/calibration/sampling", "SAMPLING_RANDOM"},
+      {"/calibration/text/format", "TEXT_FORMAT_TOKEN_IDS"},
+      {"/preprocessing/lora", {{"steps", 5}}}};
+  for (const auto& [pointer, value] : changes) {
+    nlohmann::json other = json;
+    other[nlohmann::json::json_pointer(pointer)] = value;
+    EXPECT_NE(key(other, inputs), first) << pointer;
+  }
+  // Where things lie, and whose the job is, decides nothing.
+  json["model_dir"] = "/elsewhere";
+  json["output_dir"] = "/other";
+  json["epoch"] = "9";
+  json["calibration"]["text"]["path"] = "/d";
+  json["preprocessing"]["text"]["path"] = "/q";
+  EXPECT_EQ(key(json, inputs), first);
 }
 
 TEST(Job, TheFirstPassesMaskNeedsAFirstPass) {

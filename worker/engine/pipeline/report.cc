@@ -107,6 +107,7 @@ Json ReportJson(const Job& job, const Manifest& manifest) {
   for (Json& block : report["blocks"]) block.erase("seconds");
   for (const char* key : {"seed", "inputs", "versions"}) take(key);
   report["device_type"] = manifest.device_type;
+  take("compute_dtype");
   report["threads"] = manifest.threads;
   report["reproduction"] = Reproduction(job, manifest.threads, manifest.device_type);
   return report;

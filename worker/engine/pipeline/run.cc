@@ -459,6 +459,7 @@ void Run::Finish() {
   manifest_.device = DescribeDevice(device_);
   manifest_.device_type = device_.is_cuda() ? "cuda" : "cpu";
   manifest_.threads = at::get_num_threads();
+  manifest_.compute = ComputeOn(device_, job_.method->Compute());
   manifest_.base_model = BaseModel(inputs_.checkpoint->config().json);
   manifest_.model_type = checkpoint().config().model_type;
   manifest_.create_time = UtcNow();

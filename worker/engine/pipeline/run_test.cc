@@ -489,7 +489,11 @@ TEST(RunTest, T19_WrittenBlocksHaveTheLossesTold) {
       {"dense_trained", "opt",
        R"({"tesseraq": {"grid": {"bits": 3, "group_size": -1}, "init": "INIT_NONE", "stages": 4,
                         "steps_per_stage": 5, "batch_size": 2, "learning_rate": 0.02,
-                        "dense_learning_rate": 0.001}})"}};
+                        "dense_learning_rate": 0.001}})"},
+      {"signs", "llama", R"({"ptq161": {"epochs": 3}})"},
+      {"learned_signs", "opt",
+       R"({"ptq161": {"epochs": 2, "learn_rounding": true, "rounding_stages": 3,
+                      "rounding_steps": 4}})"}};
   for (const MethodCase& of : cases) {
     const Bench bench(of);
     bench.Run("whole", at::kCPU);
@@ -512,13 +516,21 @@ TEST(RunTest, T19_WrittenBlocksHaveTheLossesTold) {
 
 // What a job hands from block to block, as its checkpoints hold it: the original
 // model's hidden states, and those of the model it writes in the end.
-TEST(RunTest, T24_StreamsAreTheOriginalsAndTheWrittenModels) {
+class StreamsOfAJobTest : public ::testing::TestWithParam<MethodCase> {};
+
+INSTANTIATE_TEST_SUITE_P(
+    Methods, StreamsOfAJobTest,
+    ::testing::Values(
+        MethodCase{"tesseraq", "llama",
+                   R"({"tesseraq": {"grid": {"bits": 2, "group_size": 16}, "stages": 2,
+                             "steps_per_stage": 4, "batch_size": 2, "learning_rate": 0.02,
+                             "dense_learning_rate": 0.001}})"},
+        MethodCase{"ptq161", "llama", R"({"ptq161": {"epochs": 2}})"}),
+    [](const auto& of) { return std::string(of.param.name); });
+
+TEST_P(StreamsOfAJobTest, T24_StreamsAreTheOriginalsAndTheWrittenModels) {
   constexpr int kBlocks = 4;
-  const MethodCase of = {
-      "tesseraq", "llama",
-      R"({"tesseraq": {"grid": {"bits": 2, "group_size": 16}, "stages": 2, "steps_per_stage": 4,
-                       "batch_size": 2, "learning_rate": 0.02, "dense_learning_rate": 0.001}})"};
-  const Bench bench(of, {{"num_hidden_layers", kBlocks}});
+  const Bench bench(GetParam(), {{"num_hidden_layers", kBlocks}});
   std::vector<Streams> kept;
   for (int index = 1; index < kBlocks; ++index) {
     const std::string name = "streams-0000" + std::to_string(index) + ".safetensors";
@@ -803,6 +815,24 @@ TEST(RunTest, ALimitedEvaluationIsThatOfItsWindows) {
       Evaluate(*Checkpoint::Open(bench.File("model")), EvaluationWindows(), {}).perplexity_dense;
   EXPECT_NEAR(bench.Manifest("limited")["quality"]["perplexity"]["dense"].get<double>(), wanted,
               1e-6 * wanted);
+}
+
+// Killed inside a block: its kept stage goes on.
+TEST(RunTest, StoppedInsideABlockItGoesOnFromItsStageToTheSameBytes) {
+  const Bench bench(CaseOf("tesseraq"));
+  bench.Run("whole", at::kCPU);
+  const auto stages = [](const std::vector<json>& events) {
+    return TimesTold(events, "stage_step");
+  };
+  const char* file = "stage-00001-001.safetensors";
+  bench.Run("stopped", at::kCPU, [&] { return bench.Has("stopped", file); });
+  ASSERT_TRUE(bench.Has("stopped", file));
+  const std::vector<json> resumed = bench.Run("stopped", at::kCPU);
+  EXPECT_EQ(ResumedBlocks(resumed), 1);
+  bench.Run("after_a_block", at::kCPU,
+            [&] { return bench.Has("after_a_block", "streams-00001.safetensors"); });
+  EXPECT_LT(stages(resumed), stages(bench.Run("after_a_block", at::kCPU)));
+  ExpectSameArtifact(bench, "whole", "stopped");
 }
 
 // Killed while all blocks are tuned together: the kept step goes on.

@@ -212,7 +212,7 @@ class Tuner {
 ModelTuningReport TuneModel(const ModelTuningTask& task, const ModelTuningOptions& options,
                             TrainingStore* store, std::vector<QuantizedBlock>& blocks,
                             ProgressSink& progress) {
-  const Tuner tuner(task, options.compute, blocks);
+  const Tuner tuner(task, ComputeOn(task.device, options.compute), blocks);
   const uint64_t stream = Random(options.seed ^ 0x7475u).Next();
   const auto steps = static_cast<double>(options.steps);
   const TrainingState state =
@@ -258,7 +258,8 @@ int64_t TuningBytes(const ModelTuningOptions& options, const Checkpoint& checkpo
   // The first share's copies are those that every job has.
   const int64_t copies = (shares - 1) * kBlockCopies * BlockWeights(architecture, config) * kFloat;
   return config.num_layers * block + copies + head + hidden + kLogitTensors * logits * kFloat +
-         RoundedBytes(architecture, config, options.compute, options.batch_size, device) +
+         RoundedBytes(architecture, config, ComputeOn(device, options.compute), options.batch_size,
+                      device) +
          KeptActivationBytes(config, {options.batch_size, length}, options.batch_size);
 }
 

@@ -31,7 +31,7 @@ struct ModelTuningOptions {
   double scale_rate = 3e-3;
   double dense_rate = 0;  // 0 = they stay
   uint64_t seed = 0;
-  ComputeDtype compute = ComputeDtype::kFloat32;  // of the blocks' products
+  ComputeChoice compute = ComputeDtype::kFloat32;  // of the blocks' products
 };
 
 // What tuning works on. Memory: one block's activations and weights beside a

@@ -143,7 +143,7 @@ Ptq161Options ParsePtq161(JsonObject& options) {
   ParseMask(options, parsed);
   ParseLearnedRounding(options, parsed);
   ParseTraining(options, parsed);
-  parsed.compute = ParseComputeDtype(options);
+  parsed.compute = ParseComputeDtype(options, parsed.compute).value();
   return parsed;
 }
 

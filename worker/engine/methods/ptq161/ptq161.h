@@ -17,6 +17,7 @@ class Ptq161 : public Method {
   int64_t WorkingBytes(const Architecture& architecture, const ModelConfig& config,
                        const StreamShape& stream, const at::Device& device) const override;
   bool NeedsPreprocessing() const override { return options_.first_pass_mask; }
+  ComputeChoice Compute() const override { return options_.compute; }
   void Check(const StreamShape& stream) const override;
   int64_t SalientColumns(int64_t in_features) const override;
   MethodResult Quantize(const BlockTask& task, ProgressSink& progress) const override;

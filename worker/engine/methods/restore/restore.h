@@ -14,6 +14,7 @@ class Restore : public Method {
  public:
   explicit Restore(std::unique_ptr<Method> first_pass) : first_pass_(std::move(first_pass)) {}
   const Method& FirstPass() const override { return *first_pass_; }
+  ComputeChoice Compute() const override { return first_pass_->Compute(); }
   bool NeedsPreprocessing() const override { return true; }
   void Check(const StreamShape& stream) const override { first_pass_->Check(stream); }
   int64_t Steps(const Architecture& architecture, const ModelConfig& config,

@@ -37,13 +37,14 @@ int64_t WindowsPerStep(const SignroundOptions& options, int64_t windows) {
 // One block in training.
 class SignTrainer {
  public:
-  SignTrainer(const BlockTask& task, const SignroundOptions& options, ProgressSink& progress)
+  SignTrainer(const BlockTask& task, const at::Tensor& targets, const SignroundOptions& options,
+              ProgressSink& progress)
       : task_(task),
         options_(options),
         progress_(progress),
         input_(options.quantized_input ? task.x_q : task.x_fp),
-        targets_(MakeBlockTargets(task, {}, progress)),
-        roots_(RootTokenWeights(targets_.outputs, options.token_energy_limit)),
+        targets_(targets),
+        roots_(RootTokenWeights(targets, options.token_energy_limit)),
         random_(task.seed * 0x100000001b3ULL + task.block.index) {
     for (const Linear& linear : task.block.linears) {
       ranges_.push_back(RangeOfGroups(linear.weight, task.grid));
@@ -112,6 +113,7 @@ class SignTrainer {
   Block Trial() const {
     Block trial = task_.block;
     trial.activations = task_.activations;
+    trial.compute = ComputeOn(task_.device, options_.compute);
     for (size_t i = 0; i < trial.linears.size(); ++i) {
       const GroupGrid grid = GridOf(i, current_[i]);
       at::Tensor& weight = trial.linears[i].weight;
@@ -142,7 +144,7 @@ class SignTrainer {
       return x.index_select(0, index).to(task_.device);
     };
     const at::Tensor output = Trial().Forward(part(input_), task_.rope);
-    at::Tensor error = output - part(targets_.outputs);
+    at::Tensor error = output - part(targets_);
     if (roots_.defined()) error = error * part(roots_);
     const at::Tensor loss = error.square().mean();
     const auto value = loss.item<double>();
@@ -206,7 +208,7 @@ class SignTrainer {
   const SignroundOptions& options_;
   ProgressSink& progress_;
   at::Tensor input_;
-  BlockTargets targets_;
+  at::Tensor targets_;
   at::Tensor roots_;  // of the tokens' weights, where they differ
   Random random_;
   std::vector<GroupRange> ranges_;
@@ -221,34 +223,34 @@ class SignTrainer {
 
 }  // namespace
 
-SignroundGrids TuneRanges(const BlockTask& task, const SignroundOptions& options,
-                          ProgressSink& progress) {
-  SignTrainer trainer(task, options, progress);
+SignroundGrids TuneRanges(const BlockTask& task, const at::Tensor& targets,
+                          const SignroundOptions& options, ProgressSink& progress) {
+  SignTrainer trainer(task, targets, options, progress);
   trainer.Run();
   return trainer.Grids();
 }
 
-int64_t TuneRangesSteps(const SignroundOptions& options, const StreamShape& stream) {
-  return BlockTargetSteps(stream) + options.iterations;
-}
-
-// Gradients of offsets and weights, beside the block, its trial, and offsets twice.
+// Gradients of offsets and weights, beside the block, its trial, and offsets twice; all windows
+// are one share.
 int64_t TuneRangesBytes(const SignroundOptions& options, const Architecture& architecture,
                         const ModelConfig& config, const StreamShape& stream,
                         const at::Device& device) {
   const int64_t windows = WindowsPerStep(options, stream.windows);
   return 2 * static_cast<int64_t>(sizeof(float)) * BlockWeights(architecture, config) +
-         KeptActivationBytes(config, stream, windows) + TargetBytes(config, stream, device);
+         RoundedBytes(architecture, config, ComputeOn(device, options.compute), 1, device) +
+         KeptActivationBytes(config, stream, windows);
 }
 
 int64_t Signround::Steps(const Architecture& architecture, const ModelConfig&,
                          const StreamShape& stream) const {
-  return TuneRangesSteps(options_, stream) + static_cast<int64_t>(architecture.linears.size());
+  return BlockTargetSteps(stream) + options_.iterations +
+         static_cast<int64_t>(architecture.linears.size());
 }
 
 int64_t Signround::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
                                 const StreamShape& stream, const at::Device& device) const {
-  return TuneRangesBytes(options_, architecture, config, stream, device);
+  return TuneRangesBytes(options_, architecture, config, stream, device) +
+         TargetBytes(config, stream, device);
 }
 
 void Signround::Check(const StreamShape& stream) const {
@@ -256,7 +258,7 @@ void Signround::Check(const StreamShape& stream) const {
 }
 
 MethodResult Signround::Quantize(const BlockTask& task, ProgressSink& progress) const {
-  SignTrainer trainer(task, options_, progress);
+  SignTrainer trainer(task, MakeBlockTargets(task, {}, progress).outputs, options_, progress);
   trainer.Run();
   MethodResult result;
   result.block.index = task.block.index;

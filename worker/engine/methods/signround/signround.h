@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "worker/engine/methods/method.h"
+#include "worker/engine/nn/products.h"
 #include "worker/engine/quant/grid.h"
 
 namespace quantry::engine {
@@ -14,8 +15,9 @@ struct SignroundOptions {
   double range_learning_rate = 0;  // of a range factor; 0 = learning_rate
   int batch_size = 0;              // windows a step; 0 = 8, or all where there are fewer
   bool tune_ranges = true;
-  double token_energy_limit = 0;  // see RootTokenWeights
-  bool quantized_input = true;    // train on the quantized prefix's activations
+  double token_energy_limit = 0;                   // see RootTokenWeights
+  bool quantized_input = true;                     // train on the quantized prefix's activations
+  ComputeChoice compute = ComputeDtype::kFloat32;  // of training's products
 };
 
 // The grid of each linear of a block.
@@ -27,11 +29,11 @@ struct SignroundGrids {
 };
 
 // Tunes the ranges as the method below does, for another method to round on; the
-// rounding offsets tuned along are dropped. Throws NON_FINITE_LOSS.
-SignroundGrids TuneRanges(const BlockTask& task, const SignroundOptions& options,
-                          ProgressSink& progress);
-// Steps TuneRanges advances by, and the memory it takes, for Method::WorkingBytes.
-int64_t TuneRangesSteps(const SignroundOptions& options, const StreamShape& stream);
+// rounding offsets tuned along are dropped. `targets`: what the block should give, fp32
+// [windows, length, hidden]. Advances by `iterations`. Throws NON_FINITE_LOSS.
+SignroundGrids TuneRanges(const BlockTask& task, const at::Tensor& targets,
+                          const SignroundOptions& options, ProgressSink& progress);
+// The memory it takes beside the targets, for Method::WorkingBytes.
 int64_t TuneRangesBytes(const SignroundOptions& options, const Architecture& architecture,
                         const ModelConfig& config, const StreamShape& stream,
                         const at::Device& device);

@@ -222,7 +222,8 @@ TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
   tuning.steps = budget.tuning_steps;
   result.tuning = ParseTuning(options, tuning, result.rounding.rates.tune_scale);
   result.tuning.batch_size = result.rounding.batch_size;
-  result.tuning.compute = result.compute = ParseComputeDtype(options);
+  result.compute = ParseComputeDtype(options, recipe.compute);
+  result.tuning.compute = result.signround.compute = result.compute;
   result.input_mixing = options.Number("input_mixing", 0, 0);
   if (result.input_mixing > 1) options.Refuse("input_mixing", "a probability, 0 to 1");
   result.token_energy_limit = ParseTokenEnergyLimit(options, recipe.token_energy_limit);

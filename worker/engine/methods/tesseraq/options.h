@@ -38,8 +38,8 @@ struct TesseraqOptions {
   // ProgressiveRoundingOptions::most_loss is the loss of the start.
   bool repeat_worse_stages = false;
   ModelTuningOptions tuning;
-  ComputeDtype compute = ComputeDtype::kFloat32;  // of training's products
-  StreamShape calibration;                        // what the recipe was made for
+  ComputeChoice compute = ComputeDtype::kFloat32;  // of training's products
+  StreamShape calibration;                         // what the recipe was made for
 };
 
 // How long a job trains, by `budget`.
@@ -68,6 +68,7 @@ struct TesseraqRecipe {
   int default_budget = 0;  // index into them
   StreamShape calibration = {512, 2048};
   ModelTuningOptions tuning = {};  // but for its steps
+  ComputeChoice compute = ComputeDtype::kFloat32;
   bool repeat_worse_stages = false;
   double token_energy_limit = 0;
   RoundingInit init = RoundingInit::kAwq;

@@ -19,6 +19,7 @@ TesseraqRecipe TesseraqPlus() {
   plus.token_energy_limit = 300;
   plus.tuning.scale_rate = 0.01;
   plus.tuning.dense_rate = 0.003;
+  plus.compute = std::nullopt;
   return plus;
 }
 

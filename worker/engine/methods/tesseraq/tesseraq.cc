@@ -86,7 +86,7 @@ int64_t Tesseraq::StartSteps(const Architecture& architecture, const ModelConfig
     return LearnClippingSteps(options_.omniquant, options_.bits, stream);
   }
   if (options_.init == RoundingInit::kSignround) {
-    return TuneRangesSteps(options_.signround, stream);
+    return options_.signround.iterations;
   }
   return AwqSearchSteps(Switched(options_), architecture, config, stream);
 }
@@ -109,7 +109,7 @@ int64_t Tesseraq::WorkingBytes(const Architecture& architecture, const ModelConf
       ProgressiveRounding::StateBytes(BlockWeights(architecture, config),
                                       BlockGroups(architecture, config, options_.group_size)) +
       GradientBytes(architecture, config, windows, device) +
-      RoundedBytes(architecture, config, options_.compute, windows, device) +
+      RoundedBytes(architecture, config, ComputeOn(device, options_.compute), windows, device) +
       KeptActivationBytes(config, stream, windows);
   return std::max(StartBytes(architecture, config, stream, device), rounding) +
          TargetBytes(config, stream, device);
@@ -140,7 +140,8 @@ void Tesseraq::Check(const StreamShape& stream) const {
   CheckBatchSize(options_.rounding.batch_size, stream);
 }
 
-Tesseraq::Start Tesseraq::Initialize(const BlockTask& task, ProgressSink& progress) const {
+Tesseraq::Start Tesseraq::Initialize(const BlockTask& task, const at::Tensor& targets,
+                                     ProgressSink& progress) const {
   Start start;
   std::vector<ClipFactors> clips;
   if (options_.init == RoundingInit::kOmniquant) {
@@ -155,7 +156,7 @@ Tesseraq::Start Tesseraq::Initialize(const BlockTask& task, ProgressSink& progre
     start.block = std::move(found.block);
     start.metrics = std::move(found.metrics);
   }
-  if (options_.init == RoundingInit::kSignround) TuneStart(task, start, progress);
+  if (options_.init == RoundingInit::kSignround) TuneStart(task, targets, start, progress);
   for (size_t i = start.grids.size(); i < start.block.linears.size(); ++i) {
     const at::Tensor& weight = start.block.linears[i].weight;
     // Queries and keys keep their range, as with AWQ (spec: tesseraq.md 1.5).
@@ -164,12 +165,13 @@ Tesseraq::Start Tesseraq::Initialize(const BlockTask& task, ProgressSink& progre
                                   : MinMaxGrid(weight, task.grid, task.scale_dtype));
   }
   start.block.activations = task.activations;
-  start.block.compute = options_.compute;
+  start.block.compute = ComputeOn(task.device, options_.compute);
   return start;
 }
 
-void Tesseraq::TuneStart(const BlockTask& task, Start& start, ProgressSink& progress) const {
-  SignroundGrids tuned = TuneRanges(task, options_.signround, progress);
+void Tesseraq::TuneStart(const BlockTask& task, const at::Tensor& targets, Start& start,
+                         ProgressSink& progress) const {
+  SignroundGrids tuned = TuneRanges(task, targets, options_.signround, progress);
   start.grids = std::move(tuned.grids);
   start.metrics["range_loss_first"] = tuned.first_loss;
   start.metrics["range_loss_best"] = tuned.best_loss;
@@ -178,7 +180,7 @@ void Tesseraq::TuneStart(const BlockTask& task, Start& start, ProgressSink& prog
 
 MethodResult Tesseraq::Quantize(const BlockTask& task, ProgressSink& progress) const {
   const at::Tensor targets = Targets(task, progress);
-  const Start start = Initialize(task, progress);
+  const Start start = Initialize(task, targets, progress);
   BlockObjective objective(start.block, task.rope, task.x_q, targets, task.device);
   objective.LimitTokens(options_.token_energy_limit);
   if (options_.input_mixing > 0) objective.MixInputs(task.x_fp, options_.input_mixing);

@@ -22,6 +22,7 @@ class Tesseraq : public Method {
                        const StreamShape& stream, const at::Device& device) const override;
   StreamShape DefaultCalibration() const override;
   const ModelTuningOptions* Tuning() const override;
+  ComputeChoice Compute() const override { return options_.compute; }
   void Check(const StreamShape& stream) const override;
   MethodResult Quantize(const BlockTask& task, ProgressSink& progress) const override;
 
@@ -37,9 +38,10 @@ class Tesseraq : public Method {
                      const StreamShape& stream) const;
   int64_t StartBytes(const Architecture& architecture, const ModelConfig& config,
                      const StreamShape& stream, const at::Device& device) const;
-  Start Initialize(const BlockTask& task, ProgressSink& progress) const;
+  Start Initialize(const BlockTask& task, const at::Tensor& targets, ProgressSink& progress) const;
   // Grids with ranges tuned by SignRound.
-  void TuneStart(const BlockTask& task, Start& start, ProgressSink& progress) const;
+  void TuneStart(const BlockTask& task, const at::Tensor& targets, Start& start,
+                 ProgressSink& progress) const;
   TrainedBlock Trained(const BlockTask& task, const Start& start) const;
   // Puts losses of rounding to nearest on the starting grid into `metrics`. Returns
   // the one that training lowers: with token_energy_limit not that of all tokens
