@@ -88,6 +88,7 @@ std::vector<std::string> Differences(const v1::Manifest& a, const v1::Manifest& 
   }
   if (a.has_preprocessing() != b.has_preprocessing()) differences.emplace_back("preprocessing");
   if (a.activation_bits() != b.activation_bits()) differences.emplace_back("activation bits");
+  if (a.compute_dtype() != b.compute_dtype()) differences.emplace_back("type of products");
   return differences;
 }
 
@@ -160,6 +161,7 @@ Json SideJson(const JobReport& side) {
                {"model_type", m.model_type()},
                {"preprocessing", m.has_preprocessing()},
                {"quality_gate_failed", m.quality_gate_failed()}};
+  if (!m.compute_dtype().empty()) json["compute_dtype"] = m.compute_dtype();
   for (const Figure& figure : Figures()) {
     if (const double value = figure.value(m); value > 0) json[figure.key] = value;
   }
@@ -199,6 +201,9 @@ std::string JobReportText(const JobReport& report) {
     fields.emplace_back("stages", stages);
   }
   fields.emplace_back("device", Plain(manifest.device()));
+  if (!manifest.compute_dtype().empty()) {
+    fields.emplace_back("products", Cat("of training steps in ", Plain(manifest.compute_dtype())));
+  }
   for (const std::string& warning : manifest.warnings()) {
     fields.emplace_back("warning", Plain(warning));
   }

@@ -39,9 +39,10 @@ constexpr std::array kFlags = {
                "Steps of the grid a rounding may go, 1 or 2. Default: 1"},
     MethodFlag{"--held-out-samples", "held_out_samples", "N",
                "Calibration windows that judge each block's rounding instead of training it"},
-    MethodFlag{"--compute-dtype", "compute_dtype", "NAME",
-               "Of the products of training steps: float32, or bfloat16 where the machine has it. "
-               "Default: float32"},
+    MethodFlag{
+        "--compute-dtype", "compute_dtype", "NAME",
+        "Of the products of training steps: float32 or bfloat16. Default: float32, with the recipe "
+        "tesseraq-plus bfloat16 where a CPU multiplies it"},
     MethodFlag{"--epochs", "epochs", "N",
                "Passes over the calibration text. Default: 20, the recipe ptq161-plus 2"},
     MethodFlag{"--salient-ratio", "salient_ratio", "X",

@@ -155,10 +155,14 @@ TEST_F(ReportTest, SaysWhatMakesFiguresDiffer) {
   other.mutable_inputs(0)->set_sha256(std::string(64, 'b'));
   other.mutable_quality()->mutable_perplexity()->set_windows(3);
   other.mutable_preprocessing()->set_updates(1);
+  other.set_compute_dtype("bfloat16");
   Publish(other);
   EXPECT_THAT(Run({"compare", pulled, "my-job"}).out,
               AllOf(HasSubstr("differ in model inputs"), HasSubstr("differ in evaluation windows"),
-                    HasSubstr("differ in preprocessing")));
+                    HasSubstr("differ in preprocessing"), HasSubstr("differ in type of products")));
+  EXPECT_EQ(Run({"compare", pulled, "my-job", "--output", "json"}).json()["b"]["compute_dtype"],
+            "bfloat16");
+  EXPECT_THAT(Run({"report", "my-job"}).out, HasSubstr("of training steps in bfloat16"));
 }
 
 }  // namespace

@@ -99,13 +99,16 @@ def test_grids_take_bits_and_their_share_of_scales(binaries, llama_7b, bits, gro
 def test_calibration_stays_in_host_memory(binaries, llama_7b):
     """Two streams and a stream for each target of training (ptq161 has two): a GPU gets them window by window."""
     stream = 128 * 4 * 2048 * 4096
-    targets = {"awq": 0, "tesseraq": 1, "signround": 1, "omniquant": 1, "ptq161": 2}
-    for method, count in targets.items():
+    targets = {"awq": 0, "tesseraq": 1, "tesseraq-plus": 1, "signround": 1, "omniquant": 1, "ptq161": 2}
+    for name, count in targets.items():
+        method = name.removesuffix("-plus")
         options = {} if method == "ptq161" else {"grid": {"bits": 4, "group_size": 128}}
+        if method != name:
+            options["recipe"] = name
         few, many = (quote(binaries, llama_7b, {method: options}, ["DENSE"], samples) for samples in (128, 256))
         grown = {place: many[f"{place}_memory_bytes"] - few[f"{place}_memory_bytes"] for place in ("host", "device")}
         token_ids = 128 * 8 * 2048
-        assert grown == {"host": (2 + count) * stream + token_ids, "device": 0}, method
+        assert grown == {"host": (2 + count) * stream + token_ids, "device": 0}, name
 
 
 def test_memory_names_what_methods_hold(binaries, llama_7b):

@@ -37,6 +37,13 @@ TEST(TesseraqOptionsTest, ComputeDtypeReachesEveryPart) {
     EXPECT_EQ(parsed.signround.compute, dtype) << name;
     EXPECT_EQ(parsed.tuning.compute, dtype) << name;
   }
+  const TesseraqOptions plus = Parsed(R"({"recipe": "tesseraq-plus"})");
+  for (const ComputeChoice& choice : {plus.compute, plus.signround.compute, plus.tuning.compute}) {
+    EXPECT_FALSE(choice.has_value()) << "the machine's to choose";
+  }
+  for (const char* published : {"{}", R"({"recipe": "tesseraq-w2g64"})"}) {
+    EXPECT_EQ(Parsed(published).compute, ComputeDtype::kFloat32) << published;
+  }
 }
 
 TEST(TesseraqOptionsTest, BudgetsSayHowLongAJobTrains) {
@@ -178,7 +185,7 @@ TEST(TesseraqOptionsTest, BytesCountTargetsForTheHostAlone) {
     const auto bytes = [&](int64_t windows, const at::Device& device) {
       return method.WorkingBytes(setting.checkpoint->architecture(), config, {windows, 16}, device);
     };
-    EXPECT_GE(bytes(72, at::kCPU) - bytes(8, at::kCPU), 64 * 16 * config.hidden_size * 4) << init;
+    EXPECT_EQ(bytes(72, at::kCPU) - bytes(8, at::kCPU), 64 * 16 * config.hidden_size * 4) << init;
     EXPECT_EQ(bytes(72, at::kCUDA), bytes(8, at::kCUDA)) << init;
   }
 }
@@ -199,6 +206,27 @@ TEST(TesseraqOptionsTest, BytesCountWhatProductsRound) {
   EXPECT_EQ(bytes(R"({"init": "INIT_NONE", "compute_dtype": "COMPUTE_DTYPE_BFLOAT16"})") -
                 bytes(R"({"init": "INIT_NONE"})"),
             4 * 6 * largest);
+}
+
+// All windows of a step that tunes ranges are one share. Where the CPU chooses the type, any
+// machine counts what one that multiplies bfloat16 holds.
+TEST(TesseraqOptionsTest, BytesCountWhatProductsOfTheStartRound) {
+  const test::Setting setting("llama");
+  const test::Threads threads(4);
+  const auto bytes = [&](ComputeChoice compute, const at::Device& device) {
+    SignroundOptions options;
+    options.compute = compute;
+    return TuneRangesBytes(options, setting.checkpoint->architecture(),
+                           setting.checkpoint->config(), setting.stream(), device);
+  };
+  int64_t largest = 0;
+  for (const Linear& linear : setting.block.linears) {
+    largest = std::max(largest, linear.weight.numel());
+  }
+  const int64_t single = bytes(ComputeDtype::kFloat32, at::kCPU);
+  EXPECT_EQ(bytes(ComputeDtype::kBfloat16, at::kCPU) - single, 6 * largest);
+  EXPECT_EQ(bytes(std::nullopt, at::kCPU) - single, 6 * largest);
+  EXPECT_EQ(bytes(std::nullopt, at::kCUDA), bytes(ComputeDtype::kFloat32, at::kCUDA));
 }
 
 // Of attention one number a head and pair of tokens, whatever is as wide besides.

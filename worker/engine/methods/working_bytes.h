@@ -44,9 +44,11 @@ inline int64_t GradientBytes(const Architecture& architecture, const ModelConfig
 
 // What products in `compute` make of a linear's weight on the way, in each share
 // of a step over `windows` windows: nothing, or its values rounded, in both types.
+// Where a CPU chooses, as much as one that multiplies bfloat16 holds: another machine may count.
 inline int64_t RoundedBytes(const Architecture& architecture, const ModelConfig& config,
-                            ComputeDtype compute, int64_t windows, const at::Device& device) {
-  if (compute == ComputeDtype::kFloat32) return 0;
+                            ComputeChoice compute, int64_t windows, const at::Device& device) {
+  const ComputeDtype most = device.is_cpu() ? ComputeDtype::kBfloat16 : ComputeDtype::kFloat32;
+  if (compute.value_or(most) == ComputeDtype::kFloat32) return 0;
   constexpr int64_t kBytesAWeight = 2 + 4;
   int64_t largest = 0;
   for (const LinearSpec& linear : architecture.linears) {

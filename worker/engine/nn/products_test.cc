@@ -48,6 +48,17 @@ TEST(ProductsTest, AFactorWithoutColumnsMakesZeros) {
   }
 }
 
+// Only a CPU is left the choice: no GPU has been measured.
+TEST(ProductsTest, ACpuThatMultipliesBfloat16ChoosesIt) {
+  const bool fast = MultipliesBfloat16(at::kCPU);
+  EXPECT_EQ(ComputeOn(at::kCPU, std::nullopt),
+            fast ? ComputeDtype::kBfloat16 : ComputeDtype::kFloat32);
+  EXPECT_EQ(ComputeOn(at::kCUDA, std::nullopt), ComputeDtype::kFloat32);
+  for (const at::Device device : {at::Device(at::kCPU), at::Device(at::kCUDA)}) {
+    for (const ComputeDtype dtype : kBoth) EXPECT_EQ(ComputeOn(device, dtype), dtype);
+  }
+}
+
 // What a device that multiplies bfloat16 is given.
 TEST(ProductsTest, TakesFactorsInBfloat16) {
   const at::Tensor a = at::randn({4, 30}).to(at::kBFloat16),

@@ -109,7 +109,8 @@ Json ReportJson(const Job& job, const Manifest& manifest) {
   report["device_type"] = manifest.device_type;
   take("compute_dtype");
   report["threads"] = manifest.threads;
-  report["reproduction"] = Reproduction(job, manifest.threads, manifest.device_type);
+  report["reproduction"] =
+      Reproduction(job, {manifest.threads, manifest.device_type, manifest.compute});
   return report;
 }
 

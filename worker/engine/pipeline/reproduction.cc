@@ -61,9 +61,19 @@ void AddGate(Words& words, const QualityGate& gate) {
   }
 }
 
+// Keys in the order in which a job's own are written, so that the repeat's report is the same.
+Json MethodOf(const Job& job, ComputeDtype compute) {
+  nlohmann::json method = nlohmann::json::parse(job.method_json);
+  if (!job.method->Compute()) {
+    method.front()["compute_dtype"] =
+        compute == ComputeDtype::kBfloat16 ? "COMPUTE_DTYPE_BFLOAT16" : "COMPUTE_DTYPE_FLOAT32";
+  }
+  return Json::parse(method.dump());
+}
+
 }  // namespace
 
-nlohmann::ordered_json Reproduction(const Job& job, int threads, const std::string& device_type) {
+nlohmann::ordered_json Reproduction(const Job& job, const RunWith& with) {
   Words words = {"quantry", "submit", "MODEL_DIR"};
   Add(words, "--method-config", "METHOD_CONFIG");
   if (job.calibration) {
@@ -81,11 +91,11 @@ nlohmann::ordered_json Reproduction(const Job& job, int threads, const std::stri
   AddGate(words, job.quality_gate);
   for (const OutputFormatRow* row : job.outputs) Add(words, "--format", std::string(row->name));
   words.push_back("--seed=" + std::to_string(job.seed));
-  Add(words, "--threads", std::to_string(threads));
-  Add(words, "--device", device_type);
+  Add(words, "--threads", std::to_string(with.threads));
+  Add(words, "--device", with.device_type);
   return {{"command", Join(words, words.size(), " ")},
           {"argv", words},
-          {"method", Json::parse(job.method_json)}};
+          {"method", MethodOf(job, with.compute)}};
 }
 
 }  // namespace quantry::engine

@@ -3,6 +3,7 @@
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 
+#include "worker/engine/nn/products.h"
 #include "worker/engine/pipeline/job.h"
 
 namespace quantry::engine {
@@ -11,9 +12,14 @@ namespace quantry::engine {
 //   command  of the shell; MODEL_DIR, CALIBRATION_FILE, EVALUATION_FILE and
 //            CORPUS_FILE stand for the inputs, METHOD_CONFIG for `method`
 //   argv     the same in words
-//   method   what --method-config takes
-// `threads` and `device_type` ("cpu", "cuda") are those the job ran with: other
-// ones give other bytes.
-nlohmann::ordered_json Reproduction(const Job& job, int threads, const std::string& device_type);
+//   method   what --method-config takes; with the type of products that the job had where
+//            that was the machine's to choose
+// `with` is what it ran with: others give other bytes.
+struct RunWith {
+  int threads = 0;
+  std::string device_type;  // "cpu" or "cuda"
+  ComputeDtype compute = ComputeDtype::kFloat32;
+};
+nlohmann::ordered_json Reproduction(const Job& job, const RunWith& with);
 
 }  // namespace quantry::engine

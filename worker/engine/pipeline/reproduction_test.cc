@@ -15,7 +15,7 @@ nlohmann::json SmallJob() {
 }
 
 std::string CommandOf(const nlohmann::json& job) {
-  return Reproduction(ParseJob(job), 2, "cpu").at("command").get<std::string>();
+  return Reproduction(ParseJob(job), {2, "cpu"}).at("command").get<std::string>();
 }
 
 TEST(Reproduction, NamesEveryFlagThatDecidesTheBytes) {
@@ -26,9 +26,24 @@ TEST(Reproduction, NamesEveryFlagThatDecidesTheBytes) {
 }
 
 TEST(Reproduction, KeepsTheMethodAsGivenAndNoPlaces) {
-  const auto json = Reproduction(ParseJob(SmallJob()), 2, "cpu");
+  const auto json = Reproduction(ParseJob(SmallJob()), {2, "cpu"});
   EXPECT_EQ(json.at("method").at("awq").at("grid").at("bits"), 3);
   EXPECT_EQ(json.dump().find("/secret"), std::string::npos);
+}
+
+// What a machine chose is another's to choose again: it is told, and only that.
+TEST(Reproduction, ThePermittedTypeOfProductsIsTheOneThatWasUsed) {
+  nlohmann::json job = SmallJob();
+  const auto method = [&](const char* options, ComputeDtype compute) {
+    job["method"] = {{"tesseraq", nlohmann::json::parse(options)}};
+    return Reproduction(ParseJob(job), {2, "cpu", compute}).at("method");
+  };
+  const char* plus = R"({"recipe": "tesseraq-plus"})";
+  EXPECT_EQ(method(plus, ComputeDtype::kBfloat16).dump(),
+            R"({"tesseraq":{"compute_dtype":"COMPUTE_DTYPE_BFLOAT16","recipe":"tesseraq-plus"}})");
+  EXPECT_EQ(method(plus, ComputeDtype::kFloat32).at("tesseraq").at("compute_dtype"),
+            "COMPUTE_DTYPE_FLOAT32");
+  EXPECT_FALSE(method("{}", ComputeDtype::kFloat32).at("tesseraq").contains("compute_dtype"));
 }
 
 TEST(Reproduction, TextsGatesAndPreprocessing) {

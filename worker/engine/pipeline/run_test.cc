@@ -15,6 +15,7 @@
 #include <set>
 #include <sstream>
 #include <tuple>
+#include <utility>
 
 #include "worker/engine/base/file.h"
 #include "worker/engine/base/random.h"
@@ -24,6 +25,7 @@
 #include "worker/engine/export/output_reader.h"
 #include "worker/engine/methods/catalog.h"
 #include "worker/engine/model/safetensors.h"
+#include "worker/engine/nn/products.h"
 #include "worker/engine/nn/transformer.h"
 #include "worker/engine/pipeline/block_file.h"
 #include "worker/engine/pipeline/inputs.h"
@@ -815,6 +817,27 @@ TEST(RunTest, ALimitedEvaluationIsThatOfItsWindows) {
       Evaluate(*Checkpoint::Open(bench.File("model")), EvaluationWindows(), {}).perplexity_dense;
   EXPECT_NEAR(bench.Manifest("limited")["quality"]["perplexity"]["dense"].get<double>(), wanted,
               1e-6 * wanted);
+}
+
+// The manifest and the report say what products were rounded to, where they were.
+TEST(RunTest, ItIsToldWhatTrainingsProductsWereRoundedTo) {
+  const bool chosen = MultipliesBfloat16(at::kCPU);
+  const std::pair<const char*, bool> cases[] = {
+      {"tesseraq", false}, {"tesseraq_bfloat16", true}, {"tesseraq_plus", chosen}};
+  for (const auto& [name, rounded] : cases) {
+    const Bench bench(CaseOf(name));
+    bench.Run("whole", at::kCPU);
+    const json report =
+        json::parse(ReadFile(bench.File("whole/out/report/report.json"), 1 << 24, "TEST"));
+    for (const json& told : {bench.Manifest("whole"), report}) {
+      EXPECT_EQ(told.value("compute_dtype", ""), rounded ? "bfloat16" : "") << name;
+    }
+    const json method = report["reproduction"]["method"]["tesseraq"];
+    if (std::string(name) == "tesseraq_plus") {
+      EXPECT_EQ(method["compute_dtype"],
+                rounded ? "COMPUTE_DTYPE_BFLOAT16" : "COMPUTE_DTYPE_FLOAT32");
+    }
+  }
 }
 
 // Killed inside a block: its kept stage goes on.

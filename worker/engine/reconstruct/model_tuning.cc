@@ -258,8 +258,7 @@ int64_t TuningBytes(const ModelTuningOptions& options, const Checkpoint& checkpo
   // The first share's copies are those that every job has.
   const int64_t copies = (shares - 1) * kBlockCopies * BlockWeights(architecture, config) * kFloat;
   return config.num_layers * block + copies + head + hidden + kLogitTensors * logits * kFloat +
-         RoundedBytes(architecture, config, ComputeOn(device, options.compute), options.batch_size,
-                      device) +
+         RoundedBytes(architecture, config, options.compute, options.batch_size, device) +
          KeptActivationBytes(config, {options.batch_size, length}, options.batch_size);
 }
 

@@ -158,6 +158,14 @@ TEST_P(ModelTuningTest, BytesCountEveryShare) {
   EXPECT_GE(two - one, 3 * 4 * weights);
   EXPECT_EQ(bytes(3, at::kCPU), one);   // four windows in one share
   EXPECT_EQ(bytes(4, at::kCUDA), one);  // at once
+  options.compute = ComputeDtype::kBfloat16;
+  int64_t largest = 0;
+  for (const QuantizedLinear& linear : blocks_[0].linears) {
+    largest = std::max(largest, linear.codes.numel());
+  }
+  EXPECT_EQ(bytes(1, at::kCPU) - one, 6 * largest);
+  options.compute = std::nullopt;
+  EXPECT_EQ(bytes(1, at::kCPU) - one, 6 * largest);
 }
 
 TEST_P(ModelTuningTest, ARateOfZeroLeavesNormsAlone) {

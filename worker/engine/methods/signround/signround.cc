@@ -237,7 +237,7 @@ int64_t TuneRangesBytes(const SignroundOptions& options, const Architecture& arc
                         const at::Device& device) {
   const int64_t windows = WindowsPerStep(options, stream.windows);
   return 2 * static_cast<int64_t>(sizeof(float)) * BlockWeights(architecture, config) +
-         RoundedBytes(architecture, config, ComputeOn(device, options.compute), 1, device) +
+         RoundedBytes(architecture, config, options.compute, 1, device) +
          KeptActivationBytes(config, stream, windows);
 }
 

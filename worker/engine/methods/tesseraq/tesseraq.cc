@@ -109,7 +109,7 @@ int64_t Tesseraq::WorkingBytes(const Architecture& architecture, const ModelConf
       ProgressiveRounding::StateBytes(BlockWeights(architecture, config),
                                       BlockGroups(architecture, config, options_.group_size)) +
       GradientBytes(architecture, config, windows, device) +
-      RoundedBytes(architecture, config, ComputeOn(device, options_.compute), windows, device) +
+      RoundedBytes(architecture, config, options_.compute, windows, device) +
       KeptActivationBytes(config, stream, windows);
   return std::max(StartBytes(architecture, config, stream, device), rounding) +
          TargetBytes(config, stream, device);
