@@ -241,9 +241,9 @@ def test_a_check_refuses_a_corpus_and_adapters_that_cannot_work(shared_server, s
     short.write_text("Once upon a time there was a fox.")
     corpus = EXAMPLES / "text" / "calibration.txt"
     args = ["submit", stories, "--method", "ptq161", "--calibration", corpus, "--calibration-samples", 32,
-            "--calibration-length", 128, "--check", "--output", "json"]
-    for flags, words in ((("--preprocessing-corpus", short), "preprocessing text has 33 bytes"),
-                         (("--preprocessing-corpus", corpus, "--preprocessing-rank", 1000), "rank")):
+            "--calibration-length", 128, "--preprocessing", "lora", "--check", "--output", "json"]
+    for flags, words in ((("--preprocessing-corpus", short), "preprocessing corpus text has 33 bytes"),
+                         (("--preprocessing-corpus", corpus, "--preprocessing-rank", 1000), "at most 32")):
         with nothing_half_written(shared_server):
             done = shared_server.cli(*args, *flags, check=2)
         error = json.loads(done.stdout)["error"]
