@@ -104,7 +104,7 @@ def test_calibration_stays_in_host_memory(binaries, llama_7b):
         method = name.removesuffix("-plus")
         options = {} if method == "ptq161" else {"grid": {"bits": 4, "group_size": 128}}
         if method != name:
-            options["recipe"] = name
+            options |= {"recipe": name, "model_tuning_steps": -1}  # its codes of all blocks outweigh a block's targets
         few, many = (quote(binaries, llama_7b, {method: options}, ["DENSE"], samples) for samples in (128, 256))
         grown = {place: many[f"{place}_memory_bytes"] - few[f"{place}_memory_bytes"] for place in ("host", "device")}
         token_ids = 128 * 8 * 2048
