@@ -339,7 +339,10 @@ const BadCase kBadCases[] = {
      [](Request* r) { Spec(r)->mutable_method()->mutable_ptq161()->set_salient_ratio(-0.1); },
      "quantization_job.spec.method.ptq161.salient_ratio", "got -0.1"},
     {"salient_ratio_of_no_number",
-     [](Request* r) { Spec(r)->mutable_method()->mutable_ptq161()->set_salient_ratio(std::numeric_limits<double>::quiet_NaN()); },
+     [](Request* r) {
+       Spec(r)->mutable_method()->mutable_ptq161()->set_salient_ratio(
+           std::numeric_limits<double>::quiet_NaN());
+     },
      "quantization_job.spec.method.ptq161.salient_ratio", "got nan"},
     {"salient_ratio_of_a_first_pass",
      [](Request* r) {
