@@ -190,6 +190,14 @@ TEST(TesseraqOptionsTest, BytesCountTargetsForTheHostAlone) {
   }
 }
 
+int64_t LargestWeight(const test::Setting& setting) {
+  int64_t largest = 0;
+  for (const Linear& linear : setting.block.linears) {
+    largest = std::max(largest, linear.weight.numel());
+  }
+  return largest;
+}
+
 // A linear's weight is rounded for its products, in both types, in every share.
 TEST(TesseraqOptionsTest, BytesCountWhatProductsRound) {
   const test::Setting setting("llama");
@@ -199,10 +207,7 @@ TEST(TesseraqOptionsTest, BytesCountWhatProductsRound) {
         .WorkingBytes(setting.checkpoint->architecture(), setting.checkpoint->config(),
                       setting.stream(), at::kCPU);
   };
-  int64_t largest = 0;
-  for (const Linear& linear : setting.block.linears) {
-    largest = std::max(largest, linear.weight.numel());
-  }
+  const int64_t largest = LargestWeight(setting);
   EXPECT_EQ(bytes(R"({"init": "INIT_NONE", "compute_dtype": "COMPUTE_DTYPE_BFLOAT16"})") -
                 bytes(R"({"init": "INIT_NONE"})"),
             4 * 6 * largest);
@@ -219,10 +224,7 @@ TEST(TesseraqOptionsTest, BytesCountWhatProductsOfTheStartRound) {
     return TuneRangesBytes(options, setting.checkpoint->architecture(),
                            setting.checkpoint->config(), setting.stream(), device);
   };
-  int64_t largest = 0;
-  for (const Linear& linear : setting.block.linears) {
-    largest = std::max(largest, linear.weight.numel());
-  }
+  const int64_t largest = LargestWeight(setting);
   const int64_t single = bytes(ComputeDtype::kFloat32, at::kCPU);
   EXPECT_EQ(bytes(ComputeDtype::kBfloat16, at::kCPU) - single, 6 * largest);
   EXPECT_EQ(bytes(std::nullopt, at::kCPU) - single, 6 * largest);
