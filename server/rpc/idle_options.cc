@@ -61,7 +61,7 @@ bool TunesModel(const v1::TesseraqMethod& tesseraq) {
 }
 
 bool FixesSchedule(const v1::TesseraqMethod& tesseraq) {
-  return tesseraq.steps_per_stage() > 0 && tesseraq.learning_rate() > 0;
+  return tesseraq.steps_per_stage() > 0 && tesseraq.has_learning_rate();
 }
 
 // Norms and biases of the whole model, if it is tuned.

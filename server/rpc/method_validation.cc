@@ -68,6 +68,12 @@ void CheckNumber(const std::string& field, double value, double most, Violations
   out->Wanted(field, absl::StrCat("0 (the default) to ", most), absl::StrCat(value));
 }
 
+// An optional number, 0 where absent: CheckGivenNumbers tells a 0 that is given.
+void CheckPositive(const std::string& field, double value, double most, Violations* out) {
+  if (value >= 0 && value <= most) return;
+  out->Wanted(field, absl::StrCat("above 0 and at most ", most), absl::StrCat(value));
+}
+
 // 0 is the recipe's default, -1 none although the recipe has one.
 void CheckNumberOrNone(const std::string& field, double value, double most, Violations* out) {
   if (value == -1 || (value >= 0 && value <= most)) return;
@@ -80,8 +86,8 @@ void CheckOmniquant(const std::string& field, const v1::JobSpec& spec, Violation
   CheckGrids(field, omniquant, out);
   out->Range(field + ".epochs", omniquant.epochs(), 0, kMaxIterations);
   CheckBatch(field + ".batch_size", omniquant.batch_size(), spec, out);
-  out->Share(field + ".learning_rate", omniquant.learning_rate());
-  out->Share(field + ".transform_learning_rate", omniquant.transform_learning_rate());
+  CheckPositive(field + ".learning_rate", omniquant.learning_rate(), 1, out);
+  CheckPositive(field + ".transform_learning_rate", omniquant.transform_learning_rate(), 1, out);
   out->Share(field + ".transform_alpha", omniquant.transform_alpha());
 }
 
@@ -90,8 +96,8 @@ void CheckSignround(const std::string& field, const v1::JobSpec& spec, Violation
   CheckGrids(field, signround, out);
   out->Range(field + ".iterations", signround.iterations(), 0, kMaxIterations);
   CheckBatch(field + ".batch_size", signround.batch_size(), spec, out);
-  out->Share(field + ".learning_rate", signround.learning_rate());
-  out->Share(field + ".range_learning_rate", signround.range_learning_rate());
+  CheckPositive(field + ".learning_rate", signround.learning_rate(), 1, out);
+  CheckPositive(field + ".range_learning_rate", signround.range_learning_rate(), 1, out);
   CheckNumber(field + ".token_energy_limit", signround.token_energy_limit(), kMaxEnergyLimit, out);
 }
 
@@ -114,6 +120,24 @@ void CheckEnums(const std::string& field, const google::protobuf::Message& messa
   }
 }
 
+// Optional numbers are those where 0 means nothing, and is not the default either.
+void CheckGivenNumbers(const std::string& field, const google::protobuf::Message& message,
+                       Violations* out) {
+  const google::protobuf::Reflection& fields = *message.GetReflection();
+  std::vector<const google::protobuf::FieldDescriptor*> set;
+  fields.ListFields(message, &set);
+  for (const auto* part : set) {
+    const std::string path = absl::StrCat(field, ".", part->name());
+    if (part->is_repeated()) continue;
+    if (part->message_type() != nullptr) {
+      CheckGivenNumbers(path, fields.GetMessage(message, part), out);
+    } else if (part->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_DOUBLE &&
+               part->has_presence() && fields.GetDouble(message, part) == 0) {
+      out->Wanted(path, "a number above 0, or nothing for the default", "0");
+    }
+  }
+}
+
 void CheckPtq161(const std::string& field, const v1::Ptq161Method& ptq161, const v1::JobSpec& spec,
                  Violations* out) {
   constexpr double kMostSalient = 0.5;
@@ -122,9 +146,12 @@ void CheckPtq161(const std::string& field, const v1::Ptq161Method& ptq161, const
   const auto number = [&](const char* name, double value, double most) {
     CheckNumber(absl::StrCat(field, ".", name), value, most, out);
   };
-  number("salient_ratio", ptq161.salient_ratio(), kMostSalient);
-  number("gain_rate", ptq161.gain_rate(), kMaxRate);
-  number("rank_one_rate", ptq161.rank_one_rate(), kMaxRate);
+  const auto positive = [&](const char* name, double value, double most) {
+    CheckPositive(absl::StrCat(field, ".", name), value, most, out);
+  };
+  positive("salient_ratio", ptq161.salient_ratio(), kMostSalient);
+  positive("gain_rate", ptq161.gain_rate(), kMaxRate);
+  positive("rank_one_rate", ptq161.rank_one_rate(), kMaxRate);
   number("mse_weight", ptq161.mse_weight(), kMostWeight);
   number("cosine_weight", ptq161.cosine_weight(), kMostWeight);
   if (!(ptq161.stop_improvement() >= 0 && ptq161.stop_improvement() < 1)) {
@@ -133,8 +160,8 @@ void CheckPtq161(const std::string& field, const v1::Ptq161Method& ptq161, const
   }
   CheckNumberOrNone(field + ".token_energy_limit", ptq161.token_energy_limit(), kMaxEnergyLimit,
                     out);
-  number("rounding_rate", ptq161.rounding_rate(), kMaxRate);
-  number("rounding_scale_rate", ptq161.rounding_scale_rate(), kMaxRate);
+  positive("rounding_rate", ptq161.rounding_rate(), kMaxRate);
+  positive("rounding_scale_rate", ptq161.rounding_scale_rate(), kMaxRate);
   if (ptq161.salient_multiple() == 1) {
     out->Wanted(field + ".salient_multiple", "0 or at least 2: every number is a multiple of 1",
                 "1");
@@ -210,13 +237,13 @@ void CheckTesseraq(const std::string& field, const v1::JobSpec& spec,
   out->Range(field + ".steps_per_stage", tesseraq.steps_per_stage(), 0, kMaxIterations);
   out->Range(field + ".final_steps", tesseraq.final_steps(), 0, kMaxIterations);
   out->Range(field + ".model_tuning_steps", tesseraq.model_tuning_steps(), -1, kMaxIterations);
-  const auto number = [&](const char* name, double value, double most) {
-    CheckNumber(absl::StrCat(field, ".", name), value, most, out);
+  const auto positive = [&](const char* name, double value) {
+    CheckPositive(absl::StrCat(field, ".", name), value, kMaxRate, out);
   };
-  number("learning_rate", tesseraq.learning_rate(), kMaxRate);
-  number("scale_learning_rate", tesseraq.scale_learning_rate(), kMaxRate);
-  number("dense_learning_rate", tesseraq.dense_learning_rate(), kMaxRate);
-  number("model_tuning_rate", tesseraq.model_tuning_rate(), kMaxRate);
+  positive("learning_rate", tesseraq.learning_rate());
+  positive("scale_learning_rate", tesseraq.scale_learning_rate());
+  positive("model_tuning_rate", tesseraq.model_tuning_rate());
+  CheckNumber(field + ".dense_learning_rate", tesseraq.dense_learning_rate(), kMaxRate, out);
   const auto number_or_none = [&](const char* name, double value, double most) {
     CheckNumberOrNone(absl::StrCat(field, ".", name), value, most, out);
   };
@@ -244,6 +271,7 @@ void CheckMethod(const v1::JobSpec& spec, const v1::RecipeDescription* recipe, V
   const v1::Method& method = spec.method();
   const std::string field = "quantization_job.spec.method";
   CheckEnums(field, method, out);
+  CheckGivenNumbers(field, method, out);
   CheckIdleOptions(field, method, out);
   switch (method.kind_case()) {
     case v1::Method::kRtn:

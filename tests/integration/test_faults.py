@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from conftest import Server, submit_args, wait_for
+from conftest import EXAMPLES, Server, submit_args, wait_for
 from machine import fill, mount_tmpfs
 from test_main_job import file_hashes
 
@@ -47,6 +47,29 @@ def test_engine_killed_resumes_with_the_same_bytes(server, stories, undisturbed,
     log = server.cli("events", name, "--output", "json", check=0).stdout
     assert "checkpoint" in log
     assert file_hashes(job) == undisturbed
+
+
+def restored_job(stories, name):
+    """Preprocessing whose adapters take seconds."""
+    calibration = EXAMPLES / "text/calibration.txt"
+    return ["submit", stories, "--method", "ptq161", "--epochs", 1, "--calibration", calibration, "--calibration-samples", 8,
+            "--calibration-length", 64, "--preprocessing", "lora", "--preprocessing-corpus", calibration, "--preprocessing-steps",
+            150, "--preprocessing-length", 64, "--no-check", "--id", name]
+
+
+def test_engine_killed_while_adapters_are_trained(server, stories):
+    def training():
+        return "lm_loss" in server.json("get", "adapters").get("progress", {}).get("metrics", {})
+
+    server.json(*restored_job(stories, "whole"))
+    whole = server.json("watch", "whole")
+    server.json(*restored_job(stories, "adapters"))
+    wait_for(training, 60, "the adapters' loss")
+    os.kill(server.engine_pids()[0], signal.SIGKILL)
+    job = server.json("watch", "adapters")
+    assert job["state"] == "SUCCEEDED"
+    assert int(server.json("get", "adapters")["epoch"]) == 2
+    assert file_hashes(job) == file_hashes(whole)
 
 
 STAGES = ["FETCHING", "LOADING", "PREPROCESSING", "CALIBRATING", "QUANTIZING", "PACKING", "EVALUATING"]

@@ -75,6 +75,47 @@ def test_bits_agree_with_the_manifest(artifact):
         assert manifest["outputs"][0]["bits_per_weight"] == pytest.approx(summary["linear_bits_per_weight"], rel=1e-12)
 
 
+def packed_rows(linear, module):
+    """(tensor, bits of a row that mean something) of what a linear packs row by row."""
+    rows, columns = linear["shape"]
+    if "salient" not in linear:
+        return [(f"{module}.codes", columns * linear["bits"])]
+    count = linear["salient"]
+    return [(f"{module}.signs", columns - count), (linear["mask"], columns), (f"{module}.salient_codes", 4 * count),
+            (f"{module}.salient_zeros", 4 * rows)]
+
+
+def fill_spare_bits(data):
+    """Sets every bit beyond a row's own; how many there were."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    spare = 0
+    for module, linear in json.loads(header["__metadata__"]["quantry"])["linears"].items():
+        for name, used in packed_rows(linear, module):
+            begin, end = (start + offset for offset in header[name]["data_offsets"])
+            width = (end - begin) // (1 if name.endswith((".mask", "_zeros")) else header[name]["shape"][0])
+            for row in range(begin, end, width):
+                for bit in range(used, 8 * width):
+                    data[row + bit // 8] |= 1 << bit % 8
+                    spare += 1
+    return spare
+
+
+def test_bits_that_fill_up_rows_never_matter(artifact, tmp_path):
+    packed, _ = artifact
+    wanted = dict(reader.Container(packed).dense_tensors())
+    folder = tmp_path / "copy"
+    shutil.copytree(packed, folder)
+    path = folder / "model.quantry.safetensors"
+    data = bytearray(path.read_bytes())
+    spare = fill_spare_bits(data)
+    if spare == 0:
+        assert "rtn-8" in str(packed), "8-bit rows of whole words alone have none"
+    path.write_bytes(data)
+    for name, array in reader.Container(folder, check=False).dense_tensors():
+        np.testing.assert_array_equal(array, wanted[name], err_msg=name)
+
+
 @pytest.mark.parametrize("damage, message", [
     (lambda data: data[:5], "header"),
     (lambda data: (1 << 60).to_bytes(8, "little") + data[8:], "header"),

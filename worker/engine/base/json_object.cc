@@ -93,6 +93,12 @@ double JsonObject::Number(const std::string& name, double fallback, double lowes
   return number;
 }
 
+double JsonObject::Positive(const std::string& name, double fallback) {
+  const double number = Number(name, fallback, std::numeric_limits<double>::lowest());
+  if (Has(name) && number <= 0) Refuse(name, "above 0 (left out = default)");
+  return number;
+}
+
 double JsonObject::NumberOrNone(const std::string& name) {
   const double number = Number(name, 0, std::numeric_limits<double>::lowest());
   if (number < 0 && number != -1) Refuse(name, "-1 (none) or above 0 (left out = default)");

@@ -23,6 +23,8 @@ class JsonObject {
   // A whole number, also as a decimal string (proto JSON's 64-bit integers).
   int64_t Int(const std::string& name, int64_t fallback, int64_t lowest, int64_t highest);
   double Number(const std::string& name, double fallback, double lowest);
+  // Above 0, where 0 means nothing: it is refused, not taken for absence.
+  double Positive(const std::string& name, double fallback);
   // 0 = not given, -1 = none: nothing else below 0 means anything.
   double NumberOrNone(const std::string& name);
   // A list of finite numbers; empty when absent.

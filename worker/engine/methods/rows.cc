@@ -63,6 +63,13 @@ double Share(JsonObject& options, const char* name, double fallback) {
   return value > 0 ? value : fallback;
 }
 
+// Above 0 and at most 1, `fallback` when absent.
+double Rate(JsonObject& options, const char* name, double fallback) {
+  const double value = options.Positive(name, fallback);
+  if (value > 1) options.Refuse(name, "above 0 and at most 1");
+  return value;
+}
+
 // A count, `fallback` when 0 or absent.
 int Count(JsonObject& options, const char* name, int fallback) {
   const int64_t value = options.Int(name, 0, 0, kMaxCount);
@@ -79,9 +86,9 @@ std::unique_ptr<Method> CreateOmniquant(JsonObject& options) {
                        "leave it out)");
   }
   omniquant.epochs = Count(options, "epochs", 0);
-  omniquant.learning_rate = Share(options, "learning_rate", omniquant.learning_rate);
+  omniquant.learning_rate = Rate(options, "learning_rate", omniquant.learning_rate);
   omniquant.transform_learning_rate =
-      Share(options, "transform_learning_rate", omniquant.transform_learning_rate);
+      Rate(options, "transform_learning_rate", omniquant.transform_learning_rate);
   omniquant.transform_alpha = Share(options, "transform_alpha", omniquant.transform_alpha);
   omniquant.augmented_loss = OptionalBool(options, "augmented_loss");
   omniquant.batch_size = Count(options, "batch_size", omniquant.batch_size);
@@ -97,13 +104,13 @@ std::unique_ptr<Method> CreateQuarot(JsonObject& options) {
 std::unique_ptr<Method> CreateSignround(JsonObject& options) {
   SignroundOptions signround;
   signround.iterations = Count(options, "iterations", signround.iterations);
-  signround.learning_rate = Share(options, "learning_rate", 0);
+  signround.learning_rate = Rate(options, "learning_rate", 0);
   signround.tune_ranges = !options.Bool("disable_range_tuning", false);
   if (!signround.tune_ranges) {
     options.RefuseIdle({"range_learning_rate"},
                        "with disable_range_tuning (leave one of the two out)");
   }
-  signround.range_learning_rate = Share(options, "range_learning_rate", 0);
+  signround.range_learning_rate = Rate(options, "range_learning_rate", 0);
   signround.batch_size = Count(options, "batch_size", 0);
   signround.token_energy_limit = options.Number("token_energy_limit", 0, 0);
   signround.quantized_input = !options.Bool("disable_quantized_input", false);

@@ -307,7 +307,10 @@ EngineError TesseraqError(const std::string& options) {
 TEST(Job, T5_RefusesTesseraqOptionsThatCannotWork) {
   const std::vector<std::pair<std::string, std::string>> cases = {
       {R"({"rounding_weight_decay": 0.1})", "rounding_weight_decay"},
-      {R"({"learning_rate": -1})", "learning_rate"},
+      {R"({"learning_rate": -1})", "learning_rate must be above 0 (left out = default), got -1"},
+      {R"({"learning_rate": 0})", "learning_rate must be above 0 (left out = default), got 0"},
+      {R"({"scale_learning_rate": 0})", "scale_learning_rate"},
+      {R"({"dense_learning_rate": -0.1})", "dense_learning_rate"},
       {R"({"scale_weight_decay": -0.5})", "scale_weight_decay must be -1 (none)"},
       {R"({"scale_weight_decay": -2})", "scale_weight_decay must be -1 (none)"},
       {R"({"model_tuning_steps": 5, "model_tuning_dense_rate": -0.001})",
@@ -381,6 +384,8 @@ INSTANTIATE_TEST_SUITE_P(
                R"({"method": {"awq": null, "quarot": {"gptq": true}}, "calibration": null})",
                "calibration"},
         BadJob{"damping_of_two", R"({"method": {"awq": null, "gptq": {"damping": 2}}})", "damping"},
+        BadJob{"zero_rate", R"({"method": {"awq": null, "signround": {"learning_rate": 0}}})",
+               "learning_rate must be above 0"},
         BadJob{"negative_rate", R"({"method": {"awq": null, "signround": {"learning_rate": -1}}})",
                "learning_rate"},
         BadJob{"signround_batch_above_the_samples",

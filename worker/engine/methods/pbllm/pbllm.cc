@@ -45,9 +45,8 @@ std::vector<ParameterRow> PbllmParameters() {
 
 std::unique_ptr<Method> CreatePbllm(JsonObject& options) {
   PbllmOptions pbllm;
-  const double ratio = options.Number("salient_ratio", 0, 0);
-  if (ratio >= 1) options.Refuse("salient_ratio", "a share above 0 and below 1");
-  if (ratio > 0) pbllm.salient_ratio = ratio;
+  pbllm.salient_ratio = options.Positive("salient_ratio", pbllm.salient_ratio);
+  if (pbllm.salient_ratio >= 1) options.Refuse("salient_ratio", "a share above 0 and below 1");
   if (options.Choice("metric", {"METRIC_UNSPECIFIED", "METRIC_HESSIAN", "METRIC_MAGNITUDE"}, 0) ==
       2) {
     pbllm.metric = PbllmOptions::Metric::kMagnitude;

@@ -63,8 +63,8 @@ void ParseLearnedRounding(JsonObject& options, Ptq161Options& parsed) {
       static_cast<int>(count("rounding_stages", parsed.rounding_stages, kMostStages));
   parsed.rounding_steps = count("rounding_steps", parsed.rounding_steps, kMostSteps);
   parsed.rounding_batch = count("rounding_batch", parsed.rounding_batch, kMostSteps);
-  Override(options, "rounding_rate", parsed.rounding_rate);
-  Override(options, "rounding_scale_rate", parsed.rounding_scale_rate);
+  parsed.rounding_rate = options.Positive("rounding_rate", parsed.rounding_rate);
+  parsed.rounding_scale_rate = options.Positive("rounding_scale_rate", parsed.rounding_scale_rate);
 }
 
 void ParseMask(JsonObject& options, Ptq161Options& parsed) {
@@ -74,12 +74,11 @@ void ParseMask(JsonObject& options, Ptq161Options& parsed) {
                         "salient_grid", "first_pass_mask"},
                        "with disable_mask: no column is salient (leave one of the two out)");
   }
-  const double ratio = options.Number("salient_ratio", 0, 0);
-  if (ratio > kMostSalient) {
+  parsed.salient_ratio = options.Positive("salient_ratio", parsed.salient_ratio);
+  if (parsed.salient_ratio > kMostSalient) {
     options.Refuse("salient_ratio",
-                   StrCat("above 0 and at most ", kMostSalient, " (0 = default, 0.2)"));
+                   StrCat("above 0 and at most ", kMostSalient, " (left out = default, 0.2)"));
   }
-  if (ratio > 0) parsed.salient_ratio = ratio;
   const int statistic = options.Choice(
       "statistic",
       {"STATISTIC_UNSPECIFIED", "STATISTIC_MAX", "STATISTIC_MEAN", "STATISTIC_SENSITIVITY"}, 0);
@@ -123,8 +122,8 @@ void ParseTraining(JsonObject& options, Ptq161Options& parsed) {
                        "with one epoch, which has none to be compared with (ask for more epochs "
                        "or leave it out)");
   }
-  Override(options, "gain_rate", parsed.gain_rate);
-  Override(options, "rank_one_rate", parsed.rank_one_rate);
+  parsed.gain_rate = options.Positive("gain_rate", parsed.gain_rate);
+  parsed.rank_one_rate = options.Positive("rank_one_rate", parsed.rank_one_rate);
   Override(options, "mse_weight", parsed.mse_weight);
   Override(options, "cosine_weight", parsed.cosine_weight);
   if (!cosine) parsed.cosine_weight = 0;

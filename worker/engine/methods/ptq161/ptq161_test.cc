@@ -262,18 +262,21 @@ TEST_P(Ptq161Test, Invariant7TrainedBeatsUntrainedInEveryBlock) {
 // token.
 TEST_P(Ptq161Test, Invariant10StudentIsCausal) {
   const BlockSetting setting(GetParam(), 1);
-  ParameterBuffer buffer(1 << 14, at::kCPU);
-  std::vector<at::Tensor> salient(setting.block.linears.size(), at::tensor({0, 3}, at::kInt));
-  const auto linears = MakeMixedLinears(setting.block, {}, salient, buffer);
-  const auto forward = [&](const at::Tensor& x) {
-    return setting.block.Forward(x, setting.rope, MixedForward(setting.block, linears)).detach();
-  };
-  const at::Tensor before = forward(setting.x);
   at::Tensor changed = setting.x.clone();
   changed.select(1, 9).add_(1.0);
-  const at::Tensor after = forward(changed);
-  EXPECT_TRUE(at::equal(before.slice(1, 0, 9), after.slice(1, 0, 9)));
-  EXPECT_FALSE(at::equal(before.slice(1, 9, 10), after.slice(1, 9, 10)));
+  for (const ComputeDtype compute : {ComputeDtype::kFloat32, ComputeDtype::kBfloat16}) {
+    Ptq161Options options;
+    options.compute = compute;
+    ParameterBuffer buffer(1 << 14, at::kCPU);
+    std::vector<at::Tensor> salient(setting.block.linears.size(), at::tensor({0, 3}, at::kInt));
+    const auto linears = MakeMixedLinears(setting.block, options, salient, buffer);
+    const auto forward = [&](const at::Tensor& x) {
+      return setting.block.Forward(x, setting.rope, MixedForward(setting.block, linears)).detach();
+    };
+    const at::Tensor before = forward(setting.x), after = forward(changed);
+    EXPECT_TRUE(at::equal(before.slice(1, 0, 9), after.slice(1, 0, 9)));
+    EXPECT_FALSE(at::equal(before.slice(1, 9, 10), after.slice(1, 9, 10)));
+  }
 }
 
 // Spec 11.3, 11: zeros stay, and a row of one value has no gain, so that only
@@ -648,17 +651,20 @@ TEST_P(BadOptionTest, IsRefusedByName) {
 INSTANTIATE_TEST_SUITE_P(
     Options, BadOptionTest,
     ::testing::Values(BadOption{"ratio_too_large", R"({"salient_ratio": 0.51})",
-                                "salient_ratio must be above 0 and at most 0.5 (0 = default, "
-                                "0.2), got 0.51"},
+                                "salient_ratio must be above 0 and at most 0.5 (left out = "
+                                "default, 0.2), got 0.51"},
                       BadOption{"stop_improvement", R"({"stop_improvement": 1.5})",
                                 "stop_improvement must be 0 (never) or a share below 1, got 1.5"},
+                      BadOption{"ratio_zero", R"({"salient_ratio": 0})",
+                                "salient_ratio must be above 0 (left out = default), got 0"},
                       BadOption{"ratio_negative", R"({"salient_ratio": -0.1})", "salient_ratio"},
                       BadOption{"epochs", R"({"epochs": -1})", "epochs"},
                       BadOption{"statistic", R"({"statistic": "MEDIAN"})", "STATISTIC_MEAN"},
                       BadOption{"recipe", R"({"recipe": "plus"})", "ptq161-plus"},
                       BadOption{"unknown", R"({"shufle": true})", "shufle"},
                       BadOption{"grid", R"({"grid": {"bits": 2}})", "grid"},
-                      BadOption{"rate", R"({"gain_rate": -1})", "gain_rate"}),
+                      BadOption{"rate", R"({"gain_rate": -1})", "gain_rate"},
+                      BadOption{"rate_zero", R"({"rank_one_rate": 0})", "rank_one_rate"}),
     [](const auto& param_info) { return std::string(param_info.param.name); });
 
 }  // namespace

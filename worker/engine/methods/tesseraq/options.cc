@@ -22,13 +22,6 @@ constexpr double kDefaultDecay = 1e-4;
 // no more.
 constexpr int kRangeSteps = 50;
 
-// 0 = not given; negative is refused.
-double ParseRate(JsonObject& options, const std::string& name) {
-  const double rate = options.Number(name, 0, -1e30);
-  if (rate < 0) options.Refuse(name, "above 0 (left out = default)");
-  return rate;
-}
-
 // The recipe's, of what the message leaves to it.
 TesseraqBudget ParseBudget(JsonObject& options, const TesseraqRecipe& recipe) {
   const int budget = options.Choice(
@@ -37,8 +30,8 @@ TesseraqBudget ParseBudget(JsonObject& options, const TesseraqRecipe& recipe) {
       recipe.budgets.at(budget == 0 ? recipe.default_budget : budget - 1);
   const bool tuning_given =
       result.tuning_steps == 0 || options.Int("model_tuning_steps", 0, -1, kMaxSteps) != 0;
-  if (options.Int("steps_per_stage", 0, 0, kMaxSteps) > 0 &&
-      ParseRate(options, "learning_rate") > 0 && tuning_given) {
+  if (options.Int("steps_per_stage", 0, 0, kMaxSteps) > 0 && options.Has("learning_rate") &&
+      tuning_given) {
     options.RefuseIdle({"budget"}, result.tuning_steps == 0
                                        ? "with both steps_per_stage and learning_rate given (leave "
                                          "one of the three out)"
@@ -93,10 +86,8 @@ std::vector<double> ParseSchedule(JsonObject& options, int default_stages) {
 
 StepRates ParseRates(JsonObject& options, double default_rate) {
   StepRates rates;
-  const double rate = ParseRate(options, "learning_rate");
-  rates.rounding = rate > 0 ? rate : default_rate;
-  const double scale_rate = ParseRate(options, "scale_learning_rate");
-  rates.scale = scale_rate > 0 ? scale_rate : rates.rounding;
+  rates.rounding = options.Positive("learning_rate", default_rate);
+  rates.scale = options.Positive("scale_learning_rate", rates.rounding);
   const double decay = options.NumberOrNone("scale_weight_decay");
   rates.scale_weight_decay = decay == 0 ? kDefaultDecay : std::max(decay, 0.0);
   rates.tune_scale = !options.Bool("disable_scale_tuning", false);
@@ -148,8 +139,7 @@ ModelTuningOptions ParseTuning(JsonObject& options, ModelTuningOptions tuning, b
     options.RefuseIdle({"model_tuning_rate", "model_tuning_dense_rate"},
                        "without model_tuning_steps (set them or leave it out)");
   }
-  const double rate = ParseRate(options, "model_tuning_rate");
-  if (rate > 0) tuning.scale_rate = rate;
+  tuning.scale_rate = options.Positive("model_tuning_rate", tuning.scale_rate);
   const double dense_rate = options.NumberOrNone("model_tuning_dense_rate");
   if (dense_rate != 0) tuning.dense_rate = std::max(dense_rate, 0.0);
   if (scales) return tuning;
@@ -202,7 +192,7 @@ TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
   const int64_t reach = options.Int("rounding_reach", 0, 0, RoundingWindow::kMaxReach);
   if (reach > 0) result.rounding_reach = static_cast<int>(reach);
   result.rounding.rates = ParseRates(options, budget.learning_rate);
-  result.rounding.dense_rate = ParseRate(options, "dense_learning_rate");
+  result.rounding.dense_rate = options.Number("dense_learning_rate", 0, 0);
   if (!result.rounding.rates.tune_scale && result.rounding.dense_rate == 0) {
     options.RefuseIdle({"final_steps"},
                        "with disable_scale_tuning and no dense_learning_rate, as the roundings are "

@@ -8,6 +8,7 @@
 #include "worker/engine/methods/awq/clip_search.h"
 #include "worker/engine/methods/batches.h"
 #include "worker/engine/methods/block_weights.h"
+#include "worker/engine/methods/training/block_loss.h"
 #include "worker/engine/methods/working_bytes.h"
 #include "worker/engine/quant/grid.h"
 #include "worker/engine/reconstruct/block_objective.h"
@@ -24,19 +25,6 @@ AwqOptions Switched(const TesseraqOptions& options) {
   // Rotated channels are alike: there is nothing to scale.
   if (options.init == RoundingInit::kQuarot) awq.search_scales = false;
   return awq;
-}
-
-// Outputs of the original block on its own chain: what the block should give.
-at::Tensor Targets(const BlockTask& task, ProgressSink& progress) {
-  at::Tensor targets = at::empty_like(task.x_fp);
-  const StreamShape stream{task.x_fp.size(0), task.x_fp.size(1)};
-  ForEachBatch(stream, BatchWorkers(*task.block.config, stream, task.device),
-               [&](int, const Batch& batch) {
-                 const at::Tensor x = task.x_fp.slice(0, batch.first, batch.last).to(task.device);
-                 targets.slice(0, batch.first, batch.last).copy_(task.block.Forward(x, task.rope));
-                 progress.Advance(1, "targets");
-               });
-  return targets;
 }
 
 // Everything rounded to nearest on the starting grid.
@@ -179,7 +167,7 @@ void Tesseraq::TuneStart(const BlockTask& task, const at::Tensor& targets, Start
 }
 
 MethodResult Tesseraq::Quantize(const BlockTask& task, ProgressSink& progress) const {
-  const at::Tensor targets = Targets(task, progress);
+  const at::Tensor targets = MakeBlockTargets(task, {}, progress).outputs;
   const Start start = Initialize(task, targets, progress);
   BlockObjective objective(start.block, task.rope, task.x_q, targets, task.device);
   objective.LimitTokens(options_.token_energy_limit);
