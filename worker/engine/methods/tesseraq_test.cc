@@ -123,7 +123,12 @@ TEST(TesseraqOptionsTest, FixedScalesStayWhereTheWholeModelIsTuned) {
     double scale_rate;
     double dense_rate;
   } cases[] = {
-      {R"({"recipe": "tesseraq-plus"})", 100, 0.01, 0.003},
+      {R"({"recipe": "tesseraq-plus", "grid": {"bits": 2}})", 100, 0.01, 0.003},
+      {R"({"recipe": "tesseraq-plus", "grid": {"bits": 3}})", 100, 0.005, 0.003},
+      {R"({"recipe": "tesseraq-plus", "grid": {"bits": 4}})", 100, 0.0025, 0.003},
+      {R"({"recipe": "tesseraq-plus", "grid": {"bits": 4}, "model_tuning_rate": 0.01})", 100, 0.01,
+       0.003},
+      {R"({"grid": {"bits": 4}, "model_tuning_steps": 9})", 9, 0.003, 0},
       {R"({"recipe": "tesseraq-plus", "disable_scale_tuning": true})", 100, 0, 0.003},
       {R"({"disable_scale_tuning": true, "model_tuning_steps": 9,
            "model_tuning_dense_rate": 0.5})",

@@ -1,6 +1,7 @@
 #include "worker/engine/methods/tesseraq/options.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "worker/engine/base/error.h"
 #include "worker/engine/base/json_object.h"
@@ -210,6 +211,7 @@ TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
   }
   ModelTuningOptions tuning = recipe.tuning;
   tuning.steps = budget.tuning_steps;
+  if (recipe.halves_tuning_rate) tuning.scale_rate = std::ldexp(tuning.scale_rate, 2 - grid.bits);
   result.tuning = ParseTuning(options, tuning, result.rounding.rates.tune_scale);
   result.tuning.batch_size = result.rounding.batch_size;
   result.compute = ParseComputeDtype(options, recipe.compute);

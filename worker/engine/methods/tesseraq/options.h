@@ -68,6 +68,9 @@ struct TesseraqRecipe {
   int default_budget = 0;  // index into them
   StreamShape calibration = {512, 2048};
   ModelTuningOptions tuning = {};  // but for its steps
+  // Its rate of scales is that of 2 bits and half of it for each further bit: a finer grid has
+  // less far to go.
+  bool halves_tuning_rate = false;
   ComputeChoice compute = ComputeDtype::kFloat32;
   bool repeat_worse_stages = false;
   double token_energy_limit = 0;

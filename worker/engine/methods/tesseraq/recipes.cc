@@ -18,6 +18,7 @@ TesseraqRecipe TesseraqPlus() {
   plus.repeat_worse_stages = true;
   plus.token_energy_limit = 300;
   plus.tuning.scale_rate = 0.01;
+  plus.halves_tuning_rate = true;
   plus.tuning.dense_rate = 0.003;
   plus.compute = std::nullopt;
   return plus;
