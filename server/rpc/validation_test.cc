@@ -279,14 +279,21 @@ const BadCase kBadCases[] = {
      "quantization_job.spec.method.tesseraq.learning_rate",
      "a number above 0, or nothing for the default, got 0"},
     {"signround_rate_zero",
-     [](Request* r) { Spec(r)->mutable_method()->mutable_signround()->set_learning_rate(0); },
+     [](Request* r) {
+       Spec(r)->mutable_method()->mutable_signround()->mutable_grid()->set_bits(4);
+       Spec(r)->mutable_method()->mutable_signround()->set_learning_rate(0);
+     },
      "quantization_job.spec.method.signround.learning_rate", "or nothing for the default, got 0"},
     {"signround_rate_too_large",
-     [](Request* r) { Spec(r)->mutable_method()->mutable_signround()->set_learning_rate(1.5); },
+     [](Request* r) {
+       Spec(r)->mutable_method()->mutable_signround()->mutable_grid()->set_bits(4);
+       Spec(r)->mutable_method()->mutable_signround()->set_learning_rate(1.5);
+     },
      "quantization_job.spec.method.signround.learning_rate", "above 0 and at most 1, got 1.5"},
     {"salient_ratio_zero_of_a_first_pass",
      [](Request* r) {
        Spec(r)->mutable_method()->mutable_restore()->mutable_first_pass()->set_salient_ratio(0);
+       Spec(r)->mutable_preprocessing()->mutable_source()->set_local_path("/text");
      },
      "quantization_job.spec.method.restore.first_pass.salient_ratio", "got 0"},
     {"learning_rate_nan",
