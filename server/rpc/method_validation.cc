@@ -4,6 +4,7 @@
 #include <google/protobuf/message.h>
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -14,6 +15,9 @@
 
 namespace quantry::server {
 namespace {
+
+using google::protobuf::FieldDescriptor;
+using google::protobuf::Message;
 
 constexpr int kMaxGroupSize = 65536;
 constexpr int kMaxStages = 1000;
@@ -101,41 +105,46 @@ void CheckSignround(const std::string& field, const v1::JobSpec& spec, Violation
   CheckNumber(field + ".token_energy_limit", signround.token_energy_limit(), kMaxEnergyLimit, out);
 }
 
-// Enumerations are open on the wire: a number that no value has is a mistake.
-void CheckEnums(const std::string& field, const google::protobuf::Message& message,
-                Violations* out) {
+// `path` of a set field, the message that holds it, the field.
+using Visit = std::function<void(const std::string& path, const Message&, const FieldDescriptor&)>;
+
+// Every set field of `message` and of those within that is neither repeated nor a message itself.
+void ForEachSetField(const std::string& field, const Message& message, const Visit& visit) {
   const google::protobuf::Reflection& fields = *message.GetReflection();
-  std::vector<const google::protobuf::FieldDescriptor*> set;
+  std::vector<const FieldDescriptor*> set;
   fields.ListFields(message, &set);
-  for (const auto* part : set) {
-    const std::string path = absl::StrCat(field, ".", part->name());
+  for (const FieldDescriptor* part : set) {
     if (part->is_repeated()) continue;
+    const std::string path = absl::StrCat(field, ".", part->name());
     if (part->message_type() != nullptr) {
-      CheckEnums(path, fields.GetMessage(message, part), out);
-    } else if (part->enum_type() != nullptr) {
-      const int value = fields.GetEnumValue(message, part);
-      if (part->enum_type()->FindValueByNumber(value) != nullptr) continue;
-      out->Wanted(path, "a known " + part->enum_type()->name(), absl::StrCat(value));
+      ForEachSetField(path, fields.GetMessage(message, part), visit);
+    } else {
+      visit(path, message, *part);
     }
   }
 }
 
+// Enumerations are open on the wire: a number that no value has is a mistake.
+void CheckEnums(const std::string& field, const Message& message, Violations* out) {
+  ForEachSetField(
+      field, message,
+      [out](const std::string& path, const Message& holder, const FieldDescriptor& part) {
+        if (part.enum_type() == nullptr) return;
+        const int value = holder.GetReflection()->GetEnumValue(holder, &part);
+        if (part.enum_type()->FindValueByNumber(value) != nullptr) return;
+        out->Wanted(path, "a known " + part.enum_type()->name(), absl::StrCat(value));
+      });
+}
+
 // Optional numbers are those where 0 means nothing, and is not the default either.
-void CheckGivenNumbers(const std::string& field, const google::protobuf::Message& message,
-                       Violations* out) {
-  const google::protobuf::Reflection& fields = *message.GetReflection();
-  std::vector<const google::protobuf::FieldDescriptor*> set;
-  fields.ListFields(message, &set);
-  for (const auto* part : set) {
-    const std::string path = absl::StrCat(field, ".", part->name());
-    if (part->is_repeated()) continue;
-    if (part->message_type() != nullptr) {
-      CheckGivenNumbers(path, fields.GetMessage(message, part), out);
-    } else if (part->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_DOUBLE &&
-               part->has_presence() && fields.GetDouble(message, part) == 0) {
-      out->Wanted(path, "a number above 0, or nothing for the default", "0");
-    }
-  }
+void CheckGivenNumbers(const std::string& field, const Message& message, Violations* out) {
+  ForEachSetField(
+      field, message,
+      [out](const std::string& path, const Message& holder, const FieldDescriptor& part) {
+        if (part.cpp_type() != FieldDescriptor::CPPTYPE_DOUBLE || !part.has_presence()) return;
+        if (holder.GetReflection()->GetDouble(holder, &part) != 0) return;
+        out->Wanted(path, "a number above 0, or nothing for the default", "0");
+      });
 }
 
 void CheckPtq161(const std::string& field, const v1::Ptq161Method& ptq161, const v1::JobSpec& spec,
