@@ -34,8 +34,10 @@ class OmniquantTest : public ::testing::TestWithParam<const char*> {
 
   EquivalentTransform Transform(bool tied, CountingSink& counter) const {
     const BlockTask task = setting_.Task(kTwoBits);
-    const BlockTargets targets = MakeBlockTargets(task, {}, counter);
-    return {setting_.block, targets.input_max, 0.5, tied};
+    BlockTargetOptions options;
+    options.input_middle = true;
+    const BlockTargets targets = MakeBlockTargets(task, options, counter);
+    return {setting_.block, targets.input_max, 0.5, tied, targets.input_middle};
   }
 };
 
@@ -45,9 +47,9 @@ TEST_P(OmniquantTest, O3TransformPreservesTheFunction) {
   CountingSink counter;
   EquivalentTransform transform = Transform(/*tied=*/true, counter);
   at::manual_seed(5);
-  for (at::Tensor scale : transform.parameters()) {
+  for (at::Tensor parameter : transform.parameters()) {
     const at::NoGradGuard no_grad;
-    scale.mul_(at::rand_like(scale).add_(0.5));
+    parameter.mul_(at::rand_like(parameter).add_(0.5));
   }
   const at::NoGradGuard no_grad;
   const at::Tensor wanted = setting_.block.Forward(setting_.x, setting_.rope);
@@ -61,6 +63,16 @@ TEST_P(OmniquantTest, O3TransformPreservesTheFunction) {
   EXPECT_TRUE(at::equal(applied.linears[down].weight, setting_.block.linears[down].weight));
   const int query = setting_.block.architecture->LinearIndex(LinearRole::kQuery);
   EXPECT_FALSE(at::equal(applied.linears[query].weight, setting_.block.linears[query].weight));
+}
+
+// baselines.md 2.2: shifts are for what has biases, here OPT, and only where they are asked for.
+TEST_P(OmniquantTest, ShiftsWantBiasesOnBothSides) {
+  CountingSink counter;
+  const EquivalentTransform transform = Transform(true, counter);
+  const EquivalentTransform plain(
+      setting_.block, MakeBlockTargets(setting_.Task(kTwoBits), {}, counter).input_max, 0.5, true);
+  const size_t shifts = std::string(GetParam()) == "opt" ? 3 : 0;
+  EXPECT_EQ(transform.parameters().size(), plain.parameters().size() + shifts);
 }
 
 // O6, O8: training lowers the loss; without it the result is RTN on ranges kept
@@ -157,6 +169,51 @@ TEST(EquivalentTransform, OnlyTiedScalesKeepRotaryAttention) {
         RelativeError(transform.Apply(setting.block).Forward(setting.x, setting.rope), wanted);
     EXPECT_EQ(error < 1e-5, tied) << error;
   }
+}
+
+// A channel whose values lie far from 0 takes up a token's whole range, and shrinking it makes its
+// weights large; shifted it takes nothing. baselines.md 2.2.
+TEST(EquivalentTransform, ShiftsFreeQuantizedInputsFromWhatIsAlwaysThere) {
+  Setting setting("opt", nlohmann::json::object(), 8);
+  at::manual_seed(6);
+  Block& block = setting.block;
+  for (Norm& norm : block.norms) norm.bias = at::randn_like(norm.bias).mul_(20);
+  BlockTargetOptions options;
+  options.input_middle = true;
+  CountingSink counter;
+  const BlockTargets targets = MakeBlockTargets(setting.Task(kTwoBits), options, counter);
+  const at::Tensor wanted = block.Forward(setting.x, setting.rope);
+  const auto error = [&](const std::map<int, at::Tensor>& shifts) {
+    const at::NoGradGuard no_grad;
+    const EquivalentTransform transform(block, targets.input_max, 0.5, true, shifts);
+    Block applied = transform.Apply(block);
+    EXPECT_LT(RelativeError(applied.Forward(setting.x, setting.rope), wanted), 2e-5);
+    applied.activations.bits = 4;
+    return RelativeError(applied.Forward(setting.x, setting.rope), wanted);
+  };
+  EXPECT_LT(error(targets.input_middle), 0.5 * error({}));
+}
+
+// The moving average over windows, whatever the batches (spec: baselines.md 2.2).
+TEST(BlockTargetsOf, MiddlesAreAveragedOverTheWindowsInOrder) {
+  const Setting setting("opt", nlohmann::json::object(), 8);
+  BlockTargetOptions options;
+  options.input_middle = true;
+  CountingSink counter;
+  const BlockTargets targets = MakeBlockTargets(setting.Task(kTwoBits), options, counter);
+  const at::NoGradGuard no_grad;
+  at::Tensor inputs;  // of the first linear
+  setting.block.Forward(setting.x, setting.rope, [&](int index, const at::Tensor& x) {
+    if (index == 0) inputs = x;
+    return setting.block.Apply(index, x);
+  });
+  at::Tensor average;
+  for (int64_t i = 0; i < inputs.size(0); ++i) {
+    const at::Tensor middle = (inputs[i].amax(0) + inputs[i].amin(0)) / 2;
+    average = average.defined() ? 0.99 * average + 0.01 * middle : middle;
+  }
+  EXPECT_TRUE(at::allclose(targets.input_middle.at(0), average, 1e-5, 1e-6));
+  EXPECT_TRUE(MakeBlockTargets(setting.Task(kTwoBits), {}, counter).input_middle.empty());
 }
 
 // spec/baselines.md 2.6 by way of a weight and inputs that give its maxima.

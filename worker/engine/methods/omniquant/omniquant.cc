@@ -47,6 +47,7 @@ class ClipTrainer {
       : task_(task), options_(options), progress_(progress) {
     BlockTargetOptions targets;
     targets.average_with_prefix = options.augmented_loss.value_or(task.grid.bits <= 2);
+    targets.input_middle = LearnsTransform(options, task) && task.activations.enabled();
     targets_ = MakeBlockTargets(task, targets, progress);
     roots_ = RootTokenWeights(targets_.outputs, options.token_energy_limit);
     for (const Linear& linear : task.block.linears) {
@@ -80,9 +81,10 @@ class ClipTrainer {
     }
     if (!LearnsTransform(options_, task_)) return;
     transform_ = std::make_unique<EquivalentTransform>(
-        task_.block, targets_.input_max, options_.transform_alpha, options_.tie_rope_pairs);
-    for (const at::Tensor& scale : transform_->parameters()) {
-      adam_.Add(scale, options_.transform_learning_rate * rate_scale);
+        task_.block, targets_.input_max, options_.transform_alpha, options_.tie_rope_pairs,
+        targets_.input_middle);
+    for (const at::Tensor& parameter : transform_->parameters()) {
+      adam_.Add(parameter, options_.transform_learning_rate * rate_scale);
     }
   }
 

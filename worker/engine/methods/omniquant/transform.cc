@@ -1,6 +1,9 @@
 #include "worker/engine/methods/omniquant/transform.h"
 
 #include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+
 #include "worker/engine/methods/awq/fold.h"
 #include "worker/engine/methods/awq/inputs.h"
 #include "worker/engine/methods/block_weights.h"
@@ -38,6 +41,26 @@ void Divide(at::Tensor& bias, const at::Tensor& scale) {
   if (bias.defined()) bias = bias / scale;
 }
 
+// One shift a value channel: the mean over the query heads that share it.
+at::Tensor MeanPerValueHead(const at::Tensor& values, const ModelConfig& config) {
+  return values.view({config.num_kv_heads, config.num_heads / config.num_kv_heads, config.head_dim})
+      .mean(1)
+      .reshape({-1});
+}
+
+// The bias that a shift is taken from.
+at::Tensor& BiasBefore(const SmoothingGroup& group, Block& block) {
+  if (group.previous_is_norm) return block.FindNorm(group.previous)->bias;
+  return block.linears.at(block.LinearIndex(group.previous)).bias;
+}
+
+// Biases on both sides.
+bool TakesShift(const SmoothingGroup& group, Block block) {
+  return BiasBefore(group, block).defined() &&
+         std::all_of(group.linears.begin(), group.linears.end(),
+                     [&](int index) { return block.linears[index].bias.defined(); });
+}
+
 // The linear whose weight a group's first scales look at: up, not gate.
 int Representative(const Architecture& architecture, const SmoothingGroup& group) {
   for (const int index : group.linears) {
@@ -50,33 +73,45 @@ int Representative(const Architecture& architecture, const SmoothingGroup& group
 
 EquivalentTransform::EquivalentTransform(const Block& block,
                                          const std::map<int, at::Tensor>& input_max, double alpha,
-                                         bool tie_rope_pairs)
+                                         bool tie_rope_pairs,
+                                         const std::map<int, at::Tensor>& shifts)
     : config_(block.config) {
   const Architecture& architecture = *block.architecture;
   for (const SmoothingGroup& group : architecture.smoothing_groups) {
     const int index = Representative(architecture, group);
     const LinearRole role = architecture.linears[index].role;
     if (role == LinearRole::kDown) continue;
-    at::Tensor inputs = input_max.at(InputSource(architecture, index));
+    const int source = InputSource(architecture, index);
+    at::Tensor inputs = input_max.at(source);
     at::Tensor weights = block.linears[index].weight.abs().amax(0);
     if (role == LinearRole::kAttentionOut) {
       inputs = PerValueHead(inputs, *config_);
       weights = PerValueHead(weights, *config_);
     }
-    groups_.push_back({group, InitialScale(inputs, weights, alpha).requires_grad_(true)});
+    at::Tensor shift;
+    if (const auto start = shifts.find(source); start != shifts.end() && TakesShift(group, block)) {
+      const bool per_head = role == LinearRole::kAttentionOut;
+      shift = (per_head ? MeanPerValueHead(start->second, *config_) : start->second)
+                  .clone()
+                  .requires_grad_(true);
+    }
+    groups_.push_back({group, InitialScale(inputs, weights, alpha).requires_grad_(true), shift});
+    scales_.push_back(groups_.back().scale);
     parameters_.push_back(groups_.back().scale);
+    if (shift.defined()) parameters_.push_back(shift);
   }
   // A norm of queries and keys undoes any scale before it.
   if (architecture.NormIndex(NormRole::kQuery) >= 0) return;
   tied_ = tie_rope_pairs && architecture.positions == PositionKind::kRope;
   const int64_t channels = tied_ ? config_->kv_size() / 2 : config_->kv_size();
   query_key_ = at::ones({channels}, block.linears.at(0).weight.options()).requires_grad_(true);
+  scales_.push_back(query_key_);
   parameters_.push_back(query_key_);
 }
 
 void EquivalentTransform::KeepAway() {
   const at::NoGradGuard no_grad;
-  for (at::Tensor& scale : parameters_) {
+  for (at::Tensor& scale : scales_) {
     const at::Tensor small = scale.abs() < kLeastMagnitude;
     scale.copy_(at::where(small, scale.sign() * kLeastMagnitude, scale));
   }
@@ -102,6 +137,18 @@ void EquivalentTransform::ScaleQueryAndKey(Block& block) const {
   if (key.bias.defined()) key.bias = key.bias * KeyScale();
 }
 
+void EquivalentTransform::ShiftGroup(const Group& group, Block& block) const {
+  if (!group.shift.defined()) return;
+  at::Tensor& before = BiasBefore(group.group, block);
+  before = before - group.shift;
+  const at::Tensor columns =
+      group.group.previous_is_norm ? group.shift : PerQueryHead(group.shift, *config_);
+  for (const int index : group.group.linears) {
+    Linear& linear = block.linears[index];
+    linear.bias = linear.bias + at::mv(linear.weight, columns);
+  }
+}
+
 void EquivalentTransform::ScaleGroup(const Group& group, const at::Tensor& scale,
                                      Block& block) const {
   at::Tensor columns = scale;
@@ -122,7 +169,10 @@ void EquivalentTransform::ScaleGroup(const Group& group, const at::Tensor& scale
 
 Block EquivalentTransform::Apply(const Block& block) const {
   Block result = block;
-  for (const Group& group : groups_) ScaleGroup(group, group.scale, result);
+  for (const Group& group : groups_) {
+    ShiftGroup(group, result);
+    ScaleGroup(group, group.scale, result);
+  }
   ScaleQueryAndKey(result);
   return result;
 }
@@ -132,6 +182,7 @@ Block EquivalentTransform::Bake(const Block& block,
   const at::NoGradGuard no_grad;
   Block result = block;
   for (const Group& group : groups_) {
+    ShiftGroup(group, result);
     if (group.group.previous_is_norm) {
       FoldScale(group.group, group.scale.detach(), dtypes, result);
     } else {

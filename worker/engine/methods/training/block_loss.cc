@@ -12,11 +12,25 @@ namespace {
 
 using InputMax = std::map<int, at::Tensor>;
 
+constexpr double kKeptOfMiddle = 0.99;  // by every further window
+
 void TakeMax(const InputMax& from, InputMax& into) {
   for (const auto& [source, value] : from) {
     at::Tensor& max = into[source];
     max = max.defined() ? at::maximum(max, value) : value;
   }
+}
+
+// Halfway between extremes, [windows, channels] of x [windows, length, channels].
+at::Tensor Middles(const at::Tensor& x) { return (x.amax(1) + x.amin(1)).mul_(0.5); }
+
+// The moving average over the windows, [channels].
+at::Tensor MovingAverage(const at::Tensor& windows) {
+  at::Tensor average = windows.select(0, 0).clone();
+  for (int64_t i = 1; i < windows.size(0); ++i) {
+    average.mul_(kKeptOfMiddle).add_(windows.select(0, i), 1 - kKeptOfMiddle);
+  }
+  return average;
 }
 
 }  // namespace
@@ -27,6 +41,14 @@ BlockTargets MakeBlockTargets(const BlockTask& task, const BlockTargetOptions& o
   const StreamShape stream{task.x_fp.size(0), task.x_fp.size(1)};
   const int workers = BatchWorkers(*block.config, stream, task.device);
   std::vector<InputMax> maxima(workers);
+  std::map<int, at::Tensor> middles;  // [windows, channels], each batch its rows
+  if (options.input_middle) {
+    for (int i = 0; i < static_cast<int>(block.linears.size()); ++i) {
+      if (InputSource(*block.architecture, i) != i) continue;
+      middles[i] = at::empty({stream.windows, block.linears[i].weight.size(1)},
+                             task.x_fp.options().device(task.device));
+    }
+  }
   BlockTargets targets;
   targets.outputs = at::empty_like(task.x_fp);
   ForEachBatch(stream, workers, [&](int worker, const Batch& batch) {
@@ -38,6 +60,9 @@ BlockTargets MakeBlockTargets(const BlockTask& task, const BlockTargetOptions& o
     const auto record = [&](int index, const at::Tensor& x) {
       if (InputSource(*block.architecture, index) == index) {
         max[index] = x.abs().amax(at::IntArrayRef{0, 1});
+        if (options.input_middle) {
+          middles.at(index).slice(0, batch.first, batch.last).copy_(Middles(x));
+        }
       }
       return block.Apply(index, x);
     };
@@ -50,6 +75,9 @@ BlockTargets MakeBlockTargets(const BlockTask& task, const BlockTargetOptions& o
     progress.Advance(1, "collecting targets");
   });
   for (const InputMax& max : maxima) TakeMax(max, targets.input_max);
+  for (const auto& [source, windows] : middles) {
+    targets.input_middle[source] = MovingAverage(windows);
+  }
   return targets;
 }
 

@@ -15,6 +15,9 @@ struct BlockTargets {
   at::Tensor outputs;  // fp32 [windows, length, hidden], host memory
   // Largest |x| per channel of each source linear's input, on the original chain.
   std::map<int, at::Tensor> input_max;
+  // If asked for: halfway between the largest and the smallest value per channel of such an input,
+  // averaged over the windows in order with 0.99 for what came before (spec: baselines.md 2.2).
+  std::map<int, at::Tensor> input_middle;
 };
 
 struct BlockTargetOptions {
@@ -22,6 +25,7 @@ struct BlockTargetOptions {
   // quantized prefix: the squared errors against both differ from twice that
   // against their mean only by a constant.
   bool average_with_prefix = false;
+  bool input_middle = false;
 };
 
 // One pass of the original block over task.x_fp. Advances by BlockTargetSteps.
