@@ -224,15 +224,16 @@ def test_a_check_refuses_a_text_that_cannot_hold_the_windows(shared_server, stor
     assert f"INVALID_{flag[2:].upper()}: {flag[2:]} text has 33 bytes, at most 34 tokens = 0 windows of 128, 32 are asked for" in error["message"]
 
 
-def test_a_check_counts_tokens_where_bytes_leave_a_doubt(shared_server, stories, tmp_path):
+@pytest.mark.parametrize("samples, length, lines", [(32, 128, 250), (512, 512, 15_000)])
+def test_a_check_counts_tokens_where_bytes_leave_a_doubt(shared_server, stories, tmp_path, samples, length, lines):
     text = tmp_path / "few.txt"
-    text.write_text("Once upon a time there was a fox. " * 250)  # 8,500 bytes: more than 32 x 128, the tokens are fewer
-    args = submit_args(stories, "--check", "--output", "json")
+    text.write_text("Once upon a time there was a fox. " * lines)  # 34 bytes a line: more than the tokens wanted, which are fewer
+    args = submit_args(stories, "--check", "--output", "json", samples=samples, length=length)
     args[args.index("--calibration") + 1] = text
     with nothing_half_written(shared_server):
         done = shared_server.cli(*args, check=2)
     message = json.loads(done.stdout)["error"]["message"]
-    assert re.search(r"INVALID_CALIBRATION: .* has \d+ tokens = \d+ windows of 128, 32 are asked for", message), message
+    assert re.search(rf"INVALID_CALIBRATION: .* has \d+ tokens = \d+ windows of {length}, {samples} are asked for", message), message
 
 
 def test_a_check_refuses_a_corpus_and_adapters_that_cannot_work(shared_server, stories, tmp_path):

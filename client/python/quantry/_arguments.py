@@ -127,7 +127,7 @@ class Arguments:
     labels: Optional[Mapping[str, str]] = None
     priority: int = 0
     reuse_result: bool = False
-    check: bool = False
+    check: bool = True
 
     def spec(self) -> job_pb2.JobSpec:
         """Everything but the uploaded sources."""

@@ -80,8 +80,8 @@ class Client:
         """Queues a job; durable when it returns.
 
         `model` is a folder on this machine (uploaded by content hash: only what the server lacks is sent). A repeat
-        with the same request_id returns the same job. check=True asks for a quote first and raises InvalidRequest
-        for a job that could not run.
+        with the same request_id returns the same job. Asks for a quote first and raises InvalidRequest for a job
+        that could not run; check=False queues it unasked.
         """
         return drive(self._core.submit(arguments_of(model, arguments), progress))
 

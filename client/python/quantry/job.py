@@ -346,6 +346,11 @@ class Quote:
         """At the peak, when a GPU is used."""
         return int(self.proto.device_memory_bytes)
 
+    @property
+    def bits_per_weight(self) -> float:
+        """Of the quantized linears, as the method makes them; 0 where it could not run."""
+        return float(self.proto.bits_per_weight)
+
     def output_rows(self) -> list[Row]:
         return [{"format": word(job_pb2.OutputFormat, o.format, "OUTPUT_FORMAT_"), "bytes": o.bytes,
                  "bits_per_weight": o.bits_per_weight} for o in self.proto.outputs]

@@ -66,7 +66,7 @@ def test_the_whole_way_in_asyncio(server, stories, tmp_path):
 
 def test_quote(client, stories):
     quote = client.quote(stories, formats=["quantry", "dense"], **QUICK)
-    assert quote.ok and quote.blocks == 5 and quote.steps > 0 and quote.host_memory_bytes > 0
+    assert quote.ok and quote.bits_per_weight > 4 and quote.blocks == 5 and quote.steps > 0 and quote.host_memory_bytes > 0
     assert [row["format"] for row in quote.output_rows()] == ["quantry", "dense"]
     refused = client.quote(stories, **{**QUICK, "group_size": 7})
     assert not refused.ok and "7" in refused.problems[0]
@@ -122,7 +122,7 @@ def test_what_the_server_refuses(client, finished, call, kind, reason):
 
 def test_list_goes_over_pages(client, stories):
     labels = {"suite": "pages", "odd": 'x" AND state = "FAILED\\'}
-    jobs = [client.submit(stories, labels=labels, title=str(i), **QUICK) for i in range(5)]
+    jobs = [client.submit(stories, labels=labels, title=str(i), check=False, **QUICK) for i in range(5)]
     for job in jobs:
         client.cancel(job, "test")
     assert [job.id for job in client.list(labels=labels, page_size=2)] == [job.id for job in reversed(jobs)]
