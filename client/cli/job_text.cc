@@ -186,10 +186,14 @@ std::string QuoteText(const v1::Quote& quote, const v1::JobSpec& spec) {
     fields.emplace_back("GPU memory",
                         Cat(Bytes(quote.device_memory_bytes()), " at most, if a GPU runs it"));
   }
+  if (quote.bits_per_weight() > 0) {
+    fields.emplace_back(
+        "linears", Cat(Number(quote.bits_per_weight(), 4), " bits a weight as the method has it"));
+  }
   for (const v1::OutputQuote& output : quote.outputs()) {
-    fields.emplace_back("output",
-                        Cat(FormatName(output.format()), "  ", Bytes(output.bytes()), "  ",
-                            Number(output.bits_per_weight(), 4), " bits a weight in linears"));
+    fields.emplace_back(
+        "output", Cat(FormatName(output.format()), "  ", Bytes(output.bytes()), "  ",
+                      Number(output.bits_per_weight(), 4), " bits a weight in linears as stored"));
   }
   for (const std::string& problem : quote.problems()) {
     fields.emplace_back("problem", Plain(problem));

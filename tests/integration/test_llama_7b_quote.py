@@ -73,8 +73,9 @@ def test_ptq161_takes_the_published_bits(binaries, llama_7b):
     block = 3 * bits_of(4096, 4096, 3) + bits_of(4096, 4096, 1) + 2 * bits_of(11008, 4096, 2) + bits_of(4096, 11008, 1)
     formula = 32 * block / LINEARS
     assert formula == pytest.approx(1.6138, abs=5e-5)
+    assert quoted["bits_per_weight"] == pytest.approx(formula, rel=1e-12)
     packed, dense = quoted["outputs"]
-    # The formula is the method's; what is stored fills up rows to bytes, and its figure says so.
+    # The formula is the method's; what is stored fills up rows to bytes.
     block = 2 * (stored_bits_of(4096, 4096, True) + stored_bits_of(4096, 4096, False))  # q and o; k and v
     block += stored_bits_of(11008, 4096, True) + stored_bits_of(11008, 4096, False) + stored_bits_of(4096, 11008, True)
     stored = 32 * block / LINEARS
@@ -92,7 +93,7 @@ def test_grids_take_bits_and_their_share_of_scales(binaries, llama_7b, bits, gro
     grid = {"bits": bits, "group_size": group}
     quoted = quote(binaries, llama_7b, {"rtn": {"grid": grid}}, ["COMPRESSED_TENSORS"])
     (packed,) = quoted["outputs"]
-    assert packed["bits_per_weight"] == pytest.approx(stored, rel=1e-6)
+    assert packed["bits_per_weight"] == quoted["bits_per_weight"] == pytest.approx(stored, rel=1e-6)
     assert packed["bytes"] == pytest.approx(stored * LINEARS / 8 + 2 * (quoted["parameters"] - LINEARS), rel=1e-5)
 
 

@@ -11,7 +11,7 @@ namespace quantry::engine {
 
 // Bits a weight takes, two ways (BitAccounting in artifact.proto).
 struct BitAccounting {
-  double linears = 0;  // (codes + scales + zero points) / weights, the papers' way,
+  double linears = 0;  // codes, signs and all that belongs to them / weights, the papers' way,
                        // as the method made them, whatever the output carries them in
   double file = 0;     // weight files of the primary output * 8 / all parameters
   int64_t linear_weights = 0;

@@ -156,7 +156,8 @@ void CheckInputs(const Job& job, const Checkpoint& checkpoint, Json& problems) {
   }
 }
 
-Json OutputsJson(const Job& job, const Checkpoint& checkpoint) {
+// What is written, and how many bits the method's own numbers take.
+void AddOutputs(const Job& job, const Checkpoint& checkpoint, Json& quote) {
   std::vector<PlannedTensor> plan =
       PlanTensors(checkpoint, [&](int, const std::string&, int64_t in_features) {
         return job.method->SalientColumns(in_features);
@@ -171,14 +172,15 @@ Json OutputsJson(const Job& job, const Checkpoint& checkpoint) {
     head.dense = {head.written, embedding.dtype, embedding.shape};
   }
   const at::ScalarType scale_dtype = ScaleDtypeOf(checkpoint);
-  Json outputs = Json::array();
   for (const OutputFormatRow* row : job.outputs) {
     const auto layout = job.MakeLayout(*row, scale_dtype);
-    outputs.push_back({{"format", row->enum_name},
-                       {"bytes", OutputBytes(plan, *layout)},
-                       {"bits_per_weight", StoredBitsPerWeight(plan, *layout)}});
+    if (row == job.outputs.front()) {
+      quote["bits_per_weight"] = CountBits(checkpoint, plan, *layout, 0).linears;
+    }
+    quote["outputs"].push_back({{"format", row->enum_name},
+                                {"bytes", OutputBytes(plan, *layout)},
+                                {"bits_per_weight", StoredBitsPerWeight(plan, *layout)}});
   }
-  return outputs;
 }
 
 // What the method holds beside blocks and streams where `device` computes.
@@ -269,9 +271,10 @@ Json QuoteJson(const Job& job) {
                 {"blocks", checkpoint->config().num_layers},
                 {"parameters", checkpoint->parameters()},
                 {"host_memory_bytes", JobBytes(job, *checkpoint, calibration)},
-                {"device_memory_bytes", on_device}};
-  const bool fits = problems.empty();
-  quote["outputs"] = fits ? OutputsJson(job, *checkpoint) : Json::array();
+                {"device_memory_bytes", on_device},
+                {"bits_per_weight", 0.0},
+                {"outputs", Json::array()}};
+  if (problems.empty()) AddOutputs(job, *checkpoint, quote);
   quote["problems"] = problems;
   return quote;
 }

@@ -177,9 +177,9 @@ std::string Outputs(const Json& report) {
                           ShortBytes(bits.at("dense_bytes").get<double>()), " for ",
                           bits.at("parameters").get<int64_t>(), " parameters, ",
                           bits.at("linear_weights").get<int64_t>(),
-                          " of them in quantized linears. Bits of the linears count codes, scales "
-                          "and zero points as the method made them; bits of the file count the "
-                          "first output's weight files over all parameters.")) +
+                          " of them in quantized linears. Bits of the linears count codes, signs "
+                          "and all that belongs to them, as the method made them; bits of the file "
+                          "count the first output's weight files over all parameters.")) +
          "</section>\n";
 }
 
