@@ -32,8 +32,10 @@ constexpr std::array kFlags = {
                "full, balanced (a fifth of the steps) or fast (a tenth). Default: full; the "
                "recipe tesseraq-plus fast (a third of its full steps)"},
     MethodFlag{"--stages", "stages", "N", "Stages of hardening. Default: 20"},
-    MethodFlag{"--steps-per-stage", "steps_per_stage", "N", "Steps of a stage. Default: 250"},
-    MethodFlag{"--learning-rate", "learning_rate", "X", "Rate of the rounding. Default: 1e-3"},
+    MethodFlag{"--steps-per-stage", "steps_per_stage", "N",
+               "Steps of a stage. Default: 250, the recipe tesseraq-plus 8"},
+    MethodFlag{"--learning-rate", "learning_rate", "X",
+               "Rate of the rounding. Default: 1e-3, the recipe tesseraq-plus 4e-2"},
     MethodFlag{"--batch-size", "batch_size", "N", "Calibration windows a step. Default: 4"},
     MethodFlag{"--rounding-reach", "rounding_reach", "N",
                "Steps of the grid a rounding may go, 1 or 2. Default: 1"},

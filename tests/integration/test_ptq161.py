@@ -23,7 +23,10 @@ AUTHORS = {
 
 
 # The same after 2,000 updates of adapters on the calibration's text: the restored model, and quantized again.
-AUTHORS_RESTORED = {"stories260k": (18.03, 31.84), "tinystories-656k": (134.2, 190.7), "tiny1m": (14.65, 26.52)}
+# Restored model and second pass by the authors' code, and the most ours may take: their settings, run again at other seeds,
+# end at up to 32.66 and 27.34 on the first and the last (docs/methods/preprocessing.md).
+AUTHORS_RESTORED = {"stories260k": (18.03, 31.84, 32.66), "tinystories-656k": (134.2, 190.7, 192.6),
+                    "tiny1m": (14.65, 26.52, 27.34)}
 
 
 @pytest.fixture
@@ -267,12 +270,12 @@ def test_figures_of_the_authors(figures, model):
 @pytest.mark.full
 @pytest.mark.parametrize("model", list(AUTHORS_RESTORED))
 def test_preprocessed_figures_of_the_authors(figures, model):
-    restored, second = AUTHORS_RESTORED[model]
+    restored, second, most = AUTHORS_RESTORED[model]
     perplexity, manifest = figures(model, {"ptq161": {}}, lora={"steps": 2000, "warmup_steps": 200})
     report = manifest["preprocessing"]
     assert report["perplexity_restored"] <= 1.01 * restored
-    # One seed each; what the second pass loses differs by a few percent from seed to seed.
-    assert perplexity <= 1.04 * second
+    assert second <= most <= 1.04 * second
+    assert perplexity <= most
     assert report["perplexity_restored"] < perplexity < report["perplexity_first_pass"]
 
 

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <nlohmann/json.hpp>
 
 #include "worker/engine/base/file.h"
@@ -240,6 +241,29 @@ TEST_P(MixedBinaryLayoutTest, Invariant12PadBitsDoNotMatter) {
   }
 }
 
+// Writes the only file of a container anew, its metadata changed.
+void Rewrite(const std::string& folder, const std::function<void(nlohmann::json&)>& change) {
+  const OutputReader reader(folder, "model.quantry");
+  auto metadata = reader.metadata().at(0);
+  auto container = nlohmann::json::parse(metadata.at("quantry"));
+  change(container);
+  metadata["quantry"] = container.dump();
+  std::vector<TensorSpec> specs;
+  std::vector<at::Tensor> values;
+  for (const std::string& name : reader.names()) {
+    values.push_back(reader.Read(name));
+    specs.push_back({name, values.back().scalar_type(), values.back().sizes().vec()});
+  }
+  SafetensorsWriter writer(folder + "/model.quantry.safetensors", specs, metadata);
+  for (size_t i = 0; i < specs.size(); ++i) writer.Append(specs[i].name, values[i]);
+  writer.Finish();
+}
+
+// The metadata's word on `module` changed.
+void Redescribe(const std::string& folder, const std::string& module, const nlohmann::json& word) {
+  Rewrite(folder, [&](nlohmann::json& container) { container["linears"][module] = word; });
+}
+
 TEST_P(MixedBinaryLayoutTest, FutureSchemaAndTruncationAreRefused) {
   const std::string folder = Export("quantry");
   const std::string config = folder + "/config.json";
@@ -256,22 +280,18 @@ TEST_P(MixedBinaryLayoutTest, FutureSchemaAndTruncationAreRefused) {
             "INVALID_CHECKPOINT");
 }
 
-// Writes the only file of a container anew, the metadata's word on `module` changed.
-void Redescribe(const std::string& folder, const std::string& module, const nlohmann::json& word) {
-  const OutputReader reader(folder, "model.quantry");
-  auto metadata = reader.metadata().at(0);
-  auto container = nlohmann::json::parse(metadata.at("quantry"));
-  container["linears"][module] = word;
-  metadata["quantry"] = container.dump();
-  std::vector<TensorSpec> specs;
-  std::vector<at::Tensor> values;
-  for (const std::string& name : reader.names()) {
-    values.push_back(reader.Read(name));
-    specs.push_back({name, values.back().scalar_type(), values.back().sizes().vec()});
-  }
-  SafetensorsWriter writer(folder + "/model.quantry.safetensors", specs, metadata);
-  for (size_t i = 0; i < specs.size(); ++i) writer.Append(specs[i].name, values[i]);
-  writer.Finish();
+// The file's own schema counts, whatever config.json says: for whoever runs it (eval, generate)
+// as for unpack.
+TEST_P(MixedBinaryLayoutTest, FutureSchemaOfTheFileIsRefused) {
+  const std::string folder = Export("quantry");
+  Rewrite(folder, [](nlohmann::json& container) { container["schema"] = "quantry.container.v9"; });
+  const auto refused = [](const EngineError& error) {
+    return error.reason == "INVALID_CHECKPOINT" && test::Mentions(error, "quantry.container.v9") &&
+           test::Mentions(error, std::string(kMixedContainerSchema));
+  };
+  const EngineError error = test::ErrorOf([&] { ContainerReader reader(folder); });
+  EXPECT_TRUE(refused(error) && test::Mentions(error, "written by a newer one")) << error.what();
+  EXPECT_TRUE(refused(test::ErrorOf([&] { UnpackFolder(folder, dir_.File("unpacked")); })));
 }
 
 TEST_P(MixedBinaryLayoutTest, AKindThatItsSchemaDoesNotHaveIsRefused) {

@@ -227,6 +227,27 @@ TEST(MixedLinear, Invariant3StoredLevelsAreTwo) {
   }
 }
 
+// Spec 11.1: means of rows are subnormal numbers of fp16, whose step is 2^-24, so a level is off
+// by half of that at most beside what rounding A takes.
+TEST(MixedLinear, OffsetsBelowFp16sNormalNumbersAreNearEnough) {
+  at::manual_seed(5);
+  Block block;
+  at::Tensor weight = at::randn({16, 240}).mul_(0.02);
+  weight.sub_(weight.narrow(1, 1, 239).mean(1, true)).add_(at::rand({16, 1}).mul_(4e-5));
+  block.linears.emplace_back().weight = weight;
+  ParameterBuffer buffer(16 * 2 + 240, at::kCPU);
+  const auto linears = MakeMixedLinears(block, {}, {at::tensor({0}, at::kInt)}, buffer);
+  const MixedBinaryWeight stored = *linears[0].Finish().mixed;
+  const at::Tensor trained =
+      DenseWeight(linears[0], linears[0].gain.value, linears[0].row.value, linears[0].column.value)
+          .index_select(1, linears[0].others);
+  const at::Tensor others = stored.Dequantize().index_select(1, stored.OtherColumns());
+  EXPECT_LT(stored.row_offset.abs().max().item<double>(), 6.1e-5);  // 2^-14, the least normal one
+  const at::Tensor off = (others - trained).abs().amax(1);
+  const at::Tensor allowed = stored.row_gain.abs() * std::exp2(-11) + std::exp2(-25);
+  EXPECT_TRUE((off <= allowed * 1.01).all().item<bool>()) << off << allowed;
+}
+
 // Spec 11.3, 5; through a whole block: Ptq161Test.Invariant5.
 TEST(ParameterBuffer, Invariant5FirstStepIsTheLearningRate) {
   ParameterBuffer buffer(5, at::kCPU);
