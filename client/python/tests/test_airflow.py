@@ -153,8 +153,11 @@ def test_what_fails_the_task(module, server, client, stories, monkeypatch):
 
 
 def test_a_failed_job_goes_on_in_the_next_try(module, deferred, server, client, stories):
+    # Each block takes far longer than a second on any machine, so that no try ends its first.
+    slow = {**LONG, "method": "tesseraq", "method_options": {"steps_per_stage": 20_000}}
+
     def after_try(number, **options):
-        task = operator(module, server, stories, arguments={**LONG, **options})
+        task = operator(module, server, stories, arguments={**slow, **options})
         context = {"ti": types.SimpleNamespace(**{**vars(TASK), "run_id": "manual__again", "try_number": number})}
         with pytest.raises(deferred) as caught:
             task.execute(context)
