@@ -154,7 +154,7 @@ def test_what_fails_the_task(module, server, client, stories, monkeypatch):
 
 def test_a_failed_job_goes_on_in_the_next_try(module, deferred, server, client, stories):
     # Each block takes far longer than a second on any machine, so that no try ends its first.
-    slow = {**LONG, "method": "tesseraq", "method_options": {"steps_per_stage": 20_000}}
+    slow = {**LONG, "method_options": {"scale_grid_points": 1000}}
 
     def after_try(number, **options):
         task = operator(module, server, stories, arguments={**slow, **options})
