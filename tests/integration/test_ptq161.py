@@ -22,9 +22,8 @@ AUTHORS = {
 }
 
 
-# The same after 2,000 updates of adapters on the calibration's text: the restored model, and quantized again.
-# Restored model and second pass by the authors' code, and the most ours may take: their settings, run again at other seeds,
-# end at up to 32.66 and 27.34 on the first and the last (docs/methods/preprocessing.md).
+# The same after 2,000 updates of adapters on the calibration's text: the restored model, quantized again, and the most ours
+# may take there: their settings, run again at other seeds, end at up to 32.66 and 27.34 (docs/methods/preprocessing.md).
 AUTHORS_RESTORED = {"stories260k": (18.03, 31.84, 32.66), "tinystories-656k": (134.2, 190.7, 192.6),
                     "tiny1m": (14.65, 26.52, 27.34)}
 

@@ -22,12 +22,10 @@ at::Tensor PerQueryHead(const at::Tensor& scale, const ModelConfig& config) {
       .reshape({-1});
 }
 
-// One scale a value channel, out of one an output channel: the largest |x| and
-// weights of the query heads that share it.
-at::Tensor PerValueHead(const at::Tensor& values, const ModelConfig& config) {
-  return values.view({config.num_kv_heads, config.num_heads / config.num_kv_heads, config.head_dim})
-      .amax(1)
-      .reshape({-1});
+// One value an output channel as [value heads, query heads that share one, head_dim].
+at::Tensor ByValueHead(const at::Tensor& values, const ModelConfig& config) {
+  return values.view(
+      {config.num_kv_heads, config.num_heads / config.num_kv_heads, config.head_dim});
 }
 
 at::Tensor InitialScale(const at::Tensor& input_max, const at::Tensor& weight_max, double alpha) {
@@ -39,13 +37,6 @@ at::Tensor InitialScale(const at::Tensor& input_max, const at::Tensor& weight_ma
 
 void Divide(at::Tensor& bias, const at::Tensor& scale) {
   if (bias.defined()) bias = bias / scale;
-}
-
-// One shift a value channel: the mean over the query heads that share it.
-at::Tensor MeanPerValueHead(const at::Tensor& values, const ModelConfig& config) {
-  return values.view({config.num_kv_heads, config.num_heads / config.num_kv_heads, config.head_dim})
-      .mean(1)
-      .reshape({-1});
 }
 
 // The bias that a shift is taken from.
@@ -85,18 +76,18 @@ EquivalentTransform::EquivalentTransform(const Block& block,
     at::Tensor inputs = input_max.at(source);
     at::Tensor weights = block.linears[index].weight.abs().amax(0);
     if (role == LinearRole::kAttentionOut) {
-      inputs = PerValueHead(inputs, *config_);
-      weights = PerValueHead(weights, *config_);
+      inputs = ByValueHead(inputs, *config_).amax(1).reshape({-1});
+      weights = ByValueHead(weights, *config_).amax(1).reshape({-1});
     }
     at::Tensor shift;
     if (const auto start = shifts.find(source); start != shifts.end() && TakesShift(group, block)) {
       const bool per_head = role == LinearRole::kAttentionOut;
-      shift = (per_head ? MeanPerValueHead(start->second, *config_) : start->second)
-                  .clone()
-                  .requires_grad_(true);
+      shift =
+          (per_head ? ByValueHead(start->second, *config_).mean(1).reshape({-1}) : start->second)
+              .clone()
+              .requires_grad_(true);
     }
     groups_.push_back({group, InitialScale(inputs, weights, alpha).requires_grad_(true), shift});
-    scales_.push_back(groups_.back().scale);
     parameters_.push_back(groups_.back().scale);
     if (shift.defined()) parameters_.push_back(shift);
   }
@@ -105,16 +96,17 @@ EquivalentTransform::EquivalentTransform(const Block& block,
   tied_ = tie_rope_pairs && architecture.positions == PositionKind::kRope;
   const int64_t channels = tied_ ? config_->kv_size() / 2 : config_->kv_size();
   query_key_ = at::ones({channels}, block.linears.at(0).weight.options()).requires_grad_(true);
-  scales_.push_back(query_key_);
   parameters_.push_back(query_key_);
 }
 
 void EquivalentTransform::KeepAway() {
   const at::NoGradGuard no_grad;
-  for (at::Tensor& scale : scales_) {
+  const auto keep_away = [](at::Tensor& scale) {
     const at::Tensor small = scale.abs() < kLeastMagnitude;
     scale.copy_(at::where(small, scale.sign() * kLeastMagnitude, scale));
-  }
+  };
+  for (Group& group : groups_) keep_away(group.scale);
+  if (query_key_.defined()) keep_away(query_key_);
 }
 
 // One scale for the channels i and i + head_dim / 2, which a rotary position

@@ -54,7 +54,6 @@ class EquivalentTransform {
   std::vector<Group> groups_;
   at::Tensor query_key_;  // [kv_size], or a half of each head where pairs are tied
   bool tied_ = false;
-  std::vector<at::Tensor> scales_;
   std::vector<at::Tensor> parameters_;
 };
 
