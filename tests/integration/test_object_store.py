@@ -147,18 +147,30 @@ def test_uploads_in_an_object_store(two_servers, s3, stories):
     assert "uploaded nothing" in again.stderr
     quote = b.json(*quote_args(submit_args(stories, method="rtn")))
     assert quote == a.json(*quote_args(submit_args(stories, method="rtn")))
-    for text in ("calibration", "evaluation"):  # a quote does not read it: other bytes, as many, do as well
-        body = (EXAMPLES / f"text/{text}.txt").read_bytes()
-        key = f"uploads/default/{hashlib.sha256(body).hexdigest()}"
-        assert key in keys(s3)
-        client(s3).put_object(Bucket="bucket", Key=key, Body=bytes(len(body)))
-    assert quote == b.json(*quote_args(submit_args(stories, method="rtn")))
     client(s3).put_object(Bucket="bucket", Key=f"uploads/default/{'0' * 64}", Body=b"nobody's")
     assert int(b.json("gc")["blobs"]) == 0, "it is new"
 
 
+@pytest.mark.parametrize("size, read", [(8 << 20, True), ((8 << 20) + 1, False)], ids=["short", "long"])
+def test_a_quote_reads_a_short_text_in_an_object_store(two_servers, s3, stories, tmp_path, size, read):
+    """It counts the tokens of one of up to 8 MiB, so it tells of wrong bytes; of a longer one it knows the size alone."""
+    a, b = two_servers
+    text = tmp_path / "text.txt"
+    text.write_bytes((b"Once upon a time there was a quote. " * (size // 36 + 1))[:size])
+    args = submit_args(stories, method="rtn")
+    args[args.index("--calibration") + 1] = text
+    quote = a.json(*quote_args(args))
+    key = f"uploads/default/{hashlib.sha256(text.read_bytes()).hexdigest()}"
+    assert key in keys(s3)
+    client(s3).put_object(Bucket="bucket", Key=key, Body=bytes(size))
+    if read:
+        assert "ARTIFACT_CORRUPT" in b.cli(*quote_args(args), check=1).stderr
+    else:
+        assert b.json(*quote_args(args)) == quote
+
+
 def test_a_quote_counts_a_short_text_in_an_object_store(two_servers, stories, tmp_path):
-    """Of a long one it knows the size alone (above); both servers say the same of what either of them has taken."""
+    """Both servers say the same of what either of them has taken."""
     a, b = two_servers
     ids = tmp_path / "ids.json"
     ids.write_text("\n".join(json.dumps([(line * token) % 500 for token in range(128)]) for line in range(32)))
