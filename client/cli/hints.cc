@@ -61,7 +61,7 @@ constexpr std::array kReasonHints = {
     ReasonHint{"EVENTS_COMPACTED", "older events are gone; run the command without --after"},
     ReasonHint{"BLOB_MISMATCH", "the file changed while it was sent: run the same command again"},
     ReasonHint{"ARTIFACT_CORRUPT",
-               "run the same pull again; if it repeats, the stored artifact is damaged: tell the "
+               "run the same command again; if it repeats, a stored file is damaged: tell the "
                "operator"},
     ReasonHint{
         "POISON_JOB",

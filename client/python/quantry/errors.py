@@ -199,7 +199,7 @@ _HINTS = {
     "QUOTA_WATCHES": "end other watches of the tenant, or poll with get()",
     "EVENTS_COMPACTED": "older events are gone; watch without after_sequence",
     "BLOB_MISMATCH": "the file changed while it was sent: submit again",
-    "ARTIFACT_CORRUPT": "pull again; if it repeats, the stored artifact is damaged: tell the operator",
+    "ARTIFACT_CORRUPT": "try again; if it repeats, a stored file is damaged: tell the operator",
     "QUALITY_GATE_FAILED": "the artifact is kept: client.pull(JOB, DIR); try more bits, a smaller group_size or more "
                            "calibration samples",
 }

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <limits>
-#include <map>
 #include <nlohmann/json.hpp>
 
 #include "worker/engine/base/error.h"
@@ -16,6 +16,7 @@
 #include "worker/engine/export/manifest_check.h"
 #include "worker/engine/export/mixed_binary_layout.h"
 #include "worker/engine/export/output_reader.h"
+#include "worker/engine/export/rewrite_for_test.h"
 #include "worker/engine/export/unpack.h"
 #include "worker/engine/nn/transformer.h"
 #include "worker/engine/quant/grid.h"
@@ -227,38 +228,6 @@ TEST_P(ExporterTest, UnpackGivesTheDenseOutput) {
   }
 }
 
-// Writes the only file of a folder anew, with `changed` among its tensors.
-void Rewrite(const std::string& folder, const std::string& stem,
-             const std::map<std::string, at::Tensor>& changed,
-             const std::map<std::string, std::string>& metadata) {
-  const OutputReader reader(folder, stem);
-  std::map<std::string, at::Tensor> tensors = changed;
-  for (const std::string& held : reader.names()) tensors.emplace(held, reader.Read(held));
-  std::vector<TensorSpec> specs;
-  for (const auto& [held, tensor] : tensors) {
-    specs.push_back({held, tensor.scalar_type(), tensor.sizes().vec()});
-  }
-  SafetensorsWriter writer(folder + "/" + stem + ".safetensors", specs, metadata);
-  for (const TensorSpec& spec : specs) writer.Append(spec.name, tensors.at(spec.name));
-  writer.Finish();
-}
-
-// The same with one tensor and the metadata as it is.
-void Replace(const std::string& folder, const std::string& stem, const std::string& name,
-             const at::Tensor& value) {
-  const auto metadata = OutputReader(folder, stem).metadata().at(0);
-  Rewrite(folder, stem, {{name, value}}, metadata);
-}
-
-// The container's file with another schema in its metadata.
-void ReplaceSchema(const std::string& folder, const std::string& schema) {
-  auto metadata = OutputReader(folder, "model.quantry").metadata().at(0);
-  auto container = nlohmann::json::parse(metadata.at("quantry"));
-  container["schema"] = schema;
-  metadata["quantry"] = container.dump();
-  Rewrite(folder, "model.quantry", {}, metadata);
-}
-
 // The same numbers in shapes that do not fit the other parts of a linear.
 std::vector<at::Tensor> Misshapen(const at::Tensor& tensor) {
   std::vector<at::Tensor> shapes = {tensor.unsqueeze(0)};
@@ -281,7 +250,7 @@ TEST_P(ExporterTest, PartsThatDoNotFitAreAnInvalidCheckpoint) {
   for (const TensorSpec& spec : layout->Specs({module, {32, 32}})) {
     const at::Tensor whole = OutputReader(folder, stem).Read(spec.name);
     for (const at::Tensor& value : Misshapen(whole)) {
-      Replace(folder, stem, spec.name, value);
+      test::ReplaceTensors(folder, stem, {{spec.name, value}});
       ++damaged;
       const EngineError error = test::ErrorOf([&] { UnpackFolder(folder, Folder("unpacked")); });
       EXPECT_EQ(error.reason, "INVALID_CHECKPOINT")
@@ -291,7 +260,7 @@ TEST_P(ExporterTest, PartsThatDoNotFitAreAnInvalidCheckpoint) {
                 "INVALID_CHECKPOINT")
           << spec.name << " " << value.sizes();
     }
-    Replace(folder, stem, spec.name, whole);
+    test::ReplaceTensors(folder, stem, {{spec.name, whole}});
   }
   EXPECT_GE(damaged, 10);
   EXPECT_NO_THROW(UnpackFolder(folder, Folder("unpacked")));
@@ -337,7 +306,7 @@ TEST_P(ExporterTest, ScalesThatAreNotFiniteAreRefused) {
        {std::pair<at::Tensor, const char*>{scales, " holds NaN or infinity"},
         {whole.to(at::kFloat8_e4m3fn), ", wanted F16, BF16 or F32"},
         {whole.to(at::kInt), ", wanted F16, BF16 or F32"}}) {
-    Replace(folder, stem, name, value);
+    test::ReplaceTensors(folder, stem, {{name, value}});
     const auto expect_refused = [&](const auto& read) {
       const EngineError error = test::ErrorOf(read);
       EXPECT_EQ(error.reason, "INVALID_CHECKPOINT");
@@ -405,7 +374,7 @@ TEST_P(ExporterTest, UnpackReadsTheFilesOwnSchema) {
   const std::string folder = Written(*layout);
   const std::string known(kGridContainerSchema), other(kMixedContainerSchema);
   for (const std::string& schema : {std::string("quantry.container.v9"), other}) {
-    ReplaceSchema(folder, schema);
+    test::Redescribe(folder, [&](nlohmann::json& description) { description["schema"] = schema; });
     const EngineError error = test::ErrorOf([&] { UnpackFolder(folder, Folder("unpacked")); });
     EXPECT_EQ(error.reason, "INVALID_CHECKPOINT");
     EXPECT_TRUE(test::Mentions(error, schema)) << error.what();
@@ -420,13 +389,10 @@ TEST_P(ExporterTest, AKindThatIsNoGridIsRefused) {
   const auto layout = MakeLayout(GetParam());
   const std::string folder = Written(*layout);
   const std::string module = checkpoint_->BlockPrefix(0) + "self_attn.q_proj";
-  const auto metadata = OutputReader(folder, "model.quantry").metadata().at(0);
   const auto set_kind = [&](const std::string& kind) {
-    auto container = nlohmann::json::parse(metadata.at("quantry"));
-    container["linears"][module]["kind"] = kind;
-    auto changed = metadata;
-    changed["quantry"] = container.dump();
-    Rewrite(folder, "model.quantry", {}, changed);
+    test::Redescribe(folder, [&](nlohmann::json& description) {
+      description["linears"][module]["kind"] = kind;
+    });
   };
   set_kind("grid");
   EXPECT_NO_THROW(ContainerReader(folder).Read(module));
@@ -498,7 +464,7 @@ TEST_F(CompressedTensorsTest, UnpackDropsBiasesOfZerosWhereTheModelHasNone) {
     Exporter exporter(*checkpoint_, *layout, Folder("gptq"));
     Write(exporter);
     const std::string name = checkpoint_->BlockPrefix(0) + linear + ".bias";
-    Replace(Folder("gptq"), "model", name, at::full({32}, bias, at::kHalf));
+    test::ReplaceTensors(Folder("gptq"), "model", {{name, at::full({32}, bias, at::kHalf)}});
     UnpackFolder(Folder("gptq"), Folder("unpacked"));
     return OutputReader(Folder("unpacked"), "model").Has(name);
   };

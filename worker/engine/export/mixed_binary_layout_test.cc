@@ -14,6 +14,7 @@
 #include "worker/engine/export/container_reader.h"
 #include "worker/engine/export/exporter.h"
 #include "worker/engine/export/output_reader.h"
+#include "worker/engine/export/rewrite_for_test.h"
 #include "worker/engine/export/unpack.h"
 #include "worker/engine/model/shared_inputs.h"
 #include "worker/engine/nn/transformer.h"
@@ -241,29 +242,6 @@ TEST_P(MixedBinaryLayoutTest, Invariant12PadBitsDoNotMatter) {
   }
 }
 
-// Writes the only file of a container anew, its metadata changed.
-void Rewrite(const std::string& folder, const std::function<void(nlohmann::json&)>& change) {
-  const OutputReader reader(folder, "model.quantry");
-  auto metadata = reader.metadata().at(0);
-  auto container = nlohmann::json::parse(metadata.at("quantry"));
-  change(container);
-  metadata["quantry"] = container.dump();
-  std::vector<TensorSpec> specs;
-  std::vector<at::Tensor> values;
-  for (const std::string& name : reader.names()) {
-    values.push_back(reader.Read(name));
-    specs.push_back({name, values.back().scalar_type(), values.back().sizes().vec()});
-  }
-  SafetensorsWriter writer(folder + "/model.quantry.safetensors", specs, metadata);
-  for (size_t i = 0; i < specs.size(); ++i) writer.Append(specs[i].name, values[i]);
-  writer.Finish();
-}
-
-// The metadata's word on `module` changed.
-void Redescribe(const std::string& folder, const std::string& module, const nlohmann::json& word) {
-  Rewrite(folder, [&](nlohmann::json& container) { container["linears"][module] = word; });
-}
-
 TEST_P(MixedBinaryLayoutTest, FutureSchemaAndTruncationAreRefused) {
   const std::string folder = Export("quantry");
   const std::string config = folder + "/config.json";
@@ -284,7 +262,8 @@ TEST_P(MixedBinaryLayoutTest, FutureSchemaAndTruncationAreRefused) {
 // as for unpack.
 TEST_P(MixedBinaryLayoutTest, FutureSchemaOfTheFileIsRefused) {
   const std::string folder = Export("quantry");
-  Rewrite(folder, [](nlohmann::json& container) { container["schema"] = "quantry.container.v9"; });
+  test::Redescribe(
+      folder, [](nlohmann::json& description) { description["schema"] = "quantry.container.v9"; });
   const auto refused = [](const EngineError& error) {
     return error.reason == "INVALID_CHECKPOINT" && test::Mentions(error, "quantry.container.v9") &&
            test::Mentions(error, std::string(kMixedContainerSchema));
@@ -304,7 +283,8 @@ TEST_P(MixedBinaryLayoutTest, AKindThatItsSchemaDoesNotHaveIsRefused) {
       {{{"kind", 7}}, "7"},
       {"mixed", "\"mixed\""}};
   for (const auto& [word, got] : cases) {
-    Redescribe(folder, module, word);
+    test::Redescribe(folder,
+                     [&](nlohmann::json& description) { description["linears"][module] = word; });
     for (const EngineError& error :
          {test::ErrorOf([&] { ContainerReader(folder).kind(); }),
           test::ErrorOf([&] { UnpackFolder(folder, dir_.File("unpacked")); })}) {
