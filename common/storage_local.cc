@@ -209,18 +209,11 @@ class LocalStorage : public Storage {
     auto full = Folder(prefix);
     if (!full.ok()) return full.status();
     std::vector<StoredFile> files;
-    std::error_code error;
-    fs::recursive_directory_iterator it(*full, error), end;
-    for (; !error && it != end; it.increment(error)) {
-      std::error_code ignored;  // a file may go while we look
-      struct stat info;
-      if (lstat(it->path().c_str(), &info) != 0 || !S_ISREG(info.st_mode)) continue;
-      files.push_back({fs::relative(it->path(), root_, ignored).generic_string(), info.st_size,
-                       Modified(info)});
-    }
-    if (error && error != std::errc::no_such_file_or_directory &&
-        error != std::errc::not_a_directory) {
-      return ErrnoStatus(error.value(), "list", *full);
+    std::vector<std::string> folders = {*full};
+    while (!folders.empty()) {
+      const std::string folder = std::move(folders.back());
+      folders.pop_back();
+      if (auto status = ListInto(folder, &files, &folders); !status.ok()) return status;
     }
     std::sort(files.begin(), files.end(),
               [](const StoredFile& a, const StoredFile& b) { return a.path < b.path; });
@@ -251,6 +244,26 @@ class LocalStorage : public Storage {
   std::string local_root() const override { return root_; }
 
  private:
+  // Adds the regular files in a folder and the folders in it. What goes while we look is left out.
+  absl::Status ListInto(const std::string& folder, std::vector<StoredFile>* files,
+                        std::vector<std::string>* folders) const {
+    std::error_code error;
+    fs::directory_iterator it(folder, error), end;
+    for (; !error && it != end; it.increment(error)) {
+      struct stat info;
+      if (lstat(it->path().c_str(), &info) != 0) continue;
+      if (S_ISDIR(info.st_mode)) folders->push_back(it->path().native());
+      if (!S_ISREG(info.st_mode)) continue;
+      files->push_back(
+          {it->path().lexically_relative(root_).generic_string(), info.st_size, Modified(info)});
+    }
+    if (!error || error == std::errc::no_such_file_or_directory ||
+        error == std::errc::not_a_directory) {
+      return absl::OkStatus();
+    }
+    return ErrnoStatus(error.value(), "list", folder);
+  }
+
   absl::StatusOr<std::string> Full(std::string_view path) const {
     if (auto status = CheckRelativePath(path); !status.ok()) return status;
     return root_ + "/" + std::string(path);

@@ -224,6 +224,33 @@ TEST_P(StorageTest, ListIsRecursiveAndSorted) {
   EXPECT_EQ(storage_->List("")->size(), 2u);
 }
 
+// A folder that goes while a list is made takes nothing else out of it.
+TEST_P(StorageTest, AListMissesNothingThatStays) {
+  if (GetParam() != Store::kFile) GTEST_SKIP() << "objects are listed by the store";
+  constexpr int kFolders = 2000;
+  for (int i = 0; i < kFolders; ++i) {
+    const std::string folder = std::to_string(i);
+    ASSERT_TRUE(storage_->Write((i % 2 == 0 ? "stays/" : "goes/") + folder + "/x/f", "x").ok());
+    ASSERT_TRUE(storage_->Write((i % 2 == 0 ? "stays/" : "") + folder + "/x/f", "x").ok());
+  }
+  std::atomic<bool> gone = false;
+  std::thread remover([&] {
+    for (int i = 1; i < kFolders; i += 2) {
+      EXPECT_TRUE(storage_->DeleteTree(std::to_string(i)).ok());
+      EXPECT_TRUE(storage_->DeleteTree("goes/" + std::to_string(i)).ok());
+    }
+    gone = true;
+  });
+  while (!gone) {
+    const auto files = storage_->List("");
+    ASSERT_TRUE(files.ok()) << files.status();
+    EXPECT_EQ(std::count_if(files->begin(), files->end(),
+                            [](const StoredFile& file) { return file.path.starts_with("stays/"); }),
+              kFolders / 2);
+  }
+  remover.join();
+}
+
 TEST_P(StorageTest, RandomAccess) {
   ASSERT_TRUE(storage_->Write("f", "0123456789").ok());
   auto reader = storage_->Open("f");

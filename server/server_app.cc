@@ -61,6 +61,7 @@ std::vector<std::string> QuantizationMethods() {
 constexpr int kWorkerThreads = 8;
 constexpr int kStreamThreads = 8;
 constexpr int kArtifactThreads = 16;
+constexpr int kUploadThreads = 16;
 constexpr int kCommitThreads = 8;
 constexpr int kSlowThreads = 2;
 constexpr size_t kTenantQueue = 4096;
@@ -83,6 +84,7 @@ class App : public ServerApp {
                  .worker = &worker_executor_,
                  .streams = &stream_executor_,
                  .artifacts = &artifact_executor_,
+                 .uploads = &upload_executor_,
                  .commits = &commit_executor_,
                  .slow = &slow_executor_,
                  .timer = &timer_} {}
@@ -467,6 +469,7 @@ class App : public ServerApp {
   Executor worker_executor_{kWorkerThreads, kWorkerQueue};
   Executor stream_executor_{kStreamThreads, 0};
   Executor artifact_executor_{kArtifactThreads, kArtifactQueue};
+  Executor upload_executor_{kUploadThreads, 0};
   Executor commit_executor_{kCommitThreads, kCommitQueue};
   Executor slow_executor_{kSlowThreads, kSlowQueue};
   Timer timer_;

@@ -102,6 +102,8 @@ struct RetryRequest {
   std::string request_id = {};  // "" = not idempotent
   std::string etag = {};        // "" = any
   bool from_start = false;      // forget the committed checkpoint
+  // Only the job that an earlier call with this request_id retried; else NOT_FOUND JOB_NOT_FOUND.
+  bool repeat_only = false;
 };
 
 struct DeleteRequest {

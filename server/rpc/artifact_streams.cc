@@ -47,12 +47,16 @@ class UploadReactor : public grpc::ServerReadReactor<v1::UploadBlobRequest> {
   }
 
   void OnReadDone(bool ok) override {
-    context_->runtime->artifacts->Post([this, ok] { Step(ok); });
+    const bool chunk = ok && begun_;
+    (chunk ? context_->runtime->artifacts : context_->runtime->uploads)->Post([this, ok] {
+      Step(ok);
+    });
   }
   void OnDone() override { delete this; }
 
  private:
   void Step(bool more) {
+    begun_ = true;
     if (context_->runtime->draining) return End(RpcRuntime::Draining());
     absl::Status status = call_.Standing();
     if (status.ok()) status = more ? session_.Take(request_) : Complete();
@@ -94,6 +98,7 @@ class UploadReactor : public grpc::ServerReadReactor<v1::UploadBlobRequest> {
   Call call_;
   CountedPlace place_;
   v1::UploadBlobRequest request_;
+  bool begun_ = false;  // the first message is taken
   UploadSession session_;
 };
 

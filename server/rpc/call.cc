@@ -53,18 +53,23 @@ Presented PresentedBy(const grpc::CallbackServerContext& context) {
   return presented;
 }
 
-// The caller's W3C traceparent; "" when it sent none. A bad one is ignored with
-// a warning.
-std::string TraceparentOf(const grpc::CallbackServerContext& context) {
+// What the caller sent as its traceparent; "" when it sent none.
+std::string_view GivenTraceparent(const grpc::CallbackServerContext& context) {
   const auto& metadata = context.client_metadata();
   const auto found = metadata.find(kTraceparentKey);
   if (found == metadata.end()) return "";
-  const std::string_view given(found->second.data(), found->second.size());
-  if (const auto trace = ParseTraceparent(given)) return FormatTraceparent(*trace);
+  return {found->second.data(), found->second.size()};
+}
+
+std::string TraceparentOf(const grpc::CallbackServerContext& context) {
+  const auto trace = ParseTraceparent(GivenTraceparent(context));
+  return trace ? FormatTraceparent(*trace) : "";
+}
+
+void WarnOfBadTraceparent(const grpc::CallbackServerContext& context) {
   constexpr size_t kShown = 100;
   log::Warning("a traceparent that is none is ignored",
-               {{"got", given.substr(0, kShown)}, {"peer", context.peer()}});
-  return "";
+               {{"got", GivenTraceparent(context).substr(0, kShown)}, {"peer", context.peer()}});
 }
 
 // The deadline that the caller set; unset when it set none.
@@ -139,6 +144,15 @@ Call::Call(std::string_view method, const RpcRuntime* runtime, grpc::CallbackSer
 }
 
 absl::Status Call::Admit(const google::protobuf::Message* request) {
+  absl::Status admitted = Authorize(request);
+  // Of the admitted alone: no stranger writes lines into the log.
+  if (admitted.ok() && traceparent_.empty() && !GivenTraceparent(*context_).empty()) {
+    WarnOfBadTraceparent(*context_);
+  }
+  return admitted;
+}
+
+absl::Status Call::Authorize(const google::protobuf::Message* request) {
   if (runtime_->auth == nullptr) return absl::OkStatus();
   if (permission_ == nullptr) {
     return MakeError(Reason::kInternal, absl::StrCat(method_, " has no row of permissions"));

@@ -113,6 +113,7 @@ class Call {
   const std::string& trace_id() const { return trace_id_; }
 
  private:
+  absl::Status Authorize(const google::protobuf::Message* request);
   void Audit(const absl::Status& status) const;
 
   const std::string method_;
@@ -148,6 +149,9 @@ struct RpcRuntime {
   // answer must not stop what never asks it. Work of tenants, and of workers
   // that complete jobs.
   Executor* artifacts;
+  // Begins and ends of uploads: what is there is read again, and the whole of it goes to the
+  // store. Nothing else waits for them.
+  Executor* uploads;
   Executor* commits;
   Executor* slow;  // calls that start a process
   Timer* timer;

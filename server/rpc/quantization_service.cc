@@ -286,18 +286,27 @@ class JobCalls : public v1::QuantizationService::CallbackService, private Servic
     }
     const auto job = context_->store->Get(*key);
     if (!job.ok()) return job.status();
+    RetryRequest retry{.key = *key,
+                       .request_id = request.request_id(),
+                       .etag = request.etag(),
+                       .from_start = request.from_start()};
     // What the tenant may read may be less than when the job was submitted. In any
     // other state the job is not retried, or was by this very request.
     if (job->state == JobState::kFailed || job->state == JobState::kCancelled) {
       absl::Status sources = CheckSources(key->tenant, job->spec, call);
-      if (!sources.ok()) return sources;
+      if (!sources.ok()) return Repeated(retry, sources, response);
     }
-    return Answer(context_->store->Retry({.key = *key,
-                                          .request_id = request.request_id(),
-                                          .etag = request.etag(),
-                                          .from_start = request.from_start()},
-                                         context_->clock->Now()),
-                  response);
+    return Answer(context_->store->Retry(retry, context_->clock->Now()), response);
+  }
+
+  // The job may have ended again since the first call with this request_id.
+  absl::Status Repeated(RetryRequest& retry, const absl::Status& sources,
+                        v1::QuantizationJob* response) {
+    if (retry.request_id.empty() || absl::IsCancelled(sources)) return sources;
+    retry.repeat_only = true;
+    const auto earlier = context_->store->Retry(retry, context_->clock->Now());
+    if (HasReason(earlier.status(), Reason::kJobNotFound)) return sources;
+    return Answer(earlier, response);
   }
 
   absl::Status Delete(const v1::DeleteQuantizationJobRequest& request, google::protobuf::Empty*) {

@@ -1,5 +1,6 @@
 #include "server/rpc/spec_validation.h"
 
+#include <climits>
 #include <cmath>
 #include <optional>
 #include <set>
@@ -34,7 +35,7 @@ bool IsCleanRelativePath(std::string_view path) {
   for (size_t begin = 0; begin < path.size();) {
     const size_t end = std::min(path.find('/', begin), path.size());
     const std::string_view part = path.substr(begin, end - begin);
-    if (part.empty() || part == "." || part == "..") return false;
+    if (part.empty() || part == "." || part == ".." || part.size() > NAME_MAX) return false;
     begin = end + 1;
   }
   return true;
@@ -43,7 +44,8 @@ bool IsCleanRelativePath(std::string_view path) {
 void CheckBlob(const std::string& field, const v1::BlobFile& blob, const SpecLimits& limits,
                Violations* out) {
   if (!IsCleanRelativePath(blob.path())) {
-    out->Wanted(field + ".path", "a relative path without '..', '.', '\\' or NUL",
+    out->Wanted(field + ".path",
+                "a relative path without '..', '.', '\\' or NUL, of names of at most 255 bytes",
                 "'" + blob.path() + "'");
   }
   if (!IsSha256Hex(blob.sha256())) {
@@ -82,6 +84,18 @@ void CheckLocalPath(const std::string& field, const std::string& path, Violation
   }
 }
 
+// A path cannot be a file and the folder of another.
+void CheckFolders(const std::string& field, const std::set<std::string>& paths, Violations* out) {
+  for (const std::string& path : paths) {
+    for (size_t end = path.find('/'); end != std::string::npos; end = path.find('/', end + 1)) {
+      const std::string folder = path.substr(0, end);
+      if (paths.count(folder) == 0) continue;
+      return out->Wanted(field, "each path a file or a folder",
+                         absl::StrCat("'", folder, "' and '", path, "'"));
+    }
+  }
+}
+
 void CheckModel(const v1::ModelSource& model, const SpecLimits& limits, Violations* out) {
   const std::string field = At("model");
   switch (model.kind_case()) {
@@ -105,6 +119,7 @@ void CheckModel(const v1::ModelSource& model, const SpecLimits& limits, Violatio
       out->Wanted(name + ".path", "each path once", "'" + files[i].path() + "' again");
     }
   }
+  CheckFolders(field + ".blobs.files", paths, out);
 }
 
 void CheckText(const std::string& field, const v1::TextSource& text, const SpecLimits& limits,

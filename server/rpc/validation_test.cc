@@ -222,6 +222,17 @@ const BadCase kBadCases[] = {
        *Spec(r)->mutable_model()->mutable_blobs()->add_files() = Blob("config.json");
      },
      "quantization_job.spec.model.blobs.files[1].path", "each path once"},
+    {"path_in_a_file",
+     [](Request* r) {
+       *Spec(r)->mutable_model()->mutable_blobs()->add_files() = Blob("config.json/a/b");
+     },
+     "quantization_job.spec.model.blobs.files", "got 'config.json' and 'config.json/a/b'"},
+    {"path_of_a_long_name",
+     [](Request* r) {
+       Spec(r)->mutable_model()->mutable_blobs()->mutable_files(0)->set_path("a/" +
+                                                                             std::string(256, 'x'));
+     },
+     "quantization_job.spec.model.blobs.files[0].path", "names of at most 255 bytes"},
     {"sha256",
      [](Request* r) {
        Spec(r)->mutable_model()->mutable_blobs()->mutable_files(0)->set_sha256("abc");

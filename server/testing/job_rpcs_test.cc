@@ -699,7 +699,7 @@ TEST_F(JobRpcs, RetryAsksForTheSourcesAgain) {
   ASSERT_TRUE(server_.jobs->CreateQuantizationJob(&context, request, &response).ok());
   v1::QuantizationJob job;
   ASSERT_TRUE(Cancel("job-a", &job).ok());
-  const std::string request_id = NewUuid4();
+  std::string request_id = NewUuid4();
   const auto retry = [&] {
     grpc::ClientContext call;
     v1::RetryQuantizationJobRequest again;
@@ -715,6 +715,11 @@ TEST_F(JobRpcs, RetryAsksForTheSourcesAgain) {
   EXPECT_TRUE(retry().ok());
   restart_with("s3://m/other");
   EXPECT_TRUE(retry().ok()) << "a repeat changes nothing and is told the same";
+  ASSERT_TRUE(Cancel("job-a", &job).ok());
+  ASSERT_TRUE(retry().ok()) << "also once the job has ended again";
+  EXPECT_EQ(job.state(), v1::JOB_STATE_CANCELLED);
+  request_id = NewUuid4();
+  EXPECT_TRUE(HasReason(retry(), Reason::kSourceForbidden)) << "another request is none";
 }
 
 TEST_F(JobRpcs, RetryQueuesACancelledJobAgain) {

@@ -2,12 +2,15 @@
 
 The table of every rpc and role is server/testing/auth_rpcs_test.cc; here is what crosses processes.
 """
+import contextlib
 import json
 import os
 import re
 import subprocess
 import urllib.request
 
+import api
+import grpc
 import pytest
 
 from certificates import LOCAL, Authority
@@ -193,6 +196,18 @@ def test_tokens_on_loopback_without_tls(make_server, identity, stories):
                "--token-file", token, check=0)
     far = server.cli("list", "--token-file", token, "--server", "192.0.2.1:7070", check=2)
     assert "wanted TLS to send a token to 192.0.2.1:7070" in far.stderr
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_stranger_writes_no_lines(make_server, identity, known):
+    """A traceparent that is none is told of a caller who may call, of nobody else."""
+    token = identity.token("ci", "submitter").read_text().strip()
+    server = make_server("--embedded=false", f"--principals-file={identity.principals}").start()
+    metadata = [("traceparent", "00-nonsense")] + [("authorization", f"Bearer {token}")] * known
+    request = api.quantization_service_pb2.ListQuantizationJobsRequest(parent="tenants/acme")
+    with contextlib.nullcontext() if known else pytest.raises(grpc.RpcError):
+        api.Tenant(server.address).jobs.ListQuantizationJobs(request, timeout=10, metadata=metadata)
+    assert ("a traceparent that is none is ignored" in server.log_text()) == known
 
 
 @pytest.mark.parametrize("flags, missing", [

@@ -2,12 +2,17 @@
 import hashlib
 import json
 import os
+import signal
+import threading
 import time
 
+import api
+import google_crc32c
 import pytest
+from quantry.v1 import artifact_service_pb2
 
 from conftest import EXAMPLES, quote_args, submit_args, wait_for
-from object_store import CREDENTIALS, artifact_root, client, keys, moto
+from object_store import CREDENTIALS, artifact_root, client, keys, moto, moto_process
 from postgres import PASSWORD, Postgres
 from service import Worker
 
@@ -201,6 +206,39 @@ def test_a_blob_that_rots_in_the_object_store(two_servers, s3, stories):
     a.cli("queue", "resume", check=0)
     ended = json.loads(a.cli("watch", "rotten", "--output", "json").stdout)
     assert ended["state"] == "FAILED" and ended["error"]["reason"] == "ARTIFACT_CORRUPT", ended
+
+
+def test_a_store_that_takes_no_uploads_stops_nothing_else(make_server, stories, tmp_path):
+    """More uploads end than threads do so, and the store does not answer: what does not need it is answered."""
+    more = 40
+    with moto_process(tmp_path) as (address, store):
+        server = make_server(f"--blob-root={artifact_root(address)}", env=CREDENTIALS).start()
+        job = server.json(*submit_args(stories, "--id", "before", "--wait", method="rtn"))
+        tenant, stopped = api.Tenant(server.address), threading.Event()
+
+        def messages(data):
+            header, chunk = (artifact_service_pb2.UploadBlobRequest() for _ in range(2))
+            header.header.parent = api.PARENT
+            header.header.blob.sha256, header.header.blob.size_bytes = hashlib.sha256(data).hexdigest(), len(data)
+            chunk.chunk.data, chunk.chunk.crc32c = data, google_crc32c.value(data)
+            yield header
+            yield chunk
+            stopped.wait(60)
+
+        uploads = [tenant.artifacts.UploadBlob.future(messages(b"upload %d" % i), timeout=120) for i in range(more)]
+        partial = server.data_dir / "uploads/default/.partial"
+        wait_for(lambda: len([path for path in partial.iterdir() if path.stat().st_size]) == more, 30, "the bytes of all uploads")
+        store.send_signal(signal.SIGSTOP)
+        stopped.set()
+        try:
+            time.sleep(1)  # all threads that end uploads wait for the store
+            artifact = tenant.call(tenant.artifacts.GetArtifact, artifact_service_pb2.GetArtifactRequest(name=job["artifact"]["name"]))
+            assert artifact.uri == job["artifact"]["uri"]
+            assert not any(upload.done() for upload in uploads)
+        finally:
+            store.send_signal(signal.SIGCONT)
+        for i, upload in enumerate(uploads):
+            assert upload.result().committed_bytes == len(b"upload %d" % i)
 
 
 def test_a_folder_and_an_object_store_for_uploads(make_server, s3, tmp_path):

@@ -55,13 +55,20 @@ def running(command, log):
 
 
 @contextlib.contextmanager
-def moto(folder):
-    """Its address; it has one bucket, "bucket"."""
+def moto_process(folder):
+    """Its address and its process; it has one bucket, "bucket"."""
     log = folder / "moto.log"
-    with running([program("moto_server"), "-H", "127.0.0.1", "-p", "0"], log):
+    with running([program("moto_server"), "-H", "127.0.0.1", "-p", "0"], log) as process:
         found = wait_for(lambda: re.search(r"Running on http://(127\.0\.0\.1:\d+)", log.read_text()), 60, "moto")
         urllib.request.urlopen(urllib.request.Request(f"http://{found.group(1)}/bucket", method="PUT"), timeout=60)
-        yield found.group(1)
+        yield found.group(1), process
+
+
+@contextlib.contextmanager
+def moto(folder):
+    """Its address."""
+    with moto_process(folder) as (address, _):
+        yield address
 
 
 @contextlib.contextmanager

@@ -59,7 +59,8 @@ struct Picked {
 
 // Locks the first job of the first of `tenants` that the worker can run and
 // nobody else is claiming. Each tenant, method and GPU count has its own range
-// of queue_claimable, read from its head and only when its turn comes; only the
+// of queue_claimable, read from its head (past jobs that need more memory than
+// the worker has, or wait out a pause) and only when its turn comes; only the
 // merged head is locked, one row after the other.
 std::optional<Picked> TryPick(const Context& context, const Abilities& worker,
                               const std::vector<std::string>& tenants, int candidates) {

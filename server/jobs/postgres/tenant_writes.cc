@@ -198,6 +198,7 @@ absl::StatusOr<Job> Retry(const Context& context, const RetryRequest& request) {
   const Job job = ReadJob(db, pk);
   const std::string retry_ids = sql::RetryIdsOf(db, pk);
   if (sql::IsAmong(retry_ids, request.request_id)) return job;
+  if (request.repeat_only) return JobNotFound(request.key);
   if (absl::Status match = CheckEtag(job, request.etag); !match.ok()) return match;
   if (absl::Status status = CheckRetryable(job, retry_ids); !status.ok()) return status;
   absl::Status admitted = AdmitQueued(db, quota, std::nullopt, context.now);

@@ -163,6 +163,7 @@ absl::StatusOr<Job> Retry(Database& db, const JobPolicy& policy, const RetryRequ
   auto& [pk, job] = *loaded;
   const std::string retry_ids = sql::RetryIdsOf(db, pk);
   if (sql::IsAmong(retry_ids, request.request_id)) return job;
+  if (request.repeat_only) return JobNotFound(request.key);
   if (absl::Status match = CheckEtag(job, request.etag); !match.ok()) return match;
   if (absl::Status status = CheckRetryable(job, retry_ids); !status.ok()) return status;
   absl::Status quota = AdmitQueued(db, job.key.tenant, std::nullopt, now);
