@@ -16,6 +16,7 @@ bool IsSuperseded(const Context& context, const Row& row, const v1::CheckpointRe
   if (!rows.Next() || rows.Int(0) != row.epoch) return false;
   v1::CheckpointRef stored;
   rows.Parse(1, &stored);
+  if (checkpoint.sequence() > 0) return checkpoint.sequence() <= stored.sequence();
   return checkpoint.blocks_done() < stored.blocks_done() ||
          google::protobuf::util::MessageDifferencer::Equals(stored, checkpoint);
 }

@@ -438,6 +438,25 @@ TEST_P(JobStoreSuite, ALateRepeatOfACheckpointBringsNothingBack) {
   EXPECT_EQ(next(second).second, 1);
 }
 
+// Checkpoints within a block, of the tuning or of the preprocessing have equally many blocks.
+TEST_P(JobStoreSuite, ALateRepeatOfACountedCheckpointBringsNothingBack) {
+  std::string session = Register("w1");
+  Submit("job-one");
+  const LeaseToken lease = Acquire(session);
+  for (const int sequence : {1, 2, 1, 2}) {
+    v1::CheckpointRef checkpoint;
+    checkpoint.set_uri("file:///artifacts/1/checkpoint");
+    checkpoint.set_blocks_done(2);
+    checkpoint.set_sequence(sequence);
+    checkpoint.add_files()->set_size_bytes(sequence);
+    ASSERT_EQ(Outcome(store().CommitCheckpoint({lease, checkpoint, {}}, now())), "OK");
+  }
+  ASSERT_EQ(Outcome(store().Release(lease, "", now())), "OK");
+  const auto grant = TryAcquire(session);
+  ASSERT_TRUE(grant && grant->resume);
+  EXPECT_EQ(grant->resume->sequence(), 2);
+}
+
 TEST_P(JobStoreSuite, EventsOfACheckpointComeBeforeIt) {
   Submit("job-one");
   LeaseToken lease = Acquire(Register("w1"));

@@ -231,6 +231,7 @@ absl::Status CheckpointUploader::Upload(const Staged& staged, const std::stop_to
   v1::CheckpointRef& ref = *request.mutable_checkpoint();
   ref.set_uri(uri_);
   ref.set_blocks_done(staged.checkpoint.blocks_done());
+  ref.set_sequence(++sequence_);
   for (v1::ArtifactFile file : staged.checkpoint.files()) {
     if (auto status = SendFile(**storage, staged, file, stop); !status.ok()) return status;
     *ref.add_files() = file;

@@ -77,6 +77,7 @@ class CheckpointUploader {
   const TransferCheck check_;
 
   std::set<std::string> stored_;  // objects below uri_; the thread's own
+  std::int64_t sequence_ = 0;     // of the last checkpoint; the thread's own
 
   mutable std::mutex mutex_;
   std::condition_variable_any changed_;
