@@ -45,6 +45,7 @@ absl::Status OpenError(std::string_view name, int error) {
   switch (error) {
     case ENOENT:
     case ENOTDIR:
+    case ENAMETOOLONG:
       return absl::NotFoundError(absl::StrCat("there is no ", what));
     case EXDEV:
     case ELOOP:
@@ -53,8 +54,8 @@ absl::Status OpenError(std::string_view name, int error) {
     case EACCES:
     case EPERM:
       return absl::PermissionDeniedError(absl::StrCat(what, ": ", std::strerror(error)));
-    default:
-      return absl::InternalError(absl::StrCat("cannot open ", what, ": ", std::strerror(error)));
+    default:  // a disk or network file system that is ill, no descriptors left
+      return absl::UnavailableError(absl::StrCat("cannot open ", what, ": ", std::strerror(error)));
   }
 }
 
@@ -159,8 +160,11 @@ absl::StatusOr<UniqueFd> OpenBeneath(int folder_fd, std::string_view relative, i
 absl::StatusOr<UniqueFd> OpenFolder(const std::string& path) {
   UniqueFd fd(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!fd.ok()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("wanted a readable folder at '", path, "': ", std::strerror(errno)));
+    const int error = errno;
+    const bool ill = absl::IsUnavailable(OpenError(path, error));
+    return absl::Status(
+        ill ? absl::StatusCode::kUnavailable : absl::StatusCode::kFailedPrecondition,
+        absl::StrCat("wanted a readable folder at '", path, "': ", std::strerror(error)));
   }
   return fd;
 }
@@ -194,7 +198,10 @@ absl::StatusOr<LocalRoots> LocalRoots::Open(const std::vector<std::string>& root
 
 LocalRoots LocalRoots::OpenThoseHere(const std::vector<std::string>& roots) {
   LocalRoots result;
-  for (const std::string& root : roots) result.Add(root).IgnoreError();
+  for (const std::string& root : roots) {
+    const absl::Status status = result.Add(root);
+    if (absl::IsUnavailable(status)) result.ill_.emplace_back(WithoutSlashes(root), status);
+  }
   return result;
 }
 
@@ -216,6 +223,9 @@ absl::StatusOr<std::string> LocalRoots::Resolve(std::string_view path) const {
       if (auto status = CheckEntries(root.fd.get(), relative); !status.ok()) return status;
     }
     return PathOfOpen(*opened);
+  }
+  for (const auto& [root, status] : ill_) {
+    if (!RelativeToRoot(root, clean).empty()) return status;
   }
   return absl::PermissionDeniedError(
       absl::StrCat("'", clean, "' is not below an allowed root (",

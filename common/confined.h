@@ -8,6 +8,7 @@
 
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -22,11 +23,12 @@ enum class Symlinks { kFollowBeneath, kRefuse };
 // Opens `relative` below `folder_fd` with the open(2) flags given (O_CLOEXEC
 // is added). INVALID_ARGUMENT for a name that is absolute, empty, or has "..",
 // "\\" or NUL; PERMISSION_DENIED when it leaves the folder; NOT_FOUND;
-// otherwise INTERNAL with the system's message.
+// otherwise UNAVAILABLE with the system's message: the disk is ill.
 absl::StatusOr<UniqueFd> OpenBeneath(int folder_fd, std::string_view relative, int flags,
                                      Symlinks symlinks, unsigned mode = 0);
 
 // Opens a folder by its path, following links: for folders the operator named.
+// FAILED_PRECONDITION where there is none to read, UNAVAILABLE where the disk is ill.
 absl::StatusOr<UniqueFd> OpenFolder(const std::string& path);
 
 // Where an open file or folder lies, every link on its way resolved.
@@ -38,9 +40,10 @@ std::string RelativeToRoot(std::string_view root, std::string_view path);
 // The folders local_path sources may lie below. Immutable, thread-safe.
 class LocalRoots {
  public:
-  // FAILED_PRECONDITION when a root is not absolute or not a folder.
+  // FAILED_PRECONDITION when a root is not absolute, else as OpenFolder.
   static absl::StatusOr<LocalRoots> Open(const std::vector<std::string>& roots);
-  // Those of `roots` that are folders of this machine.
+  // Those of `roots` that are folders of this machine. What lies below one that is ill is
+  // UNAVAILABLE.
   static LocalRoots OpenThoseHere(const std::vector<std::string>& roots);
 
   // The path, every symbolic link on its way resolved by the kernel, of a file
@@ -50,7 +53,8 @@ class LocalRoots {
   //
   // PERMISSION_DENIED: not absolute, has "..", "\\" or NUL, outside, leaves the
   // root through a link, special file, cannot be read. NOT_FOUND: lies below a
-  // root but does not exist. The message names path and roots.
+  // root but does not exist. UNAVAILABLE: the disk is ill. The message names
+  // path and roots.
   absl::StatusOr<std::string> Resolve(std::string_view path) const;
 
   const std::vector<std::string>& paths() const { return paths_; }
@@ -64,6 +68,7 @@ class LocalRoots {
   };
   std::vector<std::string> paths_;  // as configured
   std::vector<Root> roots_;         // as configured and as resolved
+  std::vector<std::pair<std::string, absl::Status>> ill_;
 };
 
 }  // namespace quantry

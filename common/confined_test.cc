@@ -25,11 +25,12 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// From now on openat2 fails with `error` on this thread, as under Docker's old profile.
-void TakeOpenat2Away(int error) {
+// From now on a system call fails with `error` on this thread: openat2 as under Docker's old
+// profile, or any as where a disk is ill.
+void TakeAway(unsigned call, int error) {
   sock_filter filter[] = {
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_openat2, 0, 1),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1),
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | static_cast<unsigned>(error)),
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
   };
@@ -62,7 +63,7 @@ class ConfinedTest : public testing::TestWithParam<int> {
     if (GetParam() == 0) return call();
     std::optional<decltype(call())> result;
     std::thread([&] {
-      TakeOpenat2Away(GetParam());
+      TakeAway(SYS_openat2, GetParam());
       result.emplace(call());
     }).join();
     return *std::move(result);
@@ -137,6 +138,26 @@ TEST_P(ConfinedTest, RootsOfOtherMachinesAreLeftOut) {
   const LocalRoots roots = LocalRoots::OpenThoseHere({base_ + "/missing", base_ + "/allowed"});
   EXPECT_EQ(roots.paths(), std::vector<std::string>{base_ + "/allowed"});
   EXPECT_TRUE(Run([&] { return roots.Resolve(base_ + "/allowed/model"); }).ok());
+}
+
+// An ill disk is no answer to who may read what, nor to what is there.
+TEST_P(ConfinedTest, AnIllDiskIsToldAsOne) {
+  if (GetParam() != 0) return;
+  std::thread([&] {
+    const auto roots = LocalRoots::Open({base_ + "/allowed"});
+    ASSERT_TRUE(roots.ok());
+    TakeAway(SYS_openat2, ESTALE);
+    const absl::Status status = roots->Resolve(base_ + "/allowed/model").status();
+    EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+  }).join();
+  std::thread([&] {
+    TakeAway(SYS_openat, EIO);
+    const LocalRoots roots = LocalRoots::OpenThoseHere({base_ + "/allowed"});
+    const absl::Status status = roots.Resolve(base_ + "/allowed/model").status();
+    EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+    EXPECT_NE(status.message().find(base_ + "/allowed"), std::string::npos) << status;
+    EXPECT_TRUE(absl::IsPermissionDenied(roots.Resolve(base_ + "/outside").status()));
+  }).join();
 }
 
 TEST_P(ConfinedTest, SaysWhenNothingIsThere) {

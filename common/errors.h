@@ -38,6 +38,7 @@ enum class Reason {
   kEventsCompacted,
   kSourceForbidden,
   kSourceMissing,
+  kSourceChanged,
   kCheckpointFormatRefused,
   kUnimplementedRpc,
   kServerDraining,

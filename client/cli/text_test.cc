@@ -157,6 +157,7 @@ TEST(ExitCodes, FollowTheTable) {
       {absl::StatusCode::kInvalidArgument, 2},
       {absl::StatusCode::kFailedPrecondition, 2},
       {absl::StatusCode::kAlreadyExists, 2},
+      {absl::StatusCode::kAborted, 2},
       {absl::StatusCode::kNotFound, 4},
       {absl::StatusCode::kPermissionDenied, 5},
       {absl::StatusCode::kUnauthenticated, 5},

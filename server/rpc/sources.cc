@@ -176,6 +176,9 @@ absl::Status Sources::Check(const std::string& tenant, const v1::JobSpec& spec,
   for (const Named& named : outside.paths) {
     const absl::Status status = allowed_->RootsOf(tenant).Resolve(named.text).status();
     if (status.ok()) continue;
+    if (absl::IsUnavailable(status)) {
+      return MakeError(Reason::kStorageError, std::string(status.message()));
+    }
     const bool missing = absl::IsNotFound(status);
     return MakeDetailedError(
         missing ? Reason::kSourceMissing : Reason::kSourceForbidden,

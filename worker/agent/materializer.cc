@@ -161,7 +161,11 @@ absl::StatusOr<std::string> Materializer::LocalModel(const Context& context,
   auto resolved = ResolveBelowRoots(path, context.roots);
   if (!resolved.ok()) return resolved;
   std::error_code error;
+  const auto ill = [&] {
+    return absl::UnavailableError(std::string(path) + ": " + error.message());
+  };
   const fs::file_status found = fs::status(*resolved, error);
+  if (found.type() == fs::file_type::none) return ill();
   if (!fs::is_directory(found)) {
     const bool file = fs::exists(found);
     return MakeError(Reason::kSourceMissing,
@@ -173,6 +177,7 @@ absl::StatusOr<std::string> Materializer::LocalModel(const Context& context,
   for (fs::directory_iterator it(*resolved, error), end; !error && it != end; it.increment(error)) {
     listing.Add(it->path().filename().native());
   }
+  if (error) return ill();
   if (auto status = listing.Check(std::string(path)); !status.ok()) return status;
   return resolved;
 }

@@ -188,6 +188,8 @@ class Arguments:
             spec.resources.CopyFrom(resources)
         for name in ("max_run", "max_pending", "max_no_progress"):
             seconds = getattr(self, name)
+            if not seconds >= 0:
+                raise _spec.wrong(f"{name}: wanted seconds, or 0 for no limit, got {seconds}")
             if seconds > 0:
                 getattr(spec.stop_limits, name).FromNanoseconds(int(seconds * 1e9))
 

@@ -109,9 +109,10 @@ def _group_size(value: Union[int, str]) -> int:
         return -1
     try:
         size = int(value)
+        whole = isinstance(value, str) or size == value
     except (TypeError, ValueError, OverflowError):
-        size = -2
-    if not -1 <= size < 1 << 31:
+        size, whole = 0, False
+    if not whole or size == 0 or not -1 <= size < 1 << 31:
         raise wrong(f"group_size: wanted a number of columns, or \"channel\" (-1) for one scale a row, got {value!r}")
     return size
 

@@ -122,9 +122,14 @@ std::string ReadFile(const std::string& path, uint64_t max_bytes, const std::str
   return content;
 }
 
+// A disk that cannot say throws as in Exists.
 bool IsRegularFile(const std::string& path) {
   struct stat status = {};
-  return ::stat(path.c_str(), &status) == 0 && S_ISREG(status.st_mode);
+  if (::stat(path.c_str(), &status) == 0) return S_ISREG(status.st_mode);
+  for (const int none : {ENOENT, ENOTDIR, EACCES, ELOOP, ENAMETOOLONG}) {
+    if (errno == none) return false;
+  }
+  throw EnvironmentError("STORAGE_ERROR", "look at", path, errno);
 }
 
 bool Exists(const std::string& path) {

@@ -41,6 +41,8 @@ std::vector<std::string> FilesIn(const std::string& dir) {
 
 }  // namespace
 
+std::vector<std::string> CopiedNames() { return {kCopied.begin(), kCopied.end()}; }
+
 std::string WriteConfig(const Checkpoint& checkpoint, const Layout& layout, const std::string& dir,
                         std::vector<std::string>& warnings) {
   auto config = nlohmann::ordered_json::parse(checkpoint.config().json);

@@ -17,6 +17,9 @@ namespace quantry::engine {
 std::string WriteConfig(const Checkpoint& checkpoint, const Layout& layout, const std::string& dir,
                         std::vector<std::string>& warnings);
 
+// The files that CopyModelFiles copies where a folder has them.
+std::vector<std::string> CopiedNames();
+
 // Tokenizer, generation config, chat template and licence, byte for byte.
 // Never *.py. Throws as CheckModelFiles does.
 std::vector<std::string> CopyModelFiles(const std::string& from, const std::string& dir);

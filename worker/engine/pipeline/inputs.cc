@@ -46,18 +46,25 @@ std::string FileName(const std::string& path) {
 // Names are by role and file name: the same inputs in another place are the
 // same inputs.
 std::vector<HashedFile> HashInputs(const Job& job, const Checkpoint& checkpoint,
-                                   const OnBytes& on_bytes) {
+                                   const OnBytes& on_bytes, SourceWatch& watch) {
   std::vector<HashedFile> files;
   const auto add = [&](const std::string& path, const std::string& name) {
     const FileDigest digest = Sha256OfFile(path, on_bytes);
     files.push_back({name, digest.bytes, digest.sha256});
   };
+  const auto add_model = [&](const std::string& path) {
+    add(path, "model/" + FileName(path));
+    watch.SetDigest(path, files.back().sha256);
+  };
   for (const char* name : {"config.json", "tokenizer.json"}) {
     const std::string path = job.model_dir + "/" + name;
-    if (IsRegularFile(path)) add(path, std::string("model/") + name);
+    if (IsRegularFile(path)) add_model(path);
   }
-  for (const std::string& path : checkpoint.files()) {
-    add(path, "model/" + FileName(path));
+  for (const std::string& path : checkpoint.files()) add_model(path);
+  for (const std::string& name : CopiedNames()) {
+    const std::string path = job.model_dir + "/" + name;
+    if (name == "tokenizer.json" || !IsRegularFile(path)) continue;
+    watch.SetDigest(path, Sha256OfFile(path).sha256);
   }
   if (job.calibration) {
     const std::string& path = job.calibration->source.path;
@@ -72,6 +79,15 @@ std::vector<HashedFile> HashInputs(const Job& job, const Checkpoint& checkpoint,
     add(path, "preprocessing/" + FileName(path));
   }
   return files;
+}
+
+// Before anything is hashed: a file that changes meanwhile is another one.
+SourceWatch Watch(const Job& job, const Checkpoint& checkpoint) {
+  SourceWatch watch;
+  for (const std::string& path : checkpoint.files()) watch.Note(path);
+  watch.Note(job.model_dir + "/config.json");
+  for (const std::string& name : CopiedNames()) watch.Note(job.model_dir + "/" + name);
+  return watch;
 }
 
 // Marks a rotated twin as whole: what it was made of, and of what files.
@@ -128,6 +144,7 @@ Inputs OpenInputs(const Job& job, const OnBytes& on_bytes) {
   Inputs inputs;
   inputs.checkpoint = Checkpoint::Open(job.model_dir);
   const Checkpoint& checkpoint = *inputs.checkpoint;
+  inputs.watch = Watch(job, checkpoint);
   CheckSource(checkpoint);
   CheckGrid(job.grid, LinearWidths(checkpoint.architecture(), checkpoint.config()));
   if (job.rotation.enabled) {
@@ -150,7 +167,7 @@ Inputs OpenInputs(const Job& job, const OnBytes& on_bytes) {
     CheckLora(job.preprocessing->lora, checkpoint.architecture(), checkpoint.config());
     inputs.corpus = Windows(*corpus, tokenizer.get(), checkpoint);
   }
-  inputs.files = HashInputs(job, checkpoint, on_bytes);
+  inputs.files = HashInputs(job, checkpoint, on_bytes, inputs.watch);
   inputs.source = inputs.checkpoint;
   return inputs;
 }

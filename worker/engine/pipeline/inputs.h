@@ -9,6 +9,7 @@
 #include "worker/engine/model/checkpoint.h"
 #include "worker/engine/pipeline/events.h"
 #include "worker/engine/pipeline/job.h"
+#include "worker/engine/pipeline/source_watch.h"
 
 namespace quantry::engine {
 
@@ -21,6 +22,7 @@ struct Inputs {
   at::Tensor evaluation;          // the same
   at::Tensor corpus;              // the same, of preprocessing
   std::vector<HashedFile> files;  // model, calibration and evaluation files with hashes
+  SourceWatch watch;              // of the model's
 };
 
 // Opens and checks the model, tokenizes both texts, hashes every file read.

@@ -324,6 +324,7 @@ BlockLosses Run::Advance(const Block& block, const QuantizedBlock& quantized) {
 }
 
 void Run::QuantizeBlock(int index) {
+  inputs_.watch.Check();
   const double began = clock_();
   progress_->BlockStarted();
   const Block block = LoadBlock(checkpoint(), index, device_);
@@ -424,6 +425,7 @@ void Run::Pack() {
   for (const OutputFormatRow* row : job_.outputs) {
     PackOutput(*job_.MakeLayout(*row, scale_dtype_));
   }
+  inputs_.watch.Check();  // what outputs took from it, they have
   manifest_.bits =
       CountBits(*inputs_.checkpoint, Plan(), *job_.MakeLayout(*job_.outputs[0], scale_dtype_),
                 manifest_.outputs[0].bytes);
@@ -452,6 +454,7 @@ void Run::Evaluate() {
 }
 
 void Run::Finish() {
+  inputs_.watch.Check();
   manifest_.inputs = inputs_.files;
   manifest_.run_seconds = clock_() - began_;
   manifest_.stage_seconds = progress_->stage_seconds();

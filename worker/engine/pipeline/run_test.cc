@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -774,6 +775,59 @@ TEST(RunTest, FilesBesideTheWeightsAreLookedAtFirst) {
   const EngineError error = test::ErrorOf([&] { OpenInputs(job); });
   EXPECT_EQ(error.reason, "INVALID_CHECKPOINT");
   EXPECT_TRUE(test::Mentions(error, "merges.txt")) << error.what();
+}
+
+// Whoever writes into the model's folder meanwhile gets an error, never an artifact of two models.
+TEST(RunTest, AModelThatChangesMeanwhileIsRefused) {
+  const Bench bench(CaseOf("rtn"));
+  const auto change = [&](const std::string& name, const std::string& with) {
+    Inputs inputs = OpenInputs(ParseJob(bench.JobJson("a")));
+    EXPECT_NO_THROW(inputs.watch.Check());
+    const std::string path = bench.File("model/" + name);
+    const bool was = fs::exists(path);
+    const std::string before = was ? ReadFile(path, 1 << 20, "TEST") : "";
+    std::ofstream(path, std::ios::binary) << (with == "again" ? before : with);
+    if (with.empty()) fs::remove(path);
+    const EngineError error = test::ErrorOf([&] { inputs.watch.Check(); });
+    fs::remove(path);
+    if (was) std::ofstream(path, std::ios::binary) << before;
+    return error.reason + (test::Mentions(error, path) ? " names it" : "");
+  };
+  for (const char* name : {"model.safetensors", "config.json", "chat_template.jinja"}) {
+    EXPECT_EQ(change(name, "other"), "SOURCE_CHANGED names it") << name;
+  }
+  EXPECT_EQ(change("model.safetensors", ""), "SOURCE_CHANGED names it");
+}
+
+TEST(RunTest, AJobWhoseModelChangesLeavesNoArtifact) {
+  const Bench bench(CaseOf("rtn"));
+  const json job = bench.JobJson("a");
+  fs::create_directories(bench.File("a"));
+  const Seconds clock = [&] {
+    const bool begun = bench.Has("a", "block-00000.safetensors");
+    if (begun) std::ofstream(bench.File("model/generation_config.json")) << "{}";
+    return 0.0;
+  };
+  const int fd = open("/dev/null", O_WRONLY);
+  const EngineError error = test::ErrorOf([&] {
+    EventWriter events(fd);
+    RunJobOn(at::kCPU, ParseJob(job), events, clock);
+  });
+  close(fd);
+  EXPECT_EQ(error.reason, "SOURCE_CHANGED") << error.what();
+  EXPECT_TRUE(test::Mentions(error, "generation_config.json came")) << error.what();
+  EXPECT_FALSE(fs::exists(bench.File("a/out/manifest.json")));
+}
+
+TEST(RunTest, AModelThatIsOnlyTouchedIsTheSame) {
+  const Bench bench(CaseOf("rtn"));
+  std::ofstream(bench.File("model/LICENSE")) << "of the model";
+  Inputs inputs = OpenInputs(ParseJob(bench.JobJson("a")));
+  for (const char* name : {"model.safetensors", "config.json", "LICENSE"}) {
+    const std::string path = bench.File(std::string("model/") + name);
+    fs::last_write_time(path, fs::last_write_time(path) + std::chrono::hours(1));
+    EXPECT_NO_THROW(inputs.watch.Check()) << name;
+  }
 }
 
 // A twin is taken again as it was written, and written anew where it is not.
