@@ -822,6 +822,7 @@ TEST(RunTest, AJobWhoseModelChangesLeavesNoArtifact) {
 TEST(RunTest, AModelThatIsOnlyTouchedIsTheSame) {
   const Bench bench(CaseOf("rtn"));
   std::ofstream(bench.File("model/LICENSE")) << "of the model";
+  fs::create_symlink("NOTICE", bench.File("model/NOTICE"));  // none that could be copied
   Inputs inputs = OpenInputs(ParseJob(bench.JobJson("a")));
   for (const char* name : {"model.safetensors", "config.json", "LICENSE"}) {
     const std::string path = bench.File(std::string("model/") + name);

@@ -11,7 +11,7 @@ namespace quantry::engine {
 
 std::optional<SourceWatch::Identity> SourceWatch::IdentityOf(const std::string& path) {
   struct stat status = {};
-  if (!Exists(path) || ::stat(path.c_str(), &status) != 0) return std::nullopt;
+  if (!IsRegularFile(path) || ::stat(path.c_str(), &status) != 0) return std::nullopt;
   constexpr int64_t kNsPerSecond = 1'000'000'000;
   return Identity{status.st_dev, status.st_ino, status.st_size,
                   status.st_mtim.tv_sec * kNsPerSecond + status.st_mtim.tv_nsec};
