@@ -43,6 +43,16 @@ std::string FileName(const std::string& path) {
   return std::filesystem::path(path).filename().string();
 }
 
+// What may stand beside the weights and ends in the artifact.
+std::vector<std::string> NamesBesideWeights() {
+  std::vector<std::string> names = CopiedNames();
+  names.insert(names.begin(), "config.json");
+  return names;
+}
+
+// Whether the numbers depend on it: the others are only copied.
+bool IsInput(const std::string& name) { return name == "config.json" || name == "tokenizer.json"; }
+
 // Names are by role and file name: the same inputs in another place are the
 // same inputs.
 std::vector<HashedFile> HashInputs(const Job& job, const Checkpoint& checkpoint,
@@ -56,16 +66,16 @@ std::vector<HashedFile> HashInputs(const Job& job, const Checkpoint& checkpoint,
     add(path, "model/" + FileName(path));
     watch.SetDigest(path, files.back().sha256);
   };
-  for (const char* name : {"config.json", "tokenizer.json"}) {
+  for (const std::string& name : NamesBesideWeights()) {
     const std::string path = job.model_dir + "/" + name;
-    if (IsRegularFile(path)) add_model(path);
+    if (!IsRegularFile(path)) continue;
+    if (IsInput(name)) {
+      add_model(path);
+    } else {
+      watch.SetDigest(path, Sha256OfFile(path).sha256);
+    }
   }
   for (const std::string& path : checkpoint.files()) add_model(path);
-  for (const std::string& name : CopiedNames()) {
-    const std::string path = job.model_dir + "/" + name;
-    if (name == "tokenizer.json" || !IsRegularFile(path)) continue;
-    watch.SetDigest(path, Sha256OfFile(path).sha256);
-  }
   if (job.calibration) {
     const std::string& path = job.calibration->source.path;
     add(path, "calibration/" + FileName(path));
@@ -85,8 +95,7 @@ std::vector<HashedFile> HashInputs(const Job& job, const Checkpoint& checkpoint,
 SourceWatch Watch(const Job& job, const Checkpoint& checkpoint) {
   SourceWatch watch;
   for (const std::string& path : checkpoint.files()) watch.Note(path);
-  watch.Note(job.model_dir + "/config.json");
-  for (const std::string& name : CopiedNames()) watch.Note(job.model_dir + "/" + name);
+  for (const std::string& name : NamesBesideWeights()) watch.Note(job.model_dir + "/" + name);
   return watch;
 }
 

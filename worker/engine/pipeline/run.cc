@@ -451,10 +451,10 @@ void Run::Evaluate() {
     Warn("the perplexity of the quantized model is not finite and left out");
   }
   manifest_.quality_gate_failed = GateFails(job_.quality_gate, *manifest_.quality);
+  inputs_.watch.Check();  // it read the weights once more
 }
 
 void Run::Finish() {
-  inputs_.watch.Check();
   manifest_.inputs = inputs_.files;
   manifest_.run_seconds = clock_() - began_;
   manifest_.stage_seconds = progress_->stage_seconds();
