@@ -6,7 +6,12 @@ if(NOT EXISTS "${QUANTRY_TORCH_DIR}/include/ATen/ATen.h")
   message(FATAL_ERROR "LibTorch not found in ${QUANTRY_TORCH_DIR}: run scripts/bootstrap, "
     "or pass -DQUANTRY_TORCH_DIR=<site-packages/torch>")
 endif()
-file(GLOB QUANTRY_CUDA_LIB_DIRS "${QUANTRY_DEPS_DIR}/nvidia_*/nvidia/*/lib" "${QUANTRY_TORCH_DIR}/../nvidia/*/lib")
+file(GLOB QUANTRY_CUDA_LIB_DIRS "${QUANTRY_DEPS_DIR}/nvidia_*/nvidia/*/lib")
+# Where deploy/docker/cuda-wheels.txt has its libraries, which may come after the build: a confined
+# engine may read what its RPATH names and no other library.
+foreach(part cu13 cudnn cusparselt nccl nvshmem)
+  list(APPEND QUANTRY_CUDA_LIB_DIRS "${QUANTRY_TORCH_DIR}/../nvidia/${part}/lib")
+endforeach()
 add_library(quantry::torch INTERFACE IMPORTED GLOBAL)
 target_include_directories(quantry::torch SYSTEM INTERFACE
   "${QUANTRY_TORCH_DIR}/include" "${QUANTRY_TORCH_DIR}/include/torch/csrc/api/include")

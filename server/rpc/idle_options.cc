@@ -64,6 +64,13 @@ bool FixesSchedule(const v1::TesseraqMethod& tesseraq) {
   return tesseraq.steps_per_stage() > 0 && tesseraq.has_learning_rate();
 }
 
+// A shorter budget's search for the AWQ start is shorter, too.
+bool ShortensSearch(const v1::TesseraqMethod& tesseraq) {
+  const bool starts_from_awq = tesseraq.init() == v1::TesseraqMethod::INIT_AWQ ||
+                               tesseraq.init() == v1::TesseraqMethod::INIT_UNSPECIFIED;
+  return starts_from_awq && tesseraq.budget() != v1::TesseraqMethod::BUDGET_FULL;
+}
+
 // Norms and biases of the whole model, if it is tuned.
 bool TunesDense(const v1::TesseraqMethod& tesseraq) {
   const double rate = tesseraq.model_tuning_dense_rate();
@@ -131,7 +138,9 @@ std::vector<Rule> TesseraqRules() {
                      {"model_tuning_rate", "model_tuning_dense_rate"},
                      "without model_tuning_steps (set them or leave it out)"),
       When<Tesseraq>(
-          [](const Tesseraq& m) { return FixesSchedule(m) && m.recipe() != kTesseraqPlus; },
+          [](const Tesseraq& m) {
+            return FixesSchedule(m) && m.recipe() != kTesseraqPlus && !ShortensSearch(m);
+          },
           {"budget"},
           "with both steps_per_stage and learning_rate given (leave one of the three out)"),
       When<Tesseraq>(

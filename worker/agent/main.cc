@@ -6,9 +6,13 @@
 #include <array>
 #include <chrono>
 #include <csignal>
+#include <cstdlib>
 #include <filesystem>
+#include <optional>
 #include <thread>
 
+#include "absl/strings/numbers.h"
+#include "absl/strings/strip.h"
 #include "common/config_loader.h"
 #include "common/device_name.h"
 #include "common/digest.h"
@@ -26,6 +30,7 @@
 #include "worker/agent/agent.h"
 #include "worker/agent/gpu_inventory.h"
 #include "worker/agent/hub_source.h"
+#include "worker/agent/visible_gpus.h"
 
 namespace quantry::agent {
 namespace {
@@ -139,22 +144,51 @@ absl::Status FinishConfig(v1::WorkerConfig& config) {
   return HubSource::Check(HubOptionsOf(config));
 }
 
+std::optional<std::string> VisibleDevices() {
+  const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
+  return visible == nullptr ? std::nullopt : std::optional<std::string>(visible);
+}
+
+// GPUs as NVML counts them, also for engines, which get these variables.
+void CountGpusAsNvmlDoes() { setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID", /*overwrite=*/0); }
+
+// What engines are told to compute on. Of a worker that has one GPU they see no other: what a job
+// calls "cuda" is that one.
+std::string ShowOnlyItsGpu(const std::string& device) {
+  int index = 0;
+  if (!absl::SimpleAtoi(absl::StripPrefix(device, "cuda:"), &index)) return device;
+  setenv("CUDA_VISIBLE_DEVICES", OnlyVisible(VisibleDevices(), index).c_str(), /*overwrite=*/1);
+  return "cuda";
+}
+
+// What servers are told: the GPUs that engines see, none where they can use none.
+std::vector<GpuDescription> UsableGpus(const EngineOptions& engine, const std::string& device,
+                                       const GpuInventory& inventory) {
+  if (device == "cpu") return {};
+  auto gpus = VisibleGpus(inventory.List(), VisibleDevices());
+  if (gpus.empty() || device != "auto") return gpus;
+  if (absl::Status usable = ProbeDevice(engine, "cuda"); !usable.ok()) {
+    log::Warning("GPUs are here that the engine cannot use: it computes on the CPU",
+                 {{"gpus", gpus.size()}, {"why", std::string(usable.message())}});
+    return {};
+  }
+  return gpus;
+}
+
 v1::WorkerInfo MakeInfo(const v1::WorkerConfig& config, const EngineAbilities& engine,
-                        const GpuInventory& gpus) {
+                        const std::vector<GpuDescription>& gpus) {
   v1::WorkerInfo info;
   info.set_worker_id(config.worker_id());
   info.set_incarnation(NewUuid4());
   info.set_version(QUANTRY_VERSION);
   info.set_engine_version(engine.version);
   for (const std::string& method : engine.methods) info.add_methods(method);
-  if (config.device() != "cpu") {
-    for (const GpuDescription& gpu : gpus.List()) {
-      auto* added = info.add_gpus();
-      added->set_uuid(gpu.uuid);
-      added->set_model(gpu.model);
-      added->set_memory_bytes(gpu.memory_bytes);
-      added->set_compute_capability(gpu.compute_capability);
-    }
+  for (const GpuDescription& gpu : gpus) {
+    auto* added = info.add_gpus();
+    added->set_uuid(gpu.uuid);
+    added->set_model(gpu.model);
+    added->set_memory_bytes(gpu.memory_bytes);
+    added->set_compute_capability(gpu.compute_capability);
   }
   info.set_slots(config.slots());
   info.set_cores(static_cast<int>(std::thread::hardware_concurrency()));
@@ -217,6 +251,7 @@ absl::Status EngineDoesNotAnswer(const absl::Status& why, const std::string& bin
 }
 
 absl::Status RunWorker(const v1::WorkerConfig& config) {
+  CountGpusAsNvmlDoes();
   auto work_dir = WorkDir::Open(config.work_dir());
   if (!work_dir.ok()) return work_dir.status();
   auto confinement = MakeEngineConfinement(config.engine_confinement(), config.engine_user(),
@@ -242,11 +277,14 @@ absl::Status RunWorker(const v1::WorkerConfig& config) {
     return EngineDoesNotAnswer(abilities.status(), config.engine_binary());
   }
   if (auto usable = ProbeDevice(engine_options, config.device()); !usable.ok()) return usable;
+  const std::string device = ShowOnlyItsGpu(config.device());
   const auto gpus = GpuInventory::Open();
   WorkerMetrics metrics(config.slots(), abilities->version, *gpus);
   auto credentials = Credentials(config);
   if (!credentials.ok()) return credentials.status();
-  WorkerClient client(config.server(), MakeInfo(config, *abilities, *gpus), *credentials);
+  WorkerClient client(config.server(),
+                      MakeInfo(config, *abilities, UsableGpus(engine_options, device, *gpus)),
+                      *credentials);
   BlobCache cache(work_dir->cache(), {.spare_bytes = config.min_free_disk_bytes(),
                                       .max_bytes = config.max_cache_bytes()});
   const HubSource hub(HubOptionsOf(config));
@@ -260,7 +298,7 @@ absl::Status RunWorker(const v1::WorkerConfig& config) {
                .drain_grace = std::chrono::seconds(config.drain_timeout_s()),
                .patience = {.total = std::chrono::seconds(config.store_patience_s())}},
               client, *work_dir, cache, materializer, engine, metrics,
-              {.device = config.device(), .threads = config.threads()});
+              {.device = device, .threads = config.threads()});
   auto admin = HttpAdmin::Start(config.admin_listen(),
                                 StandardHandlers([&metrics] { return metrics.Text(); },
                                                  [&agent] { return agent.NotReady(); }),

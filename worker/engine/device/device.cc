@@ -7,6 +7,7 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <fstream>
 #include <limits>
@@ -22,20 +23,23 @@ EngineError Unavailable(const std::string& message) {
   return EngineError(FailureClass::kResource, "DEVICE_UNAVAILABLE", message);
 }
 
+constexpr char kDriver[] = "libcuda.so.1";
+
 // Loads LibTorch's CUDA half beside libtorch_cpu; it registers its kernels
 // while it loads. Empty when all is well, else what is missing. Done once.
+// Nothing may ask LibTorch for CUDA before, at::hasCUDA() included: it looks for
+// that half once, and takes what it found for good.
 const std::string& LoadCudaLibrary() {
   static const std::string problem = [] {
-    if (at::hasCUDA()) return std::string();
     // The driver first: without it the big library is 1 GB for nothing.
-    if (::dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL) == nullptr) {
+    if (::dlopen(kDriver, RTLD_NOW | RTLD_GLOBAL) == nullptr) {
       return StrCat("the NVIDIA driver is not installed (", ::dlerror(), ")");
     }
     if (::dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) == nullptr) {
       return StrCat("LibTorch's CUDA library cannot be loaded (", ::dlerror(), ")");
     }
-    return at::hasCUDA() ? std::string()
-                         : std::string("libtorch_cuda.so was loaded but registered nothing");
+    if (at::detail::getCUDAHooks().hasCUDART()) return std::string();
+    return std::string("libtorch_cuda.so was loaded, but after LibTorch had looked for it");
   }();
   return problem;
 }
@@ -59,8 +63,23 @@ at::Device OpenCuda(int index) {
     throw Unavailable(StrCat("device cuda:", index, " is asked for, ", count,
                              " GPUs are usable here (their numbers start at 0)"));
   }
-  at::globalContext().lazyInitDevice(at::kCUDA);
+  try {
+    at::globalContext().lazyInitDevice(at::kCUDA);
+  } catch (const c10::Error& error) {
+    throw Unavailable(StrCat("cuda:", index, " cannot be used: ", error.what_without_backtrace()));
+  }
   return {at::kCUDA, static_cast<at::DeviceIndex>(index)};
+}
+
+// A function of the driver's C interface; its header comes with the CUDA toolkit only.
+template <typename... Arguments>
+bool AskDriver(const char* name, Arguments... arguments) {
+  void* driver = ::dlopen(kDriver, RTLD_NOW | RTLD_NOLOAD);
+  if (driver == nullptr) return false;
+  const auto function = reinterpret_cast<int (*)(Arguments...)>(::dlsym(driver, name));
+  const bool answered = function != nullptr && function(arguments...) == 0;
+  ::dlclose(driver);
+  return answered;
 }
 
 }  // namespace
@@ -116,6 +135,19 @@ void ConfigureRuntime(int threads) {
 std::string DescribeDevice(const at::Device& device) {
   if (!device.is_cuda()) return "cpu";
   return device.str();
+}
+
+std::string DeviceModel(const at::Device& device) {
+  if (!device.is_cuda()) return "";
+  constexpr int kMajor = 75, kMinor = 76;  // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+  int handle = 0, major = 0, minor = 0;
+  std::array<char, 128> name = {};
+  const bool known =
+      AskDriver("cuDeviceGet", &handle, static_cast<int>(device.index())) &&
+      AskDriver("cuDeviceGetName", name.data(), static_cast<int>(name.size()) - 1, handle) &&
+      AskDriver("cuDeviceGetAttribute", &major, kMajor, handle) &&
+      AskDriver("cuDeviceGetAttribute", &minor, kMinor, handle);
+  return known ? StrCat(name.data(), ", ", major, ".", minor) : "unknown";
 }
 
 int64_t PeakRssBytes() {

@@ -21,7 +21,8 @@ DeviceRequest ParseDevice(std::string_view text);
 
 // The device to compute on. Loads libtorch_cuda.so when a GPU is asked for, or
 // with "auto" when one is there (CPU otherwise). Throws EngineError RESOURCE
-// "DEVICE_UNAVAILABLE" saying what is missing: library, driver, or index.
+// "DEVICE_UNAVAILABLE" saying what is missing: library, driver, or index. A process that
+// wants a GPU comes here before anything else asks LibTorch for CUDA, as its seeds do.
 at::Device OpenDevice(std::string_view text);
 
 // CPU, then every usable GPU: what tests are run over.
@@ -32,11 +33,15 @@ std::string CudaProblem();
 
 // Threads of ATen's kernels (0 = all cores) and deterministic algorithms. Call
 // once, before the first tensor operation: the same inputs, thread count and
-// device type then give the same bytes.
+// device model then give the same bytes.
 void ConfigureRuntime(int threads);
 
 // For reports and manifests: "cpu" or "cuda:0".
 std::string DescribeDevice(const at::Device& device);
+
+// Name and compute capability, as "NVIDIA H200, 9.0": the libraries choose their kernels
+// by it. "" for the CPU, "unknown" where the driver does not say.
+std::string DeviceModel(const at::Device& device);
 
 // Highest resident set of this process so far, bytes; 0 when unknown.
 int64_t PeakRssBytes();

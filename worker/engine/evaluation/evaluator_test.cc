@@ -5,8 +5,8 @@
 #include <cmath>
 
 #include "worker/engine/calibration/dataset.h"
-#include "worker/engine/device/device.h"
 #include "worker/engine/nn/transformer.h"
+#include "worker/engine/testing/devices.h"
 #include "worker/engine/testing/errors.h"
 #include "worker/engine/testing/temp_dir.h"
 #include "worker/engine/testing/tiny_model.h"
@@ -74,7 +74,7 @@ TEST_P(EvaluatorTest, AgreesWithWholeLogits) {
   const EvaluationResult wanted = Reference(*checkpoint_, windows_, dense, Rounded(checkpoint_));
   EXPECT_GT(wanted.kl_divergence, 1e-4) << "a test that says nothing";
   EXPECT_LT(wanted.top1_agreement, 1.0);
-  for (const at::Device& device : AvailableDevices()) {
+  for (const at::Device& device : test::kAvailable) {
     const EvaluationResult got =
         Evaluate(*checkpoint_, windows_, Rounded(checkpoint_, device), {.device = device});
     EXPECT_NEAR(got.perplexity_dense, wanted.perplexity_dense, 1e-4 * wanted.perplexity_dense);

@@ -23,7 +23,7 @@ void ReadAsFp16(nlohmann::ordered_json& config) {
 std::string Fp16Note(at::ScalarType scale_dtype) {
   if (scale_dtype != at::kBFloat16) return "";
   return " Scales are fp16 and config.json says float16 for such readers; the values are exact in "
-         "bf16 too (the model's own dtype).";
+         "bf16 too (the model's own dtype), in which activations too large for fp16 are safe.";
 }
 
 std::string KernelShapeNote(const GridSpec& grid, const std::vector<PlannedLinear>& linears) {

@@ -145,6 +145,9 @@ std::string GptqLayout::Compatibility(const std::vector<PlannedLinear>& linears)
     note +=
         " Zero points are stored minus one (checkpoint_format gptq) for readers that know "
         "nothing newer.";
+    if (!grid().symmetric) {
+      note += " GPTQModel's own load refuses an asymmetric one of others: format gptq is for it.";
+    }
   } else if (!(grid().symmetric && grid().bits >= 4)) {
     note +=
         " Zero points are stored plainly (checkpoint_format gptq_v2; vLLM since October 2025, "

@@ -13,9 +13,11 @@ GenerationReport GenerateGreedily(Decoder& decoder, const std::vector<int32_t>& 
   report.prompt_tokens = static_cast<int64_t>(prompt.size());
   const double start = seconds();
   at::Tensor logits = decoder.Append(prompt);
+  // Waits for a GPU, too.
+  bool finite = logits.isfinite().all().item<bool>();
   report.prompt_seconds = seconds() - start;
   while (report.new_tokens < max_tokens) {
-    if (!logits.isfinite().all().item<bool>()) {
+    if (!finite) {
       throw UserError("NON_FINITE_WEIGHTS",
                       StrCat("token ", report.new_tokens + 1,
                              ": the model's logits are not finite; see what `quantry-engine eval` "
@@ -26,7 +28,9 @@ GenerationReport GenerateGreedily(Decoder& decoder, const std::vector<int32_t>& 
     if (report.stopped) break;
     token(next);
     ++report.new_tokens;
-    if (report.new_tokens < max_tokens) logits = decoder.Append({next});
+    if (report.new_tokens == max_tokens) break;
+    logits = decoder.Append({next});
+    finite = logits.isfinite().all().item<bool>();
   }
   report.generation_seconds = seconds() - start - report.prompt_seconds;
   return report;

@@ -6,8 +6,8 @@
 
 #include <cmath>
 
-#include "worker/engine/device/device.h"
 #include "worker/engine/nn/transformer.h"
+#include "worker/engine/testing/devices.h"
 #include "worker/engine/testing/errors.h"
 #include "worker/engine/testing/temp_dir.h"
 #include "worker/engine/testing/tiny_model.h"
@@ -180,7 +180,7 @@ TEST_P(BlockTest, CloneIsIndependent) {
 TEST_P(BlockTest, EveryDeviceGivesTheSameAnswer) {
   const Loaded cpu = LoadParam();
   const at::Tensor wanted = cpu.block.Forward(cpu.hidden, cpu.rope);
-  for (const at::Device& device : AvailableDevices()) {
+  for (const at::Device& device : test::kAvailable) {
     const Loaded m = Load(dir_.path(), MakeTinyModel(GetParam()->name), device);
     const at::Tensor got = m.block.Forward(m.hidden, m.rope).to(at::kCPU);
     EXPECT_TRUE(got.allclose(wanted, 1e-4, 1e-4)) << device;

@@ -2,7 +2,9 @@
 
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <filesystem>
+#include <iterator>
 #include <new>
 #include <string>
 
@@ -11,9 +13,14 @@
 namespace quantry::engine {
 namespace {
 
-// LibTorch has a type for devices alone; its host allocator throws a plain
-// c10::Error with this text.
-constexpr char kHostAllocatorFailed[] = "DefaultCPUAllocator: can't allocate memory";
+// LibTorch has a type for its allocator of devices alone; its host allocator and what
+// CUDA's libraries allocate themselves end in other errors with these texts.
+constexpr const char* kNoMemory[] = {"DefaultCPUAllocator: can't allocate memory",
+                                     "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
+                                     "CUSOLVER_STATUS_ALLOC_FAILED"};
+
+// cudaError_t: a driver too old, no GPU, one that others hold, fell off or lost memory cells.
+constexpr int32_t kDeviceErrors[] = {35, 46, 100, 101, 214, 802, 803};
 
 std::string TextOf(const std::exception& error) {
   const auto* torch = dynamic_cast<const c10::Error*>(&error);
@@ -23,7 +30,15 @@ std::string TextOf(const std::exception& error) {
 bool IsOutOfMemory(const std::exception& error, const std::string& text) {
   return dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr ||
          dynamic_cast<const std::bad_alloc*>(&error) != nullptr ||
-         text.find(kHostAllocatorFailed) != std::string::npos;
+         std::any_of(std::begin(kNoMemory), std::end(kNoMemory),
+                     [&](const char* told) { return text.find(told) != std::string::npos; });
+}
+
+bool IsOfTheDevice(const std::exception& error) {
+  const auto* accelerator = dynamic_cast<const c10::AcceleratorError*>(&error);
+  return accelerator != nullptr &&
+         std::find(std::begin(kDeviceErrors), std::end(kDeviceErrors),
+                   accelerator->get_error_code()) != std::end(kDeviceErrors);
 }
 
 }  // namespace
@@ -40,6 +55,10 @@ EngineError Translate(const std::exception& error) {
                        StrCat("not enough memory; ask for a machine with more, or use fewer or "
                               "shorter calibration windows: ",
                               text));
+  }
+  if (IsOfTheDevice(error)) {
+    return EngineError(FailureClass::kResource, "DEVICE_UNAVAILABLE",
+                       StrCat("the GPU cannot be used: ", text));
   }
   return EngineError(FailureClass::kBug, "INTERNAL",
                      StrCat("unexpected failure, please report it: ", text));

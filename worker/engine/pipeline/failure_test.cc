@@ -50,5 +50,20 @@ TEST(Failure, EveryExceptionHasItsReason) {
   EXPECT_FALSE(test::Mentions(bug, "frame #")) << bug.what();
 }
 
+TEST(Failure, WhatAGpuSaysIsNoBugOfOurs) {
+  const auto accelerator = [](int32_t code, const std::string& text) {
+    return TranslatedFrom([&] { throw c10::AcceleratorError({"f", "f.cu", 1}, code, text); });
+  };
+  for (const char* text :
+       {"CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling"}) {
+    EXPECT_EQ(accelerator(2, text).reason, "OUT_OF_MEMORY") << text;
+  }
+  const EngineError gone = accelerator(46, "CUDA error: CUDA-capable device(s) is/are busy");
+  EXPECT_EQ(gone.reason, "DEVICE_UNAVAILABLE");
+  EXPECT_EQ(gone.failure_class, FailureClass::kResource);
+  EXPECT_TRUE(test::Mentions(gone, "busy")) << gone.what();
+  EXPECT_EQ(accelerator(700, "CUDA error: an illegal memory access").reason, "INTERNAL");
+}
+
 }  // namespace
 }  // namespace quantry::engine

@@ -11,6 +11,7 @@
 #include "worker/engine/base/file.h"
 #include "worker/engine/base/sha256.h"
 #include "worker/engine/base/strings.h"
+#include "worker/engine/device/device.h"
 #include "worker/engine/export/exporter.h"
 #include "worker/engine/export/model_files.h"
 #include "worker/engine/methods/linear_shapes.h"
@@ -213,16 +214,17 @@ std::string Fingerprint(const Job& job, const Inputs& inputs, const at::Device& 
     if (file.path.rfind("evaluation/", 0) != 0) files.push_back(file.sha256);
   }
   // Goes up when the same job would end in other bits than before.
-  constexpr int kNumerics = 19;
-  nlohmann::ordered_json all = {{"versions", Versions()},
-                                {"numerics", kNumerics},
-                                {"files", files},
-                                {"method", job.method_json},
-                                {"seed", job.seed},
-                                {"spec_digest", job.spec_digest},
-                                {"threads", at::get_num_threads()},
-                                {"instructions", Instructions(job, MultipliesBfloat16(device))},
-                                {"device", device.is_cuda() ? "cuda" : "cpu"}};
+  constexpr int kNumerics = 20;
+  nlohmann::ordered_json all = {
+      {"versions", Versions()},
+      {"numerics", kNumerics},
+      {"files", files},
+      {"method", job.method_json},
+      {"seed", job.seed},
+      {"spec_digest", job.spec_digest},
+      {"threads", at::get_num_threads()},
+      {"instructions", Instructions(job, MultipliesBfloat16(device))},
+      {"device", device.is_cuda() ? "cuda " + DeviceModel(device) : "cpu"}};
   if (job.calibration) {
     const WindowSpec& windows = job.calibration->windows;
     all["calibration"] = {windows.windows, windows.length, static_cast<int>(windows.sampling),

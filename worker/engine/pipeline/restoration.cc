@@ -128,7 +128,7 @@ class Restoration : public TrainingStore {
                          streams.x_fp,
                          streams.x_q,
                          job.grid,
-                         ScaleDtypeOf(original()),
+                         task_.scale_dtype,
                          DenseDtypes(original(), index),
                          static_cast<uint64_t>(job.seed),
                          task_.device,

@@ -31,8 +31,9 @@ struct RestorationTask {
   const Job& job;
   const Inputs& inputs;
   at::Device device;
-  std::string dir;           // the job's checkpoint folder; its own lie in dir/first-pass
-  std::string restored_dir;  // where the model is written
+  at::ScalarType scale_dtype;  // of the grids of both passes
+  std::string dir;             // the job's checkpoint folder; its own lie in dir/first-pass
+  std::string restored_dir;    // where the model is written
   EvaluationOptions evaluation;
   EventWriter& events;
   ProgressTracker& progress;

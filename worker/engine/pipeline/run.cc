@@ -241,11 +241,17 @@ void Run::Restore() {
   progress_->EnterStage(Stage::kPreprocessing);
   EvaluationOptions options = evaluation_options();
   options.quantized_ends = nullptr;
-  const RestorationTask task{job_,          inputs_,
-                             device_,       CheckpointDir(job_),
-                             RestoredDir(), options,
-                             events_,       *progress_,
-                             clock_,        [this](const std::string& message) { Warn(message); }};
+  const RestorationTask task{job_,
+                             inputs_,
+                             device_,
+                             scale_dtype_,
+                             CheckpointDir(job_),
+                             RestoredDir(),
+                             options,
+                             events_,
+                             *progress_,
+                             clock_,
+                             [this](const std::string& message) { Warn(message); }};
   manifest_.preprocessing = RestoreModel(task);
   inputs_.source = manifest_.preprocessing->model;
   checkpoints_->Carry(manifest_.preprocessing->files);

@@ -257,7 +257,8 @@ int64_t TuningBytes(const ModelTuningOptions& options, const Checkpoint& checkpo
   const int64_t logits = std::min(kMaxLogits * shares, tokens * config.vocab_size);
   // The first share's copies are those that every job has.
   const int64_t copies = (shares - 1) * kBlockCopies * BlockWeights(architecture, config) * kFloat;
-  return config.num_layers * block + copies + head + hidden + kLogitTensors * logits * kFloat +
+  const int64_t integers = device.is_cpu() ? config.num_layers * block : 0;  // host memory
+  return integers + copies + head + hidden + kLogitTensors * logits * kFloat +
          RoundedBytes(architecture, config, options.compute, options.batch_size, device) +
          KeptActivationBytes(config, {options.batch_size, length}, options.batch_size);
 }

@@ -156,8 +156,9 @@ TEST_P(ModelTuningTest, BytesCountEveryShare) {
   int64_t weights = 0;
   for (const QuantizedLinear& linear : blocks_[0].linears) weights += linear.codes.numel();
   EXPECT_GE(two - one, 3 * 4 * weights);
-  EXPECT_EQ(bytes(3, at::kCPU), one);   // four windows in one share
-  EXPECT_EQ(bytes(4, at::kCUDA), one);  // at once
+  EXPECT_EQ(bytes(3, at::kCPU), one);  // four windows in one share
+  const auto layers = static_cast<int64_t>(blocks_.size());
+  EXPECT_LE(bytes(4, at::kCUDA), one - layers * weights);  // at once; the host holds the integers
   options.compute = ComputeDtype::kBfloat16;
   int64_t largest = 0;
   for (const QuantizedLinear& linear : blocks_[0].linears) {

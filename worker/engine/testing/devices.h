@@ -13,11 +13,13 @@ namespace quantry::engine::test {
 // What tests of computations are run over, by name: in Combine, or alone.
 inline const auto kDevices = ::testing::Values("cpu", "cuda");
 
+// Before the first test: LibTorch must not be asked for CUDA before it is loaded.
+inline const std::vector<at::Device> kAvailable = AvailableDevices();
+
 // The first device of that name; nullopt where the machine has no GPU: skip.
 inline std::optional<at::Device> FindTestDevice(const std::string& name) {
   if (name == "cpu") return at::Device(at::kCPU);
-  const auto devices = AvailableDevices();
-  return devices.size() > 1 ? std::optional(devices[1]) : std::nullopt;
+  return kAvailable.size() > 1 ? std::optional(kAvailable[1]) : std::nullopt;
 }
 
 // A fixture's SetUp: sets `device`, or skips the test.

@@ -101,6 +101,7 @@ class ClipTrainer {
     const std::vector<at::Tensor> trained = adam_.tensors();
     if (!std::all_of(trained.begin(), trained.end(), AllFinite)) return std::nullopt;
     const at::NoGradGuard no_grad;
+    if (transform_) transform_->KeepAway();  // as every step began
     result.block = transform_ ? transform_->Bake(task_.block, task_.dense_dtypes) : task_.block;
     for (const ClipFactors& logits : logits_) {
       result.clips.push_back({logits.upper.detach().sigmoid(), logits.lower.detach().sigmoid()});

@@ -14,16 +14,18 @@
 namespace quantry::engine {
 namespace {
 
-// While signs and codes are learned: the assembled weights, both parts of every
-// row, gradients of every share and then, of their sum, those of the parts.
+// While signs and codes are learned: gradients of every share; and in host memory the assembled
+// weights, both parts of every row and, of the gradients' sum, those of the parts.
 int64_t LearningBytes(const Architecture& architecture, const ModelConfig& config, int64_t windows,
                       const at::Device& device) {
   constexpr int64_t kParts = 2;
   const int64_t weights = BlockWeights(architecture, config);
   const int64_t copy = weights * static_cast<int64_t>(sizeof(float));
+  const int64_t gradients = GradientBytes(architecture, config, windows, device);
+  if (!device.is_cpu()) return gradients;
   return copy +
          ProgressiveRounding::StateBytes(weights, kParts * BlockGroups(architecture, config, -1)) +
-         std::max(GradientBytes(architecture, config, windows, device), 2 * copy);
+         std::max(gradients, 2 * copy);
 }
 
 int64_t TrainedNumbers(const Block& block) {

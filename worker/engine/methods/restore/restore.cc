@@ -51,6 +51,7 @@ std::unique_ptr<Method> CreateRestore(JsonObject& options) {
 
 std::vector<ParameterRow> RestoreParameters() {
   std::vector<ParameterRow> rows = Ptq161Parameters();
+  std::erase_if(rows, [](const ParameterRow& row) { return row.name == "first_pass_mask"; });
   for (ParameterRow& row : rows) row.name = "first_pass." + row.name;
   return rows;
 }

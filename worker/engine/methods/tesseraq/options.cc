@@ -24,15 +24,18 @@ constexpr double kDefaultDecay = 1e-4;
 constexpr int kRangeSteps = 50;
 
 // The recipe's, of what the message leaves to it.
-TesseraqBudget ParseBudget(JsonObject& options, const TesseraqRecipe& recipe) {
+TesseraqBudget ParseBudget(JsonObject& options, const TesseraqRecipe& recipe, RoundingInit init) {
   const int budget = options.Choice(
       "budget", {"BUDGET_UNSPECIFIED", "BUDGET_FULL", "BUDGET_BALANCED", "BUDGET_FAST"}, 0);
   const TesseraqBudget& result =
       recipe.budgets.at(budget == 0 ? recipe.default_budget : budget - 1);
   const bool tuning_given =
       result.tuning_steps == 0 || options.Int("model_tuning_steps", 0, -1, kMaxSteps) != 0;
+  const bool searches_alike =
+      init != RoundingInit::kAwq ||
+      result.awq_search_tokens == recipe.budgets.at(recipe.default_budget).awq_search_tokens;
   if (options.Int("steps_per_stage", 0, 0, kMaxSteps) > 0 && options.Has("learning_rate") &&
-      tuning_given) {
+      tuning_given && searches_alike) {
     options.RefuseIdle({"budget"}, result.tuning_steps == 0
                                        ? "with both steps_per_stage and learning_rate given (leave "
                                          "one of the three out)"
@@ -179,7 +182,7 @@ TesseraqOptions ParseTesseraqOptions(JsonObject& options) {
   const GridSpec grid = ParseTesseraqGrid(options);
   result.bits = grid.bits;
   result.group_size = grid.group_size;
-  const TesseraqBudget budget = ParseBudget(options, recipe);
+  const TesseraqBudget budget = ParseBudget(options, recipe, result.init);
   result.awq.search_tokens = budget.awq_search_tokens;
   result.signround.iterations = kRangeSteps;
   result.rounding.schedule = ParseSchedule(options, recipe.stages);

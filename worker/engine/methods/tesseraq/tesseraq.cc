@@ -93,12 +93,12 @@ int64_t Tesseraq::StartBytes(const Architecture& architecture, const ModelConfig
 int64_t Tesseraq::WorkingBytes(const Architecture& architecture, const ModelConfig& config,
                                const StreamShape& stream, const at::Device& device) const {
   const int64_t windows = options_.rounding.batch_size;
-  const int64_t rounding =
-      ProgressiveRounding::StateBytes(BlockWeights(architecture, config),
-                                      BlockGroups(architecture, config, options_.group_size)) +
-      GradientBytes(architecture, config, windows, device) +
-      RoundedBytes(architecture, config, options_.compute, windows, device) +
-      KeptActivationBytes(config, stream, windows);
+  const int64_t state = ProgressiveRounding::StateBytes(
+      BlockWeights(architecture, config), BlockGroups(architecture, config, options_.group_size));
+  const int64_t rounding = (device.is_cpu() ? state : 0) +  // in host memory, as targets are
+                           GradientBytes(architecture, config, windows, device) +
+                           RoundedBytes(architecture, config, options_.compute, windows, device) +
+                           KeptActivationBytes(config, stream, windows);
   return std::max(StartBytes(architecture, config, stream, device), rounding) +
          TargetBytes(config, stream, device);
 }
