@@ -45,7 +45,6 @@ class Heard {
   }
 
   FollowingClock clock;
-  std::unique_ptr<Peers> end;
 
  private:
   void Add(const std::string& what) {
@@ -57,6 +56,9 @@ class Heard {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::multiset<std::string> heard_;
+
+ public:
+  std::unique_ptr<Peers> end;  // last: its thread adds to the others until it is gone
 };
 
 TEST(PeersTest, TheOthersHearAndOneselfDoesNot) {
