@@ -104,8 +104,9 @@ absl::Status LandlockRules::Allow(const UniqueFd& target, Access access) {
   return absl::InternalError(absl::StrCat("Landlock rule: ", std::strerror(errno)));
 }
 
-bool LandlockRules::AllowSelf() const {
-  return AddRule("/proc/self", kReadAccess) || errno == ENOENT;
+bool LandlockRules::AllowSelf(bool threads) const {
+  if (!AddRule("/proc/self", kReadAccess)) return errno == ENOENT;
+  return !threads || AddRule("/proc/self/task", kReadAccess | LANDLOCK_ACCESS_FS_WRITE_FILE);
 }
 
 bool LandlockRules::Enforce() const {

@@ -30,9 +30,10 @@ class LandlockRules {
   absl::Status Allow(const UniqueFd& target, Access access);  // a file or folder, by O_PATH
 
   // For the child, async-signal-safe. AllowSelf lets it read its own /proc
-  // entry; Enforce holds from then on, for its threads and programs. Both want
+  // entry, and with `threads` write those of its threads, as naming another one does;
+  // Enforce holds from then on, for its threads and programs. Both want
   // no_new_privs and answer false with errno.
-  bool AllowSelf() const;
+  bool AllowSelf(bool threads) const;
   bool Enforce() const;
 
  private:

@@ -180,6 +180,7 @@ absl::StatusOr<Sandbox> Sandbox::Prepare(const SandboxOptions& options) {
   auto filter = MakeSyscallFilter(options.gpu);
   if (!filter.ok()) return filter.status();
   sandbox.filter_ = *std::move(filter);
+  sandbox.gpu_ = options.gpu;
   sandbox.landlock_abi_ = LandlockRules::Abi();
   if (absl::Status status = sandbox.AllowFiles(options); !status.ok()) return status;
   sandbox.identity_ = options.identity;
@@ -233,7 +234,7 @@ bool Sandbox::DropPrivileges(SandboxReport* report) const {
 bool Sandbox::Lock(SandboxReport* report) const {
   if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) return false;
   if (landlock_) {
-    if (!landlock_->AllowSelf() || !landlock_->Enforce()) return false;
+    if (!landlock_->AllowSelf(gpu_) || !landlock_->Enforce()) return false;
     report->landlock_abi = landlock_abi_;
   }
   // Only now: the parent's descriptors, more perhaps, are still open.

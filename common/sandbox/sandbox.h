@@ -68,6 +68,7 @@ class Sandbox {
   bool SwitchAccount() const;
 
   SyscallFilter filter_;
+  bool gpu_ = false;
   std::optional<LandlockRules> landlock_;
   int landlock_abi_ = 0;
   std::optional<Identity> identity_;

@@ -198,6 +198,21 @@ TEST_F(SandboxTest, WhatAnEngineNeeds) {
   EXPECT_EQ(results.at("signal-self"), "ok");
 }
 
+// What the driver does while it starts, and takes a refusal of for its own failure.
+TEST_F(SandboxTest, WhatAGpusDriverNeeds) {
+  const std::vector<std::string> attempts = {"name-thread", "listen-abstractly", "memory-file"};
+  const Results without = Run(attempts);
+  EXPECT_EQ(without.at("listen-abstractly"), "ENOSYS");
+  EXPECT_EQ(without.at("name-thread"), LandlockRules::Abi() > 0 ? "EACCES" : "ok");
+  options_.gpu = true;
+  for (const auto& [name, result] : Run(attempts)) EXPECT_EQ(result, "ok") << name;
+  if (LandlockRules::Abi() == 0) return;
+  const std::string others = "/proc/" + std::to_string(getpid());
+  EXPECT_EQ(Run({"write=" + others + "/comm"}).at("write"), "EACCES");
+  EXPECT_EQ(Run({"write=" + others + "/task/" + std::to_string(getpid()) + "/comm"}).at("write"),
+            "EACCES");
+}
+
 TEST_F(SandboxTest, ANetworkWithoutInterfaces) {
   const Results results = Run({"interfaces"});
   if (!report_.network_namespace) GTEST_SKIP() << "no namespaces for this account here";

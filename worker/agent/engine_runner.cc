@@ -22,8 +22,9 @@ constexpr std::size_t kMaxEventBytes = 1 << 20;
 constexpr std::size_t kMaxStderrLine = 16 << 10;
 constexpr std::size_t kLogTailBytes = 16 << 10;
 constexpr milliseconds kPollInterval{100};
-constexpr std::chrono::seconds kProbeTime{60};  // its libraries may come from a cold disk
-constexpr int kReadsBetweenLooks = 4;           // at the orders: an engine may flood its pipe
+constexpr std::chrono::seconds kProbeTime{60};     // its libraries may come from a cold disk
+constexpr std::chrono::seconds kDevicesTime{180};  // every GPU may take seconds to start
+constexpr int kReadsBetweenLooks = 4;              // at the orders: an engine may flood its pipe
 constexpr int kMaxGarbageLogged = 5;
 
 // The state of one run.
@@ -157,7 +158,8 @@ EngineOutcome EngineRun::Finish(ExitStatus status) {
 // The whole output of a short command.
 absl::StatusOr<std::string> Capture(const std::vector<std::string>& argv,
                                     const EngineConfinement& confinement, std::string* held,
-                                    const EngineAccess& access = {}) {
+                                    const EngineAccess& access = {},
+                                    std::chrono::seconds time = kProbeTime) {
   ChildOptions options{.argv = argv, .environment = {}};
   options.capture_stderr = false;
   auto child = SpawnEngine(options, confinement, access);
@@ -167,7 +169,7 @@ absl::StatusOr<std::string> Capture(const std::vector<std::string>& argv,
   LineReader reader(child->stdout_fd(), kMaxEventBytes);
   pollfd wait{.fd = child->stdout_fd(), .events = POLLIN, .revents = 0};
   const auto sink = [&](std::string_view line, bool) { output.append(line).push_back('\n'); };
-  const auto deadline = std::chrono::steady_clock::now() + kProbeTime;
+  const auto deadline = std::chrono::steady_clock::now() + time;
   while (std::chrono::steady_clock::now() < deadline && output.size() < kMaxEventBytes) {
     if (poll(&wait, 1, 1000) > 0 && !reader.Drain(sink)) break;
   }
@@ -175,7 +177,7 @@ absl::StatusOr<std::string> Capture(const std::vector<std::string>& argv,
   const std::string command = argv[0] + " " + argv[1];
   if (!status) {
     return absl::DeadlineExceededError(command + " did not end within " +
-                                       std::to_string(kProbeTime.count()) +
+                                       std::to_string(time.count()) +
                                        " s: is the disk of its libraries slow, or the machine "
                                        "overloaded?");
   }
@@ -257,7 +259,7 @@ absl::Status ProbeDevice(const EngineOptions& options, const std::string& device
   EngineAccess access;
   access.gpu = true;
   const auto devices =
-      Capture({options.binary, "devices"}, options.confinement, &confinement, access);
+      Capture({options.binary, "devices"}, options.confinement, &confinement, access, kDevicesTime);
   return devices.ok() ? FindDevice(device, *devices) : devices.status();
 }
 

@@ -166,6 +166,11 @@ std::vector<GpuDescription> UsableGpus(const EngineOptions& engine, const std::s
                                        const GpuInventory& inventory) {
   if (device == "cpu") return {};
   auto gpus = VisibleGpus(inventory.List(), VisibleDevices());
+  if (gpus.empty() && device == "cuda") {
+    log::Warning(
+        "no job that asks for a GPU comes here: NVML shows none of those that engines may use (MIG "
+        "slices it does not; otherwise see that libnvidia-ml.so.1 is there)");
+  }
   if (gpus.empty() || device != "auto") return gpus;
   if (absl::Status usable = ProbeDevice(engine, "cuda"); !usable.ok()) {
     log::Warning("GPUs are here that the engine cannot use: it computes on the CPU",

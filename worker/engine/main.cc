@@ -1,4 +1,5 @@
 // quantry-engine: one process a job. See proto/quantry/v1/engine.proto.
+#include <fcntl.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -77,6 +78,12 @@ void WaitWithoutSpinning(char** argv) {
 
 // Whoever confined this process had to leave execve open for its start.
 bool SealIfAsked() { return getenv("QUANTRY_ENGINE_SEALED") == nullptr || ForbidPrograms(); }
+
+// Landlock's rule for this process lies on inodes of /proc, which the kernel forgets under memory
+// pressure, the rule with them; what is open it keeps.
+void KeepOwnFolder() {
+  [[maybe_unused]] static const int kept = open("/proc/self/task", O_PATH | O_CLOEXEC);
+}
 
 double SteadySeconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -189,6 +196,7 @@ int Main(int argc, char** argv) {
         << "quantry-engine: QUANTRY_ENGINE_SEALED is set, but the kernel refuses the filter\n";
     return 1;
   }
+  KeepOwnFolder();
   KeepFreedMemory();
   signal(SIGTERM, StopAtOnce);
   signal(SIGPIPE, SIG_IGN);

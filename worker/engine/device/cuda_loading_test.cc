@@ -1,6 +1,8 @@
 // Runs where testing/fake_cuda.cc lies in LD_LIBRARY_PATH; see CMakeLists.txt.
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+
 #include "worker/engine/device/device.h"
 #include "worker/engine/testing/errors.h"
 
@@ -28,6 +30,34 @@ TEST(CudaLoadingTest, ANumberThatNoGpuHasIsNamed) {
 TEST(CudaLoadingTest, TheDriverKnowsTheModel) {
   EXPECT_EQ(DeviceModel(OpenDevice("cuda:1")), "Imagined GPU 1, 9.0");
   EXPECT_EQ(DeviceModel(at::kCPU), "");
+}
+
+// LibTorch itself says of each that there is no GPU.
+TEST(CudaLoadingTest, WhyADriverShowsNoGpuIsTold) {
+  setenv("FAKE_CUDA_INIT", "fails", 1);
+  EXPECT_EQ(CudaProblem(),
+            "the NVIDIA driver does not start: error 304, OS call failed or operation not "
+            "supported on this OS");
+  setenv("FAKE_CUDA_VERSION", "12080", 1);
+  EXPECT_EQ(CudaProblem(),
+            "the NVIDIA driver is one for CUDA 12.8, LibTorch's libraries want 13: update it");
+  const EngineError error = test::ErrorOf([] { OpenDevice("cuda"); });
+  EXPECT_EQ(error.reason, "DEVICE_UNAVAILABLE");
+  EXPECT_TRUE(test::Mentions(error, "CUDA 12.8")) << error.what();
+  EXPECT_EQ(OpenDevice("auto"), at::Device(at::kCPU));
+  unsetenv("FAKE_CUDA_INIT");
+  unsetenv("FAKE_CUDA_VERSION");
+}
+
+TEST(CudaLoadingTest, AGpuThatRunsNoKernelIsNone) {
+  setenv("FAKE_CUDA_KERNELS", "no kernel image is available for execution on the device", 1);
+  EXPECT_EQ(AvailableDevices().size(), 1u);
+  EXPECT_EQ(OpenDevice("auto"), at::Device(at::kCPU));
+  EXPECT_NE(CudaProblem().find("cuda:0 cannot be used: CUDA error: no kernel image"),
+            std::string::npos)
+      << CudaProblem();
+  unsetenv("FAKE_CUDA_KERNELS");
+  EXPECT_EQ(CudaProblem(), "");
 }
 
 }  // namespace

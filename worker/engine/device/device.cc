@@ -11,6 +11,7 @@
 #include <charconv>
 #include <fstream>
 #include <limits>
+#include <optional>
 #include <thread>
 
 #include "worker/engine/base/error.h"
@@ -44,6 +45,37 @@ const std::string& LoadCudaLibrary() {
   return problem;
 }
 
+// A function of the driver's C interface; its header comes with the CUDA toolkit only. What it
+// returns (CUresult), nullopt without such a function.
+template <typename... Arguments>
+std::optional<int> AskDriver(const char* name, Arguments... arguments) {
+  void* driver = ::dlopen(kDriver, RTLD_NOW | RTLD_NOLOAD);
+  if (driver == nullptr) return std::nullopt;
+  const auto function = reinterpret_cast<int (*)(Arguments...)>(::dlsym(driver, name));
+  std::optional<int> result;
+  if (function != nullptr) result = function(arguments...);
+  ::dlclose(driver);
+  return result;
+}
+
+// Why a driver that is loaded shows no GPU: LibTorch only says that there is none.
+std::string DriverProblem() {
+  constexpr int kMajor = 1000;  // 13020 is CUDA 13.2
+  int version = 0;
+  const auto wanted = static_cast<int>(at::detail::getCUDAHooks().versionCUDART());
+  if (AskDriver("cuDriverGetVersion", &version) == 0 && version / kMajor < wanted / kMajor) {
+    return StrCat("the NVIDIA driver is one for CUDA ", version / kMajor, ".",
+                  version % kMajor / 10, ", LibTorch's libraries want ", wanted / kMajor,
+                  ": update it");
+  }
+  const std::optional<int> started = AskDriver("cuInit", 0U);
+  if (!started || *started == 0) return "the NVIDIA driver shows no GPU";
+  const char* text = nullptr;
+  const bool told = AskDriver("cuGetErrorString", *started, &text) == 0 && text != nullptr;
+  return StrCat("the NVIDIA driver does not start: error ", *started, told ? ", " : "",
+                told ? text : "");
+}
+
 int CudaDeviceCount() {
   if (!LoadCudaLibrary().empty()) return 0;
   try {
@@ -59,27 +91,31 @@ at::Device OpenCuda(int index) {
                              "; use device cpu, or run where a GPU is"));
   }
   const int count = CudaDeviceCount();
+  if (count == 0) {
+    throw Unavailable(StrCat("device cuda:", index, " is asked for, but ", DriverProblem()));
+  }
   if (index >= count) {
     throw Unavailable(StrCat("device cuda:", index, " is asked for, ", count,
                              " GPUs are usable here (their numbers start at 0)"));
   }
+  const at::Device device(at::kCUDA, static_cast<at::DeviceIndex>(index));
   try {
     at::globalContext().lazyInitDevice(at::kCUDA);
+    // Held by somebody, or without code for such a model: seen by the first kernel alone.
+    at::empty({1}, at::TensorOptions(device)).fill_(1).item<float>();
   } catch (const c10::Error& error) {
     throw Unavailable(StrCat("cuda:", index, " cannot be used: ", error.what_without_backtrace()));
   }
-  return {at::kCUDA, static_cast<at::DeviceIndex>(index)};
+  return device;
 }
 
-// A function of the driver's C interface; its header comes with the CUDA toolkit only.
-template <typename... Arguments>
-bool AskDriver(const char* name, Arguments... arguments) {
-  void* driver = ::dlopen(kDriver, RTLD_NOW | RTLD_NOLOAD);
-  if (driver == nullptr) return false;
-  const auto function = reinterpret_cast<int (*)(Arguments...)>(::dlsym(driver, name));
-  const bool answered = function != nullptr && function(arguments...) == 0;
-  ::dlclose(driver);
-  return answered;
+// nullopt where it cannot be used.
+std::optional<at::Device> TryCuda(int index) {
+  try {
+    return OpenCuda(index);
+  } catch (const EngineError&) {
+    return std::nullopt;
+  }
 }
 
 }  // namespace
@@ -107,18 +143,30 @@ at::Device OpenDevice(std::string_view text) {
   const DeviceRequest request = ParseDevice(text);
   if (request.kind == DeviceRequest::Kind::kCpu) return at::kCPU;
   if (request.kind == DeviceRequest::Kind::kCuda) return OpenCuda(request.index);
-  return CudaDeviceCount() > 0 ? OpenCuda(0) : at::Device(at::kCPU);
+  for (int i = 0; i < CudaDeviceCount(); ++i) {
+    if (const auto device = TryCuda(i)) return *device;
+  }
+  return at::kCPU;
 }
 
 std::vector<at::Device> AvailableDevices() {
   std::vector<at::Device> devices = {at::kCPU};
-  for (int i = 0; i < CudaDeviceCount(); ++i) devices.push_back(OpenCuda(i));
+  for (int i = 0; i < CudaDeviceCount(); ++i) {
+    if (const auto device = TryCuda(i)) devices.push_back(*device);
+  }
   return devices;
 }
 
 std::string CudaProblem() {
   if (!LoadCudaLibrary().empty()) return LoadCudaLibrary();
-  return CudaDeviceCount() > 0 ? "" : "the NVIDIA driver shows no GPU";
+  if (CudaDeviceCount() == 0) return DriverProblem();
+  if (AvailableDevices().size() > 1) return "";
+  try {
+    OpenCuda(0);
+    return "";
+  } catch (const EngineError& error) {
+    return error.what();
+  }
 }
 
 void ConfigureRuntime(int threads) {
@@ -142,11 +190,11 @@ std::string DeviceModel(const at::Device& device) {
   constexpr int kMajor = 75, kMinor = 76;  // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
   int handle = 0, major = 0, minor = 0;
   std::array<char, 128> name = {};
-  const bool known =
-      AskDriver("cuDeviceGet", &handle, static_cast<int>(device.index())) &&
-      AskDriver("cuDeviceGetName", name.data(), static_cast<int>(name.size()) - 1, handle) &&
-      AskDriver("cuDeviceGetAttribute", &major, kMajor, handle) &&
-      AskDriver("cuDeviceGetAttribute", &minor, kMinor, handle);
+  const auto size = static_cast<int>(name.size()) - 1;
+  const bool known = AskDriver("cuDeviceGet", &handle, static_cast<int>(device.index())) == 0 &&
+                     AskDriver("cuDeviceGetName", name.data(), size, handle) == 0 &&
+                     AskDriver("cuDeviceGetAttribute", &major, kMajor, handle) == 0 &&
+                     AskDriver("cuDeviceGetAttribute", &minor, kMinor, handle) == 0;
   return known ? StrCat(name.data(), ", ", major, ".", minor) : "unknown";
 }
 

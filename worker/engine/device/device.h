@@ -20,8 +20,8 @@ struct DeviceRequest {
 DeviceRequest ParseDevice(std::string_view text);
 
 // The device to compute on. Loads libtorch_cuda.so when a GPU is asked for, or
-// with "auto" when one is there (CPU otherwise). Throws EngineError RESOURCE
-// "DEVICE_UNAVAILABLE" saying what is missing: library, driver, or index. A process that
+// with "auto" when one is there: the first that runs a kernel (CPU otherwise). Throws EngineError
+// RESOURCE "DEVICE_UNAVAILABLE" saying what is missing: library, driver, or index. A process that
 // wants a GPU comes here before anything else asks LibTorch for CUDA, as its seeds do.
 at::Device OpenDevice(std::string_view text);
 

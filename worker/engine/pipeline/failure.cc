@@ -19,8 +19,9 @@ constexpr const char* kNoMemory[] = {"DefaultCPUAllocator: can't allocate memory
                                      "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
                                      "CUSOLVER_STATUS_ALLOC_FAILED"};
 
-// cudaError_t: a driver too old, no GPU, one that others hold, fell off or lost memory cells.
-constexpr int32_t kDeviceErrors[] = {35, 46, 100, 101, 214, 802, 803};
+// cudaError_t: a driver too old or that does not start, no GPU, one that others hold, that no
+// kernel was built for, that fell off or lost memory cells.
+constexpr int32_t kDeviceErrors[] = {3, 35, 46, 100, 101, 209, 214, 222, 304, 802, 803, 804, 999};
 
 std::string TextOf(const std::exception& error) {
   const auto* torch = dynamic_cast<const c10::Error*>(&error);
