@@ -1,13 +1,13 @@
 """Which GPUs a worker speaks of and its engines see, on a machine with two imagined ones.
 
-NVML is fake_nvml.c, driver and LibTorch's CUDA half are worker/engine/device/testing/fake_cuda.cc, which computes nothing.
+NVML is fake_nvml.c; driver and LibTorch's CUDA half are of worker/engine/device/testing, whose GPUs compute on the CPU.
 """
 import json
 import os
 
 import pytest
 
-from conftest import EXAMPLES, cli, free_ports, http_get, start_service, wait_for, with_imagined_gpus
+from conftest import EXAMPLES, cli, free_ports, http_get, start_service, submit, wait_for, with_imagined_gpus
 
 
 @pytest.fixture
@@ -54,3 +54,11 @@ def test_engines_of_a_worker_with_one_gpu_see_no_other(binaries, tmp_path, proce
     cli(binaries, service["tenant"], "submit", EXAMPLES / "stories260k", "--id", "other", "--method", "rtn", "--group-size", -1,
         "--device", "cuda:1")
     wait_for(lambda: "device cuda:1 is asked for, 1 GPUs are usable here" in processes.log("worker"), 60, "the engine's answer")
+
+
+def test_a_job_runs_on_a_gpu(binaries, tmp_path, processes, service):
+    start_worker(processes, binaries, tmp_path, service, "cuda:1")
+    submit(binaries, service["tenant"], "on-a-gpu", "awq", "--device", "cuda")
+    cli(binaries, service["tenant"], "pull", "on-a-gpu", tmp_path / "artifact")
+    manifest = json.loads((tmp_path / "artifact/manifest.json").read_text())
+    assert manifest["device"] == "cuda:0", manifest

@@ -60,5 +60,18 @@ TEST(CudaLoadingTest, AGpuThatRunsNoKernelIsNone) {
   EXPECT_EQ(CudaProblem(), "");
 }
 
+// What the cases for a GPU find there, in every test program that has such.
+TEST(FakeGpuTest, RefusesWhatAGpuRefuses) {
+  const at::Device gpu = OpenDevice("cuda");
+  const at::Tensor here = at::ones({2, 2}), there = at::ones({2, 2}, at::TensorOptions(gpu));
+  EXPECT_THROW(at::mm(here, there), c10::Error);
+  EXPECT_THROW(there + here, c10::Error);
+  EXPECT_THROW(at::cat({there, here}), c10::Error);
+  EXPECT_EQ((there + there).sum().item<float>(), 8);
+  EXPECT_EQ((there * at::scalar_tensor(3)).sum().item<float>(), 12);
+  EXPECT_EQ(here.copy_(there + 1).sum().item<float>(), 8);
+  EXPECT_DEATH(EXPECT_EQ(*there.data_ptr<float>(), 1), "");
+}
+
 }  // namespace
 }  // namespace quantry::engine

@@ -96,7 +96,8 @@ struct Setting {
   BlockObjective HeldOut(int64_t windows = 24) const {
     at::manual_seed(11);
     const at::Tensor inputs = at::randn({windows, 16, checkpoint->config().hidden_size});
-    return {block, rope, inputs, block.Forward(inputs, rope), at::kCPU};
+    const at::Device device = on_device.linears[0].weight.device();
+    return {on_device, rope, inputs, on_device.Forward(inputs.to(device), rope).cpu(), device};
   }
 
   test::TempDir dir;

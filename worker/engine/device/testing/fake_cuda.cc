@@ -1,15 +1,14 @@
 // Stands in for NVIDIA's driver and LibTorch's CUDA half at once: it lies there as libcuda.so.1,
 // and says (DT_SONAME) that it is libtorch_cuda.so, so that a program that loads both by
 // name gets it twice. It registers hooks while it is loaded, as the real one does, shows the GPUs
-// that CUDA_VISIBLE_DEVICES leaves of two where its cuInit succeeds, and computes nothing: its
-// tensors are the CPU's.
+// that CUDA_VISIBLE_DEVICES leaves of two where its cuInit succeeds; what they compute is in
+// fake_kernels.cc.
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/detail/CUDAHooksInterface.h>
-#include <ATen/ops/empty.h>
 #include <pthread.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include <torch/library.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -30,6 +29,12 @@ struct FakeCudaHooks : CUDAHooksInterface {
   bool hasPrimaryContext(DeviceIndex) const override { return false; }
   bool hasCUDA() const override { return deviceCount() > 0; }
   bool hasCUDART() const override { return true; }
+  bool isBuilt() const override { return true; }
+  bool isAvailable() const override { return hasCUDA(); }
+  // Nothing here draws numbers on a GPU.
+  const Generator& getDefaultGenerator(DeviceIndex /*device*/) const override {
+    return detail::getDefaultCPUGenerator();
+  }
   long versionCUDART() const override { return 13020; }
   DeviceIndex deviceCount() const override {
     if (cuInit(0) != 0) return 0;
@@ -41,16 +46,6 @@ struct FakeCudaHooks : CUDAHooksInterface {
 };
 
 C10_REGISTER_CLASS(CUDAHooksRegistry, CUDAHooks, FakeCudaHooks)
-
-Tensor EmptyOnTheCpu(IntArrayRef size, std::optional<ScalarType> dtype,
-                     std::optional<Layout> layout, std::optional<Device> /*device*/,
-                     std::optional<bool> /*pinned*/, std::optional<MemoryFormat> format) {
-  const char* broken = std::getenv("FAKE_CUDA_KERNELS");
-  TORCH_CHECK(broken == nullptr, "CUDA error: ", broken);
-  return at::empty(size, dtype, layout, kCPU, std::nullopt, format);
-}
-
-TORCH_LIBRARY_IMPL(aten, CUDA, library) { library.impl("empty.memory_format", EmptyOnTheCpu); }
 
 }  // namespace at
 
