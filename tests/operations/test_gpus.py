@@ -4,6 +4,7 @@ NVML is fake_nvml.c; driver and LibTorch's CUDA half are of worker/engine/device
 """
 import json
 import os
+import re
 
 import pytest
 
@@ -16,6 +17,7 @@ def service(binaries, tmp_path, processes):
 
 
 def start_worker(processes, binaries, folder, service, device, cuda=True, **environment):
+    """The GPUs that its metrics name."""
     imagined = with_imagined_gpus(folder)
     if cuda:
         imagined["LD_LIBRARY_PATH"] += f":{binaries.parent / 'tests/fake_cuda'}"
@@ -24,6 +26,7 @@ def start_worker(processes, binaries, folder, service, device, cuda=True, **envi
         binaries / "quantry-worker", f"--server={service['worker']}", f"--work-dir={folder}/work", f"--admin-listen={admin}",
         "--worker-id=gpus", "--threads=1", f"--device={device}"], env={**imagined, **environment})
     wait_for(lambda: http_get(f"http://{admin}/readyz"), 40, "the worker")
+    return set(re.findall(r'quantry_worker_gpu_memory_used_bytes{gpu="([^"]*)"}', http_get(f"http://{admin}/metrics")))
 
 
 def gpus_told(binaries, service):
@@ -39,8 +42,9 @@ def gpus_told(binaries, service):
     ("cpu", {}, []),
 ])
 def test_a_worker_speaks_of_the_gpus_that_its_engines_see(binaries, tmp_path, processes, service, device, environment, told):
-    start_worker(processes, binaries, tmp_path, service, device, **environment)
+    measured = start_worker(processes, binaries, tmp_path, service, device, **environment)
     assert gpus_told(binaries, service) == told, processes.log("worker")
+    assert measured == set(told) or device == "cpu"
 
 
 def test_gpus_that_no_engine_can_use_are_no_gpus(binaries, tmp_path, processes, service):

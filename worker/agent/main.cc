@@ -165,7 +165,7 @@ std::string ShowOnlyItsGpu(const std::string& device) {
 std::vector<GpuDescription> UsableGpus(const EngineOptions& engine, const std::string& device,
                                        const GpuInventory& inventory) {
   if (device == "cpu") return {};
-  auto gpus = VisibleGpus(inventory.List(), VisibleDevices());
+  auto gpus = inventory.List();
   if (gpus.empty() && device == "cuda") {
     log::Warning(
         "no job that asks for a GPU comes here: NVML shows none of those that engines may use (MIG "
@@ -283,12 +283,12 @@ absl::Status RunWorker(const v1::WorkerConfig& config) {
   }
   if (auto usable = ProbeDevice(engine_options, config.device()); !usable.ok()) return usable;
   const std::string device = ShowOnlyItsGpu(config.device());
-  const auto gpus = GpuInventory::Open();
-  WorkerMetrics metrics(config.slots(), abilities->version, *gpus);
+  const VisibleInventory gpus(GpuInventory::Open(), VisibleDevices());
+  WorkerMetrics metrics(config.slots(), abilities->version, gpus);
   auto credentials = Credentials(config);
   if (!credentials.ok()) return credentials.status();
   WorkerClient client(config.server(),
-                      MakeInfo(config, *abilities, UsableGpus(engine_options, device, *gpus)),
+                      MakeInfo(config, *abilities, UsableGpus(engine_options, device, gpus)),
                       *credentials);
   BlobCache cache(work_dir->cache(), {.spare_bytes = config.min_free_disk_bytes(),
                                       .max_bytes = config.max_cache_bytes()});

@@ -48,6 +48,15 @@ std::vector<GpuDescription> VisibleGpus(const std::vector<GpuDescription>& all,
   return gpus;
 }
 
+std::vector<GpuReading> VisibleInventory::Read() const {
+  std::vector<GpuReading> readings = all_->Read();
+  std::erase_if(readings, [&](const GpuReading& reading) {
+    return std::none_of(gpus_.begin(), gpus_.end(),
+                        [&](const GpuDescription& gpu) { return gpu.uuid == reading.uuid; });
+  });
+  return readings;
+}
+
 std::string OnlyVisible(const std::optional<std::string>& visible, int index) {
   if (!visible) return std::to_string(index);
   const std::vector<std::string> ids = Ids(*visible);

@@ -1,7 +1,9 @@
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "worker/agent/gpu_inventory.h"
@@ -13,6 +15,19 @@ namespace quantry::agent {
 // GPU. None where one is named twice. Absent: all.
 std::vector<GpuDescription> VisibleGpus(const std::vector<GpuDescription>& all,
                                         const std::optional<std::string>& visible);
+
+// Those GPUs of a machine alone. Thread-safe.
+class VisibleInventory : public GpuInventory {
+ public:
+  VisibleInventory(std::unique_ptr<GpuInventory> all, const std::optional<std::string>& visible)
+      : all_(std::move(all)), gpus_(VisibleGpus(all_->List(), visible)) {}
+  std::vector<GpuDescription> List() const override { return gpus_; }
+  std::vector<GpuReading> Read() const override;
+
+ private:
+  const std::unique_ptr<GpuInventory> all_;
+  const std::vector<GpuDescription> gpus_;
+};
 
 // The CUDA_VISIBLE_DEVICES that leaves only the GPU which is `index` under `visible`; "" where
 // that has none.

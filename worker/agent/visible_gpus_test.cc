@@ -41,6 +41,24 @@ TEST(VisibleGpusTest, EndWhereANameIsNoGpus) {
   EXPECT_EQ(Models("1,GPU-ab"), "") << "the same twice";
 }
 
+class Three : public GpuInventory {
+ public:
+  std::vector<GpuDescription> List() const override { return All(); }
+  std::vector<GpuReading> Read() const override {
+    std::vector<GpuReading> readings(3);
+    for (size_t i = 0; i < readings.size(); ++i) readings[i].uuid = All()[i].uuid;
+    return readings;
+  }
+};
+
+TEST(VisibleGpusTest, OthersAreNotRead) {
+  const VisibleInventory some(std::make_unique<Three>(), "2,0");
+  EXPECT_EQ(some.List().size(), 2u);
+  std::string read;
+  for (const GpuReading& reading : some.Read()) read += reading.uuid + " ";
+  EXPECT_EQ(read, "GPU-aa GPU-c ");
+}
+
 TEST(VisibleGpusTest, OneOfThemIsLeftByItsName) {
   EXPECT_EQ(OnlyVisible(std::nullopt, 2), "2");
   EXPECT_EQ(OnlyVisible("5, 3", 1), "3");
