@@ -6,9 +6,7 @@
 #include <fcntl.h>
 #include <linux/keyctl.h>
 #include <linux/netlink.h>
-#include <pthread.h>
 #include <sched.h>
-#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
@@ -23,7 +21,6 @@
 
 #include <cerrno>
 #include <csignal>
-#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -31,9 +28,10 @@
 #include <functional>
 #include <iostream>
 #include <map>
-#include <semaphore>
 #include <string>
 #include <thread>
+
+#include "common/sandbox/testing/driver_steps.h"
 
 extern char** environ;
 
@@ -100,30 +98,6 @@ int Thread() {
   return ran == 1 ? 0 : ECHILD;
 }
 
-// What cuInit does with the driver's own threads.
-int NameThread() {
-  std::binary_semaphore named(0);
-  std::thread other([&] { named.acquire(); });
-  const int error = pthread_setname_np(other.native_handle(), "named");
-  named.release();
-  other.join();
-  return error;
-}
-
-int ListenAbstractly() {
-  const int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-  if (fd < 0) return errno;
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  const std::string name = "quantry-probe-" + std::to_string(getpid());
-  name.copy(address.sun_path + 1, name.size());
-  const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
-  int error = Result(bind(fd, reinterpret_cast<const sockaddr*>(&address), size));
-  if (error == 0) error = Result(listen(fd, 1));
-  close(fd);
-  return error;
-}
-
 std::string StatusField(const std::string& name) {
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);) {
@@ -180,9 +154,9 @@ const std::map<std::string, Attempt> kAttempts = {
     {"exec", [](auto& path) { return Execute(path); }},
     {"fork", [](auto&) { return Fork(); }},
     {"thread", [](auto&) { return Thread(); }},
-    {"name-thread", [](auto&) { return NameThread(); }},
-    {"listen-abstractly", [](auto&) { return ListenAbstractly(); }},
-    {"memory-file", [](auto&) { return Result(memfd_create("probe", MFD_CLOEXEC)); }},
+    {"name-thread", [](auto&) { return quantry::testing::NameThread(); }},
+    {"listen-abstractly", [](auto&) { return quantry::testing::ListenAbstractly(); }},
+    {"memory-file", [](auto&) { return quantry::testing::MakeMemoryFile(); }},
     {"ptrace", [](auto&) { return Result(ptrace(PTRACE_SEIZE, getppid(), 0, 0)); }},
     {"peek", [](auto&) { return Peek(getppid()); }},
     {"signal-parent", [](auto&) { return Result(kill(getppid(), 0)); }},

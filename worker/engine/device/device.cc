@@ -160,13 +160,16 @@ std::vector<at::Device> AvailableDevices() {
 std::string CudaProblem() {
   if (!LoadCudaLibrary().empty()) return LoadCudaLibrary();
   if (CudaDeviceCount() == 0) return DriverProblem();
-  if (AvailableDevices().size() > 1) return "";
-  try {
-    OpenCuda(0);
-    return "";
-  } catch (const EngineError& error) {
-    return error.what();
+  std::string first;
+  for (int i = 0; i < CudaDeviceCount(); ++i) {
+    try {
+      OpenCuda(i);
+      return "";
+    } catch (const EngineError& error) {
+      if (first.empty()) first = error.what();
+    }
   }
+  return first;
 }
 
 void ConfigureRuntime(int threads) {

@@ -5,19 +5,13 @@
 // fake_kernels.cc.
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/detail/CUDAHooksInterface.h>
-#include <pthread.h>
-#include <sys/mman.h>
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cstddef>
 #include <cstdio>
 #include <cstdlib>
-#include <semaphore>
 #include <string>
-#include <thread>
+
+#include "common/sandbox/testing/driver_steps.h"
 
 extern "C" int cuInit(unsigned int flags);
 
@@ -49,46 +43,14 @@ C10_REGISTER_CLASS(CUDAHooksRegistry, CUDAHooks, FakeCudaHooks)
 
 }  // namespace at
 
-namespace {
-
-// Steps of the real one that a confinement may refuse; it fails with the first of them.
-bool NamesAThread() {
-  std::binary_semaphore named(0);
-  std::thread other([&] { named.acquire(); });
-  const bool good = pthread_setname_np(other.native_handle(), "cuda") == 0;
-  named.release();
-  other.join();
-  return good;
-}
-
-bool Listens() {
-  const int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  const std::string name = "fake-cuda-" + std::to_string(getpid()) + std::to_string(fd);
-  name.copy(address.sun_path + 1, name.size());
-  const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
-  const bool good = fd >= 0 && bind(fd, reinterpret_cast<const sockaddr*>(&address), size) == 0 &&
-                    listen(fd, 1) == 0;
-  if (fd >= 0) close(fd);
-  return good;
-}
-
-bool HasAMemoryFile() {
-  const int fd = memfd_create("cuda", MFD_CLOEXEC);
-  if (fd >= 0) close(fd);
-  return fd >= 0;
-}
-
-}  // namespace
-
 // The driver's part: signatures as worker/engine/device/device.cc asks for them.
 extern "C" {
 
 int cuInit(unsigned int /*flags*/) {
+  using namespace quantry::testing;
   constexpr int kOperatingSystem = 304;
-  const bool good =
-      std::getenv("FAKE_CUDA_INIT") == nullptr && NamesAThread() && Listens() && HasAMemoryFile();
+  const bool good = std::getenv("FAKE_CUDA_INIT") == nullptr && NameThread() == 0 &&
+                    ListenAbstractly() == 0 && MakeMemoryFile() == 0;
   return good ? 0 : kOperatingSystem;
 }
 
