@@ -17,7 +17,8 @@ namespace quantry::server::sqlite {
 namespace {
 
 absl::Status SystemError(const std::string& what, const std::string& path, int error) {
-  Reason reason = error == ENOSPC ? Reason::kDiskFull : Reason::kStoreUnavailable;
+  const bool full = error == ENOSPC || error == EDQUOT;
+  const Reason reason = full ? Reason::kDiskFull : Reason::kStoreUnavailable;
   return MakeError(reason, "cannot " + what + " " + path + ": " + std::strerror(error),
                    {{"path", path}, {"error", std::strerror(error)}});
 }

@@ -73,6 +73,9 @@ struct BlockTask {
 // Of a metric that counts gains and scales of one linear, whose name follows,
 // that lie beyond what they are stored in; the job then warns.
 inline constexpr char kClippedMetric[] = "clipped.";
+// Of a metric that is 1 for a linear, whose name follows, that was rounded to
+// nearest because the method could not do better; the job then warns.
+inline constexpr char kNearestMetric[] = "rounded_to_nearest.";
 
 struct MethodResult {
   QuantizedBlock block;

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "worker/engine/base/file.h"
 #include "worker/engine/methods/awq/inputs.h"
 #include "worker/engine/methods/block_weights.h"
 #include "worker/engine/methods/gptq/hessian.h"
@@ -122,6 +123,31 @@ TEST_P(RotationTest, Q6OnlineRotationsAreNeeded) {
   } else {
     EXPECT_LT(error, 2e-6);
   }
+}
+
+// A matrix of the same size and another construction computes something else. A model of before
+// says nothing of its matrices.
+TEST(Rotation, RunsWithTheMatricesThatMadeIt) {
+  const Twins twins("llama", {{"intermediate_size", 172}}, true);
+  const std::string path = twins.dir.File("rotated/config.json");
+  const json config = json::parse(ReadFile(path, 1 << 20, "TEST"));
+  const json& matrices = config.at("quantry_rotation").at("hadamard");
+  const json down = {{"size", 172}, {"order", 172}, {"construction", "williamson"}};
+  ASSERT_EQ(matrices.back(), down) << matrices;
+  const auto with = [&](const json& change) {
+    json changed = config;
+    changed["quantry_rotation"].merge_patch(change);
+    WriteFileAtomically(path, changed.dump());
+    return Checkpoint::Open(twins.dir.File("rotated"));
+  };
+  EXPECT_NO_THROW(LoadBlock(*with(json::object()), 0));
+  EXPECT_NO_THROW(LoadBlock(*with({{"hadamard", nullptr}}), 0));
+  json other = matrices;
+  other.back()["construction"] = "paley-3";
+  const auto strange = with({{"hadamard", other}});
+  const EngineError error = test::ErrorOf([&] { LoadBlock(*strange, 0); });
+  EXPECT_EQ(error.reason, "UNSUPPORTED_ARCHITECTURE") << error.what();
+  EXPECT_TRUE(test::Mentions(error, "paley-3")) << error.what();
 }
 
 // Q10.

@@ -75,6 +75,20 @@ TEST(TrainableGrid, O1WholeRangeIsMinMax) {
   }
 }
 
+// A zero point raised to 1 has a scale that only the upper end sets.
+TEST(TrainableGrid, GradientsOfARaisedZeroPoint) {
+  const at::AutoGradMode grad(true);
+  const GridSpec spec = {2, -1, false, true};
+  const at::Tensor lo = at::tensor({-0.1F, -1.0F}).view({2, 1}).requires_grad_(true);
+  const at::Tensor hi = at::tensor({1.0F, 1.0F}).view({2, 1}).requires_grad_(true);
+  const GroupGrid grid = TrainableGrid({lo, hi}, spec, at::kFloat);
+  EXPECT_TRUE(at::equal(grid.zeros, at::tensor({1.0F, 2.0F}).view({2, 1}))) << grid.zeros;
+  EXPECT_TRUE(at::allclose(grid.scales, at::tensor({1.0F / 2, 2.0F / 3}).view({2, 1})));
+  const auto by = torch::autograd::grad({grid.scales.sum()}, {lo, hi});
+  EXPECT_TRUE(at::allclose(by[0], at::tensor({0.0F, -1.0F / 3}).view({2, 1}))) << by[0];
+  EXPECT_TRUE(at::allclose(by[1], at::tensor({1.0F / 2, 1.0F / 3}).view({2, 1}))) << by[1];
+}
+
 // Where no rounding changes, central differences see round(..) frozen.
 TEST(TrainableQuantize, GradientsMatchFiniteDifferences) {
   const at::AutoGradMode grad(true);

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 
 #include "worker/engine/model/architecture.h"
@@ -28,13 +29,18 @@ struct OnlineRotation {
     return Apply(role, weight);
   }
 
-  // Throws UNSUPPORTED_ARCHITECTURE naming the size without a Hadamard matrix.
+  // Throws UNSUPPORTED_ARCHITECTURE naming the size without a Hadamard matrix,
+  // or one that config.json's "quantry_rotation" has another matrix for.
   static OnlineRotation For(const ModelConfig& config);
 
   // Whether a model's config.json asks for them: "quantry_rotation":
   // {"online": true}, which WriteRotatedCheckpoint puts there.
   static bool IsWanted(const ModelConfig& config);
 };
+
+// {"size", "order", "construction"} of a matrix, as "quantry_rotation" lists
+// those of a rotated model: only the same ones run it (spec: baselines.md 3.5).
+nlohmann::json ToJson(const Hadamard& hadamard);
 
 // Throws UNSUPPORTED_ARCHITECTURE "`what` n has no Hadamard matrix here".
 Hadamard HadamardFor(const char* what, int64_t n);

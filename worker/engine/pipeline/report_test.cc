@@ -10,6 +10,8 @@
 #include "worker/engine/base/sha256.h"
 #include "worker/engine/pipeline/line_plot.h"
 #include "worker/engine/pipeline/testing/report_fixture.h"
+#include "worker/engine/pipeline/warnings.h"
+#include "worker/engine/quant/grid.h"
 #include "worker/engine/testing/temp_dir.h"
 
 namespace quantry::engine {
@@ -45,6 +47,35 @@ TEST(LinePlot, OneFlatPointStillHasAnAxis) {
   EXPECT_EQ(Count(svg, "<circle"), 1);
   EXPECT_EQ(svg.find("nan"), std::string::npos);
   EXPECT_EQ(LinePlotSvg({"t", "x", "y", {{"one", "#111111", {0, -1}}}}), "");
+}
+
+TEST(Warnings, LinearsRoundedToNearestAreNamed) {
+  BlockReport plain, nearest;
+  plain.metrics = {{"damping.mlp.up_proj", 0.1}};
+  nearest.index = 1;
+  nearest.metrics = {{"rounded_to_nearest.mlp.down_proj", 1}, {"loss.mlp.up_proj", 2}};
+  EXPECT_EQ(NearestWarning({plain}), "");
+  const std::string told = NearestWarning({plain, nearest});
+  EXPECT_NE(told.find("block 1's mlp.down_proj"), std::string::npos) << told;
+  EXPECT_EQ(told.find("up_proj"), std::string::npos) << told;
+}
+
+// Scales that changed are counted anew; what a method counted of its gains stays.
+TEST(Warnings, ClippedScalesAreCountedAgain) {
+  const auto linear = [](double scale) {
+    return QuantizeNearest("w", at::full({1, 4}, scale), {}, {4, -1, false}, at::kHalf);
+  };
+  QuantizedBlock block;
+  block.linears = {linear(1e6)};
+  std::map<std::string, double> metrics = {{"clipped.other", 3}};
+  const auto count = [&] {
+    CheckStorage(block, metrics);
+    return metrics.contains("clipped.w") ? metrics.at("clipped.w") : 0;
+  };
+  EXPECT_EQ(count(), 1);
+  block.linears = {linear(1)};
+  EXPECT_EQ(count(), 0);
+  EXPECT_EQ(metrics.at("clipped.other"), 3);
 }
 
 class ReportTest : public ::testing::Test {

@@ -134,7 +134,7 @@ class Restoration : public TrainingStore {
                          task_.device,
                          job.activations};
     MethodResult result = job.method->FirstPass().Quantize(task, task_.progress);
-    CheckStorage(result);
+    CheckStorage(result.block, result.metrics);
     BlockReport report;
     report.index = index;
     report.metrics = std::move(result.metrics);

@@ -276,6 +276,7 @@ void Run::Quantize() {
   for (int index = resumed_; index < blocks(); ++index) QuantizeBlock(index);
   Tune();
   Warn(ClippedWarning(manifest_.blocks));
+  Warn(NearestWarning(manifest_.blocks));
   streams_ = Streams();
   ReturnFreedMemory();
 }
@@ -313,6 +314,7 @@ void Run::Tune() {
   stored.back().report.metrics["tuning_kl_last"] = report.last_loss;
   if (report.retries > 0) stored.back().report.metrics["tuning_retries"] = report.retries;
   for (int index = 0; index < blocks(); ++index) {
+    CheckStorage(quantized[index], stored[index].report.metrics);
     stored[index].block = quantized[index];
     digests_.at(index) = BlockDigest(quantized[index]);
     manifest_.blocks.at(index) = stored[index].report;
@@ -349,7 +351,7 @@ void Run::QuantizeBlock(int index) {
                        FirstPassOf(index)};
   MethodResult result = job_.method->Quantize(task, *progress_);
   ReturnFreedMemory();
-  CheckStorage(result);
+  CheckStorage(result.block, result.metrics);
   BlockReport report;
   report.index = index;
   report.metrics = std::move(result.metrics);

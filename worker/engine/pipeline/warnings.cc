@@ -23,6 +23,24 @@ double ZeroShare(const Checkpoint& checkpoint) {
   return static_cast<double>(zeros) / static_cast<double>(all);
 }
 
+struct Marked {
+  std::string linear;  // "block 0's self_attn.q_proj"
+  double value;
+};
+
+// Linears with a metric whose name is `prefix` and theirs.
+std::vector<Marked> LinearsMarked(const std::string& prefix,
+                                  const std::vector<BlockReport>& blocks) {
+  std::vector<Marked> marked;
+  for (const BlockReport& block : blocks) {
+    for (const auto& [name, value] : block.metrics) {
+      if (!name.starts_with(prefix)) continue;
+      marked.push_back({StrCat("block ", block.index, "'s ", name.substr(prefix.size())), value});
+    }
+  }
+  return marked;
+}
+
 }  // namespace
 
 std::string PrunedWarning(const MethodRow& method, const Checkpoint& checkpoint) {
@@ -38,24 +56,22 @@ std::string PrunedWarning(const MethodRow& method, const Checkpoint& checkpoint)
                 "method with a grid (`quantry methods`)");
 }
 
-void CheckStorage(MethodResult& result) {
-  for (const QuantizedLinear& linear : result.block.linears) {
+void CheckStorage(const QuantizedBlock& block, std::map<std::string, double>& metrics) {
+  for (const QuantizedLinear& linear : block.linears) {
     CheckStorable(linear);
+    if (linear.kind() != WeightKind::kGrid) continue;  // the method itself counts its gains
+    const std::string metric = kClippedMetric + linear.name;
+    metrics.erase(metric);
     if (const int64_t clipped = ClippedScales(linear)) {
-      result.metrics[kClippedMetric + linear.name] = static_cast<double>(clipped);
+      metrics[metric] = static_cast<double>(clipped);
     }
   }
 }
 
 std::string ClippedWarning(const std::vector<BlockReport>& blocks) {
-  const std::string prefix = kClippedMetric;
   std::vector<std::string> linears;
-  for (const BlockReport& block : blocks) {
-    for (const auto& [name, count] : block.metrics) {
-      if (!name.starts_with(prefix)) continue;
-      linears.push_back(
-          StrCat(count, " of block ", block.index, "'s ", name.substr(prefix.size())));
-    }
+  for (const Marked& marked : LinearsMarked(kClippedMetric, blocks)) {
+    linears.push_back(StrCat(marked.value, " of ", marked.linear));
   }
   if (linears.empty()) return "";
   return StrCat(
@@ -63,6 +79,18 @@ std::string ClippedWarning(const std::vector<BlockReport>& blocks) {
       Join(linears),
       "; these linears compute something else than the method made: check the checkpoint, whose "
       "weights there are far larger than those of trained models");
+}
+
+std::string NearestWarning(const std::vector<BlockReport>& blocks) {
+  std::vector<std::string> linears;
+  for (const Marked& marked : LinearsMarked(kNearestMetric, blocks)) {
+    linears.push_back(marked.linear);
+  }
+  if (linears.empty()) return "";
+  return StrCat(
+      "the second moments of some inputs have no inverse at any damping, so these "
+      "linears are rounded to nearest, without compensation: ",
+      Join(linears), "; give more calibration samples, or text more like what the model reads");
 }
 
 }  // namespace quantry::engine

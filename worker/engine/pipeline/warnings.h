@@ -1,5 +1,6 @@
 #pragma once
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -18,10 +19,14 @@ namespace quantry::engine {
 std::string PrunedWarning(const MethodRow& method, const Checkpoint& checkpoint);
 
 // Throws CheckStorable's error for a block that no output could hold, and counts
-// its grids' scales at the end of their storage in the metrics (kClippedMetric).
-void CheckStorage(MethodResult& result);
+// its grids' scales at the end of their storage in its metrics (kClippedMetric),
+// in the place of what was counted before.
+void CheckStorage(const QuantizedBlock& block, std::map<std::string, double>& metrics);
 
 // Gains and scales that their storage could not hold (kClippedMetric).
 std::string ClippedWarning(const std::vector<BlockReport>& blocks);
+
+// Linears that GPTQ could only round to nearest (kNearestMetric; spec: baselines.md 1.7).
+std::string NearestWarning(const std::vector<BlockReport>& blocks);
 
 }  // namespace quantry::engine

@@ -86,6 +86,10 @@ at::Tensor ScalesOf(const at::Tensor& lo, const at::Tensor& hi, const GridSpec& 
   return range.clamp_min(kMinRange).div(static_cast<double>(spec.qmax()));
 }
 
+at::Tensor ScalesOfRaisedZero(const at::Tensor& hi, const GridSpec& spec) {
+  return hi.clamp_min(kMinRange).div(static_cast<double>(spec.qmax() - 1));
+}
+
 GroupGrid GridOfRange(const at::Tensor& lo, const at::Tensor& hi, const GridSpec& spec,
                       at::ScalarType scale_dtype) {
   const at::Tensor exact = ScalesOf(lo, hi, spec);
@@ -98,7 +102,7 @@ GroupGrid GridOfRange(const at::Tensor& lo, const at::Tensor& hi, const GridSpec
   const auto qmax = static_cast<double>(spec.qmax());
   at::Tensor zeros = lo.neg().div_(scales).round_().clamp_(0.0, qmax);
   if (spec.zero_at_least_one) {
-    const at::Tensor wider = RoundScales(hi.clamp_min(kMinRange).div_(qmax - 1.0), scale_dtype);
+    const at::Tensor wider = RoundScales(ScalesOfRaisedZero(hi, spec), scale_dtype);
     scales = at::where(zeros < 1.0, wider, scales);
     zeros.clamp_min_(1.0);
   }

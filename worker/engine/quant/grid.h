@@ -45,6 +45,9 @@ GroupGrid GridOfRange(const at::Tensor& lo, const at::Tensor& hi, const GridSpec
 
 // Its scales before they are rounded; differentiable.
 at::Tensor ScalesOf(const at::Tensor& lo, const at::Tensor& hi, const GridSpec& spec);
+// The same of groups whose zero point is raised from 0 to 1 (zero_at_least_one):
+// they reach up to `hi` with one level less.
+at::Tensor ScalesOfRaisedZero(const at::Tensor& hi, const GridSpec& spec);
 
 // clamp(round(W / s) + z, 0, qmax) as uint8 [out, in]; rounds half to even.
 at::Tensor RoundToGrid(const at::Tensor& weight, const GridSpec& spec, const GroupGrid& grid);

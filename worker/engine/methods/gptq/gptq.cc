@@ -60,7 +60,7 @@ MethodResult Gptq::Quantize(const BlockTask& task, ProgressSink& progress) const
       const RoundedColumns rounded =
           RoundColumns(linear.weight, hessians.at(source), task.grid, fit, options_.columns);
       result.metrics["loss." + linear.name] = rounded.loss;
-      if (rounded.rounded_to_nearest) result.metrics["rounded_to_nearest." + linear.name] = 1;
+      if (rounded.rounded_to_nearest) result.metrics[kNearestMetric + linear.name] = 1;
       if (rounded.damping > options_.columns.damping) {
         result.metrics["damping." + linear.name] = rounded.damping;
       }

@@ -131,7 +131,8 @@ void WriteRotatedCheckpoint(const Checkpoint& source, const RotationSpec& spec, 
   WriteTensors(source, rotation, dir, max_shard_bytes, on_bytes);
   auto config = nlohmann::ordered_json::parse(source.config().json);
   config["tie_word_embeddings"] = false;
-  config["quantry_rotation"] = {{"online", spec.online}, {"seed", seed}};
+  config["quantry_rotation"] = {
+      {"online", spec.online}, {"seed", seed}, {"hadamard", rotation.Matrices()}};
   WriteFileAtomically(dir + "/config.json", config.dump(2) + "\n");
 }
 

@@ -1,5 +1,7 @@
 #include "worker/engine/methods/quarot/rotation.h"
 
+#include <map>
+#include <nlohmann/json.hpp>
 #include <vector>
 
 #include "worker/engine/base/error.h"
@@ -54,6 +56,17 @@ Rotation::Rotation(const Architecture& architecture, const ModelConfig& config, 
   const bool whole =
       online_ && online_->attention && online_->attention->size() != config.num_heads;
   if (whole) head_.reset();
+}
+
+nlohmann::json Rotation::Matrices() const {
+  std::map<int64_t, nlohmann::json> by_size = {{residual_.size(), ToJson(residual_)}};
+  const auto add = [&](const Hadamard& matrix) { by_size[matrix.size()] = ToJson(matrix); };
+  if (head_) add(*head_);
+  if (online_ && online_->attention) add(*online_->attention);
+  if (online_) add(online_->down);
+  auto matrices = nlohmann::json::array();
+  for (const auto& [size, matrix] : by_size) matrices.push_back(matrix);
+  return matrices;
 }
 
 at::Tensor Rotation::Residual(const at::Tensor& rows) const {

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 
@@ -39,6 +40,9 @@ class Rotation {
 
   bool online() const { return online_.has_value(); }
 
+  // Its Hadamard matrices, one for each size (ToJson).
+  nlohmann::json Matrices() const;
+
  private:
   void RotateHeads(const ModelConfig& config, Block& block) const;
   void FoldOnline(Block& block) const;
@@ -51,9 +55,10 @@ class Rotation {
 
 // Writes the rotated model of `source` below `dir`: config.json and weights, in
 // shards where they are large; embedding and head untied, linears in fp32,
-// everything else in the source's dtypes. config.json gets "quantry_rotation", which makes the
-// engine run it with its online rotations. config.json comes last, so a folder
-// that has one is whole.
+// everything else in the source's dtypes. config.json gets "quantry_rotation":
+// "online", which makes the engine run it with its online rotations, "seed" and
+// "hadamard", its matrices. config.json comes last, so a folder that has one is
+// whole.
 void WriteRotatedCheckpoint(const Checkpoint& source, const RotationSpec& spec, uint64_t seed,
                             const std::string& dir, uint64_t max_shard_bytes = kMaxShardBytes,
                             const OnBytes& on_bytes = {});

@@ -80,9 +80,14 @@ GroupRange RangeOfGroups(const at::Tensor& weight, const GridSpec& spec) {
 }
 
 GroupGrid TrainableGrid(const GroupRange& range, const GridSpec& spec, at::ScalarType scale_dtype) {
-  const at::Tensor exact = ScalesOf(range.lo, range.hi, spec);
+  at::Tensor exact = ScalesOf(range.lo, range.hi, spec);
   GroupGrid grid = GridOfRange(range.lo.detach(), range.hi.detach(), spec, scale_dtype);
-  if (exact.requires_grad()) grid.scales = Straight::apply(exact, grid.scales);
+  if (!exact.requires_grad()) return grid;
+  if (spec.zero_at_least_one) {
+    const at::Tensor plain = grid.scales.eq(RoundScales(exact.detach(), scale_dtype));
+    exact = at::where(plain, exact, ScalesOfRaisedZero(range.hi, spec));
+  }
+  grid.scales = Straight::apply(exact, grid.scales);
   return grid;
 }
 
