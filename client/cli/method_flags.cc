@@ -35,8 +35,10 @@ constexpr std::array kFlags = {
     MethodFlag{"--steps-per-stage", "steps_per_stage", "N",
                "Steps of a stage. Default: 250, the recipe tesseraq-plus 8"},
     MethodFlag{"--learning-rate", "learning_rate", "X",
-               "Rate of the rounding. Default: 1e-3, the recipe tesseraq-plus 4e-2"},
-    MethodFlag{"--batch-size", "batch_size", "N", "Calibration windows a step. Default: 4"},
+               "Rate of the rounding. Default: tesseraq 1e-3, its recipe tesseraq-plus 4e-2; "
+               "signround 1 / iterations; omniquant 1e-2"},
+    MethodFlag{"--batch-size", "batch_size", "N",
+               "Calibration windows a step. Default: tesseraq 4, signround 8, omniquant 1"},
     MethodFlag{"--rounding-reach", "rounding_reach", "N",
                "Steps of the grid a rounding may go, 1 or 2. Default: 1"},
     MethodFlag{"--held-out-samples", "held_out_samples", "N",
@@ -46,9 +48,11 @@ constexpr std::array kFlags = {
         "Of the products of training steps: float32 or bfloat16. Default: float32, with the recipe "
         "tesseraq-plus bfloat16 where a CPU multiplies it"},
     MethodFlag{"--epochs", "epochs", "N",
-               "Passes over the calibration text. Default: 20, the recipe ptq161-plus 2"},
+               "Passes over the calibration text. Default: 20; the recipe ptq161-plus 2; omniquant "
+               "at 2 bits 40"},
     MethodFlag{"--salient-ratio", "salient_ratio", "X",
-               "Share of the columns ptq161 keeps in 4 bits, at most 0.5. Default: 0.2"},
+               "Share of the columns ptq161 keeps in 4 bits, at most 0.5 (default: 0.2), or of the "
+               "weights pbllm keeps in 8 bits (0.1)"},
 };
 
 template <typename Number>

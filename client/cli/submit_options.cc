@@ -46,12 +46,13 @@ void AddMethodFlags(CLI::App& command, SubmitOptions& o) {
 void AddMethodOptions(CLI::App& command, SubmitOptions& o) {
   Choices(command.add_option("--method", o.spec.method, "See `quantry methods`"), MethodNames())
       ->group("Method");
-  command.add_option("--bits", o.spec.bits, "Bits of one weight. Default: 4")
+  command.add_option("--bits", o.spec.bits, "Bits of one weight. Default: the recipe's, else 4")
       ->type_name("N")
       ->group("Method");
   command
       .add_option("--group-size", o.spec.group_size,
-                  "Columns that share one scale: 32, 64, 128 ... or channel (= -1). Default: 128")
+                  "Columns that share one scale: 32, 64, 128 ... or channel (= -1). Default: the "
+                  "recipe's, else 128")
       ->type_name("N|channel")
       ->group("Method");
   command
@@ -84,7 +85,8 @@ void AddMethodOptions(CLI::App& command, SubmitOptions& o) {
   Choices(command.add_option(
               "--format", o.spec.formats,
               "Output layout; repeat for several. awq holds 4 bits, int4-carrier 2 and 3. "
-              "Default: compressed-tensors, quantry where that cannot hold the result"),
+              "Default: compressed-tensors, quantry where that cannot hold the result, dense where "
+              "the method writes nothing else"),
           FormatNames())
       ->take_all()
       ->allow_extra_args(false)
@@ -102,13 +104,13 @@ void AddCalibrationOptions(CLI::App& command, SubmitOptions& o) {
       ->group("Calibration");
   command
       .add_option("--calibration-samples", o.spec.calibration_samples,
-                  "Windows to take. Default: 128")
+                  "Windows to take. Default: the recipe's, else 128")
       ->check(Positive())
       ->type_name("N")
       ->group("Calibration");
   command
       .add_option("--calibration-length", o.spec.calibration_length,
-                  "Tokens a window. Default: 2048")
+                  "Tokens a window. Default: the recipe's, else 2048")
       ->check(Positive())
       ->type_name("N")
       ->group("Calibration");

@@ -25,7 +25,7 @@ ELSEWHERE = [
     (r"\S+python benchmarks/(watch_load|soak|chaos).py", "tests/operations/test_commands.py::test_the_benchmarks_of_servers"),
     (r"\S+python benchmarks/service.py", "tests/operations/test_commands.py::test_all_of_the_service_in_one_run"),
     (r"\S+python benchmarks/profile_step.py", "tests/operations/test_commands.py::test_the_profile_of_a_step"),
-    (r"pip install", "client/python/tests/test_wheel.py::test_installed"),
+    (r"pip install|python3 -m venv venv", "client/python/tests/test_wheel.py::test_installed"),
     (r"python -m quantry.reader", "client/python/tests/test_reader.py::test_summary"),
     (r"quantry-engine run --job", "tests/integration/test_ptq161.py::test_outputs_are_verified_and_take_the_bits_they_should"),
     (r"oras cp|skopeo copy", "needs a registry; another reader of the layout: tests/operations/test_oci.py::test_skopeo_reads_and_copies_an_export"),
@@ -34,7 +34,7 @@ ELSEWHERE = [
     (r"docker compose", "needs Docker; the same commands: tests/operations/test_compose.py::test_the_commands_work_together"),
     (r"docker build -f integrations/Dockerfile", "needs Docker; the file: tests/operations/test_docker.py::test_hadolint"),
     (r"kubectl|\$EDITOR deploy/kubernetes", "needs a cluster; what it applies: tests/operations/test_kubernetes.py::test_schemas"),
-    (r"install -d -m 0755 /srv/models", "tests/operations/test_systemd.py::test_the_programs_start_with_the_files_as_installed"),
+    (r"install -d (-m 0755 /srv/models|/opt/quantry/share)", "tests/operations/test_systemd.py::test_the_programs_start_with_the_files_as_installed"),
     (r"install -D? ?.*(systemd|quantryd|quantry\{d)|systemctl enable", "needs the machine's systemd; the units: "
      "tests/operations/test_systemd.py::test_systemd_accepts_the_unit"),
     (r"aws s3api", "needs a bucket; the file: tests/operations/test_s3_lifecycle.py::test_the_lifecycle_rule_is_taken"),

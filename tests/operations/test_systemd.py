@@ -78,7 +78,8 @@ def test_the_programs_start_with_the_files_as_installed(binaries, tmp_path, proc
     """Folders of /srv are the ones that the documented steps make."""
     page = (ROOT / "docs/operations/deployment.md").read_text().split("\n## systemd\n")[1].split("\n## ")[0]
     for step in re.findall(r"^install -d [^#\n]*", page, re.M):
-        subprocess.run(["bash", "-ec", step.replace(" /", f" {tmp_path}/")], check=True, timeout=10)
+        subprocess.run(["bash", "-ec", step.replace(" /", f" {tmp_path}/")], check=True, timeout=10, cwd=ROOT)
+    assert (tmp_path / "opt/quantry/share/docs/operations/README.md").exists(), "the units name it"
     tenant, worker, admin, worker_admin = free_ports(4)
     for program, config, flags, probe in (
             ("quantryd", "quantryd.json", [f"--data-dir={tmp_path}/data", f"--listen=127.0.0.1:{tenant}", f"--worker-listen=127.0.0.1:{worker}",

@@ -105,7 +105,7 @@ class Progress:
 
     @property
     def eta(self) -> Optional[float]:
-        """Seconds left; None until the first block is done."""
+        """Seconds left; None until a few steps into the first block."""
         return _seconds(self.proto.eta) if self.proto.HasField("eta") else None
 
     @property
