@@ -71,14 +71,14 @@ class StorageTest : public ::testing::TestWithParam<Store> {
 };
 
 TEST_P(StorageTest, WriteReadStatDelete) {
-  ASSERT_TRUE(storage_->Write("a/b.txt", "hello").ok());
+  ASSERT_EQ(storage_->Write("a/b.txt", "hello"), absl::OkStatus());
   EXPECT_EQ(*storage_->Read("a/b.txt", 5), "hello");
   EXPECT_EQ((*storage_->Stat("a/b.txt"))->size_bytes, 5);
   const auto age = std::chrono::system_clock::now() - (*storage_->Stat("a/b.txt"))->modified;
   EXPECT_LT(std::chrono::abs(age), std::chrono::minutes(5));
   EXPECT_EQ(storage_->List("")->at(0).modified, (*storage_->Stat("a/b.txt"))->modified);
   EXPECT_FALSE((*storage_->Stat("a")).has_value());
-  ASSERT_TRUE(storage_->Write("a/b.txt", "bye").ok());
+  ASSERT_EQ(storage_->Write("a/b.txt", "bye"), absl::OkStatus());
   EXPECT_EQ(*storage_->Read("a/b.txt", 5), "bye");
   ASSERT_TRUE(storage_->Delete("a/b.txt").ok());
   EXPECT_TRUE(storage_->Delete("a/b.txt").ok()) << "deleting twice is fine";
@@ -91,7 +91,7 @@ TEST_P(StorageTest, ErrorsSayWhatIsWrong) {
   EXPECT_EQ(storage_->Download("missing", scratch_ / "x", nullptr).status().code(),
             absl::StatusCode::kNotFound);
   EXPECT_FALSE(fs::exists(scratch_ / "x"));
-  ASSERT_TRUE(storage_->Write("big", "0123456789").ok());
+  ASSERT_EQ(storage_->Write("big", "0123456789"), absl::OkStatus());
   EXPECT_EQ(storage_->Read("big", 9).status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(storage_->Upload(scratch_ / "no file", "y", nullptr).status().code(),
             absl::StatusCode::kNotFound);
@@ -140,7 +140,7 @@ TEST_P(StorageTest, StoppedTransferLeavesNothing) {
 
 // A commit, a checkpoint and an upload that is made twice must not harm what is there.
 TEST_P(StorageTest, StoppedTransferKeepsWhatWasThere) {
-  ASSERT_TRUE(storage_->Write("up", "old").ok());
+  ASSERT_EQ(storage_->Write("up", "old"), absl::OkStatus());
   const std::string local = LocalFile("in", std::string(3 << 20, 'x'));
   const TransferCheck stop = [&](std::int64_t) {
     EXPECT_EQ(*storage_->Read("up", 1 << 30), "old");
@@ -171,10 +171,13 @@ TEST(LocalStorageTest, OnlyListAllShowsAFileThatWasNotFinished) {
 TEST_P(StorageTest, ReadersSeeTheOldOrTheNew) {
   const std::string old(100, 'o');
   const std::string fresh(100, 'n');
-  ASSERT_TRUE(storage_->Write("f", old).ok());
+  ASSERT_EQ(storage_->Write("f", old), absl::OkStatus());
   std::atomic<bool> done = false;
   std::jthread writer([&] {
-    for (int i = 0; i < 10; ++i) EXPECT_TRUE(storage_->Write("f", i % 2 == 0 ? fresh : old).ok());
+    for (int i = 0; i < 10; ++i) {
+      const absl::Status put = storage_->Write("f", i % 2 == 0 ? fresh : old);
+      EXPECT_TRUE(put.ok()) << put;
+    }
     done = true;
   });
   int seen = 0;
@@ -189,8 +192,8 @@ TEST_P(StorageTest, ReadersSeeTheOldOrTheNew) {
 }
 
 TEST_P(StorageTest, NothingIsLeftOfATree) {
-  ASSERT_TRUE(storage_->Write("a/b/c", "x").ok());
-  ASSERT_TRUE(storage_->Write("a/b/d", "x").ok());
+  ASSERT_EQ(storage_->Write("a/b/c", "x"), absl::OkStatus());
+  ASSERT_EQ(storage_->Write("a/b/d", "x"), absl::OkStatus());
   ASSERT_TRUE(storage_->Delete("a/b/c").ok());
   ASSERT_TRUE(storage_->DeleteTree("a").ok());
   EXPECT_TRUE(storage_->ListAll("")->empty());
@@ -201,7 +204,7 @@ TEST_P(StorageTest, ListIsRecursiveAndSorted) {
   EXPECT_TRUE(storage_->List("")->empty());
   EXPECT_TRUE(storage_->List("nothing/here")->empty());
   for (const char* path : {"b", "a/2", "a/1", "c/d/e"})
-    ASSERT_TRUE(storage_->Write(path, "x").ok());
+    ASSERT_EQ(storage_->Write(path, "x"), absl::OkStatus());
   std::string names;
   const auto all = storage_->List("");
   ASSERT_TRUE(all.ok()) << all.status();
@@ -225,7 +228,7 @@ TEST_P(StorageTest, ListIsRecursiveAndSorted) {
 }
 
 TEST_P(StorageTest, RandomAccess) {
-  ASSERT_TRUE(storage_->Write("f", "0123456789").ok());
+  ASSERT_EQ(storage_->Write("f", "0123456789"), absl::OkStatus());
   auto reader = storage_->Open("f");
   ASSERT_TRUE(reader.ok());
   EXPECT_EQ((*reader)->size_bytes(), 10);
@@ -247,7 +250,7 @@ TEST_P(StorageTest, LargeFilesGoInParts) {
   auto down = storage_->Download("large", scratch_ / "out", nullptr);
   ASSERT_TRUE(down.ok()) << down.status();
   EXPECT_EQ(down->sha256, up->sha256);
-  ASSERT_TRUE(storage_->Write("whole", bytes).ok());
+  ASSERT_EQ(storage_->Write("whole", bytes), absl::OkStatus());
   EXPECT_TRUE(*storage_->Read("whole", 1 << 30) == bytes);
 }
 

@@ -78,8 +78,8 @@ def test_contract(store, root, binaries, program, tests):
 @pytest.mark.full
 @pytest.mark.parametrize("program, tests", CONTRACTS, ids=["storage", "artifacts and uploads"])
 def test_contract_while_requests_fail(store, proxy, root, binaries, program, tests):
-    """Every tenth request a fault, once."""
-    proxy.sprinkle(10, 20)
+    """Every tenth request a fault, once. fake-gcs-server forgets an upload that it has finished, where Google's still says how it ended."""
+    proxy.sprinkle(10, 20, never_late="/upload/" if store.scheme == "gs://" else None)
     contract(binaries, store, store.uri(root, behind=proxy.address), program, tests + ("" if "-" in tests else "-") + ":*LargeFiles*")
     assert proxy.hits >= 5
 

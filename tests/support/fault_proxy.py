@@ -130,10 +130,15 @@ class FaultProxy:
             self.faults.append(fault)
         return fault
 
-    def sprinkle(self, every, rounds, method="GET,PUT,HEAD"):
-        """Each transient fault in its turn, one request in so many. A store that is silent hangs up after a second."""
+    def sprinkle(self, every, rounds, method="GET,PUT,HEAD", never_late=None):
+        """Each transient fault in its turn, one request in so many. A store that is silent hangs up after a second.
+
+        Requests whose path has `never_late` in it lose no answer of the store's.
+        """
         for number in range(rounds):
-            self.fail(TRANSIENT[number % len(TRANSIENT)], method=method, skip=every * (number + 1), times=1, seconds=1)
+            kind = TRANSIENT[number % len(TRANSIENT)]
+            path = f"^(?!.*{never_late})" if never_late and kind.startswith("late") else ""
+            self.fail(kind, method=method, path=path, skip=every * (number + 1), times=1, seconds=1)
 
     def sprinkle_s3(self, every, rounds):
         """The same, also of deletions and of uploads in parts, and an answer or two of each kind that says 200 and lies."""
